@@ -1,0 +1,1 @@
+"""Command line; each verb has a module."""
