@@ -1,0 +1,34 @@
+"""vidtok: video as discrete tokens.
+
+Names load on first use, so that `vidtok --help` doesn't wait for torch.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "VideoTokenizer": "vidtok.tokenizer",
+    "TokenizerConfig": "vidtok.tokenizer",
+    "create_tokenizer": "vidtok.builders",
+    "list_tokenizers": "vidtok.builders",
+    "read_video": "vidtok.datasets",
+    "write_video": "vidtok.datasets",
+    "quantize": "vidtok.quantize",
+    "datasets": "vidtok.datasets",
+    "heads": "vidtok.heads",
+    "eval": "vidtok.eval",
+}
+
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'vidtok' has no attribute {name!r}")
+    module = import_module(_HOME[name])
+    return module if module.__name__ == f"vidtok.{name}" else getattr(module, name)
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,266 @@
+"""The library contract, over every architecture and quantizer."""
+
+import pytest
+import torch
+
+import vidtok
+from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
+
+NETS = {
+    "patch": {"kind": "patch", "width": 32, "blocks": 2, "decoder_blocks": 2},
+    "magvit2": {"kind": "magvit2", "base": 16, "blocks": 1},
+}
+QUANTIZERS = {
+    "lfq": {"kind": "lfq", "bits": 18},
+    "residual": {"kind": "lfq", "bits": 18, "levels": 3, "bound": True},
+    "stochastic": {"kind": "lfq", "bits": 18, "bound": True, "stochastic_until": 0.5},
+    "fsq": {"kind": "fsq", "levels": [8] * 6},
+    "vq": {"kind": "vq", "size": 512, "dim": 8},
+}
+
+
+def build(net="patch", quantizer="lfq") -> VideoTokenizer:
+    torch.manual_seed(0)
+    tokenizer = VideoTokenizer(TokenizerConfig("test", NETS[net], QUANTIZERS[quantizer])).eval()
+    for parameter in tokenizer.parameters():  # so that biases, norms and taps are no identities
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    return tokenizer
+
+
+@pytest.fixture(params=NETS)
+def net(request):
+    return request.param
+
+
+def clip(frames=17, height=32, width=48, batch=1, seed=0):
+    return torch.rand(batch, 3, frames, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def assert_same_ids(tokenizer, ids, other, z):
+    """Equal but where the latent is within rounding of the threshold."""
+    near = z.abs() < 1e-5 * z.abs().max()
+    differ = (ids[:, None] >> torch.arange(18).view(1, -1, 1, 1, 1) & 1) != (
+        other[:, None] >> torch.arange(18).view(1, -1, 1, 1, 1) & 1
+    )
+    assert not (differ & ~near).any()
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_shapes_and_round_trip(net, quantizer):
+    tokenizer = build(net, quantizer)
+    video = clip(batch=2)
+    ids = tokenizer.encode(video)
+    assert ids.dtype == torch.int64 and ids.shape == (2, 5, 4, 6)
+    assert 0 <= ids.min() and ids.max() < 2**tokenizer.bits
+    codes = tokenizer.ids_to_codes(ids)
+    assert torch.equal(tokenizer.codes_to_ids(codes), ids)
+    if "levels" not in QUANTIZERS[quantizer] and quantizer != "vq":
+        assert set(codes.unique().tolist()) == {-1.0, 1.0} and codes.shape == (2, 18, 5, 4, 6)
+    decoded = tokenizer.decode(ids)
+    assert decoded.shape == video.shape and decoded.dtype == torch.float32
+    assert decoded.abs().max() <= 1
+    z = tokenizer.encode_latents(video)
+    assert torch.equal(tokenizer.codes_to_ids(z), ids)
+    features = tokenizer.forward_features(video)
+    assert features.shape == (2, tokenizer.encoder.width, 5, 4, 6)
+    # A batch is its clips.
+    assert torch.allclose(tokenizer.encode_latents(video[1:]), z[1:], atol=1e-4)
+
+
+def test_features_lead_to_latents(net):
+    tokenizer = build(net)
+    features = tokenizer.forward_features(clip())
+    weight, bias = tokenizer.encoder.head.weight.flatten(1), tokenizer.encoder.head.bias
+    z = torch.einsum("bdthw,kd->bkthw", features, weight) + bias.view(1, -1, 1, 1, 1)
+    assert torch.allclose(z, tokenizer.encode_latents(clip()), atol=1e-4)
+
+
+def test_later_frames_never_change_earlier_latents(net):
+    tokenizer = build(net)
+    video = clip()
+    changed = video.clone()
+    changed[:, :, 9:] = -changed[:, :, 9:]
+    z, other = tokenizer.encode_latents(video), tokenizer.encode_latents(changed)
+    assert torch.equal(z[:, :, :3], other[:, :, :3])
+    assert not torch.equal(z[:, :, 3:], other[:, :, 3:])
+    ids = tokenizer.encode(video)
+    later = ids.clone()
+    later[:, 3:] = 0
+    assert torch.equal(tokenizer.decode(ids)[:, :, :9], tokenizer.decode(later)[:, :, :9])
+
+
+def test_an_image_is_the_first_frame_of_a_clip(net):
+    tokenizer = build(net)
+    video = clip()
+    assert torch.equal(tokenizer.encode(video)[:, :1], tokenizer.encode(video[:, :, :1]))
+    ids = tokenizer.encode(video)
+    assert torch.allclose(tokenizer.decode(ids)[:, :, :1], tokenizer.decode(ids[:, :1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", range(1, 42, 4))
+def test_chunks_equal_the_whole(net, frames):
+    tokenizer = build(net)
+    video = clip(frames, 16, 24)
+    ids, z = tokenizer.encode(video), tokenizer.encode_latents(video)
+    decoded = tokenizer.decode(ids)
+    for size in (1, 2, 3, 4, 5, 7, 16, 17, 41):
+        streamed = torch.cat(list(tokenizer.stream_encode(video.split(size, 2))), 1)
+        assert_same_ids(tokenizer, ids, streamed, z)
+    for size in (1, 2, 3, 5, 11):
+        streamed = torch.cat(list(tokenizer.stream_decode(ids.split(size, 1))), 2)
+        assert streamed.shape == decoded.shape
+        assert (streamed - decoded).abs().max() < 1e-4
+
+
+def test_long_clips_are_cut_inside_and_equal_the_stream(net):
+    tokenizer = build(net)
+    video = clip(101, 16, 16)
+    ids, z = tokenizer.encode(video), tokenizer.encode_latents(video)
+    assert ids.shape[1] == 26
+    assert_same_ids(tokenizer, ids, torch.cat(list(tokenizer.stream_encode(video.split(13, 2))), 1), z)
+    assert tokenizer.decode(ids).shape == video.shape
+
+
+def test_stream_state_belongs_to_the_stream(net):
+    """Two interleaved streams don't disturb each other, and the model holds nothing."""
+    tokenizer = build(net)
+    before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
+    a, b = clip(9, seed=1), clip(9, seed=2)
+    streams = [tokenizer.stream_encode(video.split(4, 2)) for video in (a, b)]
+    parts = [[], []]
+    for pair in zip(*streams, strict=True):
+        for part, ids in zip(parts, pair, strict=True):
+            part.append(ids)
+    for part, video in zip(parts, (a, b), strict=True):
+        assert_same_ids(tokenizer, tokenizer.encode(video), torch.cat(part, 1), tokenizer.encode_latents(video))
+    assert all(torch.equal(value, before[name]) for name, value in tokenizer.state_dict().items())
+    assert not any(isinstance(v, torch.Tensor) for m in tokenizer.modules() for k, v in vars(m).items())
+
+
+def test_a_stream_that_ends_off_the_grid_says_so_after_its_latents(net):
+    stream = build(net).stream_encode(clip(11).split(5, 2))
+    latents = 0
+    with pytest.raises(ValueError, match=r"ended after 11.*last 2"):
+        for ids in stream:
+            latents += ids.shape[1]
+    assert latents == 3
+
+
+def test_caches_hold_no_more_than_a_kernel_needs(net):
+    tokenizer = build(net)
+    from vidtok.streaming import EncodeStream
+
+    stream = EncodeStream(tokenizer._latents)
+    sizes = []
+    for part in clip(65).split(16, 2):
+        list(stream.push(part))
+        sizes.append(sum(v.untyped_storage().nbytes() for v in stream.state.values()))
+        assert all(v.numel() == 0 or v.shape[1 if net == "patch" else 2] <= 2 for v in stream.state.values())
+    assert len(set(sizes)) == 1
+
+
+@pytest.mark.parametrize(
+    ("video", "words"),
+    [
+        (torch.zeros(3, 17, 32, 32), "[B, 3, T, H, W]"),
+        (torch.zeros(1, 1, 17, 32, 32), "[B, 3, T, H, W]"),
+        (torch.zeros(1, 3, 16, 32, 32), "1 + 4k frames, not 16: cut it to 13 or pad it to 17"),
+        (torch.zeros(1, 3, 17, 33, 32), "multiples of 8, not 33 x 32"),
+        (torch.zeros(1, 3, 17, 32, 32, dtype=torch.uint8), "torch.uint8"),
+        (torch.full((1, 3, 17, 32, 32), 1.2), "[-1, 1]"),
+        (torch.full((1, 3, 17, 32, 32), float("nan")), "[-1, 1]"),
+        (torch.zeros(1, 3, 0, 32, 32), "[B, 3, T, H, W]"),
+    ],
+)
+def test_illegal_videos_say_what_is_legal(video, words):
+    with pytest.raises(ValueError) as error:
+        build().encode(video)
+    assert words in str(error.value)
+
+
+def test_small_overshoot_is_tolerated():
+    build().encode(torch.full((1, 3, 1, 32, 32), 1.05))
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        (torch.zeros(5, 4, 4, dtype=torch.int64), "[B, t, h, w]"),
+        (torch.zeros(1, 5, 4, 4), "integers"),
+        (torch.full((1, 5, 4, 4), 2**18), "0 .. 262143"),
+        (torch.full((1, 5, 4, 4), -1), "0 .. 262143"),
+    ],
+)
+def test_illegal_ids_say_what_is_legal(ids, words):
+    with pytest.raises(ValueError) as error:
+        build().decode(ids)
+    assert words in str(error.value)
+
+
+def test_bf16_latents_are_float32_and_nearly_the_same(net):
+    tokenizer = build(net)
+    z = tokenizer.encode_latents(clip())
+    low = tokenizer.set_precision("bf16").encode_latents(clip())
+    assert low.dtype == torch.float32
+    assert ((z > 0) == (low > 0)).float().mean() > 0.95
+
+
+def test_save_and_load(tmp_path, net):
+    tokenizer = build(net)
+    tokenizer.save_pretrained(tmp_path / "model")
+    loaded = VideoTokenizer.from_pretrained(tmp_path / "model")
+    assert loaded.config == tokenizer.config and not loaded.training
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, tokenizer.state_dict()[name].half().float())
+    assert len(loaded.weight_hash) == 16
+    assert VideoTokenizer.from_pretrained(tmp_path / "model", precision="bf16").weight_hash == loaded.weight_hash
+
+
+def test_loading_errors_name_what_is_there(tmp_path):
+    with pytest.raises(ValueError, match=r"no config.json and no model.safetensors"):
+        VideoTokenizer.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no shipped tokenizer"):
+        VideoTokenizer.from_pretrained("vidtok-x")
+    build().save_pretrained(tmp_path / "model")
+    config = (tmp_path / "model" / "config.json").read_text()
+    (tmp_path / "model" / "config.json").write_text(config.replace('"width": 32', '"width": 64'))
+    with pytest.raises(ValueError, match="don't fit"):
+        VideoTokenizer.from_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"unknown precision 'fp31': did you mean 'fp32'"):
+        build().set_precision("fp31")
+
+
+def test_tiles_nearly_equal_the_whole(net):
+    tokenizer = build(net)
+    video = clip(5, 96, 128)
+    ids, tiled = tokenizer.encode(video), tokenizer.encode(video, tile=64)
+    assert tiled.shape == ids.shape
+    bits = lambda x: tokenizer.ids_to_codes(x) > 0  # noqa: E731
+    assert (bits(ids) == bits(tiled)).float().mean() > 0.85  # the norms of magvit2 see one tile at a time
+    whole, blended = tokenizer.decode(ids), tokenizer.decode(ids, tile=(64, 128))
+    assert blended.shape == whole.shape
+    assert (whole - blended).abs().mean() < 0.05
+    assert torch.equal(tokenizer.encode(video, tile=128), ids)
+    with pytest.raises(ValueError, match="multiples of 8"):
+        tokenizer.encode(video, tile=60)
+
+
+def test_frames_too_large_name_the_memory(net):
+    video = torch.zeros(1).expand(1, 3, 17, 2**17, 2**17)
+    with pytest.raises(MemoryError, match=r"GiB.*tile="):
+        build(net).encode(video)
+
+
+def test_configs_by_name():
+    names = vidtok.list_tokenizers()
+    assert {"magvit2", "magvit2-s", "vidtok-t"} <= set(names)
+    with torch.device("meta"):
+        sizes = {name: vidtok.create_tokenizer(name) for name in names}
+    millions = lambda module: sum(p.numel() for p in module.parameters()) / 1e6  # noqa: E731
+    assert millions(sizes["magvit2"].encoder) == pytest.approx(144.9, rel=0.005)
+    assert millions(sizes["magvit2"].decoder) == pytest.approx(225.7, rel=0.005)
+    assert millions(sizes["vidtok-t"]) <= 8
+    assert sizes["magvit2"].stride == (4, 8, 8) and sizes["magvit2"].bits == 18
+    with pytest.raises(ValueError, match=r"unknown tokenizer 'magvit3': did you mean 'magvit2"):
+        vidtok.create_tokenizer("magvit3")
+    assert vidtok.create_tokenizer("vidtok-t", quantizer="fsq").quantizer.levels == (8,) * 6

@@ -1,0 +1,69 @@
+"""What may go into a tokenizer, and the errors for all else. Each says what was given and what is legal."""
+
+import math
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from vidtok.streaming import MAX_LATENTS
+
+OVERSHOOT = 1.05  # resampling filters overshoot by a few percent; more is another range
+
+
+def check_video(video: Tensor, any_length: bool = False, values: bool = True) -> None:
+    """Raises ValueError unless [B, 3, T, H, W] float in [-1, 1] with T = 1 + 4k (or any_length), H, W multiples of 8."""
+    shape = list(video.shape)
+    if video.ndim != 5 or shape[1] != 3 or 0 in shape:
+        raise ValueError(f"a video is [B, 3, T, H, W], not {shape}")
+    if not video.is_floating_point():
+        raise ValueError(f"a video is float in [-1, 1], not {video.dtype}: convert uint8 by x / 127.5 - 1")
+    T, H, W = shape[2:]
+    if T % 4 != 1 and not any_length:
+        raise ValueError(f"a clip has 1 + 4k frames, not {T}: cut it to {T - (T - 1) % 4} or pad it to {T + -(T - 1) % 4}")
+    if H % 8 or W % 8:
+        raise ValueError(f"height and width are multiples of 8, not {H} x {W}: crop to {H // 8 * 8} x {W // 8 * 8}")
+    if values:
+        check_values(video)
+
+
+def check_values(video: Tensor) -> None:
+    low, high = video.aminmax()
+    # Written so that NaN fails as well.
+    if not (low >= -OVERSHOOT and high <= OVERSHOOT):
+        raise ValueError(f"video values lie in [-1, 1], not [{low.item():.4g}, {high.item():.4g}]")
+
+
+def check_ids(ids: Tensor, bits: float) -> None:
+    """Raises ValueError unless integer [B, t, h, w] within the codebook."""
+    if ids.ndim != 4 or 0 in ids.shape:
+        raise ValueError(f"token ids are [B, t, h, w], not {list(ids.shape)}")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"token ids are integers, not {ids.dtype}")
+    low, high = ids.aminmax()
+    size = round(2**bits)
+    if low < 0 or high >= size:
+        raise ValueError(f"token ids lie in 0 .. {size - 1}, not {low.item()} .. {high.item()}")
+
+
+def check_codes(codes: Tensor, channels: int) -> None:
+    """Raises ValueError unless float [B, channels, t, h, w]."""
+    if codes.ndim != 5 or codes.shape[1] != channels or not codes.is_floating_point():
+        raise ValueError(f"codes are float [B, {channels}, t, h, w], not {codes.dtype} {list(codes.shape)}")
+
+
+def check_memory(net: nn.Module, shape, stride: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> None:
+    """Raises MemoryError if one pass of `net` over [B, (3,) t, h, w] x stride pixels can't fit the free memory.
+
+    The estimate is rough: values alive at the peak, `net.peak_values` per pixel of the longest chunk.
+    """
+    frames = min(shape[-3], 1 + 4 * (MAX_LATENTS - 1)) if stride[0] == 1 else 4 * min(shape[-3], MAX_LATENTS)
+    pixels = shape[0] * frames * shape[-2] * stride[1] * shape[-1] * stride[2]
+    need = pixels * net.peak_values * dtype.itemsize
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if need > free:
+        side = math.isqrt(int(shape[-2] * stride[1] * shape[-1] * stride[2] * free / need / 2)) // 64 * 64
+        raise MemoryError(
+            f"{list(shape)} needs about {need / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free: "
+            f"pass tile={max(side, 64)}, or a smaller batch"
+        )

@@ -1,0 +1,107 @@
+"""vidtok-t's network: patches of 4x8x8 pixels in, a stack of small convolutional blocks on the token grid, patches out.
+
+Nearly all arithmetic is dense 3x3 convolutions and linear layers at 1/256 of the pixels, which is where a CPU and a GPU
+are both at their best; depthwise kernels ran at half the rate here and trained worse per minute. Activations are
+[B, t, h, w, C] throughout: linear layers need no permutation, and convolutions see channels-last memory.
+
+Time is causal: each block mixes the last three latents per channel before its convolution, and nothing else looks back.
+The first frame is a patch of its own, repeated four times. Legend as in `vidtok.layers`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vidtok.layers import State, causal_pad, drop_first
+
+PATCH = (4, 8, 8)
+PATCH_VALUES = 3 * 4 * 8 * 8
+TAPS = 3  # latents that a block mixes: the present one and two before
+
+
+class Block(nn.Module):
+    """norm, causal mix over time per channel, 3x3 convolution in space, GELU, linear, plus the input."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        # Starts as "the present only".
+        self.taps = nn.Parameter(torch.tensor([0.0] * (TAPS - 1) + [1.0]).repeat(width, 1))
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.linear = nn.Linear(width, width)
+        nn.init.zeros_(self.linear.bias)
+        self.linear.weight.data.mul_(0.3)  # a block starts small beside its input
+
+    def forward(self, x_BthwC: Tensor, state: State | None = None) -> Tensor:
+        B, t, h, w, C = x_BthwC.shape
+        y = self.norm(x_BthwC)
+        past = causal_pad(y, self, TAPS, 1, state, dim=1)
+        taps = self.taps.to(y.dtype)
+        y = sum(past[:, i : i + t] * taps[:, i] for i in range(TAPS))
+        y = self.conv(y.reshape(B * t, h, w, C).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x_BthwC + self.linear(F.gelu(y.reshape(B, t, h, w, C), approximate="tanh"))
+
+
+def _peak_values(width: int) -> int:
+    """Values alive per pixel: the clip and its patches, and some seven activations of a block per token."""
+    return 3 * 3 + 7 * width // (PATCH_VALUES // 3)
+
+
+class Encoder(nn.Module):
+    """[B, 3, 1+4n, 8h, 8w] -> [B, out_channels, 1+n, h, w].
+
+    Args:
+        out_channels: of the last 1x1x1 layer.
+        width: channels on the token grid.
+        blocks: of the encoder (`decoder_blocks` is the decoder's).
+    """
+
+    def __init__(self, out_channels: int, width: int = 192, blocks: int = 4, decoder_blocks: int = 6):
+        super().__init__()
+        self.width = width
+        self.peak_values = _peak_values(width)
+        self.embed = nn.Linear(PATCH_VALUES, width)
+        self.blocks = nn.ModuleList([Block(width) for _ in range(blocks)])
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, out_channels)
+
+    def _features(self, x_B3THW: Tensor, state: State | None) -> Tensor:
+        pt, ph, pw = PATCH
+        if state is None or self not in state:
+            x_B3THW = torch.cat([x_B3THW[:, :, :1].expand(-1, -1, pt - 1, -1, -1), x_B3THW], 2)
+        if state is not None:
+            state[self] = x_B3THW.new_empty(0)  # the clip has begun
+        B, _, T, H, W = x_B3THW.shape
+        x = x_B3THW.view(B, 3, T // pt, pt, H // ph, ph, W // pw, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        x = self.embed(x.reshape(B, T // pt, H // ph, W // pw, PATCH_VALUES))
+        for block in self.blocks:
+            x = block(x, state)
+        return self.norm(x)
+
+    def forward_features(self, x_B3THW: Tensor, state: State | None = None) -> Tensor:
+        return self._features(x_B3THW, state).movedim(-1, 1)
+
+    def forward(self, x_B3THW: Tensor, state: State | None = None) -> Tensor:
+        return self.head(self._features(x_B3THW, state)).movedim(-1, 1)
+
+
+class Decoder(nn.Module):
+    """[B, code_channels, 1+n, h, w] -> [B, 3, 1+4n, 8h, 8w]. Arguments as in `Encoder`."""
+
+    def __init__(self, code_channels: int, width: int = 192, blocks: int = 4, decoder_blocks: int = 6):
+        super().__init__()
+        self.peak_values = _peak_values(width)
+        self.embed = nn.Linear(code_channels, width)
+        self.blocks = nn.ModuleList([Block(width) for _ in range(decoder_blocks)])
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, PATCH_VALUES)
+
+    def forward(self, codes_BCthw: Tensor, state: State | None = None) -> Tensor:
+        pt, ph, pw = PATCH
+        x = self.embed(codes_BCthw.movedim(1, -1))
+        for block in self.blocks:
+            x = block(x, state)
+        x = self.head(self.norm(x))
+        B, t, h, w, _ = x.shape
+        x = x.view(B, t, h, w, 3, pt, ph, pw).permute(0, 4, 1, 5, 2, 6, 3, 7)
+        return drop_first(x.reshape(B, 3, t * pt, h * ph, w * pw), self, pt - 1, state)

@@ -1,0 +1,74 @@
+"""Videos of any length in bounded memory: the state of one stream is one of these objects, never the model."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from vidtok.layers import State
+
+MAX_LATENTS = 16  # latents per pass through a network; longer chunks are cut
+
+
+class EncodeStream:
+    """Frames in, latents out.
+
+    Args:
+        encode: (video [B, 3, T, H, W], state) -> [B, C, t, h, w], where T is 1 + 4k in the first call, 4k later.
+    """
+
+    def __init__(self, encode: Callable[[Tensor, State], Tensor]):
+        self.encode = encode
+        self.state: State = {}
+        self.pending: Tensor | None = None  # frames that don't fill a latent yet
+        self.frames = 0  # frames taken so far
+
+    @torch.no_grad()
+    def push(self, chunk: Tensor) -> Iterator[Tensor]:
+        """Yields [B, C, n, h, w] for the latents that `chunk` [B, 3, any, H, W] completes.
+
+        Raises:
+            ValueError: if the chunk has another batch or frame size than the ones before.
+        """
+        if self.pending is not None:
+            if chunk.shape[:2] != self.pending.shape[:2] or chunk.shape[3:] != self.pending.shape[3:]:
+                raise ValueError(f"a chunk {list(chunk.shape)} follows frames {list(self.pending.shape)} in one stream")
+            chunk = torch.cat([self.pending, chunk], 2)
+        while True:
+            first = 1 if self.frames == 0 else 0
+            latents = min((chunk.shape[2] - first) // 4, MAX_LATENTS - first)
+            take = first + 4 * latents
+            if chunk.shape[2] < first or take == 0:
+                break
+            yield self.encode(chunk[:, :, :take], self.state)
+            self.frames += take
+            chunk = chunk[:, :, take:]
+        self.pending = chunk.clone()  # not a view, which would keep the whole chunk
+
+    def close(self) -> None:
+        """Raises ValueError if the stream held no frame, or frames are left that don't fill a latent."""
+        if self.frames == 0:
+            raise ValueError("the stream holds no frames")
+        if left := self.pending.shape[2]:
+            raise ValueError(
+                f"a stream has 1 + 4k frames; this one ended after {self.frames + left}, "
+                f"so that its last {left} made no latent"
+            )
+
+
+class DecodeStream:
+    """Codes in, frames out.
+
+    Args:
+        decode: (codes [B, C, t, h, w], state) -> [B, 3, T, H, W].
+    """
+
+    def __init__(self, decode: Callable[[Tensor, State], Tensor]):
+        self.decode = decode
+        self.state: State = {}
+
+    @torch.no_grad()
+    def push(self, codes: Tensor) -> Iterator[Tensor]:
+        """Yields the frames of `codes`; the first latent of a stream is one frame, every other one four."""
+        for part in codes.split(MAX_LATENTS, 2):
+            yield self.decode(part, self.state)

@@ -1,0 +1,264 @@
+"""VideoTokenizer: clips to token ids and back.
+
+Legend: B batch, T H W video, t h w token grid (T = 1 + 4 (t - 1), H = 8 h, W = 8 w), K latent channels, C code channels.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vidtok import checks, tiling
+from vidtok.hints import nearest
+from vidtok.nets import NETS
+from vidtok.quantize import QUANTIZERS
+from vidtok.streaming import DecodeStream, EncodeStream
+
+PRETRAINED = Path(__file__).parent / "pretrained"  # the models that the package ships, one folder each
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """All that is needed to rebuild a tokenizer; stored as config.json beside the weights.
+
+    Attributes:
+        name: what results and token files call the model.
+        net: {"kind": a name in `vidtok.nets.NETS`, **arguments}.
+        quantizer: {"kind": a name in `vidtok.quantize.QUANTIZERS`, **arguments}.
+        preprocessing: the size (short side, pixels) and fps (None: as they come) of the training clips.
+        license: of the weights.
+    """
+
+    name: str
+    net: dict
+    quantizer: dict
+    preprocessing: dict = field(default_factory=lambda: {"size": 128, "fps": None})
+    license: str = "apache-2.0"
+
+
+def _build(table: dict, what: str, spec: dict):
+    arguments = dict(spec)
+    kind = arguments.pop("kind")
+    if kind not in table:
+        raise ValueError(f"unknown {what} {kind!r}: {nearest(kind, table)}")
+    return table[kind], arguments
+
+
+class VideoTokenizer(
+    nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-tokenizer"], repo_url="https://github.com/vidtok"
+):
+    """A video tokenizer with an encoder, a quantizer and a decoder.
+
+    Attributes:
+        config: the `TokenizerConfig`.
+        stride: pixels per token in (time, height, width), (4, 8, 8); the first frame has tokens of its own.
+        bits: log2 of the codebook size.
+    """
+
+    stride = (4, 8, 8)
+
+    def __init__(self, config: TokenizerConfig):
+        super().__init__()
+        self.config = config
+        (encoder, decoder), net = _build(NETS, "net", config.net)
+        quantizer, arguments = _build(QUANTIZERS, "quantizer", config.quantizer)
+        self.quantizer = quantizer(**arguments)
+        self.encoder = encoder(self.quantizer.in_channels, **net)
+        self.decoder = decoder(self.quantizer.code_channels, **net)
+        self.bits = self.quantizer.bits
+        self._file_hash: str | None = None
+
+    # ---------------------------------------------------------------- clips
+
+    @torch.no_grad()
+    def encode(self, video: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
+        """Token ids of clips.
+
+        Args:
+            video: [B, 3, T, H, W], float in [-1, 1] (5 % overshoot is tolerated), T = 1 + 4k, H and W multiples of 8.
+            tile: side(s) in pixels of overlapping spatial tiles, for frames too large for memory.
+
+        Returns:
+            int64 [B, 1 + k, H/8, W/8], 0 .. 2^bits - 1.
+
+        Raises:
+            ValueError: on any other shape, dtype, range or length.
+            MemoryError: if the frames don't fit the memory at hand, with the estimate.
+        """
+        return self.quantizer.codes_to_ids(self.encode_latents(video, tile))
+
+    @torch.no_grad()
+    def encode_latents(self, video: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
+        """What `encode` quantizes (LFQ: takes the signs of): float32 [B, K, 1 + k, H/8, W/8]."""
+        return self._encode(video, tile, self._latents)
+
+    @torch.no_grad()
+    def forward_features(self, video: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
+        """Encoder activations before the last 1x1x1 layer, for probes: float32 [B, D, 1 + k, H/8, W/8]."""
+        return self._encode(video, tile, lambda x, state: self.encoder.forward_features(x, state).float())
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
+        """Clips of token ids.
+
+        Args:
+            ids: integers [B, t, h, w].
+            tile: side(s) in pixels of overlapping spatial tiles, blended where they overlap.
+
+        Returns:
+            float32 [B, 3, 1 + 4 (t - 1), 8h, 8w], clamped to [-1, 1].
+
+        Raises:
+            ValueError: on another shape or dtype, or ids outside 0 .. 2^bits - 1.
+            MemoryError: as in `encode`.
+        """
+        checks.check_ids(ids, self.bits)
+        if tile is not None:
+            return tiling.decode_tiles(self.decode, ids, tile)
+        checks.check_memory(self.decoder, ids.shape, self.stride, self.device, self.dtype)
+        return torch.cat(list(self.stream_decode([ids])), 2)
+
+    def ids_to_codes(self, ids: Tensor) -> Tensor:
+        """ids [B, t, h, w] to what the decoder sees, float32 [B, C, t, h, w]: +-1 (FSQ, VQ: the quantized vectors)."""
+        checks.check_ids(ids, self.bits)
+        return self.quantizer.ids_to_codes(ids.long())
+
+    def codes_to_ids(self, codes: Tensor) -> Tensor:
+        """Codes (or latents) [B, C, t, h, w] to int64 ids [B, t, h, w]."""
+        checks.check_codes(codes, self.quantizer.code_channels)
+        return self.quantizer.codes_to_ids(codes)
+
+    def forward(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One training pass with gradients: (reconstruction, not clamped, like `video`; latents; codes)."""
+        z_BKthw = self._latents(video, None)
+        codes_BCthw = self.quantizer.quantize(z_BKthw)
+        return self._reconstruct(codes_BCthw, None), z_BKthw, codes_BCthw
+
+    # -------------------------------------------------------------- streams
+
+    def stream_encode(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Ids of a video of any length that comes in chunks of any number of frames, in bounded memory.
+
+        Joined along time, what it yields equals `encode` of the joined chunks. A stream that doesn't end on 1 + 4k
+        frames yields all complete latents, then raises ValueError.
+        """
+        stream = EncodeStream(self._latents)
+        for chunk in chunks:
+            checks.check_video(chunk, any_length=True)
+            for z in stream.push(chunk.to(self.device)):
+                yield self.quantizer.codes_to_ids(z)
+        stream.close()
+
+    def stream_decode(self, id_chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Video of ids that come in chunks of any number of latents, in bounded memory; joined it equals `decode`."""
+        stream = DecodeStream(self._reconstruct)
+        for ids in id_chunks:
+            checks.check_ids(ids, self.bits)
+            for video in stream.push(self.quantizer.ids_to_codes(ids.to(self.device).long())):
+                yield video.clamp(-1, 1)
+
+    def _encode(self, video: Tensor, tile, encode_chunk) -> Tensor:
+        checks.check_video(video, values=False)
+        if tile is not None:
+            return tiling.encode_tiles(lambda part: self._encode(part, None, encode_chunk), video, tile)
+        checks.check_memory(self.encoder, video.shape, (1, 1, 1), self.device, self.dtype)
+        checks.check_values(video)
+        return torch.cat(list(EncodeStream(encode_chunk).push(video.to(self.device))), 2)
+
+    def _latents(self, video: Tensor, state) -> Tensor:
+        return self.quantizer.latents(self.encoder(video.to(self.dtype), state))
+
+    def _reconstruct(self, codes: Tensor, state) -> Tensor:
+        return self.decoder(codes.to(self.dtype), state).float()
+
+    # -------------------------------------------------------- load and save
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.encoder.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the networks; latents and codes are float32 whatever it is."""
+        return next(self.encoder.parameters()).dtype
+
+    @property
+    def weight_hash(self) -> str:
+        """sha256 (16 hex digits) of the weight file that the model was loaded from, or else of its weights."""
+        if self._file_hash is None:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().float().cpu().numpy().tobytes())
+            return digest.hexdigest()[:16]
+        return self._file_hash
+
+    def set_precision(self, precision: str) -> "VideoTokenizer":
+        """Runs the networks in "fp32" or "bf16" with channels-last weights; the quantizer stays in float32."""
+        if precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {precision!r}: {nearest(precision, PRECISIONS)}")
+        for net in (self.encoder, self.decoder):
+            net.to(PRECISIONS[precision])
+            for parameter in net.parameters():
+                if parameter.ndim in (4, 5):
+                    layout = torch.channels_last if parameter.ndim == 4 else torch.channels_last_3d
+                    parameter.data = parameter.data.contiguous(memory_format=layout)
+        return self
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike, device: str | torch.device = "cpu", precision: str = "fp32", **hub_arguments
+    ) -> "VideoTokenizer":
+        """Loads a tokenizer, ready for inference.
+
+        Args:
+            name: a model that the package ships ("vidtok-t"), a folder with config.json and model.safetensors, or a
+                Hugging Face hub id ("owner/name").
+            device: where it runs.
+            precision: "fp32" or "bf16".
+            hub_arguments: `revision`, `token`, `cache_dir`, ... of huggingface_hub.
+
+        Raises:
+            ValueError: for a name that is none of these, or a folder without or with other weights.
+        """
+        shipped = sorted(p.parent.name for p in PRETRAINED.glob(f"*/{CONFIG}"))
+        folder = PRETRAINED / str(name) if str(name) in shipped else Path(name)
+        if folder.is_dir():
+            missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
+            if missing:
+                raise ValueError(f"{folder} is no tokenizer: it has no {' and no '.join(missing)}")
+        elif str(name).count("/") != 1 or str(name).startswith(("/", ".")):
+            raise ValueError(f"no shipped tokenizer and no folder {str(name)!r}: {nearest(str(name), shipped)}")
+        else:
+            folder = name
+        tokenizer = super().from_pretrained(folder, **hub_arguments)
+        return tokenizer.set_precision(precision).to(device)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, config: TokenizerConfig | dict, **hub_arguments) -> "VideoTokenizer":
+        if Path(model_id).is_dir():
+            path = Path(model_id) / WEIGHTS
+        else:
+            known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+            path = hf_hub_download(model_id, WEIGHTS, **{k: v for k, v in hub_arguments.items() if k in known})
+        tokenizer = cls(config if isinstance(config, TokenizerConfig) else TokenizerConfig(**config))
+        try:
+            tokenizer.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+        except RuntimeError as error:
+            raise ValueError(f"the weights in {path} don't fit their config: {error}") from error
+        tokenizer._file_hash = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+        return tokenizer.eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        half = {name: tensor.detach().half().contiguous().cpu() for name, tensor in self.state_dict().items()}
+        save_file(half, save_directory / WEIGHTS)
+        (save_directory / CONFIG).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
