@@ -145,7 +145,7 @@ class _Run:
         """Measure a batch; one that fails is tried again clip by clip, so that only the bad clips are lost."""
         try:
             self._measure(names, clips)
-        except (ValueError, RuntimeError) as error:  # RuntimeError: out of memory, for one
+        except (ValueError, RuntimeError, MemoryError) as error:  # RuntimeError: CUDA out of memory, for one
             if len(clips) == 1:
                 self.fail(names[0], error)
             else:

@@ -107,6 +107,17 @@ def test_failing_clips_are_counted_and_not_replaced(batch_size):
     assert result["codebook"] == evaluate(good)["codebook"]
 
 
+def test_a_batch_too_large_for_memory_is_taken_clip_by_clip():
+    class Small(GrayTokenizer):
+        def encode(self, video):
+            if len(video) > 1:
+                raise MemoryError("one at a time")
+            return super().encode(video)
+
+    result = evaluate_reconstruction(Small(), clips(4), name="small", protocol=PROTOCOL, batch_size=4)
+    assert result["n_used"] == 4 and result["metrics"] == evaluate(clips(4))["metrics"]
+
+
 def test_no_usable_clip_is_an_error():
     with pytest.raises(ValueError, match="none was given"):
         evaluate([])
