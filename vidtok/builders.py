@@ -43,3 +43,29 @@ def build_tokenizer(cfg: DictConfig) -> VideoTokenizer:
     if "quantizer" in cfg:
         model["quantizer"] = OmegaConf.to_container(cfg.quantizer, resolve=True)
     return VideoTokenizer(TokenizerConfig(**model))
+
+
+def build_trainer(cfg: DictConfig) -> dict:
+    """The arguments of `vidtok.train.loop.train` but for the run folder and the LPIPS network."""
+    # Imported here: a tokenizer alone needs neither.
+    from timm.optim import create_optimizer_v2
+
+    from vidtok.datasets import ClipFolder
+    from vidtok.train.loop import TrainerOptions
+    from vidtok.train.loss import LossWeights
+    from vidtok.train.schedule import Schedule
+
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    tokenizer = VideoTokenizer.from_pretrained(plain["init"]) if plain["init"] else build_tokenizer(cfg)
+    optimizer = dict(plain["optimizer"])
+    trainer = dict(plain["trainer"])
+    schedule = Schedule(**{key: trainer.pop(key) for key in ("max_steps", "max_minutes", "warmup_steps", "final_rate")})
+    data = dict(plain["data"])
+    return {
+        "tokenizer": tokenizer.train(),
+        "optimizer": create_optimizer_v2(tokenizer, opt=optimizer.pop("name"), **optimizer),
+        "dataset": ClipFolder(data.pop("root"), seed=plain["seed"], **data),
+        "schedule": schedule,
+        "weights": LossWeights(**plain["loss"]),
+        "options": TrainerOptions(seed=plain["seed"], **trainer),
+    }

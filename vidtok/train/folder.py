@@ -1,0 +1,86 @@
+"""The run folder: everything a training run leaves behind.
+
+    config.yaml      the resolved config
+    run.json         command, git hash, versions, machine
+    checkpoint.pt    state to resume from (tensors and plain values only)
+    model/           the EMA weights as `VideoTokenizer.from_pretrained` reads them
+    scalars/         TensorBoard
+    pictures/        reconstructions of the fixed clips: above the original, below what the tokens keep of it
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import make_grid, save_image
+
+
+def git_hash() -> str | None:
+    """Of the checkout that this file lies in; None for an installed package."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+class RunFolder:
+    def __init__(self, path: str | Path, config_yaml: str):
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "config.yaml").write_text(config_yaml)
+        facts = {
+            "command": " ".join(sys.argv),
+            "git": git_hash(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
+        }
+        (self.path / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
+        self.writer = SummaryWriter(str(self.path / "scalars"))
+
+    def load_checkpoint(self) -> dict | None:
+        """The state saved last, or None at the beginning of a run."""
+        file = self.path / "checkpoint.pt"
+        return torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
+
+    def save_checkpoint(self, state: dict) -> None:
+        """Atomic: a kill at any moment leaves the old or the new one."""
+        new = self.path / "checkpoint.pt.new"
+        torch.save(state, new)
+        os.replace(new, self.path / "checkpoint.pt")
+
+    def save_model(self, tokenizer) -> Path:
+        """Writes model/ beside the old one, then swaps them."""
+        new, old, final = self.path / "model.new", self.path / "model.old", self.path / "model"
+        shutil.rmtree(new, ignore_errors=True)
+        tokenizer.save_pretrained(new)
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            final.rename(old)
+        new.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+        return final
+
+    def save_scalars(self, scalars: dict[str, float], step: int) -> None:
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, step)
+
+    def save_picture(self, video_BCTHW: Tensor, decoded_BCTHW: Tensor, step: int) -> Path:
+        """First, middle and last frame of each clip, originals over reconstructions. Both float in [-1, 1]."""
+        T = video_BCTHW.shape[2]
+        frames = sorted({0, T // 2, T - 1})
+        rows = [x[:, :, frames].transpose(1, 2).flatten(0, 1) for x in (video_BCTHW, decoded_BCTHW)]
+        image = make_grid(torch.cat(rows).float().cpu(), nrow=len(rows[0]), normalize=True, value_range=(-1, 1))
+        path = self.path / "pictures" / f"{step:07d}.png"
+        path.parent.mkdir(exist_ok=True)
+        save_image(image, path)
+        self.writer.add_image("reconstruction", image, step)
+        return path

@@ -1,0 +1,63 @@
+"""The tokenizer's objective (MAGVIT-v2, section 3; weights from its appendix): every term a scalar, weighted once."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vidtok.lpips import LPIPS
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms; the defaults are the paper's.
+
+    Attributes:
+        reconstruction: of the mean squared error over pixels in [-1, 1].
+        perceptual: of LPIPS; 0 where its weights are not at hand.
+        perceptual_frames: LPIPS looks at this many frames of each clip, drawn at random (0: all).
+        commitment: of mean (z - code)^2.
+        codebook: of VQ's codebook term.
+        entropy: of per-sample minus codebook entropy, in nats; it may be negative, see the README.
+        entropy_boost: the entropy weight starts at this multiple and falls to 1 over `entropy_boost_steps`.
+    """
+
+    reconstruction: float = 5.0
+    perceptual: float = 0.1
+    perceptual_frames: int = 0
+    commitment: float = 0.25
+    codebook: float = 1.0
+    entropy: float = 0.1
+    entropy_boost: float = 3.0
+    entropy_boost_steps: int = 2000
+
+    def entropy_weight(self, step: int) -> float:
+        """Linear from entropy_boost x entropy to entropy, then constant."""
+        left = max(0.0, 1 - step / self.entropy_boost_steps) if self.entropy_boost_steps else 0.0
+        return self.entropy * (1 + (self.entropy_boost - 1) * left)
+
+    def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
+        """Weighted sum of the terms that have a weight; the others are diagnostics."""
+        weights = {
+            "reconstruction": self.reconstruction,
+            "perceptual": self.perceptual,
+            "commitment": self.commitment,
+            "codebook": self.codebook,
+            "entropy": self.entropy_weight(step),
+        }
+        return sum(weights[name] * terms[name] for name in terms if name in weights)
+
+
+def reconstruction_loss(decoded: Tensor, video: Tensor) -> Tensor:
+    """Mean squared error over all values, float32."""
+    return F.mse_loss(decoded.float(), video.float())
+
+
+def perceptual_loss(lpips: LPIPS, decoded_BCTHW: Tensor, video_BCTHW: Tensor, frames: int = 0) -> Tensor:
+    """Mean LPIPS of `frames` random frames (0: all) of each clip."""
+    T = video_BCTHW.shape[2]
+    if 0 < frames < T:
+        chosen = torch.randperm(T, device=video_BCTHW.device)[:frames]
+        decoded_BCTHW, video_BCTHW = decoded_BCTHW[:, :, chosen], video_BCTHW[:, :, chosen]
+    return lpips(decoded_BCTHW.transpose(1, 2).flatten(0, 1), video_BCTHW.transpose(1, 2).flatten(0, 1)).mean()
