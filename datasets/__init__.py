@@ -1,0 +1,15 @@
+"""Reading and writing video, and the datasets made of it."""
+
+from .clips import ClipFolder
+from .error import VideoError
+from .read import VideoInfo, VideoStream, iter_video, probe_video, read_video
+from .reader import Chunk, VideoReader, open_video
+from .synthetic import demo_clip
+from .tensor import frames_to_video, plan_resize, resize_video, video_to_frames
+from .write import VideoWriter, write_video
+
+__all__ = [
+    "Chunk", "ClipFolder", "VideoError", "VideoInfo", "VideoReader", "VideoStream", "VideoWriter", "demo_clip",
+    "frames_to_video", "iter_video", "open_video", "plan_resize", "probe_video", "read_video", "resize_video",
+    "video_to_frames", "write_video",
+]  # fmt: skip

@@ -1,0 +1,174 @@
+"""Training batches for a tokenizer out of folders of videos and images."""
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from .container import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from .error import VideoError
+from .reader_pyav import PyAVReader
+from .tensor import frames_to_video
+from .window import read_window
+
+Root = str | Path | Sequence[str | Path] | dict[str | Path, float]
+
+
+class ClipFolder(Dataset):
+    """Batch i of an endless run over folders of videos and images, as a pure function of (seed, i).
+
+    That is the whole state: any number of workers gives the same batches, and a run resumes at `loader(start=n)`.
+    `dataset[i]` is float32 in [-1, 1]: [batch_size, 3, frames, crop, crop] of videos, or, for `image_fraction` of all
+    batches evenly spread, [image_batch_size, 3, 1, crop, crop] of images.
+
+    root: a folder (searched recursively), several, or {folder: share of the video clips and of the images}.
+    frames: 1+4k. crop: pixels, a multiple of 8. size: short side before the crop; (low, high), drawn per crop; None,
+    native. crops_per_clip: how many crops of a batch share one decoded window (they must divide the batch sizes).
+    flip: mirror half of the crops. fps: resample by time (see `read_video`); None, native. images: use images too.
+    A file that can't be used (broken, too short, too small) is warned about once, listed in `skipped`, and another
+    one drawn. Raises ValueError for bad arguments and for folders that hold nothing to train on.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        frames: int = 17,
+        size: int | tuple[int, int] | None = None,
+        crop: int = 64,
+        crops_per_clip: int = 1,
+        flip: bool = True,
+        fps: float | None = None,
+        seed: int = 0,
+        images: bool = True,
+        batch_size: int = 8,
+        image_batch_size: int | None = None,
+        image_fraction: float = 0.1,
+    ):
+        image_batch_size = image_batch_size or 4 * batch_size
+        if frames < 1 or frames % 4 != 1:
+            raise ValueError(f"frames={frames} is not 1+4k")
+        if crop < 8 or crop % 8:
+            raise ValueError(f"crop={crop} is not a multiple of 8")
+        if batch_size % crops_per_clip or image_batch_size % crops_per_clip:
+            raise ValueError(f"crops_per_clip={crops_per_clip} must divide {batch_size=} and {image_batch_size=}")
+        self.size = (size, size) if isinstance(size, int) else size
+        if self.size and self.size[0] < crop:
+            raise ValueError(f"crop={crop} does not fit into size={size}")
+        self.frames, self.crop, self.crops_per_clip, self.flip, self.fps = frames, crop, crops_per_clip, flip, fps
+        self.seed, self.batch_size, self.image_batch_size = seed, batch_size, image_batch_size
+        self.videos, self.video_shares = _find(root, VIDEO_SUFFIXES)
+        self.images, self.image_shares = _find(root, IMAGE_SUFFIXES if images else ())
+        if not self.videos and not self.images:
+            raise ValueError(f"no video{' or image' if images else ''} in {root}")
+        self.image_fraction = 0.0 if not self.images else 1.0 if not self.videos else image_fraction
+        # Shared memory: a worker's finding is everyone's, and the main process can count.
+        self._bad_videos = torch.zeros(len(self.videos), dtype=torch.bool).share_memory_()
+        self._bad_images = torch.zeros(len(self.images), dtype=torch.bool).share_memory_()
+
+    @property
+    def skipped(self) -> list[Path]:
+        """Files found unusable so far, in any worker."""
+        bad = [*zip(self.videos, self._bad_videos, strict=True), *zip(self.images, self._bad_images, strict=True)]
+        return [Path(path) for path, is_bad in bad if is_bad]
+
+    def is_image_batch(self, index: int) -> bool:
+        """Whether batch `index` holds images."""
+        return int((index + 1) * self.image_fraction) > int(index * self.image_fraction)
+
+    def __getitem__(self, index: int) -> Tensor:
+        rng = np.random.default_rng([self.seed, index])
+        batch_size = self.image_batch_size if self.is_image_batch(index) else self.batch_size
+        clips = []
+        for _ in range(batch_size // self.crops_per_clip):
+            frames_THWC = self._draw(rng, self.is_image_batch(index))
+            clips += [self._crop(frames_THWC, rng) for _ in range(self.crops_per_clip)]
+        order = rng.permutation(batch_size)  # ranks and micro-batches get crops of different windows
+        return torch.stack(clips)[torch.from_numpy(order)]
+
+    def loader(self, start: int = 0, stop: int | None = None, workers: int = 0) -> Iterator[Tensor]:
+        """Batches start, start+1, ... up to `stop` (None: for ever), decoded ahead by `workers` processes."""
+        context = "forkserver" if workers else None  # FFmpeg in a forked child of a process that has used it hangs
+        sampler = _Range(start, stop)
+        return iter(DataLoader(self, None, sampler=sampler, num_workers=workers, multiprocessing_context=context))
+
+    def _draw(self, rng: np.random.Generator, image: bool) -> np.ndarray:
+        """A random window of a random usable file, uint8 [T,H,W,3]."""
+        if image:
+            files, shares, bad = self.images, self.image_shares, self._bad_images
+        else:
+            files, shares, bad = self.videos, self.video_shares, self._bad_videos
+        while not bad.all():
+            i, position = int(np.searchsorted(shares, rng.random(), side="right")), rng.random()
+            if bad[i]:
+                continue
+            try:
+                return self._read(files[i], position, image)
+            except VideoError as e:
+                bad[i] = True
+                warnings.warn(f"skipped from now on: {e}", stacklevel=2)
+        raise VideoError(files[0], f"and all {len(files)} other {'images' if image else 'videos'} are unusable")
+
+    def _read(self, path: str, position: float, image: bool) -> np.ndarray:
+        if image:
+            with PyAVReader(path) as reader:
+                frames_THWC = reader.frames([0])
+        else:
+            frames_THWC = read_window(path, self.frames, self.fps, position)
+        short = min(frames_THWC.shape[1:3])
+        if short < self.crop * (short / self.size[0] if self.size else 1):
+            raise VideoError(path, f"{short} pixels are less than a crop of {self.crop}")
+        return frames_THWC
+
+    def _crop(self, frames_THWC: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """A random crop, float32 [3,T,crop,crop]. Only the crop is resized, not the picture around it."""
+        height, width = frames_THWC.shape[1:3]
+        short = min(height, width)
+        target = rng.integers(self.size[0], self.size[1], endpoint=True) if self.size else short
+        side = min(short, round(self.crop * short / target))
+        top, left = rng.integers(height - side, endpoint=True), rng.integers(width - side, endpoint=True)
+        mirror = self.flip and rng.random() < 0.5
+        crop_THWC = frames_THWC[:, top : top + side, left : left + side]
+        clip_CTHW = frames_to_video(np.ascontiguousarray(crop_THWC[:, :, ::-1] if mirror else crop_THWC))
+        if side == self.crop:
+            return clip_CTHW
+        clip_TCHW = F.interpolate(clip_CTHW.transpose(0, 1), (self.crop, self.crop), mode="bicubic", antialias=True)
+        return clip_TCHW.clamp_(-1, 1).transpose(0, 1)
+
+
+class _Range:
+    """Batch numbers for a DataLoader that never ends."""
+
+    def __init__(self, start: int, stop: int | None):
+        self._start, self._stop = start, stop
+
+    def __iter__(self) -> Iterator[int]:
+        index = self._start
+        while self._stop is None or index < self._stop:
+            yield index
+            index += 1
+
+
+def _find(root: Root, suffixes: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
+    """Files below `root` by suffix, sorted, and the cumulative share of each."""
+    roots = root if isinstance(root, dict) else {r: None for r in ([root] if isinstance(root, str | Path) else root)}
+    files: list[str] = []
+    shares: list[float] = []
+    for folder, share in roots.items():
+        if not Path(folder).is_dir():
+            raise ValueError(f"{folder} is not a folder")
+        found = sorted(
+            os.path.join(where, name)
+            for where, _, names in os.walk(folder, followlinks=True)
+            for name in names
+            if name.lower().endswith(suffixes) and not name.startswith(".")
+        )
+        files += found
+        shares += [1.0 if share is None else share / max(len(found), 1)] * len(found)
+    cumulative = np.cumsum(shares)
+    return files, cumulative / cumulative[-1] if files else cumulative

@@ -1,0 +1,29 @@
+"""From a decoded FFmpeg frame to the picture a viewer sees."""
+
+import numpy as np
+from av import VideoFrame
+
+
+def to_rgb(frame: VideoFrame, width: int, height: int) -> np.ndarray:
+    """Decoded frame -> uint8 [H,W,3] RGB, scaled to width x height (coded orientation) if it differs, then turned."""
+    image_HWC = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+    return orient(image_HWC, display_matrix(frame))
+
+
+def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int] | None:
+    """(a, b, c, d) of the frame's display matrix: a pixel at (x, y) is shown at (ax + cy, bx + dy). None: upright."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            m = np.frombuffer(bytes(data), dtype=np.int32)
+            return int(m[0]), int(m[1]), int(m[3]), int(m[4])
+    return None
+
+
+def orient(image_HWC: np.ndarray, matrix: tuple[int, int, int, int] | None) -> np.ndarray:
+    """Apply a display matrix of quarter turns and mirrors, the way ffmpeg's autorotate does."""
+    if matrix is None:
+        return image_HWC
+    a, b, c, d = matrix
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        image_HWC, a, d = image_HWC.transpose(1, 0, 2), c, b
+    return image_HWC[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

@@ -1,0 +1,124 @@
+"""Sequential decoding by PyAV: the reference, and the fallback for every file nothing else can be trusted with."""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+import av
+import numpy as np
+from av import VideoFrame
+
+from .container import describe, open_container, stream_fps
+from .error import VideoError
+from .picture import to_rgb
+from .reader import Chunk, OnError
+
+
+class PyAVReader:
+    """Decodes from the start to what is asked for; going backwards starts again. See `VideoReader`.
+
+    Counting frames means decoding them all once, since only a decoder knows what will be presented; `iter_frames`
+    needs no count. A frame that differs in size from the first is scaled to it (as ffmpeg does).
+    `error` holds the `VideoError` that ended the video early under on_error="keep".
+    """
+
+    backend = "pyav"
+
+    def __init__(self, path: str | Path, on_error: OnError = "raise"):
+        self.path, self._on_error = Path(path), on_error
+        self.error: VideoError | None = None
+        self._timestamps: np.ndarray | None = None
+        self._container, stream = open_container(path)
+        self.fps = stream_fps(stream)
+        self._decoder = self._decode(self._container, stream)
+        first = next(self._decoder, None)
+        if first is None:
+            self.close()
+            raise self.error or VideoError(path, "has a video stream but no frame could be decoded", 0)
+        self._ahead, self._next = chain([first], self._decoder), 0  # what comes next, and its index
+        self.start_time = self._time(first, 0)
+        self._size = first.width, first.height
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.timestamps)
+
+    @property
+    def duration(self) -> float:
+        return float(self.timestamps[-1]) + 1 / self.fps
+
+    @property
+    def timestamps(self) -> np.ndarray:
+        if self._timestamps is None:
+            with PyAVReader(self.path, self._on_error) as other:  # leaves this reader's position alone
+                self._timestamps = np.array([t for t, _ in other._forward()])
+                self.error = other.error
+        return self._timestamps
+
+    def frames(self, indices: Sequence[int]) -> np.ndarray:
+        wanted = np.asarray(indices, dtype=np.int64)
+        if wanted.ndim != 1 or not wanted.size or wanted.min() < 0:
+            raise ValueError(f"indices must be a non-empty list of frame numbers from 0 on, got {indices!r}")
+        if wanted.min() < self._next:
+            self._restart()
+        missing, pictures = set(wanted.tolist()), {}
+        while missing and (entry := next(self._forward(), None)) is not None:
+            index = self._next - 1
+            if index in missing:
+                missing.remove(index)
+                pictures[index] = to_rgb(entry[1], *self._size)
+        if missing:
+            raise ValueError(f"{self.path} has {self._next} frames, asked for index {max(missing)}")
+        return np.stack([pictures[i] for i in wanted.tolist()])
+
+    def iter_frames(self, chunk: int = 16) -> Iterator[Chunk]:
+        if chunk < 1:
+            raise ValueError(f"chunk={chunk} must be at least 1")
+        if self._next:
+            self._restart()
+        times, pictures = [], []
+        for time, frame in self._forward():
+            times.append(time)
+            pictures.append(to_rgb(frame, *self._size))
+            if len(times) == chunk:
+                yield Chunk(np.stack(pictures), np.array(times))
+                times, pictures = [], []
+        if times:
+            yield Chunk(np.stack(pictures), np.array(times))
+
+    def close(self) -> None:
+        self._decoder.close()
+        self._container.close()
+
+    def __enter__(self) -> "PyAVReader":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _forward(self) -> Iterator[tuple[float, VideoFrame]]:
+        """(timestamp, frame) from the current position on."""
+        for frame in self._ahead:
+            self._next += 1
+            yield self._time(frame, self._next - 1) - self.start_time, frame
+
+    def _decode(self, container, stream) -> Iterator[VideoFrame]:
+        """Presented frames from the start. What FFmpeg can't decode ends it: raised, or kept in `error`."""
+        good = 0
+        try:
+            for frame in container.decode(stream):
+                good += 1
+                yield frame
+        except (av.error.FFmpegError, MemoryError) as e:
+            self.error = VideoError(self.path, f"the stream breaks after {good} good frames ({describe(e)})", good)
+            if self._on_error == "raise":
+                raise self.error from e
+
+    def _restart(self) -> None:
+        self.close()
+        self._container, stream = open_container(self.path)
+        self._decoder = self._decode(self._container, stream)
+        self._ahead, self._next = self._decoder, 0
+
+    def _time(self, frame: VideoFrame, index: int) -> float:
+        return index / self.fps if frame.time is None else frame.time  # raw streams carry no timestamps
