@@ -51,7 +51,7 @@ def test_shapes_and_round_trip(net, quantizer):
     video = clip(batch=2)
     ids = tokenizer.encode(video)
     assert ids.dtype == torch.int64 and ids.shape == (2, 5, 4, 6)
-    assert 0 <= ids.min() and ids.max() < 2**tokenizer.bits
+    assert ids.min() >= 0 and ids.max() < 2**tokenizer.bits
     codes = tokenizer.ids_to_codes(ids)
     assert torch.equal(tokenizer.codes_to_ids(codes), ids)
     if "levels" not in QUANTIZERS[quantizer] and quantizer != "vq":

@@ -12,7 +12,7 @@ OVERSHOOT = 1.05  # resampling filters overshoot by a few percent; more is anoth
 
 
 def check_video(video: Tensor, any_length: bool = False, values: bool = True) -> None:
-    """Raises ValueError unless [B, 3, T, H, W] float in [-1, 1] with T = 1 + 4k (or any_length), H, W multiples of 8."""
+    """Raises ValueError unless [B, 3, T, H, W] float in [-1, 1], T = 1 + 4k (or any_length), H and W multiples of 8."""
     shape = list(video.shape)
     if video.ndim != 5 or shape[1] != 3 or 0 in shape:
         raise ValueError(f"a video is [B, 3, T, H, W], not {shape}")
@@ -20,7 +20,8 @@ def check_video(video: Tensor, any_length: bool = False, values: bool = True) ->
         raise ValueError(f"a video is float in [-1, 1], not {video.dtype}: convert uint8 by x / 127.5 - 1")
     T, H, W = shape[2:]
     if T % 4 != 1 and not any_length:
-        raise ValueError(f"a clip has 1 + 4k frames, not {T}: cut it to {T - (T - 1) % 4} or pad it to {T + -(T - 1) % 4}")
+        over = (T - 1) % 4
+        raise ValueError(f"a clip has 1 + 4k frames, not {T}: cut it to {T - over} or pad it to {T - over + 4}")
     if H % 8 or W % 8:
         raise ValueError(f"height and width are multiples of 8, not {H} x {W}: crop to {H // 8 * 8} x {W // 8 * 8}")
     if values:

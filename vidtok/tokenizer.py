@@ -1,6 +1,7 @@
 """VideoTokenizer: clips to token ids and back.
 
-Legend: B batch, T H W video, t h w token grid (T = 1 + 4 (t - 1), H = 8 h, W = 8 w), K latent channels, C code channels.
+Legend: B batch, T H W video, t h w token grid (T = 1 + 4 (t - 1), H = 8 h, W = 8 w), K latent channels, C code
+channels.
 """
 
 import hashlib
