@@ -2,8 +2,9 @@
 
 from .clips import ClipFolder
 from .error import VideoError
+from .open import open_video
 from .read import VideoInfo, VideoStream, iter_video, probe_video, read_video
-from .reader import Chunk, VideoReader, open_video
+from .reader import Chunk, VideoReader
 from .synthetic import demo_clip
 from .tensor import frames_to_video, plan_resize, resize_video, video_to_frames
 from .write import VideoWriter, write_video

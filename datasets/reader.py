@@ -1,4 +1,4 @@
-"""The protocol every way of reading a video follows, and the door to them."""
+"""The protocol every way of reading a video follows."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -53,20 +53,3 @@ class VideoReader(Protocol):
     def close(self) -> None: ...
     def __enter__(self) -> "VideoReader": ...
     def __exit__(self, *exc: object) -> None: ...
-
-
-def open_video(path: str | Path, backend: str | None = None, on_error: OnError = "raise") -> VideoReader:
-    """Open a video, or an image as a video of one frame.
-
-    backend: "pyav" decodes from the start, always right; "decord" and "torchcodec" refuse a file they can't be proven
-    right on. None takes decord where that proof succeeds, otherwise PyAV.
-    on_error: "keep" ends a video that breaks in the middle at its last good frame instead of raising.
-    Raises `VideoError` for a file that can't be decoded, ValueError for an unknown backend.
-    """
-    from .reader_pyav import PyAVReader
-
-    if on_error not in ("raise", "keep"):
-        raise ValueError(f"on_error={on_error!r} is not 'raise' or 'keep'")
-    if backend in (None, "pyav"):
-        return PyAVReader(path, on_error)
-    raise ValueError(f"unknown backend {backend!r}; there are 'pyav', 'decord', 'torchcodec' and None for automatic")

@@ -10,7 +10,7 @@ from av import VideoFrame
 
 from .container import describe, open_container, stream_fps
 from .error import VideoError
-from .picture import to_rgb
+from .picture import display_matrix, to_rgb
 from .reader import Chunk, OnError
 
 
@@ -19,7 +19,8 @@ class PyAVReader:
 
     Counting frames means decoding them all once, since only a decoder knows what will be presented; `iter_frames`
     needs no count. A frame that differs in size from the first is scaled to it (as ffmpeg does).
-    `error` holds the `VideoError` that ended the video early under on_error="keep".
+    turned: whether metadata turn or mirror the picture. error: the `VideoError` that ended the video early under
+    on_error="keep", once decoding has come that far.
     """
 
     backend = "pyav"
@@ -37,7 +38,7 @@ class PyAVReader:
             raise self.error or VideoError(path, "has a video stream but no frame could be decoded", 0)
         self._ahead, self._next = chain([first], self._decoder), 0  # what comes next, and its index
         self.start_time = self._time(first, 0)
-        self._size = first.width, first.height
+        self._size, self.turned = (first.width, first.height), display_matrix(first) is not None
 
     @property
     def num_frames(self) -> int:
@@ -110,6 +111,9 @@ class PyAVReader:
                 good += 1
                 yield frame
         except (av.error.FFmpegError, MemoryError) as e:
+            for frame in stream.codec_context.decode(None):  # decoded before the break, waiting for their turn
+                good += 1
+                yield frame
             self.error = VideoError(self.path, f"the stream breaks after {good} good frames ({describe(e)})", good)
             if self._on_error == "raise":
                 raise self.error from e
