@@ -1,10 +1,11 @@
 """`vidtok VERB ...`. A verb's module is imported only when it runs, so that --help is quick.
 
-Every module in `vidtok.cli` named here has `configure(parser)` and `run(args)`. What the user did wrong is raised as
-`UserError`, ValueError, VideoError (a ValueError too), OSError or MemoryError, and becomes one line and exit status 1.
+Every module in `vidtok.cli` named here has `configure(parser)` and `run(args)`, which returns the exit status or None.
+What the user did wrong (see `is_expected`) becomes one line and exit status 1.
 """
 
 import argparse
+import os
 import sys
 from importlib import import_module
 
@@ -52,9 +53,33 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vidtok: stopped", file=sys.stderr)
         return 130
-    except (UserError, ValueError, OSError, MemoryError, FloatingPointError) as error:
-        print(f"vidtok: {' '.join(str(error).split())}", file=sys.stderr)
+    except BrokenPipeError:  # `vidtok info ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if not is_expected(error):
+            raise
+        print(f"vidtok: {one_line(error)}", file=sys.stderr)
         return 1
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether it is about what the user gave or has, and no fault of the program."""
+    if isinstance(error, (UserError, ValueError, OSError, MemoryError, FloatingPointError)):
+        return True
+    # Imported late: they bring torch.
+    from torch import OutOfMemoryError
+
+    from vidtok.datasets import VideoError
+
+    return isinstance(error, (VideoError, OutOfMemoryError))
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error, without the decoration of an OSError and without line breaks."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

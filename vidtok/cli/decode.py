@@ -1,0 +1,50 @@
+"""Token files to videos.
+
+    vidtok decode clip.npz -o clip.mp4
+    vidtok decode tokens/ -o videos             # the tree below tokens/, as .mp4
+    vidtok decode clip.npz -o clip.gif          # .mp4, .mov, .mkv, .gif; .png for one frame
+
+The number and the size of the frames are those that were encoded, played at their mean rate. The model must be the one
+that made the tokens: a file of other weights is refused.
+"""
+
+import argparse
+
+from vidtok.cli import options
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="token files, folders of them, glob patterns")
+    options.add_output(parser, "folder, or a name in .mp4, .mov, .mkv, .gif, .png for one file")
+    options.add_model(parser)
+    options.add_precision(parser)
+    options.add_tile(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from vidtok.cli.batch import run_jobs
+    from vidtok.cli.inputs import MOVIES, find_files, plan_jobs
+    from vidtok.cli.padding import cut_chunks
+    from vidtok.cli.tiles import stream_decode
+    from vidtok.cli.videos import split_ids
+    from vidtok.datasets import VideoWriter
+    from vidtok.tokenfile import read_tokens
+
+    jobs = plan_jobs(find_files(args.inputs, (".npz",)), args.output, ".mp4", MOVIES)
+    tokenizer = options.load_tokenizer(args)
+
+    def work(job, count):
+        tokens = read_tokens(job.source)
+        meta = tokens.meta
+        if meta.weight_hash != tokenizer.weight_hash:
+            raise ValueError(
+                f"its tokens are of {meta.model} with weights {meta.weight_hash}, and --model {args.model} has weights "
+                f"{tokenizer.weight_hash}: give the model that made them"
+            )
+        with VideoWriter(job.target, meta.fps) as writer:
+            chunks = stream_decode(tokenizer, split_ids(tokens.ids), args.tile)
+            for chunk in cut_chunks(chunks, meta.frames, meta.size):
+                writer.write(chunk)
+                count(chunk.shape[2])
+
+    return run_jobs(jobs, work, force=args.force, done="decoded")

@@ -1,0 +1,104 @@
+"""What IN... and -o mean: the files to work on and where each one's result goes."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+
+from vidtok.cli.main import UserError
+
+MOVIES = (".mp4", ".mov", ".mkv", ".gif", ".png")  # what a `VideoWriter` writes
+
+
+@dataclass(frozen=True)
+class Job:
+    source: Path
+    target: Path
+
+
+def find_videos(inputs: Iterable[str]) -> list[tuple[Path, Path]]:
+    """`find_files` for videos. Images are taken where they are named, not out of folders."""
+    from vidtok.datasets.container import VIDEO_SUFFIXES
+
+    return find_files(inputs, VIDEO_SUFFIXES)
+
+
+def find_files(inputs: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]:
+    """(file, its path below the folder it was found in) of files, folders and glob patterns.
+
+    A file that is named is taken whatever its suffix; a folder, searched recursively, gives those with one of
+    `suffixes`. Nothing is taken twice.
+
+    Raises:
+        UserError: for an input that doesn't exist or matches nothing.
+    """
+    found: dict[Path, Path] = {}
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            files = [(f, f.relative_to(path)) for f in _walk(path, suffixes)]
+            nothing = f"{text}: no {'/'.join(suffixes[:3])} file in this folder"
+        elif path.exists():
+            files, nothing = [(path, Path(path.name))], ""
+        elif has_magic(text):
+            root = Path(*_fixed_parts(path))
+            files = [(f, f.relative_to(root)) for f in map(Path, sorted(glob(text, recursive=True))) if f.is_file()]
+            nothing = f"{text}: no file matches"
+        else:
+            files, nothing = [], f"{text}: no such file or folder"
+        if not files:
+            raise UserError(nothing)
+        for file, below in files:
+            found.setdefault(file.absolute(), below)
+    # The paths as the user wrote them read better than absolute ones.
+    here = Path.cwd()
+    return [(f.relative_to(here) if f.is_relative_to(here) else f, below) for f, below in found.items()]
+
+
+def plan_jobs(files: list[tuple[Path, Path]], output: str, suffix: str, suffixes: tuple[str, ...]) -> list[Job]:
+    """Where the result of each of `find_files` goes.
+
+    Args:
+        output: a folder, which gets the tree below each input folder; or, for one input, a file with one of `suffixes`.
+        suffix: of the files in a folder.
+
+    Raises:
+        UserError: where two results would get one name, or a result would replace an input.
+    """
+    out = Path(output)
+    if out.suffix.lower() in suffixes and not out.is_dir():
+        if len(files) > 1:
+            raise UserError(f"-o {output} is one file, and there are {len(files)} inputs: give a folder")
+        jobs = [Job(files[0][0], out)]
+    elif out.is_file():
+        raise UserError(
+            f"-o {output} is a file that can't be a result: give a folder or a name in {', '.join(suffixes)}"
+        )
+    else:
+        jobs = [Job(file, out / below.with_suffix(suffix)) for file, below in files]
+    owners: dict[Path, Path] = {}
+    sources = {file.resolve() for file, _ in files}
+    for job in jobs:
+        if (other := owners.setdefault(job.target, job.source)) != job.source:
+            raise UserError(f"{other} and {job.source} would both become {job.target}")
+        if job.target.resolve() in sources:
+            raise UserError(f"{job.target} is one of the inputs: give another -o")
+    return jobs
+
+
+def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    return sorted(
+        Path(where, name)
+        for where, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(suffixes) and not name.startswith(".")
+    )
+
+
+def _fixed_parts(pattern: Path) -> Iterable[str]:
+    """The folders before the first wildcard."""
+    for part in pattern.parts[:-1]:
+        if has_magic(part):
+            return
+        yield part

@@ -1,0 +1,46 @@
+"""Videos through the tokenizer and back: what is left of them.
+
+    vidtok reconstruct clip.mp4 -o clip-128.mp4 --size 128
+    vidtok reconstruct videos/ -o out --side-by-side      # original | reconstruction
+
+The same as `encode` and `decode`, in one pass and with nothing kept in between.
+"""
+
+import argparse
+
+from vidtok.cli import options
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders of videos, glob patterns")
+    options.add_output(parser, "folder, or a name in .mp4, .mov, .mkv, .gif, .png for one video")
+    parser.add_argument("--side-by-side", action="store_true", help="the original on the left")
+    options.add_model(parser)
+    options.add_precision(parser)
+    options.add_reading(parser)
+    options.add_tile(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from vidtok.cli.batch import run_jobs
+    from vidtok.cli.inputs import MOVIES, find_videos, plan_jobs
+    from vidtok.cli.tiles import stream_decode
+    from vidtok.cli.videos import Echo, Source, encode_chunks
+    from vidtok.datasets import VideoWriter
+
+    jobs = plan_jobs(find_videos(args.inputs), args.output, ".mp4", MOVIES)
+    tokenizer = options.load_tokenizer(args)
+
+    def work(job, count):
+        with Source(job.source, args.size, args.fps, args.max_frames, count) as source:
+            originals = Echo(source)
+            ids = encode_chunks(tokenizer, originals, args.tile)
+            with VideoWriter(job.target, source.stream.fps) as writer:
+                for chunk in stream_decode(tokenizer, ids, args.tile):
+                    original = originals.take(chunk.shape[2])
+                    chunk = chunk.cpu()[:, :, : original.shape[2], : original.shape[3], : original.shape[4]]
+                    writer.write(torch.cat([original, chunk], 4) if args.side_by_side else chunk)
+
+    return run_jobs(jobs, work, force=args.force, done="reconstructed")

@@ -1,0 +1,130 @@
+"""One video through a tokenizer in bounded memory: what `encode`, `decode` and `reconstruct` are made of."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidtok.checks import check_memory
+from vidtok.cli import tiles
+from vidtok.cli.padding import LATENTS, coded_size, pad_chunks
+from vidtok.datasets import iter_video
+from vidtok.tokenfile import TokenMeta, id_type
+from vidtok.tokenizer import VideoTokenizer
+
+
+class Source:
+    """Iterates once over all pixels of a video, float32 [1, 3, any, H, W] in [-1, 1].
+
+    Args:
+        path: the video.
+        size: short side to resize to, pixels; None, native. fps: resample by time; None, native.
+        max_frames: stop after so many.
+        count: called with the number of frames of each chunk.
+
+    Attributes:
+        frames: read so far.
+        stream: the `VideoStream` behind it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        size: int | None = None,
+        fps: float | None = None,
+        max_frames: int | None = None,
+        count: Callable[[int], None] = lambda frames: None,
+    ):
+        self.resize, self.max_frames, self.count = size, max_frames, count
+        self.stream = iter_video(path, fps=fps, size=size, multiple=1)
+        self.frames = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for chunk in self.stream:
+            if self.max_frames is not None:
+                chunk = chunk[:, :, : self.max_frames - self.frames]
+            self.frames += chunk.shape[2]
+            self.count(chunk.shape[2])
+            yield chunk
+            if self.frames == self.max_frames:
+                return
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stream.close()
+
+    def meta(self, tokenizer: VideoTokenizer, precision: str, tile: int | None) -> TokenMeta:
+        """What a token file says about this video; once it is read to its end."""
+        return TokenMeta(
+            model=tokenizer.config.name,
+            weight_hash=tokenizer.weight_hash,
+            precision=precision,
+            bits=tokenizer.bits,
+            stride=tokenizer.stride,
+            fps=self.stream.fps,
+            frames=self.frames,
+            size=tuple(self.stream.size),
+            coded_size=coded_size(self.stream.size, tokenizer.stride),
+            native_size=tuple(self.stream.native_size),
+            native_fps=self.stream.native_fps,
+            resize=self.resize,
+            tile=tile,
+            source=self.stream.path.name,
+            reader=self.stream.backend,
+        )
+
+    @property
+    def timestamps(self) -> np.ndarray:
+        """float64 [frames], seconds."""
+        return self.stream.timestamps[: self.frames]
+
+
+class Echo:
+    """Passes the chunks of a video on and keeps them until they are taken."""
+
+    def __init__(self, chunks: Iterable[Tensor]):
+        self.chunks = chunks
+        self.kept: list[Tensor] = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for chunk in self.chunks:
+            self.kept.append(chunk)
+            yield chunk
+
+    def take(self, frames: int) -> Tensor:
+        """The next `frames` frames, or what is left: [1, 3, up to frames, H, W]."""
+        video = torch.cat(self.kept, 2)
+        self.kept = [video[:, :, frames:]]
+        return video[:, :, :frames]
+
+
+def encode_chunks(tokenizer: VideoTokenizer, chunks: Iterable[Tensor], tile: int | None) -> Iterator[Tensor]:
+    """int64 ids [1, any, h, w] of the chunks of one video of any length and size, padded by `pad_chunks`.
+
+    Raises:
+        MemoryError: where a chunk can't fit the memory at hand; with tiles it isn't asked.
+    """
+    padded = pad_chunks(chunks, tokenizer.stride)
+    if tile is None:
+        padded = map(lambda chunk: _fits(tokenizer, chunk), padded)
+    return tiles.stream_encode(tokenizer, padded, tile)
+
+
+def _fits(tokenizer: VideoTokenizer, chunk: Tensor) -> Tensor:
+    check_memory(tokenizer.encoder, chunk.shape, (1, 1, 1), tokenizer.device, tokenizer.dtype)
+    return chunk
+
+
+def collect_ids(ids: Iterable[Tensor], bits: float) -> np.ndarray:
+    """ids [1, any, h, w] joined to [t, h, w] in the type that a token file stores."""
+    return np.concatenate([part[0].cpu().numpy().astype(id_type(bits)) for part in ids])
+
+
+def split_ids(ids: np.ndarray) -> Iterator[Tensor]:
+    """[t, h, w] as int64 [1, n, h, w], a few latents at a time."""
+    for start in range(0, len(ids), LATENTS):
+        yield torch.from_numpy(ids[start : start + LATENTS].astype(np.int64))[None]
