@@ -1,0 +1,91 @@
+"""See what a tokenizer does to one clip.
+
+    vidtok demo                     # a clip that vidtok renders itself
+    vidtok demo clip.mp4 -o out     # the beginning of one of yours
+
+Writes tokens.npz, original.mp4, reconstruction.mp4 and picture.png into a folder (over those of the last time), and
+prints how good the reconstruction is, what it costs and how fast it went.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from vidtok.cli import options
+
+FRAMES = 129  # of a clip at most: it is held in memory
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("clip", nargs="?", metavar="CLIP", help="a video (default: rendered)")
+    parser.add_argument("-o", "--output", default="vidtok-demo", metavar="DIR", help="folder to write to (%(default)s)")
+    options.add_model(parser)
+    options.add_precision(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    import torch
+
+    from vidtok.cli.padding import cut_chunks
+    from vidtok.cli.picture import draw_picture
+    from vidtok.cli.table import print_rows
+    from vidtok.cli.tiles import stream_decode
+    from vidtok.cli.videos import Source, collect_ids, encode_chunks, split_ids
+    from vidtok.datasets import demo_clip, write_video
+    from vidtok.eval import CodebookUsage, psnr, ssim
+    from vidtok.tokenfile import write_tokens
+
+    tokenizer = options.load_tokenizer(args)
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: folder / name for name in ("original.mp4", "reconstruction.mp4", "tokens.npz", "picture.png")}
+    if args.clip is None:
+        write_video(files["original.mp4"], demo_clip(), 30)
+    clip = Path(args.clip or files["original.mp4"])
+    with Source(clip, tokenizer.config.preprocessing["size"], max_frames=FRAMES) as source:
+        original = torch.cat(list(source), 2)
+        meta = source.meta(tokenizer, args.precision, None)
+        timestamps = source.timestamps
+
+    def encode():
+        return collect_ids(encode_chunks(tokenizer, [original], None), tokenizer.bits)
+
+    def decode():
+        return torch.cat(list(cut_chunks(stream_decode(tokenizer, split_ids(ids), None), meta.frames, meta.size)), 2)
+
+    ids, encode_seconds = _timed(encode)
+    decoded, decode_seconds = _timed(decode)
+    decoded = decoded.cpu()
+    if args.clip is not None:
+        write_video(files["original.mp4"], original, meta.fps)
+    write_video(files["reconstruction.mp4"], decoded, meta.fps)
+    write_tokens(files["tokens.npz"], ids, timestamps, meta)
+
+    usage = CodebookUsage(round(2**tokenizer.bits))
+    usage.update(torch.from_numpy(ids.astype("int64")))
+    clip_name = "rendered" if args.clip is None else args.clip
+    quality = psnr(original, decoded).item()
+    rate = tokenizer.bits * ids.size / original[0, 0].numel()
+    caption = f"{meta.model}: {quality:.1f} dB at {rate:.3f} bits per pixel"
+    draw_picture(files["picture.png"], original, decoded, ids, tokenizer.bits, caption)
+    print_rows(
+        {
+            "clip": f"{clip_name}, {meta.frames} frames, {meta.size[0]} x {meta.size[1]}",
+            "tokenizer": f"{meta.model}, weights {meta.weight_hash}, {args.precision} on {tokenizer.device}",
+            "tokens": " x ".join(map(str, ids.shape)) + f" = {ids.size}",
+            "PSNR": f"{quality:.2f} dB",
+            "SSIM": f"{ssim(original, decoded).item():.4f}",
+            "bits per pixel": f"{rate:.4f}",
+            "codebook": f"{usage.distinct} codes used, {usage.entropy_bits:.2f} bits of entropy",
+            "encode": f"{meta.frames / encode_seconds:.0f} frames/s",
+            "decode": f"{meta.frames / decode_seconds:.0f} frames/s",
+            **{name: path for name, path in files.items()},
+        }
+    )
+
+
+def _timed(work):
+    """(its result, seconds) of the second of two runs: the first one warms up."""
+    work()
+    start = time.perf_counter()
+    return work(), time.perf_counter() - start

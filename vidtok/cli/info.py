@@ -1,0 +1,109 @@
+"""What a tokenizer, a token file or a video is.
+
+vidtok info vidtok-t          # a shipped tokenizer, a folder or a hub id
+vidtok info tokens/clip.npz
+vidtok info clip.mp4
+"""
+
+import argparse
+from pathlib import Path
+
+from vidtok.cli.table import print_rows
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("thing", metavar="THING", help="tokenizer, token file or video")
+
+
+def run(args: argparse.Namespace) -> None:
+    path = Path(args.thing)
+    if not path.is_file():
+        tokenizer_info(args.thing)
+    elif path.suffix.lower() == ".npz":
+        token_info(path)
+    else:
+        video_info(path)
+
+
+def tokenizer_info(name: str) -> None:
+    from vidtok.tokenizer import PRETRAINED, VideoTokenizer
+
+    tokenizer = VideoTokenizer.from_pretrained(name)
+    config = tokenizer.config
+
+    def millions(net) -> str:
+        return f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M"
+
+    print_rows(
+        {
+            "tokenizer": config.name,
+            "weights": tokenizer.weight_hash,
+            "parameters": f"encoder {millions(tokenizer.encoder)}, decoder {millions(tokenizer.decoder)}",
+            "codebook": f"{tokenizer.bits:g} bits ({round(2**tokenizer.bits)} codes)",
+            "pixels per token": "{} frames x {} x {}; the first frame has tokens of its own".format(*tokenizer.stride),
+            "net": _spec(config.net),
+            "quantizer": _spec(config.quantizer),
+            "trained on": _spec(config.preprocessing),
+            "license": config.license,
+        }
+    )
+    folder = PRETRAINED / name if (PRETRAINED / name).is_dir() else Path(name)
+    if (folder / "README.md").is_file():
+        card = (folder / "README.md").read_text()
+        tables = [line for line in card.splitlines() if line.startswith("|")]
+        print("", f"model card: {folder / 'README.md'}", *tables, sep="\n")
+
+
+def token_info(path: Path) -> None:
+    import math
+
+    from torch import from_numpy
+
+    from vidtok.eval import CodebookUsage
+    from vidtok.tokenfile import read_tokens
+
+    tokens = read_tokens(path)
+    meta, ids = tokens.meta, tokens.ids
+    usage = CodebookUsage(round(2**meta.bits))
+    usage.update(from_numpy(ids))
+    bits = meta.bits * ids.size
+    pixels = meta.frames * math.prod(meta.size)
+    print_rows(
+        {
+            "token file": f"{path} ({path.stat().st_size} bytes)",
+            "tokenizer": f"{meta.model}, weights {meta.weight_hash}, {meta.precision}",
+            "video": f"{meta.source}: {_size(meta.native_size)}, {meta.native_fps:g} frames/s (read by {meta.reader})",
+            "coded frames": f"{meta.frames} of {_size(meta.size)} at {meta.fps:g} frames/s",
+            "duration": f"{tokens.timestamps[-1] + 1 / meta.fps:.3f} s",
+            "resized to": "native" if meta.resize is None else f"short side {meta.resize}",
+            "tiles": "whole frames" if meta.tile is None else f"{meta.tile} pixels",
+            "tokens": " x ".join(map(str, ids.shape)) + f" = {ids.size}, frames padded to {_size(meta.coded_size)}",
+            "rate": f"{bits / pixels:.4f} bits per pixel, {bits * meta.fps / meta.frames / 1000:.1f} kbit/s",
+            "codes used": f"{usage.distinct} of {usage.size}",
+            "entropy": f"{usage.entropy_bits:.2f} bits (at most {math.log2(ids.size):.2f} for so few tokens)",
+        }
+    )
+
+
+def video_info(path: Path) -> None:
+    from vidtok.datasets import probe_video
+
+    info = probe_video(path)
+    print_rows(
+        {
+            "video": path,
+            "size": _size((info.height, info.width)),
+            "frames": "not in the header" if info.num_frames is None else f"{info.num_frames} (as the header says)",
+            "rate": f"{info.fps:g} frames/s",
+            "duration": "not in the header" if info.duration is None else f"{info.duration:.3f} s",
+            "codec": f"{info.codec}, {info.pixel_format}",
+        }
+    )
+
+
+def _spec(spec: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in spec.items())
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

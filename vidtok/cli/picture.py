@@ -1,0 +1,81 @@
+"""One picture of what a tokenizer does: frames in columns; original, reconstruction, error and tokens in rows."""
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+COLUMNS = 6
+INK = "#333333"
+
+
+def draw_picture(path: Path, original: Tensor, decoded: Tensor, ids: np.ndarray, bits: float, caption: str) -> None:
+    """Writes a .png.
+
+    Args:
+        original, decoded: float [1, 3, T, H, W] in [-1, 1].
+        ids: [t, h, w]; the tokens of frame T are those of latent ceil(T / 4).
+        caption: a line above it all.
+    """
+    # Not pyplot: no window system is asked, no global state is left.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    frames = np.unique(np.linspace(0, original.shape[2] - 1, COLUMNS).round().astype(int))
+    error = (original - decoded).abs() / 2
+    gain = error_gain(error)
+    colours = token_colours(ids, bits)
+    rows = [
+        ("original", [_pixels(original[0, :, T]) for T in frames]),
+        ("reconstruction", [_pixels(decoded[0, :, T]) for T in frames]),
+        (f"error\n(x {gain})", [1 - (error[0, :, T] * gain).clamp(0, 1).permute(1, 2, 0).numpy() for T in frames]),
+        ("tokens", [colours[-(-T // 4)] for T in frames]),
+    ]
+    height, width = original.shape[3:]
+    across, left, top = 1.9, 1.3, 0.75  # inches: a picture, the row labels, the lines above
+    down = across * height / width
+    size = left + across * len(frames) + 0.15, top + (down + 0.08) * len(rows) + 0.1
+    figure = Figure(size, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(
+        len(rows),
+        len(frames),
+        squeeze=False,
+        gridspec_kw={
+            "left": left / size[0],
+            "right": 1 - 0.15 / size[0],
+            "top": 1 - top / size[1],
+            "bottom": 0.1 / size[1],
+            "wspace": 0.04,
+            "hspace": 0.04,
+        },
+    )
+    for (name, pictures), line in zip(rows, axes, strict=True):
+        for axis, picture in zip(line, pictures, strict=True):
+            axis.imshow(picture, interpolation="nearest", extent=(0, width, height, 0), aspect="auto")
+            axis.set(xticks=[], yticks=[])
+            for spine in axis.spines.values():
+                spine.set(color="#bbbbbb", linewidth=0.6)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8, fontsize=11, color=INK)
+    for axis, T in zip(axes[0], frames, strict=True):
+        axis.set_title(f"frame {T}", fontsize=10, color=INK, pad=5)
+    figure.text(left / size[0], 1 - 0.16 / size[1], caption, fontsize=11, color=INK, va="top")
+    figure.savefig(path, dpi=110)
+
+
+def error_gain(error: Tensor) -> int:
+    """The power of two by which an error in [0, 1] fills the range: its 99th percentile comes to 0.5 to 1."""
+    high = np.quantile(error.numpy(), 0.99)
+    return int(2 ** np.clip(np.floor(-np.log2(max(high, 1e-6))), 0, 6))
+
+
+def token_colours(ids: np.ndarray, bits: float) -> np.ndarray:
+    """Colours [..., 3] in [0, 1]: the bits as signs, by a fixed projection, so that few bits apart look alike."""
+    places = np.arange(int(np.ceil(bits)))
+    signs = (ids[..., None] >> places & 1) * 2.0 - 1
+    projection = np.random.default_rng(0).standard_normal((len(places), 3)) / len(places) ** 0.5
+    return 1 / (1 + np.exp(-1.8 * signs @ projection))
+
+
+def _pixels(image_CHW: Tensor) -> np.ndarray:
+    return ((image_CHW + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy()
