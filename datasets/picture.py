@@ -1,5 +1,7 @@
 """From a decoded FFmpeg frame to the picture a viewer sees."""
 
+import math
+
 import numpy as np
 from av import VideoFrame
 
@@ -12,7 +14,13 @@ def to_rgb(frame: VideoFrame, width: int, height: int) -> np.ndarray:
 
 def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int] | None:
     """(a, b, c, d) of the frame's display matrix: a pixel at (x, y) is shown at (ax + cy, bx + dy). None: upright."""
-    for data in frame.side_data:
+    try:
+        side_data = frame.side_data
+    except ValueError:  # PyAV stumbles over kinds it does not know (EXIF); the angle it still tells, mirrors are lost
+        turn = round(frame.rotation / 90) * math.pi / 2
+        cos, sin = round(math.cos(turn)), round(math.sin(turn))
+        return (cos, -sin, sin, cos) if turn else None
+    for data in side_data:
         if data.type.name == "DISPLAYMATRIX":
             m = np.frombuffer(bytes(data), dtype=np.int32)
             return int(m[0]), int(m[1]), int(m[3]), int(m[4])

@@ -4,7 +4,6 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from .error import VideoError
 from .reader_proven import ProvenReader
 
 
@@ -35,7 +34,7 @@ class DecordReader(ProvenReader):
         try:
             return self._decoder.get_batch(indices).asnumpy()
         except self._failure as e:
-            raise VideoError(self.path, "the stream breaks in the middle (read it with the pyav backend)") from e
+            raise self._broken() from e
 
     def close(self) -> None:
         self._decoder = None

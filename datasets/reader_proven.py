@@ -24,6 +24,8 @@ class ProvenReader:
         self.path, timeline = Path(path), read_timeline(path)
         if timeline.doubt is not None:
             raise self._distrust(timeline.doubt)
+        if timeline.open_gop:
+            raise self._distrust("frames after a keyframe are shown before it (open GOP)")
         self.fps, self.timestamps = timeline.fps, timeline.timestamps
         self.start_time = float(timeline.pts[0] * timeline.tick)
         if (count := self._open()) != self.num_frames:
@@ -84,6 +86,14 @@ class ProvenReader:
         difference = np.abs(mine_HWC.astype(np.int16) - truth_HWC).mean()
         if difference > 4:  # of 255: rounding in the colour conversion is below 2, another frame or matrix above 5
             raise self._distrust(f"its first frame differs by {difference:.1f} levels")
+
+    def _broken(self) -> VideoError:
+        """The error for frames this backend fails to decode: PyAV's, which counts the good ones, if it fails too."""
+        try:
+            with PyAVReader(self.path) as reader:
+                return self._distrust(f"it can't decode frames that are there ({reader.num_frames} in all)")
+        except VideoError as e:
+            return e
 
     def _distrust(self, why: str) -> VideoError:
         return VideoError(self.path, f"{self.backend} can't be proven right on this file: {why}")

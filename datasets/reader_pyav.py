@@ -8,7 +8,7 @@ import av
 import numpy as np
 from av import VideoFrame
 
-from .container import describe, open_container, stream_fps
+from .container import MAX_PIXELS, describe, open_container, stream_fps
 from .error import VideoError
 from .picture import display_matrix, to_rgb
 from .reader import Chunk, OnError
@@ -30,12 +30,15 @@ class PyAVReader:
         self.error: VideoError | None = None
         self._timestamps: np.ndarray | None = None
         self._container, stream = open_container(path)
-        self.fps = stream_fps(stream)
         self._decoder = self._decode(self._container, stream)
         first = next(self._decoder, None)
         if first is None:
+            reason = self.error.reason if self.error else "the stream is empty"
+            if not stream.codec_context.width:
+                reason += f"; damaged, or above the limit of {MAX_PIXELS} pixels a frame"
             self.close()
-            raise self.error or VideoError(path, "has a video stream but no frame could be decoded", 0)
+            raise VideoError(path, f"no frame could be decoded ({reason})", 0)
+        self.fps = stream_fps(stream) if first.time is not None else float(stream.guessed_rate or 25)
         self._ahead, self._next = chain([first], self._decoder), 0  # what comes next, and its index
         self.start_time = self._time(first, 0)
         self._size, self.turned = (first.width, first.height), display_matrix(first) is not None
@@ -114,8 +117,9 @@ class PyAVReader:
             for frame in stream.codec_context.decode(None):  # decoded before the break, waiting for their turn
                 good += 1
                 yield frame
-            self.error = VideoError(self.path, f"the stream breaks after {good} good frames ({describe(e)})", good)
-            if self._on_error == "raise":
+            words = f"the stream breaks after {good} good frames ({describe(e)})" if good else describe(e)
+            self.error = VideoError(self.path, words, good)
+            if good and self._on_error == "raise":
                 raise self.error from e
 
     def _restart(self) -> None:

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from .error import VideoError
 from .reader_proven import ProvenReader
 
 
@@ -31,7 +30,7 @@ class TorchCodecReader(ProvenReader):
         try:
             batch = self._decoder.get_frames_at(indices)
         except RuntimeError as e:
-            raise VideoError(self.path, "the stream breaks in the middle (read it with the pyav backend)") from e
+            raise self._broken() from e
         self._check_times(batch.pts_seconds.numpy(), self.start_time + self.timestamps[indices])
         return batch.data.numpy()
 

@@ -13,13 +13,15 @@ class Timeline:
     """pts: int64 [N], presentation times of all packets, ascending, in ticks of `tick` seconds. keys: int64 [K], those
     of the keyframes. fps: average frames per second. doubt: why the packets do not prove what a decoder will present,
     or None where they do: no packet is discarded (edit lists) or corrupt, times are all there, distinct and from 0 on,
-    and there are as many packets as the header says frames."""
+    and there are as many packets as the header says frames. open_gop: whether a keyframe is followed by frames shown
+    before it; a decoder that seeks and then counts, as decord does, goes wrong there."""
 
     pts: np.ndarray
     keys: np.ndarray
     tick: float
     fps: float
     doubt: str | None
+    open_gop: bool
 
     @property
     def timestamps(self) -> np.ndarray:
@@ -31,7 +33,7 @@ def read_timeline(path: str | Path) -> Timeline:
     """Demux `path` to its end. Raises `VideoError` where it can't be opened."""
     container, stream = open_container(path)
     with container:
-        pts, keys, doubts = [], [], set()
+        pts, key_places, doubts = [], [], set()
         try:
             for packet in container.demux(stream):
                 if not packet.size:
@@ -43,21 +45,28 @@ def read_timeline(path: str | Path) -> Timeline:
                 if packet.pts is None:
                     doubts.add("packets without a time")
                     continue
-                pts.append(packet.pts)
                 if packet.is_keyframe:
-                    keys.append(packet.pts)
+                    key_places.append(len(pts))
+                pts.append(packet.pts)
         except OSError as e:  # FFmpeg's errors are OSErrors
             doubts.add(f"demuxing ends in an error ({e.strerror})")
-        ascending = np.sort(np.array(pts, dtype=np.int64))
-        if not len(ascending):
+        pts = np.array(pts, dtype=np.int64)
+        ascending, keys = np.sort(pts), pts[key_places]
+        if not len(pts):
             doubts.add("no packets")
         elif ascending[0] < 0:
             doubts.add("times below zero")
         if (np.diff(ascending) == 0).any():
             doubts.add("two packets with one time")
-        if not keys or keys[0] != ascending[0]:
+        if not len(keys) or keys[0] != ascending[0]:
             doubts.add("does not begin with a keyframe")
         if stream.frames and stream.frames != len(pts):
             doubts.add(f"{len(pts)} packets for {stream.frames} frames in the header")
-        doubt = "; ".join(sorted(doubts)) or None
-        return Timeline(ascending, np.sort(keys), float(stream.time_base), stream_fps(stream), doubt)
+        return Timeline(
+            ascending,
+            np.sort(keys),
+            float(stream.time_base),
+            stream_fps(stream),
+            "; ".join(sorted(doubts)) or None,
+            open_gop=bool((np.searchsorted(ascending, keys) != key_places).any()),
+        )

@@ -77,7 +77,8 @@ class _H264:
             self._stream.width, self._stream.height = width, height
             self._stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
         for image_HWC in frames_THWC:
-            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(image_HWC, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(image_HWC, format="rgb24")
+            self._container.mux(self._stream.encode(frame.reformat(format=self._stream.pix_fmt)))
 
     def finish(self) -> None:
         self._container.mux(self._stream.encode(None))

@@ -1,0 +1,246 @@
+"""Whatever reads a video hands out the frames asked for: clips made here, every frame numbered in its pixels."""
+
+import random
+import tracemalloc
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from vidtok.datasets import VideoError, open_video
+
+BITS, N = 8, 100
+
+
+def numbered(i: int, width: int = 160, height: int = 96) -> np.ndarray:
+    """A picture with `i` in it: white and black blocks in the upper half, their complement in the lower."""
+    image_HWC = np.full((height, width, 3), 40, np.uint8)
+    for bit in range(BITS):
+        left, right = bit * width // BITS, (bit + 1) * width // BITS
+        image_HWC[: height // 2, left:right] = 235 if i >> bit & 1 else 20
+        image_HWC[height // 2 :, left:right] = 20 if i >> bit & 1 else 235
+    return image_HWC
+
+
+def number(image_HWC: np.ndarray) -> int:
+    height, width = image_HWC.shape[:2]
+    centres = [(2 * bit + 1) * width // (2 * BITS) for bit in range(BITS)]
+    upper, lower = (image_HWC[y - 2 : y + 3, centres].mean(axis=(0, 2)) for y in (height // 4, 3 * height // 4))
+    return sum(1 << bit for bit in range(BITS) if upper[bit] > lower[bit])
+
+
+def make(
+    path: Path, codec="libx264", size=(160, 96), pix_fmt="yuv420p", frames=N, pts=None, turn=0, mux=None, **options
+) -> Path:
+    """Encode `frames` numbered pictures at 30/s. pts: frame number -> milliseconds. turn: display rotation, degrees."""
+    with av.open(str(path), "w", options=mux or {}) as container:
+        stream = container.add_stream(codec, rate=30, options={k: str(v) for k, v in options.items()})
+        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
+        if turn:
+            stream.set_display_rotation(turn)
+        if pts:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(numbered(i, *size), format="rgb24")
+            if pts:
+                frame.pts, frame.time_base = pts(i), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def trim(source: Path, path: Path, start: float) -> Path:
+    """`ffmpeg -ss START -i SOURCE -c copy PATH`: from the keyframe before `start`, earlier times below zero."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = old.streams.video[0]
+        copy = new.add_stream_from_template(stream)
+        old.seek(round(start / stream.time_base), stream=stream)
+        for packet in old.demux(stream):
+            if packet.dts is not None:
+                packet.pts -= round(start / stream.time_base)
+                packet.dts -= round(start / stream.time_base)
+                packet.stream = copy
+                new.mux(packet)
+    return path
+
+
+X265 = {"codec": "libx265", "x265-params": "log-level=none:keyint=30:bframes=3:open-gop=1"}
+CLIPS = {
+    "h264_gop250.mp4": {"g": 250},
+    "h264_gop12.mp4": {"g": 12, "bf": 2},
+    "h264_open.mp4": {"x264-params": "open-gop=1:keyint=30:min-keyint=30:bframes=3:scenecut=0"},
+    "h264_fragmented.mp4": {"g": 30, "mux": {"movflags": "frag_keyframe+empty_moov"}},
+    "h264.mkv": {"g": 30},
+    "h264.ts": {"g": 30},
+    "h264_raw.h264": {"g": 30},
+    "hevc.mp4": X265,
+    "mpeg4.avi": {"codec": "mpeg4", "bf": 2, "g": 12, "b": 2_000_000, "mux": {"use_odml": "0"}},
+    "mpeg4.mp4": {"codec": "mpeg4", "bf": 2, "g": 12, "b": 2_000_000},
+    "mpeg.mpg": {"codec": "mpeg2video", "bf": 2, "g": 12, "b": 2_000_000},
+    "vp8.webm": {"codec": "libvpx", "g": 30, "deadline": "realtime", "cpu-used": 8},
+    "vp9.webm": {"codec": "libvpx-vp9", "g": 30, "deadline": "realtime", "cpu-used": 8},
+    "clip.gif": {"codec": "gif", "pix_fmt": "rgb8", "frames": 20},
+    "vfr.mp4": {"g": 30, "pts": lambda i: 20 * i + (i // 10) ** 2 * 30},
+    "late.mkv": {"g": 30, "pts": lambda i: 1500 + 33 * i},
+    "one.mp4": {"frames": 1},
+    "odd.mp4": {"size": (161, 97), "pix_fmt": "yuv444p"},
+    "small.mp4": {"size": (32, 16), "g": 12},
+    "ten_bit.mp4": {"pix_fmt": "yuv420p10le", "g": 30},
+}
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("clips")
+    made = {name: make(folder / name, **how) for name, how in CLIPS.items()}
+    for turn in (90, 180, 270):
+        made[f"turned{turn}.mp4"] = make(folder / f"turned{turn}.mp4", turn=turn, g=30)
+    for name in ("h264_gop250", "h264_gop12"):
+        made[f"trim_{name}.mp4"] = trim(made[f"{name}.mp4"], folder / f"trim_{name}.mp4", 1.13)
+    return made
+
+
+NAMES = [*CLIPS, "turned90.mp4", "turned180.mp4", "turned270.mp4", "trim_h264_gop250.mp4", "trim_h264_gop12.mp4"]
+
+
+def presented(path: Path) -> tuple[list[float], list[int]]:
+    """Times and numbers of what FFmpeg presents decoding from the start, turned by FFmpeg's own angle."""
+    with av.open(str(path)) as container:
+        decoded = list(container.decode(video=0))
+    times = [i / 30 if f.time is None else f.time for i, f in enumerate(decoded)]
+    return times, [number(np.rot90(f.to_ndarray(format="rgb24"), f.rotation // 90)) for f in decoded]
+
+
+@pytest.mark.parametrize("backend", [None, "pyav", "decord", "torchcodec"])
+@pytest.mark.parametrize("name", NAMES)
+def test_frames_are_the_frames_asked_for(clips, name, backend):
+    times, numbers = presented(clips[name])
+    if name in CLIPS and not name.endswith(".mpg"):
+        assert [n for n in numbers if n >= 0] == list(range(CLIPS[name].get("frames", N)))
+    try:
+        reader = open_video(clips[name], backend)
+    except ImportError as e:
+        pytest.skip(str(e))
+    except VideoError as e:
+        assert backend in ("decord", "torchcodec") and "can't be proven right" in str(e)
+        return
+    with reader:
+        assert reader.backend == (backend or reader.backend)
+        assert reader.num_frames == len(numbers)
+        assert reader.start_time == pytest.approx(times[0])
+        np.testing.assert_allclose(reader.timestamps, np.array(times) - times[0], atol=2e-3)
+        assert reader.duration == pytest.approx(times[-1] - times[0] + 1 / reader.fps, abs=2e-3)
+        rng = random.Random(0)
+        for count in (1, 5, 16):
+            indices = [rng.randrange(len(numbers)) for _ in range(count)]
+            for asked in (indices, sorted(indices), sorted(indices, reverse=True)):
+                frames_THWC = reader.frames(asked)
+                assert frames_THWC.dtype == np.uint8 and frames_THWC.shape[3] == 3
+                assert [number(f) for f in frames_THWC] == [numbers[i] for i in asked]
+        chunks = list(reader.iter_frames(chunk=7))
+        assert [number(f) for c in chunks for f in c.frames] == numbers
+        np.testing.assert_array_equal(np.concatenate([c.timestamps for c in chunks]), reader.timestamps)
+        assert max(len(c.frames) for c in chunks) <= 7
+
+
+def test_trusts_decord_with_plain_files_only(clips):
+    pytest.importorskip("decord")
+    backends = {}
+    for name in NAMES:
+        with open_video(clips[name]) as reader:
+            backends[name] = reader.backend
+    assert {"h264_gop250.mp4", "h264_gop12.mp4", "h264.mkv"} <= {n for n, b in backends.items() if b == "decord"}
+    for name in ("trim_h264_gop250", "trim_h264_gop12", "turned90", "h264_open", "hevc"):
+        assert backends[f"{name}.mp4"] == "pyav", name
+
+
+def rot(data: bytes, share: float = 0.01) -> bytes:
+    """Random bytes in the last two thirds."""
+    rng, rotten = np.random.default_rng(0), np.frombuffer(data, np.uint8).copy()
+    where = rng.integers(len(data) // 3, len(data), int(share * len(data)))
+    rotten[where] = rng.integers(0, 256, len(where))
+    return rotten.tobytes()
+
+
+@pytest.fixture(scope="session")
+def broken(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("broken")
+    whole = make(folder / "whole.mp4", g=25, mux={"movflags": "faststart"}).read_bytes()
+    unfinished = make(folder / "unfinished.mp4").read_bytes()
+    with av.open(str(folder / "audio.m4a"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 8000
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode(None))
+    contents = {
+        "truncated.mp4": whole[: len(whole) * 7 // 10],
+        "rotten.mp4": rot(whole),
+        "no_moov.mp4": unfinished[: len(unfinished) // 2],
+        "empty.mp4": b"",
+        "page.mp4": b"<!DOCTYPE html><html><body>404 Not Found</body></html>\n" * 20,
+        "notes.txt": b"not a film\n" * 20,
+        "huge.png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (60000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0",
+    }
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    return {name: folder / name for name in (*contents, "audio.m4a", "missing.mp4", ".")}
+
+
+REASONS = {
+    "truncated.mp4": "breaks after",
+    "rotten.mp4": "breaks after",
+    "no_moov.mp4": "not a video",
+    "empty.mp4": "empty",
+    "page.mp4": "not a video",
+    "notes.txt": "not a video",
+    "audio.m4a": "no video stream",
+    "huge.png": "pixels",
+    "missing.mp4": "no such file",
+    ".": "not a file",
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_broken_file_is_one_clear_error(broken, name):
+    with pytest.raises(VideoError) as caught, open_video(broken[name]) as reader:
+        for _ in reader.iter_frames():
+            pass
+    message = str(caught.value)
+    assert message.startswith(f"{broken[name]}: ") and REASONS[name] in message and "\n" not in message
+
+
+def test_absurd_size_takes_no_memory(broken):
+    tracemalloc.start()
+    with pytest.raises(VideoError):
+        open_video(broken["huge.png"])
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["truncated.mp4", "rotten.mp4"])
+def test_keeps_the_good_frames_when_asked(broken, name):
+    with pytest.raises(VideoError) as caught, open_video(broken[name], "pyav") as reader:
+        assert reader.num_frames
+    with open_video(broken[name], on_error="keep") as reader:
+        assert 0 < reader.num_frames == caught.value.good_frames < N
+        numbers = [number(f) for c in reader.iter_frames() for f in c.frames]
+        assert len(numbers) == reader.num_frames
+        if name == "truncated.mp4":  # in the rotten file FFmpeg patches some frames before it gives up
+            assert numbers == list(range(reader.num_frames))
+        assert reader.error.good_frames == reader.num_frames
+
+
+@pytest.mark.parametrize("indices", [[], [-1], [N], [0, 10**9], [[1]]])
+@pytest.mark.parametrize("backend", [None, "pyav"])
+def test_index_out_of_range_is_a_value_error(clips, indices, backend):
+    with open_video(clips["h264_gop12.mp4"], backend) as reader, pytest.raises(ValueError):
+        reader.frames(indices)
+
+
+def test_refuses_unknown_backend_and_impossible_keep(clips):
+    for wrong in ({"backend": "opencv"}, {"on_error": "ignore"}, {"backend": "decord", "on_error": "keep"}):
+        with pytest.raises(ValueError):
+            open_video(clips["one.mp4"], **wrong)
