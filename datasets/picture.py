@@ -5,6 +5,8 @@ import math
 import numpy as np
 from av import VideoFrame
 
+Matrix = tuple[int, int, int, int]
+
 
 def to_rgb(frame: VideoFrame, width: int, height: int) -> np.ndarray:
     """Decoded frame -> uint8 [H,W,3] RGB, scaled to width x height (coded orientation) if it differs, then turned."""
@@ -12,7 +14,7 @@ def to_rgb(frame: VideoFrame, width: int, height: int) -> np.ndarray:
     return orient(image_HWC, display_matrix(frame))
 
 
-def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int] | None:
+def display_matrix(frame: VideoFrame) -> Matrix | None:
     """(a, b, c, d) of the frame's display matrix: a pixel at (x, y) is shown at (ax + cy, bx + dy). None: upright."""
     try:
         side_data = frame.side_data
@@ -27,11 +29,16 @@ def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int] | None:
     return None
 
 
-def orient(image_HWC: np.ndarray, matrix: tuple[int, int, int, int] | None) -> np.ndarray:
+def swaps_sides(matrix: Matrix | None) -> bool:
+    """Whether the matrix lays rows down as columns."""
+    return matrix is not None and abs(matrix[1]) + abs(matrix[2]) > abs(matrix[0]) + abs(matrix[3])
+
+
+def orient(image_HWC: np.ndarray, matrix: Matrix | None) -> np.ndarray:
     """Apply a display matrix of quarter turns and mirrors, the way ffmpeg's autorotate does."""
     if matrix is None:
         return image_HWC
     a, b, c, d = matrix
-    if abs(b) + abs(c) > abs(a) + abs(d):
+    if swaps_sides(matrix):
         image_HWC, a, d = image_HWC.transpose(1, 0, 2), c, b
     return image_HWC[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

@@ -40,8 +40,7 @@ def probe_video(path: str | Path) -> VideoInfo:
         if duration is None and container.duration:
             duration = container.duration / 1e6
     with PyAVReader(path) as reader:
-        height, width = reader.frames([0]).shape[1:3]
-        fps = reader.fps
+        (height, width), fps = reader.size, reader.fps
     if not frames:
         frames = round(duration * fps) if duration else None
     return VideoInfo(Path(path), height, width, fps, frames, duration, codec, pixel_format or "unknown")
@@ -66,7 +65,7 @@ class VideoStream:
         self.path, self.backend = self._reader.path, self._reader.backend
         self.native_fps, self.fps = self._reader.fps, self._reader.fps if fps is None else float(fps)
         self._resample = fps is not None
-        self.native_size = self._reader.frames([0]).shape[1:3]
+        self.native_size = self._reader.size
         try:
             self.size = plan_resize(*self.native_size, size, multiple)[1]
         except ValueError as e:

@@ -10,7 +10,7 @@ from av import VideoFrame
 
 from .container import MAX_PIXELS, describe, open_container, stream_fps
 from .error import VideoError
-from .picture import display_matrix, to_rgb
+from .picture import display_matrix, swaps_sides, to_rgb
 from .reader import Chunk, OnError
 
 
@@ -19,8 +19,8 @@ class PyAVReader:
 
     Counting frames means decoding them all once, since only a decoder knows what will be presented; `iter_frames`
     needs no count. A frame that differs in size from the first is scaled to it (as ffmpeg does).
-    turned: whether metadata turn or mirror the picture. error: the `VideoError` that ended the video early under
-    on_error="keep", once decoding has come that far.
+    size: (height, width) as shown. turned: whether metadata turn or mirror the picture. error: the `VideoError` that
+    ended the video early under on_error="keep", once decoding has come that far.
     """
 
     backend = "pyav"
@@ -41,7 +41,9 @@ class PyAVReader:
         self.fps = stream_fps(stream) if first.time is not None else float(stream.guessed_rate or 25)
         self._ahead, self._next = chain([first], self._decoder), 0  # what comes next, and its index
         self.start_time = self._time(first, 0)
-        self._size, self.turned = (first.width, first.height), display_matrix(first) is not None
+        self._size, matrix = (first.width, first.height), display_matrix(first)
+        self.turned = matrix is not None
+        self.size = (first.width, first.height) if swaps_sides(matrix) else (first.height, first.width)
 
     @property
     def num_frames(self) -> int:

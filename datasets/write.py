@@ -53,8 +53,10 @@ class VideoWriter:
                 self._sink.finish()
                 os.replace(self._part, self.path)
         finally:
-            self._sink.abandon()
-            self._part.unlink(missing_ok=True)
+            try:
+                self._sink.abandon()  # may fail too, on a full disk
+            finally:
+                self._part.unlink(missing_ok=True)
 
 
 def write_video(path: str | Path, video: Tensor, fps: float) -> None:

@@ -2,7 +2,9 @@
 
 import math
 import os
+import tarfile
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from vidtok.datasets import (
     demo_clip,
     frames_to_video,
     iter_video,
+    open_video,
     probe_video,
     read_video,
     resize_video,
@@ -22,6 +25,8 @@ from vidtok.datasets import (
     write_video,
 )
 from vidtok.datasets.resample import resample_indices
+
+SHARED = Path(os.environ.get("VIDTOK_SHARED", Path(__file__).parents[2] / "shared"))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,7 @@ def wide(clip, tmp_path_factory):
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    return -10 * math.log10(((a - b) / 2).square().mean().item())
+    return -10 * math.log10(max(((a - b) / 2).square().mean().item(), 1e-12))
 
 
 @pytest.mark.parametrize(
@@ -107,6 +112,10 @@ def test_chunked_writing_equals_whole(clip, tmp_path):
     assert chunks_BCTHW.shape == whole_BCTHW.shape and psnr(chunks_BCTHW, whole_BCTHW) > 40
 
 
+def full_disk():
+    raise OSError("No space left on device")
+
+
 def test_failed_write_leaves_nothing(clip, tmp_path):
     (tmp_path / "old.mp4").write_bytes(b"old")
     with pytest.raises(RuntimeError), VideoWriter(tmp_path / "old.mp4", 30) as writer:
@@ -119,6 +128,10 @@ def test_failed_write_leaves_nothing(clip, tmp_path):
         pass
     with pytest.raises(ValueError):
         write_video(tmp_path / "two.png", clip[:, :, :2], 30)
+    with pytest.raises(OSError), VideoWriter(tmp_path / "full.mp4", 30) as writer:
+        writer._sink.abandon = full_disk
+        writer.write(clip)
+        full_disk()
     assert os.listdir(tmp_path) == ["old.mp4"] and (tmp_path / "old.mp4").read_bytes() == b"old"
 
 
@@ -200,3 +213,19 @@ def test_bad_arguments_are_value_errors_and_tiny_pictures_video_errors(wide, tmp
     write_video(tmp_path / "tiny.png", torch.zeros(3, 1, 4, 4), 1)
     with pytest.raises(VideoError, match="leaves nothing"):
         read_video(tmp_path / "tiny.png", size=None)
+
+
+@pytest.mark.skipif(not (SHARED / "data/video-val.tar").exists(), reason="needs the shared clips ($VIDTOK_SHARED)")
+def test_real_clips(tmp_path):
+    with tarfile.open(SHARED / "data/video-val.tar") as tar:
+        members = [m for m in tar if m.name.endswith(".mp4")][::20]
+        for member in members:
+            (tmp_path / "clip.mp4").write_bytes(tar.extractfile(member).read())
+            video_BCTHW = read_video(tmp_path / "clip.mp4", max_frames=17)
+            assert min(video_BCTHW.shape[-2:]) == 128 and video_BCTHW.std() > 0.05, member.name
+            with open_video(tmp_path / "clip.mp4") as auto, open_video(tmp_path / "clip.mp4", "pyav") as truth:
+                assert auto.num_frames == truth.num_frames, member.name
+                np.testing.assert_allclose(auto.timestamps, truth.timestamps, atol=1e-3)
+                asked = [truth.num_frames - 1, 0, truth.num_frames // 2]
+                worst = np.abs(auto.frames(asked).astype(int) - truth.frames(asked)).mean()
+                assert worst < 2, (member.name, auto.backend)
