@@ -10,9 +10,6 @@ centre crop to a square. A clip that can't be read, or is too short, counts as f
 """
 
 import argparse
-import json
-import os
-from pathlib import Path
 
 from vidtok.cli import options
 
@@ -37,13 +34,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from vidtok.cli.inputs import find_videos
-    from vidtok.cli.main import UserError
+    from vidtok.cli.jsonfile import refuse_existing, write_json
     from vidtok.cli.progress import track
     from vidtok.eval import I3D, clip_protocol, evaluate_reconstruction, format_table, validation_clips
     from vidtok.lpips import LPIPS
 
-    if args.json and Path(args.json).exists() and not args.force:
-        raise UserError(f"{args.json} exists: --force overwrites it")
+    refuse_existing(args.json, args.force)
     files = [file for file, _ in find_videos(args.inputs)]
     tokenizer = options.load_tokenizer(args)
     device = tokenizer.device
@@ -63,17 +59,6 @@ def run(args: argparse.Namespace) -> None:
         device=device,
     )
     print(format_table(result))
+    print(f"{args.precision} on {result['provenance']['device']}, {result['wall_time_s']:.0f} s")
     if args.json:
         write_json(args.json, result)
-
-
-def write_json(path: str | os.PathLike, value: dict) -> None:
-    """Writes a JSON file; it appears complete or not at all. Missing folders are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps(value, indent=2) + "\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
