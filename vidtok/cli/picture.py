@@ -32,9 +32,13 @@ def draw_picture(path: Path, original: Tensor, decoded: Tensor, ids: np.ndarray,
         ("tokens", [colours[-(-T // 4)] for T in frames]),
     ]
     height, width = original.shape[3:]
-    across, left, top = 1.9, 1.3, 0.75  # inches: a picture, the row labels, the lines above
+    left, top, rest, gap = 1.3, 0.75, 0.12, 0.08  # inches: the row labels, the lines above, the other edges, between
+    across = 1.9
     down = across * height / width
-    size = left + across * len(frames) + 0.15, top + (down + 0.08) * len(rows) + 0.1
+    size = (
+        left + (across + gap) * len(frames) - gap + rest,
+        top + (down + gap) * len(rows) - gap + rest,
+    )
     figure = Figure(size, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(
@@ -43,11 +47,11 @@ def draw_picture(path: Path, original: Tensor, decoded: Tensor, ids: np.ndarray,
         squeeze=False,
         gridspec_kw={
             "left": left / size[0],
-            "right": 1 - 0.15 / size[0],
+            "right": 1 - rest / size[0],
             "top": 1 - top / size[1],
-            "bottom": 0.1 / size[1],
-            "wspace": 0.04,
-            "hspace": 0.04,
+            "bottom": rest / size[1],
+            "wspace": gap / across,
+            "hspace": gap / down,
         },
     )
     for (name, pictures), line in zip(rows, axes, strict=True):

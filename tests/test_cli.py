@@ -1,0 +1,241 @@
+"""The commands, run as `vidtok.cli.main.main([...])` on small files and a tiny tokenizer."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from vidtok.cli.main import VERBS, main
+from vidtok.cli.padding import pad_chunks
+from vidtok.datasets import demo_clip, iter_video, probe_video, read_video, write_video
+from vidtok.tokenfile import read_tokens
+from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
+
+SIZES = {"odd.mp4": (6, 37, 51), "sub/even.mp4": (17, 32, 48), "sub/one.mp4": (1, 24, 24)}  # T, H, W
+
+
+def save_model(folder, seed):
+    torch.manual_seed(seed)
+    net = {"kind": "patch", "width": 32, "blocks": 2, "decoder_blocks": 2}
+    VideoTokenizer(TokenizerConfig("tiny", net, {"kind": "lfq", "bits": 18})).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"), 0)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for name, (T, H, W) in SIZES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_video(folder / name, demo_clip(T, 64)[..., :H, :W], 24)
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def frames_of(path):
+    return torch.cat(list(iter_video(path, size=None, multiple=1)), 2)
+
+
+def vidtok(capsys, *args, status=0):
+    """Runs a command; returns (stdout, stderr)."""
+    capsys.readouterr()
+    assert main([str(a) for a in args]) == status
+    return capsys.readouterr()
+
+
+def fails(capsys, *args):
+    """Runs a command that must end in one line on stderr; returns the line."""
+    _, err = vidtok(capsys, *args, status=1)
+    assert err.startswith("vidtok: ") and err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
+def test_encode_and_decode_a_tree(capsys, here, model, videos):
+    out, err = vidtok(capsys, "encode", videos, "--model", model, "-o", "tokens")
+    assert "encoded 3 of 3 files, 24 frames" in out and err == ""
+    vidtok(capsys, "decode", "tokens", "-o", "decoded", "--model", model)
+    tokenizer = VideoTokenizer.from_pretrained(model)
+    for name, (T, H, W) in SIZES.items():
+        tokens = read_tokens((here / "tokens" / name).with_suffix(".npz"))
+        padded = torch.cat(list(pad_chunks([frames_of(videos / name)], (4, 8, 8))), 2)
+        assert np.array_equal(tokens.ids, tokenizer.encode(padded)[0].numpy())
+        meta = tokens.meta
+        assert (meta.frames, *meta.size) == (T, H, W) and meta.native_size == (H, W) and meta.fps == 24
+        assert (meta.model, meta.precision, meta.source) == ("tiny", "fp32", name.rpartition("/")[2])
+        assert meta.weight_hash == tokenizer.weight_hash
+        assert np.allclose(tokens.timestamps, np.arange(T) / 24)
+        decoded = frames_of(here / "decoded" / name)
+        assert decoded.shape == (1, 3, T, H, W)
+        expected = tokenizer.decode(torch.from_numpy(tokens.ids)[None])[:, :, :T, :H, :W]
+        write_video("expected.mp4", expected, 24)
+        assert (decoded - frames_of("expected.mp4")).abs().mean() < 0.02
+        assert probe_video(here / "decoded" / name).fps == 24
+
+
+def test_resizing_resampling_and_stopping(capsys, here, model, videos):
+    source = videos / "sub/even.mp4"
+    vidtok(capsys, "encode", "--size", 20, "--fps", 12, source, "--max-frames", 6, "-o", "t.npz", "--model", model)
+    tokens = read_tokens("t.npz")
+    assert tokens.meta.size == (20, 30) and tokens.meta.coded_size == (24, 32) and tokens.meta.native_size == (32, 48)
+    assert tokens.meta.fps == 12 and tokens.meta.native_fps == 24 and tokens.meta.frames == 6
+    assert np.allclose(tokens.timestamps, np.arange(6) / 12) and tokens.ids.shape == (3, 3, 4)
+    vidtok(capsys, "decode", "t.npz", "-o", "t.gif", "--model", model)
+    assert frames_of("t.gif").shape == (1, 3, 6, 20, 30)
+
+
+def test_tiles(capsys, here, model, videos):
+    for verb, target in (("encode", "t.npz"), ("reconstruct", "r.mp4")):
+        vidtok(capsys, verb, videos / "odd.mp4", "-o", target, "--tile", 32, "--model", model)
+    assert read_tokens("t.npz").meta.tile == 32
+    vidtok(capsys, "decode", "t.npz", "-o", "d.mp4", "--tile", 32, "--model", model)
+    assert torch.equal(frames_of("d.mp4"), frames_of("r.mp4"))
+    assert "multiples of 8" in fails(capsys, "encode", videos, "-o", "x", "--tile", 30, "--model", model)
+
+
+def test_reconstruct(capsys, here, model, videos):
+    vidtok(capsys, "reconstruct", videos, "-o", "out", "--model", model)
+    vidtok(capsys, "reconstruct", videos, "-o", "both", "--model", model, "--side-by-side")
+    for name, (T, H, W) in SIZES.items():
+        assert frames_of(here / "out" / name).shape == (1, 3, T, H, W)
+        both = frames_of(here / "both" / name)
+        assert both.shape == (1, 3, T, H, 2 * W)
+        assert (both[..., :W] - frames_of(videos / name)).abs().mean() < 0.1
+
+
+def test_bf16_is_recorded_and_compared(capsys, here, model, videos):
+    out, _ = vidtok(capsys, "encode", videos, "-o", "t", "--precision", "bf16", "--model", model)
+    assert read_tokens("t/odd.npz").meta.precision == "bf16"
+    line = out.splitlines()[-1]
+    assert line.startswith("bf16 against fp32: ") and "of 3 videos" in line
+    assert float(line.split()[3].rstrip("%")) > 90
+
+
+def test_one_bad_file_among_good_ones(capsys, here, model, videos):
+    bad = here / "in"
+    bad.mkdir()
+    good = (videos / "odd.mp4").read_bytes()
+    for name, data in {
+        "a.mp4": good, "cut.mp4": good[: len(good) // 2], "page.mp4": b"<!doctype html><html></html>", "zero.mp4": b"",
+    }.items():  # fmt: skip
+        (bad / name).write_bytes(data)
+    for verb, suffix in (("encode", ".npz"), ("reconstruct", ".mp4")):
+        out, err = vidtok(capsys, verb, "in", "-o", f"out-{verb}", "--model", model, status=1)
+        lines = err.splitlines()
+        assert len(lines) == 3 and all(line.startswith("vidtok: in/") for line in lines)
+        assert "in/zero.mp4: the file is empty" in err and "1 of 4 files" in out and "3 failed" in out
+        assert [p.name for p in (here / f"out-{verb}").iterdir()] == [f"a{suffix}"]  # and no partial file
+    out, err = vidtok(capsys, "eval", "reconstruction", "in", "--frames", 5, "--size", 32, "--model", model)
+    assert "1 of 4 clips used, 3 failed" in out
+
+
+def test_nothing_is_overwritten_unasked(capsys, here, model, videos):
+    command = ["encode", videos / "odd.mp4", "-o", "t", "--model", model]
+    vidtok(capsys, *command)
+    before = (here / "t/odd.npz").stat().st_mtime_ns
+    assert "t/odd.npz exists: --force" in fails(capsys, *command)
+    assert (here / "t/odd.npz").stat().st_mtime_ns == before
+    vidtok(capsys, *command, "--force")
+    assert (here / "t/odd.npz").stat().st_mtime_ns > before
+
+
+def test_tokens_of_other_weights_are_refused(capsys, here, model, videos):
+    other = save_model(here / "other", 1)
+    vidtok(capsys, "encode", videos / "odd.mp4", "-o", "t.npz", "--model", model)
+    line = fails(capsys, "decode", "t.npz", "-o", "d.mp4", "--model", other)
+    assert read_tokens("t.npz").meta.weight_hash in line and "give the model that made them" in line
+    assert not (here / "d.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["encode", "nope.mp4"], "nope.mp4: no such file"),
+        (["encode", "x*.mp4"], "x*.mp4: no file matches"),
+        (["encode", "ok.mp4", "--model", "vidtok-q"], "vidtok-q"),
+        (["encode", "ok.mp4", "--precision", "fp17"], "fp17"),
+        (["encode", "ok.mp4", "--device", "tpu9"], "tpu9"),
+        (["encode", "zero.mp4"], "zero.mp4: the file is empty"),
+        (["encode", "page.mp4"], "page.mp4: not a video"),
+        (["decode", "ok.mp4"], "ok.mp4: not a token file"),
+        (["reconstruct", "zero.mp4"], "zero.mp4: the file is empty"),
+        (["demo", "zero.mp4"], "zero.mp4: the file is empty"),
+        (["demo", "nope.mp4"], "nope.mp4: no such file"),
+    ],
+)
+def test_errors_are_one_line(capsys, here, model, videos, args, message):
+    (here / "zero.mp4").touch()
+    (here / "page.mp4").write_text("<!doctype html><html></html>")
+    (here / "ok.mp4").write_bytes((videos / "odd.mp4").read_bytes())
+    model_args = [] if "--model" in args else ["--model", model]
+    assert message in fails(capsys, *args, "-o", "out", *model_args)
+
+
+def test_info(capsys, here, model, videos):
+    vidtok(capsys, "encode", videos / "odd.mp4", "-o", "t.npz", "--model", model)
+    out, _ = vidtok(capsys, "info", "t.npz")
+    tokens = 3 * 5 * 7
+    assert f"{18 * tokens / (6 * 37 * 51):.4f} bits per pixel" in out and "3 x 5 x 7 = 105" in out
+    out, _ = vidtok(capsys, "info", model)
+    assert VideoTokenizer.from_pretrained(model).weight_hash in out and "18 bits" in out
+    out, _ = vidtok(capsys, "info", videos / "odd.mp4")
+    assert "37 x 51" in out and "24 frames/s" in out
+    assert "nope.mp4" in fails(capsys, "info", "nope.mp4")
+
+
+def test_eval_reconstruction(capsys, here, model, videos):
+    command = ["eval", "reconstruction", videos, "--frames", 5, "--size", 32, "--split", "val", "--json", "r/e.json"]
+    out, _ = vidtok(capsys, *command, "--model", model)
+    assert "2 of 3 clips used, 1 failed" in out and "first 5 frames, short side 32, centre crop" in out
+    result = json.loads((here / "r/e.json").read_text())
+    assert result["protocol"]["split"] == "val" and result["tokenizer"]["name"] == "tiny"
+    assert result["n_used"] == 2 and "psnr" in result["metrics"] and result["protocol"]["precision"] == "fp32"
+    assert "r/e.json exists" in fails(capsys, *command, "--model", model)
+    (here / "zero.mp4").touch()
+    assert "no clip could be evaluated" in fails(capsys, "eval", "reconstruction", "zero.mp4", "--model", model)
+
+
+def test_demo(capsys, here, model, videos):
+    for _ in range(2):  # over its own files
+        out, _ = vidtok(capsys, "demo", "--model", model)
+    for word in ("PSNR", "SSIM", "bits per pixel", "codebook", "frames/s", "vidtok-demo/picture.png"):
+        assert word in out
+    assert read_video("vidtok-demo/original.mp4").shape == read_video("vidtok-demo/reconstruction.mp4").shape
+    assert read_tokens("vidtok-demo/tokens.npz").meta.frames == 33
+    assert probe_video("vidtok-demo/picture.png").width > 800
+    vidtok(capsys, "demo", videos / "sub/one.mp4", "-o", "one", "--model", model)
+    assert frames_of("one/reconstruction.mp4").shape == (1, 3, 1, 128, 128)
+
+
+def test_help_is_quick_and_has_examples(capsys):
+    for verb in VERBS:
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        assert stop.value.code == 0 and f"vidtok {verb} " in capsys.readouterr().out
+    # Quick, because nothing heavy is imported.
+    code = (
+        "import sys, vidtok.cli.main as m\n"
+        "for verb in m.VERBS:\n"
+        "    try: m.main([verb, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "assert not {'torch', 'av', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_wrong_usage(capsys):
+    for args in (["encod"], ["encode"], ["encode", "x.mp4"], ["encode", "x.mp4", "-o", "o", "--size", "0"]):
+        with pytest.raises(SystemExit) as stop:
+            main(args)
+        assert stop.value.code == 2 and "Traceback" not in capsys.readouterr().err
