@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     quality = psnr(original, decoded).item()
     rate = tokenizer.bits * ids.size / original[0, 0].numel()
     caption = f"{meta.model}: {quality:.1f} dB at {rate:.3f} bits per pixel"
-    draw_picture(files["picture.png"], original, decoded, ids, tokenizer.bits, caption)
+    draw_picture(files["picture.png"], original, decoded, ids, tokenizer, caption)
     print_rows(
         {
             "clip": f"{clip_name}, {meta.frames} frames, {meta.size[0]} x {meta.size[1]}",

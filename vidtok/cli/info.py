@@ -8,6 +8,7 @@ vidtok info clip.mp4
 import argparse
 from pathlib import Path
 
+from vidtok.cli.main import UserError
 from vidtok.cli.table import print_rows
 
 
@@ -17,6 +18,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     path = Path(args.thing)
+    if not path.exists() and path.suffix:
+        raise UserError(f"{path}: no such file")
     if not path.is_file():
         tokenizer_info(args.thing)
     elif path.suffix.lower() == ".npz":

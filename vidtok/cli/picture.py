@@ -5,16 +5,17 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-COLUMNS = 6
+COLUMNS = 6  # frames shown at most
 INK = "#333333"
 
 
-def draw_picture(path: Path, original: Tensor, decoded: Tensor, ids: np.ndarray, bits: float, caption: str) -> None:
+def draw_picture(path: Path, original: Tensor, decoded: Tensor, ids: np.ndarray, tokenizer, caption: str) -> None:
     """Writes a .png.
 
     Args:
         original, decoded: float [1, 3, T, H, W] in [-1, 1].
-        ids: [t, h, w]; the tokens of frame T are those of latent ceil(T / 4).
+        ids: [t, h, w], of the padded frames.
+        tokenizer: has the `stride` and the `bits` of the ids.
         caption: a line above it all.
     """
     # Not pyplot: no window system is asked, no global state is left.
@@ -22,18 +23,18 @@ def draw_picture(path: Path, original: Tensor, decoded: Tensor, ids: np.ndarray,
     from matplotlib.figure import Figure
 
     frames = np.unique(np.linspace(0, original.shape[2] - 1, COLUMNS).round().astype(int))
-    error = (original - decoded).abs() / 2
+    error = (original - decoded).abs().mean(1, keepdim=True) / 2
     gain = error_gain(error)
-    colours = token_colours(ids, bits)
+    stride, (height, width) = tokenizer.stride, original.shape[3:]
+    colours = token_colours(ids, tokenizer.bits).repeat(stride[1], 1).repeat(stride[2], 2)[:, :height, :width]
     rows = [
         ("original", [_pixels(original[0, :, T]) for T in frames]),
         ("reconstruction", [_pixels(decoded[0, :, T]) for T in frames]),
-        (f"error\n(x {gain})", [1 - (error[0, :, T] * gain).clamp(0, 1).permute(1, 2, 0).numpy() for T in frames]),
-        ("tokens", [colours[-(-T // 4)] for T in frames]),
+        (f"error\n(x {gain})", [_grey(error[0, :, T] * gain) for T in frames]),
+        ("tokens", [colours[-(-T // stride[0])] for T in frames]),
     ]
-    height, width = original.shape[3:]
     left, top, rest, gap = 1.3, 0.75, 0.12, 0.08  # inches: the row labels, the lines above, the other edges, between
-    across = 1.9
+    across = max(1.9, 4.2 / len(frames))  # room for the caption
     down = across * height / width
     size = (
         left + (across + gap) * len(frames) - gap + rest,
@@ -56,7 +57,7 @@ def draw_picture(path: Path, original: Tensor, decoded: Tensor, ids: np.ndarray,
     )
     for (name, pictures), line in zip(rows, axes, strict=True):
         for axis, picture in zip(line, pictures, strict=True):
-            axis.imshow(picture, interpolation="nearest", extent=(0, width, height, 0), aspect="auto")
+            axis.imshow(picture, interpolation="nearest", aspect="auto")
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
                 spine.set(color="#bbbbbb", linewidth=0.6)
@@ -79,6 +80,11 @@ def token_colours(ids: np.ndarray, bits: float) -> np.ndarray:
     signs = (ids[..., None] >> places & 1) * 2.0 - 1
     projection = np.random.default_rng(0).standard_normal((len(places), 3)) / len(places) ** 0.5
     return 1 / (1 + np.exp(-1.8 * signs @ projection))
+
+
+def _grey(error_1HW: Tensor) -> np.ndarray:
+    """White where there is none."""
+    return (1 - error_1HW.clamp(0, 1)).expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 
 def _pixels(image_CHW: Tensor) -> np.ndarray:
