@@ -31,6 +31,7 @@ class ClipFolder(Dataset):
     frames: 1+4k. crop: pixels, a multiple of 8. size: short side before the crop; (low, high), drawn per crop; None,
     native. crops_per_clip: how many crops of a batch share one decoded window (they must divide the batch sizes).
     flip: mirror half of the crops. fps: resample by time (see `read_video`); None, native. images: use images too.
+    cache: folder for decoded frames (`vidtok.datasets.cache`); decoding is then paid once per video, not per window.
     A file that can't be used (broken, too short, too small) is warned about once, listed in `skipped`, and another
     one drawn. Raises ValueError for bad arguments and for folders that hold nothing to train on.
     """
@@ -49,6 +50,7 @@ class ClipFolder(Dataset):
         batch_size: int = 8,
         image_batch_size: int | None = None,
         image_fraction: float = 0.1,
+        cache: str | Path | None = None,
     ):
         image_batch_size = image_batch_size or 4 * batch_size
         if frames < 1 or frames % 4 != 1:
@@ -61,6 +63,7 @@ class ClipFolder(Dataset):
         if self.size and self.size[0] < crop:
             raise ValueError(f"crop={crop} does not fit into size={size}")
         self.frames, self.crop, self.crops_per_clip, self.flip, self.fps = frames, crop, crops_per_clip, flip, fps
+        self.cache = cache
         self.seed, self.batch_size, self.image_batch_size = seed, batch_size, image_batch_size
         self.videos, self.video_shares = _find(root, VIDEO_SUFFIXES)
         self.images, self.image_shares = _find(root, IMAGE_SUFFIXES if images else ())
@@ -119,7 +122,7 @@ class ClipFolder(Dataset):
             with PyAVReader(path) as reader:
                 frames_THWC = reader.frames([0])
         else:
-            frames_THWC = read_window(path, self.frames, self.fps, position)
+            frames_THWC = read_window(path, self.frames, self.fps, position, self.cache)
         short = min(frames_THWC.shape[1:3])
         if short < self.crop * (short / self.size[0] if self.size else 1):
             raise VideoError(path, f"{short} pixels are less than a crop of {self.crop}")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .cache import cached_frames
 from .container import open_container
 from .error import VideoError
 from .picture import to_rgb
@@ -13,12 +14,19 @@ from .resample import resample_indices
 from .timeline import Timeline, read_timeline
 
 
-def read_window(path: str | Path, frames: int, fps: float | None, position: float) -> np.ndarray:
+def read_window(
+    path: str | Path, frames: int, fps: float | None, position: float, cache: str | Path | None = None
+) -> np.ndarray:
     """`frames` consecutive frames -> uint8 [T,H,W,3].
 
     fps: resample by time (see `read_video`); None, native. position: 0..1, where between the first possible window and
-    the last one. Raises `VideoError` where the video is shorter than the window or can't be decoded.
+    the last one. cache: folder for decoded frames, see `cached_frames`. Raises `VideoError` where the video is shorter
+    than the window or can't be decoded.
     """
+    if cache is not None:
+        pictures, timestamps = cached_frames(path, cache)
+        native_fps = (len(timestamps) - 1) / max(timestamps[-1], 1e-9)
+        return np.array(pictures[_indices(path, timestamps, native_fps, frames, fps, position)])
     timeline = _timeline(str(path))
     if timeline.doubt is not None:
         with PyAVReader(path) as reader:

@@ -1,0 +1,1 @@
+"""Heads on token grids. Empty yet: recognition heads follow."""

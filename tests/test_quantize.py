@@ -179,37 +179,23 @@ def test_gradient_passes_straight_through_the_sign():
 
 
 def test_residual_signs_are_a_binary_expansion():
-    """sum_l 2^-(l+1) sign_l comes within 2^-levels of the bounded value; one level is LFQ itself."""
-    residual = LFQ(12, levels=4, bound=True)
+    """sum_l 2^-(l+1) sign_l comes within 2^-levels of tanh of the channel; one level is LFQ itself."""
+    residual = LFQ(12, levels=4)
     x = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     z = residual.latents(x)
     assert z.shape[1] == 12
     signs = residual.quantize(z).view(2, 4, 3, 1, 4, 4)
     value = sum(signs[:, level] / 2 ** (level + 1) for level in range(4))
     assert (value - x.tanh()).abs().max() <= 2**-4 + 1e-6
-    assert torch.equal(LFQ(18, bound=True).latents(x), x.tanh())
+    assert torch.equal(LFQ(18).latents(x), x)
 
 
 def test_residual_gradient_reaches_the_encoder_with_the_weight_of_its_level():
     x = torch.full((1, 1, 1, 1, 1), 0.3, requires_grad=True)
-    residual = LFQ(3, levels=3, bound=True)
+    residual = LFQ(3, levels=3)
     for level, share in enumerate((1, 1 / 2, 1 / 4)):
         (grad,) = torch.autograd.grad(residual.quantize(residual.latents(x))[0, level].sum(), x)
         assert grad.item() == pytest.approx(share * (1 - math.tanh(0.3) ** 2), rel=1e-5)
-
-
-def test_stochastic_signs_only_in_training_and_only_at_first():
-    lfq = LFQ(4, bound=True, stochastic_until=0.5)
-    z = torch.full((1, 4, 1, 40, 40), 0.1)
-    lfq.progress = 0.0
-    torch.manual_seed(0)
-    assert set(lfq.train().quantize(z).unique().tolist()) == {-1.0, 1.0}
-    # P(+1) = (1 + 0.1) / 2 at slope 1
-    assert lfq.quantize(z).mean().item() == pytest.approx(0.1, abs=0.04)
-    lfq.progress = 0.5
-    assert (lfq.quantize(z) == 1).all()
-    lfq.progress = 0.0
-    assert (lfq.eval().quantize(z) == 1).all()
 
 
 def test_commitment_is_the_mean_square_distance_to_the_sign():
@@ -265,7 +251,6 @@ def test_vq_takes_the_nearest_entry():
     [
         (lambda: LFQ(61), "1 to 60 bits"),
         (lambda: LFQ(18, levels=4), "levels"),
-        (lambda: LFQ(18, levels=3), "bound=True"),
         (lambda: FSQ((1, 8)), "2 or more"),
         (lambda: VQ(1), "2 or more"),
     ],

@@ -12,8 +12,7 @@ NETS = {
 }
 QUANTIZERS = {
     "lfq": {"kind": "lfq", "bits": 18},
-    "residual": {"kind": "lfq", "bits": 18, "levels": 3, "bound": True},
-    "stochastic": {"kind": "lfq", "bits": 18, "bound": True, "stochastic_until": 0.5},
+    "residual": {"kind": "lfq", "bits": 18, "levels": 3},
     "fsq": {"kind": "fsq", "levels": [8] * 6},
     "vq": {"kind": "vq", "size": 512, "dim": 8},
 }
@@ -230,19 +229,27 @@ def test_loading_errors_name_what_is_there(tmp_path):
         build().set_precision("fp31")
 
 
-def test_tiles_nearly_equal_the_whole(net):
-    tokenizer = build(net)
+def test_tiles_nearly_equal_the_whole():
+    """For vidtok-t's network; the group norms of magvit2 see one tile at a time, which random weights make large."""
+    tokenizer = build("patch")
     video = clip(5, 96, 128)
     ids, tiled = tokenizer.encode(video), tokenizer.encode(video, tile=64)
-    assert tiled.shape == ids.shape
-    bits = lambda x: tokenizer.ids_to_codes(x) > 0  # noqa: E731
-    assert (bits(ids) == bits(tiled)).float().mean() > 0.85  # the norms of magvit2 see one tile at a time
+    same_bits = ((ids ^ tiled)[..., None] >> torch.arange(18) & 1 == 0).float().mean()
+    assert tiled.shape == ids.shape and same_bits > 0.95
     whole, blended = tokenizer.decode(ids), tokenizer.decode(ids, tile=(64, 128))
     assert blended.shape == whole.shape
     assert (whole - blended).abs().mean() < 0.05
     assert torch.equal(tokenizer.encode(video, tile=128), ids)
     with pytest.raises(ValueError, match="multiples of 8"):
         tokenizer.encode(video, tile=60)
+
+
+def test_tiles_keep_the_grid(net):
+    """A video of uneven size in uneven tiles: every cell is written, in its place."""
+    tokenizer = build(net)
+    still = torch.linspace(-1, 1, 104).view(1, 1, 1, 1, 104).expand(1, 3, 1, 88, 104)
+    assert tokenizer.encode(still, tile=(32, 40)).shape == (1, 1, 11, 13)
+    assert tokenizer.decode(tokenizer.encode(still), tile=(32, 40)).shape == still.shape
 
 
 def test_frames_too_large_name_the_memory(net):

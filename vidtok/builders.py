@@ -2,6 +2,7 @@
 
 from importlib.resources import files
 
+import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
@@ -56,6 +57,7 @@ def build_trainer(cfg: DictConfig) -> dict:
     from vidtok.train.schedule import Schedule
 
     plain = OmegaConf.to_container(cfg, resolve=True)
+    torch.manual_seed(plain["seed"])  # of the initial weights
     tokenizer = VideoTokenizer.from_pretrained(plain["init"]) if plain["init"] else build_tokenizer(cfg)
     optimizer = dict(plain["optimizer"])
     trainer = dict(plain["trainer"])

@@ -56,7 +56,7 @@ class Encoder(nn.Module):
         blocks: of the encoder (`decoder_blocks` is the decoder's).
     """
 
-    def __init__(self, out_channels: int, width: int = 192, blocks: int = 4, decoder_blocks: int = 6):
+    def __init__(self, out_channels: int, width: int = 256, blocks: int = 4, decoder_blocks: int = 6):
         super().__init__()
         self.width = width
         self.peak_values = _peak_values(width)
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """[B, code_channels, 1+n, h, w] -> [B, 3, 1+4n, 8h, 8w]. Arguments as in `Encoder`."""
 
-    def __init__(self, code_channels: int, width: int = 192, blocks: int = 4, decoder_blocks: int = 6):
+    def __init__(self, code_channels: int, width: int = 256, blocks: int = 4, decoder_blocks: int = 6):
         super().__init__()
         self.peak_values = _peak_values(width)
         self.embed = nn.Linear(code_channels, width)

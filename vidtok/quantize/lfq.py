@@ -32,53 +32,31 @@ class LFQ(nn.Module):
 
     Args:
         bits: K, 1 to 60; the codebook has 2^K entries.
-        levels: successive signs per encoder channel.
-        bound: squash the encoder's output by tanh before the sign, so that a latent cannot run away from the threshold
-            that its gradient has to cross (the residual form needs it: the expansion is of [-1, 1]).
+        levels: successive signs per encoder channel. With more than one, the encoder's output is first squashed into
+            [-1, 1] by tanh.
         temperature, groups: of the entropy terms, see `lfq_entropy`.
-        stochastic_until: in training, draw each bit with probability sigmoid(2 slope atanh z) until this share of the
-            run, the slope growing from 1 to 4; a bit then gets a useful gradient wherever its latent stands. 0 is
-            the plain straight-through sign throughout. Only without residual levels.
     """
 
-    def __init__(
-        self,
-        bits: int = 18,
-        levels: int = 1,
-        bound: bool = False,
-        temperature: float = 1.0,
-        groups: int = 1,
-        stochastic_until: float = 0.0,
-    ):
+    def __init__(self, bits: int = 18, levels: int = 1, temperature: float = 1.0, groups: int = 1):
         super().__init__()
         if not 1 <= bits <= 60:
             raise ValueError(f"LFQ ids hold 1 to 60 bits, not {bits}")
         if bits % levels:
             raise ValueError(f"{bits} bits don't divide into {levels} levels")
-        if levels > 1 and not bound:
-            raise ValueError("the residual form expands values in [-1, 1]: set bound=True")
-        if stochastic_until and (levels > 1 or not bound):
-            raise ValueError("stochastic signs need bound=True and one level")
-        self.bits, self.levels, self.bound = bits, levels, bound
+        self.bits, self.levels = bits, levels
         self.in_channels, self.code_channels = bits // levels, bits
-        self.temperature, self.groups, self.stochastic_until = temperature, groups, stochastic_until
-        self.progress = 1.0  # share of the training run done; the training loop sets it
+        self.temperature, self.groups = temperature, groups
 
     def latents(self, x_BDthw: Tensor) -> Tensor:
         """Values before the sign, [B, bits, t, h, w] float32; bit l * D + c is level l of channel c."""
         x = x_BDthw.float()
-        levels = [torch.tanh(x) if self.bound else x]
+        levels = [x if self.levels == 1 else torch.tanh(x)]
         while len(levels) < self.levels:
             levels.append(2 * levels[-1] - signs(levels[-1]))
         return torch.cat(levels, 1)
 
     def quantize(self, z_BKthw: Tensor) -> Tensor:
         """Codes of -1 and +1 in z's dtype."""
-        if self.training and self.progress < self.stochastic_until:
-            slope = 1 + 3 * self.progress / self.stochastic_until
-            mean = torch.tanh(slope * torch.atanh(z_BKthw.clamp(-0.999, 0.999)))
-            codes = torch.where(torch.rand_like(mean) < (mean + 1) / 2, 1.0, -1.0)
-            return codes + mean - mean.detach()
         # Level l moves the represented value by 2^-l, and its gradient to the encoder is scaled alike; the expansion
         # multiplies by 2 at each level on the way back, so that two factors are undone here.
         scale = torch.arange(self.levels, device=z_BKthw.device).repeat_interleave(self.in_channels)

@@ -101,7 +101,6 @@ def train(
         if stop_asked or schedule.progress(step, seconds) >= 1:
             break
         video = video.chunk(accelerator.num_processes)[accelerator.process_index].to(accelerator.device)
-        tokenizer.quantizer.progress = schedule.progress(step, seconds)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * schedule.rate(step, seconds)
         torch.manual_seed((options.seed * 1_000_003 + step) * 4096 + accelerator.process_index)

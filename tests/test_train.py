@@ -1,0 +1,178 @@
+"""Training: the schedules, a run that learns, exact resume, clean stops, and the command's errors."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import vidtok
+from vidtok.cli.main import main
+from vidtok.datasets import demo_clip, write_video
+from vidtok.train.loss import LossWeights, perceptual_loss, reconstruction_loss
+from vidtok.train.schedule import Schedule
+
+TINY = ["model.net.width=16", "model.net.blocks=1", "model.net.decoder_blocks=1", "loss=starter", "optimizer=muon"]
+TINY += ["data.crop=32", "data.batch_size=2", "data.image_batch_size=2", "trainer.workers=0", "trainer.log_seconds=0"]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    for seed in range(3):
+        write_video(folder / f"{seed}.mp4", demo_clip(frames=25, size=64, seed=seed), fps=25)
+    write_video(folder / "still.png", demo_clip(frames=1, size=64, seed=9), fps=25)
+    return folder
+
+
+def train(clips, run, *overrides):
+    return main(["train", "tokenizer", f"data.root={clips}", f"run={run}", *TINY, *overrides])
+
+
+def checkpoint(run):
+    return torch.load(run / "checkpoint.pt", weights_only=True)
+
+
+def test_rate_warms_up_and_follows_a_cosine():
+    schedule = Schedule(max_steps=1000, warmup_steps=10, final_rate=0.1)
+    assert schedule.rate(0, 0) == pytest.approx(0.1, rel=1e-3)
+    assert schedule.rate(500, 0) == pytest.approx(0.55)
+    assert schedule.rate(1000, 0) == pytest.approx(0.1)
+    assert Schedule(max_minutes=2).progress(10**6, 60) == 0.5
+    with pytest.raises(ValueError, match=r"trainer\.max_steps or trainer\.max_minutes"):
+        Schedule()
+
+
+def test_weights_are_the_papers_and_entropy_falls_from_three_times():
+    weights = LossWeights()
+    assert [weights.entropy_weight(step) for step in (0, 1000, 2000, 9000)] == pytest.approx([0.3, 0.2, 0.1, 0.1])
+    terms = {name: torch.tensor(1.0) for name in ("reconstruction", "perceptual", "commitment", "entropy", "other")}
+    assert weights.total(terms, 2000).item() == pytest.approx(5.0 + 0.1 + 0.25 + 0.1)
+
+
+def test_reconstruction_loss_is_the_mean_square():
+    assert reconstruction_loss(torch.zeros(1, 3, 1, 2, 2), torch.full((1, 3, 1, 2, 2), 0.5)).item() == 0.25
+
+
+def test_perceptual_loss_looks_at_the_asked_frames():
+    seen = []
+
+    def lpips(x, y):
+        seen.append(x.shape)
+        return (x - y).abs().mean((1, 2, 3))
+
+    a, b = torch.zeros(2, 3, 5, 8, 8), torch.ones(2, 3, 5, 8, 8)
+    assert perceptual_loss(lpips, a, b, frames=2).item() == 1
+    assert perceptual_loss(lpips, a, b).item() == 1
+    assert seen == [(4, 3, 8, 8), (10, 3, 8, 8)]
+
+
+@pytest.mark.parametrize("quantizer", ["lfq", "lfq-residual", "fsq", "vq"])
+def test_a_short_run_learns_and_leaves_everything(clips, tmp_path, capsys, quantizer):
+    overrides = ["trainer.max_steps=40", f"quantizer={quantizer}", f"validation.root={clips}", "trainer.warmup_steps=5"]
+    assert train(clips, tmp_path / "run", *overrides) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "l2 " in line]
+    losses = [float(line.split("l2 ")[1].split()[0]) for line in lines]
+    assert len(losses) == 40 and all(math.isfinite(loss) for loss in losses)
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert names == {"config.yaml", "run.json", "checkpoint.pt", "model", "scalars", "pictures"}
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["torch"] == torch.__version__
+    assert list((tmp_path / "run" / "pictures").glob("*.png"))
+    tokenizer = vidtok.VideoTokenizer.from_pretrained(tmp_path / "run" / "model")
+    assert tokenizer.encode(demo_clip(frames=5, size=64)).shape == (1, 2, 8, 8)
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(clips, tmp_path):
+    train(clips, tmp_path / "whole", "trainer.max_steps=12")
+    # The first half ends on its own clock, but with the learning rate of the whole.
+    proper = Schedule(max_steps=12, warmup_steps=100).rate
+    assert proper(6, 0) != proper(5, 0)
+    script = (
+        "import vidtok.train.loop as loop, sys\n"
+        "from vidtok.cli.main import main\n"
+        "save, Line = loop.save, loop.progress_line\n"
+        "def line(scalars, step, *rest):\n"
+        "    if step == 6:\n"
+        "        import os, signal; os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return Line(scalars, step, *rest)\n"
+        "loop.progress_line = line\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", script, "train", "tokenizer", f"data.root={clips}", f"run={tmp_path / 'parts'}"]
+    out = subprocess.run([*command, *TINY, "trainer.max_steps=12"], capture_output=True, text=True)
+    assert out.returncode == 0 and "asked to stop at step 6" in out.stdout, out.stdout + out.stderr
+    assert checkpoint(tmp_path / "parts")["step"] == 6
+    train(clips, tmp_path / "parts", "trainer.max_steps=12")
+    whole, parts = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
+    assert parts["step"] == whole["step"] == 12
+    for part in ("model", "ema"):
+        for name, value in whole[part].items():
+            assert torch.equal(value, parts[part][name]), name
+
+
+def test_a_run_goes_on_from_a_trained_model(clips, tmp_path, capsys):
+    train(clips, tmp_path / "first", "trainer.max_steps=2")
+    overrides = [f"init={tmp_path / 'first' / 'model'}", "trainer.max_steps=1", "optimizer.lr=0", "loss=magvit2"]
+    base = [f"data.root={clips}", f"run={tmp_path / 'second'}", "data.crop=32", "data.batch_size=2"]
+    assert main(["train", "tokenizer", *base, "data.image_batch_size=2", "trainer.workers=0", *overrides]) == 0
+    first = vidtok.VideoTokenizer.from_pretrained(tmp_path / "first" / "model")
+    second = checkpoint(tmp_path / "second")["model"]
+    assert all(torch.equal(value, second[name]) for name, value in first.state_dict().items())
+    assert main(["train", "tokenizer", *base, *overrides, "model=magvit2"]) == 1
+    assert "init brings its own model" in capsys.readouterr().err
+
+
+def test_sigterm_stops_cleanly_within_a_step(clips, tmp_path):
+    command = [sys.executable, "-m", "vidtok.cli.main", "train", "tokenizer", f"data.root={clips}", *TINY]
+    process = subprocess.Popen(
+        [*command, f"run={tmp_path / 'run'}", "trainer.max_minutes=5"], stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("step"):
+            break
+    process.send_signal(signal.SIGTERM)
+    start = time.monotonic()
+    rest = process.stdout.read()
+    assert process.wait() == 0 and time.monotonic() - start < 30
+    assert "asked to stop" in rest
+    assert checkpoint(tmp_path / "run")["step"] > 0
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(clips, tmp_path, capsys):
+    train(clips, tmp_path / "run", "trainer.max_steps=2")
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    assert train(clips, tmp_path / "run", "trainer.max_steps=50", "loss.reconstruction=1e39") == 1
+    assert "lower the learning rate" in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["trainer.max_minuts=3"], "unknown key 'trainer.max_minuts': did you mean 'trainer.max_minutes'?"),
+        (["data.rot=x"], "did you mean 'data.root'?"),
+        (["model=vidtokt"], "did you mean 'vidtok-t"),
+        (["optimizer=moun"], "did you mean 'muon'?"),
+        (["trainer.max_steps=1"], "data.root is needed"),
+        (["data.root=/nowhere", "trainer.max_steps=1"], "/nowhere"),
+        (["data.root={clips}"], "trainer.max_steps or trainer.max_minutes"),
+        (["data.root={clips}", "trainer.max_steps=1", "init=vidtok-q"], "no shipped tokenizer"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_wrong_overrides_are_one_line(overrides, words, clips, tmp_path, capsys):
+    overrides = [o.replace("{clips}", str(clips)) for o in overrides]
+    assert main(["train", "tokenizer", f"run={tmp_path / 'run'}", *overrides]) == 1
+    error = capsys.readouterr().err
+    assert words in error and error.startswith("vidtok: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("experiment", ["vidtok-t", "vidtok-t-r"])
+def test_experiments_build(experiment, clips, capsys):
+    assert main(["train", "tokenizer", f"experiment={experiment}", f"data.root={clips}", "--config"]) == 0
+    assert "name: muon" in capsys.readouterr().out
