@@ -1,7 +1,8 @@
 """Decoded frames kept on disk, for training runs that read the same short videos again and again.
 
-One video is two files, named by a hash of its path, size and modification time: NAME.npy, uint8 [T,H,W,3], and
-NAME.time.npy, float64 [T] seconds, written last: where it exists both are whole. 144p costs about 110 KB a frame.
+One video is two files, named by a hash of its path, size and modification time: NAME.rgb, raw uint8 [T,H,W,3], and
+NAME.npz (timestamps float64 [T] in seconds, shape int64 [T,H,W,3]), written last: where it exists both are whole.
+144p costs about 110 KB a frame.
 """
 
 import hashlib
@@ -14,24 +15,33 @@ from .reader_pyav import PyAVReader
 
 
 def cached_frames(path: str | Path, folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """(frames uint8 [T,H,W,3] memory-mapped, timestamps float64 [T]), decoded on the first call. Raises `VideoError`."""
+    """(frames uint8 [T,H,W,3], memory-mapped; timestamps float64 [T]), decoded on the first call in bounded memory.
+
+    Raises `VideoError` where the video can't be decoded.
+    """
     folder = Path(folder)
     status = os.stat(path)
     key = f"{os.path.realpath(path)}:{status.st_size}:{status.st_mtime_ns}"
     name = hashlib.sha256(key.encode()).hexdigest()[:24]
-    frames_file, times_file = folder / f"{name}.npy", folder / f"{name}.time.npy"
-    if not times_file.exists():
+    frames_file, facts_file = folder / f"{name}.rgb", folder / f"{name}.npz"
+    if not facts_file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with PyAVReader(path) as reader:
-            chunks = list(reader.iter_frames())
-        _write(frames_file, np.concatenate([c.frames for c in chunks]))
-        _write(times_file, np.concatenate([c.timestamps for c in chunks]))
-    return np.load(frames_file, mmap_mode="r", allow_pickle=False), np.load(times_file, allow_pickle=False)
+        _decode(path, frames_file, facts_file)
+    with np.load(facts_file, allow_pickle=False) as facts:
+        shape, timestamps = tuple(facts["shape"].tolist()), facts["timestamps"]
+    return np.memmap(frames_file, np.uint8, "r", shape=shape), timestamps
 
 
-def _write(file: Path, array: np.ndarray) -> None:
-    """Atomic, also with several processes at it."""
-    new = file.with_suffix(f".{os.getpid()}.new")
-    with open(new, "wb") as handle:
-        np.save(handle, array, allow_pickle=False)
-    os.replace(new, file)
+def _decode(path: str | Path, frames_file: Path, facts_file: Path) -> None:
+    """Both files are renamed into place, so that several processes may be at it and a kill leaves nothing half done."""
+    new_frames, new_facts = (f.with_suffix(f".{os.getpid()}.new{f.suffix}") for f in (frames_file, facts_file))
+    times = []
+    with PyAVReader(path) as reader, open(new_frames, "wb") as handle:
+        for chunk in reader.iter_frames():
+            handle.write(np.ascontiguousarray(chunk.frames).data)
+            times.append(chunk.timestamps)
+            frame_shape = chunk.frames.shape[1:]
+    timestamps = np.concatenate(times)
+    np.savez(new_facts, timestamps=timestamps, shape=np.array([len(timestamps), *frame_shape]))
+    os.replace(new_frames, frames_file)
+    os.replace(new_facts, facts_file)
