@@ -24,8 +24,7 @@ def read_window(
     than the window or can't be decoded.
     """
     if cache is not None:
-        pictures, timestamps = cached_frames(path, cache)
-        native_fps = (len(timestamps) - 1) / max(timestamps[-1], 1e-9)
+        pictures, timestamps, native_fps = cached_frames(path, cache)
         return np.array(pictures[_indices(path, timestamps, native_fps, frames, fps, position)])
     timeline = _timeline(str(path))
     if timeline.doubt is not None:
