@@ -100,7 +100,7 @@ def test_tiles(capsys, here, model, videos):
         vidtok(capsys, verb, videos / "odd.mp4", "-o", target, "--tile", 32, "--model", model)
     assert read_tokens("t.npz").meta.tile == 32
     vidtok(capsys, "decode", "t.npz", "-o", "d.mp4", "--tile", 32, "--model", model)
-    assert torch.equal(frames_of("d.mp4"), frames_of("r.mp4"))
+    assert (frames_of("d.mp4") - frames_of("r.mp4")).abs().mean() < 0.02
     assert "multiples of 8" in fails(capsys, "encode", videos, "-o", "x", "--tile", 30, "--model", model)
 
 

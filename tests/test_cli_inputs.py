@@ -44,7 +44,8 @@ def test_targets(tree, inputs, output, expected):
         (["v/*.avi"], "o", "no file matches"),
         (["v", "w"], "o", "v/a.mp4 and w/a.avi would both become o/a.npz"),
         (["v"], "o.npz", "3 inputs"),
-        (["v"], "v/notes.txt", "can't be a result"),
+        (["v"], "v/notes.txt", "give a folder, or a file in .npz"),
+        (["v/a.mp4"], "o.webm", "give a folder, or a file in .npz"),
     ],
 )
 def test_errors(tree, inputs, output, message):

@@ -25,8 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from vidtok.cli.batch import run_jobs
     from vidtok.cli.inputs import MOVIES, find_files, plan_jobs
     from vidtok.cli.padding import cut_chunks
-    from vidtok.cli.tiles import stream_decode
-    from vidtok.cli.videos import split_ids
+    from vidtok.cli.videos import decode_chunks, split_ids
     from vidtok.datasets import VideoWriter
     from vidtok.tokenfile import read_tokens
 
@@ -42,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{tokenizer.weight_hash}: give the model that made them"
             )
         with VideoWriter(job.target, meta.fps) as writer:
-            chunks = stream_decode(tokenizer, split_ids(tokens.ids), args.tile)
+            chunks = decode_chunks(tokenizer, split_ids(tokens.ids), args.tile)
             for chunk in cut_chunks(chunks, meta.frames, meta.size):
                 writer.write(chunk)
                 count(chunk.shape[2])

@@ -29,8 +29,7 @@ def run(args: argparse.Namespace) -> None:
     from vidtok.cli.padding import cut_chunks
     from vidtok.cli.picture import draw_picture
     from vidtok.cli.table import print_rows
-    from vidtok.cli.tiles import stream_decode
-    from vidtok.cli.videos import Source, collect_ids, encode_chunks, split_ids
+    from vidtok.cli.videos import Source, collect_ids, decode_chunks, encode_chunks, split_ids
     from vidtok.datasets import demo_clip, write_video
     from vidtok.eval import CodebookUsage, psnr, ssim
     from vidtok.tokenfile import write_tokens
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         return collect_ids(encode_chunks(tokenizer, [original], None), tokenizer.bits)
 
     def decode():
-        return torch.cat(list(cut_chunks(stream_decode(tokenizer, split_ids(ids), None), meta.frames, meta.size)), 2)
+        return torch.cat(list(cut_chunks(decode_chunks(tokenizer, split_ids(ids), None), meta.frames, meta.size)), 2)
 
     ids, encode_seconds = _timed(encode)
     decoded, decode_seconds = _timed(decode)

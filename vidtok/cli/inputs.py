@@ -66,17 +66,16 @@ def plan_jobs(files: list[tuple[Path, Path]], output: str, suffix: str, suffixes
     Raises:
         UserError: where two results would get one name, or a result would replace an input.
     """
+    from vidtok.datasets.container import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+
     out = Path(output)
-    if out.suffix.lower() in suffixes and not out.is_dir():
-        if len(files) > 1:
-            raise UserError(f"-o {output} is one file, and there are {len(files)} inputs: give a folder")
-        jobs = [Job(files[0][0], out)]
-    elif out.is_file():
-        raise UserError(
-            f"-o {output} is a file that can't be a result: give a folder or a name in {', '.join(suffixes)}"
-        )
-    else:
-        jobs = [Job(file, out / below.with_suffix(suffix)) for file, below in files]
+    ending = out.suffix.lower()
+    one_file = ending in (".npz", *suffixes, *VIDEO_SUFFIXES, *IMAGE_SUFFIXES) and not out.is_dir()
+    if (one_file and ending not in suffixes) or (out.is_file() and not one_file):
+        raise UserError(f"-o {output}: give a folder, or a file in {', '.join(suffixes)}")
+    if one_file and len(files) > 1:
+        raise UserError(f"-o {output} is one file, and there are {len(files)} inputs: give a folder")
+    jobs = [Job(file, out if one_file else out / below.with_suffix(suffix)) for file, below in files]
     owners: dict[Path, Path] = {}
     sources = {file.resolve() for file, _ in files}
     for job in jobs:

@@ -26,8 +26,7 @@ def run(args: argparse.Namespace) -> int:
 
     from vidtok.cli.batch import run_jobs
     from vidtok.cli.inputs import MOVIES, find_videos, plan_jobs
-    from vidtok.cli.tiles import stream_decode
-    from vidtok.cli.videos import Echo, Source, encode_chunks
+    from vidtok.cli.videos import Echo, Source, decode_chunks, encode_chunks
     from vidtok.datasets import VideoWriter
 
     jobs = plan_jobs(find_videos(args.inputs), args.output, ".mp4", MOVIES)
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
             originals = Echo(source)
             ids = encode_chunks(tokenizer, originals, args.tile)
             with VideoWriter(job.target, source.stream.fps) as writer:
-                for chunk in stream_decode(tokenizer, ids, args.tile):
+                for chunk in decode_chunks(tokenizer, ids, args.tile):
                     original = originals.take(chunk.shape[2])
                     chunk = chunk.cpu()[:, :, : original.shape[2], : original.shape[3], : original.shape[4]]
                     writer.write(torch.cat([original, chunk], 4) if args.side_by_side else chunk)

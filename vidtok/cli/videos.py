@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidtok.checks import check_memory
 from vidtok.cli import tiles
@@ -110,12 +110,19 @@ def encode_chunks(tokenizer: VideoTokenizer, chunks: Iterable[Tensor], tile: int
     """
     padded = pad_chunks(chunks, tokenizer.stride)
     if tile is None:
-        padded = map(lambda chunk: _fits(tokenizer, chunk), padded)
+        padded = map(lambda chunk: _fits(tokenizer, tokenizer.encoder, chunk, (1, 1, 1)), padded)
     return tiles.stream_encode(tokenizer, padded, tile)
 
 
-def _fits(tokenizer: VideoTokenizer, chunk: Tensor) -> Tensor:
-    check_memory(tokenizer.encoder, chunk.shape, (1, 1, 1), tokenizer.device, tokenizer.dtype)
+def decode_chunks(tokenizer: VideoTokenizer, ids: Iterable[Tensor], tile: int | None) -> Iterator[Tensor]:
+    """float32 [1, 3, any, 8h, 8w] in [-1, 1] of int64 ids [1, any, h, w], padding included; raises as above."""
+    if tile is None:
+        ids = map(lambda chunk: _fits(tokenizer, tokenizer.decoder, chunk, tokenizer.stride), ids)
+    return tiles.stream_decode(tokenizer, ids, tile)
+
+
+def _fits(tokenizer: VideoTokenizer, net: nn.Module, chunk: Tensor, stride: tuple[int, int, int]) -> Tensor:
+    check_memory(net, chunk.shape, stride, tokenizer.device, tokenizer.dtype)
     return chunk
 
 
