@@ -1,11 +1,13 @@
 """Padding and tiled streams against the library's whole clips."""
 
+import weakref
+
 import pytest
 import torch
 
 from vidtok.cli import tiles
 from vidtok.cli.padding import coded_size, cut_chunks, pad_chunks
-from vidtok.cli.videos import Echo, encode_chunks, split_ids
+from vidtok.cli.videos import Echo, decode_chunks, encode_chunks, split_ids
 from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
 
 STRIDE = (4, 8, 8)
@@ -61,3 +63,20 @@ def test_echo_gives_back_what_went_through():
     echo = Echo(video.split(6, 2))
     assert torch.equal(torch.cat(list(echo), 2), video)
     assert torch.equal(torch.cat([echo.take(1), echo.take(16), echo.take(16)], 2), video)
+
+
+@pytest.mark.parametrize("tile", [None, 32])
+def test_only_a_few_chunks_are_alive(tokenizer, tile):
+    born = []
+
+    def chunks():
+        for _ in range(20):
+            chunk = clip(16, 40, 40)
+            born.append(weakref.ref(chunk.untyped_storage()))
+            assert sum(storage() is not None for storage in born) <= 3
+            yield chunk
+
+    echo = Echo(chunks())
+    for video in decode_chunks(tokenizer, encode_chunks(tokenizer, echo, tile), tile):
+        echo.take(video.shape[2])
+    assert len(born) == 20
