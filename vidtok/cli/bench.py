@@ -2,7 +2,7 @@
 
     vidtok bench tokenizer
     vidtok bench tokenizer --threads 2 --json bench.json
-    vidtok bench tokenizer --model magvit2-folder --device cuda --compile
+    vidtok bench tokenizer --model runs/mine/model --device cuda --compile
 
 Tokenizer: frames a second of encode and decode at 17 x 128 x 128, in fp32 and bf16; and time and memory of the entropy
 terms of the LFQ loss, forward and backward. Every figure is a median over several runs, with the best run beside it.

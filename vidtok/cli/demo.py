@@ -50,11 +50,11 @@ def run(args: argparse.Namespace) -> None:
         return collect_ids(encode_chunks(tokenizer, [original], None), tokenizer.bits)
 
     def decode():
-        return torch.cat(list(cut_chunks(decode_chunks(tokenizer, split_ids(ids), None), meta.frames, meta.size)), 2)
+        chunks = decode_chunks(tokenizer, split_ids(ids), None)
+        return torch.cat(list(cut_chunks(chunks, meta.frames, meta.size)), 2).cpu()
 
     ids, encode_seconds = _timed(encode)
     decoded, decode_seconds = _timed(decode)
-    decoded = decoded.cpu()
     if args.clip is not None:
         write_video(files["original.mp4"], original, meta.fps)
     write_video(files["reconstruction.mp4"], decoded, meta.fps)
