@@ -1,5 +1,6 @@
 """Reading and writing video, and the datasets made of it."""
 
+from .annotations import read_annotations
 from .clips import ClipFolder
 from .error import VideoError
 from .open import open_video
@@ -11,6 +12,6 @@ from .write import VideoWriter, write_video
 
 __all__ = [
     "Chunk", "ClipFolder", "VideoError", "VideoInfo", "VideoReader", "VideoStream", "VideoWriter", "demo_clip",
-    "frames_to_video", "iter_video", "open_video", "plan_resize", "probe_video", "read_video", "resize_video",
-    "video_to_frames", "write_video",
+    "frames_to_video", "iter_video", "open_video", "plan_resize", "probe_video", "read_annotations", "read_video",
+    "resize_video", "video_to_frames", "write_video",
 ]  # fmt: skip

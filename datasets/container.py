@@ -14,6 +14,7 @@ VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".asf",
     ".flv", ".3gp", ".ogv", ".vob", ".y4m", ".h264", ".264", ".hevc", ".265",
 )  # fmt: skip
+MEDIA_SUFFIXES = VIDEO_SUFFIXES + IMAGE_SUFFIXES
 MAX_PIXELS = 1 << 27  # 16K UHD fits; a header that claims more is damage or an attack
 
 

@@ -1,0 +1,89 @@
+"""Annotations as lists without a header: `path label` lines, in the dialects that training codes have."""
+
+import csv
+import re
+from pathlib import Path
+
+from .annotation_misfit import Misfit, is_class_list, is_media, is_several, is_whole
+from .container import MEDIA_SUFFIXES
+
+_SEPARATORS = {"\t": "tab", "::": "::", ";": "semicolon", ",": "comma", " ": "space"}  # of equals, the first is taken
+_SUFFIX_INSIDE = re.compile(rf"({'|'.join(map(re.escape, MEDIA_SUFFIXES))})(\s|$)", re.IGNORECASE)
+_NUMBER_FIRST = re.compile(r"\d+[ ,;\t]")
+
+
+def read_list(path: Path, text: str) -> tuple[dict[str, list], str]:
+    """Columns path and label, and the name of the format. Raises `Misfit` with the first line that doesn't fit."""
+    if re.search(r"_test_split\d\.txt$", path.name):
+        raise Misfit("looks like a split of HMDB51: its numbers say train or test, the class is in the file's name")
+    if text.startswith(("<", "version https://git-lfs")):
+        raise Misfit("a web page or a Git LFS pointer, not the file that was meant")
+    numbered = [(number, line.strip(" ")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = [line for _, line in numbered]
+    # A thousand lines tell the separator; trying all of them on all of Kinetics takes seconds.
+    best = max(_SEPARATORS, key=lambda s: sum(isinstance(_fit(line, s), tuple) for line in lines[:1000]))
+    fits = [_fit(line, best) for line in lines]
+    rows = [fit for fit in fits if isinstance(fit, tuple)]
+    if not rows:
+        if all(is_media(line) or is_whole(line) for line in lines) and not all(_NUMBER_FIRST.match(x) for x in lines):
+            return {"path": lines, "label": [None] * len(lines)}, "list of paths without labels"
+        raise _misfit_of_all(lines)
+    paths, labels = zip(*rows, strict=True)
+    if is_class_list(paths, labels):
+        raise Misfit("looks like a class list, not like annotations of videos")
+    if len(rows) == len(lines) > 2 and not is_whole(labels[0]) and all(map(is_whole, labels[1:])):
+        raise Misfit("looks like a header: give path_column and label_column", *numbered[0])
+    for (number, line), fit in zip(numbered, fits, strict=True):
+        if isinstance(fit, str):
+            header = "" if line != lines[0] else "; if it is a header, give path_column and label_column"
+            raise Misfit(f"{fit}, and other lines are 'path{best}label'{header}", number, line)
+    return {"path": list(paths), "label": list(labels)}, f"list separated by {_SEPARATORS[best]}"
+
+
+def _fit(line: str, separator: str) -> tuple[str, str] | str:
+    """(path, label), or why not. A separator inside the path is told by the suffix that ends the path."""
+    if separator == "::":
+        cells = line.split("::")
+    else:
+        cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True))
+    *front, label = [cell.strip() for cell in cells]
+    if not front:
+        return "one column"
+    if len(front) > 1:
+        if not is_media(front[-1]) or any(map(is_media, front[:-1])):
+            several = is_media(front[0]) and all(map(is_whole, [*front[1:], label]))
+            return "looks like multi-label rows" if several else f"{len(cells)} columns"
+        front = [line.rpartition(separator)[0].rstrip()]
+    name = front[0]
+    if not name:
+        return "no path"
+    if _SUFFIX_INSIDE.search(label):
+        return "a path where the label should be"
+    if is_several(label):
+        return "looks like multi-label rows"
+    # Any text of two words a line would do otherwise.
+    if label and not is_whole(label) and not is_media(name) and not re.search(r"[\d/]", name):
+        return "neither path nor label looks like one"
+    return name, label
+
+
+def _misfit_of_all(lines: list[str]) -> Misfit:
+    """What a file is of which no line fits."""
+    rows = [re.split(r"[\t ,;]+", line.replace('"', "")) for line in lines]
+    widths = {len(row) for row in rows}
+    if all(len(row) > 2 and all(map(is_whole, row[1:])) for row in rows):
+        if is_media(rows[0][0]) or not widths <= {3, 4}:
+            return Misfit("looks like multi-label rows", 1, lines[0])
+        what = "folder, frames, label" if widths == {3} else "folder, first frame, frames, label"
+        return Misfit(f"looks like a frame-folder list ({what}); only video and image files are read", 1, lines[0])
+    if all(len(row) > 1 and is_media(row[-1]) for row in rows):
+        return Misfit("label before path; the path comes first", 1, lines[0])
+    if all(is_media(row[0]) and is_several(row[-1]) for row in rows):
+        return Misfit("looks like multi-label rows", 1, lines[0])
+    if all(is_media(row[0]) and len(row) > 2 for row in rows):
+        return Misfit("looks like captions, or a table without a header", 1, lines[0])
+    if widths == {8} or widths == {7}:
+        return Misfit("looks like boxes in time (AVA's kind)", 1, lines[0])
+    if not any(re.search(r"[\t;/\\.]", line) for line in lines):
+        return Misfit("looks like a class list, not like annotations of videos", 1, lines[0])
+    return Misfit("not annotations that are known here", 1, lines[0])
