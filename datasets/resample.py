@@ -18,7 +18,11 @@ def resample_indices(timestamps: np.ndarray, fps: float, start: float = 0.0, cou
     if count is None:
         gap = (timestamps[-1] - timestamps[0]) / max(len(timestamps) - 1, 1)
         count = max(1, int(np.ceil((timestamps[-1] + gap - start) * fps - TOLERANCE * fps)))
-    times = start + np.arange(count) / fps
+    return indices_at(timestamps, start + np.arange(count) / fps)
+
+
+def indices_at(timestamps: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """int64 indices of the frames shown at `times` (seconds, any shape); before the first frame, that one."""
     return np.maximum(np.searchsorted(timestamps, times + TOLERANCE, side="right") - 1, 0)
 
 
