@@ -6,12 +6,14 @@ from .error import VideoError
 from .open import open_video
 from .read import VideoInfo, VideoStream, iter_video, probe_video, read_video
 from .reader import Chunk, VideoReader
+from .samplers import dense_clips, random_clip, uniform_segments, whole_windows
 from .synthetic import demo_clip
 from .tensor import frames_to_video, plan_resize, resize_video, video_to_frames
 from .write import VideoWriter, write_video
 
 __all__ = [
     "Chunk", "ClipFolder", "VideoError", "VideoInfo", "VideoReader", "VideoStream", "VideoWriter", "demo_clip",
-    "frames_to_video", "iter_video", "open_video", "plan_resize", "probe_video", "read_annotations", "read_video",
-    "resize_video", "video_to_frames", "write_video",
+    "dense_clips", "frames_to_video", "iter_video", "open_video", "plan_resize", "probe_video", "random_clip",
+    "read_annotations", "read_video", "resize_video", "uniform_segments", "video_to_frames", "whole_windows",
+    "write_video",
 ]  # fmt: skip

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
+import av
 import numpy as np
 
 from .cache import cached_frames
-from .container import open_container
+from .container import describe, open_container
 from .error import VideoError
 from .picture import to_rgb
 from .reader import Chunk
@@ -56,8 +57,9 @@ def _seek(path: str | Path, timeline: Timeline, indices: np.ndarray) -> np.ndarr
                     pictures[frame.pts] = to_rgb(frame, stream.codec_context.width, stream.codec_context.height)
                 if frame.pts is None or frame.pts >= last:
                     break
-        except OSError as e:
-            raise VideoError(path, f"the stream breaks while reading frames {indices.min()} to {indices.max()}") from e
+        except av.error.FFmpegError as e:
+            what = f"frames {indices.min()} to {indices.max()}"
+            raise VideoError(path, f"the stream breaks while reading {what} ({describe(e)})") from e
     if len(pictures) != len(wanted):
         what = f"frames {indices.min()} to {indices.max()}"
         raise VideoError(path, f"{what}: {len(pictures)} of {len(wanted)} were decoded")

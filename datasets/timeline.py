@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import numpy as np
 
-from .container import open_container, stream_fps
+from .container import describe, open_container, stream_fps
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def read_timeline(path: str | Path) -> Timeline:
                 if packet.is_keyframe:
                     key_places.append(len(pts))
                 pts.append(packet.pts)
-        except OSError as e:  # FFmpeg's errors are OSErrors
-            doubts.add(f"demuxing ends in an error ({e.strerror})")
+        except av.error.FFmpegError as e:
+            doubts.add(f"demuxing ends in an error ({describe(e)})")
         pts = np.array(pts, dtype=np.int64)
         ascending, keys = np.sort(pts), pts[key_places]
         if not len(pts):

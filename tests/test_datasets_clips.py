@@ -139,3 +139,13 @@ def test_demo_clip():
     assert 0.005 < motion < 0.1
     with pytest.raises(ValueError):
         demo_clip(0)
+
+
+def test_a_break_in_the_middle_is_a_video_error(tmp_path):
+    """Also where the window is found by seeking, after packets that look whole."""
+    write_video(tmp_path / "x.mp4", demo_clip(60, 64), 30)
+    data = bytearray((tmp_path / "x.mp4").read_bytes())
+    data[len(data) // 3 : 2 * len(data) // 3] = bytes(len(data) // 3)
+    (tmp_path / "x.mp4").write_bytes(data)
+    with pytest.raises(VideoError, match=r"x\.mp4"):
+        read_window(tmp_path / "x.mp4", 9, None, 0.9)
