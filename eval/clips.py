@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from torch import Tensor
+
 from vidtok.datasets import VideoError, read_video
 
 Clip = tuple[str, Tensor | Exception]  # name and float [1,3,T,H,W] in [-1,1], or why there is none

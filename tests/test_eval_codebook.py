@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from vidtok.eval import CodebookUsage, bits_per_pixel
 
 

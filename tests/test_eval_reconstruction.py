@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+
 from vidtok.eval import (
     clip_protocol,
     evaluate_reconstruction,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import correlate1d
+
 from vidtok.eval import psnr, ssim, trivial_reconstruction
 
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from vidtok.lpips import LPIPS
 
-WEIGHTS = Path(os.environ.get("VIDTOK_WEIGHTS", "/work/weights"))
+WEIGHTS = Path(os.environ.get("VIDTOK_WEIGHTS", "weights"))
 FILES = {"vgg": "vgg16.safetensors", "alex": "alexnet.safetensors"}
 
 

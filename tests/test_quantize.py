@@ -131,9 +131,7 @@ def test_ranks_equal_one_process_with_all_tokens(counts):
     context = mp.get_context("spawn")
     queue = context.Queue()
     port = 29500 + os.getpid() % 2000 + len(counts)
-    workers = [
-        context.Process(target=_rank, args=(r, len(counts), port, z, counts, queue)) for r in range(len(counts))
-    ]
+    workers = [context.Process(target=_rank, args=(r, len(counts), port, z, counts, queue)) for r in range(len(counts))]
     for worker in workers:
         worker.start()
     results = [queue.get(timeout=120) for _ in workers]

@@ -12,7 +12,8 @@ from torch import Tensor
 CELL = 8  # pixels per token
 
 
-def _tile_cells(tile: int | tuple[int, int]) -> tuple[int, int]:
+def tile_cells(tile: int | tuple[int, int]) -> tuple[int, int]:
+    """(rows, columns) of a tile given by its side(s) in pixels. Raises ValueError for sides off the grid."""
     sides = (tile, tile) if isinstance(tile, int) else tuple(tile)
     if len(sides) != 2 or any(side < 4 * CELL or side % CELL for side in sides):
         raise ValueError(f"tile is one or two sides in pixels, multiples of {CELL} and at least {4 * CELL}, not {tile}")
@@ -37,7 +38,7 @@ def _grid(h: int, w: int, tile: tuple[int, int]):
 def encode_tiles(encode: Callable[[Tensor], Tensor], video: Tensor, tile: int | tuple[int, int]) -> Tensor:
     """`encode` ([B, 3, T, H, W] -> [B, C, t, h, w]) over tiles of `video`."""
     h, w = video.shape[3] // CELL, video.shape[4] // CELL
-    tiles, overlap = _grid(h, w, _tile_cells(tile))
+    tiles, overlap = _grid(h, w, tile_cells(tile))
     out = None
     for (top, bottom), (left, right) in tiles:
         z = encode(video[..., top * CELL : bottom * CELL, left * CELL : right * CELL])
@@ -62,7 +63,7 @@ def _ramp(span: tuple[int, int], length: int, overlap: int) -> Tensor:
 def decode_tiles(decode: Callable[[Tensor], Tensor], ids: Tensor, tile: int | tuple[int, int]) -> Tensor:
     """`decode` ([B, t, h, w] -> [B, 3, T, H, W]) over tiles of `ids`, blended."""
     h, w = ids.shape[2:]
-    tiles, overlap = _grid(h, w, _tile_cells(tile))
+    tiles, overlap = _grid(h, w, tile_cells(tile))
     out = total = None
     for row, column in tiles:
         video = decode(ids[..., row[0] : row[1], column[0] : column[1]])

@@ -54,8 +54,20 @@ def _build(table: dict, what: str, spec: dict):
     return table[kind], arguments
 
 
+def _call(make, what: str, *positional, **arguments):
+    """make(...), with an argument it doesn't know as a ValueError: configs come from outside."""
+    try:
+        return make(*positional, **arguments)
+    except TypeError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
 class VideoTokenizer(
-    nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-tokenizer"], repo_url="https://github.com/vidtok"
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="vidtok",
+    tags=["video-tokenizer"],
+    repo_url="https://github.com/vidtok",
 ):
     """A video tokenizer with an encoder, a quantizer and a decoder.
 
@@ -72,9 +84,9 @@ class VideoTokenizer(
         self.config = config
         (encoder, decoder), net = _build(NETS, "net", config.net)
         quantizer, arguments = _build(QUANTIZERS, "quantizer", config.quantizer)
-        self.quantizer = quantizer(**arguments)
-        self.encoder = encoder(self.quantizer.in_channels, **net)
-        self.decoder = decoder(self.quantizer.code_channels, **net)
+        self.quantizer = _call(quantizer, "quantizer", **arguments)
+        self.encoder = _call(encoder, "net", self.quantizer.in_channels, **net)
+        self.decoder = _call(decoder, "net", self.quantizer.code_channels, **net)
         self.bits = self.quantizer.bits
         self._file_hash: str | None = None
 
@@ -237,7 +249,8 @@ class VideoTokenizer(
             missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
             if missing:
                 raise ValueError(f"{folder} is no tokenizer: it has no {' and no '.join(missing)}")
-        elif str(name).count("/") != 1 or str(name).startswith(("/", ".")):
+        elif str(name).count("/") != 1 or folder.parent.is_dir():
+            # Only what can be no path is asked of the hub, which takes half a minute to give up where it is offline.
             raise ValueError(f"no shipped tokenizer and no folder {str(name)!r}: {nearest(str(name), shipped)}")
         else:
             folder = name

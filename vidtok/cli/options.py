@@ -63,7 +63,7 @@ def load_tokenizer(args: argparse.Namespace, precision: str | None = None):
     from vidtok.tokenizer import VideoTokenizer
 
     if getattr(args, "tile", None) is not None:
-        from vidtok.tiling import _tile_cells
+        from vidtok.tiling import tile_cells
 
-        _tile_cells(args.tile)  # a wrong one is one error, not one for every file
+        tile_cells(args.tile)  # a wrong one is one error, not one for every file
     return VideoTokenizer.from_pretrained(args.model, pick_device(args.device), precision or args.precision)

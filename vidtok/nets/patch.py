@@ -26,7 +26,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         # Starts as "the present only".
-        self.taps = nn.Parameter(torch.tensor([0.0] * (TAPS - 1) + [1.0]).repeat(width, 1))
+        self.taps = nn.Parameter(torch.tensor([0.0] * (TAPS - 1) + [1.0]).repeat(width, 1))  # [C, TAPS]
         self.conv = nn.Conv2d(width, width, 3, padding=1)
         self.linear = nn.Linear(width, width)
         nn.init.zeros_(self.linear.bias)
@@ -36,8 +36,10 @@ class Block(nn.Module):
         B, t, h, w, C = x_BthwC.shape
         y = self.norm(x_BthwC)
         past = causal_pad(y, self, TAPS, 1, state, dim=1)
-        taps = self.taps.to(y.dtype)
-        y = sum(past[:, i : i + t] * taps[:, i] for i in range(TAPS))
+        taps = self.taps.to(y.dtype).t().contiguous()  # strided ones would defeat vectorisation
+        y = past[:, :t] * taps[0]
+        for i in range(1, TAPS):
+            y = torch.addcmul(y, past[:, i : i + t], taps[i])
         y = self.conv(y.reshape(B * t, h, w, C).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return x_BthwC + self.linear(F.gelu(y.reshape(B, t, h, w, C), approximate="tanh"))
 

@@ -1,11 +1,11 @@
 """The run folder: everything a training run leaves behind.
 
-    config.yaml      the resolved config
-    run.json         command, git hash, versions, machine
-    checkpoint.pt    state to resume from (tensors and plain values only)
-    model/           the EMA weights as `VideoTokenizer.from_pretrained` reads them
-    scalars/         TensorBoard
-    pictures/        reconstructions of the fixed clips: above the original, below what the tokens keep of it
+config.yaml      the resolved config
+run.json         command, git hash, versions, machine
+checkpoint.pt    state to resume from (tensors and plain values only)
+model/           the EMA weights as `VideoTokenizer.from_pretrained` reads them
+scalars/         TensorBoard
+pictures/        reconstructions of the fixed clips: above the original, below what the tokens keep of it
 """
 
 import json
