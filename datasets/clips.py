@@ -1,6 +1,5 @@
 """Training batches for a tokenizer out of folders of videos and images."""
 
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .container import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from .error import VideoError
+from .files import find_media
 from .reader_pyav import PyAVReader
 from .tensor import frames_to_video
 from .window import read_window
@@ -163,14 +163,7 @@ def _find(root: Root, suffixes: tuple[str, ...]) -> tuple[list[str], np.ndarray]
     files: list[str] = []
     shares: list[float] = []
     for folder, share in roots.items():
-        if not Path(folder).is_dir():
-            raise ValueError(f"{folder} is not a folder")
-        found = sorted(
-            os.path.join(where, name)
-            for where, _, names in os.walk(folder, followlinks=True)
-            for name in names
-            if name.lower().endswith(suffixes) and not name.startswith(".")
-        )
+        found = find_media(folder, suffixes)
         files += found
         shares += [1.0 if share is None else share / max(len(found), 1)] * len(found)
     cumulative = np.cumsum(shares)

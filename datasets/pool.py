@@ -20,9 +20,9 @@ class DecodePool:
     """Runs `function(job)` in `workers` processes, and gives up on a job after `time_limit` seconds.
 
     A process that is stuck is killed, one that crashes is buried; both are replaced and the job's answer is a
-    `VideoError` that says so. path_of(job): the file to name in it. function: anything that pickles; it is sent once,
-    and runs with readers of its own, since none is older than its process. What it returns must pickle; a `VideoError`
-    it raises is an answer, any other exception is raised by `imap`.
+    `VideoError` that says so. path_of(job): the file to name in it. function: anything that pickles; it is sent to each
+    process as that starts, so that the readers it opens are that process's own. What it returns must pickle. A
+    `VideoError` it raises is an answer; any other exception comes out of `imap`, as ValueError or RuntimeError.
 
     Processes are started afresh (forkserver), never forked from one that has used FFmpeg, and belong to the process
     that made the pool: close it, or use it as a context manager. A DataLoader's workers may not own one.
@@ -37,7 +37,7 @@ class DecodePool:
     ):
         if workers < 1 or not time_limit > 0:
             raise ValueError(f"{workers=} must be at least 1 and {time_limit=} above 0")
-        self._function, self._time_limit, self._path_of = pickle.dumps(function), time_limit, path_of
+        self._function, self._time_limit, self._path_of = function, time_limit, path_of
         self._workers = [_Worker(self._function) for _ in range(workers)]
 
     def imap(self, jobs: Iterable[Job], ahead: int = 2) -> Iterator[tuple[Job, Answer]]:
@@ -109,7 +109,7 @@ class DecodePool:
 class _Worker:
     """A process and what it is at. task: (number, job). since: when it got that. ready: whether it has started up."""
 
-    def __init__(self, function: bytes):
+    def __init__(self, function: Callable[[Job], Answer]):
         context = get_context("forkserver")
         self.pipe, end = context.Pipe()
         self._process = context.Process(target=_work, args=(end, function), daemon=True)
@@ -126,7 +126,8 @@ class _Worker:
         """The answer to the task, or None for the word that the process is ready."""
         kind, value = pickle.loads(self.pipe.recv_bytes())  # from our own process
         if kind == "error":
-            raise RuntimeError(f"in a decode process, at {self.task}:\n{value}")
+            error, text, trace = value
+            raise error(text) from RuntimeError(f"in a decode process, at {self.task}:\n{trace}")
         self.task, self.ready = None, True
         return value
 
@@ -138,26 +139,24 @@ class _Worker:
         return self._process.exitcode
 
 
-def _work(pipe: connection.Connection, pickled: bytes) -> None:
+def _work(pipe: connection.Connection, function: Callable[[Job], Answer]) -> None:
     """The life of a worker."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    try:
-        function = pickle.loads(pickled)  # from our own parent
-        message = ("ready", None)
-    except Exception:
-        message = ("error", traceback.format_exc())
+    message = ("ready", None)
     while True:
         try:
             pipe.send_bytes(pickle.dumps(message))
-            job = pickle.loads(pipe.recv_bytes())
+            job = pickle.loads(pipe.recv_bytes())  # from our own parent
         except (EOFError, ConnectionError, KeyboardInterrupt):
             return
         try:
             message = ("answer", function(job))
         except VideoError as e:
             message = ("answer", e)
-        except Exception:
-            message = ("error", traceback.format_exc())
+        except ValueError as e:
+            message = ("error", (ValueError, str(e), traceback.format_exc()))
+        except Exception as e:  # not all of them pickle
+            message = ("error", (RuntimeError, f"{type(e).__name__}: {e}", traceback.format_exc()))
 
 
 def _die_with_parent() -> None:

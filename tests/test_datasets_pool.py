@@ -56,7 +56,7 @@ def test_stuck_and_crashed_ones_are_replaced_and_reported():
 
 
 def test_a_bug_is_raised_with_its_traceback():
-    with DecodePool(answer, 1, time_limit=60) as pool, pytest.raises(RuntimeError, match=r"(?s)bug.*KeyError: 'oops'"):
+    with DecodePool(answer, 1, time_limit=60) as pool, pytest.raises(RuntimeError, match="KeyError: 'oops'"):
         list(pool.imap(["bug"]))
 
 

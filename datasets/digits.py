@@ -1,0 +1,94 @@
+"""A labelled set of videos that the package makes itself, in which a single frame says nothing about the label."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .labelled import LabelledDataset
+from .sample import Sample, Transform
+
+# Per motion: what moves through its range, and which way. Ranges are circles: position wraps around the picture's
+# edges, the size jumps from largest to smallest. So each of them is uniform at every moment, whatever moves.
+_MOTIONS = {
+    "left": (0, -1),
+    "right": (0, 1),
+    "up": (1, -1),
+    "down": (1, 1),
+    "turning left": (2, -1),
+    "turning right": (2, 1),
+    "growing": (3, 1),
+    "shrinking": (3, -1),
+    "still": (3, 0),
+}
+_SMALLEST, _LARGEST = 0.3, 0.6  # half the digit's height, of half the picture's
+_TRAVEL = (0.4, 0.8)  # of its range, from the first frame to the last
+
+
+class MovingDigits(LabelledDataset):
+    """scikit-learn's 1797 handwritten digits in motion; the label is the motion, which only time reveals.
+
+    Every digit moves in each of nine ways: left, right, up, down, turning left, turning right, growing, shrinking,
+    still. Position, angle and size at any one moment have the same distribution in all nine, and so has the colour: a
+    frame alone carries no information. A video is a function of (seed, i); split "val" holds every fifth of the digits,
+    "train" the rest, no digit is in both.
+
+    Sample: video float32 [1,3,frames,size,size] in [-1, 1] (before `transform`), label 0..8, id "digit/motion",
+    timestamps j/25 s. transform: see `LabelledVideos`; one that flips is refused, as left would be right.
+    Raises ValueError for bad arguments.
+    """
+
+    flip_keeps_label = False
+    fps = 25.0
+
+    def __init__(
+        self, split: str = "train", frames: int = 17, size: int = 64, seed: int = 0, transform: Transform | None = None
+    ):
+        from sklearn.datasets import load_digits
+
+        if split not in ("train", "val"):
+            raise ValueError(f"split={split!r} is not 'train' or 'val'")
+        if frames < 1 or size < 16:
+            raise ValueError(f"{frames=} must be at least 1 and {size=} at least 16")
+        self.split, self.frames, self.size = split, frames, size
+        self.classes = list(_MOTIONS)
+        self._digits = torch.from_numpy(load_digits().images).float() / 16
+        self._numbers = [n for n in range(len(self._digits)) if (n % 5 == 4) == (split == "val")]
+        self.labels = [label for _ in self._numbers for label in range(len(self.classes))]
+        self.ids = [f"{number:04d}/{motion}" for number in self._numbers for motion in self.classes]
+        super().__init__(len(self.ids), transform, seed, on_error="raise")
+
+    def _read(self, index: int, rng: np.random.Generator) -> Sample:
+        number, label = self._numbers[index // len(_MOTIONS)], self.labels[index]
+        own = np.random.default_rng([self.seed, number, label])  # the video is the same in every epoch
+        place, direction = _MOTIONS[self.classes[label]]
+        states = np.tile(own.random(4), (self.frames, 1))  # x, y, angle, size, each in [0, 1)
+        states[:, place] += direction * own.uniform(*_TRAVEL) * np.linspace(0, 1, self.frames)
+        video = self._render(self._digits[number], torch.from_numpy(states % 1).float(), own)[None]
+        if self.transform is not None:
+            video = self.transform(video, rng)
+        timestamps = torch.arange(self.frames, dtype=torch.float64) / self.fps
+        return Sample(video, label, self.ids[index], timestamps.expand(len(video), -1))
+
+    def _render(self, digit_HW: Tensor, states_T4: Tensor, rng: np.random.Generator) -> Tensor:
+        """[3,T,size,size] in [-1, 1]: light on dark or dark on light, in two colours."""
+        x, y, angle, size = states_T4.T
+        axis = (torch.arange(self.size) + 0.5) * 2 / self.size - 1
+        y_THW = _wrapped(axis[None, :, None] - (2 * y - 1)[:, None, None]).expand(-1, -1, self.size)
+        x_THW = _wrapped(axis[None, None, :] - (2 * x - 1)[:, None, None]).expand(-1, self.size, -1)
+        cos, sin = ((f(angle * 2 * math.pi))[:, None, None] for f in (torch.cos, torch.sin))
+        half = (_SMALLEST * (_LARGEST / _SMALLEST) ** size)[:, None, None]
+        grid = torch.stack([x_THW * cos + y_THW * sin, y_THW * cos - x_THW * sin], dim=-1) / half[..., None]
+        # Eight pixels, blown up: bicubic, on a margin of zeros, so that the rim is soft too.
+        ink = F.pad(digit_HW, (1, 1, 1, 1)).expand(self.frames, 1, -1, -1)
+        ink_THW = F.grid_sample(ink, grid * 0.8, mode="bicubic", align_corners=False)[:, 0].clamp(0, 1)
+        dark, light = rng.uniform(-1, -0.4, 3), rng.uniform(0.4, 1, 3)
+        ground, pen = (torch.tensor(c, dtype=torch.float32) for c in rng.permutation([dark, light]))
+        return torch.lerp(ground[:, None, None, None], pen[:, None, None, None], ink_THW)
+
+
+def _wrapped(distance: Tensor) -> Tensor:
+    """The distance to the nearest of the copies that repeat every 2."""
+    return torch.remainder(distance + 1, 2) - 1
