@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -87,32 +88,68 @@ def test_a_short_run_learns_and_leaves_everything(clips, tmp_path, capsys, quant
     assert tokenizer.encode(demo_clip(frames=5, size=64)).shape == (1, 2, 8, 8)
 
 
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(clips, tmp_path):
-    train(clips, tmp_path / "whole", "trainer.max_steps=12")
-    # The first half ends on its own clock, but with the learning rate of the whole.
-    proper = Schedule(max_steps=12, warmup_steps=100).rate
-    assert proper(6, 0) != proper(5, 0)
+GAN = ["loss.adversarial=0.1", "discriminator.base=4", "discriminator.multipliers=[2,2]", "loss.adversarial_start=2"]
+
+
+@pytest.mark.parametrize("extra", [[], GAN], ids=["plain", "adversarial"])
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(clips, tmp_path, extra):
+    train(clips, tmp_path / "whole", "trainer.max_steps=12", *extra)
     script = (
         "import vidtok.train.loop as loop, sys\n"
         "from vidtok.cli.main import main\n"
-        "save, Line = loop.save, loop.progress_line\n"
-        "def line(scalars, step, *rest):\n"
-        "    if step == 6:\n"
+        "Line = loop.progress_line\n"
+        "def line(scalars, state, schedule):\n"
+        "    if state.step == 6:\n"
         "        import os, signal; os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return Line(scalars, step, *rest)\n"
+        "    return Line(scalars, state, schedule)\n"
         "loop.progress_line = line\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-c", script, "train", "tokenizer", f"data.root={clips}", f"run={tmp_path / 'parts'}"]
-    out = subprocess.run([*command, *TINY, "trainer.max_steps=12"], capture_output=True, text=True)
+    out = subprocess.run([*command, *TINY, "trainer.max_steps=12", *extra], capture_output=True, text=True)
     assert out.returncode == 0 and "asked to stop at step 6" in out.stdout, out.stdout + out.stderr
     assert checkpoint(tmp_path / "parts")["step"] == 6
-    train(clips, tmp_path / "parts", "trainer.max_steps=12")
+    train(clips, tmp_path / "parts", "trainer.max_steps=12", *extra)
     whole, parts = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
     assert parts["step"] == whole["step"] == 12
-    for part in ("model", "ema"):
+    for part in ("tokenizer", "ema", *(["discriminator"] if extra else [])):
         for name, value in whole[part].items():
             assert torch.equal(value, parts[part][name]), name
+    assert torch.equal(whole["logit_averages"], parts["logit_averages"])
+    assert whole["logit_averages"].abs().sum() > 0 if extra else True
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_share_a_batch_and_change_nothing(clips, tmp_path, world):
+    """Same weights after six steps as one process, adversarial stage included."""
+    settings = ["data.batch_size=4", "data.image_batch_size=4", "trainer.max_steps=6", *GAN]
+    train(clips, tmp_path / "one", *settings)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", "0"]
+    command += ["-m", "vidtok.cli.main", "train", "tokenizer", f"data.root={clips}", f"run={tmp_path / 'many'}"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    out = subprocess.run([*command, *TINY, *settings], capture_output=True, text=True, env=env)
+    assert out.returncode == 0, out.stdout + out.stderr
+    assert out.stdout.count("done at step 6") == 1
+    one, many = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "many")
+    for part in ("tokenizer", "discriminator"):
+        for name, value in one[part].items():
+            assert torch.allclose(value, many[part][name], atol=2e-4), name
+
+
+def test_the_batch_must_divide(clips, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command += ["-m", "vidtok.cli.main", "train", "tokenizer", f"data.root={clips}", f"run={tmp_path / 'run'}"]
+    settings = [*TINY, "data.batch_size=3", "trainer.max_steps=1"]
+    out = subprocess.run([*command, *settings], capture_output=True, text=True)
+    assert out.returncode != 0 and "2 processes can't share a batch of 3 evenly" in out.stderr
+
+
+def test_a_checkpoint_of_another_model_is_refused(clips, tmp_path, capsys):
+    train(clips, tmp_path / "run", "trainer.max_steps=1")
+    assert train(clips, tmp_path / "run", "trainer.max_steps=2", "model.net.width=24") == 1
+    assert "is of another model" in capsys.readouterr().err
+    assert train(clips, tmp_path / "run", "trainer.max_steps=2", *GAN) == 1
+    assert "holds no discriminator" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_from_a_trained_model(clips, tmp_path, capsys):
@@ -121,7 +158,7 @@ def test_a_run_goes_on_from_a_trained_model(clips, tmp_path, capsys):
     base = [f"data.root={clips}", f"run={tmp_path / 'second'}", "data.crop=32", "data.batch_size=2"]
     assert main(["train", "tokenizer", *base, "data.image_batch_size=2", "trainer.workers=0", *overrides]) == 0
     first = vidtok.VideoTokenizer.from_pretrained(tmp_path / "first" / "model")
-    second = checkpoint(tmp_path / "second")["model"]
+    second = checkpoint(tmp_path / "second")["tokenizer"]
     assert all(torch.equal(value, second[name]) for name, value in first.state_dict().items())
     assert main(["train", "tokenizer", *base, *overrides, "model=magvit2"]) == 1
     assert "init brings its own model" in capsys.readouterr().err

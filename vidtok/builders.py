@@ -47,27 +47,36 @@ def build_tokenizer(cfg: DictConfig) -> VideoTokenizer:
 
 
 def build_trainer(cfg: DictConfig) -> dict:
-    """The arguments of `vidtok.train.loop.train` but for the run folder and the LPIPS network."""
-    # Imported here: a tokenizer alone needs neither.
+    """The arguments of `vidtok.train.loop.train` but for the run folder, the fixed clips and the LPIPS network."""
+    # Imported here: a tokenizer alone needs none of it.
     from timm.optim import create_optimizer_v2
+    from timm.utils import ModelEmaV3
 
     from vidtok.datasets import ClipFolder
+    from vidtok.train.discriminator import Discriminator
     from vidtok.train.loop import TrainerOptions
     from vidtok.train.loss import LossWeights
     from vidtok.train.schedule import Schedule
+    from vidtok.train.state import TrainState
 
     plain = OmegaConf.to_container(cfg, resolve=True)
+    data, trainer, weights = plain["data"], plain["trainer"], LossWeights(**plain["loss"])
+    schedule = Schedule(**{key: trainer.pop(key) for key in ("max_steps", "max_minutes", "warmup_steps", "final_rate")})
+    dataset = ClipFolder(data.pop("root"), seed=plain["seed"], **data)
+
     torch.manual_seed(plain["seed"])  # of the initial weights
     tokenizer = VideoTokenizer.from_pretrained(plain["init"]) if plain["init"] else build_tokenizer(cfg)
-    optimizer = dict(plain["optimizer"])
-    trainer = dict(plain["trainer"])
-    schedule = Schedule(**{key: trainer.pop(key) for key in ("max_steps", "max_minutes", "warmup_steps", "final_rate")})
-    data = dict(plain["data"])
+    tokenizer.train()
+    ema = ModelEmaV3(tokenizer, decay=trainer.pop("ema_decay"), use_warmup=True)
+    state = TrainState(tokenizer, create_optimizer_v2(tokenizer, **plain["optimizer"]), ema)
+    if weights.adversarial > 0:
+        size = (data["frames"], data["crop"], data["crop"])
+        state.discriminator = Discriminator(size, **plain["discriminator"])
+        state.discriminator_optimizer = create_optimizer_v2(state.discriminator, **plain["discriminator_optimizer"])
     return {
-        "tokenizer": tokenizer.train(),
-        "optimizer": create_optimizer_v2(tokenizer, opt=optimizer.pop("name"), **optimizer),
-        "dataset": ClipFolder(data.pop("root"), seed=plain["seed"], **data),
+        "state": state,
+        "dataset": dataset,
         "schedule": schedule,
-        "weights": LossWeights(**plain["loss"]),
+        "weights": weights,
         "options": TrainerOptions(seed=plain["seed"], **trainer),
     }

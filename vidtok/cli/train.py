@@ -4,6 +4,7 @@
     vidtok train tokenizer data.root=DIR trainer.max_minutes=60 init=vidtok-t     # go on from the shipped model
     vidtok train tokenizer experiment=vidtok-t data.root=DIR                      # the recipe of the shipped model
     vidtok train tokenizer --config data.root=DIR                                 # print the resolved config only
+    torchrun --nproc-per-node 8 -m vidtok.cli.main train tokenizer ...            # eight processes share each batch
 
 Everything after the kind of model is hydra: key=value, group=name. The run folder (run=DIR) holds the resolved config,
 checkpoints, the model, TensorBoard scalars and pictures; the same command again goes on from its checkpoint.
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> None:
     if cfg.init and any(o.split("=")[0] in ("model", "quantizer") for o in args.overrides):
         raise UserError("init brings its own model: give either init=, or model= and quantizer=")
 
+    from accelerate import PartialState
+
     from vidtok.builders import build_trainer
     from vidtok.train.folder import RunFolder
     from vidtok.train.loop import train
@@ -43,9 +46,14 @@ def run(args: argparse.Namespace) -> None:
         cfg.loss.perceptual = 0.0
     parts = build_trainer(cfg)
     clips = fixed_clips(cfg.validation.root, cfg.validation.clips)
-    folder = RunFolder(cfg.run, OmegaConf.to_yaml(cfg, resolve=True))
-    train(**parts, fixed_clips=clips, run=folder, lpips=lpips, say=lambda line: print(line, flush=True))
-    print(f"model: {folder.path / 'model'}")
+    processes = PartialState()
+    folder = RunFolder(cfg.run, OmegaConf.to_yaml(cfg, resolve=True), processes.is_main_process)
+
+    def say(line: str) -> None:
+        processes.print(line, flush=True)
+
+    train(**parts, fixed_clips=clips, run=folder, lpips=lpips, say=say)
+    say(f"model: {folder.path / 'model'}")
 
 
 def compose_config(name: str, overrides: list[str]):

@@ -1,7 +1,11 @@
 """Training a tokenizer.
 
-loop      the whole loop, top to bottom
-loss      the terms of the objective and their weights
-schedule  learning rate and entropy weight over a run
-folder    the run folder: config, checkpoints, scalars, pictures
+loop           the whole loop, top to bottom
+state          all that a run needs to go on
+loss           the terms of the objective and their weights
+adversarial    those between tokenizer and discriminator
+discriminator  the 3-D StyleGAN discriminator
+schedule       learning rate over a run
+clock          what is due when
+folder         the run folder: config, checkpoints, scalars, pictures
 """

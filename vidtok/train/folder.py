@@ -32,8 +32,12 @@ def git_hash() -> str | None:
 
 
 class RunFolder:
-    def __init__(self, path: str | Path, config_yaml: str):
+    """path: the folder, made where it is missing. main: False in all but one process of a run, which only read."""
+
+    def __init__(self, path: str | Path, config_yaml: str, main: bool = True):
         self.path = Path(path)
+        if not main:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "config.yaml").write_text(config_yaml)
         facts = {

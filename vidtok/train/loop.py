@@ -1,27 +1,28 @@
-"""The training loop of a tokenizer, in full.
+"""The training loop of a tokenizer, in full: schedules, losses, both optimisers, logs, checkpoints.
 
-Batch i is a pure function of (seed, i) and every step seeds its own random numbers, so that the model, the optimiser,
-the EMA and two counters are all there is to resume.
+Batch i is a pure function of (seed, i) and every step seeds its own random numbers, so that a run resumes exactly from
+`TrainState`, and k processes with a k-th of each batch do what one does with the whole.
 """
 
 import math
 import signal
-import time
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from vidtok.datasets import ClipFolder
 from vidtok.lpips import LPIPS
 from vidtok.tokenizer import VideoTokenizer
+from vidtok.train import adversarial
+from vidtok.train.clock import Clock
 from vidtok.train.folder import RunFolder
 from vidtok.train.loss import LossWeights, perceptual_loss, reconstruction_loss
 from vidtok.train.schedule import Schedule
+from vidtok.train.state import TrainState
 
-NAT = math.log(2)  # nats per bit
+BIT = math.log(2)  # nats
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,15 @@ class TrainerOptions:
     """How the loop runs.
 
     Attributes:
-        precision: "fp32" or "bf16" (autocast; weights, optimiser and quantizer stay in float32).
+        precision: "fp32" or "bf16" (autocast; weights, optimisers, quantizer and R1 stay in float32).
         clip_norm: gradients are scaled down to this norm.
-        ema_decay: of the weight average that is evaluated and saved; it ramps up over the first steps.
         workers: processes that decode batches ahead.
-        seed: of batches, crops and stochastic signs.
+        seed: of batches, crops and random frames.
         log_seconds, save_seconds: between progress lines; between checkpoints, pictures and validation.
     """
 
     precision: str = "fp32"
     clip_norm: float = 1.0
-    ema_decay: float = 0.999
     workers: int = 1
     seed: int = 0
     log_seconds: float = 10
@@ -47,8 +46,7 @@ class TrainerOptions:
 
 
 def train(
-    tokenizer: VideoTokenizer,
-    optimizer: torch.optim.Optimizer,
+    state: TrainState,
     dataset: ClipFolder,
     fixed_clips: list[Tensor],
     schedule: Schedule,
@@ -61,11 +59,11 @@ def train(
     """Trains until the schedule ends, or until SIGTERM or Ctrl-C, and saves either way.
 
     Args:
-        tokenizer: in training mode; trained in place.
-        optimizer: over its parameters, at the peak learning rate.
-        dataset: gives batch i, float32 [B, 3, T, H, W] in [-1, 1].
+        state: a new run's; goes on from the checkpoint in `run` where there is one. Its optimisers stand at the peak
+            learning rate.
+        dataset: gives batch i, float32 [B, 3, T, H, W] in [-1, 1]; every process takes its share of it.
         fixed_clips: [1, 3, T, H, W] each; their PSNR and pictures show how the run goes. May be empty.
-        run: where it is saved; if a checkpoint lies there, the run goes on from it.
+        run: where it is saved.
         lpips: the perceptual term, needed where its weight isn't 0.
         say: takes one line of progress.
 
@@ -74,20 +72,22 @@ def train(
 
     Raises:
         FloatingPointError: if the loss isn't finite; the last good checkpoint stays.
+        ValueError: for a checkpoint of another model, or a batch that the processes can't share evenly.
     """
     accelerator = Accelerator(mixed_precision="bf16" if options.precision == "bf16" else "no")
-    model, optimizer = accelerator.prepare(tokenizer, optimizer)
-    ema = ModelEmaV3(tokenizer, decay=options.ema_decay, use_warmup=True)
-    if lpips is not None:
-        lpips.to(accelerator.device)
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    step, seconds = 0, 0.0
-    if (state := run.load_checkpoint()) is not None:
-        tokenizer.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.module.load_state_dict(state["ema"])
-        step, seconds = state["step"], state["seconds"]
-        say(f"goes on from step {step} after {seconds / 60:.1f} minutes")
+    tokenizer, discriminator = state.tokenizer, state.discriminator
+    for part in (tokenizer, state.ema, discriminator, lpips):
+        if part is not None:
+            part.to(accelerator.device)
+    state.logit_averages = state.logit_averages.to(accelerator.device)
+    peaks = [
+        (opt, [g["lr"] for g in opt.param_groups]) for opt in (state.optimizer, state.discriminator_optimizer) if opt
+    ]
+    if (checkpoint := run.load_checkpoint()) is not None:
+        state.load_state_dict(checkpoint)
+        say(f"goes on from step {state.step} after {state.seconds / 60:.1f} minutes")
+    model = accelerator.prepare(tokenizer)
+    critic = accelerator.prepare(discriminator) if discriminator is not None else None
 
     stop_asked = False
 
@@ -97,117 +97,124 @@ def train(
 
     handlers = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
     clock = Clock(options.log_seconds, options.save_seconds)
-    for video in dataset.loader(start=step, workers=options.workers):
-        if stop_asked or schedule.progress(step, seconds) >= 1:
+    for batch in dataset.loader(start=state.step, workers=options.workers):
+        if agree(accelerator, stop_asked or schedule.progress(state.step, state.seconds) >= 1):
             break
-        video = video.chunk(accelerator.num_processes)[accelerator.process_index].to(accelerator.device)
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * schedule.rate(step, seconds)
-        torch.manual_seed((options.seed * 1_000_003 + step) * 4096 + accelerator.process_index)
+        video = share(batch, accelerator).to(accelerator.device)
+        for optimizer, rates in peaks:
+            for group, peak in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = peak * schedule.rate(state.step, state.seconds)
+        torch.manual_seed(options.seed * 1_000_003 + state.step)
 
+        # The tokenizer's step.
         with accelerator.autocast():
             decoded, z, codes = model(video)
             terms = {"reconstruction": reconstruction_loss(decoded, video), **tokenizer.quantizer.losses(z, codes)}
             if lpips is not None:
                 terms["perceptual"] = perceptual_loss(lpips, decoded, video, weights.perceptual_frames)
-        loss = weights.total(terms, step)
+            playing = discriminator is not None and state.step >= weights.adversarial_start
+            if playing:
+                discriminator.requires_grad_(False)
+                terms["adversarial"] = adversarial.generator_loss(discriminator(decoded))
+                discriminator.requires_grad_(True)
+        loss = weights.total(terms, state.step)
         if not loss.isfinite():
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower the learning rate, or use fp32")
+            message = f"the loss is {loss.item()} at step {state.step}: lower the learning rate, or use fp32"
+            raise FloatingPointError(message)
         accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), options.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        step += 1
-        ema.update(tokenizer, step)
+        terms["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), options.clip_norm)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
 
-        seconds += clock.tick(clips=len(video) * accelerator.num_processes)
-        terms |= {"loss": loss.detach(), "gradient_norm": norm}
-        if clock.log_due():
-            scalars = {name: value.item() for name, value in terms.items()}
-            scalars["learning_rate"] = peaks[0] * schedule.rate(step, seconds)
-            scalars["clips_per_second"] = clock.clips_per_second
+        # The discriminator's step, on the same clips.
+        if playing:
+            real = video.requires_grad_(weights.r1 > 0)
+            with accelerator.autocast():
+                real_logits, fake_logits = critic(torch.cat([real, decoded.detach()])).chunk(2)
+            critic_terms = {
+                "discriminator": adversarial.discriminator_loss(real_logits, fake_logits),
+                "lecam": adversarial.lecam_penalty(real_logits, fake_logits, state.logit_averages),
+            }
+            if weights.r1 > 0:
+                critic_terms["r1"] = adversarial.r1_penalty(real_logits, real)
+            accelerator.backward(weights.critic_total(critic_terms))
+            norm = accelerator.clip_grad_norm_(critic.parameters(), options.clip_norm)
+            state.discriminator_optimizer.step()
+            state.discriminator_optimizer.zero_grad()
+            means = torch.stack([real_logits.detach().mean(), fake_logits.detach().mean()])
+            state.logit_averages.lerp_(accelerator.reduce(means, "mean"), 1 - weights.lecam_decay)
+            correct = adversarial.accuracy(real_logits, fake_logits)
+            terms |= {**critic_terms, "discriminator_norm": norm, "discriminator_accuracy": correct}
+
+        state.step += 1
+        state.ema.update(tokenizer, state.step)
+        state.seconds += clock.tick(clips=len(batch))
+        terms["loss"] = loss
+        if agree(accelerator, clock.log_due()):
+            scalars = {k: accelerator.reduce(v.detach().float(), "mean").item() for k, v in terms.items()}
+            scalars["learning_rate"] = peaks[0][1][0] * schedule.rate(state.step, state.seconds)
+            scalars["clips_per_second"] = clock.clips_per_second()
             if accelerator.is_main_process:
-                run.save_scalars(scalars, step)
-                say(progress_line(scalars, step, seconds, schedule.progress(step, seconds)))
+                run.save_scalars(scalars, state.step)
+                say(progress_line(scalars, state, schedule))
         if clock.save_due() and accelerator.is_main_process:
-            save(run, tokenizer, optimizer, ema, step, seconds)
-            validate(run, ema.module, fixed_clips, step, say)
+            save_and_validate(state, fixed_clips, run, say)
 
     for number, handler in handlers.items():
         signal.signal(number, handler)
     if accelerator.is_main_process:
-        save(run, tokenizer, optimizer, ema, step, seconds)
-        validate(run, ema.module, fixed_clips, step, say)
+        save_and_validate(state, fixed_clips, run, say)
         reason = "asked to stop" if stop_asked else "done"
-        say(f"{reason} at step {step} after {seconds / 60:.1f} minutes; {len(dataset.skipped)} files skipped")
-    return ema.module.eval()
+        skipped = f"{len(dataset.skipped)} files skipped"
+        say(f"{reason} at step {state.step} after {state.seconds / 60:.1f} minutes; {skipped}")
+    accelerator.wait_for_everyone()
+    return state.ema.module.eval()
 
 
-def save(run: RunFolder, tokenizer, optimizer, ema: ModelEmaV3, step: int, seconds: float) -> None:
-    state = {
-        "model": tokenizer.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "ema": ema.module.state_dict(),
-        "step": step,
-        "seconds": seconds,
-    }
-    run.save_checkpoint(state)
-    run.save_model(ema.module)
+def share(batch: Tensor, accelerator: Accelerator) -> Tensor:
+    """This process' part of a batch."""
+    world = accelerator.num_processes
+    if len(batch) % world:
+        raise ValueError(f"{world} processes can't share a batch of {len(batch)} evenly: change the batch sizes")
+    return batch.chunk(world)[accelerator.process_index]
+
+
+def agree(accelerator: Accelerator, flag: bool) -> bool:
+    """True on every process once it is true on one: signals and clocks differ, steps must not."""
+    if accelerator.num_processes == 1:
+        return flag
+    return accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item() > 0
 
 
 @torch.no_grad()
-def validate(run: RunFolder, tokenizer: VideoTokenizer, clips: list[Tensor], step: int, say) -> None:
-    """PSNR of the fixed clips (peak 2, mean over clips) and a picture of the first four."""
+def save_and_validate(state: TrainState, clips: list[Tensor], run: RunFolder, say) -> None:
+    """Checkpoint, model, and of the fixed clips the PSNR (peak 2, mean over clips) and a picture of the first four."""
+    run.save_checkpoint(state.state_dict())
+    tokenizer = state.ema.module.eval()
+    run.save_model(tokenizer)
     if not clips:
         return
-    tokenizer.eval()
     decoded = [tokenizer.decode(tokenizer.encode(clip)).cpu() for clip in clips]
-    errors = [reconstruction_loss(a, b) for a, b in zip(decoded, clips, strict=True)]
-    psnr = sum(10 * math.log10(4 / max(e.item(), 1e-12)) for e in errors) / len(clips)
-    run.save_scalars({"validation_psnr": psnr}, step)
-    picture = run.save_picture(torch.cat(clips[:4]), torch.cat(decoded[:4]), step)
-    say(f"step {step}  validation {psnr:.2f} dB on {len(clips)} fixed clips, {picture}")
+    errors = [reconstruction_loss(a, b).item() for a, b in zip(decoded, clips, strict=True)]
+    psnr = sum(10 * math.log10(4 / max(error, 1e-12)) for error in errors) / len(clips)
+    run.save_scalars({"validation_psnr": psnr}, state.step)
+    picture = run.save_picture(torch.cat(clips[:4]), torch.cat(decoded[:4]), state.step)
+    say(f"step {state.step}  validation {psnr:.2f} dB on {len(clips)} fixed clips, {picture}")
 
 
-def progress_line(scalars: dict[str, float], step: int, seconds: float, progress: float) -> str:
-    left = seconds * (1 / progress - 1) / 60 if progress > 0 else float("inf")
-    line = f"step {step}  {seconds / 60:.1f} min, {left:.1f} left  {scalars['clips_per_second']:.1f} clips/s"
+def progress_line(scalars: dict[str, float], state: TrainState, schedule: Schedule) -> str:
+    progress = schedule.progress(state.step, state.seconds)
+    left = state.seconds * (1 / progress - 1) / 60
+    line = (
+        f"step {state.step}  {state.seconds / 60:.1f} min, {left:.1f} left  {scalars['clips_per_second']:.1f} clips/s"
+    )
     line += f"  loss {scalars['loss']:.4f}  l2 {scalars['reconstruction']:.4f}"
-    for name in ("perceptual", "commitment"):
+    for name in ("perceptual", "commitment", "adversarial", "discriminator"):
         if name in scalars:
             line += f"  {name} {scalars[name]:.4f}"
+    if "discriminator_accuracy" in scalars:
+        line += f"  accuracy {scalars['discriminator_accuracy']:.2f}"
     if "entropy" in scalars:
-        token, codebook = scalars["entropy_per_sample"] / NAT, scalars["entropy_codebook"] / NAT
+        token, codebook = scalars["entropy_per_sample"] / BIT, scalars["entropy_codebook"] / BIT
         line += f"  bits: token {token:.2f}, codebook {codebook:.2f}"
     return line
-
-
-class Clock:
-    """Seconds per step, clips per second, and when the next line or checkpoint is due."""
-
-    def __init__(self, log_seconds: float, save_seconds: float):
-        self.log_seconds, self.save_seconds = log_seconds, save_seconds
-        now = time.monotonic()
-        self.last = self.logged = self.saved = now
-        self.clips = 0
-        self.clips_per_second = 0.0
-
-    def tick(self, clips: int) -> float:
-        """Seconds since the last tick."""
-        now = time.monotonic()
-        passed, self.last = now - self.last, now
-        self.clips += clips
-        return passed
-
-    def log_due(self) -> bool:
-        if self.last - self.logged < self.log_seconds:
-            return False
-        self.clips_per_second = self.clips / (self.last - self.logged)
-        self.logged, self.clips = self.last, 0
-        return True
-
-    def save_due(self) -> bool:
-        if self.last - self.saved < self.save_seconds:
-            return False
-        self.saved = self.last
-        return True

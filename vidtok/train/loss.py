@@ -20,6 +20,9 @@ class LossWeights:
         commitment: of mean (z - code)^2.
         codebook: of VQ's codebook term.
         entropy: of per-sample minus codebook entropy, in nats; it may be negative, see the README.
+        adversarial: of the generator's term; 0 trains no discriminator.
+        adversarial_start: step at which both sides of the adversarial game begin.
+        r1, lecam: of the discriminator's penalties; lecam_decay: of the averages that LeCAM anchors on.
         entropy_boost: the entropy weight starts at this multiple and falls to 1 over `entropy_boost_steps`.
     """
 
@@ -29,6 +32,11 @@ class LossWeights:
     commitment: float = 0.25
     codebook: float = 1.0
     entropy: float = 0.1
+    adversarial: float = 0.1
+    adversarial_start: int = 0
+    r1: float = 10.0
+    lecam: float = 0.001
+    lecam_decay: float = 0.999
     entropy_boost: float = 3.0
     entropy_boost_steps: int = 2000
 
@@ -44,9 +52,15 @@ class LossWeights:
             "perceptual": self.perceptual,
             "commitment": self.commitment,
             "codebook": self.codebook,
+            "adversarial": self.adversarial,
             "entropy": self.entropy_weight(step),
         }
         return sum(weights[name] * terms[name] for name in terms if name in weights)
+
+    def critic_total(self, terms: dict[str, Tensor]) -> Tensor:
+        """The discriminator's objective."""
+        weights = {"discriminator": 1.0, "lecam": self.lecam, "r1": self.r1}
+        return sum(weights[name] * term for name, term in terms.items())
 
 
 def reconstruction_loss(decoded: Tensor, video: Tensor) -> Tensor:

@@ -1,0 +1,70 @@
+"""Decode every video of a dataset once and say which are bad.
+
+    vidtok check videos/ -o checked.csv
+    vidtok check train.csv val.csv --root videos/ --min-frames 16 -o checked.csv
+
+DATASET: a folder, or an annotation file (Kinetics csv, Something-Something-v2 json, csv with a header, list). The table
+has a row per video: status (ok, missing, corrupt, too short), reason, guard (why decord is not trusted with it: it is
+read all the same, by PyAV), frames, fps, height, width, duration; datasets take it as `checked`. A file that is in two
+splits, under whatever name, is an error. Exit status 1 where anything is wrong.
+"""
+
+import argparse
+import itertools
+
+from vidtok.cli import options
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    positive = options.positive
+    parser.add_argument("datasets", nargs="+", metavar="DATASET", help="folders or annotation files")
+    parser.add_argument("--root", help="folder of the videos (default: where the annotation file is)")
+    parser.add_argument("--path-column", metavar="NAME", help="in the header of a csv, where it is not found by itself")
+    parser.add_argument("--label-column", metavar="NAME")
+    parser.add_argument("--split-column", metavar="NAME")
+    parser.add_argument("--min-frames", type=positive(int), default=1, help="fewer are too short (%(default)s)")
+    parser.add_argument("--workers", type=positive(int), help="processes (default: one per CPU)")
+    parser.add_argument("--time-limit", type=positive(float), default=300, metavar="S", help="a video (%(default)s s)")
+    parser.add_argument("-o", "--output", metavar="TABLE", help="csv file to write")
+    parser.add_argument("--force", action="store_true", help="overwrite what exists")
+
+
+def run(args: argparse.Namespace) -> int:
+    import os
+
+    import pandas as pd
+
+    from vidtok.cli.jsonfile import refuse_existing
+    from vidtok.cli.main import UserError
+    from vidtok.cli.progress import track
+    from vidtok.datasets import check_videos, files_by_split, find_overlap
+
+    refuse_existing(args.output, args.force)
+    columns = {name: getattr(args, name) for name in ("path_column", "label_column", "split_column")}
+    splits: dict[str, list[str]] = {}
+    for source in args.datasets:
+        for split, paths in files_by_split(source, args.root, **columns).items():
+            splits.setdefault(split, []).extend(paths)
+    videos = list(dict.fromkeys(itertools.chain(*splits.values())))
+    if not videos:
+        raise UserError(f"{', '.join(args.datasets)}: no videos")
+    rows = check_videos(videos, args.min_frames, args.workers or os.cpu_count(), args.time_limit)
+    table = pd.DataFrame(track(rows, len(videos), "videos"))
+    table = table.astype({"frames": "Int64", "height": "Int64", "width": "Int64"})
+    if args.output:
+        part = f"{args.output}.{os.getpid()}.part"
+        table.to_csv(part, index=False)
+        os.replace(part, args.output)
+    for row in table[table["status"] != "ok"].itertuples():
+        print(f"{row.path}: {row.status}" + ("" if row.status == "missing" else f": {row.reason}"))
+    overlap = 0
+    for a, b in itertools.combinations(splits, 2):
+        for ours, theirs in find_overlap(splits[a], splits[b]):
+            print(f"{ours} of {a} is in {b}, too" + (f", as {theirs}" if theirs != ours else ""))
+            overlap += 1
+    counts = table["status"].value_counts()
+    print(
+        f"{len(table)} videos: {', '.join(f'{n} {status}' for status, n in counts.items())}; "
+        f"{(table['guard'] != '').sum()} not trusted to decord; {overlap} in two splits"
+    )
+    return int(overlap > 0 or (table["status"] != "ok").any())
