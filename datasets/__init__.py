@@ -1,6 +1,7 @@
 """Reading and writing video, and the datasets made of it."""
 
 from .annotations import read_annotations
+from .check import check_video, check_videos, find_overlap, refuse_overlap
 from .clips import ClipFolder
 from .digits import MovingDigits
 from .error import VideoError
@@ -14,6 +15,7 @@ from .reader import Chunk, VideoReader
 from .sample import Batch, Sample, collate_samples
 from .samplers import dense_clips, random_clip, uniform_segments, whole_windows
 from .something import SomethingSomethingV2
+from .source import files_by_split, open_dataset
 from .synthetic import demo_clip
 from .tensor import frames_to_video, plan_resize, resize_video, video_to_frames
 from .transforms import EvalTransform, TrainTransform
@@ -24,7 +26,8 @@ from .write import VideoWriter, write_video
 __all__ = [
     "Batch", "Chunk", "ClipFolder", "DecodePool", "EvalTransform", "Kinetics", "LabelledDataset", "LabelledVideos",
     "MovingDigits", "Sample", "SomethingSomethingV2", "TrainTransform", "VideoError", "VideoFolder", "VideoInfo",
-    "VideoList", "VideoReader", "VideoStream", "VideoWriter", "collate_samples", "demo_clip", "dense_clips",
-    "frames_to_video", "iter_video", "open_video", "plan_resize", "probe_video", "random_clip", "read_annotations",
-    "read_video", "resize_video", "uniform_segments", "video_to_frames", "whole_windows", "write_video",
+    "VideoList", "VideoReader", "VideoStream", "VideoWriter", "check_video", "check_videos", "collate_samples",
+    "demo_clip", "dense_clips", "files_by_split", "find_overlap", "frames_to_video", "iter_video", "open_dataset",
+    "open_video", "plan_resize", "probe_video", "random_clip", "read_annotations", "read_video", "refuse_overlap",
+    "resize_video", "uniform_segments", "video_to_frames", "whole_windows", "write_video",
 ]  # fmt: skip

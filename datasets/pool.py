@@ -33,7 +33,7 @@ class DecodePool:
         function: Callable[[Job], Answer],
         workers: int,
         time_limit: float,
-        path_of: Callable[[Job], str | Path] = Path,
+        path_of: Callable[[Job], str | Path] = str,
     ):
         if workers < 1 or not time_limit > 0:
             raise ValueError(f"{workers=} must be at least 1 and {time_limit=} above 0")
