@@ -40,6 +40,8 @@ def _looks_like(document: list | dict) -> str:
         return "looks like captions or conversations"
     if _any_key(document, {"segment", "start_frame", "start", "timestamps", "bbox", "boxes"}):
         return "looks like temporal or spatial localisation"
+    if any(isinstance(entry, dict) and isinstance(entry.get("label"), list | dict) for entry in document):
+        return "looks like multi-label annotations"
     if document and all(isinstance(value, str) for value in document):
         return "looks like a class list, not like annotations of videos"
     return "not annotations that are known here" if document else "an empty list"

@@ -18,6 +18,8 @@ def read_list(path: Path, text: str) -> tuple[dict[str, list], str]:
         raise Misfit("looks like a split of HMDB51: its numbers say train or test, the class is in the file's name")
     if text.startswith(("<", "version https://git-lfs")):
         raise Misfit("a web page or a Git LFS pointer, not the file that was meant")
+    if re.match(r"#\s*\d+\n", text):
+        raise Misfit("looks like a list of proposals (temporal localisation)")
     numbered = [(number, line.strip(" ")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     lines = [line for _, line in numbered]
     # A thousand lines tell the separator; trying all of them on all of Kinetics takes seconds.
@@ -61,6 +63,8 @@ def _fit(line: str, separator: str) -> tuple[str, str] | str:
         return "a path where the label should be"
     if is_several(label):
         return "looks like multi-label rows"
+    if label[:1] == "0" and label != "0" and is_whole(label) and not is_media(name):
+        return "a number with leading zeros is no class"  # but a time (AVA)
     # Any text of two words a line would do otherwise.
     if label and not is_whole(label) and not is_media(name) and not re.search(r"[\d/]", name):
         return "neither path nor label looks like one"
@@ -84,6 +88,8 @@ def _misfit_of_all(lines: list[str]) -> Misfit:
         return Misfit("looks like captions, or a table without a header", 1, lines[0])
     if widths == {8} or widths == {7}:
         return Misfit("looks like boxes in time (AVA's kind)", 1, lines[0])
+    if widths == {2} and all(row[1].startswith("0") for row in rows):
+        return Misfit("numbers with leading zeros are no classes; looks like times (AVA's kind)", 1, lines[0])
     if not any(re.search(r"[\t;/\\.]", line) for line in lines):
         return Misfit("looks like a class list, not like annotations of videos", 1, lines[0])
     return Misfit("not annotations that are known here", 1, lines[0])

@@ -36,7 +36,7 @@ def is_several(label: str) -> bool:
 
 def is_class_list(names: Sequence[str], labels: Sequence[str | None]) -> bool:
     """Whether two columns number names: one holds 0..n-1 or 1..n, the other n different words, most without digits."""
-    for numbers, words in ((names, labels), (labels, names)):
+    for numbers, words in (([name.rstrip(":.)") for name in names], labels), (labels, names)):
         if not all(numbers) or not all(words) or not all(map(is_whole, numbers)) or len(set(words)) < len(words):
             continue
         if any(is_whole(word) or is_media(word) or "/" in word for word in words):
