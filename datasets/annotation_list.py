@@ -26,9 +26,9 @@ def read_list(path: Path, text: str) -> tuple[dict[str, list], str]:
     best = max(_SEPARATORS, key=lambda s: sum(isinstance(_fit(line, s), tuple) for line in lines[:1000]))
     fits = [_fit(line, best) for line in lines]
     rows = [fit for fit in fits if isinstance(fit, tuple)]
-    if not rows:
-        if all(is_media(line) or is_whole(line) for line in lines) and not all(_NUMBER_FIRST.match(x) for x in lines):
-            return {"path": lines, "label": [None] * len(lines)}, "list of paths without labels"
+    if not rows and _are_names(lines):
+        return {"path": lines, "label": [None] * len(lines)}, "list of paths without labels"
+    if 2 * len(rows) < len(lines):
         raise _misfit_of_all(lines)
     paths, labels = zip(*rows, strict=True)
     if is_class_list(paths, labels):
@@ -71,9 +71,20 @@ def _fit(line: str, separator: str) -> tuple[str, str] | str:
     return name, label
 
 
+def _are_names(lines: list[str]) -> bool:
+    """Whether lines of one column are paths, or bare numbers that may be names: each once, none with leading zeros."""
+    if all(map(is_media, lines)):
+        return not all(map(_NUMBER_FIRST.match, lines))
+    plain = all(str(int(line)) == line if is_whole(line) else is_media(line) for line in lines)
+    return plain and len(set(lines)) == len(lines)
+
+
 def _misfit_of_all(lines: list[str]) -> Misfit:
-    """What a file is of which no line fits."""
-    rows = [re.split(r"[\t ,;]+", line.replace('"', "")) for line in lines]
+    """What a file is of which few lines fit."""
+    for separator in (r"\s+", r"[\s,;]+"):
+        rows = [re.split(separator, line.replace('"', "")) for line in lines]
+        if all(len(row) > 1 for row in rows):
+            break
     widths = {len(row) for row in rows}
     if all(len(row) > 2 and all(map(is_whole, row[1:])) for row in rows):
         if is_media(rows[0][0]) or not widths <= {3, 4}:

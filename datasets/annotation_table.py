@@ -13,8 +13,8 @@ _NAMES = {
     "path": ("path", "video_path", "file_path", "filepath", "clip_path", "relative_path", "filename", "file_name",
              "file", "video_file", "video", "video_name", "clip_name", "clip"),
     "id": ("youtube_id", "id", "video_id", "vid", "clip_id"),
-    "label": ("label", "class", "class_name", "label_name", "category", "action", "tag", "target", "class_label",
-              "action_label", "label_id", "class_id", "label_idx", "class_idx"),
+    "label": ("label", "class", "class_name", "label_name", "category", "action", "tag", "target", "labels",
+              "class_label", "action_label", "label_id", "class_id", "label_idx", "class_idx"),
     "split": ("split", "subset", "partition"),
     "start": ("time_start", "start", "start_time"),
     "end": ("time_end", "end", "end_time"),
@@ -87,6 +87,8 @@ def read_table(text: str, header: Header) -> tuple[dict[str, list], str]:
             if kind in ("start", "end") and not _SECONDS.fullmatch(cell):
                 raise misfit(f"{header.names[place]} is not a number of seconds")
             columns[kind].append(float(cell) if kind in ("start", "end") else cell)
+    if {"path", "start"} <= set(columns) and not any(map(is_media, columns["path"])):
+        raise Misfit("looks like a list of frame-folders with the frames to take")
     key = "path" if "path" in columns else "id"
     if not columns[key]:
         raise Misfit("a header without rows")

@@ -11,6 +11,8 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .error import VideoError
 
 Job, Answer = Any, Any
@@ -94,7 +96,8 @@ class DecodePool:
                     code = worker.end()
                     how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
                     if task is None:
-                        raise RuntimeError(f"a decode process ended without a job ({how})") from None
+                        why = "its own words are above; a script needs `if __name__ == '__main__':`"
+                        raise RuntimeError(f"a decode process ended without a job ({how}); {why}") from None
                     answer = VideoError(self._path_of(task[1]), f"the decoder crashed ({how})")
                     self._replace(i)
             elif task and time.monotonic() - worker.since >= self._time_limit:
@@ -142,6 +145,7 @@ class _Worker:
 def _work(pipe: connection.Connection, function: Callable[[Job], Answer]) -> None:
     """The life of a worker."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    torch.set_num_threads(1)  # there is a process for each core already
     message = ("ready", None)
     while True:
         try:

@@ -109,6 +109,8 @@ REFUSED = {
         "v_YoYo_g01_c01 120 3\nv_YoYo_g01_c02 98 3\n",
         "a/78687 1 120 3\na/1 9 98 3\n",
         "f0,120,3\nf1,100,2\n",
+        "who;what_u_cm 0 1\nis,here_u_cm 0 2\nthere_u_cm 0 3\n",
+        "path,label,start,end\n/data/row_000,1,1,16\n",
     ],
     "multi-label": [
         "a.mp4 1 5 7\nb.mp4 2\n",
@@ -141,6 +143,7 @@ REFUSED = {
         '[{"vid_name": "a", "label": 3, "start_frame": 0}]',
     ],
     "COCO": ['{"images": [], "annotations": [], "categories": []}'],
+    "class list|known here": ["1\n1\n2\n", "0902\n0903\n"],
     "leading zeros": ["0f39OWEqJ24,0903\n_-Z6wFjXtGQ,0902\n"],
     "proposals": ["# 0\nimgs\n5\n1\n3\n0 0 1\n"],
     "AVA": ["-5KQ66BBWC4,0902,0.077,0.151,0.283,0.811,80,1\n-5KQ66BBWC4,0902,0.1,0.1,0.2,0.8,9,0\n"],

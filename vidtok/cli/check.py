@@ -14,6 +14,8 @@ import itertools
 
 from vidtok.cli import options
 
+SHOWN = 30  # bad videos on the console; the table has all
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     positive = options.positive
@@ -55,8 +57,11 @@ def run(args: argparse.Namespace) -> int:
         part = f"{args.output}.{os.getpid()}.part"
         table.to_csv(part, index=False)
         os.replace(part, args.output)
-    for row in table[table["status"] != "ok"].itertuples():
+    bad = table[table["status"] != "ok"]
+    for row in bad.head(SHOWN).itertuples():
         print(f"{row.path}: {row.status}" + ("" if row.status == "missing" else f": {row.reason}"))
+    if len(bad) > SHOWN:
+        print(f"... and {len(bad) - SHOWN} more" + (f", see {args.output}" if args.output else ": give -o TABLE"))
     overlap = 0
     for a, b in itertools.combinations(splits, 2):
         for ours, theirs in find_overlap(splits[a], splits[b]):
@@ -67,4 +72,4 @@ def run(args: argparse.Namespace) -> int:
         f"{len(table)} videos: {', '.join(f'{n} {status}' for status, n in counts.items())}; "
         f"{(table['guard'] != '').sum()} not trusted to decord; {overlap} in two splits"
     )
-    return int(overlap > 0 or (table["status"] != "ok").any())
+    return int(overlap > 0 or len(bad) > 0)
