@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -28,11 +29,12 @@ def read_selection(path: str | Path, choose: Choose, cache: str | Path | None = 
         pictures, timestamps, fps = cached_frames(path, cache)
         indices = choose(timestamps, fps)
         return Chunk(np.array(pictures[indices]), timestamps[indices])
-    timeline = _timeline(str(path))
+    timeline, frames_NHWC = _timeline(str(path)), None
     if timeline.doubt is None:
-        indices = choose(timeline.timestamps, timeline.fps)
-        frames_NHWC, timestamps = _seek(path, timeline, indices.ravel()), timeline.timestamps
-    else:
+        timestamps = timeline.timestamps
+        indices = choose(timestamps, timeline.fps)
+        frames_NHWC = _seek(path, timeline, indices.ravel())
+    if frames_NHWC is None:
         with PyAVReader(path) as reader:
             timestamps = reader.timestamps
             indices = choose(timestamps, reader.fps)
@@ -43,16 +45,20 @@ def read_selection(path: str | Path, choose: Choose, cache: str | Path | None = 
 _timeline = lru_cache(maxsize=20_000)(read_timeline)
 
 
-def _seek(path: str | Path, timeline: Timeline, indices: np.ndarray) -> np.ndarray:
-    """Decode from the last keyframe that is not after the first index."""
+def _seek(path: str | Path, timeline: Timeline, indices: np.ndarray) -> np.ndarray | None:
+    """Decode from the last keyframe that is not after the first index; None where seeking leads anywhere else, as it
+    does in containers without an index (MPEG-TS and -PS)."""
     wanted = set(timeline.pts[indices].tolist())
-    last, pictures = max(wanted), {}
+    first, last, pictures = min(wanted), max(wanted), {}
     container, stream = open_container(path)
     with container:
-        key = timeline.keys[np.searchsorted(timeline.keys, min(wanted), side="right") - 1]
-        container.seek(int(key), stream=stream)
+        container.seek(int(timeline.keys[np.searchsorted(timeline.keys, first, side="right") - 1]), stream=stream)
+        packets = container.demux(stream)
         try:
-            for frame in container.decode(stream):
+            start = next(packets)
+            if not start.is_keyframe or start.pts is None or start.pts > first:
+                return None
+            for frame in chain(start.decode(), chain.from_iterable(packet.decode() for packet in packets)):
                 if frame.pts in wanted:
                     pictures[frame.pts] = to_rgb(frame, stream.codec_context.width, stream.codec_context.height)
                 if frame.pts is None or frame.pts >= last:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from vidtok.datasets import VideoError, open_video
+from vidtok.datasets.selection import read_selection
 
 BITS, N = 8, 100
 
@@ -143,6 +144,25 @@ def test_frames_are_the_frames_asked_for(clips, name, backend):
         assert [number(f) for c in chunks for f in c.frames] == numbers
         np.testing.assert_array_equal(np.concatenate([c.timestamps for c in chunks]), reader.timestamps)
         assert max(len(c.frames) for c in chunks) <= 7
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_selections_are_the_frames_asked_for(clips, name):
+    """What the datasets read with: by seeking where the packets prove where each frame is."""
+    times, numbers = presented(clips[name])
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (2, 3), (16,)):
+        asked = rng.integers(len(numbers), size=shape)
+        frames, timestamps = read_selection(clips[name], lambda t, fps, asked=asked: asked)
+        assert frames.shape[: len(shape)] == shape == timestamps.shape
+        assert [number(f) for f in frames.reshape(-1, *frames.shape[-3:])] == [numbers[i] for i in asked.ravel()]
+        np.testing.assert_allclose(timestamps, np.array(times)[asked] - times[0], atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["truncated.mp4", "rotten.mp4", "no_moov.mp4", "empty.mp4", "page.mp4", "missing.mp4"])
+def test_selections_from_broken_files_are_video_errors(broken, name):
+    with pytest.raises(VideoError):
+        read_selection(broken[name], lambda t, fps: np.arange(len(t)))
 
 
 def test_trusts_decord_with_plain_files_only(clips):
