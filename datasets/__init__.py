@@ -13,7 +13,7 @@ from .pool import DecodePool
 from .read import VideoInfo, VideoStream, iter_video, probe_video, read_video
 from .reader import Chunk, VideoReader
 from .sample import Batch, Sample, collate_samples
-from .samplers import dense_clips, random_clip, uniform_segments, whole_windows
+from .samplers import dense_clips, random_clip, random_segments, uniform_segments, whole_windows
 from .something import SomethingSomethingV2
 from .source import files_by_split, open_dataset
 from .synthetic import demo_clip
@@ -28,6 +28,6 @@ __all__ = [
     "MovingDigits", "Sample", "SomethingSomethingV2", "TrainTransform", "VideoError", "VideoFolder", "VideoInfo",
     "VideoList", "VideoReader", "VideoStream", "VideoWriter", "check_video", "check_videos", "collate_samples",
     "demo_clip", "dense_clips", "files_by_split", "find_overlap", "frames_to_video", "iter_video", "open_dataset",
-    "open_video", "plan_resize", "probe_video", "random_clip", "read_annotations", "read_video", "refuse_overlap",
-    "resize_video", "uniform_segments", "video_to_frames", "whole_windows", "write_video",
+    "open_video", "plan_resize", "probe_video", "random_clip", "random_segments", "read_annotations", "read_video",
+    "refuse_overlap", "resize_video", "uniform_segments", "video_to_frames", "whole_windows", "write_video",
 ]  # fmt: skip

@@ -70,7 +70,8 @@ class LabelledDataset(Dataset):
 
         With workers, a video that takes longer than `time_limit` seconds, or crashes its decoder, has failed like any
         other; without, it hangs or crashes this process. shuffle: in an order drawn from (seed, epoch). drop_last:
-        leave out a last batch that is smaller.
+        leave out a last batch that is smaller. (A DataLoader does as well, but for hanging videos: give it
+        collate_fn=collate_samples and multiprocessing_context="forkserver"; forked, FFmpeg may hang.)
         """
         order = np.arange(len(self))
         if shuffle:

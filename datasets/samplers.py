@@ -15,16 +15,20 @@ import numpy as np
 def uniform_segments(
     duration: float, fps: float, rng: np.random.Generator | None = None, *, frames: int, clips: int = 1
 ) -> np.ndarray:
-    """One frame out of each of `frames` equal segments (TSN, arXiv 1608.00859).
+    """The middle of each of `frames` equal segments (TSN, arXiv 1608.00859, at test time); for several clips
+    k = 0..clips-1 the moment k/clips of each segment (as VideoMAE tests on Something-Something, with 2 clips).
 
-    With rng, a random moment of each segment, drawn for each clip anew: training. Without, the middle of each segment;
-    for several clips k = 0..clips-1 the moment k/clips of each (as VideoMAE tests on Something-Something, 2 clips).
+    rng is not used: this is how a video is evaluated.
     """
-    if rng is not None:
-        share = rng.random((clips, frames))
-    else:
-        share = np.full((1, 1), 0.5) if clips == 1 else np.arange(clips)[:, None] / clips
+    share = np.full((1, 1), 0.5) if clips == 1 else np.arange(clips)[:, None] / clips
     return (np.arange(frames) + share) * (duration / frames)
+
+
+def random_segments(
+    duration: float, fps: float, rng: np.random.Generator, *, frames: int, clips: int = 1
+) -> np.ndarray:
+    """A random moment of each of `frames` equal segments, for each clip anew (TSN at training time)."""
+    return (np.arange(frames) + rng.random((clips, frames))) * (duration / frames)
 
 
 def dense_clips(

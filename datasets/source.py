@@ -49,8 +49,11 @@ def open_dataset(
 
 def files_by_split(source: str | Path, root: str | Path | None = None, **columns: str | None) -> dict[str, list[str]]:
     """The videos of all splits of `source`, a folder or an annotation file; one without splits is a split of its own,
-    called as the source. In a folder the folders train, val, validation and test are splits; labels do not matter."""
+    called as the source. In a folder the folders train, val, validation and test are splits; labels do not matter.
+    Raises ValueError for what is neither."""
     source = Path(source)
+    if not source.exists():
+        raise ValueError(f"{source}: no such file or folder")
     if source.is_dir():
         splits = [name for name in _SPLITS if (source / name).is_dir()]
         return {name: find_media(source / name, MEDIA_SUFFIXES) for name in splits} or {

@@ -139,5 +139,6 @@ def test_open_dataset_tells_what_it_is(folder, tmp_path):
     assert type(open_dataset(folder / "s.json")).__name__ == "SomethingSomethingV2"
     (folder / "l.csv").write_text("file,verb\ntrain/a/good.mp4,put\n")
     assert open_dataset(folder / "l.csv", label_column="verb").classes == ["put"]
-    with pytest.raises(ValueError, match="no such file or folder"):
-        open_dataset(tmp_path / "nothing")
+    for function in (open_dataset, files_by_split):
+        with pytest.raises(ValueError, match="no such file or folder"):
+            function(tmp_path / "nothing")

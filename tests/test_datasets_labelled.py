@@ -25,6 +25,8 @@ from vidtok.datasets import (
     dense_clips,
     random_clip,
     read_video,
+    uniform_segments,
+    whole_windows,
     write_video,
 )
 
@@ -105,6 +107,17 @@ def test_samples_depend_on_seed_epoch_and_number_alone(folder):
     torchs = DataLoader(data, 3, collate_fn=collate_samples, num_workers=1, multiprocessing_context="forkserver")
     for a, b in zip(data.loader(3), torchs, strict=True):
         assert torch.equal(a.video, b.video)
+
+
+@pytest.mark.parametrize("sampler", [partial(f, frames=4) for f in (uniform_segments, dense_clips, whole_windows)])
+def test_evaluation_sees_the_same_moments_always(folder, sampler):
+    """Whatever seed and epoch: the samplers of evaluation draw nothing."""
+    data = VideoFolder(folder, sampler=sampler)
+    first = [data[i].timestamps for i in range(4)]
+    data.set_epoch(5)
+    other = VideoFolder(folder, sampler=sampler, seed=7)
+    for i in range(4):
+        assert torch.equal(data[i].timestamps, first[i]) and torch.equal(other[i].timestamps, first[i])
 
 
 def test_a_failed_video_is_never_replaced_in_evaluation(folder):

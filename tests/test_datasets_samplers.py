@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vidtok.datasets import dense_clips, random_clip, uniform_segments, whole_windows
+from vidtok.datasets import dense_clips, random_clip, random_segments, uniform_segments, whole_windows
 from vidtok.datasets.resample import indices_at
 
 
@@ -21,8 +21,8 @@ class TestAgainstFrames:
         two = frames_of(uniform_segments(count / fps, fps, frames=16, clips=2), count, fps)
         assert two.tolist() == [[int(tick * (i + k / 2) + 1e-9) for i in range(16)] for k in range(2)]
 
-    def test_uniform_segments_at_random(self, count, fps):
-        times = uniform_segments(count / fps, fps, np.random.default_rng(0), frames=8, clips=300)
+    def test_random_segments(self, count, fps):
+        times = random_segments(count / fps, fps, np.random.default_rng(0), frames=8, clips=300)
         clips = frames_of(times, count, fps)
         edges = np.arange(9) * count / 8
         rounding = 1e-3 * fps  # a moment within 1 ms before a frame counts as the frame
