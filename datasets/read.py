@@ -120,9 +120,7 @@ def iter_video(
     return VideoStream(path, fps, size, chunk, multiple, on_error)
 
 
-def read_video(
-    path: str | Path, fps: float | None = None, size: Size = 128, max_frames: int | None = None
-) -> Tensor:
+def read_video(path: str | Path, fps: float | None = None, size: Size = 128, max_frames: int | None = None) -> Tensor:
     """Read a video, or an image as a video of one frame -> float32 [1,3,T,H,W] in [-1, 1], T cut to 1+4k.
 
     fps: resample by time. Frame j is the latest one whose timestamp is not after j/fps (within 1 ms, the rounding of

@@ -78,9 +78,7 @@ def test_window_by_seeking_equals_decoding_from_the_start(tmp_path_factory, posi
         frames_THWC = reader.frames(range(300))
     step = 1 if fps is None else round(30 / fps)
     matches = [
-        t
-        for t in range(300 - 8 * step)
-        if np.array_equal(frames_THWC[t : t + 9 * step : step][:9], window_THWC)
+        t for t in range(300 - 8 * step) if np.array_equal(frames_THWC[t : t + 9 * step : step][:9], window_THWC)
     ]
     assert matches and abs(matches[0] - position * (300 - 9 * step)) <= 2
 
