@@ -1,5 +1,6 @@
 """Training batches for a tokenizer out of folders of videos and images."""
 
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -97,8 +98,15 @@ class ClipFolder(Dataset):
     def loader(self, start: int = 0, stop: int | None = None, workers: int = 0) -> Iterator[Tensor]:
         """Batches start, start+1, ... up to `stop` (None: for ever), decoded ahead by `workers` processes."""
         context = "forkserver" if workers else None  # FFmpeg in a forked child of a process that has used it hangs
-        sampler = _Range(start, stop)
-        return iter(DataLoader(self, None, sampler=sampler, num_workers=workers, multiprocessing_context=context))
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=_Range(start, stop),
+            num_workers=workers,
+            multiprocessing_context=context,
+            worker_init_fn=_ignore_signals if workers else None,
+        )
+        return iter(loader)
 
     def _draw(self, rng: np.random.Generator, image: bool) -> np.ndarray:
         """A random window of a random usable file, uint8 [T,H,W,3]."""
@@ -142,6 +150,12 @@ class ClipFolder(Dataset):
             return clip_CTHW
         clip_TCHW = F.interpolate(clip_CTHW.transpose(0, 1), (self.crop, self.crop), mode="bicubic", antialias=True)
         return clip_TCHW.clamp_(-1, 1).transpose(0, 1)
+
+
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C and SIGTERM to a whole process group are the main process' to answer; its end ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Range:

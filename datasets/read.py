@@ -13,7 +13,7 @@ from .error import VideoError
 from .reader import Chunk, OnError
 from .reader_pyav import PyAVReader
 from .resample import resample_chunks
-from .tensor import Size, frames_to_video, plan_resize, resize_video
+from .tensor import Size, check_size, frames_to_video, plan_resize, resize_video
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class VideoStream:
             raise ValueError(f"fps={fps} must be above 0")
         if chunk < 1:
             raise ValueError(f"chunk={chunk} must be at least 1")
+        check_size(size)
         self._reader = PyAVReader(path, on_error)
         self._chunk, self._size_wanted, self._multiple = chunk, size, multiple
         self.path, self.backend = self._reader.path, self._reader.backend

@@ -37,6 +37,13 @@ def resize_video(video_CTHW: Tensor, size: Size, multiple: int = 8) -> Tensor:
     return video_CTHW[..., top : top + cut_h, left : left + cut_w].contiguous()
 
 
+def check_size(size: Size) -> None:
+    """Raises ValueError unless None, a positive int or two of them."""
+    sides = size if isinstance(size, tuple | list) else (size, size)
+    if size is not None and (len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides)):
+        raise ValueError(f"size is None, pixels of the short side, or (height, width), all above 0, not {size!r}")
+
+
 def plan_resize(height: int, width: int, size: Size, multiple: int = 8) -> tuple[tuple[int, int], tuple[int, int]]:
     """((h, w) to resize to, (h, w) left after the centre cut) for pictures of height x width; see `resize_video`."""
     if size is None:

@@ -1,12 +1,12 @@
 """Where a result comes from: code, libraries, machine."""
 
 import platform
-import subprocess
 from datetime import datetime, timezone
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
+
+from vidtok.provenance import git_hash
 
 LIBRARIES = ("vidtok", "torch", "torchvision", "torchmetrics", "numpy", "av")
 
@@ -21,19 +21,3 @@ def provenance(device: str | torch.device = "cpu") -> dict:
         "threads": torch.get_num_threads(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def git_hash() -> str | None:
-    """Commit of the checkout this file is tracked in, 40 hex digits, "-dirty" where tracked files are changed."""
-    here = Path(__file__).resolve()
-
-    def git(*args: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["git", "-C", str(here.parent), *args], capture_output=True, text=True)
-
-    try:
-        # Tracked, because site-packages may lie inside somebody else's repository.
-        if git("ls-files", "--error-unmatch", here.name).returncode:
-            return None
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").stdout.strip()
-    except FileNotFoundError:  # no git
-        return None

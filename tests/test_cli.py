@@ -136,7 +136,8 @@ def test_one_bad_file_among_good_ones(capsys, here, model, videos):
         assert len(lines) == 3 and all(line.startswith("vidtok: in/") for line in lines)
         assert "in/zero.mp4: the file is empty" in err and "1 of 4 files" in out and "3 failed" in out
         assert [p.name for p in (here / f"out-{verb}").iterdir()] == [f"a{suffix}"]  # and no partial file
-    out, err = vidtok(capsys, "eval", "reconstruction", "in", "--frames", 5, "--size", 32, "--model", model)
+    command = ["eval", "reconstruction", "in", "--frames", 5, "--size", 32, "--model", model]
+    out, err = vidtok(capsys, *command, status=1)
     assert "1 of 4 clips used, 3 failed" in out
 
 

@@ -202,7 +202,8 @@ def test_long_video_is_never_held_whole(tmp_path):
 
 
 def test_bad_arguments_are_value_errors_and_tiny_pictures_video_errors(wide, tmp_path):
-    for wrong in ({"fps": 0}, {"fps": -1}, {"max_frames": 0}):
+    sizes = [{"size": size} for size in (0, -5, (0, 8), (128,), 128.0)]
+    for wrong in ({"fps": 0}, {"fps": -1}, {"max_frames": 0}, *sizes):
         with pytest.raises(ValueError):
             read_video(wide, **wrong)
     with pytest.raises(ValueError), iter_video(wide, chunk=0):

@@ -1,5 +1,7 @@
 """The library contract, over every architecture and quantizer."""
 
+import json
+
 import pytest
 import torch
 
@@ -97,9 +99,10 @@ def test_an_image_is_the_first_frame_of_a_clip(net):
 
 
 @pytest.mark.parametrize("frames", range(1, 42, 4))
-def test_chunks_equal_the_whole(net, frames):
+@pytest.mark.parametrize(("net", "batch"), [("patch", 1), ("patch", 2), ("magvit2", 2)])
+def test_chunks_equal_the_whole(net, batch, frames):
     tokenizer = build(net)
-    video = clip(frames, 16, 24)
+    video = clip(frames, 16, 24, batch)
     ids, z = tokenizer.encode(video), tokenizer.encode_latents(video)
     decoded = tokenizer.decode(ids)
     for size in (1, 2, 3, 4, 5, 7, 16, 17, 41):
@@ -196,6 +199,31 @@ def test_illegal_ids_say_what_is_legal(ids, words):
     assert words in str(error.value)
 
 
+def test_a_stream_keeps_its_shape():
+    tokenizer = build()
+    with pytest.raises(ValueError, match="in one stream"):
+        list(tokenizer.stream_encode([clip(5, 32, 32), clip(4, 32, 40)]))
+    ids = tokenizer.encode(clip(9, 32, 32))
+    with pytest.raises(ValueError, match="in one stream"):
+        list(tokenizer.stream_decode([ids[:, :2], ids[:, 2:, :3]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.uint16, torch.uint32])
+def test_ids_of_any_integer_type_decode(dtype):
+    tokenizer = build()
+    ids = torch.arange(5 * 4 * 4).view(1, 5, 4, 4)
+    assert torch.equal(tokenizer.decode(ids.to(dtype)), tokenizer.decode(ids))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_clips_of_any_float_type_pass(net, precision, dtype):
+    tokenizer = build(net).set_precision(precision)
+    video = clip(5).to(dtype)
+    assert tokenizer.encode(video).dtype == torch.int64
+    assert tokenizer.forward_features(video).dtype == tokenizer.encode_latents(video).dtype == torch.float32
+
+
 def test_bf16_latents_are_float32_and_nearly_the_same(net):
     tokenizer = build(net)
     z = tokenizer.encode_latents(clip())
@@ -213,6 +241,9 @@ def test_save_and_load(tmp_path, net):
         assert torch.equal(value, tokenizer.state_dict()[name].half().float())
     assert len(loaded.weight_hash) == 16
     assert VideoTokenizer.from_pretrained(tmp_path / "model", precision="bf16").weight_hash == loaded.weight_hash
+    before = loaded.weight_hash
+    next(loaded.train().parameters()).data.zero_()
+    assert loaded.weight_hash != before  # of the weights as they are, once they may have changed
 
 
 def test_loading_errors_name_what_is_there(tmp_path):
@@ -223,7 +254,24 @@ def test_loading_errors_name_what_is_there(tmp_path):
     build().save_pretrained(tmp_path / "model")
     config = (tmp_path / "model" / "config.json").read_text()
     (tmp_path / "model" / "config.json").write_text(config.replace('"width": 32', '"width": 64'))
-    with pytest.raises(ValueError, match="don't fit"):
+    with pytest.raises(ValueError, match=r"don't fit their config: \S+ is \[32"):
+        VideoTokenizer.from_pretrained(tmp_path / "model")
+    for old, new, words in [
+        ('"name"', '"title"', "title"),
+        ('"kind": "lfq"', '"kind": "lfk"', "unknown quantizer 'lfk': did you mean 'lfq'"),
+        ('"kind": "lfq", ', "", "kind"),
+        ('"bits"', '"bitz"', "bitz"),
+        ("tokenizer/1", "tokenizer/9", "reads 'vidtok.tokenizer/1'"),
+        ("{", "", "config.json is no tokenizer's config"),
+    ]:
+        text = json.dumps(json.loads(config)).replace(old, new, 1)
+        (tmp_path / "model" / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=words):
+            VideoTokenizer.from_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(config)
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="can't be read"):
         VideoTokenizer.from_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match=r"unknown precision 'fp31': did you mean 'fp32'"):
         build().set_precision("fp31")

@@ -1,5 +1,6 @@
 """From hydra configs to objects: the one module that reads a config. Everything it builds takes plain arguments."""
 
+from dataclasses import asdict
 from importlib.resources import files
 
 import torch
@@ -65,7 +66,11 @@ def build_trainer(cfg: DictConfig) -> dict:
     dataset = ClipFolder(data.pop("root"), seed=plain["seed"], **data)
 
     torch.manual_seed(plain["seed"])  # of the initial weights
-    tokenizer = VideoTokenizer.from_pretrained(plain["init"]) if plain["init"] else build_tokenizer(cfg)
+    if plain["init"]:
+        tokenizer = VideoTokenizer.from_pretrained(plain["init"])
+        cfg.model = asdict(tokenizer.config)  # the config that the run folder keeps names the model that was trained
+    else:
+        tokenizer = build_tokenizer(cfg)
     tokenizer.train()
     ema = ModelEmaV3(tokenizer, decay=trainer.pop("ema_decay"), use_warmup=True)
     state = TrainState(tokenizer, create_optimizer_v2(tokenizer, **plain["optimizer"]), ema)

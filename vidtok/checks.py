@@ -13,6 +13,8 @@ OVERSHOOT = 1.05  # resampling filters overshoot by a few percent; more is anoth
 
 def check_video(video: Tensor, any_length: bool = False, values: bool = True) -> None:
     """Raises ValueError unless [B, 3, T, H, W] float in [-1, 1], T = 1 + 4k (or any_length), H and W multiples of 8."""
+    if not isinstance(video, Tensor):
+        raise ValueError(f"a video is a torch tensor, not {type(video).__name__}")
     shape = list(video.shape)
     if video.ndim != 5 or shape[1] != 3 or 0 in shape:
         raise ValueError(f"a video is [B, 3, T, H, W], not {shape}")
@@ -37,14 +39,16 @@ def check_values(video: Tensor) -> None:
 
 def check_ids(ids: Tensor, bits: float) -> None:
     """Raises ValueError unless integer [B, t, h, w] within the codebook."""
+    if not isinstance(ids, Tensor):
+        raise ValueError(f"token ids are a torch tensor, not {type(ids).__name__}")
     if ids.ndim != 4 or 0 in ids.shape:
         raise ValueError(f"token ids are [B, t, h, w], not {list(ids.shape)}")
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ValueError(f"token ids are integers, not {ids.dtype}")
-    low, high = ids.aminmax()
+    low, high = (value.item() for value in ids.long().aminmax())
     size = round(2**bits)
     if low < 0 or high >= size:
-        raise ValueError(f"token ids lie in 0 .. {size - 1}, not {low.item()} .. {high.item()}")
+        raise ValueError(f"token ids lie in 0 .. {size - 1}, not {low} .. {high}")
 
 
 def check_codes(codes: Tensor, channels: int) -> None:

@@ -66,9 +66,18 @@ class DecodeStream:
     def __init__(self, decode: Callable[[Tensor, State], Tensor]):
         self.decode = decode
         self.state: State = {}
+        self.like: tuple | None = None  # batch, channels, height and width of the codes so far
 
     @torch.no_grad()
     def push(self, codes: Tensor) -> Iterator[Tensor]:
-        """Yields the frames of `codes`; the first latent of a stream is one frame, every other one four."""
+        """Yields the frames of `codes`; the first latent of a stream is one frame, every other one four.
+
+        Raises:
+            ValueError: if the codes have another batch or frame size than the ones before.
+        """
+        like = (codes.shape[:2], codes.shape[3:])
+        if self.like not in (None, like):
+            raise ValueError(f"codes {list(codes.shape)} follow others of another batch or frame size in one stream")
+        self.like = like
         for part in codes.split(MAX_LATENTS, 2):
             yield self.decode(part, self.state)

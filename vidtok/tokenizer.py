@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from vidtok.streaming import DecodeStream, EncodeStream
 PRETRAINED = Path(__file__).parent / "pretrained"  # the models that the package ships, one folder each
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+SCHEMA = "vidtok.tokenizer/1"  # of config.json
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,33 @@ class TokenizerConfig:
     license: str = "apache-2.0"
 
 
+def _read_config(path: Path) -> TokenizerConfig:
+    try:
+        values = json.loads(path.read_text())
+        schema = values.pop("schema")
+        if schema != SCHEMA:
+            raise ValueError(f"its schema is {schema!r}, and this vidtok reads {SCHEMA!r}")
+        config = TokenizerConfig(**values)
+        config.net["kind"], config.quantizer["kind"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no tokenizer's config ({type(error).__name__}: {error})") from error
+    return config
+
+
+def _load_weights(tokenizer: "VideoTokenizer", path: Path) -> None:
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
+    wanted = tokenizer.state_dict()
+    for name in sorted(wanted.keys() | tensors.keys()):
+        shapes = [list(part[name].shape) if name in part else "none" for part in (tensors, wanted)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"the weights in {path} don't fit their config: {name} is {shapes[0]}, not {shapes[1]}")
+    tokenizer.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    tokenizer._file_hash = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 def _build(table: dict, what: str, spec: dict):
     arguments = dict(spec)
     kind = arguments.pop("kind")
@@ -62,13 +91,7 @@ def _call(make, what: str, *positional, **arguments):
         raise ValueError(f"{what}: {error}") from error
 
 
-class VideoTokenizer(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="vidtok",
-    tags=["video-tokenizer"],
-    repo_url="https://github.com/vidtok",
-):
+class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-tokenizer"]):
     """A video tokenizer with an encoder, a quantizer and a decoder.
 
     Attributes:
@@ -117,7 +140,7 @@ class VideoTokenizer(
     @torch.no_grad()
     def forward_features(self, video: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
         """Encoder activations before the last 1x1x1 layer, for probes: float32 [B, D, 1 + k, H/8, W/8]."""
-        return self._encode(video, tile, lambda x, state: self.encoder.forward_features(x, state).float())
+        return self._encode(video, tile, self._features)
 
     @torch.no_grad()
     def decode(self, ids: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
@@ -190,10 +213,18 @@ class VideoTokenizer(
     def _latents(self, video: Tensor, state) -> Tensor:
         return self.quantizer.latents(self.encoder(video.to(self.dtype), state))
 
+    def _features(self, video: Tensor, state) -> Tensor:
+        return self.encoder.forward_features(video.to(self.dtype), state).float()
+
     def _reconstruct(self, codes: Tensor, state) -> Tensor:
         return self.decoder(codes.to(self.dtype), state).float()
 
     # -------------------------------------------------------- load and save
+
+    def train(self, mode: bool = True) -> "VideoTokenizer":
+        if mode:
+            self._file_hash = None  # the weights are about to change
+        return super().train(mode)
 
     @property
     def device(self) -> torch.device:
@@ -249,30 +280,20 @@ class VideoTokenizer(
             missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
             if missing:
                 raise ValueError(f"{folder} is no tokenizer: it has no {' and no '.join(missing)}")
+            files = [folder / CONFIG, folder / WEIGHTS]
         elif str(name).count("/") != 1 or folder.parent.is_dir():
             # Only what can be no path is asked of the hub, which takes half a minute to give up where it is offline.
             raise ValueError(f"no shipped tokenizer and no folder {str(name)!r}: {nearest(str(name), shipped)}")
         else:
-            folder = name
-        tokenizer = super().from_pretrained(folder, **hub_arguments)
-        return tokenizer.set_precision(precision).to(device)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, config: TokenizerConfig | dict, **hub_arguments) -> "VideoTokenizer":
-        if Path(model_id).is_dir():
-            path = Path(model_id) / WEIGHTS
-        else:
-            known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-            path = hf_hub_download(model_id, WEIGHTS, **{k: v for k, v in hub_arguments.items() if k in known})
-        tokenizer = cls(config if isinstance(config, TokenizerConfig) else TokenizerConfig(**config))
-        try:
-            tokenizer.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
-        except RuntimeError as error:
-            raise ValueError(f"the weights in {path} don't fit their config: {error}") from error
-        tokenizer._file_hash = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-        return tokenizer.eval()
+            files = [Path(hf_hub_download(str(name), file, **hub_arguments)) for file in (CONFIG, WEIGHTS)]
+        tokenizer = cls(_read_config(files[0]))
+        _load_weights(tokenizer, files[1])
+        return tokenizer.eval().set_precision(precision).to(device)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         half = {name: tensor.detach().half().contiguous().cpu() for name, tensor in self.state_dict().items()}
         save_file(half, save_directory / WEIGHTS)
-        (save_directory / CONFIG).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        config = {"schema": SCHEMA, **asdict(self.config)}
+        (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        card = f"# {self.config.name}\n\nA video tokenizer for vidtok: `VideoTokenizer.from_pretrained(PATH)`.\n"
+        (save_directory / "README.md").write_text(card)

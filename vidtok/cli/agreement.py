@@ -1,5 +1,6 @@
 """How far bf16 gives the tokens of fp32: a rounded latent near zero may fall on the other side."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ class Agreement:
 
     def __init__(self, tokenizer: VideoTokenizer, reference: VideoTokenizer):
         self.tokenizer, self.reference = tokenizer, reference
+        self.bits = math.ceil(tokenizer.bits)
         self.videos = self.frames = self.tokens = self.same_tokens = self.other_bits = 0
 
     def add(self, path: Path, size: int | None, fps: float | None, tile: int | None) -> None:
@@ -28,11 +30,11 @@ class Agreement:
         self.frames += clip.shape[2]
         self.tokens += differ.numel()
         self.same_tokens += int((differ == 0).sum())
-        places = torch.arange(round(self.tokenizer.bits), device=differ.device)
+        places = torch.arange(self.bits, device=differ.device)
         self.other_bits += int((differ[..., None] >> places & 1).sum())
 
     def __str__(self) -> str:
-        bits = 1 - self.other_bits / (self.tokens * round(self.tokenizer.bits))
+        bits = 1 - self.other_bits / (self.tokens * self.bits)
         return (
             f"bf16 against fp32: {bits:.2%} of bits and {self.same_tokens / self.tokens:.2%} of tokens agree "
             f"({self.frames} frames of {self.videos} videos)"

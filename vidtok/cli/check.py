@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
 
     import pandas as pd
 
+    from vidtok.cli.error import UserError
     from vidtok.cli.jsonfile import refuse_existing
-    from vidtok.cli.main import UserError
     from vidtok.cli.progress import track
     from vidtok.datasets import check_videos, files_by_split, find_overlap
 

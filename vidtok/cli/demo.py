@@ -3,8 +3,9 @@
     vidtok demo                     # a clip that vidtok renders itself
     vidtok demo clip.mp4 -o out     # the beginning of one of yours
 
-Writes tokens.npz, original.mp4, reconstruction.mp4 and picture.png into a folder (over those of the last time), and
-prints how good the reconstruction is, what it costs and how fast it went.
+Writes tokens.npz, original.mp4, reconstruction.mp4 and picture.png into a folder, and prints how good the
+reconstruction is, what it costs and how fast it went. Only in its own folder, vidtok-demo, it writes over the files of
+the last time.
 """
 
 import argparse
@@ -12,13 +13,16 @@ import time
 from pathlib import Path
 
 from vidtok.cli import options
+from vidtok.cli.error import UserError
 
 FRAMES = 129  # of a clip at most: it is held in memory
+FOLDER = "vidtok-demo"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("clip", nargs="?", metavar="CLIP", help="a video (default: rendered)")
-    parser.add_argument("-o", "--output", default="vidtok-demo", metavar="DIR", help="folder to write to (%(default)s)")
+    parser.add_argument("-o", "--output", default=FOLDER, metavar="DIR", help="folder to write to (%(default)s)")
+    parser.add_argument("--force", action="store_true", help="overwrite what exists in DIR")
     options.add_model(parser)
     options.add_precision(parser)
 
@@ -38,13 +42,16 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / name for name in ("original.mp4", "reconstruction.mp4", "tokens.npz", "picture.png")}
+    refuse_overwriting(args, files.values())
     if args.clip is None:
         write_video(files["original.mp4"], demo_clip(), 30)
-    clip = Path(args.clip or files["original.mp4"])
-    with Source(clip, tokenizer.config.preprocessing["size"], max_frames=FRAMES) as source:
+    clip = args.clip or files["original.mp4"]
+    with Source(Path(clip), tokenizer.config.preprocessing["size"], max_frames=FRAMES) as source:
         original = torch.cat(list(source), 2)
         meta = source.meta(tokenizer, args.precision, None)
         timestamps = source.timestamps
+    if args.clip is None:
+        original = demo_clip()  # what was rendered, not what H.264 left of it
 
     def encode():
         return collect_ids(encode_chunks(tokenizer, [original], None), tokenizer.bits)
@@ -81,6 +88,15 @@ def run(args: argparse.Namespace) -> None:
             **{name: path for name, path in files.items()},
         }
     )
+
+
+def refuse_overwriting(args: argparse.Namespace, files) -> None:
+    """Raises UserError where a file is in the way, or is the clip itself."""
+    for file in files:
+        if args.clip is not None and file.exists() and file.samefile(args.clip):
+            raise UserError(f"{args.clip} would be overwritten by the demo: give another -o DIR")
+        if file.exists() and args.output != FOLDER and not args.force:
+            raise UserError(f"{file} exists: --force overwrites it")
 
 
 def _timed(work):

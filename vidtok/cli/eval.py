@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="overwrite what exists")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     from vidtok.cli.inputs import find_videos
     from vidtok.cli.jsonfile import refuse_existing, write_json
     from vidtok.cli.progress import track
@@ -62,3 +62,4 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.precision} on {result['provenance']['device']}, {result['wall_time_s']:.0f} s")
     if args.json:
         write_json(args.json, result)
+    return 1 if result["n_failed"] else 0

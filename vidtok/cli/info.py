@@ -8,7 +8,7 @@ vidtok info clip.mp4
 import argparse
 from pathlib import Path
 
-from vidtok.cli.main import UserError
+from vidtok.cli.error import UserError
 from vidtok.cli.table import print_rows
 
 

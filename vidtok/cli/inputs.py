@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
 
-from vidtok.cli.main import UserError
+from vidtok.cli.error import UserError
 
 MOVIES = (".mp4", ".mov", ".mkv", ".gif", ".png")  # what a `VideoWriter` writes
 

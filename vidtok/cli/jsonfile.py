@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from vidtok.cli.main import UserError
+from vidtok.cli.error import UserError
 
 
 def refuse_existing(path: str | None, force: bool) -> None:

@@ -9,6 +9,8 @@ import os
 import sys
 from importlib import import_module
 
+from vidtok.cli.error import UserError
+
 VERBS = {
     "demo": "show what a tokenizer does to one clip",
     "encode": "videos to token files",
@@ -19,10 +21,6 @@ VERBS = {
     "train": "train a model: train tokenizer",
     "bench": "measure speed and memory: bench tokenizer",
 }
-
-
-class UserError(Exception):
-    """Something that the user can put right; its text is the one line that they see."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,7 +70,8 @@ def is_expected(error: Exception) -> bool:
 
     from vidtok.datasets import VideoError
 
-    return isinstance(error, (VideoError, OutOfMemoryError))
+    # Where a GPU raises OutOfMemoryError, the CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, (VideoError, OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def one_line(error: Exception) -> str:
@@ -80,7 +79,3 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -46,7 +46,7 @@ def pick_device(name: str):
     """A torch.device; "auto" is CUDA where there is one. Raises UserError for one that isn't there."""
     import torch
 
-    from vidtok.cli.main import UserError
+    from vidtok.cli.error import UserError
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -4,7 +4,7 @@
     vidtok train tokenizer data.root=DIR trainer.max_minutes=60 init=vidtok-t     # go on from the shipped model
     vidtok train tokenizer experiment=vidtok-t data.root=DIR                      # the recipe of the shipped model
     vidtok train tokenizer --config data.root=DIR                                 # print the resolved config only
-    torchrun --nproc-per-node 8 -m vidtok.cli.main train tokenizer ...            # eight processes share each batch
+    torchrun --nproc-per-node 8 -m vidtok train tokenizer ...                     # eight processes share each batch
 
 Everything after the kind of model is hydra: key=value, group=name. The run folder (run=DIR) holds the resolved config,
 checkpoints, the model, TensorBoard scalars and pictures; the same command again goes on from its checkpoint.
@@ -15,7 +15,7 @@ import re
 import warnings
 from pathlib import Path
 
-from vidtok.cli.main import UserError
+from vidtok.cli.error import UserError
 from vidtok.hints import nearest
 
 
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     if args.config:
         print(OmegaConf.to_yaml(cfg))
         return
-    if cfg.init and any(o.split("=")[0] in ("model", "quantizer") for o in args.overrides):
+    if cfg.init and any(re.match(r"(model|quantizer)\b", override) for override in args.overrides):
         raise UserError("init brings its own model: give either init=, or model= and quantizer=")
 
     from accelerate import PartialState
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from vidtok.builders import build_trainer
     from vidtok.train.folder import RunFolder
     from vidtok.train.loop import train
+    from vidtok.train.stop import StopSignal
 
     lpips = load_lpips(cfg)
     if lpips is None:
@@ -47,12 +48,14 @@ def run(args: argparse.Namespace) -> None:
     parts = build_trainer(cfg)
     clips = fixed_clips(cfg.validation.root, cfg.validation.clips)
     processes = PartialState()
-    folder = RunFolder(cfg.run, OmegaConf.to_yaml(cfg, resolve=True), processes.is_main_process)
+    folder = RunFolder(cfg.run)
 
     def say(line: str) -> None:
         processes.print(line, flush=True)
 
-    train(**parts, fixed_clips=clips, run=folder, lpips=lpips, say=say)
+    text = OmegaConf.to_yaml(cfg, resolve=True)
+    with StopSignal() as stop:
+        train(**parts, fixed_clips=clips, run=folder, stop=stop, config_yaml=text, lpips=lpips, say=say)
     say(f"model: {folder.path / 'model'}")
 
 
@@ -63,6 +66,8 @@ def compose_config(name: str, overrides: list[str]):
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+    if added := [o for o in overrides if o.startswith(("+", "~"))]:
+        raise UserError(f"keys are neither added nor removed: {added[0]}")
     with initialize_config_module("vidtok.configs", version_base="1.3"):
         try:
             cfg = compose(name, overrides=overrides)
@@ -113,8 +118,11 @@ def fixed_clips(root: str | None, count: int) -> list:
     if root is None:
         return []
     from vidtok.datasets import read_video
+    from vidtok.datasets.container import VIDEO_SUFFIXES
 
-    files = sorted(p for p in Path(root).rglob("*") if p.suffix.lower() in (".mp4", ".webm", ".mkv", ".avi", ".mov"))
+    files = sorted(p for p in Path(root).rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
     if not files:
         raise UserError(f"validation.root={root} holds no video")
-    return [read_video(p, size=(128, 128), max_frames=17) for p in files[:: max(1, len(files) // count)][:count]]
+    return [
+        read_video(p, size=(128, 128), max_frames=17) for p in files[:: max(1, len(files) // max(1, count))][:count]
+    ]

@@ -77,12 +77,14 @@ def lfq_entropy(z: Tensor, temperature: float = 1.0, groups: int = 1) -> tuple[T
         averaged over the ranks equal those of one process with all tokens.
 
     Raises:
-        ValueError: if K isn't a multiple of groups, or a group has more than 20 bits.
+        ValueError: if K isn't a multiple of groups, a group has more than 20 bits, or the temperature isn't positive.
     """
     if z.ndim < 2 or not z.is_floating_point():
         raise ValueError(f"latents are float [N, K] or [B, K, ...], not {z.dtype} {list(z.shape)}")
+    if not temperature > 0:
+        raise ValueError(f"a temperature is above 0, not {temperature}")
     bits = z.shape[1]
-    if bits % groups:
+    if groups < 1 or bits % groups:
         raise ValueError(f"{bits} bits don't divide into {groups} groups")
     if bits // groups > MAX_GROUP_BITS:
         raise ValueError(

@@ -15,7 +15,7 @@ class FSQ(nn.Module):
 
     def __init__(self, levels: tuple[int, ...] = (8, 8, 8, 8, 8, 8)):
         super().__init__()
-        if any(n < 2 for n in levels) or math.prod(levels) >= 2**60:
+        if not levels or any(n < 2 for n in levels) or math.prod(levels) >= 2**60:
             raise ValueError(f"FSQ levels are 2 or more each with a product below 2^60, not {list(levels)}")
         self.levels = tuple(levels)
         size = math.prod(levels)

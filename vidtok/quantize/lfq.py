@@ -41,7 +41,7 @@ class LFQ(nn.Module):
         super().__init__()
         if not 1 <= bits <= 60:
             raise ValueError(f"LFQ ids hold 1 to 60 bits, not {bits}")
-        if bits % levels:
+        if levels < 1 or bits % levels:
             raise ValueError(f"{bits} bits don't divide into {levels} levels")
         self.bits, self.levels = bits, levels
         self.in_channels, self.code_channels = bits // levels, bits

@@ -17,8 +17,8 @@ class VQ(nn.Module):
 
     def __init__(self, size: int = 8192, dim: int = 18):
         super().__init__()
-        if size < 2:
-            raise ValueError(f"a codebook has 2 or more entries, not {size}")
+        if size < 2 or dim < 1:
+            raise ValueError(f"a codebook has 2 or more entries of 1 or more channels, not {size} of {dim}")
         self.bits = size.bit_length() - 1 if size & (size - 1) == 0 else math.log2(size)
         self.in_channels = self.code_channels = dim
         self.codebook = nn.Parameter(torch.randn(size, dim) / math.sqrt(dim))

@@ -7,5 +7,6 @@ adversarial    those between tokenizer and discriminator
 discriminator  the 3-D StyleGAN discriminator
 schedule       learning rate over a run
 clock          what is due when
+stop           SIGTERM and Ctrl-C as a wish
 folder         the run folder: config, checkpoints, scalars, pictures
 """

@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,23 +20,15 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid, save_image
 
-
-def git_hash() -> str | None:
-    """Of the checkout that this file lies in; None for an installed package."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+from vidtok.provenance import git_hash
 
 
 class RunFolder:
-    """path: the folder, made where it is missing. main: False in all but one process of a run, which only read."""
-
-    def __init__(self, path: str | Path, config_yaml: str, main: bool = True):
+    def __init__(self, path: str | Path):
         self.path = Path(path)
-        if not main:
-            return
+
+    def open(self, config_yaml: str) -> None:
+        """Makes the folder and begins to write; only the main process of a run does."""
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "config.yaml").write_text(config_yaml)
         facts = {
@@ -62,7 +53,7 @@ class RunFolder:
         os.replace(new, self.path / "checkpoint.pt")
 
     def save_model(self, tokenizer) -> Path:
-        """Writes model/ beside the old one, then swaps them."""
+        """Writes model/ beside the old one, then puts it in its place (a kill in between leaves model.new/ whole)."""
         new, old, final = self.path / "model.new", self.path / "model.old", self.path / "model"
         shutil.rmtree(new, ignore_errors=True)
         tokenizer.save_pretrained(new)

@@ -5,7 +5,6 @@ Batch i is a pure function of (seed, i) and every step seeds its own random numb
 """
 
 import math
-import signal
 from dataclasses import dataclass
 
 import torch
@@ -13,14 +12,16 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from vidtok.datasets import ClipFolder
+from vidtok.hints import nearest
 from vidtok.lpips import LPIPS
-from vidtok.tokenizer import VideoTokenizer
+from vidtok.tokenizer import PRECISIONS, VideoTokenizer
 from vidtok.train import adversarial
 from vidtok.train.clock import Clock
 from vidtok.train.folder import RunFolder
 from vidtok.train.loss import LossWeights, perceptual_loss, reconstruction_loss
 from vidtok.train.schedule import Schedule
 from vidtok.train.state import TrainState
+from vidtok.train.stop import StopSignal
 
 BIT = math.log(2)  # nats
 
@@ -44,6 +45,10 @@ class TrainerOptions:
     log_seconds: float = 10
     save_seconds: float = 300
 
+    def __post_init__(self):
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {self.precision!r}: {nearest(self.precision, PRECISIONS)}")
+
 
 def train(
     state: TrainState,
@@ -53,17 +58,20 @@ def train(
     weights: LossWeights,
     options: TrainerOptions,
     run: RunFolder,
+    stop: StopSignal,
+    config_yaml: str = "",
     lpips: LPIPS | None = None,
     say=print,
 ) -> VideoTokenizer:
-    """Trains until the schedule ends, or until SIGTERM or Ctrl-C, and saves either way.
+    """Trains until the schedule ends or somebody asks to stop, and saves either way.
 
     Args:
         state: a new run's; goes on from the checkpoint in `run` where there is one. Its optimisers stand at the peak
             learning rate.
         dataset: gives batch i, float32 [B, 3, T, H, W] in [-1, 1]; every process takes its share of it.
         fixed_clips: [1, 3, T, H, W] each; their PSNR and pictures show how the run goes. May be empty.
-        run: where it is saved.
+        run: where it is saved; config_yaml: what it writes down of the settings.
+        stop: looked at between steps.
         lpips: the perceptual term, needed where its weight isn't 0.
         say: takes one line of progress.
 
@@ -85,20 +93,15 @@ def train(
     ]
     if (checkpoint := run.load_checkpoint()) is not None:
         state.load_state_dict(checkpoint)
-        say(f"goes on from step {state.step} after {state.seconds / 60:.1f} minutes")
+        say(f"goes on from step {state.step} after {state.seconds / 60:.1f} minutes, as {run.path} holds a checkpoint")
+    if accelerator.is_main_process:
+        run.open(config_yaml)
     model = accelerator.prepare(tokenizer)
     critic = accelerator.prepare(discriminator) if discriminator is not None else None
 
-    stop_asked = False
-
-    def ask_to_stop(*_):
-        nonlocal stop_asked
-        stop_asked = True
-
-    handlers = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
     clock = Clock(options.log_seconds, options.save_seconds)
     for batch in dataset.loader(start=state.step, workers=options.workers):
-        if agree(accelerator, stop_asked or schedule.progress(state.step, state.seconds) >= 1):
+        if together(accelerator, stop.asked or schedule.progress(state.step, state.seconds) >= 1):
             break
         video = share(batch, accelerator).to(accelerator.device)
         for optimizer, rates in peaks:
@@ -148,9 +151,9 @@ def train(
 
         state.step += 1
         state.ema.update(tokenizer, state.step)
-        state.seconds += clock.tick(clips=len(batch))
+        state.seconds += together(accelerator, clock.tick(clips=len(batch)))
         terms["loss"] = loss
-        if agree(accelerator, clock.log_due()):
+        if together(accelerator, clock.log_due()):
             scalars = {k: accelerator.reduce(v.detach().float(), "mean").item() for k, v in terms.items()}
             scalars["learning_rate"] = peaks[0][1][0] * schedule.rate(state.step, state.seconds)
             scalars["clips_per_second"] = clock.clips_per_second()
@@ -160,11 +163,9 @@ def train(
         if clock.save_due() and accelerator.is_main_process:
             save_and_validate(state, fixed_clips, run, say)
 
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
     if accelerator.is_main_process:
         save_and_validate(state, fixed_clips, run, say)
-        reason = "asked to stop" if stop_asked else "done"
+        reason = "asked to stop" if stop.asked else "done"
         skipped = f"{len(dataset.skipped)} files skipped"
         say(f"{reason} at step {state.step} after {state.seconds / 60:.1f} minutes; {skipped}")
     accelerator.wait_for_everyone()
@@ -179,11 +180,11 @@ def share(batch: Tensor, accelerator: Accelerator) -> Tensor:
     return batch.chunk(world)[accelerator.process_index]
 
 
-def agree(accelerator: Accelerator, flag: bool) -> bool:
-    """True on every process once it is true on one: signals and clocks differ, steps must not."""
+def together(accelerator: Accelerator, value: float) -> float:
+    """The mean over processes: their clocks and signals differ, but what follows from them must not."""
     if accelerator.num_processes == 1:
-        return flag
-    return accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item() > 0
+        return value
+    return accelerator.reduce(torch.tensor(float(value), device=accelerator.device), "mean").item()
 
 
 @torch.no_grad()

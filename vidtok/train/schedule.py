@@ -22,13 +22,14 @@ class Schedule:
     final_rate: float = 0.02
 
     def __post_init__(self):
-        if self.max_steps is None and self.max_minutes is None:
-            raise ValueError("a run needs an end: set trainer.max_steps or trainer.max_minutes")
+        ends = [end for end in (self.max_steps, self.max_minutes) if end is not None]
+        if not ends or any(not isinstance(end, int | float) or end <= 0 for end in ends):
+            raise ValueError("a run needs an end: set trainer.max_steps or trainer.max_minutes to a number above 0")
 
     def progress(self, step: int, seconds: float) -> float:
         """Share of the run done, 0 to 1."""
-        by_steps = step / self.max_steps if self.max_steps else 0.0
-        by_time = seconds / (60 * self.max_minutes) if self.max_minutes else 0.0
+        by_steps = step / self.max_steps if self.max_steps is not None else 0.0
+        by_time = seconds / (60 * self.max_minutes) if self.max_minutes is not None else 0.0
         return min(1.0, max(by_steps, by_time))
 
     def rate(self, step: int, seconds: float) -> float:

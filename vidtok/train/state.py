@@ -46,10 +46,14 @@ class TrainState:
         """Raises ValueError where the checkpoint is of another model or lacks a part."""
         for name, part in self._parts().items():
             if name not in state:
-                raise ValueError(f"the checkpoint holds no {name}: it is of a run with other settings")
+                raise ValueError(f"the checkpoint holds no {name}, it is of other settings: give another run=")
             try:
                 part.load_state_dict(state[name])
             except (RuntimeError, ValueError) as error:
-                raise ValueError(f"the checkpoint's {name} is of another model: {error}") from error
+                # The first of what may be hundreds of mismatches.
+                reason = str(error).strip().splitlines()[-1].strip()
+                raise ValueError(
+                    f"the checkpoint's {name} is of another model ({reason}): give another run="
+                ) from error
         self.logit_averages.copy_(state["logit_averages"])
         self.step, self.seconds = state["step"], state["seconds"]
