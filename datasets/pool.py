@@ -145,13 +145,15 @@ class _Worker:
 def _work(pipe: connection.Connection, function: Callable[[Job], Answer]) -> None:
     """The life of a worker."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    for stop in (signal.SIGINT, signal.SIGTERM):  # sent to a whole group, they are the parent's to answer
+        signal.signal(stop, signal.SIG_IGN)
     torch.set_num_threads(1)  # there is a process for each core already
     message = ("ready", None)
     while True:
         try:
             pipe.send_bytes(pickle.dumps(message))
             job = pickle.loads(pipe.recv_bytes())  # from our own parent
-        except (EOFError, ConnectionError, KeyboardInterrupt):
+        except (EOFError, ConnectionError):
             return
         try:
             message = ("answer", function(job))
