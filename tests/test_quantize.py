@@ -167,6 +167,18 @@ def test_ids_are_exact_in_every_dtype(bits, dtype):
         assert torch.equal(lfq.codes_to_ids(lfq.ids_to_codes(ids).to(dtype)), ids)
 
 
+@pytest.mark.parametrize("quantizer", [FSQ(), VQ(64, 5), LFQ(18), LFQ(18, levels=3)])
+def test_the_same_latents_are_the_same_tokens_under_autocast(quantizer):
+    x = torch.randn(1, quantizer.in_channels, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def ids():
+        return quantizer.codes_to_ids(quantizer.quantize(quantizer.latents(x)))
+
+    expected = ids()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ids(), expected)
+
+
 def test_gradient_passes_straight_through_the_sign():
     z = torch.randn(1, 18, 1, 2, 2, requires_grad=True)
     codes = LFQ(18).quantize(z)

@@ -64,7 +64,8 @@ def test_shapes_and_round_trip(net, quantizer):
     assert torch.equal(tokenizer.codes_to_ids(z), ids)
     features = tokenizer.forward_features(video)
     assert features.shape == (2, tokenizer.encoder.width, 5, 4, 6)
-    # A batch is its clips.
+    # A batch is its clips, in their order.
+    assert torch.allclose(tokenizer.decode(ids.flip(0)), decoded.flip(0), atol=1e-5)
     assert torch.allclose(tokenizer.encode_latents(video[1:]), z[1:], atol=1e-4)
 
 

@@ -20,6 +20,7 @@ VERBS = {
     "eval": "measure: eval reconstruction",
     "train": "train a model: train tokenizer",
     "bench": "measure speed and memory: bench tokenizer",
+    "check": "decode every video of a dataset and say which are bad",
 }
 
 
