@@ -97,7 +97,9 @@ class ClipFolder(Dataset):
 
     def loader(self, start: int = 0, stop: int | None = None, workers: int = 0) -> Iterator[Tensor]:
         """Batches start, start+1, ... up to `stop` (None: for ever), decoded ahead by `workers` processes."""
-        context = "forkserver" if workers else None  # FFmpeg in a forked child of a process that has used it hangs
+        # Not fork: FFmpeg in a forked child of a process that has used it hangs. Not forkserver: a SIGTERM to the whole
+        # process group ends the server, and the loader takes that for the end of its workers.
+        context = "spawn" if workers else None
         loader = DataLoader(
             self,
             batch_size=None,

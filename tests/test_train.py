@@ -234,4 +234,4 @@ def test_wrong_overrides_are_one_line(overrides, words, clips, tmp_path, capsys)
 @pytest.mark.parametrize("experiment", ["vidtok-t", "vidtok-t-r"])
 def test_experiments_build(experiment, clips, capsys):
     assert main(["train", "tokenizer", f"experiment={experiment}", f"data.root={clips}", "--config"]) == 0
-    assert "name: muon" in capsys.readouterr().out
+    assert "opt: muon" in capsys.readouterr().out

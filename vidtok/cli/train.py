@@ -35,11 +35,10 @@ def run(args: argparse.Namespace) -> None:
     if cfg.init and any(re.match(r"(model|quantizer)\b", override) for override in args.overrides):
         raise UserError("init brings its own model: give either init=, or model= and quantizer=")
 
-    from accelerate import PartialState
-
     from vidtok.builders import build_trainer
     from vidtok.train.folder import RunFolder
     from vidtok.train.loop import train
+    from vidtok.train.processes import join_processes
     from vidtok.train.stop import StopSignal
 
     lpips = load_lpips(cfg)
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         cfg.loss.perceptual = 0.0
     parts = build_trainer(cfg)
     clips = fixed_clips(cfg.validation.root, cfg.validation.clips)
-    processes = PartialState()
+    processes = join_processes()
     folder = RunFolder(cfg.run)
 
     def say(line: str) -> None:

@@ -7,6 +7,7 @@ adversarial    those between tokenizer and discriminator
 discriminator  the 3-D StyleGAN discriminator
 schedule       learning rate over a run
 clock          what is due when
+processes      those of one run
 stop           SIGTERM and Ctrl-C as a wish
 folder         the run folder: config, checkpoints, scalars, pictures
 """

@@ -67,6 +67,7 @@ class RunFolder:
     def save_scalars(self, scalars: dict[str, float], step: int) -> None:
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, step)
+        self.writer.flush()
 
     def save_picture(self, video_BCTHW: Tensor, decoded_BCTHW: Tensor, step: int) -> Path:
         """First, middle and last frame of each clip, originals over reconstructions. Both float in [-1, 1]."""
@@ -78,4 +79,5 @@ class RunFolder:
         path.parent.mkdir(exist_ok=True)
         save_image(image, path)
         self.writer.add_image("reconstruction", image, step)
+        self.writer.flush()
         return path

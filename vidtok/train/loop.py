@@ -82,12 +82,17 @@ def train(
         FloatingPointError: if the loss isn't finite; the last good checkpoint stays.
         ValueError: for a checkpoint of another model, or a batch that the processes can't share evenly.
     """
-    accelerator = Accelerator(mixed_precision="bf16" if options.precision == "bf16" else "no")
+    accelerator = Accelerator(mixed_precision="no")  # its precision is the process' for good; ours is this run's
+    device = accelerator.device
+
+    def autocast():
+        return torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
+
     tokenizer, discriminator = state.tokenizer, state.discriminator
     for part in (tokenizer, state.ema, discriminator, lpips):
         if part is not None:
-            part.to(accelerator.device)
-    state.logit_averages = state.logit_averages.to(accelerator.device)
+            part.to(device)
+    state.logit_averages = state.logit_averages.to(device)
     peaks = [
         (opt, [g["lr"] for g in opt.param_groups]) for opt in (state.optimizer, state.discriminator_optimizer) if opt
     ]
@@ -103,14 +108,14 @@ def train(
     for batch in dataset.loader(start=state.step, workers=options.workers):
         if together(accelerator, stop.asked or schedule.progress(state.step, state.seconds) >= 1):
             break
-        video = share(batch, accelerator).to(accelerator.device)
+        video = share(batch, accelerator).to(device)
         for optimizer, rates in peaks:
             for group, peak in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = peak * schedule.rate(state.step, state.seconds)
         torch.manual_seed(options.seed * 1_000_003 + state.step)
 
         # The tokenizer's step.
-        with accelerator.autocast():
+        with autocast():
             decoded, z, codes = model(video)
             terms = {"reconstruction": reconstruction_loss(decoded, video), **tokenizer.quantizer.losses(z, codes)}
             if lpips is not None:
@@ -132,7 +137,7 @@ def train(
         # The discriminator's step, on the same clips.
         if playing:
             real = video.requires_grad_(weights.r1 > 0)
-            with accelerator.autocast():
+            with autocast():
                 real_logits, fake_logits = critic(torch.cat([real, decoded.detach()])).chunk(2)
             critic_terms = {
                 "discriminator": adversarial.discriminator_loss(real_logits, fake_logits),
