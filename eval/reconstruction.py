@@ -139,7 +139,11 @@ class _Run:
         self.failures: list[dict] = []
 
     def fail(self, name: str, error: Exception) -> None:
-        self.failures.append({"name": name, "reason": f"{type(error).__name__}: {error}"})
+        text = str(error)
+        # A VideoError begins with the name, and says what happened better than its type.
+        named = text.startswith(f"{name}: ")
+        reason = text.removeprefix(f"{name}: ") if named else f"{type(error).__name__}: {text}"
+        self.failures.append({"name": name, "reason": reason})
 
     def add(self, names: list[str], clips: list[Tensor]) -> None:
         """Measure a batch; one that fails is tried again clip by clip, so that only the bad clips are lost."""

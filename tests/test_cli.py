@@ -197,12 +197,15 @@ def test_info(capsys, here, model, videos):
 
 def test_eval_reconstruction(capsys, here, model, videos):
     command = ["eval", "reconstruction", videos, "--frames", 5, "--size", 32, "--split", "val", "--json", "r/e.json"]
-    out, _ = vidtok(capsys, *command, "--model", model)
+    out, _ = vidtok(capsys, *command, "--model", model, status=1)
+    assert "one.mp4: fewer than 5 frames" in out
     assert "2 of 3 clips used, 1 failed" in out and "first 5 frames, short side 32, centre crop" in out
     result = json.loads((here / "r/e.json").read_text())
     assert result["protocol"]["split"] == "val" and result["tokenizer"]["name"] == "tiny"
     assert result["n_used"] == 2 and "psnr" in result["metrics"] and result["protocol"]["precision"] == "fp32"
     assert "r/e.json exists" in fails(capsys, *command, "--model", model)
+    good = [videos / name for name in sorted(p.name for p in videos.glob("*.mp4"))]
+    vidtok(capsys, "eval", "reconstruction", *good, "--frames", 5, "--size", 32, "--model", model, status=0)
     (here / "zero.mp4").touch()
     assert "no clip could be evaluated" in fails(capsys, "eval", "reconstruction", "zero.mp4", "--model", model)
 
@@ -217,6 +220,12 @@ def test_demo(capsys, here, model, videos):
     assert probe_video("vidtok-demo/picture.png").width > 800
     vidtok(capsys, "demo", videos / "sub/one.mp4", "-o", "one", "--model", model)
     assert frames_of("one/reconstruction.mp4").shape == (1, 3, 1, 128, 128)
+    # In another folder than its own it overwrites nothing unasked, and the clip itself never.
+    assert "--force" in fails(capsys, "demo", videos / "sub/one.mp4", "-o", "one", "--model", model)
+    vidtok(capsys, "demo", videos / "sub/one.mp4", "-o", "one", "--force", "--model", model)
+    before = (here / "one/original.mp4").read_bytes()
+    assert "would be overwritten" in fails(capsys, "demo", "one/original.mp4", "-o", "one", "--force", "--model", model)
+    assert (here / "one/original.mp4").read_bytes() == before
 
 
 def test_help_is_quick_and_has_examples(capsys):

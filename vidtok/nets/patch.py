@@ -1,8 +1,8 @@
 """vidtok-t's network: patches of 4x8x8 pixels in, a stack of small convolutional blocks on the token grid, patches out.
 
 Nearly all arithmetic is dense 3x3 convolutions and linear layers at 1/256 of the positions, where a CPU and a GPU are
-both at their best (depthwise kernels wait for memory). Activations are [B, t, h, w, C] throughout: linear layers need no
-permutation, and convolutions see channels-last memory.
+both at their best (depthwise kernels wait for memory). Activations are [B, t, h, w, C] throughout: linear layers need
+no permutation, and convolutions see channels-last memory.
 
 Time is causal: each block mixes the last three latents per channel before its convolution, and nothing else looks back.
 The first frame is a patch of its own, repeated four times. Legend as in `vidtok.layers`.
