@@ -8,7 +8,8 @@ import torch
 
 from vidtok.bench import bench_entropy
 from vidtok.cli.main import main
-from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
+from vidtok.config import TokenizerConfig
+from vidtok.tokenizer import VideoTokenizer
 
 
 def test_entropy_memory_is_that_of_the_half_code_product():

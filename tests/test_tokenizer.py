@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import vidtok
-from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
+from vidtok.config import TokenizerConfig
+from vidtok.tokenizer import VideoTokenizer
 
 NETS = {
     "patch": {"kind": "patch", "width": 32, "blocks": 2, "decoder_blocks": 2},

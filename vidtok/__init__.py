@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "VideoTokenizer": "vidtok.tokenizer",
-    "TokenizerConfig": "vidtok.tokenizer",
+    "TokenizerConfig": "vidtok.config",
     "create_tokenizer": "vidtok.builders",
     "list_tokenizers": "vidtok.builders",
     "read_video": "vidtok.datasets",

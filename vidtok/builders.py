@@ -7,8 +7,9 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
+from vidtok.config import TokenizerConfig
 from vidtok.hints import nearest
-from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
+from vidtok.tokenizer import VideoTokenizer
 
 
 def list_tokenizers() -> list[str]:

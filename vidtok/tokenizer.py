@@ -5,74 +5,25 @@ channels.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vidtok import checks, tiling
+from vidtok.config import TokenizerConfig, read_config, write_config
 from vidtok.hints import nearest
 from vidtok.nets import NETS
 from vidtok.quantize import QUANTIZERS
 from vidtok.streaming import DecodeStream, EncodeStream
+from vidtok.weights import load_weights, save_weights
 
 PRETRAINED = Path(__file__).parent / "pretrained"  # the models that the package ships, one folder each
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-SCHEMA = "vidtok.tokenizer/1"  # of config.json
-
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """All that is needed to rebuild a tokenizer; stored as config.json beside the weights.
-
-    Attributes:
-        name: what results and token files call the model.
-        net: {"kind": a name in `vidtok.nets.NETS`, **arguments}.
-        quantizer: {"kind": a name in `vidtok.quantize.QUANTIZERS`, **arguments}.
-        preprocessing: the size (short side, pixels) and fps (None: as they come) of the training clips.
-        license: of the weights.
-    """
-
-    name: str
-    net: dict
-    quantizer: dict
-    preprocessing: dict = field(default_factory=lambda: {"size": 128, "fps": None})
-    license: str = "apache-2.0"
-
-
-def _read_config(path: Path) -> TokenizerConfig:
-    try:
-        values = json.loads(path.read_text())
-        schema = values.pop("schema")
-        if schema != SCHEMA:
-            raise ValueError(f"its schema is {schema!r}, and this vidtok reads {SCHEMA!r}")
-        config = TokenizerConfig(**values)
-        config.net["kind"], config.quantizer["kind"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no tokenizer's config ({type(error).__name__}: {error})") from error
-    return config
-
-
-def _load_weights(tokenizer: "VideoTokenizer", path: Path) -> None:
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} can't be read: {error}") from error
-    wanted = tokenizer.state_dict()
-    for name in sorted(wanted.keys() | tensors.keys()):
-        shapes = [list(part[name].shape) if name in part else "none" for part in (tensors, wanted)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"the weights in {path} don't fit their config: {name} is {shapes[0]}, not {shapes[1]}")
-    tokenizer.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    tokenizer._file_hash = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _build(table: dict, what: str, spec: dict):
@@ -286,14 +237,12 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
             raise ValueError(f"no shipped tokenizer and no folder {str(name)!r}: {nearest(str(name), shipped)}")
         else:
             files = [Path(hf_hub_download(str(name), file, **hub_arguments)) for file in (CONFIG, WEIGHTS)]
-        tokenizer = cls(_read_config(files[0]))
-        _load_weights(tokenizer, files[1])
+        tokenizer = cls(read_config(files[0]))
+        tokenizer._file_hash = load_weights(tokenizer, files[1])
         return tokenizer.eval().set_precision(precision).to(device)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        half = {name: tensor.detach().half().contiguous().cpu() for name, tensor in self.state_dict().items()}
-        save_file(half, save_directory / WEIGHTS)
-        config = {"schema": SCHEMA, **asdict(self.config)}
-        (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        save_weights(self, save_directory / WEIGHTS)
+        write_config(self.config, save_directory / CONFIG)
         card = f"# {self.config.name}\n\nA video tokenizer for vidtok: `VideoTokenizer.from_pretrained(PATH)`.\n"
         (save_directory / "README.md").write_text(card)
