@@ -7,6 +7,7 @@ What the user did wrong (see `is_expected`) becomes one line and exit status 1.
 import argparse
 import os
 import sys
+import warnings
 from importlib import import_module
 
 from vidtok.cli.error import UserError
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.configure(verb_parser)
+    warnings.formatwarning = lambda message, *_, **__: f"vidtok: {message}\n"  # without a line of our code
     try:
         return module.run(verb_parser.parse_intermixed_args(argv[1:])) or 0
     except KeyboardInterrupt:

@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
     with StopSignal() as stop:
         train(**parts, fixed_clips=clips, run=folder, stop=stop, config_yaml=text, lpips=lpips, say=say)
     say(f"model: {folder.path / 'model'}")
+    processes.destroy_process_group()
 
 
 def compose_config(name: str, overrides: list[str]):
