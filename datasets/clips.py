@@ -1,6 +1,6 @@
 """Training batches for a tokenizer out of folders of videos and images."""
 
-import signal
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -106,7 +106,7 @@ class ClipFolder(Dataset):
             sampler=_Range(start, stop),
             num_workers=workers,
             multiprocessing_context=context,
-            worker_init_fn=_ignore_signals if workers else None,
+            worker_init_fn=_leave_group,
         )
         return iter(loader)
 
@@ -154,10 +154,12 @@ class ClipFolder(Dataset):
         return clip_TCHW.clamp_(-1, 1).transpose(0, 1)
 
 
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM to a whole process group are the main process' to answer; its end ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _leave_group(worker: int) -> None:
+    """Ctrl-C and SIGTERM to a whole process group are the main process' to answer, and a worker isn't in its group.
+
+    It still ends with it: the loader ends its workers one by one, and a worker watches for the end of its parent.
+    """
+    os.setsid()
 
 
 class _Range:
