@@ -15,7 +15,7 @@ class TokenizerConfig:
         name: what results and token files call the model.
         net: {"kind": a name in `vidtok.nets.NETS`, **arguments}.
         quantizer: {"kind": a name in `vidtok.quantize.QUANTIZERS`, **arguments}.
-        preprocessing: the size (short side, pixels) and fps (None: as they come) of the training clips.
+        preprocessing: the size (short side, pixels) and fps (None: as they come) at which clips are best given.
         license: of the weights.
     """
 

@@ -46,7 +46,7 @@ def tokenizer_info(name: str) -> None:
             "pixels per token": "{} frames x {} x {}; the first frame has tokens of its own".format(*tokenizer.stride),
             "net": _spec(config.net),
             "quantizer": _spec(config.quantizer),
-            "trained on": _spec(config.preprocessing),
+            "preprocessing": _spec(config.preprocessing),
             "license": config.license,
         }
     )
