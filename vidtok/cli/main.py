@@ -1,6 +1,7 @@
 """`vidtok VERB ...`. A verb's module is imported only when it runs, so that --help is quick.
 
-Every module in `vidtok.cli` named here has `configure(parser)` and `run(args)`, which returns the exit status or None.
+Every module in `vidtok.cli` named here has `configure(parser)` and `run(args)`, which returns the exit status or None;
+or it has KINDS, kind -> what it does, and the module VERB_KIND has the two (`vidtok eval probe`: `eval_probe.py`).
 What the user did wrong (see `is_expected`) becomes one line and exit status 1.
 """
 
@@ -18,7 +19,7 @@ VERBS = {
     "decode": "token files to videos",
     "reconstruct": "videos through the tokenizer and back",
     "info": "what a tokenizer, a token file or a video is",
-    "eval": "measure: eval reconstruction",
+    "eval": "measure: eval reconstruction, probe, finetune, recognition, compare, agreement",
     "train": "train a model: train tokenizer",
     "bench": "measure speed and memory: bench tokenizer",
     "check": "decode every video of a dataset and say which are bad",
@@ -41,16 +42,20 @@ def main(argv: list[str] | None = None) -> int:
     if args.verb is None:
         parser.print_help()
         return 0 if not rest else 2
-    module = import_module(f"vidtok.cli.{args.verb}")
+    module, rest, name = import_module(f"vidtok.cli.{args.verb}"), argv[1:], args.verb
+    if hasattr(module, "KINDS"):
+        kind = pick_kind(module, args.verb, rest[:1])
+        module, rest = import_module(f"vidtok.cli.{args.verb}_{kind.replace('-', '_')}"), rest[1:]
+        name = f"{args.verb} {kind}"
     verb_parser = argparse.ArgumentParser(
-        prog=f"vidtok {args.verb}",
+        prog=f"vidtok {name}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.configure(verb_parser)
     warnings.formatwarning = lambda message, *_, **__: f"vidtok: {message}\n"  # without a line of our code
     try:
-        return module.run(verb_parser.parse_intermixed_args(argv[1:])) or 0
+        return module.run(verb_parser.parse_intermixed_args(rest)) or 0
     except KeyboardInterrupt:
         print("vidtok: stopped", file=sys.stderr)
         return 130
@@ -62,6 +67,17 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"vidtok: {one_line(error)}", file=sys.stderr)
         return 1
+
+
+def pick_kind(module, verb: str, argv: list[str]) -> str:
+    """The kind of a verb with several; --help and an unknown one end the program, as argparse does it."""
+    parser = argparse.ArgumentParser(
+        prog=f"vidtok {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    for kind, text in module.KINDS.items():
+        kinds.add_parser(kind, help=text, add_help=False)
+    return parser.parse_args(argv).kind
 
 
 def is_expected(error: Exception) -> bool:
