@@ -8,7 +8,7 @@ import pytest
 
 from vidtok.cli.main import VERBS
 from vidtok.datasets import demo_clip, write_video
-from vidtok.tokenizer import PRETRAINED
+from vidtok.shipped import PRETRAINED
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

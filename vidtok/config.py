@@ -25,21 +25,31 @@ class TokenizerConfig:
     preprocessing: dict = field(default_factory=lambda: {"size": 128, "fps": None})
     license: str = "apache-2.0"
 
+    def __post_init__(self):
+        self.net["kind"], self.quantizer["kind"]
+
 
 def read_config(path: Path) -> TokenizerConfig:
     """Raises ValueError, naming the file, where it is no tokenizer's config or of another schema."""
-    try:
-        values = json.loads(path.read_text())
-        schema = values.pop("schema")
-        if schema != SCHEMA:
-            raise ValueError(f"its schema is {schema!r}, and this vidtok reads {SCHEMA!r}")
-        config = TokenizerConfig(**values)
-        config.net["kind"], config.quantizer["kind"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no tokenizer's config ({type(error).__name__}: {error})") from error
-    return config
+    return load_config(path, SCHEMA, TokenizerConfig, "tokenizer")
 
 
 def write_config(config: TokenizerConfig, path: Path) -> None:
+    save_config(config, SCHEMA, path)
+
+
+def load_config(path: Path, schema: str, kind: type, what: str):
+    """A `kind` of the fields in a JSON file. Raises ValueError where it holds no such config of this schema."""
+    try:
+        values = json.loads(path.read_text())
+        found = values.pop("schema")
+        if found != schema:
+            raise ValueError(f"its schema is {found!r}, and this vidtok reads {schema!r}")
+        return kind(**values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no {what}'s config ({type(error).__name__}: {error})") from error
+
+
+def save_config(config, schema: str, path: Path) -> None:
     """The fields as JSON, with the schema before them."""
-    path.write_text(json.dumps({"schema": SCHEMA, **asdict(config)}, indent=2) + "\n")
+    path.write_text(json.dumps({"schema": schema, **asdict(config)}, indent=2) + "\n")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from vidtok import checks, tiling
@@ -18,12 +18,11 @@ from vidtok.config import TokenizerConfig, read_config, write_config
 from vidtok.hints import nearest
 from vidtok.nets import NETS
 from vidtok.quantize import QUANTIZERS
+from vidtok.shipped import CONFIG, WEIGHTS, find_pretrained
 from vidtok.streaming import DecodeStream, EncodeStream
 from vidtok.weights import load_weights, save_weights
 
-PRETRAINED = Path(__file__).parent / "pretrained"  # the models that the package ships, one folder each
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def _build(table: dict, what: str, spec: dict):
@@ -225,20 +224,9 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
         Raises:
             ValueError: for a name that is none of these, or a folder without or with other weights.
         """
-        shipped = sorted(p.parent.name for p in PRETRAINED.glob(f"*/{CONFIG}"))
-        folder = PRETRAINED / str(name) if str(name) in shipped else Path(name)
-        if folder.is_dir():
-            missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
-            if missing:
-                raise ValueError(f"{folder} is no tokenizer: it has no {' and no '.join(missing)}")
-            files = [folder / CONFIG, folder / WEIGHTS]
-        elif str(name).count("/") != 1 or folder.parent.is_dir():
-            # Only what can be no path is asked of the hub, which takes half a minute to give up where it is offline.
-            raise ValueError(f"no shipped tokenizer and no folder {str(name)!r}: {nearest(str(name), shipped)}")
-        else:
-            files = [Path(hf_hub_download(str(name), file, **hub_arguments)) for file in (CONFIG, WEIGHTS)]
-        tokenizer = cls(read_config(files[0]))
-        tokenizer._file_hash = load_weights(tokenizer, files[1])
+        config, weights = find_pretrained(name, "tokenizer", **hub_arguments)
+        tokenizer = cls(read_config(config))
+        tokenizer._file_hash = load_weights(tokenizer, weights)
         return tokenizer.eval().set_precision(precision).to(device)
 
     def _save_pretrained(self, save_directory: Path) -> None:

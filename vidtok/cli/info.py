@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def tokenizer_info(name: str) -> None:
-    from vidtok.tokenizer import PRETRAINED, VideoTokenizer
+    from vidtok.shipped import PRETRAINED
+    from vidtok.tokenizer import VideoTokenizer
 
     tokenizer = VideoTokenizer.from_pretrained(name)
     config = tokenizer.config
