@@ -10,7 +10,9 @@ __version__ = "0.1.0"
 _HOME = {
     "VideoTokenizer": "vidtok.tokenizer",
     "TokenizerConfig": "vidtok.config",
+    "create_head": "vidtok.builders",
     "create_tokenizer": "vidtok.builders",
+    "list_heads": "vidtok.builders",
     "list_tokenizers": "vidtok.builders",
     "read_video": "vidtok.datasets",
     "write_video": "vidtok.datasets",

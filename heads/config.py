@@ -1,0 +1,51 @@
+"""What a head is made of and what it was trained on, as config.json stores it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vidtok.config import load_config, save_config
+
+SCHEMA = "vidtok.head/1"
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """All that is needed to rebuild a head, and to give it what it was trained on.
+
+    Attributes:
+        name: what results call the head.
+        net: {"kind": a name in `vidtok.heads.HEADS`, **arguments}.
+        input: {"kind": a name in `vidtok.heads.INPUTS`, **arguments}.
+        grid: (t, h, w) of the tokens, before merging.
+        num_classes: of the last layer.
+        classes: the name of each class number; None, not known.
+        tokenizer: {"name", "weight_hash"} of the tokenizer behind the input; None: not known, or pixels.
+        protocol: how clips are cut and seen: {"frames": T, "size": pixels of the square that is seen, and either "fps",
+            frames per second, or "stride", frames of the video from one to the next; "clips": how many per video,
+            "crops": 1 or 3, whose probabilities are averaged}. None, not known.
+        license: of the weights.
+    """
+
+    name: str
+    net: dict
+    input: dict
+    grid: tuple[int, int, int]
+    num_classes: int
+    classes: list[str] | None = None
+    tokenizer: dict | None = None
+    protocol: dict | None = None
+    license: str = "apache-2.0"
+
+    def __post_init__(self):
+        if self.classes is not None and len(self.classes) != self.num_classes:
+            raise ValueError(f"{len(self.classes)} class names for {self.num_classes} classes")
+        self.net["kind"], self.input["kind"]
+
+
+def read_head_config(path: Path) -> HeadConfig:
+    """Raises ValueError, naming the file, where it is no head's config or of another schema."""
+    return load_config(path, SCHEMA, HeadConfig, "head")
+
+
+def write_head_config(config: HeadConfig, path: Path) -> None:
+    save_config(config, SCHEMA, path)

@@ -1,0 +1,163 @@
+"""What every head is: timm's contract, and how heads are saved and loaded.
+
+head(x) -> logits [B, classes]
+head.forward_features(x) -> [B, N, D], N depends on the head, D is head.num_features
+head.pool(f) -> [B, D]
+head.forward_head(f, pre_logits=False) -> logits, or what the last layer is given
+head.reset_classifier(n): a new last layer, of n classes; 0, none
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from vidtok.shipped import CONFIG, PRETRAINED, WEIGHTS, find_pretrained, list_shipped
+from vidtok.weights import load_weights, save_weights
+
+from .config import HeadConfig, read_head_config, write_head_config
+
+SHIPPED = PRETRAINED / "heads"
+
+
+class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-classification"]):
+    """Base of all heads. A subclass sets `embed` and defines `encode`; this class does the rest.
+
+    Args:
+        num_features: D.
+        num_classes: of the last layer; 0, none.
+        head_drop: dropout before the last layer.
+
+    Attributes:
+        config: what the head is made of and what it was trained on, set by `make_head`.
+        embed: x -> [B, t, h, w, D'].
+        norm: of the pooled features.
+    """
+
+    config: HeadConfig
+    embed: nn.Module
+
+    def __init__(self, num_features: int, num_classes: int, head_drop: float = 0.0):
+        super().__init__()
+        self.num_features = num_features
+        self.norm: nn.Module = nn.LayerNorm(num_features)
+        self.head_drop = nn.Dropout(head_drop)
+        self._set_classifier(num_classes)
+
+    def encode(self, x_BthwD: Tensor) -> Tensor:
+        """What `embed` gave -> features [B, N, D]. Between the two, inputs of all kinds can be mixed alike (mixup)."""
+        raise NotImplementedError
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.encode(self.embed(x))
+
+    def pool(self, f_BND: Tensor) -> Tensor:
+        return f_BND.mean(1)
+
+    def forward_head(self, f_BND: Tensor, pre_logits: bool = False) -> Tensor:
+        pooled_BD = self.head_drop(self.norm(self.pool(f_BND)))
+        return pooled_BD if pre_logits else self.head(pooled_BD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    # -------------------------------------------------------------- classes
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new last layer; the names of the old classes are forgotten."""
+        self._set_classifier(num_classes)
+        self.config = replace(self.config, num_classes=num_classes, classes=None)
+
+    def _set_classifier(self, num_classes: int) -> None:
+        old = next(self.parameters()).device
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        if num_classes:
+            trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+        self.head.to(old)
+
+    # ------------------------------------------------- what timm's optim asks
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay leaves alone, beside biases and norms: positions and vectors of ids."""
+        spared = ("position.", "embed.low", "embed.high", ".latent")
+        return {name for name, _ in self.named_parameters() if any(part in f".{name}" for part in spared)}
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Patterns that sort parameters by depth, for layer-wise learning rates."""
+        return {"stem": r"^embed|^position", "blocks": [(r"^blocks\.(\d+)", None), (r".*", (99999,))]}
+
+    # -------------------------------------------------------- load and save
+
+    def record(
+        self,
+        classes: list[str] | None = None,
+        tokenizer: dict | None = None,
+        protocol: dict | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Notes in `config` what the head was trained on; None leaves what is there.
+
+        Args:
+            classes: the name of each class number.
+            tokenizer: {"name", "weight_hash"} of the tokenizer behind its input.
+            protocol: of its clips, see `HeadConfig`.
+            name: what results call it.
+
+        Raises:
+            ValueError: for another number of names than the last layer has classes.
+        """
+        given = {"classes": classes, "tokenizer": tokenizer, "protocol": protocol, "name": name}
+        self.config = replace(self.config, **{key: value for key, value in given.items() if value is not None})
+
+    def check_tokenizer(self, name: str, weight_hash: str) -> None:
+        """Raises ValueError unless the head was trained on the output of this tokenizer, or on pixels."""
+        own = self.config.tokenizer
+        if own is not None and own["weight_hash"] != weight_hash:
+            raise ValueError(
+                f"head {self.config.name!r} reads {self.config.input['kind']} of tokenizer {own['name']!r} (weights "
+                f"{own['weight_hash']}), not of {name!r} (weights {weight_hash})"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, device: str | torch.device = "cpu", **hub_arguments) -> "Head":
+        """Loads a head, ready for inference.
+
+        Args:
+            name: a head that the package ships (`list_shipped_heads`), a folder with config.json and
+                model.safetensors, or a Hugging Face hub id ("owner/name").
+            device: where it runs.
+            hub_arguments: `revision`, `token`, `cache_dir`, ... of huggingface_hub.
+
+        Raises:
+            ValueError: for a name that is none of these, or a folder without or with other weights.
+        """
+        from .make import make_head  # which knows all subclasses
+
+        config, weights = find_pretrained(name, "head", SHIPPED, **hub_arguments)
+        head = make_head(read_head_config(config))
+        load_weights(head, weights)
+        return head.eval().to(device)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_weights(self, save_directory / WEIGHTS)
+        write_head_config(self.config, save_directory / CONFIG)
+        card = f"# {self.config.name}\n\nA recognition head for vidtok: `vidtok.heads.Head.from_pretrained(PATH)`.\n"
+        (save_directory / "README.md").write_text(card)
+
+
+def list_shipped_heads() -> list[str]:
+    """Names that `Head.from_pretrained` takes without a download."""
+    return list_shipped(SHIPPED)

@@ -1,0 +1,49 @@
+"""Heads on the mean of the features: what is in them without regard to where and when."""
+
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from .embed import make_embed
+from .head import Head
+
+
+class LinearHead(Head):
+    """The mean over the grid, standardised by batch norm without parameters of its own, then one linear layer (the
+    linear probe of MAE, arXiv 2111.06377, appendix A).
+
+    Args:
+        input, grid, num_classes: as in `VideoTransformer`; the grid doesn't matter.
+        dim: D of ids and pixels; other inputs stay as they are.
+        head_drop: dropout before the last layer.
+    """
+
+    def __init__(
+        self, input: dict, grid: tuple[int, int, int], num_classes: int, dim: int = 256, head_drop: float = 0.0
+    ):
+        embed = make_embed(input, dim, project=False)
+        super().__init__(embed.dim, num_classes, head_drop)
+        self.embed = embed
+        self.norm = nn.BatchNorm1d(embed.dim, affine=False)
+
+    def encode(self, x_BthwD: Tensor) -> Tensor:
+        return x_BthwD.flatten(1, 3)
+
+
+class MlpHead(LinearHead):
+    """As `LinearHead`, with a hidden layer between. hidden: its width."""
+
+    def __init__(
+        self,
+        input: dict,
+        grid: tuple[int, int, int],
+        num_classes: int,
+        dim: int = 256,
+        hidden: int = 512,
+        drop: float = 0.0,
+        head_drop: float = 0.0,
+    ):
+        super().__init__(input, grid, num_classes, dim, head_drop)
+        self.mlp = Mlp(self.num_features, hidden, self.num_features, drop=drop)
+
+    def pool(self, f_BND: Tensor) -> Tensor:
+        return self.mlp(f_BND.mean(1))
