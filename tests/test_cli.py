@@ -12,7 +12,7 @@ from vidtok.cli.main import VERBS, main
 from vidtok.cli.padding import pad_chunks
 from vidtok.config import TokenizerConfig
 from vidtok.datasets import demo_clip, iter_video, probe_video, read_video, write_video
-from vidtok.tokenfile import read_tokens
+from vidtok.extract import read_npz
 from vidtok.tokenizer import VideoTokenizer
 
 SIZES = {"odd.mp4": (6, 37, 51), "sub/even.mp4": (17, 32, 48), "sub/one.mp4": (1, 24, 24)}  # T, H, W
@@ -45,6 +45,11 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+def read_record(path):
+    (record,) = read_npz(path)
+    return record
+
+
 def frames_of(path):
     return torch.cat(list(iter_video(path, size=None, multiple=1)), 2)
 
@@ -69,9 +74,9 @@ def test_encode_and_decode_a_tree(capsys, here, model, videos):
     vidtok(capsys, "decode", "tokens", "-o", "decoded", "--model", model)
     tokenizer = VideoTokenizer.from_pretrained(model)
     for name, (T, H, W) in SIZES.items():
-        tokens = read_tokens((here / "tokens" / name).with_suffix(".npz"))
+        tokens = read_record((here / "tokens" / name).with_suffix(".npz"))
         padded = torch.cat(list(pad_chunks([frames_of(videos / name)], (4, 8, 8))), 2)
-        assert np.array_equal(tokens.ids, tokenizer.encode(padded)[0].numpy())
+        assert np.array_equal(tokens.features, tokenizer.encode(padded)[0].numpy())
         meta = tokens.meta
         assert (meta.frames, *meta.size) == (T, H, W) and meta.native_size == (H, W) and meta.fps == 24
         assert (meta.model, meta.precision, meta.source) == ("tiny", "fp32", name.rpartition("/")[2])
@@ -79,7 +84,7 @@ def test_encode_and_decode_a_tree(capsys, here, model, videos):
         assert np.allclose(tokens.timestamps, np.arange(T) / 24)
         decoded = frames_of(here / "decoded" / name)
         assert decoded.shape == (1, 3, T, H, W)
-        expected = tokenizer.decode(torch.from_numpy(tokens.ids)[None])[:, :, :T, :H, :W]
+        expected = tokenizer.decode(torch.from_numpy(tokens.features.astype(np.int64))[None])[:, :, :T, :H, :W]
         write_video("expected.mp4", expected, 24)
         assert (decoded - frames_of("expected.mp4")).abs().mean() < 0.02
         assert probe_video(here / "decoded" / name).fps == 24
@@ -88,10 +93,10 @@ def test_encode_and_decode_a_tree(capsys, here, model, videos):
 def test_resizing_resampling_and_stopping(capsys, here, model, videos):
     source = videos / "sub/even.mp4"
     vidtok(capsys, "encode", "--size", 20, "--fps", 12, source, "--max-frames", 6, "-o", "t.npz", "--model", model)
-    tokens = read_tokens("t.npz")
+    tokens = read_record("t.npz")
     assert tokens.meta.size == (20, 30) and tokens.meta.coded_size == (24, 32) and tokens.meta.native_size == (32, 48)
     assert tokens.meta.fps == 12 and tokens.meta.native_fps == 24 and tokens.meta.frames == 6
-    assert np.allclose(tokens.timestamps, np.arange(6) / 12) and tokens.ids.shape == (3, 3, 4)
+    assert np.allclose(tokens.timestamps, np.arange(6) / 12) and tokens.features.shape == (3, 3, 4)
     vidtok(capsys, "decode", "t.npz", "-o", "t.gif", "--model", model)
     assert frames_of("t.gif").shape == (1, 3, 6, 20, 30)
 
@@ -99,7 +104,7 @@ def test_resizing_resampling_and_stopping(capsys, here, model, videos):
 def test_tiles(capsys, here, model, videos):
     for verb, target in (("encode", "t.npz"), ("reconstruct", "r.mp4")):
         vidtok(capsys, verb, videos / "odd.mp4", "-o", target, "--tile", 32, "--model", model)
-    assert read_tokens("t.npz").meta.tile == 32
+    assert read_record("t.npz").meta.tile == 32
     vidtok(capsys, "decode", "t.npz", "-o", "d.mp4", "--tile", 32, "--model", model)
     assert (frames_of("d.mp4") - frames_of("r.mp4")).abs().mean() < 0.02
     assert "multiples of 8" in fails(capsys, "encode", videos, "-o", "x", "--tile", 30, "--model", model)
@@ -117,7 +122,7 @@ def test_reconstruct(capsys, here, model, videos):
 
 def test_bf16_is_recorded_and_compared(capsys, here, model, videos):
     out, _ = vidtok(capsys, "encode", videos, "-o", "t", "--precision", "bf16", "--model", model)
-    assert read_tokens("t/odd.npz").meta.precision == "bf16"
+    assert read_record("t/odd.npz").meta.precision == "bf16"
     line = out.splitlines()[-1]
     assert line.startswith("bf16 against fp32: ") and "of 3 videos" in line
     assert float(line.split()[3].rstrip("%")) > 90
@@ -156,7 +161,7 @@ def test_tokens_of_other_weights_are_refused(capsys, here, model, videos):
     other = save_model(here / "other", 1)
     vidtok(capsys, "encode", videos / "odd.mp4", "-o", "t.npz", "--model", model)
     line = fails(capsys, "decode", "t.npz", "-o", "d.mp4", "--model", other)
-    assert read_tokens("t.npz").meta.weight_hash in line and "give the model that made them" in line
+    assert read_record("t.npz").meta.weight_hash in line and "give the model that made them" in line
     assert not (here / "d.mp4").exists()
 
 
@@ -170,7 +175,7 @@ def test_tokens_of_other_weights_are_refused(capsys, here, model, videos):
         (["encode", "ok.mp4", "--device", "tpu9"], "tpu9"),
         (["encode", "zero.mp4"], "zero.mp4: the file is empty"),
         (["encode", "page.mp4"], "page.mp4: not a video"),
-        (["decode", "ok.mp4"], "ok.mp4: not a token file"),
+        (["decode", "ok.mp4"], "ok.mp4: not a file of features"),
         (["reconstruct", "zero.mp4"], "zero.mp4: the file is empty"),
         (["demo", "zero.mp4"], "zero.mp4: the file is empty"),
         (["demo", "nope.mp4"], "nope.mp4: no such file"),
@@ -217,7 +222,7 @@ def test_demo(capsys, here, model, videos):
     for word in ("PSNR", "SSIM", "bits per pixel", "codebook", "frames/s", "vidtok-demo/picture.png"):
         assert word in out
     assert read_video("vidtok-demo/original.mp4").shape == read_video("vidtok-demo/reconstruction.mp4").shape
-    assert read_tokens("vidtok-demo/tokens.npz").meta.frames == 33
+    assert read_record("vidtok-demo/tokens.npz").meta.frames == 33
     assert probe_video("vidtok-demo/picture.png").width > 800
     vidtok(capsys, "demo", videos / "sub/one.mp4", "-o", "one", "--model", model)
     assert frames_of("one/reconstruction.mp4").shape == (1, 3, 1, 128, 128)

@@ -27,21 +27,23 @@ def run(args: argparse.Namespace) -> int:
     from vidtok.cli.padding import cut_chunks
     from vidtok.cli.videos import decode_chunks, split_ids
     from vidtok.datasets import VideoWriter
-    from vidtok.tokenfile import read_tokens
+    from vidtok.extract import read_npz
 
     jobs = plan_jobs(find_files(args.inputs, (".npz",)), args.output, ".mp4", MOVIES)
     tokenizer = options.load_tokenizer(args)
 
     def work(job, count):
-        tokens = read_tokens(job.source)
-        meta = tokens.meta
+        records = read_npz(job.source)
+        meta = records[0].meta
+        if meta.feature != "ids" or meta.clips is not None:
+            raise ValueError(f"it holds {meta.feature} of {meta.clips or 1} clips: only the ids of whole videos decode")
         if meta.weight_hash != tokenizer.weight_hash:
             raise ValueError(
                 f"its tokens are of {meta.model} with weights {meta.weight_hash}, and --model {args.model} has weights "
                 f"{tokenizer.weight_hash}: give the model that made them"
             )
         with VideoWriter(job.target, meta.fps) as writer:
-            chunks = decode_chunks(tokenizer, split_ids(tokens.ids), args.tile)
+            chunks = decode_chunks(tokenizer, split_ids(records[0].features), args.tile)
             for chunk in cut_chunks(chunks, meta.frames, meta.size):
                 writer.write(chunk)
                 count(chunk.shape[2])

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from vidtok.cli.videos import Source, collect_ids, decode_chunks, encode_chunks, split_ids
     from vidtok.datasets import demo_clip, write_video
     from vidtok.eval import CodebookUsage, psnr, ssim
-    from vidtok.tokenfile import write_tokens
+    from vidtok.extract import write_npz
 
     tokenizer = options.load_tokenizer(args)
     folder = Path(args.output)
@@ -48,8 +48,6 @@ def run(args: argparse.Namespace) -> None:
     clip = args.clip or files["original.mp4"]
     with Source(Path(clip), tokenizer.config.preprocessing["size"], max_frames=FRAMES) as source:
         original = torch.cat(list(source), 2)
-        meta = source.meta(tokenizer, args.precision, None)
-        timestamps = source.timestamps
     if args.clip is None:
         original = demo_clip()  # what was rendered, not what H.264 left of it
 
@@ -61,11 +59,13 @@ def run(args: argparse.Namespace) -> None:
         return torch.cat(list(cut_chunks(chunks, meta.frames, meta.size)), 2).cpu()
 
     ids, encode_seconds = _timed(encode)
+    record = source.record(tokenizer, ids, args.precision, None)
+    meta = record.meta
     decoded, decode_seconds = _timed(decode)
     if args.clip is not None:
         write_video(files["original.mp4"], original, meta.fps)
     write_video(files["reconstruction.mp4"], decoded, meta.fps)
-    write_tokens(files["tokens.npz"], ids, timestamps, meta)
+    write_npz(files["tokens.npz"], [record])
 
     usage = CodebookUsage(round(2**tokenizer.bits))
     usage.update(torch.from_numpy(ids.astype("int64")))

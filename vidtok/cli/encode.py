@@ -5,9 +5,10 @@
     vidtok encode 'videos/*/*.mp4' more/ -o tokens        # patterns and folders
     vidtok encode clip.mp4 -o clip.npz --precision bf16   # faster; says how far its tokens are those of fp32
 
-Videos of any length are read in pieces. Sides that are no multiple of 8 are padded at the right and the bottom, lengths
-other than 1 + 4k at the end; `vidtok decode` cuts both off again. A file that fails is named and the run goes on. The
-format of token files is described in vidtok/tokenfile.py; `vidtok info FILE` shows one.
+Videos of any length are read in pieces. Sides and lengths that the model's stride doesn't divide (for vidtok-t those
+other than multiples of 8 and 1 + 4k frames) are padded, at the right, the bottom and the end; `vidtok decode` cuts that
+off again. A file that fails is named and the run goes on. The format of token files is described in
+vidtok/extract/npz.py; `vidtok info FILE` shows one.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from vidtok.cli.batch import run_jobs
     from vidtok.cli.inputs import find_videos, plan_jobs
     from vidtok.cli.videos import Source, collect_ids, encode_chunks
-    from vidtok.tokenfile import write_tokens
+    from vidtok.extract import write_npz
 
     jobs = plan_jobs(find_videos(args.inputs), args.output, ".npz", (".npz",))
     tokenizer = options.load_tokenizer(args)
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     def work(job, count):
         with Source(job.source, args.size, args.fps, args.max_frames, count) as source:
             ids = collect_ids(encode_chunks(tokenizer, source, args.tile), tokenizer.bits)
-            write_tokens(job.target, ids, source.timestamps, source.meta(tokenizer, args.precision, args.tile))
+            write_npz(job.target, [source.record(tokenizer, ids, args.precision, args.tile)])
         if agreement is not None:
             agreement.add(job.source, args.size, args.fps, args.tile)
 

@@ -1,4 +1,4 @@
-"""What a tokenizer, a token file or a video is.
+"""What a tokenizer, a file of features or a video is.
 
 vidtok info vidtok-t          # a shipped tokenizer, a folder or a hub id
 vidtok info tokens/clip.npz
@@ -13,7 +13,7 @@ from vidtok.cli.table import print_rows
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("thing", metavar="THING", help="tokenizer, token file or video")
+    parser.add_argument("thing", metavar="THING", help="tokenizer, file of features (.npz) or video")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -23,12 +23,13 @@ def run(args: argparse.Namespace) -> None:
     if not path.is_file():
         tokenizer_info(args.thing)
     elif path.suffix.lower() == ".npz":
-        token_info(path)
+        features_info(path)
     else:
         video_info(path)
 
 
 def tokenizer_info(name: str) -> None:
+    from vidtok.checks import legal_length, legal_size
     from vidtok.shipped import PRETRAINED
     from vidtok.tokenizer import VideoTokenizer
 
@@ -45,6 +46,8 @@ def tokenizer_info(name: str) -> None:
             "parameters": f"encoder {millions(tokenizer.encoder)}, decoder {millions(tokenizer.decoder)}",
             "codebook": f"{tokenizer.bits:g} bits ({round(2**tokenizer.bits)} codes)",
             "pixels per token": "{} frames x {} x {}; the first frame has tokens of its own".format(*tokenizer.stride),
+            "frames of a clip": legal_length(tokenizer.stride),
+            "height and width": legal_size(tokenizer.stride),
             "net": _spec(config.net),
             "quantizer": _spec(config.quantizer),
             "preprocessing": _spec(config.preprocessing),
@@ -58,35 +61,51 @@ def tokenizer_info(name: str) -> None:
         print("", f"model card: {folder / 'README.md'}", *tables, sep="\n")
 
 
-def token_info(path: Path) -> None:
+def features_info(path: Path) -> None:
+    from vidtok.extract import read_npz
+
+    records = read_npz(path)
+    record, meta = records[0], records[0].meta
+    kind = meta.feature + (f", {meta.pool} over the grid" if meta.pool else "")
+    rows = {
+        "features": f"{kind} ({path}, {path.stat().st_size} bytes)",
+        "tokenizer": f"{meta.model}, weights {meta.weight_hash}, {meta.precision}",
+        "video": f"{meta.source or record.id}: {_size(meta.native_size)}, {meta.native_fps:g} frames/s "
+        f"(read by {meta.reader})",
+        "label": f"{record.label} (split {record.split})",
+        "clips": "the whole video" if meta.clips is None else f"{meta.clips} by {meta.sampler}",
+        "coded frames": f"{meta.frames} of {_size(meta.size)} at {meta.fps:g} frames/s",
+        "duration": f"{record.timestamps[-1] + 1 / meta.fps - record.timestamps[0]:.3f} s",
+        "resized to": "native" if meta.resize is None else f"short side {meta.resize}",
+        "crop": "whole frames" if meta.crop is None else meta.crop,
+        "tiles": "whole frames" if meta.tile is None else f"{meta.tile} pixels",
+        "array": f"{record.features.dtype} {list(record.features.shape)}"
+        + (f", {meta.bytes_per_token:g} bytes per token before compression" if meta.bytes_per_token else ""),
+    }
+    print_rows({name: text for name, text in rows.items() if name != "label" or record.label is not None})
+    if meta.feature == "ids":
+        print_rows(_token_rows(records))
+
+
+def _token_rows(records: list) -> dict[str, str]:
     import math
 
+    import numpy as np
     from torch import from_numpy
 
     from vidtok.eval import CodebookUsage
-    from vidtok.tokenfile import read_tokens
 
-    tokens = read_tokens(path)
-    meta, ids = tokens.meta, tokens.ids
+    meta, ids = records[0].meta, np.stack([record.features for record in records]).astype(np.int64)
     usage = CodebookUsage(round(2**meta.bits))
     usage.update(from_numpy(ids))
-    bits = meta.bits * ids.size
+    bits = meta.bits * records[0].features.size
     pixels = meta.frames * math.prod(meta.size)
-    print_rows(
-        {
-            "token file": f"{path} ({path.stat().st_size} bytes)",
-            "tokenizer": f"{meta.model}, weights {meta.weight_hash}, {meta.precision}",
-            "video": f"{meta.source}: {_size(meta.native_size)}, {meta.native_fps:g} frames/s (read by {meta.reader})",
-            "coded frames": f"{meta.frames} of {_size(meta.size)} at {meta.fps:g} frames/s",
-            "duration": f"{tokens.timestamps[-1] + 1 / meta.fps:.3f} s",
-            "resized to": "native" if meta.resize is None else f"short side {meta.resize}",
-            "tiles": "whole frames" if meta.tile is None else f"{meta.tile} pixels",
-            "tokens": " x ".join(map(str, ids.shape)) + f" = {ids.size}, frames padded to {_size(meta.coded_size)}",
-            "rate": f"{bits / pixels:.4f} bits per pixel, {bits * meta.fps / meta.frames / 1000:.1f} kbit/s",
-            "codes used": f"{usage.distinct} of {usage.size}",
-            "entropy": f"{usage.entropy_bits:.2f} bits (at most {math.log2(ids.size):.2f} for so few tokens)",
-        }
-    )
+    return {
+        "tokens": " x ".join(map(str, ids.shape[1:])) + f" = {ids[0].size}, frames padded to {_size(meta.coded_size)}",
+        "rate": f"{bits / pixels:.4f} bits per pixel, {bits * meta.fps / meta.frames / 1000:.1f} kbit/s",
+        "codes used": f"{usage.distinct} of {usage.size}",
+        "entropy": f"{usage.entropy_bits:.2f} bits (at most {math.log2(ids.size):.2f} for so few tokens)",
+    }
 
 
 def video_info(path: Path) -> None:

@@ -1,6 +1,7 @@
 """One video through a tokenizer in bounded memory: what `encode`, `decode` and `reconstruct` are made of."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from vidtok.checks import check_memory
 from vidtok.cli import tiles
 from vidtok.cli.padding import LATENTS, coded_size, pad_chunks
 from vidtok.datasets import iter_video
-from vidtok.tokenfile import TokenMeta, id_type
+from vidtok.extract.record import Record, RecordMeta, id_type
+from vidtok.extract.settings import make_settings
 from vidtok.tokenizer import VideoTokenizer
 
 
@@ -37,7 +39,7 @@ class Source:
         max_frames: int | None = None,
         count: Callable[[int], None] = lambda frames: None,
     ):
-        self.resize, self.max_frames, self.count = size, max_frames, count
+        self.resize, self.fps, self.max_frames, self.count = size, fps, max_frames, count
         self.stream = iter_video(path, fps=fps, size=size, multiple=1)
         self.frames = 0
 
@@ -57,30 +59,24 @@ class Source:
     def __exit__(self, *exc: object) -> None:
         self.stream.close()
 
-    def meta(self, tokenizer: VideoTokenizer, precision: str, tile: int | None) -> TokenMeta:
-        """What a token file says about this video; once it is read to its end."""
-        return TokenMeta(
-            model=tokenizer.config.name,
-            weight_hash=tokenizer.weight_hash,
-            precision=precision,
-            bits=tokenizer.bits,
-            stride=tokenizer.stride,
+    def record(self, tokenizer: VideoTokenizer, ids: np.ndarray, precision: str, tile: int | None) -> Record:
+        """The tokens [t, h, w] of this video, once it is read to its end, with all that is known about them."""
+        asked = {"resize": self.resize, "resample": self.fps, "max_frames": self.max_frames, "tile": tile}
+        settings = make_settings(tokenizer, precision=precision, **asked)
+        meta = RecordMeta(
+            **asdict(settings),
             fps=self.stream.fps,
             frames=self.frames,
             size=tuple(self.stream.size),
             coded_size=coded_size(self.stream.size, tokenizer.stride),
             native_size=tuple(self.stream.native_size),
             native_fps=self.stream.native_fps,
-            resize=self.resize,
-            tile=tile,
             source=self.stream.path.name,
+            source_bytes=self.stream.path.stat().st_size,
             reader=self.stream.backend,
+            bytes_per_token=float(ids.itemsize),
         )
-
-    @property
-    def timestamps(self) -> np.ndarray:
-        """float64 [frames], seconds."""
-        return self.stream.timestamps[: self.frames]
+        return Record(self.stream.path.name, None, None, ids, self.stream.timestamps[: self.frames], meta)
 
 
 class Echo:
@@ -115,7 +111,7 @@ def encode_chunks(tokenizer: VideoTokenizer, chunks: Iterable[Tensor], tile: int
 
 
 def decode_chunks(tokenizer: VideoTokenizer, ids: Iterable[Tensor], tile: int | None) -> Iterator[Tensor]:
-    """float32 [1, 3, any, 8h, 8w] in [-1, 1] of int64 ids [1, any, h, w], padding included; raises as above."""
+    """float32 [1, 3, any, s_h h, s_w w] in [-1, 1] of int64 ids [1, any, h, w], padding included; raises as above."""
     if tile is None:
         ids = map(lambda chunk: _fits(tokenizer, tokenizer.decoder, chunk, tokenizer.stride), ids)
     return tiles.stream_decode(tokenizer, ids, tile)

@@ -1,0 +1,78 @@
+"""The one interface to all containers: what extraction needs of a writer, and what reading back needs of a reader."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from vidtok.extract.record import Record, Settings
+
+
+class Entry(NamedTuple):
+    """What is known of a record without its array. clip: its number, or None. source_bytes: see `RecordMeta`."""
+
+    id: str
+    label: str | None
+    split: str | None
+    clip: int | None
+    source_bytes: int | None
+
+
+class Writer(Protocol):
+    """Takes the records of one video at a time; belongs to one process, and several may write to one folder."""
+
+    def find(self, id: str) -> Entry | None:
+        """The first record of a video that is complete in the folder and was verified, whoever wrote it; or None."""
+        ...
+
+    def write(self, records: Sequence[Record]) -> list[str]:
+        """Takes all records of one video; returns the ids of the videos that are complete on disk by now.
+
+        Raises:
+            OSError: where the disk is full, ...; what is complete stays complete.
+        """
+        ...
+
+    def close(self) -> list[str]:
+        """Completes what is in the making, and returns ids as `write` does."""
+        ...
+
+
+class Reader(Protocol):
+    """Records of a folder, or of one file, in the order of the files; a record that is there twice is given once.
+
+    Attributes:
+        settings: what all records have in common.
+        entries: one per record; reading them doesn't read the arrays.
+    """
+
+    settings: Settings
+    entries: list[Entry]
+
+    def read(self, index: int) -> Record:
+        """The record of entries[index]. Raises ValueError, naming the file, where it is damaged."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+def entry_of(description: dict) -> Entry:
+    """Of `vidtok.extract.record.describe`."""
+    return Entry(*(description[name] for name in Entry._fields))
+
+
+def open_writer(folder: str | Path, container: str) -> Writer:
+    """container: a name in `CONTAINERS`. Raises ValueError for another one."""
+    from vidtok.extract.npz_folder import NpzWriter
+
+    return NpzWriter(Path(folder))
+
+
+def open_reader(path: str | Path) -> Reader:
+    """Of a folder of any container, or of one of its files.
+
+    Raises:
+        ValueError: where there are no features, or features of several settings.
+    """
+    from vidtok.extract.npz_folder import NpzReader
+
+    return NpzReader(Path(path))
