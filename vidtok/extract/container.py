@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from vidtok.extract.record import Record, Settings
+from vidtok.hints import nearest
+
+CONTAINERS = ("npz", "parquet", "webdataset")
 
 
 class Entry(NamedTuple):
@@ -61,9 +64,11 @@ def entry_of(description: dict) -> Entry:
 
 
 def open_writer(folder: str | Path, container: str) -> Writer:
-    """container: a name in `CONTAINERS`. Raises ValueError for another one."""
+    """container: one of `CONTAINERS`. Raises ValueError for another one."""
     from vidtok.extract.npz_folder import NpzWriter
 
+    if container not in CONTAINERS:
+        raise ValueError(f"unknown container {container!r}: {nearest(container, CONTAINERS)}")
     return NpzWriter(Path(folder))
 
 

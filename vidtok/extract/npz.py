@@ -5,8 +5,8 @@ A NumPy `.npz` (a zip with a checksum for each entry) of deflated arrays:
     ids | codes | latents | hidden | embedding   the features, under the name of their kind, laid out as in
                                                  `vidtok.extract.record`; of clips stacked, [clips, ...]
     timestamps                                   float64 [frames]; of clips [clips, frames]
-    meta                                         one string: a JSON object with "schema": "vidtok.features/1", id, label,
-                                                 split and the fields of `RecordMeta` ("clip" is null)
+    meta                                         one string: a JSON object with "schema": "vidtok.features/1", id,
+                                                 label, split and the fields of `RecordMeta` ("clip" is null)
 """
 
 import io
@@ -77,7 +77,7 @@ def parse_npz(file: BinaryIO) -> list[Record]:
 
 
 def read_description(path: str | os.PathLike) -> dict:
-    """What a file says of its records (`vidtok.extract.record.describe`), without reading the arrays. Raises as above."""
+    """What a file says of its records (`vidtok.extract.record.describe`); the arrays aren't read. Raises as above."""
     with damage_named(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
         description = parse_description(str(arrays["meta"]))
         settings_of(description)
