@@ -1,5 +1,6 @@
 """Training batches for a tokenizer out of folders of videos and images."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,8 +30,9 @@ class ClipFolder(Dataset):
     batches evenly spread, [image_batch_size, 3, 1, crop, crop] of images.
 
     root: a folder (searched recursively), several, or {folder: share of the video clips and of the images}.
-    frames: 1+4k. crop: pixels, a multiple of 8. size: short side before the crop; (low, high), drawn per crop; None,
-    native. crops_per_clip: how many crops of a batch share one decoded window (they must divide the batch sizes).
+    stride: of the tokenizer to train, (s_t, s_h, s_w). frames: 1 + a multiple of s_t. crop: pixels, a multiple of s_h
+    and s_w. size: short side before the crop; (low, high), drawn per crop; None, native.
+    crops_per_clip: how many crops of a batch share one decoded window (they must divide the batch sizes).
     flip: mirror half of the crops. fps: resample by time (see `read_video`); None, native. images: use images too.
     cache: folder for decoded frames (`vidtok.datasets.cache`); decoding is then paid once per video, not per window.
     A file that can't be used (broken, too short, too small) is warned about once, listed in `skipped`, and another
@@ -52,12 +54,14 @@ class ClipFolder(Dataset):
         image_batch_size: int | None = None,
         image_fraction: float = 0.1,
         cache: str | Path | None = None,
+        stride: tuple[int, int, int] = (4, 8, 8),
     ):
         image_batch_size = image_batch_size or 4 * batch_size
-        if frames < 1 or frames % 4 != 1:
-            raise ValueError(f"frames={frames} is not 1+4k")
-        if crop < 8 or crop % 8:
-            raise ValueError(f"crop={crop} is not a multiple of 8")
+        s_t, s_h, s_w = stride
+        if frames < 1 or (frames - 1) % s_t:
+            raise ValueError(f"frames={frames} is not 1+{s_t}k")
+        if crop < 1 or crop % s_h or crop % s_w:
+            raise ValueError(f"crop={crop} is not a multiple of {math.lcm(s_h, s_w)}")
         if batch_size % crops_per_clip or image_batch_size % crops_per_clip:
             raise ValueError(f"crops_per_clip={crops_per_clip} must divide {batch_size=} and {image_batch_size=}")
         self.size = (size, size) if isinstance(size, int) else size
@@ -80,6 +84,9 @@ class ClipFolder(Dataset):
         """Files found unusable so far, in any worker."""
         bad = [*zip(self.videos, self._bad_videos, strict=True), *zip(self.images, self._bad_images, strict=True)]
         return [Path(path) for path, is_bad in bad if is_bad]
+
+    def summary(self) -> str:
+        return f"{len(self.skipped)} files skipped"
 
     def is_image_batch(self, index: int) -> bool:
         """Whether batch `index` holds images."""

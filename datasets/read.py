@@ -1,5 +1,6 @@
 """Whole videos as tensors: at once, or streamed in bounded memory."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,26 +116,33 @@ def iter_video(
 ) -> VideoStream:
     """Stream a video of any length in bounded memory; see `VideoStream` for what comes out and `read_video` for sizes.
 
-    The length is not cut to 1+4k. multiple=1 with size=None keeps every pixel. Raises `VideoError`, at the latest
+    The length is not cut. multiple=1 with size=None keeps every pixel. Raises `VideoError`, at the latest
     where the stream breaks.
     """
     return VideoStream(path, fps, size, chunk, multiple, on_error)
 
 
-def read_video(path: str | Path, fps: float | None = None, size: Size = 128, max_frames: int | None = None) -> Tensor:
-    """Read a video, or an image as a video of one frame -> float32 [1,3,T,H,W] in [-1, 1], T cut to 1+4k.
+def read_video(
+    path: str | Path,
+    fps: float | None = None,
+    size: Size = 128,
+    max_frames: int | None = None,
+    stride: tuple[int, int, int] = (4, 8, 8),
+) -> Tensor:
+    """Read a video, or an image as a video of one frame -> float32 [1,3,T,H,W] in [-1, 1], cut to what a tokenizer of
+    this stride (time, height, width) takes.
 
     fps: resample by time. Frame j is the latest one whose timestamp is not after j/fps (within 1 ms, the rounding of
     containers that count milliseconds); the last frame is shown for 1/native fps. None keeps every frame.
     size: int, short side becomes `size` (bicubic, antialiased, aspect kept), long side cut at the centre to a multiple
-    of 8; (h, w), resized to cover and cut at the centre; None, native size cut at the centre to multiples of 8.
-    max_frames: stop after so many (before the cut to 1+4k).
+    of the stride; (h, w), resized to cover and cut at the centre; None, native size cut at the centre to multiples.
+    max_frames: stop after so many (before the cut of T to 1 + a multiple of the stride).
     Raises `VideoError` for a file that can't be read to its end (or to max_frames), ValueError for bad arguments.
     """
     if max_frames is not None and max_frames < 1:
         raise ValueError(f"max_frames={max_frames} must be at least 1")
     chunks, count = [], 0
-    with iter_video(path, fps, size) as stream:
+    with iter_video(path, fps, size, multiple=math.lcm(*stride[1:])) as stream:
         for video_BCTHW in stream:
             chunks.append(video_BCTHW)
             count += video_BCTHW.shape[2]
@@ -142,4 +150,4 @@ def read_video(path: str | Path, fps: float | None = None, size: Size = 128, max
                 break
     video_BCTHW = torch.cat(chunks, dim=2)
     length = min(count, max_frames or count)
-    return video_BCTHW[:, :, : 1 + (length - 1) // 4 * 4].contiguous()
+    return video_BCTHW[:, :, : 1 + (length - 1) // stride[0] * stride[0]].contiguous()

@@ -1,5 +1,6 @@
 """Clips to evaluate on: one per file, all of one shape."""
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,11 @@ Clip = tuple[str, Tensor | Exception]  # name and float [1,3,T,H,W] in [-1,1], o
 
 
 def validation_clips(
-    paths: Iterable[str | Path], frames: int = 17, size: int = 128, fps: float | None = None
+    paths: Iterable[str | Path],
+    frames: int = 17,
+    size: int = 128,
+    fps: float | None = None,
+    stride: tuple[int, int, int] = (4, 8, 8),
 ) -> Iterator[Clip]:
     """The first `frames` frames of each file: short side `size`, centre crop to `size` x `size`.
 
@@ -20,15 +25,18 @@ def validation_clips(
 
     Args:
         paths: video files.
-        frames: clip length, 1 + a multiple of 4.
-        size: pixels.
+        frames: clip length. size: pixels.
         fps: frames per second to resample to; None keeps the file's own.
+        stride: of the tokenizer that the clips are for, (s_t, s_h, s_w).
 
     Raises:
-        ValueError: another number of frames.
+        ValueError: frames other than 1 + a multiple of s_t, or a size that is no multiple of s_h and s_w.
     """
-    if frames % 4 != 1:
-        raise ValueError(f"clips have 1, 5, 9, ... frames, got {frames}")
+    s_t, s_h, s_w = stride
+    if frames < 1 or (frames - 1) % s_t:
+        raise ValueError(f"clips have 1, {1 + s_t}, {1 + 2 * s_t}, ... frames, got {frames}")
+    if size < 1 or size % s_h or size % s_w:
+        raise ValueError(f"clips are a multiple of {math.lcm(s_h, s_w)} pixels wide and high, got {size}")
     return (_read(Path(path), frames, size, fps) for path in paths)
 
 
@@ -52,7 +60,7 @@ def clip_protocol(
 
 def _read(path: Path, frames: int, size: int, fps: float | None) -> Clip:
     try:
-        video_BCTHW = read_video(path, fps=fps, size=(size, size), max_frames=frames)
+        video_BCTHW = read_video(path, fps, (size, size), frames, stride=(1, 1, 1))
         if video_BCTHW.shape[2] < frames:
             raise VideoError(path, f"fewer than {frames} frames")
     except VideoError as error:

@@ -154,7 +154,7 @@ def test_caches_hold_no_more_than_a_kernel_needs(net):
     tokenizer = build(net)
     from vidtok.streaming import EncodeStream
 
-    stream = EncodeStream(tokenizer._latents)
+    stream = EncodeStream(tokenizer._latents, 4)
     sizes = []
     for part in clip(65).split(16, 2):
         list(stream.push(part))

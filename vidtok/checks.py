@@ -11,8 +11,21 @@ from vidtok.streaming import MAX_LATENTS
 OVERSHOOT = 1.05  # resampling filters overshoot by a few percent; more is another range
 
 
-def check_video(video: Tensor, any_length: bool = False, values: bool = True) -> None:
-    """Raises ValueError unless [B, 3, T, H, W] float in [-1, 1], T = 1 + 4k (or any_length), H and W multiples of 8."""
+Stride = tuple[int, int, int]  # frames, rows and columns per token; the first frame has tokens of its own
+
+
+def legal_length(stride: Stride) -> str:
+    """How many frames a clip may have, in words."""
+    return "any number of" if stride[0] == 1 else f"1 + {stride[0]}k"
+
+
+def legal_size(stride: Stride) -> str:
+    """What height and width may be, in words."""
+    return "multiples of " + " and ".join(str(side) for side in dict.fromkeys(stride[1:]))
+
+
+def check_video(video: Tensor, stride: Stride, any_length: bool = False, values: bool = True) -> None:
+    """Raises ValueError unless [B, 3, T, H, W] float in [-1, 1], with a length (or any_length) and sides that fit."""
     if not isinstance(video, Tensor):
         raise ValueError(f"a video is a torch tensor, not {type(video).__name__}")
     shape = list(video.shape)
@@ -21,11 +34,14 @@ def check_video(video: Tensor, any_length: bool = False, values: bool = True) ->
     if not video.is_floating_point():
         raise ValueError(f"a video is float in [-1, 1], not {video.dtype}: convert uint8 by x / 127.5 - 1")
     T, H, W = shape[2:]
-    if T % 4 != 1 and not any_length:
-        over = (T - 1) % 4
-        raise ValueError(f"a clip has 1 + 4k frames, not {T}: cut it to {T - over} or pad it to {T - over + 4}")
-    if H % 8 or W % 8:
-        raise ValueError(f"height and width are multiples of 8, not {H} x {W}: crop to {H // 8 * 8} x {W // 8 * 8}")
+    s_t, s_h, s_w = stride
+    if (over := (T - 1) % s_t) and not any_length:
+        cut, padded = T - over, T - over + s_t
+        raise ValueError(f"a clip has {legal_length(stride)} frames, not {T}: cut it to {cut} or pad it to {padded}")
+    if H % s_h or W % s_w:
+        cut, padded = (H // s_h * s_h, W // s_w * s_w), (-(-H // s_h) * s_h, -(-W // s_w) * s_w)
+        advice = "crop to {} x {}".format(*cut) if all(cut) else "pad to {} x {}".format(*padded)
+        raise ValueError(f"height and width are {legal_size(stride)}, not {H} x {W}: {advice}")
     if values:
         check_values(video)
 
@@ -57,12 +73,12 @@ def check_codes(codes: Tensor, channels: int) -> None:
         raise ValueError(f"codes are float [B, {channels}, t, h, w], not {codes.dtype} {list(codes.shape)}")
 
 
-def check_memory(net: nn.Module, shape, stride: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> None:
+def check_memory(net: nn.Module, shape, stride: Stride, device: torch.device, dtype: torch.dtype) -> None:
     """Raises MemoryError if one pass of `net` over [B, (3,) t, h, w] x stride pixels can't fit the free memory.
 
     The estimate is rough: values alive at the peak, `net.peak_values` per pixel of the longest chunk.
     """
-    frames = min(shape[-3], 1 + 4 * (MAX_LATENTS - 1)) if stride[0] == 1 else 4 * min(shape[-3], MAX_LATENTS)
+    frames = min(shape[-3] * stride[0], MAX_LATENTS * net.stride[0])
     pixels = shape[0] * frames * shape[-2] * stride[1] * shape[-1] * stride[2]
     need = pixels * net.peak_values * dtype.itemsize
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

@@ -29,17 +29,19 @@ def causal_pad(x: Tensor, layer: nn.Module, kernel: int, stride: int, state: Sta
 
 
 class CausalConv3d(nn.Conv3d):
-    """3-D convolution, same size in space, causal in time. [B, C, 1 + s*n, H, W] -> [B, C', 1 + n, H/s', W/s']."""
+    """3-D convolution, 3x3 and same size in space, causal over `depth` frames in time.
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, stride=(1, 1, 1), bias: bool = True):
+    [B, C, 1 + s*n, H, W] -> [B, C', 1 + n, H/s', W/s'].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, depth: int = 3, stride=(1, 1, 1), bias: bool = True):
         # At stride 2 and an even size, one column of zeros on either side leaves the last one unused.
-        pad = kernel // 2
-        super().__init__(in_channels, out_channels, kernel, stride, padding=(0, pad, pad), bias=bias)
+        super().__init__(in_channels, out_channels, (depth, 3, 3), stride, padding=(0, 1, 1), bias=bias)
 
     def forward(self, x_BCTHW: Tensor, state: State | None = None) -> Tensor:
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        if kernel > 1:
-            x_BCTHW = causal_pad(x_BCTHW, self, kernel, stride, state)
+        depth, stride = self.kernel_size[0], self.stride[0]
+        if depth > 1:
+            x_BCTHW = causal_pad(x_BCTHW, self, depth, stride, state)
         return super().forward(x_BCTHW)
 
 
@@ -57,12 +59,12 @@ class FrameGroupNorm(nn.GroupNorm):
 class ResBlock(nn.Module):
     """norm, swish, conv, norm, swish, conv, plus the input (through a 1x1x1 convolution where the width changes)."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, depth: int = 3):
         super().__init__()
         self.norm1 = FrameGroupNorm(in_channels)
-        self.conv1 = CausalConv3d(in_channels, out_channels, bias=False)
+        self.conv1 = CausalConv3d(in_channels, out_channels, depth, bias=False)
         self.norm2 = FrameGroupNorm(out_channels)
-        self.conv2 = CausalConv3d(out_channels, out_channels, bias=False)
+        self.conv2 = CausalConv3d(out_channels, out_channels, depth, bias=False)
         same = in_channels == out_channels
         self.skip = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1, bias=False)
 
@@ -84,10 +86,10 @@ def drop_first(x: Tensor, layer: nn.Module, count: int, state: State | None, dim
 class DepthToSpace(nn.Module):
     """Upsamples by a convolution and a depth-to-space shuffle. [B, C, 1+n, H, W] -> [B, C', 1 + s*n, s'*H, s''*W]."""
 
-    def __init__(self, in_channels: int, out_channels: int, factor: tuple[int, int, int]):
+    def __init__(self, in_channels: int, out_channels: int, factor: tuple[int, int, int], depth: int = 3):
         super().__init__()
         self.factor = factor
-        self.conv = CausalConv3d(in_channels, out_channels * factor[0] * factor[1] * factor[2])
+        self.conv = CausalConv3d(in_channels, out_channels * factor[0] * factor[1] * factor[2], depth)
 
     def forward(self, x_BCTHW: Tensor, state: State | None = None) -> Tensor:
         ft, fh, fw = self.factor

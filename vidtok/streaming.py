@@ -14,11 +14,13 @@ class EncodeStream:
     """Frames in, latents out.
 
     Args:
-        encode: (video [B, 3, T, H, W], state) -> [B, C, t, h, w], where T is 1 + 4k in the first call, 4k later.
+        encode: (video [B, 3, T, H, W], state) -> [B, C, t, h, w], where T is 1 + step * k in the first call, step * k
+            later.
+        step: frames per latent after the first.
     """
 
-    def __init__(self, encode: Callable[[Tensor, State], Tensor]):
-        self.encode = encode
+    def __init__(self, encode: Callable[[Tensor, State], Tensor], step: int):
+        self.encode, self.step = encode, step
         self.state: State = {}
         self.pending: Tensor | None = None  # frames that don't fill a latent yet
         self.frames = 0  # frames taken so far
@@ -36,8 +38,8 @@ class EncodeStream:
             chunk = torch.cat([self.pending, chunk], 2)
         while True:
             first = 1 if self.frames == 0 else 0
-            latents = min((chunk.shape[2] - first) // 4, MAX_LATENTS - first)
-            take = first + 4 * latents
+            latents = min((chunk.shape[2] - first) // self.step, MAX_LATENTS - first)
+            take = first + self.step * latents
             if chunk.shape[2] < first or take == 0:
                 break
             yield self.encode(chunk[:, :, :take], self.state)
@@ -51,7 +53,7 @@ class EncodeStream:
             raise ValueError("the stream holds no frames")
         if left := self.pending.shape[2]:
             raise ValueError(
-                f"a stream has 1 + 4k frames; this one ended after {self.frames + left}, "
+                f"a stream has 1 + {self.step}k frames; this one ended after {self.frames + left}, "
                 f"so that its last {left} made no latent"
             )
 
@@ -70,7 +72,7 @@ class DecodeStream:
 
     @torch.no_grad()
     def push(self, codes: Tensor) -> Iterator[Tensor]:
-        """Yields the frames of `codes`; the first latent of a stream is one frame, every other one four.
+        """Yields the frames of `codes`; the first latent of a stream is one frame.
 
         Raises:
             ValueError: if the codes have another batch or frame size than the ones before.

@@ -1,7 +1,7 @@
 """VideoTokenizer: clips to token ids and back.
 
-Legend: B batch, T H W video, t h w token grid (T = 1 + 4 (t - 1), H = 8 h, W = 8 w), K latent channels, C code
-channels.
+Legend: B batch, T H W video, t h w token grid, K latent channels, C code channels. With the stride (s_t, s_h, s_w) of
+the model at hand, T = 1 + s_t (t - 1), H = s_h h, W = s_w w.
 """
 
 import hashlib
@@ -46,11 +46,8 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
 
     Attributes:
         config: the `TokenizerConfig`.
-        stride: pixels per token in (time, height, width), (4, 8, 8); the first frame has tokens of its own.
         bits: log2 of the codebook size.
     """
-
-    stride = (4, 8, 8)
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
@@ -63,6 +60,11 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
         self.bits = self.quantizer.bits
         self._file_hash: str | None = None
 
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        """Pixels per token in (time, height, width); the first frame has tokens of its own. From the net."""
+        return self.encoder.stride
+
     # ---------------------------------------------------------------- clips
 
     @torch.no_grad()
@@ -70,11 +72,11 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
         """Token ids of clips.
 
         Args:
-            video: [B, 3, T, H, W], float in [-1, 1] (5 % overshoot is tolerated), T = 1 + 4k, H and W multiples of 8.
+            video: [B, 3, T, H, W], float in [-1, 1] (5 % overshoot is tolerated).
             tile: side(s) in pixels of overlapping spatial tiles, for frames too large for memory.
 
         Returns:
-            int64 [B, 1 + k, H/8, W/8], 0 .. 2^bits - 1.
+            int64 [B, t, h, w], 0 .. 2^bits - 1.
 
         Raises:
             ValueError: on any other shape, dtype, range or length.
@@ -84,12 +86,12 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
 
     @torch.no_grad()
     def encode_latents(self, video: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
-        """What `encode` quantizes (LFQ: takes the signs of): float32 [B, K, 1 + k, H/8, W/8]."""
+        """What `encode` quantizes (LFQ: takes the signs of): float32 [B, K, t, h, w]."""
         return self._encode(video, tile, self._latents)
 
     @torch.no_grad()
     def forward_features(self, video: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
-        """Encoder activations before the last 1x1x1 layer, for probes: float32 [B, D, 1 + k, H/8, W/8]."""
+        """Encoder activations before the last 1x1x1 layer, for probes: float32 [B, D, t, h, w]."""
         return self._encode(video, tile, self._features)
 
     @torch.no_grad()
@@ -101,7 +103,7 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
             tile: side(s) in pixels of overlapping spatial tiles, blended where they overlap.
 
         Returns:
-            float32 [B, 3, 1 + 4 (t - 1), 8h, 8w], clamped to [-1, 1].
+            float32 [B, 3, T, H, W], clamped to [-1, 1].
 
         Raises:
             ValueError: on another shape or dtype, or ids outside 0 .. 2^bits - 1.
@@ -109,7 +111,7 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
         """
         checks.check_ids(ids, self.bits)
         if tile is not None:
-            return tiling.decode_tiles(self.decode, ids, tile)
+            return tiling.decode_tiles(self.decode, ids, tile, self.stride[1:])
         checks.check_memory(self.decoder, ids.shape, self.stride, self.device, self.dtype)
         return torch.cat(list(self.stream_decode([ids])), 2)
 
@@ -134,12 +136,12 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
     def stream_encode(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Ids of a video of any length that comes in chunks of any number of frames, in bounded memory.
 
-        Joined along time, what it yields equals `encode` of the joined chunks. A stream that doesn't end on 1 + 4k
-        frames yields all complete latents, then raises ValueError.
+        Joined along time, what it yields equals `encode` of the joined chunks. A stream that doesn't end on
+        1 + s_t k frames yields all complete latents, then raises ValueError.
         """
-        stream = EncodeStream(self._latents)
+        stream = EncodeStream(self._latents, self.stride[0])
         for chunk in chunks:
-            checks.check_video(chunk, any_length=True)
+            checks.check_video(chunk, self.stride, any_length=True)
             for z in stream.push(chunk.to(self.device)):
                 yield self.quantizer.codes_to_ids(z)
         stream.close()
@@ -153,12 +155,14 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
                 yield video.clamp(-1, 1)
 
     def _encode(self, video: Tensor, tile, encode_chunk) -> Tensor:
-        checks.check_video(video, values=False)
+        checks.check_video(video, self.stride, values=False)
         if tile is not None:
-            return tiling.encode_tiles(lambda part: self._encode(part, None, encode_chunk), video, tile)
+            return tiling.encode_tiles(
+                lambda part: self._encode(part, None, encode_chunk), video, tile, self.stride[1:]
+            )
         checks.check_memory(self.encoder, video.shape, (1, 1, 1), self.device, self.dtype)
         checks.check_values(video)
-        return torch.cat(list(EncodeStream(encode_chunk).push(video.to(self.device))), 2)
+        return torch.cat(list(EncodeStream(encode_chunk, self.stride[0]).push(video.to(self.device))), 2)
 
     def _latents(self, video: Tensor, state) -> Tensor:
         return self.quantizer.latents(self.encoder(video.to(self.dtype), state))

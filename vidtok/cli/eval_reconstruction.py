@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     options.add_precision(parser)
     positive = options.positive
-    parser.add_argument("--frames", type=positive(int), default=17, help="of each clip, 1 + 4k (%(default)s)")
+    parser.add_argument("--frames", type=positive(int), default=17, help="of each clip (%(default)s)")
     parser.add_argument("--size", type=positive(int), default=128, metavar="PIXELS", help="of the crop (%(default)s)")
     parser.add_argument("--fps", type=positive(float), help="resample by time (default: native)")
     parser.add_argument("--split", metavar="NAME", help="which part of the data this is, for the record")
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     files = [file for file, _ in find_videos(args.inputs)]
     tokenizer = options.load_tokenizer(args)
     device = tokenizer.device
-    clips = validation_clips(files, args.frames, args.size, args.fps)
+    clips = validation_clips(files, args.frames, args.size, args.fps, tokenizer.stride)
     result = evaluate_reconstruction(
         tokenizer,
         track(clips, len(files), "clips"),

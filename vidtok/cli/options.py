@@ -62,8 +62,9 @@ def load_tokenizer(args: argparse.Namespace, precision: str | None = None):
     """The `VideoTokenizer` of --model, --device and --precision (or another one), ready for inference."""
     from vidtok.tokenizer import VideoTokenizer
 
+    tokenizer = VideoTokenizer.from_pretrained(args.model, pick_device(args.device), precision or args.precision)
     if getattr(args, "tile", None) is not None:
         from vidtok.tiling import tile_cells
 
-        tile_cells(args.tile)  # a wrong one is one error, not one for every file
-    return VideoTokenizer.from_pretrained(args.model, pick_device(args.device), precision or args.precision)
+        tile_cells(args.tile, tokenizer.stride[1:])  # a wrong one is one error, not one for every file
+    return tokenizer

@@ -1,7 +1,7 @@
 """Frames of any number and size to what a tokenizer takes, and back.
 
-The right and bottom edge are repeated up to a multiple of the stride, the last frame up to 1 + 4k frames. Both are
-undone exactly by cutting.
+The right and bottom edge are repeated up to a multiple of the stride, the last frame up to the next legal
+length. Both are undone exactly by cutting.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ def coded_size(size: tuple[int, int], stride: tuple[int, int, int]) -> tuple[int
 
 
 def pad_chunks(chunks: Iterable[Tensor], stride: tuple[int, int, int]) -> Iterator[Tensor]:
-    """[1, 3, any, H, W] chunks of one video to chunks of 1 + 4n frames first, then 4n, with padded sides.
+    """[1, 3, any, H, W] chunks of one video to chunks of 1 + s_t n frames first, then s_t n, with padded sides.
 
     Every chunk that comes out completes as many latents as it has, which `vidtok.cli.tiles` relies on.
     """

@@ -16,7 +16,7 @@ def stream_encode(tokenizer, chunks: Iterable[Tensor], tile: int | None) -> Iter
     encode = _Streams(tokenizer.stream_encode)
     for chunk in chunks:
         # The tiling moves [B, C, t, h, w]; ids are one channel.
-        yield encode_tiles(lambda part: encode(part)[:, None], chunk, tile)[:, 0]
+        yield encode_tiles(lambda part: encode(part)[:, None], chunk, tile, tokenizer.stride[1:])[:, 0]
         encode.rewind()
 
 
@@ -27,7 +27,7 @@ def stream_decode(tokenizer, id_chunks: Iterable[Tensor], tile: int | None) -> I
         return
     decode = _Streams(tokenizer.stream_decode)
     for ids in id_chunks:
-        yield decode_tiles(decode, ids, tile)
+        yield decode_tiles(decode, ids, tile, tokenizer.stride[1:])
         decode.rewind()
 
 

@@ -1,12 +1,14 @@
 """vidtok-t's network: patches of 4x8x8 pixels in, a stack of small convolutional blocks on the token grid, patches out.
 
-Nearly all arithmetic is dense 3x3 convolutions and linear layers at 1/256 of the positions, where a CPU and a GPU are
-both at their best (depthwise kernels wait for memory). Activations are [B, t, h, w, C] throughout: linear layers need
-no permutation, and convolutions see channels-last memory.
+Nearly all arithmetic is dense 3x3 convolutions and linear layers on the token grid, at 1/256 of the positions, where a
+CPU and a GPU are both at their best (depthwise kernels wait for memory). Activations are [B, t, h, w, C] throughout:
+linear layers need no permutation, and convolutions see channels-last memory.
 
 Time is causal: each block mixes the last three latents per channel before its convolution, and nothing else looks back.
-The first frame is a patch of its own, repeated four times. Legend as in `vidtok.layers`.
+The first frame is a patch of its own, repeated to fill it. Legend as in `vidtok.layers`.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +16,18 @@ from torch import Tensor, nn
 
 from vidtok.layers import State, causal_pad, drop_first
 
-PATCH = (4, 8, 8)
-PATCH_VALUES = 3 * 4 * 8 * 8
 TAPS = 3  # latents that a block mixes: the present one and two before
+
+
+def pointwise(x_BthwC: Tensor, linear: nn.Linear) -> Tensor:
+    """linear(x); fp32 on a CPU as a 1x1 convolution, which oneDNN does at twice the rate of MKL's product on AMD."""
+    if x_BthwC.device.type != "cpu" or x_BthwC.dtype != torch.float32:
+        return linear(x_BthwC)
+    B, t, h, w, C = x_BthwC.shape
+    x = x_BthwC.reshape(B * t, h, w, C).permute(0, 3, 1, 2)
+    # One tap has nothing to dilate, but torch hands an undilated 1x1 convolution on one thread to MKL all the same.
+    y = F.conv2d(x, linear.weight[:, :, None, None], linear.bias, dilation=2)
+    return y.permute(0, 2, 3, 1).reshape(B, t, h, w, -1)
 
 
 class Block(nn.Module):
@@ -41,41 +52,43 @@ class Block(nn.Module):
         for i in range(1, TAPS):
             y = torch.addcmul(y, past[:, i : i + t], taps[i])
         y = self.conv(y.reshape(B * t, h, w, C).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return x_BthwC + self.linear(F.gelu(y.reshape(B, t, h, w, C), approximate="tanh"))
+        return x_BthwC + pointwise(F.gelu(y.reshape(B, t, h, w, C), approximate="tanh"), self.linear)
 
 
-def _peak_values(width: int) -> int:
+def _peak_values(width: int, patch) -> int:
     """Values alive per pixel: the clip and its patches, and some seven activations of a block per token."""
-    return 3 * 3 + 7 * width // (PATCH_VALUES // 3)
+    return 3 * 3 + 7 * width // math.prod(patch)
 
 
 class Encoder(nn.Module):
-    """[B, 3, 1+4n, 8h, 8w] -> [B, out_channels, 1+n, h, w].
+    """[B, 3, 1 + s_t n, s_h h, s_w w] -> [B, out_channels, 1+n, h, w]; the stride is the patch.
 
     Args:
         out_channels: of the last 1x1x1 layer.
         width: channels on the token grid.
         blocks: of the encoder (`decoder_blocks` is the decoder's).
+        patch: frames, rows and columns of one token.
     """
 
-    def __init__(self, out_channels: int, width: int = 256, blocks: int = 4, decoder_blocks: int = 6):
+    def __init__(self, out_channels: int, width: int = 256, blocks: int = 4, decoder_blocks: int = 6, patch=(4, 8, 8)):
         super().__init__()
         self.width = width
-        self.peak_values = _peak_values(width)
-        self.embed = nn.Linear(PATCH_VALUES, width)
+        self.stride = tuple(patch)
+        self.peak_values = _peak_values(width, patch)
+        self.embed = nn.Linear(3 * math.prod(patch), width)
         self.blocks = nn.ModuleList([Block(width) for _ in range(blocks)])
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, out_channels)
 
     def _features(self, x_B3THW: Tensor, state: State | None) -> Tensor:
-        pt, ph, pw = PATCH
+        pt, ph, pw = self.stride
         if state is None or self not in state:
             x_B3THW = torch.cat([x_B3THW[:, :, :1].expand(-1, -1, pt - 1, -1, -1), x_B3THW], 2)
         if state is not None:
             state[self] = x_B3THW.new_empty(0)  # the clip has begun
         B, _, T, H, W = x_B3THW.shape
         x = x_B3THW.view(B, 3, T // pt, pt, H // ph, ph, W // pw, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
-        x = self.embed(x.reshape(B, T // pt, H // ph, W // pw, PATCH_VALUES))
+        x = pointwise(x.reshape(B, T // pt, H // ph, W // pw, -1), self.embed)
         for block in self.blocks:
             x = block(x, state)
         return self.norm(x)
@@ -88,22 +101,23 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """[B, code_channels, 1+n, h, w] -> [B, 3, 1+4n, 8h, 8w]. Arguments as in `Encoder`."""
+    """[B, code_channels, 1+n, h, w] -> [B, 3, 1 + s_t n, s_h h, s_w w]. Arguments as in `Encoder`."""
 
-    def __init__(self, code_channels: int, width: int = 256, blocks: int = 4, decoder_blocks: int = 6):
+    def __init__(self, code_channels: int, width: int = 256, blocks: int = 4, decoder_blocks: int = 6, patch=(4, 8, 8)):
         super().__init__()
-        self.peak_values = _peak_values(width)
+        self.stride = tuple(patch)
+        self.peak_values = _peak_values(width, patch)
         self.embed = nn.Linear(code_channels, width)
         self.blocks = nn.ModuleList([Block(width) for _ in range(decoder_blocks)])
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, PATCH_VALUES)
+        self.head = nn.Linear(width, 3 * math.prod(patch))
 
     def forward(self, codes_BCthw: Tensor, state: State | None = None) -> Tensor:
-        pt, ph, pw = PATCH
+        pt, ph, pw = self.stride
         x = self.embed(codes_BCthw.movedim(1, -1))
         for block in self.blocks:
             x = block(x, state)
-        x = self.head(self.norm(x))
+        x = pointwise(self.norm(x), self.head)
         B, t, h, w, _ = x.shape
         x = x.view(B, t, h, w, 3, pt, ph, pw).permute(0, 4, 1, 5, 2, 6, 3, 7)
         return drop_first(x.reshape(B, 3, t * pt, h * ph, w * pw), self, pt - 1, state)
