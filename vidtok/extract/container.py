@@ -1,13 +1,9 @@
 """The one interface to all containers: what extraction needs of a writer, and what reading back needs of a reader."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from vidtok.extract.record import Record, Settings
-from vidtok.hints import nearest
-
-CONTAINERS = ("npz", "parquet", "webdataset")
 
 
 class Entry(NamedTuple):
@@ -39,6 +35,10 @@ class Writer(Protocol):
         """Completes what is in the making, and returns ids as `write` does."""
         ...
 
+    def abandon(self) -> None:
+        """Removes what is in the making."""
+        ...
+
 
 class Reader(Protocol):
     """Records of a folder, or of one file, in the order of the files; a record that is there twice is given once.
@@ -61,23 +61,3 @@ class Reader(Protocol):
 def entry_of(description: dict) -> Entry:
     """Of `vidtok.extract.record.describe`."""
     return Entry(*(description[name] for name in Entry._fields))
-
-
-def open_writer(folder: str | Path, container: str) -> Writer:
-    """container: one of `CONTAINERS`. Raises ValueError for another one."""
-    from vidtok.extract.npz_folder import NpzWriter
-
-    if container not in CONTAINERS:
-        raise ValueError(f"unknown container {container!r}: {nearest(container, CONTAINERS)}")
-    return NpzWriter(Path(folder))
-
-
-def open_reader(path: str | Path) -> Reader:
-    """Of a folder of any container, or of one of its files.
-
-    Raises:
-        ValueError: where there are no features, or features of several settings.
-    """
-    from vidtok.extract.npz_folder import NpzReader
-
-    return NpzReader(Path(path))

@@ -12,6 +12,7 @@ A NumPy `.npz` (a zip with a checksum for each entry) of deflated arrays:
 import io
 import json
 import os
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ from vidtok.extract.record import Record, check_record, describe, make_record, p
 def write_npz(path: str | os.PathLike, records: Sequence[Record]) -> None:
     """Writes the records of one video: one, or all its clips. The file appears complete or not at all."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.part")
     try:
         part.write_bytes(npz_bytes(records))
         os.replace(part, path)
@@ -42,14 +43,21 @@ def npz_bytes(records: Sequence[Record]) -> bytes:
     first = records[0]
     if [record.meta.clip for record in records] != ([None] if first.meta.clips is None else [*range(first.meta.clips)]):
         raise ValueError(f"{first.id}: {len(records)} records are not all of its {first.meta.clips or 1}")
-    pick = (lambda arrays: arrays[0]) if first.meta.clips is None else np.stack
-    file = io.BytesIO()
-    np.savez_compressed(
-        file,
-        **{first.meta.feature: pick([record.features for record in records])},
-        timestamps=pick([record.timestamps for record in records]),
-        meta=np.array(json.dumps(describe(first) | {"clip": None})),
-    )
+    if first.meta.clips is None:
+        return npz_of(first)
+    features = np.stack([record.features for record in records])
+    timestamps = np.stack([record.timestamps for record in records])
+    return _pack(describe(first) | {"clip": None}, features, timestamps)
+
+
+def npz_of(record: Record) -> bytes:
+    """The same of one record, a clip or a whole video; here "clip" says which."""
+    return _pack(describe(record), record.features, record.timestamps)
+
+
+def _pack(description: dict, features: np.ndarray, timestamps: np.ndarray) -> bytes:
+    file, meta = io.BytesIO(), np.array(json.dumps(description))
+    np.savez_compressed(file, **{description["feature"]: features}, timestamps=timestamps, meta=meta)
     return file.getvalue()
 
 
@@ -69,7 +77,7 @@ def parse_npz(file: BinaryIO) -> list[Record]:
     with np.load(file, allow_pickle=False) as arrays:
         description = parse_description(str(arrays["meta"]))
         features, timestamps, clips = arrays[description["feature"]], arrays["timestamps"], description["clips"]
-    if clips is None:
+    if clips is None or description["clip"] is not None:
         return [make_record(description, features, timestamps)]
     if len(features) != clips or len(timestamps) != clips:
         raise ValueError(f"{len(features)} arrays and {len(timestamps)} timestamps of {clips} clips")
@@ -95,10 +103,10 @@ def damage_named(path: str | os.PathLike) -> Iterator[None]:
         raise ValueError(f"{path}: not a file of features that can be read ({_reason(error)})") from error
 
 
-# What zipfile, zlib, numpy and json raise on bytes that are not what they should be.
+# What zipfile, zlib, tarfile, numpy and json raise on bytes that are not what they should be.
 _DAMAGE = (
     ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, MemoryError, NotImplementedError, RuntimeError,
-    zipfile.BadZipFile, zlib.error, SyntaxError, OverflowError, IndexError,
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, SyntaxError, OverflowError, IndexError,
 )  # fmt: skip
 
 

@@ -44,15 +44,14 @@ class NpzWriter:
     def close(self) -> list[str]:
         return []
 
+    def abandon(self) -> None:
+        pass
+
 
 class NpzReader:
     """See `vidtok.extract.container.Reader`."""
 
-    def __init__(self, path: Path):
-        files = sorted(path.rglob("*.npz")) if path.is_dir() else [path]
-        files = [file for file in files if not file.name.startswith(".")]
-        if not files:
-            raise ValueError(f"{path}: no features in this folder")
+    def __init__(self, files: Sequence[Path]):
         self.entries: list[Entry] = []
         self._places: list[tuple[Path, int]] = []
         for file in files:

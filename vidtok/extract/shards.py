@@ -1,0 +1,152 @@
+"""Many videos to a file: what parquet and webdataset tar have in common.
+
+A shard in the making is a hidden file, locked by the process that makes it; it gets its name when it is complete. Every
+process makes shards of its own, under names that nobody else has.
+"""
+
+import fcntl
+import os
+import time
+import uuid
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from vidtok.extract.container import Entry, entry_of
+from vidtok.extract.record import Record, Settings, check_record, describe, differences
+
+VIDEOS, BYTES, SECONDS = 1000, 1 << 28, 300  # a shard ends at the first of these: what a kill can cost at most
+
+
+class Shard(Protocol):
+    """A file in the making. size: bytes so far."""
+
+    size: int
+
+    def add(self, record: Record) -> None: ...
+    def finish(self) -> None:
+        """Writes what is still missing. The file stays open: it is the caller's."""
+
+
+class Format(Protocol):
+    """What a shard looks like. suffix: of its name."""
+
+    suffix: str
+
+    def create(self, file: BinaryIO, name: str) -> Shard: ...
+    def index(self, path: Path, verify: bool) -> tuple[Settings, list[Entry]]:
+        """Of a complete shard. verify: read all of it and compare its checksums. Raises ValueError where damaged."""
+
+    def read(self, path: Path, row: int) -> Record:
+        """Record `row`, checked. Raises ValueError where damaged."""
+
+
+class ShardWriter:
+    """See `vidtok.extract.container.Writer`. A damaged shard is put aside, hidden, and its videos are done again."""
+
+    def __init__(self, folder: Path, form: Format):
+        self.folder, self.form = folder, form
+        self._name, self._count = f"part-{uuid.uuid4().hex[:12]}", 0
+        self._known: set[str] = set()  # names of shards whose videos are in _found
+        self._found: dict[str, Entry] = {}
+        self._shard: Shard | None = None
+        _remove_abandoned(folder)
+
+    def find(self, id: str) -> Entry | None:
+        if id not in self._found:
+            self._look()
+        return self._found.get(id)
+
+    def write(self, records: Sequence[Record]) -> list[str]:
+        for record in records:
+            check_record(record)
+        if self._shard is None:
+            self._begin()
+        for record in records:
+            self._shard.add(record)
+        self._entries[records[0].id] = entry_of(describe(records[0]))
+        full = len(self._entries) >= VIDEOS or self._shard.size >= BYTES or time.monotonic() - self._since >= SECONDS
+        return self.close() if full else []
+
+    def close(self) -> list[str]:
+        if self._shard is None:
+            return []
+        self._shard.finish()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        name = f"{self._name}-{self._count:05d}{self.form.suffix}"
+        os.rename(self._part, self.folder / name)
+        self._file.close()
+        self._shard, self._count = None, self._count + 1
+        self._known.add(name)
+        self._found |= self._entries
+        return [*self._entries]
+
+    def abandon(self) -> None:
+        """Removes what is in the making, after an error."""
+        if self._shard is not None:
+            self._part.unlink(missing_ok=True)
+            self._shard = None
+
+    def _begin(self) -> None:
+        self._entries: dict[str, Entry] = {}
+        name = f"{self._name}-{self._count:05d}"
+        self._part = self.folder / f".{name}{self.form.suffix}.part"
+        self._file = open(self._part, "wb")  # noqa: SIM115 - it lives as long as the shard
+        fcntl.flock(self._file, fcntl.LOCK_EX)  # the kernel's to release, however this process ends
+        self._shard, self._since = self.form.create(self._file, name), time.monotonic()
+
+    def _look(self) -> None:
+        """Takes in shards that were completed since the last time, by this process or another."""
+        for name in sorted(os.listdir(self.folder)):
+            if name in self._known or name.startswith(".") or not name.endswith(self.form.suffix):
+                continue
+            path = self.folder / name
+            try:
+                entries = self.form.index(path, verify=True)[1]
+            except ValueError as error:
+                warnings.warn(f"{error}; its videos are done again", stacklevel=2)
+                os.rename(path, path.with_name(f".{name}.damaged"))
+                continue
+            self._known.add(name)
+            for entry in entries:
+                self._found.setdefault(entry.id, entry)
+
+
+class ShardReader:
+    """See `vidtok.extract.container.Reader`."""
+
+    def __init__(self, files: Sequence[Path], form: Format):
+        self.form = form
+        self.entries: list[Entry] = []
+        self._places: list[tuple[Path, int]] = []
+        seen: set[tuple[str, int | None]] = set()
+        for file in files:
+            settings, entries = form.index(file, verify=False)
+            if file == files[0]:
+                self.settings = settings
+            elif other := differences(self.settings, settings):
+                raise ValueError(f"{file} is of other settings than {files[0]}: {other}")
+            for row, entry in enumerate(entries):
+                if (entry.id, entry.clip) not in seen:
+                    seen.add((entry.id, entry.clip))
+                    self.entries.append(entry)
+                    self._places.append((file, row))
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def read(self, index: int) -> Record:
+        return self.form.read(*self._places[index])
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Shards in the making whose process has died: nobody holds their lock."""
+    for path in folder.glob(".part-*.part"):
+        try:
+            with open(path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        except (BlockingIOError, FileNotFoundError):
+            continue
