@@ -72,6 +72,8 @@ class Encoder(nn.Module):
 
     def __init__(self, out_channels: int, width: int = 256, blocks: int = 4, decoder_blocks: int = 6, patch=(4, 8, 8)):
         super().__init__()
+        if len(patch) != 3 or min(patch) < 1:
+            raise ValueError(f"patch is frames, rows and columns, all above 0, not {patch}")
         self.width = width
         self.stride = tuple(patch)
         self.peak_values = _peak_values(width, patch)
