@@ -1,6 +1,6 @@
 """What a head is made of and what it was trained on, as config.json stores it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vidtok.config import load_config, save_config
@@ -44,7 +44,8 @@ class HeadConfig:
 
 def read_head_config(path: Path) -> HeadConfig:
     """Raises ValueError, naming the file, where it is no head's config or of another schema."""
-    return load_config(path, SCHEMA, HeadConfig, "head")
+    config = load_config(path, SCHEMA, HeadConfig, "head")
+    return replace(config, grid=tuple(config.grid))
 
 
 def write_head_config(config: HeadConfig, path: Path) -> None:

@@ -4,7 +4,6 @@
 Legend: B batch, t h w grid, N tokens of a sequence, D width.
 """
 
-import torch
 from timm.models import named_apply
 from timm.models.vision_transformer import Block, init_weights_vit_timm
 from torch import Tensor, nn
@@ -52,7 +51,8 @@ class VideoTransformer(Head):
         self.position = Position(grid, dim)
         self.drop = nn.Dropout(drop)
         self.depth, self.factorised = depth, temporal_depth > 0
-        rates = torch.linspace(0, drop_path, depth + temporal_depth).tolist()
+        layers = depth + temporal_depth
+        rates = [drop_path * i / max(layers - 1, 1) for i in range(layers)]
         self.blocks = nn.ModuleList(
             Block(dim, heads, mlp_ratio, qkv_bias=True, proj_drop=drop, attn_drop=attn_drop, drop_path=rate)
             for rate in rates
