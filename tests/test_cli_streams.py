@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vidtok.cli import tiles
-from vidtok.cli.padding import coded_size, cut_chunks, pad_chunks
 from vidtok.cli.videos import Echo, decode_chunks, encode_chunks, split_ids
 from vidtok.config import TokenizerConfig
+from vidtok.padding import coded_size, cut_chunks, pad_chunks
 from vidtok.tokenizer import VideoTokenizer
 
 STRIDE = (4, 8, 8)

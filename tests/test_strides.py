@@ -7,11 +7,11 @@ import torch
 
 import vidtok
 from vidtok.cli.main import main
-from vidtok.cli.padding import cut_chunks, pad_chunks
 from vidtok.cli.tiles import stream_decode, stream_encode
 from vidtok.config import TokenizerConfig
 from vidtok.datasets import ClipFolder, demo_clip, read_video, write_video
 from vidtok.eval import bits_per_pixel, clip_protocol, evaluate_reconstruction, trivial_reconstruction, validation_clips
+from vidtok.padding import cut_chunks, pad_chunks
 from vidtok.tiling import decode_tiles, encode_tiles
 from vidtok.tokenizer import VideoTokenizer
 

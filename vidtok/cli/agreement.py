@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from vidtok.cli.padding import pad_chunks
 from vidtok.cli.videos import Source
+from vidtok.padding import pad_chunks
 from vidtok.tokenizer import VideoTokenizer
 
 VIDEOS = 8  # whose first frames are encoded twice; more would cost time and say nothing new

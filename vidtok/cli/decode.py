@@ -24,10 +24,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from vidtok.cli.batch import run_jobs
     from vidtok.cli.inputs import MOVIES, find_files, plan_jobs
-    from vidtok.cli.padding import cut_chunks
     from vidtok.cli.videos import decode_chunks, split_ids
     from vidtok.datasets import VideoWriter
     from vidtok.extract import read_npz
+    from vidtok.padding import cut_chunks
 
     jobs = plan_jobs(find_files(args.inputs, (".npz",)), args.output, ".mp4", MOVIES)
     tokenizer = options.load_tokenizer(args)

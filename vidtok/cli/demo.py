@@ -30,13 +30,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import torch
 
-    from vidtok.cli.padding import cut_chunks
     from vidtok.cli.picture import draw_picture
     from vidtok.cli.table import print_rows
     from vidtok.cli.videos import Source, collect_ids, decode_chunks, encode_chunks, split_ids
     from vidtok.datasets import demo_clip, write_video
     from vidtok.eval import CodebookUsage, psnr, ssim
     from vidtok.extract import write_npz
+    from vidtok.padding import cut_chunks
 
     tokenizer = options.load_tokenizer(args)
     folder = Path(args.output)

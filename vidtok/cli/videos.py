@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from vidtok.checks import check_memory
 from vidtok.cli import tiles
-from vidtok.cli.padding import LATENTS, coded_size, pad_chunks
 from vidtok.datasets import iter_video
 from vidtok.extract.record import Record, RecordMeta, id_type
 from vidtok.extract.settings import make_settings
+from vidtok.padding import LATENTS, coded_size, pad_chunks
 from vidtok.tokenizer import VideoTokenizer
 
 
