@@ -1,6 +1,7 @@
 """Models of other strides than 4 x 8 x 8: every one through the same tokenizer, streams, tiles, rates and files."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from vidtok.config import TokenizerConfig
 from vidtok.datasets import ClipFolder, demo_clip, read_video, write_video
 from vidtok.eval import bits_per_pixel, clip_protocol, evaluate_reconstruction, trivial_reconstruction, validation_clips
 from vidtok.padding import cut_chunks, pad_chunks
-from vidtok.tiling import decode_tiles, encode_tiles
+from vidtok.tiling import decode_tiles, encode_tiles, tile_cells
 from vidtok.tokenizer import VideoTokenizer
 
 NETS = {
@@ -125,6 +126,16 @@ def test_errors_say_what_this_model_takes(name, shape, words):
     with pytest.raises(ValueError) as error:
         build(name).encode(torch.zeros(1, 3, *shape))
     assert words in str(error.value)
+
+
+def test_the_tile_that_is_advised_is_legal():
+    net = NETS["still patch"] | {"patch": [1, 48, 32]}
+    tokenizer = VideoTokenizer(TokenizerConfig("wide", net, {"kind": "lfq", "bits": 18}))
+    for side in (2**17, 2**24):
+        with pytest.raises(MemoryError) as error:
+            tokenizer.encode(torch.zeros(1).expand(1, 3, 1, 48 * side, 32 * side))
+        tile = int(re.search(r"tile=(\d+)", str(error.value))[1])
+        assert tile_cells(tile, tokenizer.stride[1:])
 
 
 def test_a_stream_off_the_grid_names_the_models_lengths():

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vidtok.streaming import MAX_LATENTS
+from vidtok.tiling import LEAST
 
 OVERSHOOT = 1.05  # resampling filters overshoot by a few percent; more is another range
 
@@ -83,8 +84,10 @@ def check_memory(net: nn.Module, shape, stride: Stride, device: torch.device, dt
     need = pixels * net.peak_values * dtype.itemsize
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if need > free:
-        side = math.isqrt(int(shape[-2] * stride[1] * shape[-1] * stride[2] * free / need / 2)) // 64 * 64
+        unit = math.lcm(64, *net.stride[1:])
+        side = math.isqrt(int(shape[-2] * stride[1] * shape[-1] * stride[2] * free / need / 2)) // unit * unit
+        side = max(side, LEAST * math.lcm(*net.stride[1:]))
         raise MemoryError(
             f"{list(shape)} needs about {need / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free: "
-            f"pass tile={max(side, 64)}, or a smaller batch"
+            f"pass tile={side}, or a smaller batch"
         )
