@@ -58,6 +58,10 @@ class LabelledDataset(Dataset):
         """Draw anew what is random, in running workers too."""
         self._epoch[0] = epoch
 
+    def draw(self, index: int, epoch: int) -> Sample | VideoError:
+        """Sample `index` as it is in `epoch`, whatever `set_epoch` said: for batches that span epochs."""
+        return self._take((index, 0), epoch)
+
     @property
     def resampled(self) -> int:
         """How often another video took the place of one that failed, so far and in all workers."""
@@ -105,11 +109,12 @@ class LabelledDataset(Dataset):
                     raise sample
                 yield sample
 
-    def _take(self, job: tuple[int, int]) -> Sample | VideoError:
+    def _take(self, job: tuple[int, int], epoch: int | None = None) -> Sample | VideoError:
         """(index, number of the first attempt) -> the sample. Attempt 0 is the video itself, the others are random."""
         index, start = job
+        epoch = int(self._epoch[0]) if epoch is None else epoch
         for attempt in itertools.count(start):
-            rng = np.random.default_rng([self.seed, int(self._epoch[0]), index, attempt])
+            rng = np.random.default_rng([self.seed, epoch, index, attempt])
             taken = index if attempt == 0 else int(rng.integers(len(self)))
             try:
                 return self._read(taken, rng)

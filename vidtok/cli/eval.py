@@ -6,4 +6,7 @@ vidtok eval reconstruction videos/      # what a tokenizer loses
 # kind -> what it does; its module is eval_KIND.py
 KINDS = {
     "reconstruction": "PSNR, SSIM, LPIPS, rFVD, rate and codebook usage of a tokenizer",
+    "recognition": "accuracy of a trained head on a split",
+    "finetune": "train a recognition head end to end and test it",
+    "compare": "the same head reading tokens, codes, latents, pixels or reconstructions",
 }

@@ -1,0 +1,137 @@
+"""Labelled training batches, each a pure function of (seed, number), as the training loop wants them."""
+
+import os
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vidtok.datasets import LabelledDataset
+
+
+class Source(Protocol):
+    """Labelled things. draw(index, epoch): one of them as training sees it in that epoch, a function of the two."""
+
+    labels: list[int] | np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def draw(self, index: int, epoch: int) -> Tensor: ...
+
+    def summary(self) -> str: ...
+
+
+class VideoSource:
+    """Videos, decoded as they are needed."""
+
+    def __init__(self, dataset: LabelledDataset):
+        self.dataset, self.labels = dataset, dataset.labels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def draw(self, index: int, epoch: int) -> Tensor:
+        return self.dataset.draw(index, epoch).video[0]
+
+    def summary(self) -> str:
+        count = self.dataset.resampled
+        return f"{count} times another video took the place of a bad one" if count else ""
+
+
+class MemorySource:
+    """Inputs in memory, x [N,V,...]: a random one of the V views, and a random crop of `cells` x `cells` of the grid.
+
+    unit: of the last two dimensions, values per cell: 8 for pixels, 1 for what lies on the token grid; so that all
+    inputs are cropped alike. cells: None, no crop.
+    """
+
+    def __init__(self, x_NV: Tensor, labels: np.ndarray, cells: int | None = None, unit: int = 1, seed: int = 0):
+        self.x_NV, self.labels, self.cells, self.unit, self.seed = x_NV, labels, cells, unit, seed
+
+    def __len__(self) -> int:
+        return len(self.x_NV)
+
+    def draw(self, index: int, epoch: int) -> Tensor:
+        rng = np.random.default_rng([self.seed, epoch, index])
+        x = self.x_NV[index, rng.integers(self.x_NV.shape[1])]
+        if self.cells is None:
+            return x
+        places = [int(rng.integers(side // self.unit - self.cells, endpoint=True)) for side in x.shape[-2:]]
+        return crop_cells(x, *places, self.cells, self.unit)
+
+    def summary(self) -> str:
+        return ""
+
+
+def crop_cells(x: Tensor, top: int, left: int, cells: int, unit: int) -> Tensor:
+    """cells x cells of the grid, from the cell (top, left); `unit` values of the last two dimensions are one cell."""
+    (y, x0), side = (top * unit, left * unit), cells * unit
+    return x[..., y : y + side, x0 : x0 + side]
+
+
+def centre_cells(x: Tensor, cells: int | None, unit: int) -> Tensor:
+    """What a test sees of inputs that are trained on crops of `cells` x `cells`."""
+    if cells is None:
+        return x
+    top, left = ((side // unit - cells) // 2 for side in x.shape[-2:])
+    return crop_cells(x, top, left, cells, unit)
+
+
+class LabelledBatches(Dataset):
+    """Batch i: (x [B,...], labels int64 [B]). Epochs follow each other without a gap, each in an order of its own.
+
+    Raises ValueError for a batch size below 1 or an empty source.
+    """
+
+    def __init__(self, source: Source, batch_size: int, seed: int = 0):
+        if batch_size < 1 or not len(source):
+            raise ValueError(f"want a batch size of at least 1 and something to train on, got {batch_size}")
+        self.source, self.batch_size, self.seed = source, batch_size, seed
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        first = number * self.batch_size
+        chosen = [self._place(place) for place in range(first, first + self.batch_size)]
+        x = torch.stack([self.source.draw(index, epoch) for index, epoch in chosen])
+        return x, torch.tensor([int(self.source.labels[index]) for index, _ in chosen])
+
+    def loader(self, start: int = 0, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches start, start + 1, ... for ever, made ahead by `workers` processes."""
+        # Not fork: FFmpeg in a forked child of a process that has used it hangs.
+        context = "spawn" if workers else None
+        numbers = _Numbers(start)
+        return iter(
+            DataLoader(
+                self, batch_size=None, sampler=numbers, num_workers=workers, multiprocessing_context=context,
+                worker_init_fn=_leave_group,
+            )
+        )  # fmt: skip
+
+    def summary(self) -> str:
+        return self.source.summary()
+
+    def _place(self, place: int) -> tuple[int, int]:
+        """(index, epoch) of one of an endless row of samples."""
+        epoch, place = divmod(place, len(self.source))
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.source))
+        return int(self._order[1][place]), epoch
+
+
+def _leave_group(worker: int) -> None:
+    """Ctrl-C and SIGTERM to a whole process group are the main process' to answer."""
+    os.setsid()
+
+
+class _Numbers:
+    def __init__(self, start: int):
+        self._start = start
+
+    def __iter__(self) -> Iterator[int]:
+        number = self._start
+        while True:
+            yield number
+            number += 1

@@ -1,0 +1,64 @@
+"""Clips and what they are encoded to, kept in a folder so that a comparison can go on where it was stopped."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .labelled_clips import ClipSet
+
+FACTS = "clips.json"
+
+
+class ClipStore:
+    """A folder of safetensors files, one for each thing. facts: what they depend on.
+
+    Raises ValueError for a folder that was filled with other facts.
+    """
+
+    def __init__(self, folder: Path, facts: Mapping):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        file, text = folder / FACTS, json.dumps(facts, indent=2, sort_keys=True) + "\n"
+        if file.exists() and file.read_text() != text:
+            old = json.loads(file.read_text())
+            other = next(key for key in facts if old.get(key) != json.loads(text)[key])
+            raise ValueError(f"{folder.parent} holds clips of another {other} ({old.get(other)}): give another run=")
+        file.write_text(text)
+
+    def clips(self, name: str, load: Callable[[], ClipSet]) -> ClipSet:
+        """The clips of that name; loaded where they aren't there yet."""
+        file, side = self.path(name), self.folder / f"{name}.json"
+        if not side.exists():
+            found = load()
+            _save({"video": found.video}, file)
+            keys = ("ids", "classes", "failures", "paths")
+            side.write_text(json.dumps({key: getattr(found, key) for key in keys} | {"labels": found.labels.tolist()}))
+            return found
+        known = json.loads(side.read_text())
+        labels = np.array(known.pop("labels"))
+        return ClipSet(load_file(file)["video"], labels, **known)
+
+    def array(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """The tensor of that name; made where it isn't there yet."""
+        if not self.path(name).exists():
+            _save({"x": make()}, self.path(name))
+        return load_file(self.path(name))["x"]
+
+    def read(self, name: str, index: int) -> Tensor:
+        """One clip's part of an array, read from disk."""
+        with safe_open(self.path(name), "pt") as file:
+            return file.get_slice("x")[index]
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    part = path.with_suffix(".part")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+    part.rename(path)

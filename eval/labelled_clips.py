@@ -1,0 +1,129 @@
+"""Clips with labels: opened by what the user names, and held in memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidtok.datasets import LabelledDataset, MovingDigits, open_dataset, read_annotations
+
+from .inputs import to_bytes
+from .protocol import Protocol
+
+DIGITS = "digits"  # the set that the package makes itself
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Where labelled videos are, as a user names it.
+
+    Attributes:
+        source: "digits", a folder, or an annotation file, see `vidtok.datasets.open_dataset`; root: of its videos.
+        path_column, label_column, split_column: of a csv; None, those that are known by name.
+        group_column: of a csv, what must not be torn apart in cross-validation (a lab, a speaker); None, no groups.
+            The digits' groups are the digits.
+        classes: names in order, or Something-Something-v2's file of them; None, those in the annotations.
+    """
+
+    source: str
+    root: str | None = None
+    path_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    group_column: str | None = None
+    classes: Sequence[str] | str | None = None
+
+    def open(self, split: str | None, protocol: Protocol, training: bool = False, seed: int = 0) -> LabelledDataset:
+        """The videos of a split: as the protocol tests them, or, in training, a random clip and crop of each.
+
+        A video that can't be read is returned as its error in a test, and replaced in training. Raises ValueError for
+        a split, label or column that isn't there, and for a set without labels.
+        """
+        if self.source == DIGITS:
+            if protocol.views > 1:
+                raise ValueError(f"the digits have one view, not protocol {protocol}")
+            dataset = MovingDigits(split or "train", protocol.frames, protocol.size, seed)
+        else:
+            columns = {name: getattr(self, name) for name in ("path_column", "label_column", "split_column")}
+            if training:
+                reading = {"sampler": protocol.train_sampler(), "on_error": "resample"}
+            else:
+                reading = {"sampler": protocol.sampler(), "transform": protocol.transform(), "on_error": "return"}
+            dataset = open_dataset(self.source, self.root, split, self.classes, **columns, seed=seed, **reading)
+            if training:
+                dataset.transform = protocol.train_transform(flip=dataset.flip_keeps_label)
+        if not dataset.classes or min(dataset.labels) < 0:
+            raise ValueError(f"{self.source}: videos without labels in split {split!r}")
+        return dataset
+
+    def groups(self, ids: Sequence[str]) -> list[str] | None:
+        """The group of each of these videos, or None where there are no groups."""
+        if self.source == DIGITS:
+            return [name.split("/")[0] for name in ids]
+        if self.group_column is None:
+            return None
+        table = read_annotations(self.source, self.path_column, self.group_column, self.split_column)
+        group = dict(zip(table["path" if "path" in table else "id"], table["label"].astype(str), strict=True))
+        if missing := [name for name in ids if name not in group]:
+            raise ValueError(f"{self.source}: no {self.group_column} for {missing[0]}")
+        return [group[name] for name in ids]
+
+    def files(self, split: str | None) -> list[str]:
+        """Paths of a split, for `refuse_overlap`; none for the digits."""
+        if self.source == DIGITS:
+            return []
+        return self.open(split, Protocol()).paths
+
+
+@dataclass
+class ClipSet:
+    """Clips in memory. video: uint8 [N,V,3,T,H,W], V views. labels: int [N]. paths: of the videos, "" without one."""
+
+    video: Tensor
+    labels: np.ndarray
+    ids: list[str]
+    classes: list[str]
+    failures: list[dict] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def subset(self, indices: Sequence[int]) -> "ClipSet":
+        """Some of them; the failures stay with the whole."""
+        chosen = [int(i) for i in indices]
+        ids, paths = ([x[i] for i in chosen] for x in (self.ids, self.paths))
+        return ClipSet(self.video[chosen], self.labels[chosen], ids, self.classes, [], paths)
+
+
+def load_clips(dataset: LabelledDataset, limit: int | None = None, workers: int = 0, say=print) -> ClipSet:
+    """Decodes a dataset once: the first `limit` videos, or all. What can't be read is named in `failures`.
+
+    Raises ValueError where nothing can be read, with the first reason.
+    """
+    cut(dataset, slice(limit))
+    path_of = dict(zip(dataset.ids, getattr(dataset, "paths", [""] * len(dataset)), strict=False))
+    clips, labels, ids, failures = [], [], [], []
+    for batch in dataset.loader(batch_size=1, workers=workers):
+        for error in batch.failed:
+            failures.append({"name": str(error.path), "reason": error.reason})
+            say(str(error))
+        if batch.id:
+            clips.append(to_bytes(batch.video[0]))
+            labels.append(int(batch.label[0]))
+            ids.append(batch.id[0])
+    if not clips:
+        raise ValueError(f"no clip could be read: {failures[0]['name']}: {failures[0]['reason']}")
+    paths = [path_of[name] for name in ids]
+    return ClipSet(torch.stack(clips), np.array(labels), ids, dataset.classes, failures, paths)
+
+
+def cut(dataset: LabelledDataset, chosen: slice | np.ndarray) -> None:
+    """Leaves only some of the samples of a dataset."""
+    places = np.arange(len(dataset))[chosen]
+    for name in ("ids", "labels", "paths"):
+        if hasattr(dataset, name):
+            values = getattr(dataset, name)
+            setattr(dataset, name, [values[i] for i in places])

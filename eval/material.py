@@ -1,0 +1,132 @@
+"""What a head is trained and tested on, from wherever it comes: videos, clips in memory, or extracted features.
+
+Legend: B batch, V views, N clips.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from .batches import MemorySource, Source, VideoSource, centre_cells
+from .folds import split_off
+from .inputs import InputEncoder, unpack
+from .labelled_clips import ClipSet, ClipSource, cut
+from .predict import Predictions, predict, views_in_memory, views_of_dataset
+from .protocol import Protocol
+
+Test = Callable[[nn.Module], Predictions]
+
+
+@dataclass
+class Material:
+    """Attributes:
+    input: the kind that the head is built for, see `vidtok.heads`.
+    train: of what batches are made; encode: what stands between a batch and the head.
+    example: one input of the head, [1,...].
+    test: a head's predictions for the test clips; select: for the training clips that are kept apart, or None.
+    classes: their names.
+    """
+
+    input: str
+    train: Source
+    encode: Callable[[Tensor], Tensor]
+    example: Tensor
+    test: Test
+    select: Test | None
+    classes: list[str]
+
+    @property
+    def channels(self) -> int | None:
+        """Of features; None for pixels and ids."""
+        return self.example.shape[1] if self.input in ("latents", "hidden", "embedding") else None
+
+    def grid(self, stride: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(t, h, w) of the tokens."""
+        if self.input == "pixels":
+            T, H, W = self.example.shape[-3:]
+            return 1 + (T - 1) // stride[0], H // stride[1], W // stride[2]
+        return tuple(self.example.shape[-3:]) if self.example.ndim > 3 else (self.example.shape[1], 1, 1)
+
+
+def memory_material(
+    train: ClipSet,
+    test: ClipSet,
+    encoder: InputEncoder,
+    x_train_NV: Tensor,
+    x_test_NV: Tensor,
+    groups: Sequence[str] | None = None,
+    select: float = 0.0,
+    cells: int | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> Material:
+    """Of clips in memory and what `encode_all` made of them. select: share of the training clips to choose a checkpoint
+    on. cells: side of the random crops of the grid, see `MemorySource`."""
+    kept, apart = np.arange(len(train)), None
+    if select:
+        kept, apart = split_off(train.labels, groups, select)
+    unit = encoder.unit
+    return Material(
+        encoder.head_input,
+        MemorySource(x_train_NV[kept], train.labels[kept], cells, unit, seed),
+        unpack,
+        unpack(centre_cells(x_train_NV[:1, 0], cells, unit)),
+        memory_test(x_test_NV, test, cells, unit, batch_size),
+        None if apart is None else memory_test(x_train_NV[apart], train.subset(apart), cells, unit, batch_size),
+        train.classes,
+    )
+
+
+def memory_test(x_NV: Tensor, clips: ClipSet, cells: int | None, unit: int, batch_size: int) -> Test:
+    """Predictions for encoded clips, x [N,V,...]; those that could not be read count as failures."""
+
+    def test(head: nn.Module) -> Predictions:
+        views = views_in_memory(centre_cells(x_NV, cells, unit), clips.labels, clips.ids, batch_size)
+        found = predict(head, views, unpack)
+        found.failures += clips.failures
+        return found
+
+    return test
+
+
+def video_material(
+    source: ClipSource,
+    test_source: ClipSource,
+    splits: tuple[str | None, str | None],
+    protocol: Protocol,
+    encoder: InputEncoder,
+    select: float = 0.0,
+    batch_size: int = 16,
+    workers: int = 0,
+    seed: int = 0,
+    limits: tuple[int | None, int | None] = (None, None),
+) -> Material:
+    """Of videos that are decoded and encoded when they are needed, with random clips and crops in training.
+
+    splits, limits: of training and test: their names, and how many videos at most.
+    """
+    training = source.open(splits[0], protocol, training=True, seed=seed)
+    cut(training, slice(limits[0]))
+    apart, dataset = None, test_source.open(splits[1], protocol)
+    cut(dataset, slice(limits[1]))
+    if select:
+        kept, chosen = split_off(np.array(training.labels), source.groups(training.ids), select)
+        apart = source.open(splits[0], protocol)
+        cut(apart, chosen)
+        cut(training, kept)
+
+    def test_on(videos) -> Test:
+        return lambda head: predict(head, views_of_dataset(videos, batch_size, workers), encoder)
+
+    example = encoder(training.draw(0, 0).video)
+    return Material(
+        encoder.head_input,
+        VideoSource(training),
+        encoder,
+        example,
+        test_on(dataset),
+        None if apart is None else test_on(apart),
+        training.classes,
+    )

@@ -1,0 +1,133 @@
+"""Accuracies of a classifier with their uncertainty.
+
+Legend: S seeds, N clips, K classes.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+Z = 1.959964  # 95 % of a normal distribution lie within
+RESAMPLES = 2000
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share, after Wilson (1927): sensible at 0, at 1 and for small n."""
+    share, z2 = successes / n, Z * Z
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z / (1 + z2 / n) * np.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))
+
+
+def rank_of_label(scores_NK: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """int [N]: how many classes stand before the right one; of equal scores the first class does, as in argmax."""
+    own_N1 = np.take_along_axis(scores_NK, labels_N[:, None], 1)
+    before = np.arange(scores_NK.shape[1])[None] < labels_N[:, None]
+    return ((scores_NK > own_N1) | ((scores_NK == own_N1) & before)).sum(1)
+
+
+def accuracy(scores_NK: np.ndarray, labels_N: np.ndarray, n_failed: int = 0) -> dict:
+    """All that one run says about N clips, as plain values.
+
+    top1, top5 (None for five classes or fewer): {value, low, high}, Wilson. top1_of_total: the same over the n_failed
+    clips, too, which count as wrong. mean_class: mean over classes of their accuracy, {value, low, high}, bootstrap
+    over clips. confusion: [K][K] counts, true class by row. n_used, n_failed, n_total.
+
+    Raises ValueError for no clips or labels that don't fit.
+    """
+    classes = scores_NK.shape[1]
+    if not len(labels_N):
+        raise ValueError("no clip was classified")
+    if labels_N.min() < 0 or labels_N.max() >= classes:
+        raise ValueError(f"labels from {labels_N.min()} to {labels_N.max()} for {classes} classes")
+    if not np.isfinite(scores_NK).all():
+        raise ValueError("the classifier's scores are not finite")
+    rank_N, n = rank_of_label(scores_NK, labels_N), len(labels_N)
+    confusion = np.zeros((classes, classes), dtype=int)
+    np.add.at(confusion, (labels_N, scores_NK.argmax(1)), 1)
+    low, high = bootstrap_interval(lambda i: _mean_class(rank_N[i] == 0, labels_N[i]), n)
+    return {
+        "top1": _share(int((rank_N == 0).sum()), n),
+        "top5": _share(int((rank_N < 5).sum()), n) if classes > 5 else None,
+        "top1_of_total": _share(int((rank_N == 0).sum()), n + n_failed),
+        "mean_class": {"value": _mean_class(rank_N == 0, labels_N), "low": low, "high": high},
+        "confusion": confusion.tolist(),
+        "n_total": n + n_failed,
+        "n_used": n,
+        "n_failed": n_failed,
+    }
+
+
+def majority(train_labels: np.ndarray, labels_N: np.ndarray, classes: int) -> dict:
+    """`accuracy` of always naming the class that is most frequent in training."""
+    counts = np.bincount(train_labels, minlength=classes).astype(float)
+    return {"class": int(counts.argmax()), **accuracy(np.tile(counts, (len(labels_N), 1)), labels_N)}
+
+
+def over_seeds(correct_SN: np.ndarray) -> dict:
+    """Mean over seeds of the share of right clips: mean, deviation (sample standard deviation, None for one seed), and
+    its 95 % interval: Wilson for one seed, else a bootstrap over clips and seeds."""
+    seeds, n = correct_SN.shape
+    mean = float(correct_SN.mean())
+    if seeds == 1:
+        low, high = wilson_interval(int(correct_SN.sum()), n)
+        return {"mean": mean, "deviation": None, "seeds": 1, "low": low, "high": high, "interval": "Wilson"}
+    deviation = float(correct_SN.mean(1).std(ddof=1))
+    rng = np.random.default_rng(0)
+    means = [_resample(correct_SN, rng, rng.integers(n, size=n)) for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    interval = "bootstrap over clips and seeds"
+    return {
+        "mean": mean, "deviation": deviation, "seeds": seeds, "low": float(low), "high": float(high),
+        "interval": interval,
+    }  # fmt: skip
+
+
+def paired_ratio(ours_SN: np.ndarray, theirs_SN: np.ndarray) -> dict:
+    """Ratio and difference of two accuracies on the same N clips, with 95 % intervals.
+
+    Paired bootstrap: each resample draws one set of clips for both sides, and seeds for each side, since a seed of one
+    has nothing to do with the same seed of the other. A resample in which theirs is never right counts as infinite.
+    """
+    if ours_SN.shape[1] != theirs_SN.shape[1]:
+        raise ValueError(f"not the same clips: {ours_SN.shape[1]} and {theirs_SN.shape[1]}")
+    rng, n = np.random.default_rng(0), ours_SN.shape[1]
+    ours, theirs = np.empty(RESAMPLES), np.empty(RESAMPLES)
+    for r in range(RESAMPLES):
+        clips = rng.integers(n, size=n)
+        ours[r], theirs[r] = _resample(ours_SN, rng, clips), _resample(theirs_SN, rng, clips)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(theirs > 0, ours / theirs, np.inf)
+    value = ours_SN.mean() / theirs_SN.mean() if theirs_SN.any() else float("inf")
+    return {
+        "ratio": _interval(float(value), ratios),
+        "difference": _interval(float(ours_SN.mean() - theirs_SN.mean()), ours - theirs),
+        "method": f"paired bootstrap over clips and seeds, {RESAMPLES} resamples, percentiles",
+    }
+
+
+def bootstrap_interval(statistic: Callable[[np.ndarray], float], n: int) -> tuple[float, float]:
+    """95 % percentile interval of `statistic(indices)` over resamples of n clips."""
+    rng = np.random.default_rng(0)
+    values = [statistic(rng.integers(n, size=n)) for _ in range(RESAMPLES)]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _share(successes: int, n: int) -> dict:
+    low, high = wilson_interval(successes, n)
+    return {"value": successes / n, "low": low, "high": high}
+
+
+def _mean_class(correct_N: np.ndarray, labels_N: np.ndarray) -> float:
+    counts = np.bincount(labels_N)
+    return float((np.bincount(labels_N, correct_N)[counts > 0] / counts[counts > 0]).mean())
+
+
+def _resample(correct_SN: np.ndarray, rng: np.random.Generator, clips: np.ndarray) -> float:
+    return float(correct_SN[rng.integers(len(correct_SN), size=len(correct_SN))][:, clips].mean())
+
+
+def _interval(value: float, resampled: np.ndarray) -> dict:
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return {"value": value, "low": float(low), "high": float(high)}

@@ -1,0 +1,133 @@
+"""Training a recognition head: what the training loop asks of it."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from torch import Tensor, nn
+
+from vidtok.heads import Head
+from vidtok.heads.head import SHIPPED
+from vidtok.shipped import find_pretrained
+from vidtok.train.folder import RunFolder
+
+from .predict import Predictions
+
+BEST = "best"  # folder of the run with the head of the checkpoint that was chosen
+
+
+class RecognitionTask:
+    """Cross-entropy with label smoothing, on clips that are mixed where wanted. A batch is (x [B,...], labels [B]).
+
+    encode: what stands between the batch and the head, see `InputEncoder`; None, nothing. smoothing: of labels. mixup,
+    cutmix: timm's alphas, 0 for none; ids can't be averaged, so for them mixup must be 0, while cutmix exchanges
+    rectangles of cells. mix_probability: of mixing a batch at all. classes: how many.
+
+    select: gives the averaged head's predictions on clips that are part of neither training nor the test; the head of
+    the checkpoint that does best there is kept in the run's folder `best/`. None, no choice is made.
+
+    Raises ValueError for mixup of ids.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        encode: Callable[[Tensor], Tensor] | None = None,
+        smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        mix_probability: float = 1.0,
+        select: Callable[[nn.Module], Predictions] | None = None,
+    ):
+        self.classes, self.encode, self.smoothing, self.select = classes, encode, smoothing, select
+        self.mix_ids = mixup == 0
+        self.mix = None
+        if mixup or cutmix:
+            self.mix = Mixup(
+                mixup, cutmix, prob=mix_probability, label_smoothing=smoothing, num_classes=classes, mode="batch"
+            )
+
+    def terms(self, model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> tuple[dict[str, Tensor], Any]:
+        x, labels = batch
+        if self.encode is not None:
+            x = self.encode(x)
+        if self.mix is None:
+            logits = model(x)
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
+        else:
+            x, targets = self._mixed(x, labels, step)
+            logits = model(x)
+            loss = F.cross_entropy(logits.float(), targets)
+        return {"cross_entropy": loss, "accuracy": (logits.argmax(1) == labels).float().mean()}, None
+
+    def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
+        return terms["cross_entropy"]
+
+    def validate(self, model: nn.Module, run: RunFolder, step: int) -> str | None:
+        """Top-1 on the clips of `select`; keeps the head where it is the best so far (of equals, the lower loss)."""
+        if self.select is None:
+            return None
+        found = self.select(model)
+        own = found.probabilities[np.arange(len(found.labels)), found.labels]
+        score = {"step": step, "top1": float(found.correct_N.mean()), "loss": float(-np.log(own.clip(1e-12)).mean())}
+        run.save_scalars({"select_top1": score["top1"], "select_loss": score["loss"]}, step)
+        best = read_best(run.path)
+        if best is None or (score["top1"], -score["loss"]) > (best["top1"], -best["loss"]):
+            save_best(model, run.path, score)
+        best = read_best(run.path)
+        return (
+            f"{len(found.labels)} clips kept apart: top-1 {score['top1']:.3f}, loss {score['loss']:.3f}; "
+            f"best so far {best['top1']:.3f} at step {best['step']}"
+        )
+
+    def progress(self, scalars: dict[str, float]) -> str:
+        return f"cross-entropy {scalars['cross_entropy']:.3f}  accuracy {scalars['accuracy']:.3f}"
+
+    def _mixed(self, x: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The batch mixed with itself in reverse order, and soft targets [B,classes]."""
+        if not x.is_floating_point() and not self.mix_ids:
+            raise ValueError("ids can't be averaged: set task.mixup=0 (cutmix exchanges cells, and is fine)")
+        before = np.random.get_state()  # timm draws from here
+        np.random.seed(torch.randint(2**31, ()).item())  # the loop has seeded torch for this step
+        try:
+            flat, targets = self.mix(x.clone().flatten(1, -3), labels)  # rectangles lie in the last two dimensions
+        finally:
+            np.random.set_state(before)
+        return flat.view_as(x), targets
+
+
+def read_best(run: Path) -> dict | None:
+    """step, top1 and loss of the head in `best/`, or None."""
+    file = run / BEST / "chosen.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def save_best(head: nn.Module, run: Path, score: dict) -> None:
+    new, final = run / f"{BEST}.new", run / BEST
+    shutil.rmtree(new, ignore_errors=True)
+    head.save_pretrained(new)
+    (new / "chosen.json").write_text(json.dumps(score, indent=2) + "\n")
+    shutil.rmtree(final, ignore_errors=True)
+    new.rename(final)
+
+
+def chosen_head(last: nn.Module, run: Path) -> tuple[nn.Module, dict]:
+    """(the head of `best/` where a choice was made, else the last one of `model/`, as their files have it; which it is:
+    {"chosen": step, top1 and loss, or "last"; "head": name and weight_hash})."""
+    best = read_best(run)
+    folder = run / (BEST if best else "model")
+    head = Head.from_pretrained(folder, last.device)
+    return head, {"chosen": best or "last", "head": head_record(head, folder)}
+
+
+def head_record(head: nn.Module, folder: str | Path) -> dict:
+    """name and weight_hash, the first 16 hex digits of the weight file's sha256."""
+    weights = find_pretrained(folder, "head", SHIPPED)[1]
+    return {"name": head.config.name, "weight_hash": hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}

@@ -1,0 +1,110 @@
+"""The same head on the same clips with the same budget, reading tokens, codes, latents, hidden features, pixels or
+reconstructions: what of an action is left in the tokens?
+
+    vidtok eval compare data.source=digits data.size=64 data.protocol=17x1x1x1 run=runs/compare-digits
+    vidtok eval compare data.source=grid.csv data.label_column=command arms=[tokens,pixels,recon] seeds=[0,1,2]
+    vidtok eval compare --config data.source=grid.csv         # print the resolved config only
+
+Everything is hydra; settings are those of `vidtok eval finetune`, and arms, seeds, reference. With pixels among the arms
+their heads are tested on reconstructions, too (the MAGVIT-v2 paper's protocol). The run folder (run=DIR) keeps every
+clip, encoding and head: the same command again goes on where it was stopped. In the end it holds result.json (schema
+vidtok.recognition/1), page.html with charts and playable clips, and charts/.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides")
+    parser.add_argument("--config", action="store_true", help="print the resolved config and exit")
+
+
+def run(args: argparse.Namespace) -> int | None:
+    from omegaconf import OmegaConf
+
+    from vidtok.cli.train import compose_config
+
+    cfg = compose_config("compare", args.overrides)
+    if args.config:
+        print(OmegaConf.to_yaml(cfg))
+        return None
+
+    from vidtok.builders import build_clip_sources, build_comparison, build_protocol, build_recognition_training
+    from vidtok.cli.jsonfile import write_json
+    from vidtok.eval.costs import costs
+    from vidtok.eval.recognition import data_record, format_table, recognition_result
+    from vidtok.eval.task import chosen_head
+    from vidtok.tokenizer import VideoTokenizer
+    from vidtok.train.folder import RunFolder
+    from vidtok.train.loop import train
+    from vidtok.train.processes import join_processes
+    from vidtok.train.stop import StopSignal
+
+    start = time.perf_counter()
+    device = join_processes().device
+    tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, device)
+    comparison = build_comparison(cfg, tokenizer)
+    folder = Path(cfg.run)
+
+    def fit(material, arm: str, seed: int, own: Path):
+        settings = OmegaConf.merge(cfg, {"input": arm, "seed": seed})
+        arguments = build_recognition_training(settings, material, tokenizer)
+        text = OmegaConf.to_yaml(settings, resolve=True)
+        head = train(**arguments, run=RunFolder(own), stop=stop, config_yaml=text, say=say)
+        if stop.asked:
+            return None
+        head, facts = chosen_head(head, own)
+        state = arguments["state"]
+        return head, {**facts, "seed": seed, "steps": state.step, "seconds": state.seconds}
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    with StopSignal() as stop:
+        if not comparison.run(fit, folder, say):
+            say("stopped: the same command goes on")
+            return 0
+    entries, predictions, comparisons = comparison.results(folder, cfg.reference)
+    source, test_source = build_clip_sources(cfg)
+    protocol = build_protocol(cfg)
+    tokens = comparison.encoded("tokens", "test")
+    result = recognition_result(
+        "compare",
+        entries,
+        predictions,
+        data=data_record(source, {"train": cfg.data.train_split, "test": cfg.data.val_split}, comparison.train.classes),
+        train_labels=comparison.train.labels,
+        protocol=protocol.record(),
+        tokenizer=tokenizer,
+        config=OmegaConf.to_container(cfg, resolve=True),
+        wall_time_s=time.perf_counter() - start,
+        device=str(device),
+        comparisons=comparisons,
+        costs=costs(
+            comparison.test,
+            test_source.open(cfg.data.val_split, protocol),
+            comparison.store,
+            "tokens-test",
+            tokenizer.bits,
+            tokens[0, 0].numel(),
+            entries,
+            cfg.data.batch_size,
+        ),
+    )
+    write_json(folder / "result.json", result)
+    write_report(result, comparison, tokenizer, tokens, cfg.page.clips, cfg.page.fps, folder)
+    say(f"{format_table(result)}\nresult: {folder / 'result.json'}, page: {folder / 'page.html'}")
+    return 1 if result["n_failed"] else 0
+
+
+def write_report(result: dict, comparison, tokenizer, tokens, count: int, fps: float, folder: Path) -> None:
+    from vidtok.eval.charts import draw_charts
+    from vidtok.eval.page import beside, choose_clips, write_page
+
+    shown = [
+        (result["clips"][i], beside(comparison.test.video[i, 0], tokenizer.decode(tokens[i, :1])[0].cpu()))
+        for i in choose_clips(result, count)
+    ]
+    write_page(folder / "page.html", result, draw_charts(result, folder / "charts"), shown, fps)

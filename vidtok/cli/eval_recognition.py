@@ -1,0 +1,117 @@
+"""Test a trained head on the videos of a split.
+
+    vidtok eval recognition runs/grid/best grid.csv --split val --label-column command
+    vidtok eval recognition runs/grid/best grid.csv --split test --label-column command --json result.json
+    vidtok eval recognition HEAD digits --recon                  # a head of pixels on what the tokens keep of them
+
+HEAD is a shipped head, a folder or a hub id. The clips are cut as the head was trained on, or by --protocol; the
+tokenizer is the head's own, and another one is refused. Videos that can't be read are counted and named.
+"""
+
+import argparse
+
+from vidtok.cli import options
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    positive = options.positive
+    parser.add_argument("head", metavar="HEAD", help="shipped head, folder or hub id")
+    parser.add_argument("source", metavar="SOURCE", help="csv or json of annotations, folder, or digits")
+    add_source(parser)
+    parser.add_argument("--split", default="val", metavar="NAME", help="which part of the data (%(default)s)")
+    parser.add_argument("--model", metavar="NAME", help="the tokenizer (default: the one that the head names)")
+    parser.add_argument("--recon", action="store_true", help="test a head of pixels on reconstructed clips")
+    parser.add_argument("--shuffle", action="store_true", help="test on shuffled frames, too")
+    parser.add_argument("--protocol", metavar="FxSxSxC", help="instead of the head's, such as 17x4x5x3")
+    parser.add_argument("--batch-size", type=positive(int), default=8, help="videos at a time (%(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode (%(default)s)")
+    parser.add_argument("--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
+    parser.add_argument("--json", metavar="OUT", help="write the whole result, clip by clip")
+    parser.add_argument("--force", action="store_true", help="overwrite what exists")
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", metavar="DIR", help="of the videos (default: the folder of the annotations)")
+    parser.add_argument("--path-column", metavar="NAME", help="of the csv, where it has no usual name")
+    parser.add_argument("--label-column", metavar="NAME", help="likewise")
+    parser.add_argument("--split-column", metavar="NAME", help="likewise")
+
+
+def run(args: argparse.Namespace) -> int:
+    import time
+
+    from vidtok.cli.jsonfile import refuse_existing, write_json
+    from vidtok.eval.inputs import InputEncoder, shuffle_frames
+    from vidtok.eval.labelled_clips import ClipSource
+    from vidtok.eval.predict import predict, views_of_dataset
+    from vidtok.eval.recognition import data_record, format_table, recognition_result, result_entry
+    from vidtok.eval.task import head_record
+
+    start = time.perf_counter()
+    refuse_existing(args.json, args.force)
+    head, tokenizer = load_head(args.head, args.model, args.recon, args.device)
+    config = head.config
+    protocol = find_protocol(config, args.protocol)
+    source = ClipSource(
+        args.source, args.root, args.path_column, args.label_column, args.split_column, classes=config.classes
+    )
+    kind = "recon" if args.recon else config.input["kind"]
+    encoder = InputEncoder(kind, tokenizer)
+
+    def test(prepare=None):
+        dataset = source.open(args.split, protocol)
+        encode = encoder if prepare is None else lambda video: encoder(prepare(video))
+        return predict(head, views_of_dataset(dataset, args.batch_size, args.workers), encode)
+
+    predictions = test()
+    shuffled = [test(lambda video: shuffle_frames(video, seed=0))] if args.shuffle else None
+    facts = {"seed": None, "head": head_record(head, args.head)}
+    result = recognition_result(
+        "recognition",
+        [result_entry(config.name, config.input["kind"], [(facts, predictions)], kind, shuffled)],
+        {config.name: [predictions]},
+        data=data_record(source, {"train": None, "test": args.split}, config.classes),
+        train_labels=[],
+        protocol=protocol.record(),
+        tokenizer=tokenizer,
+        config=vars(args),
+        wall_time_s=time.perf_counter() - start,
+        device=str(head.device),
+    )
+    print(format_table(result))
+    if args.json:
+        write_json(args.json, result)
+    return 1 if result["n_failed"] else 0
+
+
+def load_head(name: str, model: str | None, recon: bool, device: str):
+    """(head, its tokenizer or None). Raises ValueError for a head that doesn't say what its classes are, or for a
+    tokenizer that isn't its own."""
+    from vidtok.heads import Head
+    from vidtok.tokenizer import VideoTokenizer
+
+    head = Head.from_pretrained(name, options.pick_device(device))
+    config, reads_pixels = head.config, head.config.input["kind"] == "pixels"
+    if config.classes is None:
+        raise ValueError(f"head {config.name!r} doesn't say what its classes are")
+    if recon and not reads_pixels:
+        raise ValueError(f"--recon is for heads of pixels, and {config.name!r} reads {config.input['kind']}")
+    if reads_pixels and not recon:
+        return head, None
+    if model is None and config.tokenizer is None:
+        raise ValueError(f"head {config.name!r} names no tokenizer: give --model")
+    tokenizer = VideoTokenizer.from_pretrained(model or config.tokenizer["name"], head.device)
+    head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
+    return head, tokenizer
+
+
+def find_protocol(config, name: str | None):
+    """The head's protocol, with other frames, stride, segments and crops where they are given."""
+    from vidtok.eval.protocol import Protocol
+
+    if config.protocol is None and name is None:
+        raise ValueError(f"head {config.name!r} names no protocol: give --protocol")
+    own = Protocol.of_head(config.protocol) if config.protocol else Protocol()
+    if name is None:
+        return own
+    return Protocol.parse(name, own.size)
