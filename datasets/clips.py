@@ -1,7 +1,7 @@
 """Training batches for a tokenizer out of folders of videos and images."""
 
+import itertools
 import math
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from .container import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from .error import VideoError
 from .files import find_media
+from .pool import DecodePool
 from .reader_pyav import PyAVReader
 from .tensor import frames_to_video
 from .window import read_window
@@ -76,14 +77,14 @@ class ClipFolder(Dataset):
             raise ValueError(f"no video{' or image' if images else ''} in {root}")
         self.image_fraction = 0.0 if not self.images else 1.0 if not self.videos else image_fraction
         # Shared memory: a worker's finding is everyone's, and the main process can count.
-        self._bad_videos = torch.zeros(len(self.videos), dtype=torch.bool).share_memory_()
-        self._bad_images = torch.zeros(len(self.images), dtype=torch.bool).share_memory_()
+        self._files = self.videos + self.images
+        self._bad = torch.zeros(len(self._files), dtype=torch.bool).share_memory_()
+        self._reading = torch.zeros(len(self._files), dtype=torch.int64).share_memory_()  # 1 + the number of the batch
 
     @property
     def skipped(self) -> list[Path]:
         """Files found unusable so far, in any worker."""
-        bad = [*zip(self.videos, self._bad_videos, strict=True), *zip(self.images, self._bad_images, strict=True)]
-        return [Path(path) for path, is_bad in bad if is_bad]
+        return [Path(path) for path, is_bad in zip(self._files, self._bad, strict=True) if is_bad]
 
     def summary(self) -> str:
         return f"{len(self.skipped)} files skipped"
@@ -97,42 +98,61 @@ class ClipFolder(Dataset):
         batch_size = self.image_batch_size if self.is_image_batch(index) else self.batch_size
         clips = []
         for _ in range(batch_size // self.crops_per_clip):
-            frames_THWC = self._draw(rng, self.is_image_batch(index))
+            frames_THWC = self._draw(rng, index)
             clips += [self._crop(frames_THWC, rng) for _ in range(self.crops_per_clip)]
         order = rng.permutation(batch_size)  # ranks and micro-batches get crops of different windows
         return torch.stack(clips)[torch.from_numpy(order)]
 
-    def loader(self, start: int = 0, stop: int | None = None, workers: int = 0) -> Iterator[Tensor]:
-        """Batches start, start+1, ... up to `stop` (None: for ever), decoded ahead by `workers` processes."""
-        # Not fork: FFmpeg in a forked child of a process that has used it hangs. Not forkserver: a SIGTERM to the whole
-        # process group ends the server, and the loader takes that for the end of its workers.
-        context = "spawn" if workers else None
-        loader = DataLoader(
-            self,
-            batch_size=None,
-            sampler=_Range(start, stop),
-            num_workers=workers,
-            multiprocessing_context=context,
-            worker_init_fn=_leave_group,
-        )
-        return iter(loader)
+    def loader(
+        self, start: int = 0, stop: int | None = None, workers: int = 0, time_limit: float = 600
+    ) -> Iterator[Tensor]:
+        """Batches start, start+1, ... up to `stop` (None: for ever), decoded ahead by `workers` processes.
 
-    def _draw(self, rng: np.random.Generator, image: bool) -> np.ndarray:
-        """A random window of a random usable file, uint8 [T,H,W,3]."""
-        if image:
-            files, shares, bad = self.images, self.image_shares, self._bad_images
-        else:
-            files, shares, bad = self.videos, self.video_shares, self._bad_videos
+        time_limit: seconds for a batch. With workers, the file that is being read when they are over, or that crashes
+        its decoder, is one that can't be used; without, it hangs or crashes this process.
+        """
+        numbers = itertools.count(start) if stop is None else range(start, stop)
+        if not workers:
+            yield from map(self.__getitem__, numbers)
+            return
+        with DecodePool(self.__getitem__, workers, time_limit, "batch {}".format) as pool:
+            for number, batch in pool.imap(numbers):
+                yield self._again(number, batch, time_limit) if isinstance(batch, VideoError) else batch
+
+    def _again(self, number: int, error: VideoError, time_limit: float) -> Tensor:
+        """A batch that took its process along, without the file it was reading."""
+        while isinstance(error, VideoError):
+            culprit = (self._reading == number + 1).nonzero().flatten().tolist()
+            if not culprit:
+                raise error
+            self._reading[culprit] = 0
+            self._bad[culprit] = True
+            warnings.warn(f"skipped from now on: {VideoError(self._files[culprit[0]], error.reason)}", stacklevel=3)
+            with DecodePool(self.__getitem__, 1, time_limit, "batch {}".format) as spare:
+                _, error = next(spare.imap([number]))
+        return error
+
+    def _draw(self, rng: np.random.Generator, number: int) -> np.ndarray:
+        """A random window of a random usable file for batch `number`, uint8 [T,H,W,3]."""
+        image = self.is_image_batch(number)
+        shares, first = (self.image_shares, len(self.videos)) if image else (self.video_shares, 0)
+        bad = self._bad[first : first + len(shares)]
         while not bad.all():
             i, position = int(np.searchsorted(shares, rng.random(), side="right")), rng.random()
             if bad[i]:
                 continue
+            path = self._files[first + i]
+            self._reading[first + i] = number + 1
             try:
-                return self._read(files[i], position, image)
+                return self._read(path, position, image)
             except VideoError as e:
                 bad[i] = True
                 warnings.warn(f"skipped from now on: {e}", stacklevel=2)
-        raise VideoError(files[0], f"and all {len(files)} other {'images' if image else 'videos'} are unusable")
+            finally:
+                self._reading[first + i] = 0
+        raise VideoError(
+            self._files[first], f"and all {len(shares)} other {'images' if image else 'videos'} are unusable"
+        )
 
     def _read(self, path: str, position: float, image: bool) -> np.ndarray:
         if image:
@@ -159,27 +179,6 @@ class ClipFolder(Dataset):
             return clip_CTHW
         clip_TCHW = F.interpolate(clip_CTHW.transpose(0, 1), (self.crop, self.crop), mode="bicubic", antialias=True)
         return clip_TCHW.clamp_(-1, 1).transpose(0, 1)
-
-
-def _leave_group(worker: int) -> None:
-    """Ctrl-C and SIGTERM to a whole process group are the main process' to answer, and a worker isn't in its group.
-
-    It still ends with it: the loader ends its workers one by one, and a worker watches for the end of its parent.
-    """
-    os.setsid()
-
-
-class _Range:
-    """Batch numbers for a DataLoader that never ends."""
-
-    def __init__(self, start: int, stop: int | None):
-        self._start, self._stop = start, stop
-
-    def __iter__(self) -> Iterator[int]:
-        index = self._start
-        while self._stop is None or index < self._stop:
-            yield index
-            index += 1
 
 
 def _find(root: Root, suffixes: tuple[str, ...]) -> tuple[list[str], np.ndarray]:

@@ -6,14 +6,17 @@ import signal
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import connection, get_context, parent_process
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .error import VideoError
+from .parcel import Parcel, Slot, Slots, pack
 
 Job, Answer = Any, Any
 
@@ -25,6 +28,9 @@ class DecodePool:
     `VideoError` that says so. path_of(job): the file to name in it. function: anything that pickles; it is sent to each
     process as that starts, so that the readers it opens are that process's own. What it returns must pickle. A
     `VideoError` it raises is an answer; any other exception comes out of `imap`, as ValueError or RuntimeError.
+
+    Arrays and tensors in an answer lie in memory shared with the process, which gets it back for another answer when
+    nothing looks into them any more; they may be changed.
 
     Processes are started afresh (forkserver), never forked from one that has used FFmpeg, and belong to the process
     that made the pool: close it, or use it as a context manager. A DataLoader's workers may not own one.
@@ -40,25 +46,26 @@ class DecodePool:
         if workers < 1 or not time_limit > 0:
             raise ValueError(f"{workers=} must be at least 1 and {time_limit=} above 0")
         self._function, self._time_limit, self._path_of = function, time_limit, path_of
-        self._workers = [_Worker(self._function) for _ in range(workers)]
+        self._slots = Slots()
+        self._workers = [_Worker(self._function, self._slots) for _ in range(workers)]
 
-    def imap(self, jobs: Iterable[Job], ahead: int = 2) -> Iterator[tuple[Job, Answer]]:
-        """(job, answer) in the order of the jobs; `ahead` answers per worker are waiting at most."""
+    def imap(self, jobs: Iterable[Job], ahead: int = 2, queue: int = 2) -> Iterator[tuple[Job, Answer]]:
+        """(job, answer) in the order of the jobs. ahead: how many per worker are taken from `jobs` before their turn.
+        queue: how many of these it is sent at once, so that it goes on while the caller is busy with an answer."""
         for i, worker in enumerate(self._workers):
-            if worker.task:  # of an imap that was not finished: its answer would be taken for one of ours
+            if worker.tasks:  # of an imap that was not finished: its answers would be taken for ours
                 self._replace(i)
         source = enumerate(jobs)
         limit = ahead * len(self._workers)
         waiting: dict[int, tuple[Job, Answer]] = {}  # answered before their turn
         turn, taken, exhausted = 0, 0, False
         while True:
-            for worker in self._workers:
-                if worker.ready and worker.task is None and not exhausted and taken - turn < limit:
-                    task = next(source, None)
-                    exhausted = task is None
-                    if task is not None:
-                        taken += 1
-                        worker.give(task)
+            while not exhausted and taken - turn < limit and (worker := self._least_busy(queue)):
+                task = next(source, None)
+                exhausted = task is None
+                if task is not None:
+                    taken += 1
+                    worker.give(task)
             if turn in waiting:
                 yield waiting.pop(turn)
                 turn += 1
@@ -78,91 +85,133 @@ class DecodePool:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _replace(self, i: int) -> None:
+    def _least_busy(self, queue: int) -> "_Worker | None":
+        """Of the workers that have started up and have fewer than `queue` tasks."""
+        free = [worker for worker in self._workers if worker.ready and len(worker.tasks) < queue]
+        return min(free, key=lambda worker: len(worker.tasks), default=None)
+
+    def _replace(self, i: int, tasks: Iterable[tuple[int, Job]] = ()) -> None:
+        """A new process in place of worker i, for `tasks`."""
         self._workers[i].end()
-        self._workers[i] = _Worker(self._function)
+        self._workers[i] = _Worker(self._function, self._slots, tasks)
 
     def _collect(self) -> Iterator[tuple[int, tuple[Job, Answer]]]:
         """Wait for news; (number, (job, answer)) for each job that is done with."""
-        deadlines = [worker.since + self._time_limit for worker in self._workers if worker.task]
+        deadlines = [worker.since + self._time_limit for worker in self._workers if worker.busy]
         wait = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
         news = connection.wait([worker.pipe for worker in self._workers], wait)
         for i, worker in enumerate(self._workers):
-            task = worker.task
             if worker.pipe in news:
                 try:
-                    answer = worker.take()
+                    done = worker.take()
                 except (EOFError, ConnectionError):
                     code = worker.end()
                     how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-                    if task is None:
+                    if not worker.ready:
                         why = "its own words are above; a script needs `if __name__ == '__main__':`"
                         raise RuntimeError(f"a decode process ended without a job ({how}); {why}") from None
-                    answer = VideoError(self._path_of(task[1]), f"the decoder crashed ({how})")
-                    self._replace(i)
-            elif task and time.monotonic() - worker.since >= self._time_limit:
-                self._replace(i)
-                answer = VideoError(self._path_of(task[1]), f"no result within {self._time_limit:g} s; decoder killed")
+                    done = self._give_up(i, f"the decoder crashed ({how})")
+            elif worker.busy and time.monotonic() - worker.since >= self._time_limit:
+                done = self._give_up(i, f"no result within {self._time_limit:g} s; decoder killed")
             else:
                 continue
-            if task is not None:
-                yield task[0], (task[1], answer)
+            if done is not None:
+                yield done
+
+    def _give_up(self, i: int, why: str) -> tuple[int, tuple[Job, Answer]] | None:
+        """The task that worker i was at has failed; those behind it go to its successor."""
+        tasks = [(number, job) for number, job, _ in self._workers[i].tasks]
+        self._replace(i, tasks[1:])
+        if tasks:
+            number, job = tasks[0]
+            return number, (job, VideoError(self._path_of(job), why))
+        return None
 
 
 class _Worker:
-    """A process and what it is at. task: (number, job). since: when it got that. ready: whether it has started up."""
+    """A process and its queue. tasks: (number, job, slot for the answer), the first is the one it is at. since: when
+    that began, or later, if nobody looked. ready: whether it has started up."""
 
-    def __init__(self, function: Callable[[Job], Answer]):
+    def __init__(self, function: Callable[[Job], Answer], slots: Slots, tasks: Iterable[tuple[int, Job]] = ()):
         context = get_context("forkserver")
+        context.set_forkserver_preload([__name__])  # torch is imported once, not again in each process
         self.pipe, end = context.Pipe()
         self._process = context.Process(target=_work, args=(end, function), daemon=True)
         self._process.start()
         end.close()  # so that the pipe ends with the process
-        self.task: tuple[int, Job] | None = None
+        self._slots, self._known = slots, set()
+        self.tasks: deque[tuple[int, Job, Slot | None]] = deque()
         self.since, self.ready = 0.0, False
+        self._later = list(tasks)
+
+    @property
+    def busy(self) -> bool:
+        return self.ready and bool(self.tasks)
 
     def give(self, task: tuple[int, Job]) -> None:
-        self.task, self.since = task, time.monotonic()
-        self.pipe.send_bytes(pickle.dumps(task[1]))
+        if not self.tasks:
+            self.since = time.monotonic()
+        slot = self._slots.take()
+        self.tasks.append((*task, slot))
+        known = slot is None or slot.key in self._known
+        if not known:
+            self._known.add(slot.key)
+        message = task[1], slot and slot.key, None if known else slot.memory
+        self.pipe.send_bytes(ForkingPickler.dumps(message))
 
-    def take(self) -> Answer:
-        """The answer to the task, or None for the word that the process is ready."""
+    def take(self) -> tuple[int, tuple[Job, Answer]] | None:
+        """(number, (job, answer)) of the first task, or None for the word that the process is ready."""
         kind, value = pickle.loads(self.pipe.recv_bytes())  # from our own process
+        self.since = time.monotonic()
+        if kind == "ready":
+            self.ready = True
+            for task in self._later:
+                self.give(task)
+            return None
+        number, job, slot = self.tasks.popleft()
         if kind == "error":
             error, text, trace = value
-            raise error(text) from RuntimeError(f"in a decode process, at {self.task}:\n{trace}")
-        self.task, self.ready = None, True
-        return value
+            raise error(text) from RuntimeError(f"in a decode process, at {job}:\n{trace}")
+        return number, (job, self._slots.unpack(value, slot))
 
     def end(self) -> int:
         """Kill the process, whatever it is at; its exit code."""
         self.pipe.close()
         self._process.kill()
         self._process.join()
+        for *_, slot in self.tasks:
+            self._slots.give_back(slot)
         return self._process.exitcode
 
 
 def _work(pipe: connection.Connection, function: Callable[[Job], Answer]) -> None:
     """The life of a worker."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    for stop in (signal.SIGINT, signal.SIGTERM):  # sent to a whole group, they are the parent's to answer
-        signal.signal(stop, signal.SIG_IGN)
+    os.setsid()  # SIGINT and SIGTERM to a whole group are the parent's to answer; its own still reach this process
     torch.set_num_threads(1)  # there is a process for each core already
-    message = ("ready", None)
+    memories: dict[tuple[int, int], torch.Tensor] = {}
+    message: tuple[str, Any] = ("ready", None)
     while True:
         try:
             pipe.send_bytes(pickle.dumps(message))
-            job = pickle.loads(pipe.recv_bytes())  # from our own parent
+            job, key, memory = pickle.loads(pipe.recv_bytes())  # from our own parent
         except (EOFError, ConnectionError):
             return
+        if memory is not None:
+            memories = {known: m for known, m in memories.items() if known[0] == key[0]} | {key: memory}
         try:
-            message = ("answer", function(job))
-        except VideoError as e:
-            message = ("answer", e)
+            message = ("answer", _answer(function, job, memories.get(key)))
         except ValueError as e:
             message = ("error", (ValueError, str(e), traceback.format_exc()))
         except Exception as e:  # not all of them pickle
             message = ("error", (RuntimeError, f"{type(e).__name__}: {e}", traceback.format_exc()))
+
+
+def _answer(function: Callable[[Job], Answer], job: Job, memory: torch.Tensor | None) -> Parcel:
+    try:
+        return pack(function(job), memory)
+    except VideoError as e:
+        return pack(e, memory)
 
 
 def _die_with_parent() -> None:

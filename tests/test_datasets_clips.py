@@ -1,7 +1,10 @@
 """Training batches, and the clip the package renders itself."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -97,6 +100,27 @@ def test_unusable_files_are_skipped_and_counted(folder, tmp_path):
     assert sorted(p.name for p in data.skipped) == ["empty.mp4", "short.mp4", "small.mp4"]
     assert len([w for w in caught if "skipped from now on" in str(w.message)]) == 3
     assert all(torch.equal(a, b) for a, b in zip(first, data.loader(stop=8), strict=True))
+
+
+class Trap(ClipFolder):
+    """What some files do to a decoder."""
+
+    def _read(self, path: str, position: float, image: bool) -> np.ndarray:
+        if path.endswith("hangs.mp4"):
+            time.sleep(1e6)
+        if path.endswith("crashes.mp4"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super()._read(path, position, image)
+
+
+def test_files_that_hang_or_crash_are_skipped_in_workers(folder, tmp_path):
+    for name in ("a", "crashes", "hangs"):
+        (tmp_path / f"{name}.mp4").write_bytes((folder / "class0" / "0.mp4").read_bytes())
+    data = Trap(tmp_path, frames=5, crop=32, batch_size=2)
+    with pytest.warns(UserWarning, match="decoder killed"), pytest.warns(UserWarning, match="SIGSEGV"):
+        batches = list(data.loader(stop=6, workers=1, time_limit=3))
+    assert sorted(p.name for p in data.skipped) == ["crashes.mp4", "hangs.mp4"]
+    assert all(torch.equal(a, b) for a, b in zip(batches, data.loader(stop=6), strict=True))
 
 
 def test_all_files_unusable_is_an_error(tmp_path):
