@@ -53,6 +53,20 @@ def test_the_papers_discriminator_has_68_million_parameters():
     assert discriminator.grid == (1, 4, 4)
 
 
+def test_an_image_tokenizers_discriminator_is_two_dimensional():
+    """The same net on the middle slice of each kernel: what a 3-D one does to a clip of one frame."""
+    torch.manual_seed(0)
+    flat, solid = (Discriminator((frames, 32, 32), base=4, multipliers=(2, 2)) for frames in (1, 17))
+    assert {m.kernel_size[0] for m in flat.modules() if isinstance(m, torch.nn.Conv3d)} == {1}
+    state = {name: w if w.ndim < 5 else w[:, :, w.shape[2] // 2, None] for name, w in solid.state_dict().items()}
+    state["hidden.weight"] = (
+        solid.hidden.weight.unflatten(1, (8, 5, 64)).sum(2).flatten(1)  # its 5 frames are one
+    )  # 5 frames of one's pooling
+    flat.load_state_dict(state)
+    x = torch.randn(2, 3, 1, 32, 32)
+    assert torch.allclose(flat(x), solid(x), atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(17, 32, 32), (1, 32, 32), (33, 64, 48)])
 def test_it_takes_other_sizes_than_it_was_made_for(shape):
     discriminator = Discriminator((17, 32, 32), base=4, multipliers=(2, 2))

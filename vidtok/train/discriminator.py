@@ -14,28 +14,40 @@ SLOPE = 0.2  # of the leaky ReLU
 
 
 class BlurPool(nn.Module):
-    """Low-pass filter [1, 2, 1] / 4 along T, H and W, then every second value (Zhang 2019). Halves, rounding up."""
+    """Low-pass filter [1, 2, 1] / 4 along T, H and W, then every second value (Zhang 2019). Halves, rounding up.
 
-    def __init__(self, channels: int):
+    With depth 1 along H and W alone.
+    """
+
+    def __init__(self, channels: int, depth: int = 3):
         super().__init__()
         taps = torch.tensor([1.0, 2.0, 1.0]) / 4
-        kernel = taps[:, None, None] * taps[:, None] * taps
-        self.register_buffer("kernel", kernel.expand(channels, 1, 3, 3, 3).contiguous(), persistent=False)
+        kernel = taps[:, None] * taps
+        self.stride, self.padding = (1, 2, 2), (1, 1, 1, 1, 0, 0)
+        if depth > 1:
+            kernel = taps[:, None, None] * kernel
+            self.stride, self.padding = (2, 2, 2), (1, 1, 1, 1, 1, 1)
+        self.register_buffer("kernel", kernel.expand(channels, 1, depth, 3, 3).contiguous(), persistent=False)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        x = F.pad(x_BCTHW, (1,) * 6, mode="replicate")
-        return F.conv3d(x, self.kernel.to(x.dtype), stride=2, groups=x.shape[1])
+        x = F.pad(x_BCTHW, self.padding, mode="replicate")
+        return F.conv3d(x, self.kernel.to(x.dtype), stride=self.stride, groups=x.shape[1])
+
+
+def conv(in_channels: int, out_channels: int, depth: int) -> nn.Conv3d:
+    """An ordinary (not causal) convolution over `depth` frames and 3x3 pixels that keeps the size."""
+    return nn.Conv3d(in_channels, out_channels, (depth, 3, 3), padding=(depth // 2, 1, 1))
 
 
 class ResBlockDown(nn.Module):
     """conv, blur pool, conv; the skip is blur pool and 1x1x1; the sum keeps its variance."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, depth: int = 3):
         super().__init__()
-        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, padding=1)
-        self.pool = BlurPool(out_channels)
-        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1)
-        self.skip_pool = BlurPool(in_channels)
+        self.conv1 = conv(in_channels, out_channels, depth)
+        self.pool = BlurPool(out_channels, depth)
+        self.conv2 = conv(out_channels, out_channels, depth)
+        self.skip_pool = BlurPool(in_channels, depth)
         self.skip = nn.Conv3d(in_channels, out_channels, 1)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
@@ -49,7 +61,7 @@ class Discriminator(nn.Module):
 
     Args:
         size: (T, H, W) of the training clips. Others are pooled to the grid that these leave, so that images and longer
-            clips pass too.
+            clips pass too. Where T is 1, all kernels are 2-D: the discriminator of an image tokenizer.
         base: channels of the first convolution.
         multipliers: channels of each halving over base.
     """
@@ -57,9 +69,10 @@ class Discriminator(nn.Module):
     def __init__(self, size: tuple[int, int, int] = (17, 128, 128), base: int = 128, multipliers=(2, 4, 4, 4, 4)):
         super().__init__()
         widths = [base, *(base * m for m in multipliers)]
-        self.stem = nn.Conv3d(3, base, 3, padding=1)
-        self.blocks = nn.ModuleList([ResBlockDown(a, b) for a, b in pairwise(widths)])
-        self.last = nn.Conv3d(widths[-1], widths[-1], 3, padding=1)
+        depth = 3 if size[0] > 1 else 1
+        self.stem = conv(3, base, depth)
+        self.blocks = nn.ModuleList([ResBlockDown(a, b, depth) for a, b in pairwise(widths)])
+        self.last = conv(widths[-1], widths[-1], depth)
         self.grid = tuple(-(-side // 2 ** len(multipliers)) for side in size)
         self.hidden = nn.Linear(widths[-1] * math.prod(self.grid), widths[-1])
         self.head = nn.Linear(widths[-1], 1)
