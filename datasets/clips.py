@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,9 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from .annotations import read_annotations
 from .container import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from .error import VideoError
 from .files import find_media
+from .labels import of_split
 from .pool import DecodePool
 from .reader_pyav import PyAVReader
 from .tensor import frames_to_video
@@ -31,6 +34,8 @@ class ClipFolder(Dataset):
     batches evenly spread, [image_batch_size, 3, 1, crop, crop] of images.
 
     root: a folder (searched recursively), several, or {folder: share of the video clips and of the images}.
+    annotations: a file that names, by their paths below the root, the files to use (see `read_annotations`; None, all);
+    split: which of its rows, where it has a column of splits.
     stride: of the tokenizer to train, (s_t, s_h, s_w). frames: 1 + a multiple of s_t. crop: pixels, a multiple of s_h
     and s_w. size: short side before the crop; (low, high), drawn per crop; None, native.
     crops_per_clip: how many crops of a batch share one decoded window (they must divide the batch sizes).
@@ -56,6 +61,8 @@ class ClipFolder(Dataset):
         image_fraction: float = 0.1,
         cache: str | Path | None = None,
         stride: tuple[int, int, int] = (4, 8, 8),
+        annotations: str | Path | None = None,
+        split: str | None = None,
     ):
         image_batch_size = image_batch_size or 4 * batch_size
         s_t, s_h, s_w = stride
@@ -71,10 +78,12 @@ class ClipFolder(Dataset):
         self.frames, self.crop, self.crops_per_clip, self.flip, self.fps = frames, crop, crops_per_clip, flip, fps
         self.cache = cache
         self.seed, self.batch_size, self.image_batch_size = seed, batch_size, image_batch_size
-        self.videos, self.video_shares = _find(root, VIDEO_SUFFIXES)
-        self.images, self.image_shares = _find(root, IMAGE_SUFFIXES if images else ())
+        names = None if annotations is None else _names(annotations, split)
+        self.videos, self.video_shares = _find(root, VIDEO_SUFFIXES, names)
+        self.images, self.image_shares = _find(root, IMAGE_SUFFIXES if images else (), names)
         if not self.videos and not self.images:
-            raise ValueError(f"no video{' or image' if images else ''} in {root}")
+            which = "" if annotations is None else f" that {annotations} names"
+            raise ValueError(f"no video{' or image' if images else ''}{which} in {root}")
         self.image_fraction = 0.0 if not self.images else 1.0 if not self.videos else image_fraction
         # Shared memory: a worker's finding is everyone's, and the main process can count.
         self._files = self.videos + self.images
@@ -181,13 +190,23 @@ class ClipFolder(Dataset):
         return clip_TCHW.clamp_(-1, 1).transpose(0, 1)
 
 
-def _find(root: Root, suffixes: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
-    """Files below `root` by suffix, sorted, and the cumulative share of each."""
+def _names(annotations: str | Path, split: str | None) -> set[str]:
+    """The paths in an annotation file."""
+    table = of_split(read_annotations(annotations), split, annotations)
+    if "path" not in table:
+        raise ValueError(f"{annotations}: names videos by their ids, and paths below the root are needed")
+    return set(map(os.path.normpath, table["path"]))
+
+
+def _find(root: Root, suffixes: tuple[str, ...], names: set[str] | None) -> tuple[list[str], np.ndarray]:
+    """Files below `root` by suffix and among `names`, sorted, and the cumulative share of each."""
     roots = root if isinstance(root, dict) else {r: None for r in ([root] if isinstance(root, str | Path) else root)}
     files: list[str] = []
     shares: list[float] = []
     for folder, share in roots.items():
         found = find_media(folder, suffixes)
+        if names is not None:
+            found = [file for file in found if os.path.relpath(file, folder) in names]
         files += found
         shares += [1.0 if share is None else share / max(len(found), 1)] * len(found)
     cumulative = np.cumsum(shares)

@@ -38,6 +38,21 @@ def test_batches_are_homogeneous_and_images_evenly_spread(folder):
     assert len({b.sum().item() for b in batches}) == 8
 
 
+def test_annotations_choose_the_files(folder, tmp_path):
+    """A list as UCF-101 has it for its training split, and a csv with a column of splits."""
+    (tmp_path / "trainlist01.txt").write_text("class0/0.mp4 1\nclass2/2.mp4 3\nclass1/9.mp4 2\n")
+    data = ClipFolder(folder, crop=32, annotations=tmp_path / "trainlist01.txt")
+    assert [Path(path).name for path in data.videos] == ["0.mp4", "2.mp4"] and not data.images
+    (tmp_path / "all.csv").write_text("path,label,split\nclass0/0.mp4,a,train\nclass1/1.png,b,val\n")
+    data = ClipFolder(folder, crop=32, annotations=tmp_path / "all.csv", split="val")
+    assert [Path(path).name for path in data.images] == ["1.png"] and not data.videos
+    with pytest.raises(ValueError, match="no split 'test', there is train, val"):
+        ClipFolder(folder, crop=32, annotations=tmp_path / "all.csv", split="test")
+    (tmp_path / "none.txt").write_text("class0/a.mp4\nclass0/b.mp4\n")
+    with pytest.raises(ValueError, match=r"no video or image that \S*none.txt names in"):
+        ClipFolder(folder, crop=32, annotations=tmp_path / "none.txt")
+
+
 @pytest.mark.parametrize("how", [{}, {"size": 48}, {"size": (32, 64)}, {"fps": 12.0}])
 def test_batch_is_a_function_of_seed_and_number(folder, how):
     make = lambda seed=0: ClipFolder(folder, frames=9, crop=32, batch_size=2, seed=seed, **how)  # noqa: E731
