@@ -18,10 +18,9 @@ def causal_pad(x: Tensor, layer: nn.Module, kernel: int, stride: int, state: Sta
     """Puts the kernel - stride frames seen last, or kernel - 1 zero frames at the start of a clip, in front of x."""
     past = state.get(layer) if state is not None else None
     if past is None:
-        shape = list(x.shape)
-        shape[dim] = kernel - 1
-        past = x.new_zeros(shape)
-    x = torch.cat([past.to(x.dtype), x], dim)
+        x = F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (kernel - 1, 0))  # keeps channels-last memory, where cat doesn't
+    else:
+        x = torch.cat([past.to(x.dtype), x], dim)
     if state is not None:
         keep = kernel - stride
         state[layer] = x.narrow(dim, x.shape[dim] - keep, keep).clone()

@@ -21,9 +21,10 @@ TAPS = 3  # latents that a block mixes: the present one and two before
 
 def pointwise(x_BthwC: Tensor, linear: nn.Linear) -> Tensor:
     """linear(x); fp32 on a CPU as a 1x1 convolution, which oneDNN does at twice the rate of MKL's product on AMD."""
-    if x_BthwC.device.type != "cpu" or x_BthwC.dtype != torch.float32:
-        return linear(x_BthwC)
     B, t, h, w, C = x_BthwC.shape
+    # Of a single frame, torch takes oneDNN only if it is large.
+    if x_BthwC.device.type != "cpu" or x_BthwC.dtype != torch.float32 or B * t == 1:
+        return linear(x_BthwC)
     x = x_BthwC.reshape(B * t, h, w, C).permute(0, 3, 1, 2)
     # One tap has nothing to dilate, but torch hands an undilated 1x1 convolution on one thread to MKL all the same.
     y = F.conv2d(x, linear.weight[:, :, None, None], linear.bias, dilation=2)
