@@ -1,8 +1,8 @@
 """The same head on the same clips with the same budget, reading tokens, codes, latents, features, pixels or
 reconstructions: what of an action is left in the tokens?
 
-A folder keeps all of it: clips/ (decoded and encoded once), runs/ARM-SEED/ (training, its head, and predictions.npz
-once it has been tested). What is there is not made again.
+A folder keeps all of it: clips/ (decoded once), encoded/ (by the tokenizer, once), runs/ARM-SEED/ (training, its head,
+and predictions.npz once it has been tested). What is there is not made again.
 """
 
 import json
@@ -35,7 +35,7 @@ class Comparison:
 
     def __init__(
         self,
-        store: ClipStore,
+        encoded: ClipStore,
         train: ClipSet,
         test: ClipSet,
         encoder: Callable[[str], InputEncoder],
@@ -46,7 +46,7 @@ class Comparison:
         select: float = 0.0,
         groups: Sequence[str] | None = None,
     ):
-        self.store, self.encoder, self.arms, self.seeds, self.cells = store, encoder, arms, seeds, cells
+        self.store, self.encoder, self.arms, self.seeds, self.cells = encoded, encoder, arms, seeds, cells
         self.train, self.test, self.batch_size, self.select, self.groups = train, test, batch_size, select, groups
         flat = test.video.flatten(0, 1)
         shuffled = shuffle_frames(flat, seed=0).unflatten(0, test.video.shape[:2])

@@ -38,8 +38,9 @@ def write_page(
         f"<h1>{html.escape(_title(result))}</h1>",
         f"<pre>{html.escape(format_table(result))}</pre>",
         *(f"<img alt='{key}' src='data:image/png;base64,{_encoded(file)}'>" for key, file in charts.items()),
-        f"<h2>Clips</h2><p>Left the original, right what the tokens keep of it. Colours: whether {html.escape(name)} was"
-        " right. Every arm is named with what its first seed took the clip for.</p><div class='clips'>",
+        "<h2>Clips</h2><p>Left the original, right what the tokens keep of it. Green or red: whether",
+        f"{html.escape(name)} was right. Every arm is named with what its first seed took the clip for.</p>",
+        "<div class='clips'>",
     ]
     for row, video in clips:
         right = row["predicted"][name][0] == row["label"]

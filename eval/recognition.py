@@ -5,20 +5,20 @@ Result schema "vidtok.recognition/1":
     schema          that string
     kind            "recognition", "probe", "finetune" or "compare"
     data            source, root, splits {train, test}, label_column, classes [names], n_train
-    protocol        name (frames x stride x segments x crops, such as 17x4x1x1), frames, stride, segments, crops, size, fps
+    protocol        name (frames x stride x segments x crops: 17x4x1x1), frames, stride, segments, crops, size, fps
     tokenizer       name, weight_hash, stride, bits; or null
     results         one for each head or arm:
       name            what the table calls it
-      input           what the head reads; tested_on: what it was tested on, where that is another input
-      top1            over seeds: mean, deviation (null for one seed), seeds, low, high (95 %), interval (how it is made)
+      input           what the head reads; tested_on: what it was tested on, mostly the same
+      top1            over seeds: mean, deviation (null for one seed), seeds, low, high (95 %), interval (its kind)
       top5, mean_class   means over seeds; top5 is null for five classes or fewer
       shuffled_frames    top1 of the same heads on clips whose frames are in random order; or null
-      runs            one for each seed: seed; top1, top5, top1_of_total, mean_class: {value, low, high} (95 %: Wilson;
-                      mean_class: bootstrap over clips); confusion [K][K], true class by row; n_total, n_used, n_failed;
-                      head: name, weight_hash; and what was spent: steps, seconds
+      runs            one for each seed: seed; top1, top5, top1_of_total, mean_class: {value, low, high} (95 %:
+                      Wilson; mean_class: bootstrap over clips); confusion [K][K], true class by row; n_total,
+                      n_used, n_failed; head: name, weight_hash; and what was spent: steps, seconds
     controls        majority: the most frequent training class: class, top1, ...
-    comparisons     [{ours, theirs, ratio, difference, method}]: paired bootstrap, see `paired_ratio`; kind "compare" only
-    costs           see `vidtok.eval.costs`; kind "compare" only
+    comparisons     [{ours, theirs, ratio, difference, method}]: paired bootstrap, see `paired_ratio`
+    costs           see `vidtok.eval.costs`; these two for kind "compare" only
     n_total         clips of the test split = n_used + n_failed
     n_used, n_failed
     failures        [{name, reason}]: clips that could not be read; nothing takes their place
@@ -50,8 +50,8 @@ def result_entry(
     tested_on: str | None = None,
     shuffled: Sequence[Predictions] | None = None,
 ) -> dict:
-    """One of `results`. runs: ({"seed", "head", ...}, predictions) of each seed, all for the same clips; shuffled: of the
-    same heads for shuffled frames."""
+    """One of `results`. runs: ({"seed", "head", ...}, predictions) of each seed, all for the same clips; shuffled: of
+    the same heads for shuffled frames."""
     rows = [{**facts, **accuracy(found.probabilities, found.labels, len(found.failures))} for facts, found in runs]
     top5 = None if rows[0]["top5"] is None else float(np.mean([row["top5"]["value"] for row in rows]))
     return {

@@ -1,6 +1,7 @@
 """Measure a model. Every kind has its own --help:
 
 vidtok eval reconstruction videos/      # what a tokenizer loses
+    vidtok eval agreement videos/ --i3d FILE               # a classifier on clips and on reconstructions
 """
 
 # kind -> what it does; its module is eval_KIND.py
@@ -8,5 +9,6 @@ KINDS = {
     "reconstruction": "PSNR, SSIM, LPIPS, rFVD, rate and codebook usage of a tokenizer",
     "recognition": "accuracy of a trained head on a split",
     "finetune": "train a recognition head end to end and test it",
+    "agreement": "whether a classifier sees the same in clips and their reconstructions",
     "compare": "the same head reading tokens, codes, latents, pixels or reconstructions",
 }

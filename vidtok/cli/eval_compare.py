@@ -5,10 +5,10 @@ reconstructions: what of an action is left in the tokens?
     vidtok eval compare data.source=grid.csv data.label_column=command arms=[tokens,pixels,recon] seeds=[0,1,2]
     vidtok eval compare --config data.source=grid.csv         # print the resolved config only
 
-Everything is hydra; settings are those of `vidtok eval finetune`, and arms, seeds, reference. With pixels among the arms
-their heads are tested on reconstructions, too (the MAGVIT-v2 paper's protocol). The run folder (run=DIR) keeps every
-clip, encoding and head: the same command again goes on where it was stopped. In the end it holds result.json (schema
-vidtok.recognition/1), page.html with charts and playable clips, and charts/.
+Everything is hydra; settings are those of `vidtok eval finetune`, and arms, seeds, reference. With pixels among the
+arms their heads are tested on reconstructions, too (the MAGVIT-v2 paper's protocol). The run folder (run=DIR) keeps
+every clip, encoding and head: the same command again goes on where it was stopped. In the end it holds result.json
+(schema vidtok.recognition/1), page.html with charts and playable clips, and charts/.
 """
 
 import argparse

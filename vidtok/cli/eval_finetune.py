@@ -1,6 +1,6 @@
 """Train a recognition head end to end, choose its checkpoint on a part of the training clips, and test it once.
 
-    vidtok eval finetune data.source=digits data.size=64 data.protocol=17x1x1x1 data.in_memory=true trainer.max_steps=2000
+    vidtok eval finetune data.source=digits data.size=64 data.protocol=17x1x1x1 trainer.max_steps=2000
     vidtok eval finetune data.source=grid.csv data.label_column=command input=codes trainer.max_minutes=30
     vidtok eval finetune recipe=k400-vivit-b-tokens data.source=train.csv data.root=DIR data.val_source=val.csv
     vidtok eval finetune --config recipe=ssv2-attentive        # print the resolved config only
