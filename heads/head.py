@@ -17,7 +17,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from vidtok.shipped import CONFIG, PRETRAINED, WEIGHTS, find_pretrained, list_shipped
-from vidtok.weights import load_weights, save_weights
+from vidtok.weights import hash_weights, load_weights, save_weights
 
 from .config import HeadConfig, read_head_config, write_head_config
 
@@ -47,6 +47,7 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
         self.norm: nn.Module = nn.LayerNorm(num_features)
         self.head_drop = nn.Dropout(head_drop)
         self._set_classifier(num_classes)
+        self._file_hash: str | None = None
 
     def encode(self, x_BthwD: Tensor) -> Tensor:
         """What `embed` gave -> features [B, N, D]. Between the two, inputs of all kinds can be mixed alike (mixup)."""
@@ -127,6 +128,16 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
                 f"{own['weight_hash']}), not of {name!r} (weights {weight_hash})"
             )
 
+    def train(self, mode: bool = True) -> "Head":
+        if mode:
+            self._file_hash = None  # the weights are about to change
+        return super().train(mode)
+
+    @property
+    def weight_hash(self) -> str:
+        """sha256 (16 hex digits) of the weight file that the head was loaded from, or else of its weights."""
+        return hash_weights(self) if self._file_hash is None else self._file_hash
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -148,7 +159,7 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
 
         config, weights = find_pretrained(name, "head", SHIPPED, **hub_arguments)
         head = make_head(read_head_config(config))
-        load_weights(head, weights)
+        head._file_hash = load_weights(head, weights)
         return head.eval().to(device)
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -4,7 +4,6 @@ Legend: B batch, T H W video, t h w token grid, K latent channels, C code channe
 the model at hand, T = 1 + s_t (t - 1), H = s_h h, W = s_w w.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from vidtok.nets import NETS
 from vidtok.quantize import QUANTIZERS
 from vidtok.shipped import CONFIG, WEIGHTS, find_pretrained
 from vidtok.streaming import DecodeStream, EncodeStream
-from vidtok.weights import load_weights, save_weights
+from vidtok.weights import hash_weights, load_weights, save_weights
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -193,11 +192,7 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
     def weight_hash(self) -> str:
         """sha256 (16 hex digits) of the weight file that the model was loaded from, or else of its weights."""
         if self._file_hash is None:
-            digest = hashlib.sha256()
-            for name, tensor in sorted(self.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(tensor.detach().float().cpu().numpy().tobytes())
-            return digest.hexdigest()[:16]
+            return hash_weights(self)
         return self._file_hash
 
     def set_precision(self, precision: str) -> "VideoTokenizer":

@@ -27,5 +27,14 @@ def load_weights(module: nn.Module, path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
+def hash_weights(module: nn.Module) -> str:
+    """The first 16 hex digits of the sha256 of the weights in memory, for a module that came from no file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def save_weights(module: nn.Module, path: Path) -> None:
     save_file({name: tensor.detach().half().contiguous().cpu() for name, tensor in module.state_dict().items()}, path)
