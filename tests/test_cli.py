@@ -70,7 +70,7 @@ def fails(capsys, *args):
 
 def test_encode_and_decode_a_tree(capsys, here, model, videos):
     out, err = vidtok(capsys, "encode", videos, "--model", model, "-o", "tokens")
-    assert "encoded 3 of 3 files, 24 frames" in out and err == ""
+    assert "encoded 3 of 3 videos, 24 frames" in out and err == ""
     vidtok(capsys, "decode", "tokens", "-o", "decoded", "--model", model)
     tokenizer = VideoTokenizer.from_pretrained(model)
     for name, (T, H, W) in SIZES.items():
@@ -136,25 +136,28 @@ def test_one_bad_file_among_good_ones(capsys, here, model, videos):
         "a.mp4": good, "cut.mp4": good[: len(good) // 2], "page.mp4": b"<!doctype html><html></html>", "zero.mp4": b"",
     }.items():  # fmt: skip
         (bad / name).write_bytes(data)
-    for verb, suffix in (("encode", ".npz"), ("reconstruct", ".mp4")):
+    for verb, there in (("encode", ["a.npz", "failures.csv", "settings.json"]), ("reconstruct", ["a.mp4"])):
         out, err = vidtok(capsys, verb, "in", "-o", f"out-{verb}", "--model", model, status=1)
         lines = err.splitlines()
         assert len(lines) == 3 and all(line.startswith("vidtok: in/") for line in lines)
-        assert "in/zero.mp4: the file is empty" in err and "1 of 4 files" in out and "3 failed" in out
-        assert [p.name for p in (here / f"out-{verb}").iterdir()] == [f"a{suffix}"]  # and no partial file
+        assert "in/zero.mp4: the file is empty" in err and "1 of 4 " in out and "3 failed" in out
+        found = sorted(p.name for p in (here / f"out-{verb}").iterdir() if p.name != ".claims")
+        assert found == there  # and no partial file
     command = ["eval", "reconstruction", "in", "--frames", 5, "--size", 32, "--model", model]
     out, err = vidtok(capsys, *command, status=1)
     assert "1 of 4 clips used, 3 failed" in out
 
 
 def test_nothing_is_overwritten_unasked(capsys, here, model, videos):
-    command = ["encode", videos / "odd.mp4", "-o", "t", "--model", model]
-    vidtok(capsys, *command)
-    before = (here / "t/odd.npz").stat().st_mtime_ns
-    assert "t/odd.npz exists: --force" in fails(capsys, *command)
-    assert (here / "t/odd.npz").stat().st_mtime_ns == before
-    vidtok(capsys, *command, "--force")
-    assert (here / "t/odd.npz").stat().st_mtime_ns > before
+    for output, file in (("t", "t/odd.npz"), ("u.npz", "u.npz")):
+        command = ["encode", videos / "odd.mp4", "-o", output, "--model", model]
+        vidtok(capsys, *command)
+        before = (here / file).stat().st_mtime_ns
+        assert "0 of 1 videos" in (line := vidtok(capsys, *command)[0]) and "1 were complete" in line
+        assert f"{output} " in (line := fails(capsys, *command, "--size", 24)) and "resize None, not 24" in line
+        assert (here / file).stat().st_mtime_ns == before
+        vidtok(capsys, *command, "--force")
+        assert (here / file).stat().st_mtime_ns > before
 
 
 def test_tokens_of_other_weights_are_refused(capsys, here, model, videos):

@@ -1,19 +1,21 @@
-"""Videos to token files.
+"""Videos to token files: `vidtok extract` with its defaults.
 
     vidtok encode clip.mp4 -o tokens                      # tokens/clip.npz
     vidtok encode videos/ -o tokens --size 128            # the tree below videos/, short sides 128 pixels
     vidtok encode 'videos/*/*.mp4' more/ -o tokens        # patterns and folders
     vidtok encode clip.mp4 -o clip.npz --precision bf16   # faster; says how far its tokens are those of fp32
 
-Videos of any length are read in pieces. Sides and lengths that the model's stride doesn't divide (for vidtok-t those
-other than multiples of 8 and 1 + 4k frames) are padded, at the right, the bottom and the end; `vidtok decode` cuts that
-off again. A file that fails is named and the run goes on. The format of token files is described in
-vidtok/extract/npz.py; `vidtok info FILE` shows one.
+Videos of any length are read in pieces. Sides and lengths that the model's stride doesn't divide (multiples of 8 and
+1 + 4k frames for vidtok-t) are padded, at the right, the bottom and the end; `vidtok decode` cuts that off again. A
+folder holds one model and one setting; what is complete in it is skipped, and the rest is done. A file that fails is
+named, and in failures.csv, and the run goes on. The format of token files is described in vidtok/extract/npz.py;
+`vidtok info FILE` shows one.
 """
 
 import argparse
 
 from vidtok.cli import options
+from vidtok.cli.extract import add_running
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,29 +25,39 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_precision(parser)
     options.add_reading(parser)
     options.add_tile(parser)
+    add_running(parser)
+    parser.set_defaults(features="ids", pool=None, dtype="float32", crop=None, head=None)
 
 
 def run(args: argparse.Namespace) -> int:
-    from vidtok.cli.agreement import Agreement
-    from vidtok.cli.batch import run_jobs
+    from pathlib import Path
+
+    from vidtok.cli.extraction import Extraction
     from vidtok.cli.inputs import find_videos, plan_jobs
-    from vidtok.cli.videos import Source, collect_ids, encode_chunks
-    from vidtok.extract import write_npz
+    from vidtok.extract.plan import plan_files, refuse_twins
 
-    jobs = plan_jobs(find_videos(args.inputs), args.output, ".npz", (".npz",))
-    tokenizer = options.load_tokenizer(args)
-    agreement = None
+    files = find_videos(args.inputs)
+    jobs = plan_jobs(files, args.output, ".npz", (".npz",))
+    extraction = Extraction(args, refuse_twins(plan_files(files)))
+    if jobs[0].target == Path(args.output):
+        status = extraction.run_one(jobs[0].target, args.force, "encoded")
+    else:
+        status = extraction.run(args.output, "npz", "encoded", args.force)
     if args.precision != "fp32":
-        agreement = Agreement(tokenizer, options.load_tokenizer(args, precision="fp32"))
-
-    def work(job, count):
-        with Source(job.source, args.size, args.fps, args.max_frames, count) as source:
-            ids = collect_ids(encode_chunks(tokenizer, source, args.tile), tokenizer.bits)
-            write_npz(job.target, [source.record(tokenizer, ids, args.precision, args.tile)])
-        if agreement is not None:
-            agreement.add(job.source, args.size, args.fps, args.tile)
-
-    status = run_jobs(jobs, work, force=args.force, done="encoded")
-    if agreement is not None and agreement.tokens:
-        print(agreement)
+        report_agreement(args, extraction)
     return status
+
+
+def report_agreement(args: argparse.Namespace, extraction) -> None:
+    """Says how far the tokens are those of fp32."""
+    from vidtok.cli.agreement import Agreement
+    from vidtok.datasets import VideoError
+
+    agreement = Agreement(extraction.tokenizer, options.load_tokenizer(args, precision="fp32"))
+    for item in extraction.items:
+        try:
+            agreement.add(item.path, args.size, args.fps, args.tile)
+        except VideoError:  # named already
+            continue
+    if agreement.tokens:
+        print(agreement)

@@ -15,6 +15,7 @@ from vidtok.cli.error import UserError
 
 VERBS = {
     "demo": "show what a tokenizer does to one clip",
+    "extract": "videos to features, at any scale",
     "encode": "videos to token files",
     "decode": "token files to videos",
     "reconstruct": "videos through the tokenizer and back",

@@ -7,13 +7,15 @@ from vidtok.extract.record import Record, Settings
 
 
 class Entry(NamedTuple):
-    """What is known of a record without its array. clip: its number, or None. source_bytes: see `RecordMeta`."""
+    """What is known of a record without its array. clip: its number, or None. The others: see `RecordMeta`."""
 
     id: str
     label: str | None
     split: str | None
     clip: int | None
     source_bytes: int | None
+    frames: int
+    coded_size: tuple[int, int]
 
 
 class Writer(Protocol):
@@ -60,4 +62,5 @@ class Reader(Protocol):
 
 def entry_of(description: dict) -> Entry:
     """Of `vidtok.extract.record.describe`."""
-    return Entry(*(description[name] for name in Entry._fields))
+    values = {name: description[name] for name in Entry._fields}
+    return Entry(**values | {"coded_size": tuple(values["coded_size"])})

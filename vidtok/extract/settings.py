@@ -1,10 +1,19 @@
 """The settings of a run, and the file that holds a folder to them."""
 
-from vidtok.extract.record import FEATURES, Settings, id_type
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from vidtok.extract.claims import Claims
+from vidtok.extract.open import SUFFIXES
+from vidtok.extract.record import FEATURES, SCHEMA, Settings, differences, id_type, parse_description, settings_of
 from vidtok.hints import nearest
 from vidtok.quantize import LFQ
 
 FLOATS = ("float32", "float16")
+FILE = "settings.json"
+LOCK = f"\0{FILE}"  # no video's id
 
 
 def make_settings(
@@ -40,3 +49,38 @@ def make_settings(
         dtype=dtype,
         **asked,
     )
+
+
+def hold_folder(folder: Path, settings: Settings, container: str, claims: Claims) -> None:
+    """Writes the settings of a new folder, or compares them with those it was begun with.
+
+    Raises:
+        ValueError: that names what differs; or where the folder holds features that nobody knows the settings of.
+    """
+    path, suffix = folder / FILE, SUFFIXES[container]
+    ours = {"schema": SCHEMA, "container": container, **asdict(settings)}
+    claims.wait(LOCK)
+    try:
+        if not path.exists():
+            if (file := next(folder.rglob(f"[!.]*{suffix}"), None)) is not None:
+                raise ValueError(f"{file} is there, but {path} isn't, which says what it is of: give another folder")
+            part = path.with_name(f".{FILE}.part")
+            part.write_text(json.dumps(ours, indent=2) + "\n")
+            os.replace(part, path)
+            return
+    finally:
+        claims.release(LOCK)
+    theirs_container, theirs = read_settings(path)
+    if theirs_container != container:
+        raise ValueError(f"{folder} holds {theirs_container}, not {container}: give another folder")
+    if other := differences(settings, theirs):
+        raise ValueError(f"{folder} holds features of other settings: {other}. Give another folder")
+
+
+def read_settings(path: Path) -> tuple[str, Settings]:
+    """(container, settings) of a folder's settings.json. Raises ValueError where it is none."""
+    try:
+        description = parse_description(path.read_text())
+        return description["container"], settings_of(description)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the settings of extracted features ({error})") from error

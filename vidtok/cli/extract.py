@@ -1,0 +1,89 @@
+"""Videos to features, in a folder that survives anything: run the same command again and it goes on.
+
+    vidtok extract videos/ -o tokens                                  # ids of whole videos, a mirrored tree of .npz
+    vidtok extract train.csv --root videos/ -o tokens --size 128      # labels and splits of an annotation file
+    vidtok extract digits -o digits --container parquet               # the built-in labelled videos
+    vidtok extract videos/ -o hidden --features hidden --pool mean --clips dense:2 --frames 16 --size 128 --crop centre
+
+SRC: files, folders, glob patterns; annotation files (.csv, .json, .txt; Kinetics, Something-Something-v2, lists);
+"digits". Labels and splits come from the annotations, or with --class-folders from the folders SRC/[SPLIT/]CLASS/VIDEO.
+
+Whole videos are streamed, in bounded memory. --clips takes clips of --frames frames instead: uniform:N, N clips, each
+the middles of equal segments; dense:N, N clips of --frames every --stride; windows[:HOP], the whole video in windows.
+--fps is their rate, as it is that of whole videos.
+
+OUT holds one model and one setting (settings.json); anything else is refused. What is complete and verified is skipped,
+the rest is done. Several processes may fill one folder at once. Videos that fail are listed in OUT/failures.csv, and
+the exit status is 1. The formats are described in vidtok/extract/: record.py, npz.py, parquet.py, tar.py.
+"""
+
+import argparse
+
+from vidtok.cli import options
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    positive = options.positive
+    parser.add_argument("sources", nargs="+", metavar="SRC", help="videos, folders, patterns, annotations, digits")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder")
+    parser.add_argument("--features", default="ids", help="ids (default), codes, latents, hidden, embedding")
+    parser.add_argument("--pool", help="mean: hidden or latents over the whole grid")
+    parser.add_argument("--dtype", default="float32", help="of stored floats: float32 (default) or float16")
+    parser.add_argument("--head", metavar="NAME", help="trained head, for --features embedding")
+    parser.add_argument("--container", default="npz", help="npz (default), parquet, webdataset")
+    options.add_model(parser)
+    options.add_precision(parser)
+    options.add_reading(parser)
+    parser.add_argument("--crop", help="centre, or with --clips three: squares of --size (default: none)")
+    parser.add_argument("--clips", metavar="SAMPLER", help="uniform:N, dense:N, windows[:HOP] (default: whole videos)")
+    parser.add_argument("--frames", type=positive(int), default=16, help="of a clip (%(default)s)")
+    parser.add_argument("--stride", type=positive(int), default=1, help="from frame to frame of a clip (%(default)s)")
+    options.add_tile(parser)
+    parser.add_argument("--root", help="folder of the videos (default: where the annotation file is)")
+    parser.add_argument("--split", help="of the annotations, one of them (default: all)")
+    parser.add_argument("--class-folders", action="store_true", help="the folders in SRC are classes")
+    parser.add_argument("--path-column", metavar="NAME", help="in the header of a csv, where it is not found by itself")
+    parser.add_argument("--label-column", metavar="NAME")
+    parser.add_argument("--split-column", metavar="NAME")
+    add_running(parser)
+    parser.add_argument("--measure", action="store_true", help="write nothing; measure decoding, model and both")
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    positive = options.positive
+    parser.add_argument("--batch", type=positive(int), help="streams per pass (default: 1 on a CPU, 8 on a GPU)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="decode processes (default: by videos and CPUs); 0: a thread"
+    )
+    parser.add_argument("--threads", type=positive(int), metavar="N", help="of the model on a CPU (default: torch's)")
+    parser.add_argument(
+        "--time-limit",
+        type=positive(float),
+        default=60,
+        metavar="S",
+        help="for a decoder that gives nothing (%(default)s s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from vidtok.cli.extraction import Extraction
+    from vidtok.extract.clips import parse_clips
+
+    clips = parse_clips(args.clips, args.frames, args.stride, args.fps) if args.clips else None
+    extraction = Extraction(args, plan(args), clips)
+    return extraction.measure() if args.measure else extraction.run(args.output, args.container, "extracted")
+
+
+def plan(args: argparse.Namespace) -> list:
+    """The videos of all sources, in order."""
+    from vidtok.cli.inputs import find_videos
+    from vidtok.extract.plan import is_dataset, plan_dataset, plan_files, refuse_twins
+
+    columns = {name: getattr(args, name) for name in ("path_column", "label_column", "split_column")}
+    items = []
+    for source in args.sources:
+        if is_dataset(source) or args.class_folders:
+            items += plan_dataset(source, args.root, args.split, **columns)
+        else:
+            items += plan_files(find_videos([source]))
+    return refuse_twins(items)

@@ -1,0 +1,102 @@
+"""What `extract` and `encode` have in common: from flags to a run, and what it prints."""
+
+import argparse
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from vidtok.cli import options
+from vidtok.cli.error import UserError
+from vidtok.cli.live import Live
+from vidtok.extract.clips import Clips
+from vidtok.extract.container import entry_of
+from vidtok.extract.decoders import Decoders
+from vidtok.extract.engine import extract, reason, run
+from vidtok.extract.features import FeatureModel
+from vidtok.extract.meter import Meter
+from vidtok.extract.npz import read_npz, write_npz
+from vidtok.extract.output import Output, another
+from vidtok.extract.plan import Item
+from vidtok.extract.reading import Reading
+from vidtok.extract.record import describe, differences, settings_of
+from vidtok.extract.settings import make_settings
+
+FEW = 8  # videos for which starting decode processes takes longer than it saves
+
+
+class Extraction:
+    """items: what to do. clips: of each, or None, whole videos. The rest is in args, see `vidtok.cli.extract`."""
+
+    def __init__(self, args: argparse.Namespace, items: list[Item], clips: Clips | None = None):
+        self.items, self.args = items, args
+        if args.threads is not None:
+            torch.set_num_threads(args.threads)
+        asked = {
+            "pool": args.pool,
+            "resize": args.size,
+            "crop": args.crop,
+            "resample": None if clips else args.fps,
+            "max_frames": args.max_frames,
+            "sampler": None if clips is None else str(clips),
+            "tile": args.tile,
+        }
+        tokenizer = options.load_tokenizer(args)
+        self.tokenizer = tokenizer
+        self.settings = make_settings(tokenizer, args.features, args.precision, args.dtype, **asked)
+        self.reading = Reading(tokenizer.stride, args.size, args.crop, args.fps, args.max_frames, clips)
+        batch = args.batch or (1 if tokenizer.device.type == "cpu" else 8)
+        self.model = FeatureModel(tokenizer, self.settings, batch)
+        workers = default_workers(len(items)) if args.workers is None else args.workers
+        self.decoders = partial(Decoders, self.reading, workers, args.time_limit)
+
+    def run(self, output: str | Path, container: str, done: str, force: bool = False) -> int:
+        """Fills the folder; prints failures and a summary; returns the exit status. force: do what is there again."""
+        meter = Meter(len(self.items))
+        folder = Output(output, self.settings, container, self.items, meter, force)
+        with self.decoders() as decoders, Live(meter) as live:
+            run(folder, decoders, self.model, meter, live.update)
+        return _summary(done, meter, folder.errors)
+
+    def run_one(self, path: Path, force: bool, done: str) -> int:
+        """The same for one video and one file, .npz, by itself."""
+        meter, (item,) = Meter(1), self.items
+        if path.exists() and not force:
+            there = read_npz(path)[0]
+            if other := differences(self.settings, settings_of(describe(there))):
+                raise UserError(f"{path} is of other settings: {other}. --force overwrites it")
+            if why := another(item, entry_of(describe(there))):
+                raise UserError(f"{path}: {why}, or --force")
+            meter.skipped = 1
+            return _summary(done, meter, [])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        waiting, errors = [item], []
+        with self.decoders() as decoders:
+            for _, result in extract(lambda: waiting.pop() if waiting else None, decoders, self.model, meter):
+                if isinstance(result, Exception):
+                    meter.failed = 1
+                    errors.append((item, reason(result)))
+                else:
+                    with meter.stage("write"):
+                        write_npz(path, result)
+                    meter.done = 1
+        return _summary(done, meter, errors)
+
+
+def _summary(done: str, meter: Meter, errors: list[tuple[Item, str]]) -> int:
+    for item, why in errors:
+        print(f"vidtok: {item}: {why}", file=sys.stderr)
+    print(
+        f"{done} {meter.done} of {meter.total} videos, {meter.frames} frames in {meter.elapsed:.1f} s "
+        f"({meter.speed()}; {meter.shares()})"
+        + (f", {meter.skipped} were complete" if meter.skipped else "")
+        + (f", {meter.failed} failed" if meter.failed else "")
+    )
+    return 1 if meter.failed else 0
+
+
+def default_workers(videos: int) -> int:
+    """Decode processes: half of the CPUs, for the model needs the others; none for a few videos."""
+    return 0 if videos < FEW else max(1, len(os.sched_getaffinity(0)) // 2)

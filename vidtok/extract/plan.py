@@ -1,0 +1,73 @@
+"""The work: one item per video, whatever it came from."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vidtok.datasets import MovingDigits, open_dataset, read_annotations
+from vidtok.extract.npz_folder import npz_name
+
+
+@dataclass(frozen=True)
+class Item:
+    """One video to do. path: its file, or None for one that is rendered: `digit` is then its split and number.
+    id, label, split: what its record will say."""
+
+    id: str
+    path: str | None = None
+    label: str | None = None
+    split: str | None = None
+    digit: tuple[str, int] | None = None
+
+    def __str__(self) -> str:
+        return self.path or self.id
+
+
+def plan_files(files: Iterable[tuple[Path, Path]]) -> list[Item]:
+    """Of (file, its path below the folder it was found in), without labels."""
+    return [Item(below.as_posix(), str(file)) for file, below in files]
+
+
+def plan_dataset(source: str, root: str | None = None, split: str | None = None, **columns: str | None) -> list[Item]:
+    """Of a labelled dataset, see `vidtok.datasets.open_dataset`; split: None, all there are.
+
+    Raises:
+        ValueError: where it is none.
+    """
+    items: list[Item] = []
+    for name in [split] if split is not None else _splits(source, columns):
+        dataset = open_dataset(source, root, name, **columns)
+        for i, (id, label) in enumerate(zip(dataset.ids, dataset.labels, strict=True)):
+            label = dataset.classes[label] if label >= 0 else None
+            if isinstance(dataset, MovingDigits):
+                items.append(Item(id, None, label, name, (name, i)))
+            else:
+                items.append(Item(id, dataset.paths[i], label, name))
+    return items
+
+
+def refuse_twins(items: Sequence[Item]) -> list[Item]:
+    """The items, each once. Raises ValueError where two videos would be kept under one name."""
+    owners: dict[str, Item] = {}
+    for item in items:
+        other = owners.setdefault(npz_name(item.id), item)
+        if other != item:
+            raise ValueError(f"{other} and {item} would both become {npz_name(item.id)}: extract them into two folders")
+    return [*owners.values()]
+
+
+def _splits(source: str, columns: dict[str, str | None]) -> list[str | None]:
+    if source == "digits":
+        return ["train", "val"]
+    path = Path(source)
+    if path.is_dir():
+        return [name for name in ("train", "val", "validation", "test") if (path / name).is_dir()] or [None]
+    if not path.is_file():
+        raise ValueError(f"{source}: no such file or folder, nor 'digits'")
+    table = read_annotations(source, **columns)
+    return [*dict.fromkeys(table["split"])] if "split" in table else [None]
+
+
+def is_dataset(source: str) -> bool:
+    """Whether `plan_dataset` is what it is for: "digits", or an annotation file by its suffix."""
+    return source == "digits" or (Path(source).is_file() and Path(source).suffix.lower() in (".csv", ".json", ".txt"))
