@@ -1,6 +1,9 @@
 """Measure a model. Every kind has its own --help:
 
-vidtok eval reconstruction videos/      # what a tokenizer loses
+    vidtok eval reconstruction videos/                     # what a tokenizer loses
+    vidtok eval recognition HEAD grid.csv --split val      # a trained head on a split
+    vidtok eval finetune data.source=grid.csv ...          # a recognition head, end to end
+    vidtok eval compare data.source=grid.csv ...           # tokens, codes, latents, pixels, reconstructions
     vidtok eval agreement videos/ --i3d FILE               # a classifier on clips and on reconstructions
 """
 
