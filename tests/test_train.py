@@ -91,7 +91,7 @@ def test_a_short_run_learns_and_leaves_everything(clips, tmp_path, capsys, quant
     state = checkpoint(tmp_path / "run")
     saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert all(torch.equal(value.half(), saved[name]) for name, value in state["ema"].items())
-    assert any(not torch.equal(value, state["tokenizer"][name]) for name, value in state["ema"].items())
+    assert any(not torch.equal(value, state["model"][name]) for name, value in state["ema"].items())
     tokenizer = vidtok.VideoTokenizer.from_pretrained(tmp_path / "run" / "model")
     assert tokenizer.encode(demo_clip(frames=5, size=64)).shape == (1, 2, 8, 8)
 
@@ -120,7 +120,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(clips, tmp_path, extr
     train(clips, tmp_path / "parts", "trainer.max_steps=12", *extra)
     whole, parts = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
     assert parts["step"] == whole["step"] == 12
-    for part in ("tokenizer", "ema", *(["discriminator"] if extra else [])):
+    for part in ("model", "ema", *(["critic"] if extra else [])):
         for name, value in whole[part].items():
             assert torch.equal(value, parts[part][name]), name
     assert torch.equal(whole["logit_averages"], parts["logit_averages"])
@@ -139,7 +139,7 @@ def test_processes_share_a_batch_and_change_nothing(clips, tmp_path, world):
     assert out.returncode == 0, out.stdout + out.stderr
     assert out.stdout.count("done at step 6") == 1
     one, many = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "many")
-    for part in ("tokenizer", "discriminator"):
+    for part in ("model", "critic"):
         for name, value in one[part].items():
             assert torch.allclose(value, many[part][name], atol=2e-4), name
 
@@ -149,7 +149,7 @@ def test_the_batch_must_divide(clips, tmp_path):
     command += ["-m", "vidtok", "train", "tokenizer", f"data.root={clips}", f"run={tmp_path / 'run'}"]
     settings = [*TINY, "data.batch_size=3", "trainer.max_steps=1"]
     out = subprocess.run([*command, *settings], capture_output=True, text=True)
-    assert out.returncode != 0 and "2 processes can't share a batch of 3 evenly" in out.stderr
+    assert out.returncode != 0 and "a batch of 3 doesn't divide into 2 equal parts" in out.stderr
 
 
 def test_a_checkpoint_of_another_model_is_refused(clips, tmp_path, capsys):
@@ -157,7 +157,7 @@ def test_a_checkpoint_of_another_model_is_refused(clips, tmp_path, capsys):
     assert train(clips, tmp_path / "run", "trainer.max_steps=2", "model.net.width=24") == 1
     assert "is of another model" in capsys.readouterr().err
     assert train(clips, tmp_path / "run", "trainer.max_steps=2", *GAN) == 1
-    assert "holds no discriminator" in capsys.readouterr().err
+    assert "holds no critic" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_from_a_trained_model(clips, tmp_path, capsys):
@@ -166,7 +166,7 @@ def test_a_run_goes_on_from_a_trained_model(clips, tmp_path, capsys):
     base = [f"data.root={clips}", f"run={tmp_path / 'second'}", "data.crop=32", "data.batch_size=2"]
     assert main(["train", "tokenizer", *base, "data.image_batch_size=2", "trainer.workers=0", *overrides]) == 0
     first = vidtok.VideoTokenizer.from_pretrained(tmp_path / "first" / "model")
-    second = checkpoint(tmp_path / "second")["tokenizer"]
+    second = checkpoint(tmp_path / "second")["model"]
     assert all(torch.equal(value, second[name]) for name, value in first.state_dict().items())
     assert main(["train", "tokenizer", *base, *overrides, "model=magvit2"]) == 1
     assert "init brings its own model" in capsys.readouterr().err
@@ -193,7 +193,7 @@ def test_bf16_training_is_close_to_fp32(clips, tmp_path):
         train(clips, tmp_path / precision, "trainer.max_steps=3", f"trainer.precision={precision}")
         events = EventAccumulator(str(tmp_path / precision / "scalars")).Reload()
         losses[precision] = [e.value for e in events.Scalars("reconstruction")]
-        assert all(value.dtype == torch.float32 for value in checkpoint(tmp_path / precision)["tokenizer"].values())
+        assert all(value.dtype == torch.float32 for value in checkpoint(tmp_path / precision)["model"].values())
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02) and losses["bf16"] != losses["fp32"]
 
 

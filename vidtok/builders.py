@@ -1,5 +1,6 @@
 """From hydra configs to objects: the one module that reads a config. Everything it builds takes plain arguments."""
 
+import warnings
 from dataclasses import asdict
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -7,13 +8,20 @@ from typing import TYPE_CHECKING
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from vidtok.config import TokenizerConfig
 from vidtok.hints import nearest
 from vidtok.tokenizer import VideoTokenizer
 
 if TYPE_CHECKING:
+    from vidtok.eval.compare import Comparison
+    from vidtok.eval.labelled_clips import ClipSet, ClipSource
+    from vidtok.eval.material import Material
+    from vidtok.eval.protocol import Protocol
     from vidtok.heads import Head
+    from vidtok.lpips import LPIPS
+    from vidtok.train.state import TrainState
 
 
 def list_tokenizers() -> list[str]:
@@ -79,7 +87,7 @@ def create_head(
         raise ValueError(f"unknown head {name!r}: {nearest(name, list_heads())}")
     with initialize_config_module("vidtok.configs", version_base="1.3"):
         cfg = compose(overrides=[f"+head={name}"])
-    own = {"bits": bits, "channels": channels, "stride": tuple(stride)}
+    own = {"bits": bits, "channels": channels, "stride": list(stride)}
     return build_head(cfg, name, input, num_classes, grid, merge, own, arguments)
 
 
@@ -115,23 +123,46 @@ def build_tokenizer(cfg: DictConfig) -> VideoTokenizer:
     return VideoTokenizer(TokenizerConfig(**model))
 
 
-def build_trainer(cfg: DictConfig) -> dict:
-    """The arguments of `vidtok.train.loop.train` but for the run folder, the fixed clips and the LPIPS network."""
-    # Imported here: a tokenizer alone needs none of it.
+def build_schedule(plain: dict) -> dict:
+    """The arguments `schedule` and `options` of `vidtok.train.loop.train`, of the group `trainer` and the seed."""
+    from vidtok.train.loop import TrainerOptions
+    from vidtok.train.schedule import Schedule
+
+    trainer = {key: value for key, value in plain["trainer"].items() if key != "ema_decay"}
+    schedule = Schedule(**{key: trainer.pop(key) for key in ("max_steps", "max_minutes", "warmup_steps", "final_rate")})
+    return {"schedule": schedule, "options": TrainerOptions(seed=plain["seed"], **trainer)}
+
+
+def build_state(model: nn.Module, plain: dict) -> "TrainState":
+    """The model in training mode with its optimiser and average, of the groups `optimizer` and `trainer`."""
     from timm.optim import create_optimizer_v2
     from timm.utils import ModelEmaV3
 
-    from vidtok.datasets import ClipFolder
-    from vidtok.train.discriminator import Discriminator
-    from vidtok.train.loop import TrainerOptions
-    from vidtok.train.loss import LossWeights
-    from vidtok.train.schedule import Schedule
     from vidtok.train.state import TrainState
 
+    model.train()
+    ema = ModelEmaV3(model, decay=plain["trainer"]["ema_decay"], use_warmup=True)
+    return TrainState(model, create_optimizer_v2(model, **plain["optimizer"]), ema)
+
+
+def build_tokenizer_training(cfg: DictConfig) -> dict:
+    """The arguments of `vidtok.train.loop.train` that a config determines: for `vidtok train tokenizer`."""
+    # Imported here: a tokenizer alone needs none of it.
+    from timm.optim import create_optimizer_v2
+
+    from vidtok.datasets import ClipFolder
+    from vidtok.train.discriminator import Discriminator
+    from vidtok.train.loss import LossWeights
+    from vidtok.train.tokenizer import TokenizerTask, read_fixed_clips
+
+    lpips = build_lpips(cfg)
+    if lpips is None:
+        cfg.loss.perceptual = 0.0
     plain = OmegaConf.to_container(cfg, resolve=True)
-    data, trainer, weights = plain["data"], plain["trainer"], LossWeights(**plain["loss"])
-    schedule = Schedule(**{key: trainer.pop(key) for key in ("max_steps", "max_minutes", "warmup_steps", "final_rate")})
-    dataset = ClipFolder(data.pop("root"), seed=plain["seed"], **data)
+    data, validation, weights = plain["data"], plain["validation"], LossWeights(**plain["loss"])
+    arguments = build_schedule(plain)
+    batches = ClipFolder(data.pop("root"), seed=plain["seed"], **data)
+    fixed_clips = read_fixed_clips(validation["root"], validation["clips"]) if validation["root"] else []
 
     torch.manual_seed(plain["seed"])  # of the initial weights
     if plain["init"]:
@@ -139,17 +170,124 @@ def build_trainer(cfg: DictConfig) -> dict:
         cfg.model = asdict(tokenizer.config)  # the config that the run folder keeps names the model that was trained
     else:
         tokenizer = build_tokenizer(cfg)
-    tokenizer.train()
-    ema = ModelEmaV3(tokenizer, decay=trainer.pop("ema_decay"), use_warmup=True)
-    state = TrainState(tokenizer, create_optimizer_v2(tokenizer, **plain["optimizer"]), ema)
+    state = build_state(tokenizer, plain)
     if weights.adversarial > 0:
         size = (data["frames"], data["crop"], data["crop"])
-        state.discriminator = Discriminator(size, **plain["discriminator"])
-        state.discriminator_optimizer = create_optimizer_v2(state.discriminator, **plain["discriminator_optimizer"])
-    return {
-        "state": state,
-        "dataset": dataset,
-        "schedule": schedule,
-        "weights": weights,
-        "options": TrainerOptions(seed=plain["seed"], **trainer),
-    }
+        state.critic = Discriminator(size, **plain["discriminator"])
+        state.critic_optimizer = create_optimizer_v2(state.critic, **plain["discriminator_optimizer"])
+    task = TokenizerTask(weights, state.critic, lpips, fixed_clips)
+    return {"task": task, "state": state, "batches": batches, **arguments}
+
+
+def build_lpips(cfg: DictConfig) -> "LPIPS | None":
+    """The LPIPS network, or None where its weight is 0 or its weights are absent (said in a warning)."""
+    from vidtok.lpips import LPIPS
+
+    if cfg.loss.perceptual == 0:
+        return None
+    if cfg.lpips.weights is None:
+        warnings.warn("no lpips.weights=FILE: training without the perceptual term", stacklevel=2)
+        return None
+    return LPIPS(cfg.lpips.net, cfg.lpips.weights)
+
+
+def build_clip_sources(cfg: DictConfig) -> tuple["ClipSource", "ClipSource"]:
+    """(of training, of the test), of the group `data`."""
+    from vidtok.eval.labelled_clips import ClipSource
+
+    data = OmegaConf.to_container(cfg.data, resolve=True)
+    columns = {key: data[key] for key in ("path_column", "label_column", "split_column", "group_column", "classes")}
+    source = ClipSource(str(data["source"]), data["root"], **columns)
+    if data["val_source"] is None:
+        return source, source
+    return source, ClipSource(data["val_source"], data["val_root"] or data["root"], **columns)
+
+
+def build_protocol(cfg: DictConfig) -> "Protocol":
+    from vidtok.eval.protocol import Protocol
+
+    return Protocol.parse(cfg.data.protocol, cfg.data.size, cfg.data.fps)
+
+
+def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
+    """What `vidtok eval finetune` trains and tests on."""
+    from vidtok.datasets import refuse_overlap
+    from vidtok.eval.inputs import InputEncoder, encode_all
+    from vidtok.eval.labelled_clips import load_clips
+    from vidtok.eval.material import memory_material, video_material
+
+    data = OmegaConf.to_container(cfg.data, resolve=True)
+    if data["features"] is not None:
+        paths = data["features"], data["val_features"] or data["features"]
+        splits = data["train_split"], data["val_split"]
+        return feature_material(paths, splits, cfg.input, tokenizer, data["select"], data["batch_size"])
+    source, test_source = build_clip_sources(cfg)
+    splits = data["train_split"], data["val_split"]
+    protocol, encoder = build_protocol(cfg), InputEncoder(cfg.input, tokenizer)
+    refuse_overlap(source.files(splits[0]), test_source.files(splits[1]))
+    if not data["in_memory"]:
+        limits = data["train_clips"], data["val_clips"]
+        return video_material(
+            source, test_source, splits, protocol, encoder, data["select"], data["batch_size"], data["workers"],
+            cfg.seed, limits,
+        )  # fmt: skip
+    train = load_clips(source.open(splits[0], protocol), data["train_clips"], data["workers"])
+    test = load_clips(test_source.open(splits[1], protocol), data["val_clips"], data["workers"])
+    groups = source.groups(train.ids)
+    x_train, x_test = (encode_all(encoder, clips.video) for clips in (train, test))
+    return memory_material(
+        train, test, encoder, x_train, x_test, groups, data["select"], data["cells"], data["batch_size"], cfg.seed
+    )
+
+
+def build_recognition_training(cfg: DictConfig, material: "Material", tokenizer: VideoTokenizer) -> dict:
+    """The arguments of `vidtok.train.loop.train` that config and material determine: for `vidtok eval finetune`."""
+    from vidtok.eval.batches import LabelledBatches
+    from vidtok.eval.task import RecognitionTask
+
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    own = {"bits": tokenizer.bits, "channels": material.channels, "stride": tuple(tokenizer.stride)}
+    torch.manual_seed(plain["seed"])  # of the initial weights
+    head = build_head(
+        cfg, cfg.name, material.input, len(material.classes), material.grid(tokenizer.stride), plain["merge"], own,
+        plain["head_options"],
+    )  # fmt: skip
+    reads_tokens = cfg.input != "pixels"
+    head.record(
+        classes=list(material.classes),
+        tokenizer={"name": tokenizer.config.name, "weight_hash": tokenizer.weight_hash} if reads_tokens else None,
+        protocol=build_protocol(cfg).for_head(),
+    )
+    task = RecognitionTask(len(material.classes), material.encode, **plain["task"], select=material.select)
+    batches = LabelledBatches(material.train, plain["data"]["batch_size"], plain["seed"])
+    return {"task": task, "state": build_state(head, plain), "batches": batches, **build_schedule(plain)}
+
+
+def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison":
+    """The clips and arms of `vidtok eval compare`; decodes the clips where its folder doesn't hold them yet."""
+    from pathlib import Path
+
+    from vidtok.datasets import refuse_overlap
+    from vidtok.eval.clip_store import ClipStore
+    from vidtok.eval.compare import Comparison
+    from vidtok.eval.inputs import InputEncoder
+    from vidtok.eval.labelled_clips import load_clips
+
+    data = OmegaConf.to_container(cfg.data, resolve=True)
+    (source, test_source), protocol = build_clip_sources(cfg), build_protocol(cfg)
+    encoders = {arm: InputEncoder(arm, tokenizer) for arm in {*cfg.arms, "tokens", "recon"}}
+    refuse_overlap(source.files(data["train_split"]), test_source.files(data["val_split"]))
+    for_training = ("cells", "batch_size", "select", "workers", "in_memory", "features", "val_features")
+    facts = {key: value for key, value in data.items() if key not in for_training}
+    store = ClipStore(Path(cfg.run) / "clips", facts)
+    encoded = ClipStore(Path(cfg.run) / "encoded", {"tokenizer": tokenizer.weight_hash})
+
+    def load(where: "ClipSource", side: str) -> "ClipSet":
+        return load_clips(where.open(data[f"{side}_split"], protocol), data[f"{side}_clips"], data["workers"])
+
+    train = store.clips("train", lambda: load(source, "train"))
+    test = store.clips("test", lambda: load(test_source, "val"))
+    return Comparison(
+        encoded, train, test, encoders.__getitem__, list(cfg.arms), list(cfg.seeds), data["cells"], data["batch_size"],
+        data["select"], source.groups(train.ids),
+    )  # fmt: skip

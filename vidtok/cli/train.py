@@ -12,15 +12,17 @@ checkpoints, the model, TensorBoard scalars and pictures; the same command again
 
 import argparse
 import re
-import warnings
-from pathlib import Path
 
 from vidtok.cli.error import UserError
 from vidtok.hints import nearest
 
+# What can be trained, each by the config train_KIND, and the function of `vidtok.builders` that gives the arguments of
+# `vidtok.train.loop.train`.
+BUILDERS = {"tokenizer": "build_tokenizer_training"}
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", choices=["tokenizer"])
+    parser.add_argument("kind", choices=BUILDERS)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides")
     parser.add_argument("--config", action="store_true", help="print the resolved config and exit")
 
@@ -32,20 +34,16 @@ def run(args: argparse.Namespace) -> None:
     if args.config:
         print(OmegaConf.to_yaml(cfg))
         return
-    if cfg.init and any(re.match(r"(model|quantizer)\b", override) for override in args.overrides):
+    if cfg.get("init") and any(re.match(r"(model|quantizer)\b", override) for override in args.overrides):
         raise UserError("init brings its own model: give either init=, or model= and quantizer=")
 
-    from vidtok.builders import build_trainer
+    from vidtok import builders
     from vidtok.train.folder import RunFolder
     from vidtok.train.loop import train
     from vidtok.train.processes import join_processes
     from vidtok.train.stop import StopSignal
 
-    lpips = load_lpips(cfg)
-    if lpips is None:
-        cfg.loss.perceptual = 0.0
-    parts = build_trainer(cfg)
-    clips = fixed_clips(cfg.validation.root, cfg.validation.clips)
+    arguments = getattr(builders, BUILDERS[args.kind])(cfg)
     processes = join_processes()
     folder = RunFolder(cfg.run)
 
@@ -54,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
 
     text = OmegaConf.to_yaml(cfg, resolve=True)
     with StopSignal() as stop:
-        train(**parts, fixed_clips=clips, run=folder, stop=stop, config_yaml=text, lpips=lpips, say=say)
+        train(**arguments, run=folder, stop=stop, config_yaml=text, say=say)
     say(f"model: {folder.path / 'model'}")
     processes.destroy_process_group()
 
@@ -99,30 +97,3 @@ def flat_keys(tree: dict, prefix: str = "") -> list[str]:
         if isinstance(value, dict):
             keys += flat_keys(value, f"{prefix}{key}.")
     return keys
-
-
-def load_lpips(cfg):
-    """The LPIPS network, or None where its weight is 0 or its weights are absent (said in a warning)."""
-    if cfg.loss.perceptual == 0:
-        return None
-    if cfg.lpips.weights is None:
-        warnings.warn("no lpips.weights=FILE: training without the perceptual term", stacklevel=2)
-        return None
-    from vidtok.lpips import LPIPS
-
-    return LPIPS(cfg.lpips.net, cfg.lpips.weights)
-
-
-def fixed_clips(root: str | None, count: int) -> list:
-    """The first 17 frames at 128x128 of `count` videos, spread over the sorted files of a folder."""
-    if root is None:
-        return []
-    from vidtok.datasets import read_video
-    from vidtok.datasets.container import VIDEO_SUFFIXES
-
-    files = sorted(p for p in Path(root).rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
-    if not files:
-        raise UserError(f"validation.root={root} holds no video")
-    return [
-        read_video(p, size=(128, 128), max_frames=17) for p in files[:: max(1, len(files) // max(1, count))][:count]
-    ]

@@ -1,13 +1,17 @@
-"""Training a tokenizer.
+"""Training.
 
 loop           the whole loop, top to bottom
+task           what it asks of the things it trains
 state          all that a run needs to go on
-loss           the terms of the objective and their weights
-adversarial    those between tokenizer and discriminator
-discriminator  the 3-D StyleGAN discriminator
+batch          parts of batches of any structure
 schedule       learning rate over a run
 clock          what is due when
 processes      those of one run
 stop           SIGTERM and Ctrl-C as a wish
 folder         the run folder: config, checkpoints, scalars, pictures
+
+tokenizer      the task of training a tokenizer
+loss           the terms of its objective and their weights
+adversarial    those between tokenizer and discriminator
+discriminator  the 3-D StyleGAN discriminator
 """

@@ -3,9 +3,9 @@
 config.yaml      the resolved config
 run.json         command, git hash, versions, machine
 checkpoint.pt    state to resume from (tensors and plain values only)
-model/           the EMA weights as `VideoTokenizer.from_pretrained` reads them
+model/           the averaged weights, as the model's `from_pretrained` reads them
 scalars/         TensorBoard
-pictures/        reconstructions of the fixed clips: above the original, below what the tokens keep of it
+pictures/        what the validation draws, by name and step
 """
 
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from torchvision.utils import make_grid, save_image
+from torchvision.utils import save_image
 
 from vidtok.provenance import git_hash
 
@@ -52,11 +52,11 @@ class RunFolder:
         torch.save(state, new)
         os.replace(new, self.path / "checkpoint.pt")
 
-    def save_model(self, tokenizer) -> Path:
+    def save_model(self, model) -> Path:
         """Writes model/ beside the old one, then puts it in its place (a kill in between leaves model.new/ whole)."""
         new, old, final = self.path / "model.new", self.path / "model.old", self.path / "model"
         shutil.rmtree(new, ignore_errors=True)
-        tokenizer.save_pretrained(new)
+        model.save_pretrained(new)
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             final.rename(old)
@@ -69,15 +69,11 @@ class RunFolder:
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
-    def save_picture(self, video_BCTHW: Tensor, decoded_BCTHW: Tensor, step: int) -> Path:
-        """First, middle and last frame of each clip, originals over reconstructions. Both float in [-1, 1]."""
-        T = video_BCTHW.shape[2]
-        frames = sorted({0, T // 2, T - 1})
-        rows = [x[:, :, frames].transpose(1, 2).flatten(0, 1) for x in (video_BCTHW, decoded_BCTHW)]
-        image = make_grid(torch.cat(rows).float().cpu(), nrow=len(rows[0]), normalize=True, value_range=(-1, 1))
-        path = self.path / "pictures" / f"{step:07d}.png"
+    def save_picture(self, name: str, image_CHW: Tensor, step: int) -> Path:
+        """An image in [0, 1], as a file and in TensorBoard."""
+        path = self.path / "pictures" / f"{name}-{step:07d}.png"
         path.parent.mkdir(exist_ok=True)
-        save_image(image, path)
-        self.writer.add_image("reconstruction", image, step)
+        save_image(image_CHW, path)
+        self.writer.add_image(name, image_CHW, step)
         self.writer.flush()
         return path

@@ -60,7 +60,7 @@ class LossWeights:
     def critic_total(self, terms: dict[str, Tensor]) -> Tensor:
         """The discriminator's objective."""
         weights = {"discriminator": 1.0, "lecam": self.lecam, "r1": self.r1}
-        return sum(weights[name] * term for name, term in terms.items())
+        return sum(weights[name] * terms[name] for name in terms if name in weights)
 
 
 def reconstruction_loss(decoded: Tensor, video: Tensor) -> Tensor:
@@ -68,10 +68,12 @@ def reconstruction_loss(decoded: Tensor, video: Tensor) -> Tensor:
     return F.mse_loss(decoded.float(), video.float())
 
 
-def perceptual_loss(lpips: LPIPS, decoded_BCTHW: Tensor, video_BCTHW: Tensor, frames: int = 0) -> Tensor:
-    """Mean LPIPS of `frames` random frames (0: all) of each clip."""
+def perceptual_loss(
+    lpips: LPIPS, decoded_BCTHW: Tensor, video_BCTHW: Tensor, frames: int = 0, rng: torch.Generator | None = None
+) -> Tensor:
+    """Mean LPIPS of `frames` frames (0: all), the same random ones of each clip; rng: a generator on the CPU."""
     T = video_BCTHW.shape[2]
     if 0 < frames < T:
-        chosen = torch.randperm(T, device=video_BCTHW.device)[:frames]
+        chosen = torch.randperm(T, generator=rng)[:frames].to(video_BCTHW.device)
         decoded_BCTHW, video_BCTHW = decoded_BCTHW[:, :, chosen], video_BCTHW[:, :, chosen]
     return lpips(decoded_BCTHW.transpose(1, 2).flatten(0, 1), video_BCTHW.transpose(1, 2).flatten(0, 1)).mean()

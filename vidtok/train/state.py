@@ -4,9 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 from timm.utils import ModelEmaV3
-
-from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.discriminator import Discriminator
+from torch import nn
 
 
 @dataclass
@@ -14,28 +12,34 @@ class TrainState:
     """What training changes. Batches and random numbers follow from `step`, so that nothing else is to be kept.
 
     Attributes:
-        tokenizer, optimizer: what is trained.
-        ema: moving average of the tokenizer, what is evaluated and saved as the model.
-        discriminator, discriminator_optimizer: of the adversarial stage, or None.
-        logit_averages: [2], moving averages of the discriminator's mean real and fake logit, for LeCAM.
+        model, optimizer: what is trained, with the optimiser at its peak learning rate.
+        ema: moving average of the model, what is evaluated and saved.
+        critic, critic_optimizer: of an adversarial game, or None.
+        logit_averages: [2], moving averages of the critic's mean real and fake logit.
         step: optimiser steps done; seconds: of training, over all parts of the run.
     """
 
-    tokenizer: VideoTokenizer
+    model: nn.Module
     optimizer: torch.optim.Optimizer
     ema: ModelEmaV3
-    discriminator: Discriminator | None = None
-    discriminator_optimizer: torch.optim.Optimizer | None = None
+    critic: nn.Module | None = None
+    critic_optimizer: torch.optim.Optimizer | None = None
     logit_averages: torch.Tensor = field(default_factory=lambda: torch.zeros(2))
     step: int = 0
     seconds: float = 0.0
 
     def _parts(self) -> dict:
-        parts = {"tokenizer": self.tokenizer, "optimizer": self.optimizer, "ema": self.ema.module}
-        if self.discriminator is not None:
-            parts["discriminator"] = self.discriminator
-            parts["discriminator_optimizer"] = self.discriminator_optimizer
+        parts = {"model": self.model, "optimizer": self.optimizer, "ema": self.ema.module}
+        if self.critic is not None:
+            parts |= {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
         return parts
+
+    def to(self, device: torch.device) -> None:
+        """Before the optimisers have made their first step or been loaded."""
+        for part in (self.model, self.ema, self.critic):
+            if part is not None:
+                part.to(device)
+        self.logit_averages = self.logit_averages.to(device)
 
     def state_dict(self) -> dict:
         """Tensors and plain values only, as `torch.load(weights_only=True)` wants it."""

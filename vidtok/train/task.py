@@ -1,0 +1,76 @@
+"""What the training loop asks of the things that it trains."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from vidtok.train.folder import RunFolder
+
+Batch = Any  # a tensor, or a nested dict, list or tuple of tensors, all with the samples along dimension 0
+
+
+class Batches(Protocol):
+    """An endless row of batches: batch i is a pure function of (seed, i), the same in every process."""
+
+    def loader(self, start: int, workers: int) -> Iterator[Batch]:
+        """Batches start, start + 1, ..., made ahead by `workers` processes."""
+
+    def summary(self) -> str:
+        """What there is to say at the end, such as "3 files skipped"; "" for nothing."""
+
+
+class Task(Protocol):
+    """An objective and how to watch it. Plain settings and frozen networks only: all that training changes is in the
+    `TrainState`.
+
+    A batch comes on the model's device, and is this process' share or, with gradient accumulation, a part of that.
+    Every part has random numbers of its own. So a term that is a mean over samples comes out the same for any number of
+    processes and parts; what all samples shall have in common is drawn by a generator seeded with `step`, and what
+    shall be random per sample and yet the same for any number of processes comes in the batch.
+    """
+
+    def terms(self, model: nn.Module, batch: Batch, step: int) -> tuple[dict[str, Tensor], Any]:
+        """Scalar terms and diagnostics by name, and what `critic_terms` needs (detached) or None.
+
+        `model` is wrapped where several processes train it: call it as a whole (`bare` gives its attributes).
+        """
+
+    def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
+        """The weighted sum that is minimised."""
+
+    def validate(self, model: nn.Module, run: RunFolder, step: int) -> str | None:
+        """Called at every checkpoint, in the main process, with the averaged model in evaluation mode: writes scalars
+        and pictures to `run`, returns what to say or None."""
+
+    def progress(self, scalars: dict[str, float]) -> str:
+        """Its part of the progress line."""
+
+
+class AdversarialTask(Task, Protocol):
+    """A task whose state has a critic, too: after each step of the model, the critic has one on the same batch.
+
+    Attributes:
+        logit_decay: of the moving averages of the terms "real_logit" and "fake_logit".
+    """
+
+    logit_decay: float
+
+    def plays(self, step: int) -> bool:
+        """Whether the critic trains at this step."""
+
+    def critic_terms(
+        self, critic: nn.Module, batch: Batch, carried: Any, averages: Tensor, step: int
+    ) -> dict[str, Tensor]:
+        """Scalar terms and diagnostics by name, "real_logit" and "fake_logit" among them.
+
+        carried: what `terms` returned for the same batch; averages: [2], of the real and the fake logit.
+        """
+
+    def critic_total(self, terms: dict[str, Tensor], step: int) -> Tensor:
+        """The weighted sum that the critic minimises."""
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model itself, out of the wrapper for several processes."""
+    return getattr(model, "module", model)

@@ -1,0 +1,122 @@
+"""The task of training a tokenizer: MAGVIT-v2's objective, and reconstructions of fixed clips to watch it."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from vidtok.datasets import read_video
+from vidtok.datasets.container import VIDEO_SUFFIXES
+from vidtok.lpips import LPIPS
+from vidtok.tokenizer import VideoTokenizer
+from vidtok.train import adversarial
+from vidtok.train.discriminator import Discriminator
+from vidtok.train.folder import RunFolder
+from vidtok.train.loss import LossWeights, perceptual_loss, reconstruction_loss
+from vidtok.train.task import AdversarialTask, bare
+
+BIT = math.log(2)  # nats
+
+
+class TokenizerTask(AdversarialTask):
+    """Batches are clips, float32 [B, 3, T, H, W] in [-1, 1].
+
+    Args:
+        weights: of the terms.
+        discriminator: the critic of the adversarial game, the same object as in the state; None plays none.
+        lpips: the perceptual term, needed where its weight isn't 0.
+        fixed_clips: [1, 3, T, H, W] each; their PSNR and pictures show how the run goes. May be empty.
+    """
+
+    def __init__(
+        self,
+        weights: LossWeights,
+        discriminator: Discriminator | None = None,
+        lpips: LPIPS | None = None,
+        fixed_clips: list[Tensor] = (),
+    ):
+        self.weights, self.discriminator, self.lpips = weights, discriminator, lpips
+        self.fixed_clips, self.logit_decay = fixed_clips, weights.lecam_decay
+
+    def plays(self, step: int) -> bool:
+        return self.discriminator is not None and step >= self.weights.adversarial_start
+
+    def terms(self, model: nn.Module, batch: Tensor, step: int) -> tuple[dict[str, Tensor], Tensor]:
+        decoded, z, codes = model(batch)
+        terms = {"reconstruction": reconstruction_loss(decoded, batch), **bare(model).quantizer.losses(z, codes)}
+        if self.lpips is not None:
+            frames = torch.Generator().manual_seed(step)
+            lpips = self.lpips.to(batch.device)
+            terms["perceptual"] = perceptual_loss(lpips, decoded, batch, self.weights.perceptual_frames, frames)
+        if self.plays(step):
+            # Not the wrapped one: nothing here is for the discriminator to learn from.
+            self.discriminator.requires_grad_(False)
+            terms["adversarial"] = adversarial.generator_loss(self.discriminator(decoded))
+            self.discriminator.requires_grad_(True)
+        return terms, decoded.detach()
+
+    def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
+        return self.weights.total(terms, step)
+
+    def critic_terms(
+        self, critic: nn.Module, batch: Tensor, carried: Tensor, averages: Tensor, step: int
+    ) -> dict[str, Tensor]:
+        real = batch.requires_grad_(self.weights.r1 > 0)
+        real_logits, fake_logits = critic(torch.cat([real, carried])).chunk(2)
+        terms = {
+            "discriminator": adversarial.discriminator_loss(real_logits, fake_logits),
+            "lecam": adversarial.lecam_penalty(real_logits, fake_logits, averages),
+            "discriminator_accuracy": adversarial.accuracy(real_logits, fake_logits),
+            "real_logit": real_logits.detach().mean(),
+            "fake_logit": fake_logits.detach().mean(),
+        }
+        if self.weights.r1 > 0:
+            with torch.autocast(batch.device.type, enabled=False):
+                terms["r1"] = adversarial.r1_penalty(real_logits, real)
+        return terms
+
+    def critic_total(self, terms: dict[str, Tensor], step: int) -> Tensor:
+        return self.weights.critic_total(terms)
+
+    def validate(self, model: VideoTokenizer, run: RunFolder, step: int) -> str | None:
+        """Of the fixed clips the PSNR (peak 2, mean over clips), and a picture of the first four."""
+        clips = self.fixed_clips
+        if not clips:
+            return None
+        decoded = [model.decode(model.encode(clip)).cpu() for clip in clips]
+        errors = [reconstruction_loss(a, b).item() for a, b in zip(decoded, clips, strict=True)]
+        psnr = sum(10 * math.log10(4 / max(error, 1e-12)) for error in errors) / len(clips)
+        run.save_scalars({"validation_psnr": psnr}, step)
+        picture = run.save_picture("reconstruction", comparison(torch.cat(clips[:4]), torch.cat(decoded[:4])), step)
+        return f"validation {psnr:.2f} dB on {len(clips)} fixed clips, {picture}"
+
+    def progress(self, scalars: dict[str, float]) -> str:
+        parts = [f"l2 {scalars['reconstruction']:.4f}"]
+        for name in ("perceptual", "commitment", "adversarial", "discriminator"):
+            if name in scalars:
+                parts.append(f"{name} {scalars[name]:.4f}")
+        if "discriminator_accuracy" in scalars:
+            parts.append(f"accuracy {scalars['discriminator_accuracy']:.2f}")
+        if "entropy" in scalars:
+            token, codebook = scalars["entropy_per_sample"] / BIT, scalars["entropy_codebook"] / BIT
+            parts.append(f"bits: token {token:.2f}, codebook {codebook:.2f}")
+        return "  ".join(parts)
+
+
+def comparison(video_BCTHW: Tensor, decoded_BCTHW: Tensor) -> Tensor:
+    """First, middle and last frame of each clip, originals over reconstructions, as one image [3, H', W'] in [0, 1]."""
+    T = video_BCTHW.shape[2]
+    frames = sorted({0, T // 2, T - 1})
+    rows = [x[:, :, frames].transpose(1, 2).flatten(0, 1) for x in (video_BCTHW, decoded_BCTHW)]
+    return make_grid(torch.cat(rows).float().cpu(), nrow=len(rows[0]), normalize=True, value_range=(-1, 1))
+
+
+def read_fixed_clips(root: str | Path, count: int) -> list[Tensor]:
+    """The first 17 frames at 128x128 of `count` videos, spread over the sorted files of a folder."""
+    files = sorted(p for p in Path(root).rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+    if not files:
+        raise ValueError(f"validation.root={root} holds no video")
+    chosen = files[:: max(1, len(files) // max(1, count))][:count]
+    return [read_video(path, size=(128, 128), max_frames=17) for path in chosen]
