@@ -87,8 +87,10 @@ class ClipFolder(Dataset):
         self.image_fraction = 0.0 if not self.images else 1.0 if not self.videos else image_fraction
         # Shared memory: a worker's finding is everyone's, and the main process can count.
         self._files = self.videos + self.images
-        self._bad = torch.zeros(len(self._files), dtype=torch.bool).share_memory_()
-        self._reading = torch.zeros(len(self._files), dtype=torch.int64).share_memory_()  # 1 + the number of the batch
+        self._bad = torch.zeros(len(self._files), dtype=torch.bool, device="cpu").share_memory_()
+        self._reading = torch.zeros(
+            len(self._files), dtype=torch.int64, device="cpu"
+        ).share_memory_()  # 1 + number of the batch
 
     @property
     def skipped(self) -> list[Path]:
