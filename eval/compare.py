@@ -7,16 +7,15 @@ and predictions.npz once it has been tested). What is there is not made again.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
 from .clip_store import ClipStore
-from .inputs import InputEncoder, encode_all, shuffle_frames
+from .inputs import InputEncoder, encode_all, shuffle_views
 from .labelled_clips import ClipSet
-from .material import Material, memory_material, memory_test
+from .material import Material, Test, memory_material, memory_test
 from .predict import Predictions
 from .recognition import correct_of, result_entry
 from .statistics import paired_ratio
@@ -48,9 +47,7 @@ class Comparison:
     ):
         self.store, self.encoder, self.arms, self.seeds, self.cells = encoded, encoder, arms, seeds, cells
         self.train, self.test, self.batch_size, self.select, self.groups = train, test, batch_size, select, groups
-        flat = test.video.flatten(0, 1)
-        shuffled = shuffle_frames(flat, seed=0).unflatten(0, test.video.shape[:2])
-        self.sides = {"train": train, "test": test, "shuffled": replace(test, video=shuffled)}
+        self.sides = {"train": train.video, "test": test.video, "shuffled": shuffle_views(test.video)}
 
     def run(self, fit: Fit, folder: Path, say=print) -> bool:
         """Trains and tests what is missing; False where it was stopped."""
@@ -58,14 +55,19 @@ class Comparison:
             missing = [seed for seed in self.seeds if not _done(folder, arm, seed)]
             if not missing:
                 continue
-            tests = self._tests(arm)
+            encoded = [self.encoded(arm, side) for side in ("train", "test", "shuffled")]
             for seed in missing:
                 say(f"{arm}, seed {seed}")
+                material = memory_material(
+                    self.train, self.test, self.encoder(arm), *encoded,
+                    self.groups, self.select, self.cells, self.batch_size, seed,
+                )  # fmt: skip
                 own = folder / "runs" / f"{arm}-{seed}"
-                fitted = fit(self._material(arm, seed), arm, seed, own)
+                fitted = fit(material, arm, seed, own)
                 if fitted is None:
                     return False
                 head, facts = fitted
+                tests = {"test": material.test, "shuffled": material.shuffled} | self._transfer(arm)
                 found = {name: test(head) for name, test in tests.items()}
                 _save(own, facts, found)
                 say(f"{arm}, seed {seed}: " + ", ".join(f"{k} {v.correct_N.mean():.3f}" for k, v in found.items()))
@@ -93,27 +95,16 @@ class Comparison:
         ]
         return entries, predictions, comparisons
 
-    def _material(self, arm: str, seed: int) -> Material:
-        encoder = self.encoder(arm)
-        return memory_material(
-            self.train, self.test, encoder, self.encoded(arm, "train"), self.encoded(arm, "test"),
-            self.groups, self.select, self.cells, self.batch_size, seed,
-        )  # fmt: skip
-
-    def _tests(self, arm: str) -> dict[str, Callable[[nn.Module], Predictions]]:
-        unit = self.encoder(arm).unit
-
-        def of(arm: str, side: str):
-            return memory_test(self.encoded(arm, side), self.test, self.cells, unit, self.batch_size)
-
-        tests = {"test": of(arm, "test"), "shuffled": of(arm, "shuffled")}
-        if arm == "pixels":
-            tests["recon"] = of("recon", "test")
-        return tests
+    def _transfer(self, arm: str) -> dict[str, Test]:
+        """The test of heads of pixels on reconstructions."""
+        if arm != "pixels":
+            return {}
+        x_NV, unit = self.encoded("recon", "test"), self.encoder(arm).unit
+        return {"recon": memory_test(x_NV, self.test, self.cells, unit, self.batch_size)}
 
     def encoded(self, arm: str, side: str):
         """x [N,V,...] of one of the three sets of clips."""
-        video = self.sides[side].video
+        video = self.sides[side]
         if arm == "pixels":
             return video
         name = {"codes": "tokens"}.get(arm, arm)  # both are ids

@@ -104,3 +104,8 @@ def shuffle_frames(video_BCTHW: Tensor, seed: int) -> Tensor:
             order = torch.randperm(T, generator=generator)
         shuffled.append(clip_CTHW[:, order])
     return torch.stack(shuffled)
+
+
+def shuffle_views(video_NVCTHW: Tensor, seed: int = 0) -> Tensor:
+    """`shuffle_frames` of every view."""
+    return shuffle_frames(video_NVCTHW.flatten(0, 1), seed).unflatten(0, video_NVCTHW.shape[:2])

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
+from vidtok.tokenizer import VideoTokenizer
+
 from .batches import MemorySource, Source, VideoSource, centre_cells
+from .feature_files import FeatureFiles
 from .folds import split_off
-from .inputs import InputEncoder, unpack
+from .inputs import InputEncoder, shuffle_frames, unpack
 from .labelled_clips import ClipSet, ClipSource, cut
 from .predict import Predictions, predict, views_in_memory, views_of_dataset
 from .protocol import Protocol
@@ -31,9 +34,10 @@ class Material:
 
     input: str
     train: Source
-    encode: Callable[[Tensor], Tensor]
+    encode: Callable[[Tensor], Tensor] | None
     example: Tensor
     test: Test
+    shuffled: Test | None
     select: Test | None
     classes: list[str]
 
@@ -56,13 +60,14 @@ def memory_material(
     encoder: InputEncoder,
     x_train_NV: Tensor,
     x_test_NV: Tensor,
+    x_shuffled_NV: Tensor,
     groups: Sequence[str] | None = None,
     select: float = 0.0,
     cells: int | None = None,
     batch_size: int = 16,
     seed: int = 0,
 ) -> Material:
-    """Of clips in memory and what `encode_all` made of them. select: share of the training clips to choose a checkpoint
+    """Of clips in memory and what `encode_all` made of them, and of the test clips with shuffled frames. select: share of the training clips to choose a checkpoint
     on. cells: side of the random crops of the grid, see `MemorySource`."""
     kept, apart = np.arange(len(train)), None
     if select:
@@ -74,6 +79,7 @@ def memory_material(
         unpack,
         unpack(centre_cells(x_train_NV[:1, 0], cells, unit)),
         memory_test(x_test_NV, test, cells, unit, batch_size),
+        memory_test(x_shuffled_NV, test, cells, unit, batch_size),
         None if apart is None else memory_test(x_train_NV[apart], train.subset(apart), cells, unit, batch_size),
         train.classes,
     )
@@ -117,8 +123,8 @@ def video_material(
         cut(apart, chosen)
         cut(training, kept)
 
-    def test_on(videos) -> Test:
-        return lambda head: predict(head, views_of_dataset(videos, batch_size, workers), encoder)
+    def test_on(videos, encode=encoder) -> Test:
+        return lambda head: predict(head, views_of_dataset(videos, batch_size, workers), encode)
 
     example = encoder(training.draw(0, 0).video)
     return Material(
@@ -127,6 +133,44 @@ def video_material(
         encoder,
         example,
         test_on(dataset),
+        test_on(dataset, lambda video: encoder(shuffle_frames(video, seed=0))),
         None if apart is None else test_on(apart),
         training.classes,
+    )
+
+
+def feature_material(
+    paths: tuple[str, str],
+    splits: tuple[str | None, str | None],
+    input: str,
+    tokenizer: VideoTokenizer,
+    frames: int,
+    select: float = 0.0,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> Material:
+    """Of the files of `vidtok extract`. paths, splits: of training and test. Raises ValueError where a video is in
+    both."""
+    train = FeatureFiles(paths[0], splits[0], input, tokenizer, None, frames, seed)
+    test = FeatureFiles(paths[1], splits[1], input, tokenizer, train.classes, frames)
+    if both := sorted(set(train.ids) & set(test.ids)):
+        raise ValueError(f"{len(both)} videos are in training and test, the first is {both[0]}")
+    apart = None
+    if select:
+        kept, chosen = split_off(np.array(train.labels), None, select)
+        apart = FeatureFiles(paths[0], splits[0], input, tokenizer, train.classes, frames).keep(chosen)
+        train.keep(kept)
+
+    def test_on(videos: FeatureFiles) -> Test:
+        return lambda head: predict(head, videos.views(batch_size))
+
+    return Material(
+        input,
+        train,
+        None,
+        train.draw(0, 0)[None],
+        test_on(test),
+        None,
+        None if apart is None else test_on(apart),
+        train.classes,
     )

@@ -212,15 +212,24 @@ def build_protocol(cfg: DictConfig) -> "Protocol":
 def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
     """What `vidtok eval finetune` trains and tests on."""
     from vidtok.datasets import refuse_overlap
-    from vidtok.eval.inputs import InputEncoder, encode_all
+    from vidtok.eval.inputs import InputEncoder, encode_all, shuffle_views
     from vidtok.eval.labelled_clips import load_clips
-    from vidtok.eval.material import memory_material, video_material
+    from vidtok.eval.material import feature_material, memory_material, video_material
 
     data = OmegaConf.to_container(cfg.data, resolve=True)
     if data["features"] is not None:
         paths = data["features"], data["val_features"] or data["features"]
         splits = data["train_split"], data["val_split"]
-        return feature_material(paths, splits, cfg.input, tokenizer, data["select"], data["batch_size"])
+        return feature_material(
+            paths,
+            splits,
+            cfg.input,
+            tokenizer,
+            build_protocol(cfg).frames,
+            data["select"],
+            data["batch_size"],
+            cfg.seed,
+        )
     source, test_source = build_clip_sources(cfg)
     splits = data["train_split"], data["val_split"]
     protocol, encoder = build_protocol(cfg), InputEncoder(cfg.input, tokenizer)
@@ -234,10 +243,13 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
     train = load_clips(source.open(splits[0], protocol), data["train_clips"], data["workers"])
     test = load_clips(test_source.open(splits[1], protocol), data["val_clips"], data["workers"])
     groups = source.groups(train.ids)
-    x_train, x_test = (encode_all(encoder, clips.video) for clips in (train, test))
-    return memory_material(
-        train, test, encoder, x_train, x_test, groups, data["select"], data["cells"], data["batch_size"], cfg.seed
+    x_train, x_test, x_shuffled = (
+        encode_all(encoder, video) for video in (train.video, test.video, shuffle_views(test.video))
     )
+    return memory_material(
+        train, test, encoder, x_train, x_test, x_shuffled, groups, data["select"], data["cells"], data["batch_size"],
+        cfg.seed,
+    )  # fmt: skip
 
 
 def build_recognition_training(cfg: DictConfig, material: "Material", tokenizer: VideoTokenizer) -> dict:

@@ -58,9 +58,10 @@ def run(args: argparse.Namespace) -> int | None:
         head, facts = chosen_head(head, folder.path)
         facts |= {"seed": cfg.seed, "steps": state.step, "seconds": state.seconds}
         predictions = material.test(head)
+        shuffled = None if material.shuffled is None else [material.shuffled(head)]
         result = recognition_result(
             "finetune",
-            [result_entry(cfg.name, cfg.input, [(facts, predictions)])],
+            [result_entry(cfg.name, cfg.input, [(facts, predictions)], None, shuffled)],
             {cfg.name: [predictions]},
             data=data_record(
                 build_clip_sources(cfg)[0],

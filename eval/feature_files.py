@@ -1,0 +1,99 @@
+"""Extracted features as what a head or a probe is trained and tested on.
+
+Legend: B batch, V views: the records that share an id, clips and crops of one video; N videos.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidtok.extract import TokenDataset
+from vidtok.tokenizer import VideoTokenizer
+
+from .predict import Views
+
+# input of a head: the feature that it is made of
+FEATURES = {"tokens": "ids", "codes": "ids", "latents": "latents", "hidden": "hidden", "embedding": "embedding"}
+
+
+class FeatureFiles:
+    """The videos of one split in the files of `vidtok extract`.
+
+    input: what the head reads, a key of `FEATURES`. classes: names in order; None, those in the files. frames: that each
+    record must hold; None, any.
+
+    Raises ValueError for features of another kind, of another tokenizer, of another length, or without labels.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str | None,
+        input: str,
+        tokenizer: VideoTokenizer,
+        classes: Sequence[str] | None = None,
+        frames: int | None = None,
+        seed: int = 0,
+    ):
+        dataset = TokenDataset(path, split, classes=classes)
+        if dataset.feature != FEATURES.get(input):
+            raise ValueError(
+                f"{path} holds {dataset.feature}; input {input!r} is made of {FEATURES.get(input, 'none')}"
+            )
+        meta = dataset.meta
+        if meta["weight_hash"] != tokenizer.weight_hash:
+            ours, theirs = (f"{name} (weights {hash})" for name, hash in (
+                (tokenizer.config.name, tokenizer.weight_hash), (meta["model"], meta["weight_hash"])
+            ))  # fmt: skip
+            raise ValueError(f"{path} holds features of tokenizer {theirs}, not of {ours}")
+        if min(dataset.labels) < 0:
+            raise ValueError(f"{path}: records without labels")
+        lengths = {entry.frames for entry in dataset.entries}
+        if frames is not None and lengths != {frames}:
+            raise ValueError(
+                f"{path}: records of {min(lengths)} to {max(lengths)} frames, and the protocol has {frames}"
+            )
+        self.dataset, self.seed = dataset, seed
+        records: dict[str, list[int]] = {}
+        for record, name in enumerate(dataset.ids):
+            records.setdefault(name, []).append(record)
+        self.ids, self.records = list(records), list(records.values())
+        self.labels = [dataset.labels[rows[0]] for rows in self.records]
+        self.classes = dataset.classes
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def keep(self, indices: Sequence[int]) -> "FeatureFiles":
+        """Leaves only some of the videos; returns itself."""
+        for name in ("ids", "records", "labels"):
+            values = getattr(self, name)
+            setattr(self, name, [values[i] for i in indices])
+        return self
+
+    def draw(self, index: int, epoch: int) -> Tensor:
+        """One view of a video, see `vidtok.eval.batches.Source`."""
+        rows = self.records[index]
+        view = np.random.default_rng([self.seed, epoch, index]).integers(len(rows))
+        return self.dataset[rows[view]]["features"]
+
+    def summary(self) -> str:
+        return ""
+
+    def views(self, batch_size: int) -> Iterator[Views]:
+        """All videos, in order; neighbours with the same number of views share a batch."""
+        start = 0
+        while start < len(self):
+            stop = start + 1
+            while stop < min(start + batch_size, len(self)) and len(self.records[stop]) == len(self.records[start]):
+                stop += 1
+            x = torch.stack([self.all_views(index) for index in range(start, stop)])
+            yield Views(x, torch.tensor(self.labels[start:stop]), self.ids[start:stop], [])
+            start = stop
+
+    def all_views(self, index: int) -> Tensor:
+        """[V,...]"""
+        return torch.stack([self.dataset[row]["features"] for row in self.records[index]])

@@ -1,0 +1,169 @@
+"""What is in a tokenizer's features, by classifiers that are cheap to train.
+
+    vidtok eval probe grid.csv --label-column command                    # logistic regression on hidden features
+    vidtok eval probe droid.csv --group-column lab --input codes --pool time --classifier knn
+    vidtok eval probe digits --size 64 --protocol 17x1x1x1 --train-clips 900 --test-clips 450
+    vidtok eval probe --features train.parquet --test-features val.parquet
+    vidtok eval probe grid.csv --label-column command --classifier attentive --steps 500
+
+Features are computed on the fly, or read from the files of `vidtok extract`. The tokenizer stays as it is. Logistic
+regression and kNN take them pooled and standardised; C and k come from cross-validation on the training clips alone, by
+group where --group-column says what belongs together. The attentive probe trains one layer of attention on the whole
+grid, as `vidtok eval finetune head=attentive` does; its run folder is --run.
+"""
+
+import argparse
+
+from vidtok.cli import options
+from vidtok.cli.eval_recognition import add_source
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    positive = options.positive
+    parser.add_argument("source", nargs="?", metavar="SOURCE", help="csv or json of annotations, folder, or digits")
+    add_source(parser)
+    parser.add_argument("--group-column", metavar="NAME", help="of the csv: what cross-validation must not part")
+    parser.add_argument("--features", metavar="PATH", help="of the training clips, instead of SOURCE")
+    parser.add_argument("--test-features", metavar="PATH", help="of the test clips (default: the same file)")
+    parser.add_argument("--train-split", default="train", metavar="NAME", help="(%(default)s)")
+    parser.add_argument("--split", default="val", metavar="NAME", help="that is tested (%(default)s)")
+    parser.add_argument("--train-clips", type=positive(int), metavar="N", help="at most")
+    parser.add_argument("--test-clips", type=positive(int), metavar="N", help="at most")
+    parser.add_argument("--input", default="hidden", help="hidden (default), latents, codes or pixels")
+    parser.add_argument("--pool", default="mean", help="mean, over time and space; time, over space; all, nothing")
+    parser.add_argument("--classifier", default="logistic", help="logistic (default), knn or attentive")
+    parser.add_argument("--protocol", default="17x4x1x1", metavar="FxSxSxC", help="(%(default)s)")
+    parser.add_argument("--size", type=positive(int), default=128, metavar="PIXELS", help="of the crop (%(default)s)")
+    parser.add_argument("--fps", type=positive(float), help="what the stride is counted in (default: native)")
+    parser.add_argument("--steps", type=positive(int), default=500, help="of the attentive probe (%(default)s)")
+    parser.add_argument("--run", default="runs/probe", metavar="DIR", help="of the attentive probe (%(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode (%(default)s)")
+    options.add_model(parser)
+    parser.add_argument("--json", metavar="OUT", help="write the whole result, clip by clip")
+    parser.add_argument("--force", action="store_true", help="overwrite what exists")
+
+
+def run(args: argparse.Namespace) -> int | None:
+    import time
+
+    from vidtok.cli.error import UserError
+    from vidtok.cli.jsonfile import refuse_existing, write_json
+    from vidtok.eval.probe import fit_probe, predict_probe
+    from vidtok.eval.protocol import Protocol
+    from vidtok.eval.recognition import format_table, recognition_result, result_entry
+    from vidtok.tokenizer import VideoTokenizer
+
+    if (args.source is None) == (args.features is None):
+        raise UserError("give either SOURCE or --features")
+    if args.classifier == "attentive":
+        return attentive(args)
+    start = time.perf_counter()
+    refuse_existing(args.json, args.force)
+    tokenizer = VideoTokenizer.from_pretrained(args.model, options.pick_device(args.device))
+    protocol = Protocol.parse(args.protocol, args.size, args.fps)
+    sides, data = (of_files if args.features else of_clips)(args, tokenizer, protocol)
+    train, test, classes = sides["train"], sides["test"], data["classes"]
+    model, facts = fit_probe(args.classifier, train.x_NVF, train.labels, train.groups)
+    found = {
+        name: predict_probe(model, side.x_NVF, side.labels, side.ids, len(classes), side.failures)
+        for name, side in sides.items()
+        if name != "train"
+    }
+    name, shuffled = f"{args.input}, {args.classifier}", found.get("shuffled")
+    runs = [({"seed": None, **facts}, found["test"])]
+    result = recognition_result(
+        "probe",
+        [result_entry(name, args.input, runs, None, shuffled and [shuffled])],
+        {name: [found["test"]]},
+        data=data,
+        train_labels=train.labels,
+        protocol=protocol.record(),
+        tokenizer=tokenizer,
+        config=vars(args),
+        wall_time_s=time.perf_counter() - start,
+        device=str(tokenizer.device),
+    )
+    print(format_table(result))
+    print(f"{facts['features']} features; {facts['chosen']} by {facts['by']} (top-1 {facts['top1_there']:.3f} there)")
+    if args.json:
+        write_json(args.json, result)
+    return 1 if result["n_failed"] else 0
+
+
+def of_clips(args: argparse.Namespace, tokenizer, protocol) -> tuple[dict, dict]:
+    """({"train", "test", "shuffled": `ProbeSide`}, data of the result), decoded and encoded now."""
+    from vidtok.datasets import refuse_overlap
+    from vidtok.eval.inputs import InputEncoder
+    from vidtok.eval.labelled_clips import ClipSource
+    from vidtok.eval.probe_features import features_of_clips
+    from vidtok.eval.recognition import data_record
+
+    source = ClipSource(
+        args.source, args.root, args.path_column, args.label_column, args.split_column, args.group_column
+    )
+    refuse_overlap(source.files(args.train_split), source.files(args.split))
+    encoder = InputEncoder(args.input, tokenizer)
+
+    def side(split: str, limit: int | None, shuffle: bool = False):
+        return features_of_clips(source, split, protocol, encoder, args.pool, limit, args.workers, shuffle)
+
+    train, classes = side(args.train_split, args.train_clips)
+    sides = {
+        "train": train,
+        "test": side(args.split, args.test_clips)[0],
+        "shuffled": side(args.split, args.test_clips, shuffle=True)[0],
+    }
+    return sides, data_record(source, {"train": args.train_split, "test": args.split}, classes)
+
+
+def of_files(args: argparse.Namespace, tokenizer, protocol) -> tuple[dict, dict]:
+    """The same of the files of `vidtok extract`; frames can't be shuffled any more."""
+    from vidtok.eval.feature_files import FeatureFiles
+    from vidtok.eval.labelled_clips import ClipSource
+    from vidtok.eval.probe_features import features_of_files
+    from vidtok.eval.recognition import data_record
+
+    train = FeatureFiles(args.features, args.train_split, args.input, tokenizer, None, protocol.frames)
+    path = args.test_features or args.features
+    test = FeatureFiles(path, args.split, args.input, tokenizer, train.classes, protocol.frames)
+    train.keep(range(len(train))[: args.train_clips])
+    test.keep(range(len(test))[: args.test_clips])
+    sides = {
+        name: features_of_files(files, args.input, tokenizer, args.pool)
+        for name, files in (("train", train), ("test", test))
+    }
+    splits = {"train": args.train_split, "test": args.split}
+    return sides, data_record(ClipSource(args.features), splits, train.classes)
+
+
+def attentive(args: argparse.Namespace) -> int | None:
+    """The same clips and splits as a fine-tuning of an attentive head."""
+    from vidtok.cli import eval_finetune
+
+    values = {
+        "head": "attentive",
+        "input": args.input,
+        "tokenizer": args.model,
+        "run": args.run,
+        "trainer.max_steps": args.steps,
+        "data.source": args.source or args.features,
+        "data.features": args.features,
+        "data.val_features": args.test_features,
+        "data.train_split": args.train_split,
+        "data.val_split": args.split,
+        "data.train_clips": args.train_clips,
+        "data.val_clips": args.test_clips,
+        "data.protocol": args.protocol,
+        "data.size": args.size,
+        "data.fps": args.fps,
+        "data.in_memory": args.features is None,
+        **{f"data.{name}": getattr(args, name) for name in ("root", "path_column", "label_column", "split_column")},
+        "data.group_column": args.group_column,
+    }
+    overrides = [f"{key}={quoted(value)}" for key, value in values.items() if value is not None]
+    return eval_finetune.run(argparse.Namespace(overrides=overrides, config=False))
+
+
+def quoted(value: object) -> str:
+    """A value in hydra's grammar."""
+    return f"'{value}'" if isinstance(value, str) else str(value)
