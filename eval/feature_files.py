@@ -22,8 +22,8 @@ FEATURES = {"tokens": "ids", "codes": "ids", "latents": "latents", "hidden": "hi
 class FeatureFiles:
     """The videos of one split in the files of `vidtok extract`.
 
-    input: what the head reads, a key of `FEATURES`. classes: names in order; None, those in the files. frames: that each
-    record must hold; None, any.
+    input: what the head reads, a key of `FEATURES`. classes: names in order; None, those in the files. frames: that
+    each record must hold; None, any.
 
     Raises ValueError for features of another kind, of another tokenizer, of another length, or without labels.
     """

@@ -42,8 +42,8 @@ class ClipSource:
         a split, label or column that isn't there, and for a set without labels.
         """
         if self.source == DIGITS:
-            if protocol.views > 1:
-                raise ValueError(f"the digits have one view, not protocol {protocol}")
+            if protocol.views > 1 or protocol.stride != 1:
+                raise ValueError(f"the digits are made as long as needed: protocol FRAMESx1x1x1, not {protocol}")
             dataset = MovingDigits(split or "train", protocol.frames, protocol.size, seed)
         else:
             columns = {name: getattr(self, name) for name in ("path_column", "label_column", "split_column")}

@@ -67,8 +67,9 @@ def memory_material(
     batch_size: int = 16,
     seed: int = 0,
 ) -> Material:
-    """Of clips in memory and what `encode_all` made of them, and of the test clips with shuffled frames. select: share of the training clips to choose a checkpoint
-    on. cells: side of the random crops of the grid, see `MemorySource`."""
+    """Of clips in memory and what `encode_all` made of them, and of the test clips with shuffled frames.
+
+    select: share of the training clips to choose a checkpoint on. cells: side of the random crops of the grid, see `MemorySource`."""
     kept, apart = np.arange(len(train)), None
     if select:
         kept, apart = split_off(train.labels, groups, select)

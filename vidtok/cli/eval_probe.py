@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int | None:
     tokenizer = VideoTokenizer.from_pretrained(args.model, options.pick_device(args.device))
     protocol = Protocol.parse(args.protocol, args.size, args.fps)
     sides, data = (of_files if args.features else of_clips)(args, tokenizer, protocol)
-    train, test, classes = sides["train"], sides["test"], data["classes"]
+    train, classes = sides["train"], data["classes"]
     model, facts = fit_probe(args.classifier, train.x_NVF, train.labels, train.groups)
     found = {
         name: predict_probe(model, side.x_NVF, side.labels, side.ids, len(classes), side.failures)
