@@ -15,6 +15,7 @@ from vidtok.hints import nearest
 from vidtok.tokenizer import VideoTokenizer
 
 if TYPE_CHECKING:
+    from vidtok.datasets import LabelledDataset
     from vidtok.eval.compare import Comparison
     from vidtok.eval.labelled_clips import ClipSet, ClipSource
     from vidtok.eval.material import Material
@@ -303,3 +304,88 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
         encoded, train, test, encoders.__getitem__, list(cfg.arms), list(cfg.seeds), data["cells"], data["batch_size"],
         data["select"], source.groups(train.ids),
     )  # fmt: skip
+
+
+def build_generator_training(cfg: DictConfig) -> dict:
+    """The arguments of `vidtok.train.loop.train` that a config determines: for `vidtok train generator`."""
+    from vidtok.generator import GeneratorConfig, Objective, create_generator
+    from vidtok.generator.task import GeneratorTask
+
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    data, count = plain["data"], plain["data"]["held_out_samples"]
+    tokenizer = VideoTokenizer.from_pretrained(plain["tokenizer"])
+    batches, classes = build_generator_batches(data, data["split"], data["batch_size"], tokenizer, plain["seed"])
+    objective = Objective(
+        **{**plain["objective"], "tasks": {k: w for k, w in plain["objective"]["tasks"].items() if w}}
+    )
+    task = GeneratorTask(objective, tokenizer, plain["samples"], plain["sampling"])
+    if data["held_out"]:
+        task.held_out = build_generator_batches(data, data["held_out"], count, tokenizer, plain["seed"])[0][0]
+    first = task.encoded(batches[0])
+    torch.manual_seed(plain["seed"])  # of the initial weights
+    generator = create_generator(
+        GeneratorConfig(
+            name=plain["name"],
+            tokenizer=tokenizer.config.name,
+            weight_hash=tokenizer.weight_hash,
+            bits=tokenizer.bits,
+            grid=tuple(first["ids"].shape[1:]),
+            stride=tokenizer.stride,
+            fps=data["fps"],
+            classes=tuple(classes),
+            **plain["size"],
+            **plain["generator"],
+        )
+    )
+    if generator.config.kind == "diffusion":
+        generator.fit_scale(first["latents"])
+    return {"task": task, "state": build_state(generator, plain), "batches": batches, **build_schedule(plain)}
+
+
+def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: VideoTokenizer, seed: int):
+    """(batches, classes) of the group `data` of a generator.
+
+    Raises:
+        ValueError: for features of another tokenizer, or unless either features or a source are given.
+    """
+    from vidtok.extract import TokenDataset
+    from vidtok.extract.token_batches import TokenBatches
+    from vidtok.generator.batches import ClipBatches, StoredBatches
+
+    if (data["features"] is None) == (data["source"] is None):
+        raise ValueError("give either data.features=, extracted tokens, or data.source=, videos")
+    if data["features"] is None:
+        dataset = build_generator_clips(data, split, seed)
+        batches = ClipBatches(dataset, batch_size, seed)
+    else:
+        splits = {entry.split for entry in TokenDataset(data["features"]).entries}
+        chosen = split if splits != {None} else None
+        dataset = TokenDataset(data["features"], chosen, classes=data["classes"] or None, cache=data["cache"])
+        if (own := dataset.meta["weight_hash"]) != tokenizer.weight_hash:
+            name = f"{tokenizer.config.name} ({tokenizer.weight_hash})"
+            raise ValueError(f"{data['features']} holds tokens of weights {own}, not of {name}: set tokenizer=")
+        tokens = TokenBatches(dataset, batch_size, data["latents"], first_only=True, seed=seed)
+        batches = StoredBatches(tokens, seed)
+    return batches, [] if data["classes"] == [] else dataset.classes
+
+
+def build_generator_clips(data: dict, split: str, seed: int) -> "LabelledDataset":
+    """Random clips and crops of the videos that the group `data` of a generator names."""
+    from functools import partial
+
+    from vidtok.datasets import MovingDigits, TrainTransform, open_dataset, random_clip
+
+    if data["source"] == "digits":
+        return MovingDigits(split, data["frames"], data["size"], seed)
+    columns = {name: data[name] for name in ("path_column", "label_column", "split_column")}
+    return open_dataset(
+        data["source"],
+        data["root"],
+        split,
+        data["classes"] or None,
+        **columns,
+        seed=seed,
+        on_error="resample",
+        sampler=partial(random_clip, frames=data["frames"], stride=data["stride"], at_fps=data["fps"]),
+        transform=TrainTransform(data["size"], tuple(data["scale"]), data["flip"]),
+    )

@@ -18,7 +18,7 @@ from vidtok.hints import nearest
 
 # What can be trained, each by the config train_KIND, and the function of `vidtok.builders` that gives the arguments of
 # `vidtok.train.loop.train`.
-BUILDERS = {"tokenizer": "build_tokenizer_training"}
+BUILDERS = {"tokenizer": "build_tokenizer_training", "generator": "build_generator_training"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

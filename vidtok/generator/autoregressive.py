@@ -1,0 +1,97 @@
+"""Next-token prediction in raster order, time first.
+
+Legend: B batch, N tokens, D width, V half vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from vidtok.generator.base import Generator, Objective, blend
+from vidtok.generator.config import GeneratorConfig
+from vidtok.generator.halves import join_ids, split_ids
+from vidtok.generator.masked import half_losses
+from vidtok.generator.sampling import keep_likely, pick
+from vidtok.generator.schedules import guidance_scale
+from vidtok.generator.tokens import TokenEmbedding, TokenHeads
+
+
+class AutoregressiveGenerator(Generator):
+    """p(ids) as a product over tokens, each as p(low half) p(high half | low half).
+
+    Place i of the sequence holds token i - 1 (the first one a learned start) and the position of token i, which is
+    predicted there.
+    """
+
+    causal = True
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__(config)
+        self.embed = TokenEmbedding(config.bits, config.width)
+        self.start_embed = nn.Parameter(torch.randn(config.width) * 0.02)
+        self.heads = TokenHeads(self.embed, config.width, conditioned=True)
+
+    @property
+    def default_steps(self) -> int:
+        return self.tokens
+
+    def embed_before(self, ids_BN: Tensor) -> Tensor:
+        """[B, N + 1, D]: the start and the tokens, each at the place where the next one is predicted."""
+        start = self.start_embed.expand(len(ids_BN), 1, -1)
+        return torch.cat([start, self.embed(ids_BN)], 1)
+
+    def forward(self, batch, objective: Objective) -> dict[str, Tensor]:
+        """loss: mean of both halves' cross-entropies; bits: the same without smoothing, of a token; accuracy."""
+        ids_BN = batch["ids"].flatten(1)
+        _, label_B, _ = self.draw_conditions(batch, objective)
+        x_BND = self.trunk(self.embed_before(ids_BN[:, :-1]), self.label_embed(label_B))
+        low_M, high_M = split_ids(ids_BN.flatten(), self.config.bits)
+        return half_losses(self.heads, x_BND.flatten(0, 1), low_M, high_M, objective.label_smoothing, ids_BN.numel())
+
+    def sample(
+        self,
+        ids_BN: Tensor,
+        known_N: Tensor,
+        label_B: Tensor,
+        generators: list[torch.Generator],
+        steps: int,
+        guidance: float,
+        *,
+        progress,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_schedule: str = "constant",
+        cached: bool = True,
+    ) -> Tensor:
+        """One token after another.
+
+        Args:
+            temperature, top_k, top_p: of both halves of a token.
+            guidance_schedule: how guidance grows over the tokens: "constant", "linear" or "cosine".
+            cached: keep keys and values of the tokens so far; otherwise every token is computed from all before it,
+                which gives the same and costs N / 2 times as much.
+        """
+        N = len(known_N)
+        if steps != N:
+            raise ValueError(f"an autoregressive model takes one step for each of its {N} tokens, not {steps}")
+        start = int(known_N.sum())
+        if not known_N[:start].all():
+            raise ValueError("an autoregressive model is given a prefix; other masks need a masked model or diffusion")
+        copies = 1 if guidance == 1 else 2
+        condition_BD = self.guided(guidance, label_B)
+        cache = self.trunk.new_cache(len(condition_BD)) if cached else None
+        ids_BN = ids_BN.clone()
+        for n in range(start, N):
+            before_BN = ids_BN[:, :n].repeat(copies, 1)
+            if cache is None or n == start:
+                x_BND = self.trunk(self.embed_before(before_BN), condition_BD, cache)[:, -1:]
+            else:
+                x_BND = self.trunk(self.embed(before_BN[:, -1:]), condition_BD, cache)
+            scale = guidance_scale(guidance_schedule, guidance, (n + 1) / N)
+            low_logits = blend(self.heads.low_logits(x_BND), scale, len(ids_BN))
+            low_B1 = pick(keep_likely(low_logits, top_k, top_p), generators, temperature)
+            high_logits = blend(self.heads.high_logits(x_BND, low_B1.repeat(copies, 1)), scale, len(ids_BN))
+            high_B1 = pick(keep_likely(high_logits, top_k, top_p), generators, temperature)
+            ids_BN[:, n] = join_ids(low_B1, high_B1, self.config.bits)[:, 0]
+            progress(n + 1 - start, N - start)
+        return ids_BN

@@ -1,0 +1,223 @@
+"""What all generators have in common: conditions, checks, loading and saving.
+
+Legend: B batch, N tokens, D width, t h w the token grid, N = t h w in this order ("raster order in time").
+"""
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vidtok.generator import masks
+from vidtok.generator.config import GeneratorConfig, write_config
+from vidtok.generator.sampling import sample_generators
+from vidtok.generator.trunk import Trunk
+from vidtok.shipped import CONFIG, WEIGHTS
+from vidtok.weights import save_weights
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is common to the objectives of all kinds.
+
+    Attributes:
+        label_smoothing: of the cross-entropies.
+        label_drop: share of samples that are trained without their class, for guidance.
+        tasks: weight of each of `vidtok.generator.masks.TASKS`, what a training sample is given of itself.
+    """
+
+    label_smoothing: float = 0.1
+    label_drop: float = 0.1
+    tasks: Mapping[str, float] = field(default_factory=lambda: {"none": 1.0})
+
+    def __post_init__(self):
+        if not self.tasks or any(weight < 0 for weight in self.tasks.values()) or sum(self.tasks.values()) <= 0:
+            raise ValueError(f"tasks need weights of at least 0, and one above it, not {dict(self.tasks)}")
+
+
+class Generator(nn.Module):
+    """A model of token grids. Subclasses are the kinds; `vidtok.generator.create_generator` makes one.
+
+    Attributes:
+        config: the `GeneratorConfig`.
+        default_steps: of `generate`.
+    """
+
+    causal = False
+    default_steps: int
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.config = config
+        self.trunk = Trunk(config.grid, config.width, config.depth, config.heads, self.causal, config.dropout)
+        self.label_embed = nn.Embedding(len(config.classes) + 1, config.width)  # the last one: no class
+        nn.init.normal_(self.label_embed.weight)
+
+    @property
+    def device(self) -> torch.device:
+        return self.label_embed.weight.device
+
+    # -------------------------------------------------------------- training
+
+    def forward(self, batch: Mapping[str, Tensor], objective: Objective) -> dict[str, Tensor]:
+        """One training pass: scalar terms, of which "loss" is minimised.
+
+        Args:
+            batch: ids int64 [B, t, h, w]; label int64 [B], -1 for none; seed int64 [B], of each sample's random draws;
+                for diffusion latents float [B, K, t, h, w].
+        """
+        raise NotImplementedError
+
+    def draw_conditions(
+        self, batch: Mapping[str, Tensor], objective: Objective
+    ) -> tuple[list[torch.Generator], Tensor, Tensor]:
+        """Each sample's generator; its class [B] (the number of classes where it is dropped); what it is given [B, N].
+
+        All from the sample's own seed, so that it doesn't matter which process trains on it.
+        """
+        generators = [torch.Generator().manual_seed(seed) for seed in batch["seed"].tolist()]
+        names, weights = list(objective.tasks), torch.tensor(list(objective.tasks.values()), dtype=torch.float)
+        known, drop = [], []
+        for generator in generators:
+            drop.append(torch.rand((), generator=generator) < objective.label_drop)
+            task = names[int(torch.multinomial(weights, 1, generator=generator))]
+            known.append(masks.draw_mask(task, self.config.grid, generator).flatten())
+        label = self.number_labels(batch["label"])
+        label = label.masked_fill(torch.stack(drop).to(label.device), len(self.config.classes))
+        return generators, label, torch.stack(known).to(self.device)
+
+    def number_labels(self, label_B: Tensor) -> Tensor:
+        """-1, no class, as the last row of the embedding."""
+        return torch.where(label_B < 0, len(self.config.classes), label_B).to(self.device)
+
+    # -------------------------------------------------------------- sampling
+
+    @torch.no_grad()
+    def generate(
+        self,
+        batch: int,
+        label: int | str | Sequence[int | str] | None = None,
+        prefix: Tensor | None = None,
+        steps: int | None = None,
+        guidance: float = 1.0,
+        seed: int = 0,
+        *,
+        first: int = 0,
+        known: tuple[Tensor, Tensor] | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        **options,
+    ) -> Tensor:
+        """Token ids of new clips.
+
+        Sample i depends on (seed, first + i) and its conditions alone, not on the batch it is drawn in.
+
+        Args:
+            batch: how many.
+            label: class numbers or names, one for all or one each; None, free.
+            prefix: int64 [batch or 1, n, h, w], the first latent frames; they stay as they are.
+            steps: of sampling; None, the kind's own number. An autoregressive model has one per token.
+            guidance: 1 is none; above it, logits are moved away from those without the class.
+            seed, first: of the random draws; the number of the first sample.
+            known: instead of a prefix, (ids int64 [batch or 1, t, h, w], mask bool [t, h, w] of `masks`).
+            progress: called with the steps done and their number.
+            options: of the kind, see its `sample`.
+
+        Returns:
+            int64 [batch, t, h, w].
+
+        Raises:
+            ValueError: for an unknown class, guidance without classes, conditions of another shape.
+        """
+        if batch < 1:
+            raise ValueError(f"a batch has at least one sample, not {batch}")
+        if steps is not None and steps < 1:
+            raise ValueError(f"sampling takes at least one step, not {steps}")
+        if guidance != 1 and label is None:
+            raise ValueError("guidance needs a label: it moves away from the model without one")
+        label_B = self.check_label(label, batch)
+        ids_BN, known_N = self.check_known(prefix, known, batch)
+        generators = sample_generators(seed, first, batch)
+        training = self.training
+        self.eval()
+        try:
+            steps = steps or self.default_steps
+            ids_BN = self.sample(ids_BN, known_N, label_B, generators, steps, guidance, progress=progress, **options)
+        finally:
+            self.train(training)
+        return ids_BN.unflatten(1, self.config.grid)
+
+    def sample(self, ids_BN, known_N, label_B, generators, steps, guidance, *, progress, **options) -> Tensor:
+        """`generate` after its checks: int64 [B, N] that is `ids_BN` where `known_N`."""
+        raise NotImplementedError
+
+    def check_label(self, label, batch: int) -> Tensor:
+        """Class numbers int64 [batch]; no class is the number after the last."""
+        classes = self.config.classes
+        if label is None:
+            return torch.full((batch,), len(classes), device=self.device)
+        labels = [label] * batch if isinstance(label, int | str) else list(label)
+        if len(labels) != batch:
+            raise ValueError(f"{len(labels)} labels for a batch of {batch}")
+        numbers = []
+        for one in labels:
+            if isinstance(one, str) and one in classes:
+                numbers.append(classes.index(one))
+            elif not isinstance(one, str) and 0 <= int(one) < len(classes):
+                numbers.append(int(one))
+            else:
+                known = f"0 .. {len(classes) - 1}: {', '.join(classes[:20])}" if classes else "none, as it has none"
+                raise ValueError(f"no class {one!r}: {self.config.name} knows {known}")
+        return torch.tensor(numbers, device=self.device)
+
+    def check_known(self, prefix: Tensor | None, known, batch: int) -> tuple[Tensor, Tensor]:
+        """(ids [batch, N], 0 where unknown; mask [N])."""
+        grid = self.config.grid
+        if prefix is not None and known is not None:
+            raise ValueError("give a prefix or known tokens, not both")
+        ids, mask = known if known is not None else (torch.zeros(1, *grid, dtype=torch.long), masks.nothing(grid))
+        if prefix is not None:
+            if prefix.ndim != 4 or prefix.shape[2:] != grid[1:] or len(prefix) not in (1, batch):
+                raise ValueError(f"a prefix is [{batch}, n, {grid[1]}, {grid[2]}], not {list(prefix.shape)}")
+            mask = masks.prefix(grid, prefix.shape[1])
+            ids = torch.cat([prefix, prefix.new_zeros(len(prefix), grid[0] - prefix.shape[1], *grid[1:])], 1)
+        if ids.shape[1:] != grid or len(ids) not in (1, batch) or mask.shape != grid or mask.dtype != torch.bool:
+            raise ValueError(f"known tokens are [{batch}, {grid}] with a mask of {grid}, not {list(ids.shape)}")
+        if ids.min() < 0 or ids.max() >= 2**self.config.bits:
+            raise ValueError(f"token ids lie in 0 .. {2**self.config.bits - 1}, not {ids.min()} .. {ids.max()}")
+        return ids.expand(batch, *grid).flatten(1).to(self.device), mask.flatten().to(self.device)
+
+    def guided(self, guidance: float, label_B: Tensor) -> Tensor:
+        """The conditions of one pass, [B, D], or [2 B, D] with those without a class behind where there is guidance."""
+        if guidance != 1:
+            label_B = torch.cat([label_B, torch.full_like(label_B, len(self.config.classes))])
+        return self.label_embed(label_B)
+
+    # --------------------------------------------------------- load and save
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Writes config.json, model.safetensors and a short card."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(self, folder / WEIGHTS)
+        write_config(self.config, folder / CONFIG)
+        config = self.config
+        (folder / "README.md").write_text(
+            f"# {config.name}\n\nA {config.kind} generator of `{config.tokenizer}` tokens (weights "
+            f"`{config.weight_hash}`) for vidtok: `vidtok.generator.from_pretrained(PATH)`.\n"
+        )
+
+    @property
+    def tokens(self) -> int:
+        return math.prod(self.config.grid)
+
+
+def blend(logits: Tensor, guidance: float, batch: int) -> Tensor:
+    """[2 B, ...] with and without class to [B, ...], guided; [B, ...] without guidance as it is."""
+    if len(logits) == batch:
+        return logits
+    given, free = logits.chunk(2)
+    return free + guidance * (given - free)

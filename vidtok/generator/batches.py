@@ -1,0 +1,108 @@
+"""Training batches for generators, each a pure function of (seed, number).
+
+A batch is a dict of tensors with the samples along dimension 0: label int64 [B], -1 for none; seed int64 [B], of each
+sample's random draws; and either ids int64 [B, t, h, w] (with latents float32 [B, K, t, h, w] where these are stored),
+or video float32 [B, 3, T, H, W], which the task encodes.
+"""
+
+import itertools
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vidtok.datasets import LabelledDataset
+from vidtok.extract.token_batches import TokenBatches
+from vidtok.quantize.lfq import pack_bits
+
+Batch = dict[str, Tensor]
+
+
+class StoredBatches:
+    """Extracted ids; or latents, and the ids that are their signs.
+
+    Raises ValueError for other features.
+    """
+
+    def __init__(self, tokens: TokenBatches, seed: int = 0):
+        if tokens.dataset.feature not in ("ids", "latents"):
+            raise ValueError(f"generators are trained on ids or latents, not on {tokens.dataset.feature}")
+        self.tokens, self.seed = tokens, seed
+
+    def __getitem__(self, number: int) -> Batch:
+        return self._complete(number, self.tokens[number])
+
+    def loader(self, start: int = 0, workers: int = 0) -> Iterator[Batch]:
+        """Batches start, start + 1, ... for ever, read ahead by `workers` processes."""
+        return map(self._complete, itertools.count(start), self.tokens.loader(start, workers=workers))
+
+    def summary(self) -> str:
+        return self.tokens.summary()
+
+    def _complete(self, number: int, read: Batch) -> Batch:
+        features, batch = (
+            read["features"],
+            {"label": read["label"], "seed": seeds(self.seed, number, len(read["label"]))},
+        )
+        if self.tokens.dataset.feature == "ids":
+            return {"ids": features, **batch}
+        return {"ids": pack_bits(features > 0), "latents": features, **batch}
+
+
+class ClipBatches(Dataset):
+    """Clips of a labelled dataset, decoded as they are needed.
+
+    Raises ValueError for a batch size below 1 or an empty dataset.
+    """
+
+    def __init__(self, dataset: LabelledDataset, batch_size: int, seed: int = 0):
+        if batch_size < 1 or not len(dataset):
+            raise ValueError(f"want a batch size of at least 1 and something to train on, got {batch_size}")
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+
+    def __getitem__(self, number: int) -> Batch:
+        samples = []
+        for place in range(number * self.batch_size, (number + 1) * self.batch_size):
+            epoch, place = divmod(place, len(self.dataset))
+            samples.append(self.dataset.draw(int(_order(self.seed, epoch, len(self.dataset))[place]), epoch))
+        return {
+            "video": torch.stack([sample.video[0] for sample in samples]),
+            "label": torch.tensor([sample.label for sample in samples]),
+            "seed": seeds(self.seed, number, self.batch_size),
+        }
+
+    def loader(self, start: int = 0, workers: int = 0) -> Iterator[Batch]:
+        """Batches start, start + 1, ... for ever, made ahead by `workers` processes."""
+        # Not fork: FFmpeg in a forked child of a process that has used it hangs.
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=itertools.count(start),
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,
+            worker_init_fn=_leave_group,
+        )
+        return iter(loader)
+
+    def summary(self) -> str:
+        count = self.dataset.resampled
+        return f"{count} times another video took the place of a bad one" if count else ""
+
+
+def seeds(seed: int, number: int, count: int) -> Tensor:
+    """int64 [count], of the random draws of a batch's samples."""
+    return torch.from_numpy(np.random.default_rng([seed, number]).integers(2**62, size=count))
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, count]).permutation(count)
+
+
+def _leave_group(worker: int) -> None:
+    """Ctrl-C and SIGTERM to a whole process group are the main process' to answer."""
+    os.setsid()

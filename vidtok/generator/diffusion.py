@@ -1,0 +1,129 @@
+"""The baseline: diffusion over the latents whose signs are the tokens, with the trunk of the language models.
+
+Legend: B batch, N tokens, K latent channels = bits of a token, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from torch import Tensor, nn
+
+from vidtok.generator.base import Generator, Objective, blend
+from vidtok.generator.config import GeneratorConfig
+from vidtok.generator.halves import ids_to_signs, signs_to_ids
+from vidtok.generator.sampling import drawn
+from vidtok.generator.schedules import guidance_scale
+from vidtok.hints import nearest
+
+SOLVERS = ("ddim", "dpm")
+TRAIN_STEPS = 1000
+
+
+class DiffusionGenerator(Generator):
+    """A DiT (Peebles and Xie 2023): the trunk predicts the velocity or the noise of all latents at a noise level.
+
+    Known tokens enter as their signs, without noise; the time joins the condition of the adaptive norms.
+
+    Args:
+        config.arguments: prediction, "v_prediction" or "epsilon"; betas, diffusers' name of the noise schedule. With
+            v_prediction the last step is pure noise (Lin et al. 2023).
+    """
+
+    default_steps = 50
+
+    def __init__(self, config: GeneratorConfig, prediction: str = "v_prediction", betas: str = "squaredcos_cap_v2"):
+        super().__init__(config)
+        if prediction not in ("v_prediction", "epsilon"):
+            raise ValueError(f"unknown prediction {prediction!r}: {nearest(prediction, ('v_prediction', 'epsilon'))}")
+        self.noising = DDIMScheduler(
+            TRAIN_STEPS,
+            beta_schedule=betas,
+            prediction_type=prediction,
+            clip_sample=False,
+            set_alpha_to_one=True,
+            timestep_spacing="trailing",
+            rescale_betas_zero_snr=prediction == "v_prediction",
+        )
+        self.waves = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embed = TimestepEmbedding(256, config.width)
+        self.enter, self.leave = nn.Linear(config.bits, config.width), nn.Linear(config.width, config.bits)
+        self.known_embed = nn.Parameter(torch.randn(config.width) * 0.02)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+        self.register_buffer("mean", torch.zeros(config.bits))
+        self.register_buffer("std", torch.ones(config.bits))
+
+    def fit_scale(self, latents_BKthw: Tensor) -> None:
+        """Sets the mean and deviation by which latents are normalised, per channel, from a sample of them."""
+        values = latents_BKthw.float().transpose(0, 1).flatten(1)
+        self.mean.copy_(values.mean(1))
+        self.std.copy_(values.std(1).clamp(min=1e-4))
+
+    def predict(self, x_BNK: Tensor, time_B: Tensor, ids_BN: Tensor, known_BN: Tensor, condition_BD: Tensor) -> Tensor:
+        """Velocity or noise, float32 [B, N, K]."""
+        known = self.enter(ids_to_signs(ids_BN, self.config.bits)) + self.known_embed
+        x_BND = torch.where(known_BN[..., None], known, self.enter(x_BNK))
+        condition_BD = condition_BD + self.time_embed(self.waves(time_B))
+        return self.leave(self.trunk(x_BND, condition_BD)).float()
+
+    def forward(self, batch, objective: Objective) -> dict[str, Tensor]:
+        """loss: mean squared error of the prediction, 0 where tokens are known, with latents of variance 1."""
+        if "latents" not in batch:
+            raise ValueError("diffusion is trained on latents: give clips, or extract them with --features latents")
+        generators, label_B, known_BN = self.draw_conditions(batch, objective)
+        z_BNK = (batch["latents"].float().flatten(2).transpose(1, 2) - self.mean) / self.std
+        noise_BNK = drawn(torch.randn, generators, z_BNK.shape[1:], z_BNK.device)
+        time_B = (drawn(torch.rand, generators, (), z_BNK.device) * TRAIN_STEPS).long()
+        x_BNK = self.noising.add_noise(z_BNK, noise_BNK, time_B)
+        velocity = self.noising.config.prediction_type == "v_prediction"
+        target = self.noising.get_velocity(z_BNK, noise_BNK, time_B) if velocity else noise_BNK
+        condition_BD = self.label_embed(label_B)
+        predicted = self.predict(x_BNK, time_B, batch["ids"].flatten(1), known_BN, condition_BD)
+        error_BN = F.mse_loss(predicted, target, reduction="none").mean(-1)
+        return {"loss": error_BN.masked_fill(known_BN, 0).mean()}
+
+    def sample(self, ids_BN, known_N, label_B, generators, steps, guidance, *, progress, **options) -> Tensor:
+        """As `sample_latents`; the ids are the signs of its latents."""
+        z_BNK = self.sample_latents(ids_BN, known_N, label_B, generators, steps, guidance, progress=progress, **options)
+        return torch.where(known_N, ids_BN, signs_to_ids(z_BNK))
+
+    def sample_latents(
+        self,
+        ids_BN: Tensor,
+        known_N: Tensor,
+        label_B: Tensor,
+        generators: list[torch.Generator],
+        steps: int,
+        guidance: float,
+        *,
+        progress=lambda done, total: None,
+        solver: str = "ddim",
+        guidance_schedule: str = "constant",
+    ) -> Tensor:
+        """Latents [B, N, K] in the tokenizer's scale, by a deterministic solver from each sample's own noise.
+
+        Args:
+            solver: "ddim" or "dpm" (DPM-Solver++ of order 2, better at few steps).
+            guidance_schedule: how guidance grows over the steps: "constant", "linear" or "cosine".
+        """
+        if solver not in SOLVERS:
+            raise ValueError(f"unknown solver {solver!r}: {nearest(solver, SOLVERS)}")
+        config = self.noising.config
+        kind = DDIMScheduler if solver == "ddim" else DPMSolverMultistepScheduler
+        scheduler = kind.from_config(config)
+        scheduler.set_timesteps(steps, device=ids_BN.device)
+        x_BNK = drawn(torch.randn, generators, (self.tokens, self.config.bits), ids_BN.device)
+        for step, time in enumerate(scheduler.timesteps):
+            scale = guidance_scale(guidance_schedule, guidance, (step + 1) / steps)
+            copies = 1 if scale == 1 else 2
+            predicted = self.predict(
+                x_BNK.repeat(copies, 1, 1),
+                time.expand(copies * len(x_BNK)),
+                ids_BN.repeat(copies, 1),
+                known_N.expand(copies * len(x_BNK), -1),
+                self.guided(scale, label_B),
+            )
+            x_BNK = scheduler.step(blend(predicted, scale, len(x_BNK)), time, x_BNK).prev_sample
+            progress(step + 1, steps)
+        return x_BNK * self.std + self.mean

@@ -1,0 +1,30 @@
+"""Token ids as two halves, each of a small vocabulary (MAGVIT-v2, section 3.2: 2^18 = 2^9 x 2^9)."""
+
+import torch
+from torch import Tensor
+
+
+def half_bits(bits: int) -> tuple[int, int]:
+    """Bits of the low and of the high half; the low one has the odd bit."""
+    return bits - bits // 2, bits // 2
+
+
+def split_ids(ids: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """int64 ids of any shape to (low, high), id = low + 2^low_bits * high."""
+    low_bits, _ = half_bits(bits)
+    return ids & (2**low_bits - 1), ids >> low_bits
+
+
+def join_ids(low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """The inverse of `split_ids`."""
+    return low + (high << half_bits(bits)[0])
+
+
+def ids_to_signs(ids_BN: Tensor, bits: int) -> Tensor:
+    """int64 [B, N] to the +-1 codes of LFQ, float32 [B, N, bits], bit 0 first."""
+    return (ids_BN[..., None] >> torch.arange(bits, device=ids_BN.device) & 1).float() * 2 - 1
+
+
+def signs_to_ids(z_BNK: Tensor) -> Tensor:
+    """Signs of real values [B, N, K] as int64 ids [B, N]; 0 counts as -1, as in LFQ."""
+    return ((z_BNK > 0).long() << torch.arange(z_BNK.shape[-1], device=z_BNK.device)).sum(-1)

@@ -1,0 +1,133 @@
+"""Masked token modelling with parallel decoding (MaskGIT; MAGVIT; MAGVIT-v2, section 3.2).
+
+Legend: B batch, N tokens, D width, M masked tokens of a whole batch, V half vocabulary.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vidtok.generator.base import Generator, Objective, blend
+from vidtok.generator.config import GeneratorConfig
+from vidtok.generator.halves import join_ids, split_ids
+from vidtok.generator.sampling import drawn, gumbel, pick
+from vidtok.generator.schedules import MEAN_SHARES, guidance_scale, mask_share
+from vidtok.generator.tokens import TokenEmbedding, TokenHeads
+
+
+class MaskedGenerator(Generator):
+    """Predicts masked tokens from the others, in both directions.
+
+    Args:
+        config.arguments: schedule, of the share that training masks ("cosine"); conditioned, whether the high half of
+            a token is predicted knowing its low half (false, as in the paper).
+    """
+
+    default_steps = 12
+
+    def __init__(self, config: GeneratorConfig, schedule: str = "cosine", conditioned: bool = False):
+        super().__init__(config)
+        mask_share(schedule, 0.5)  # a wrong name fails here
+        self.schedule = schedule
+        self.embed = TokenEmbedding(config.bits, config.width)
+        self.mask_embed = nn.Parameter(torch.randn(config.width) * 0.02)
+        self.heads = TokenHeads(self.embed, config.width, conditioned)
+
+    def features(self, ids_BN: Tensor, masked_BN: Tensor, condition_BD: Tensor) -> Tensor:
+        x_BND = torch.where(masked_BN[..., None], self.mask_embed, self.embed(ids_BN))
+        return self.trunk(x_BND, condition_BD)
+
+    def forward(self, batch, objective: Objective) -> dict[str, Tensor]:
+        """loss: of each sample, the masked tokens' cross-entropy (mean of both halves) over the number masked on average;
+        bits: mean without smoothing, of a masked token; accuracy."""
+        ids_BN = batch["ids"].flatten(1)
+        generators, label_B, known_BN = self.draw_conditions(batch, objective)
+        masked_BN = self.draw_masked(generators, known_BN)
+        x_MD = self.features(ids_BN, masked_BN, self.label_embed(label_B))[masked_BN]
+        low_M, high_M = split_ids(ids_BN[masked_BN], self.config.bits)
+        # A mean over samples, so that it doesn't matter how a batch is divided; a sample counts by what it masks.
+        usual = len(ids_BN) * self.tokens * MEAN_SHARES[self.schedule]
+        return half_losses(self.heads, x_MD, low_M, high_M, objective.label_smoothing, usual)
+
+    def draw_masked(self, generators, known_BN: Tensor) -> Tensor:
+        """Of each sample a random share of the unknown tokens, at least one."""
+        device = known_BN.device
+        share_B = drawn(torch.rand, generators, (), device).cpu().apply_(lambda u: mask_share(self.schedule, u))
+        count_B = (share_B.to(device) * (~known_BN).sum(1)).ceil().long().clamp(min=1)
+        order_BN = drawn(torch.rand, generators, (known_BN.shape[1],), device).masked_fill(known_BN, 2.0)
+        rank_BN = order_BN.argsort(1).argsort(1)
+        return rank_BN < count_B[:, None]
+
+    def sample(
+        self,
+        ids_BN: Tensor,
+        known_N: Tensor,
+        label_B: Tensor,
+        generators: list[torch.Generator],
+        steps: int,
+        guidance: float,
+        *,
+        progress,
+        schedule: str = "cosine",
+        temperature: float = 1.0,
+        choice_temperature: float = 4.5,
+        guidance_schedule: str = "constant",
+    ) -> Tensor:
+        """Predicts all unknown tokens, keeps the most confident, and again, until none is masked.
+
+        Args:
+            schedule: share left masked after each step: "cosine" or "uniform".
+            temperature: of the tokens drawn.
+            choice_temperature: Gumbel noise on the confidence, falling linearly to 0 with the steps (MAGVIT: 4.5).
+            guidance_schedule: how guidance grows over the steps: "constant", "linear" or "cosine".
+        """
+        B, N = ids_BN.shape
+        unknown = int((~known_N).sum())
+        masked_BN = (~known_N).expand(B, N)
+        for step in range(steps):
+            done = (step + 1) / steps
+            scale = guidance_scale(guidance_schedule, guidance, done)
+            drawn_BN, confidence_BN = self.predict(ids_BN, masked_BN, label_B, generators, scale, temperature)
+            ids_BN = torch.where(masked_BN, drawn_BN, ids_BN)
+            left = 0 if step + 1 == steps else min(int(mask_share(schedule, done) * unknown), unknown - 1)
+            noise_BN = gumbel(generators, (N,), ids_BN.device)
+            confidence_BN = confidence_BN + choice_temperature * (1 - done) * noise_BN
+            confidence_BN = confidence_BN.masked_fill(~masked_BN, torch.inf)
+            rank_BN = confidence_BN.argsort(1).argsort(1)
+            masked_BN = rank_BN < left
+            progress(step + 1, steps)
+            if left == 0:
+                break
+        return ids_BN
+
+    def predict(self, ids_BN, masked_BN, label_B, generators, scale: float, temperature: float):
+        """A draw for every token, int64 [B, N], and its log-probability under the model, float [B, N]."""
+        copies = 1 if scale == 1 else 2
+        condition = self.guided(scale, label_B)
+        x_BND = self.features(ids_BN.repeat(copies, 1), masked_BN.repeat(copies, 1), condition)
+        low_logits = blend(self.heads.low_logits(x_BND), scale, len(ids_BN))
+        low_BN = pick(low_logits, generators, temperature)
+        high_logits = blend(self.heads.high_logits(x_BND, low_BN.repeat(copies, 1)), scale, len(ids_BN))
+        high_BN = pick(high_logits, generators, temperature)
+        confidence_BN = log_probability(low_logits, low_BN) + log_probability(high_logits, high_BN)
+        return join_ids(low_BN, high_BN, self.config.bits), confidence_BN
+
+
+def log_probability(logits_BNV: Tensor, choice_BN: Tensor) -> Tensor:
+    return logits_BNV.log_softmax(-1).gather(-1, choice_BN[..., None])[..., 0]
+
+
+def half_losses(
+    heads: TokenHeads, x_MD: Tensor, low_M: Tensor, high_M: Tensor, smoothing: float, count: float
+) -> dict[str, Tensor]:
+    """The terms of `forward` for features of any number of tokens and their true halves; count: what the sum of losses
+    is divided by."""
+    logits = heads.low_logits(x_MD), heads.high_logits(x_MD, low_M)
+    pairs = list(zip(logits, (low_M, high_M), strict=True))
+    losses = [F.cross_entropy(a, b, label_smoothing=smoothing, reduction="sum") for a, b in pairs]
+    with torch.no_grad():
+        bits = sum(F.cross_entropy(a, b) for a, b in pairs) / math.log(2)
+        right = (logits[0].argmax(-1) == low_M) & (logits[1].argmax(-1) == high_M)
+    return {"loss": sum(losses) / (2 * count), "bits": bits, "accuracy": right.float().mean()}

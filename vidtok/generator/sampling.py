@@ -1,0 +1,47 @@
+"""Random draws that belong to a sample, not to its batch."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def sample_generators(seed: int, first: int, batch: int) -> list[torch.Generator]:
+    """One generator for each of the samples first, first + 1, ... of a seed, on the CPU."""
+    return [torch.Generator().manual_seed(_mixed(seed, first + i)) for i in range(batch)]
+
+
+def _mixed(seed: int, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:8], "big") >> 1
+
+
+def drawn(draw: Callable, generators: Sequence[torch.Generator], shape: Sequence[int], device) -> Tensor:
+    """`draw` (torch.rand, torch.randn) of `shape` from each generator, stacked: float32 [B, *shape]."""
+    return torch.stack([draw(tuple(shape), generator=generator) for generator in generators]).to(device)
+
+
+def gumbel(generators: Sequence[torch.Generator], shape: Sequence[int], device) -> Tensor:
+    """Standard Gumbel noise, float32 [B, *shape]."""
+    uniform = drawn(torch.rand, generators, shape, device).clamp_(1e-20, 1 - 1e-7)
+    return -torch.log(-torch.log(uniform))
+
+
+def pick(logits_BNV: Tensor, generators: Sequence[torch.Generator], temperature: float = 1.0) -> Tensor:
+    """One of V for every token, int64 [B, N], drawn from softmax(logits / temperature); 0 takes the likeliest."""
+    if temperature == 0:
+        return logits_BNV.argmax(-1)
+    return (logits_BNV / temperature + gumbel(generators, logits_BNV.shape[1:], logits_BNV.device)).argmax(-1)
+
+
+def keep_likely(logits_BNV: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """Logits with -inf outside the `top_k` likeliest, and outside the smallest set that holds `top_p` of the mass."""
+    if top_k is not None and top_k < logits_BNV.shape[-1]:
+        least = logits_BNV.topk(top_k, -1).values[..., -1:]
+        logits_BNV = logits_BNV.masked_fill(logits_BNV < least, -torch.inf)
+    if top_p is not None and top_p < 1:
+        ordered, order = logits_BNV.sort(-1, descending=True)
+        probabilities = ordered.softmax(-1)
+        outside = probabilities.cumsum(-1) - probabilities >= top_p  # the likeliest always stays
+        logits_BNV = logits_BNV.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+    return logits_BNV

@@ -1,0 +1,87 @@
+"""Training a generator: what the training loop asks of it."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from vidtok.generator.base import Generator, Objective
+from vidtok.tokenizer import VideoTokenizer
+from vidtok.train.folder import RunFolder
+
+COLUMNS = 6  # frames of each sample that a picture shows
+
+
+class GeneratorTask:
+    """Every kind of generator's own loss, on the batches of `vidtok.generator.batches`.
+
+    Args:
+        objective: of the kind-independent settings.
+        tokenizer: encodes clips and decodes samples. None: batches are tokens, and no pictures are drawn.
+        samples: how many are drawn at each checkpoint, of classes in turn.
+        sampling: arguments of `generate` for them.
+        held_out: one batch whose loss is watched, or None.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        tokenizer: VideoTokenizer | None = None,
+        samples: int = 0,
+        sampling: Mapping[str, Any] | None = None,
+        held_out: dict[str, Tensor] | None = None,
+    ):
+        self.objective, self.tokenizer, self.samples = objective, tokenizer, samples
+        self.sampling, self.held_out = dict(sampling or {}), held_out
+
+    def terms(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[dict[str, Tensor], None]:
+        terms = dict(model(self.encoded(batch), self.objective))
+        terms["objective"] = terms.pop("loss")  # the loop calls the total the loss
+        return terms, None
+
+    def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
+        return terms["objective"]
+
+    def encoded(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """With ids and latents in place of a video."""
+        if "video" not in batch:
+            return batch
+        batch = dict(batch)
+        video = batch.pop("video")
+        tokenizer = self.tokenizer.to(video.device)
+        with torch.autocast(video.device.type, enabled=False):  # tokens are those of the tokenizer's own precision
+            latents = tokenizer.encode_latents(video)
+        return {**batch, "latents": latents, "ids": tokenizer.quantizer.codes_to_ids(latents)}
+
+    def validate(self, model: Generator, run: RunFolder, step: int) -> str | None:
+        """The loss on held-out samples, and a picture of new ones."""
+        lines = []
+        if self.held_out is not None:
+            batch = {name: value.to(model.device) for name, value in self.encoded(self.held_out).items()}
+            terms = model(batch, Objective(0.0, 0.0, self.objective.tasks))
+            scalars = {f"held_out_{name}": value.item() for name, value in terms.items()}
+            run.save_scalars(scalars, step)
+            numbers = "  ".join(f"{name.removeprefix('held_out_')} {value:.3f}" for name, value in scalars.items())
+            lines.append(f"{len(batch['label'])} held out: {numbers}")
+        if self.samples and self.tokenizer is not None:
+            image = self.draw(model)
+            lines.append(str(run.save_picture("samples", image, step)))
+        return ", ".join(lines) or None
+
+    def draw(self, model: Generator) -> Tensor:
+        """A picture [3, H, W] in [0, 1]: a row of frames of each sample."""
+        classes = len(model.config.classes)
+        label = [i % classes for i in range(self.samples)] if classes else None
+        ids = model.generate(self.samples, label, **self.sampling)
+        video = self.tokenizer.to(model.device).decode(ids)
+        frames = sorted({round(place) for place in torch.linspace(0, video.shape[2] - 1, COLUMNS).tolist()})
+        rows = video[:, :, frames].transpose(1, 2).flatten(0, 1)
+        return make_grid(rows.cpu(), nrow=len(frames), normalize=True, value_range=(-1, 1))
+
+    def progress(self, scalars: dict[str, float]) -> str:
+        if "bits" not in scalars:
+            return f"rms error {math.sqrt(scalars['objective']):.3f}"
+        return f"bits per token {scalars['bits']:.2f}  accuracy {scalars['accuracy']:.3f}"
