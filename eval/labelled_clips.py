@@ -35,8 +35,18 @@ class ClipSource:
     group_column: str | None = None
     classes: Sequence[str] | str | None = None
 
-    def open(self, split: str | None, protocol: Protocol, training: bool = False, seed: int = 0) -> LabelledDataset:
-        """The videos of a split: as the protocol tests them, or, in training, a random clip and crop of each.
+    def open(
+        self,
+        split: str | None,
+        protocol: Protocol,
+        training: bool = False,
+        seed: int = 0,
+        scale: tuple[float, float] = (0.3, 1.0),
+        flip: bool = True,
+        augment: str | None = None,
+    ) -> LabelledDataset:
+        """The videos of a split: as the protocol tests them, or, in training, a random clip and crop of each (scale,
+        flip, where the labels allow it, and augment: see `TrainTransform`).
 
         A video that can't be read is returned as its error in a test, and replaced in training. Raises ValueError for
         a split, label or column that isn't there, and for a set without labels.
@@ -53,7 +63,8 @@ class ClipSource:
                 reading = {"sampler": protocol.sampler(), "transform": protocol.transform(), "on_error": "return"}
             dataset = open_dataset(self.source, self.root, split, self.classes, **columns, seed=seed, **reading)
             if training:
-                dataset.transform = protocol.train_transform(flip=dataset.flip_keeps_label)
+                flip = flip and dataset.flip_keeps_label
+                dataset.transform = protocol.train_transform(scale=tuple(scale), flip=flip, augment=augment)
         if not dataset.classes or min(dataset.labels) < 0:
             raise ValueError(f"{self.source}: videos without labels in split {split!r}")
         return dataset

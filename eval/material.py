@@ -4,7 +4,7 @@ Legend: B batch, V views, N clips.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -69,7 +69,8 @@ def memory_material(
 ) -> Material:
     """Of clips in memory and what `encode_all` made of them, and of the test clips with shuffled frames.
 
-    select: share of the training clips to choose a checkpoint on. cells: side of the random crops of the grid, see `MemorySource`."""
+    select: share of the training clips to choose a checkpoint on. cells: side of the random crops of the grid, see
+    `MemorySource`."""
     kept, apart = np.arange(len(train)), None
     if select:
         kept, apart = split_off(train.labels, groups, select)
@@ -109,12 +110,15 @@ def video_material(
     workers: int = 0,
     seed: int = 0,
     limits: tuple[int | None, int | None] = (None, None),
+    **augmentation,
 ) -> Material:
     """Of videos that are decoded and encoded when they are needed, with random clips and crops in training.
 
-    splits, limits: of training and test: their names, and how many videos at most.
+    splits, limits: of training and test: their names, and how many videos at most. augmentation: scale, flip and
+    augment of `ClipSource.open`. The classes of the test are those of the training.
     """
-    training = source.open(splits[0], protocol, training=True, seed=seed)
+    training = source.open(splits[0], protocol, training=True, seed=seed, **augmentation)
+    test_source = replace(test_source, classes=training.classes)
     cut(training, slice(limits[0]))
     apart, dataset = None, test_source.open(splits[1], protocol)
     cut(dataset, slice(limits[1]))

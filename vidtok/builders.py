@@ -1,7 +1,7 @@
 """From hydra configs to objects: the one module that reads a config. Everything it builds takes plain arguments."""
 
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from vidtok.hints import nearest
 from vidtok.tokenizer import VideoTokenizer
 
 if TYPE_CHECKING:
+    from vidtok.datasets import ClipFolder, DigitClips
     from vidtok.datasets import LabelledDataset
     from vidtok.eval.compare import Comparison
     from vidtok.eval.labelled_clips import ClipSet, ClipSource
@@ -152,6 +153,7 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
     from timm.optim import create_optimizer_v2
 
     from vidtok.datasets import ClipFolder
+    from vidtok.inflate import inflate
     from vidtok.train.discriminator import Discriminator
     from vidtok.train.loss import LossWeights
     from vidtok.train.tokenizer import TokenizerTask, read_fixed_clips
@@ -162,8 +164,8 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
     plain = OmegaConf.to_container(cfg, resolve=True)
     data, validation, weights = plain["data"], plain["validation"], LossWeights(**plain["loss"])
     arguments = build_schedule(plain)
-    batches = ClipFolder(data.pop("root"), seed=plain["seed"], **data)
-    fixed_clips = read_fixed_clips(validation["root"], validation["clips"]) if validation["root"] else []
+    if plain["init"] and plain["inflate"]:
+        raise ValueError("give either init= or inflate=: both say what the weights start as")
 
     torch.manual_seed(plain["seed"])  # of the initial weights
     if plain["init"]:
@@ -171,6 +173,10 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
         cfg.model = asdict(tokenizer.config)  # the config that the run folder keeps names the model that was trained
     else:
         tokenizer = build_tokenizer(cfg)
+        if plain["inflate"]:
+            inflate(VideoTokenizer.from_pretrained(plain["inflate"]), tokenizer)
+    batches = ClipFolder(data.pop("root"), seed=plain["seed"], stride=tokenizer.stride, **data)
+    fixed_clips = read_fixed_clips(**validation, stride=tokenizer.stride) if validation["root"] else []
     state = build_state(tokenizer, plain)
     if weights.adversarial > 0:
         size = (data["frames"], data["crop"], data["crop"])
@@ -178,6 +184,29 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
         state.critic_optimizer = create_optimizer_v2(state.critic, **plain["discriminator_optimizer"])
     task = TokenizerTask(weights, state.critic, lpips, fixed_clips)
     return {"task": task, "state": state, "batches": batches, **arguments}
+
+
+def build_clips(plain: dict, stride: tuple[int, int, int]) -> tuple["ClipFolder | DigitClips", list[torch.Tensor]]:
+    """Training batches of the group `data`, and the fixed clips of `validation`, which are none of theirs."""
+    from vidtok.datasets import ClipFolder, DigitClips, refuse_overlap
+    from vidtok.train.fixed_clips import digit_clips, held_out_files, read_clips
+
+    data, validation = dict(plain["data"]), plain["validation"]
+    root, count, frames, size = (validation[key] for key in ("root", "clips", "frames", "size"))
+    if (kind := data.pop("kind")) == "folder":
+        batches = ClipFolder(data.pop("root"), stride=stride, seed=plain["seed"], **data)
+        files = batches.videos + batches.images
+    elif kind == "digits":
+        batches, files = DigitClips(seed=plain["seed"], **data), []
+    else:
+        raise ValueError(f"unknown data.kind {kind!r}: {nearest(kind, ['folder', 'digits'])}")
+    if root is None:
+        return batches, []
+    if root == "digits":
+        return batches, digit_clips(count, frames, size)
+    held_out = held_out_files(root, frames)
+    refuse_overlap(files, held_out)
+    return batches, read_clips(held_out, count, frames, size)
 
 
 def build_lpips(cfg: DictConfig) -> "LPIPS | None":
@@ -239,9 +268,10 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
         limits = data["train_clips"], data["val_clips"]
         return video_material(
             source, test_source, splits, protocol, encoder, data["select"], data["batch_size"], data["workers"],
-            cfg.seed, limits,
+            cfg.seed, limits, **{key: data[key] for key in ("scale", "flip", "augment")},
         )  # fmt: skip
     train = load_clips(source.open(splits[0], protocol), data["train_clips"], data["workers"])
+    test_source = replace(test_source, classes=train.classes)
     test = load_clips(test_source.open(splits[1], protocol), data["val_clips"], data["workers"])
     groups = source.groups(train.ids)
     x_train, x_test, x_shuffled = (
@@ -299,7 +329,7 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
         return load_clips(where.open(data[f"{side}_split"], protocol), data[f"{side}_clips"], data["workers"])
 
     train = store.clips("train", lambda: load(source, "train"))
-    test = store.clips("test", lambda: load(test_source, "val"))
+    test = store.clips("test", lambda: load(replace(test_source, classes=train.classes), "val"))
     return Comparison(
         encoded, train, test, encoders.__getitem__, list(cfg.arms), list(cfg.seeds), data["cells"], data["batch_size"],
         data["select"], source.groups(train.ids),
