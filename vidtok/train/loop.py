@@ -34,6 +34,7 @@ class TrainerOptions:
         workers: processes that make batches ahead.
         seed: of batches and random numbers.
         log_seconds, save_seconds: between progress lines; between checkpoints with validation.
+        save_steps: steps between further checkpoints, or None: where the choice among them shall not depend on speed.
     """
 
     precision: str = "fp32"
@@ -43,6 +44,7 @@ class TrainerOptions:
     seed: int = 0
     log_seconds: float = 10
     save_seconds: float = 300
+    save_steps: int | None = None
 
     def __post_init__(self):
         if self.precision not in PRECISIONS:
@@ -151,7 +153,8 @@ def train(
             if accelerator.is_main_process:
                 run.save_scalars(scalars, state.step)
                 say(f"{progress_line(scalars, state, schedule)}  {task.progress(scalars)}")
-        if clock.save_due() and accelerator.is_main_process:
+        step_due = options.save_steps is not None and state.step % options.save_steps == 0
+        if (clock.save_due() or step_due) and accelerator.is_main_process:
             save_and_validate(task, state, run, say)
 
     if accelerator.is_main_process:
