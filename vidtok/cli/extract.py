@@ -76,14 +76,19 @@ def run(args: argparse.Namespace) -> int:
 
 def plan(args: argparse.Namespace) -> list:
     """The videos of all sources, in order."""
+    from vidtok.cli.error import UserError
     from vidtok.cli.inputs import find_videos
     from vidtok.extract.plan import is_dataset, plan_dataset, plan_files, refuse_twins
 
     columns = {name: getattr(args, name) for name in ("path_column", "label_column", "split_column")}
+    labelled = [name for name in (*columns, "root", "split") if getattr(args, name) is not None]
     items = []
     for source in args.sources:
         if is_dataset(source) or args.class_folders:
             items += plan_dataset(source, args.root, args.split, **columns)
+        elif labelled:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in labelled)
+            raise UserError(f"{source}: {flags} is for annotations and --class-folders")
         else:
             items += plan_files(find_videos([source]))
     return refuse_twins(items)

@@ -35,6 +35,7 @@ class Extraction:
         if args.threads is not None:
             torch.set_num_threads(args.threads)
         asked = {
+            "head": args.head,
             "pool": args.pool,
             "resize": args.size,
             "crop": args.crop,
@@ -55,9 +56,10 @@ class Extraction:
     def run(self, output: str | Path, container: str, done: str, force: bool = False) -> int:
         """Fills the folder; prints failures and a summary; returns the exit status. force: do what is there again."""
         meter = Meter(len(self.items))
-        folder = Output(output, self.settings, container, self.items, meter, force)
-        with self.decoders() as decoders, Live(meter) as live:
-            run(folder, decoders, self.model, meter, live.update)
+        with self.decoders() as decoders:
+            folder = Output(output, self.settings, container, self.items, meter, force)
+            with Live(meter) as live:
+                run(folder, decoders, self.model, meter, live.update)
         return _summary(done, meter, folder.errors)
 
     def run_one(self, path: Path, force: bool, done: str) -> int:

@@ -11,10 +11,15 @@ SUFFIXES = {"npz": ".npz", "parquet": ".parquet", "webdataset": ".tar"}
 CONTAINERS = tuple(SUFFIXES)
 
 
-def open_writer(folder: str | Path, container: str) -> Writer:
-    """container: one of `CONTAINERS`. Raises ValueError for another one."""
+def check_container(container: str) -> None:
+    """Raises ValueError for a name that is not one of `CONTAINERS`."""
     if container not in CONTAINERS:
         raise ValueError(f"unknown container {container!r}: {nearest(container, CONTAINERS)}")
+
+
+def open_writer(folder: str | Path, container: str) -> Writer:
+    """container: one of `CONTAINERS`. Raises ValueError for another one."""
+    check_container(container)
     return NpzWriter(Path(folder)) if container == "npz" else ShardWriter(Path(folder), _form(container))
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vidtok.extract.claims import Claims
-from vidtok.extract.open import SUFFIXES
+from vidtok.extract.open import SUFFIXES, check_container
 from vidtok.extract.record import FEATURES, SCHEMA, Settings, differences, id_type, parse_description, settings_of
 from vidtok.hints import nearest
 from vidtok.quantize import LFQ
@@ -33,8 +33,12 @@ def make_settings(
         raise ValueError(f"unknown feature {feature!r}: {nearest(feature, FEATURES)}")
     if dtype not in FLOATS:
         raise ValueError(f"floats are stored as {' or '.join(FLOATS)}, not {dtype!r}")
+    if asked.get("pool") not in (None, "mean"):
+        raise ValueError(f"features are pooled by 'mean', not {asked['pool']!r}")
     if asked.get("pool") is not None and feature not in ("hidden", "latents"):
         raise ValueError(f"{feature} can't be pooled: hidden and latents can")
+    if (feature == "embedding") != (asked.get("head") is not None):
+        raise ValueError("embedding is what a trained head makes: it needs a head, and nothing else does")
     if feature == "ids":
         dtype = id_type(tokenizer.bits).name
     elif feature == "codes" and isinstance(tokenizer.quantizer, LFQ):
@@ -57,6 +61,7 @@ def hold_folder(folder: Path, settings: Settings, container: str, claims: Claims
     Raises:
         ValueError: that names what differs; or where the folder holds features that nobody knows the settings of.
     """
+    check_container(container)
     path, suffix = folder / FILE, SUFFIXES[container]
     ours = {"schema": SCHEMA, "container": container, **asdict(settings)}
     claims.wait(LOCK)
