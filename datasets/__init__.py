@@ -3,6 +3,7 @@
 from .annotations import read_annotations
 from .check import check_video, check_videos, find_overlap, refuse_overlap
 from .clips import ClipFolder
+from .digit_clips import DigitClips
 from .digits import MovingDigits
 from .error import VideoError
 from .kinetics import Kinetics
@@ -24,10 +25,11 @@ from .video_list import VideoList
 from .write import VideoWriter, write_video
 
 __all__ = [
-    "Batch", "Chunk", "ClipFolder", "DecodePool", "EvalTransform", "Kinetics", "LabelledDataset", "LabelledVideos",
-    "MovingDigits", "Sample", "SomethingSomethingV2", "TrainTransform", "VideoError", "VideoFolder", "VideoInfo",
-    "VideoList", "VideoReader", "VideoStream", "VideoWriter", "check_video", "check_videos", "collate_samples",
-    "demo_clip", "dense_clips", "files_by_split", "find_overlap", "frames_to_video", "iter_video", "open_dataset",
-    "open_video", "plan_resize", "probe_video", "random_clip", "random_segments", "read_annotations", "read_video",
-    "refuse_overlap", "resize_video", "uniform_segments", "video_to_frames", "whole_windows", "write_video",
+    "Batch", "Chunk", "ClipFolder", "DecodePool", "DigitClips", "EvalTransform", "Kinetics", "LabelledDataset",
+    "LabelledVideos", "MovingDigits", "Sample", "SomethingSomethingV2", "TrainTransform", "VideoError", "VideoFolder",
+    "VideoInfo", "VideoList", "VideoReader", "VideoStream", "VideoWriter", "check_video", "check_videos",
+    "collate_samples", "demo_clip", "dense_clips", "files_by_split", "find_overlap", "frames_to_video", "iter_video",
+    "open_dataset", "open_video", "plan_resize", "probe_video", "random_clip", "random_segments", "read_annotations",
+    "read_video", "refuse_overlap", "resize_video", "uniform_segments", "video_to_frames", "whole_windows",
+    "write_video",
 ]  # fmt: skip

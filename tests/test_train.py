@@ -31,6 +31,13 @@ def clips(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("held_out")
+    write_video(folder / "own.mp4", demo_clip(frames=17, size=64, seed=5), fps=25)
+    return folder
+
+
 def train(clips, run, *overrides):
     return main(["train", "tokenizer", f"data.root={clips}", f"run={run}", *TINY, *overrides])
 
@@ -74,8 +81,9 @@ def test_perceptual_loss_looks_at_the_asked_frames():
 
 
 @pytest.mark.parametrize("quantizer", ["lfq", "lfq-residual", "fsq", "vq"])
-def test_a_short_run_learns_and_leaves_everything(clips, tmp_path, capsys, quantizer):
-    overrides = ["trainer.max_steps=60", f"quantizer={quantizer}", f"validation.root={clips}", "trainer.warmup_steps=5"]
+def test_a_short_run_learns_and_leaves_everything(clips, held_out, tmp_path, capsys, quantizer):
+    overrides = ["trainer.max_steps=60", f"quantizer={quantizer}", f"validation.root={held_out}"]
+    overrides += ["trainer.warmup_steps=5"]
     assert train(clips, tmp_path / "run", *overrides) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "l2 " in line]
     losses = [float(line.split("l2 ")[1].split()[0]) for line in lines]
@@ -222,6 +230,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(clips, tmp_path, ca
         (["data.root={clips}", "trainer.max_steps=many"], "a number above 0"),
         (["data.root={clips}", "trainer.max_steps=1", "trainer.precision=fp8"], "unknown precision 'fp8'"),
         (["data.root={clips}", "init=vidtok-t", "model.net.width=8"], "init brings its own model"),
+        (["data.root={clips}", "trainer.max_steps=1", "trainer.accumulate=0"], "in 1 or more parts"),
+        (["data.root={clips}", "trainer.max_steps=1", "validation.root={clips}"], "are in training and validation"),
+        (["data=digits", "trainer.max_steps=1", "validation.root=digits", "validation.frames=16"], "not 16: cut it"),
     ],
 )
 def test_wrong_overrides_are_one_line(overrides, words, clips, tmp_path, capsys):

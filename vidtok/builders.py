@@ -15,8 +15,7 @@ from vidtok.hints import nearest
 from vidtok.tokenizer import VideoTokenizer
 
 if TYPE_CHECKING:
-    from vidtok.datasets import ClipFolder, DigitClips
-    from vidtok.datasets import LabelledDataset
+    from vidtok.datasets import ClipFolder, DigitClips, LabelledDataset
     from vidtok.eval.compare import Comparison
     from vidtok.eval.labelled_clips import ClipSet, ClipSource
     from vidtok.eval.material import Material
@@ -152,17 +151,16 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
     # Imported here: a tokenizer alone needs none of it.
     from timm.optim import create_optimizer_v2
 
-    from vidtok.datasets import ClipFolder
     from vidtok.inflate import inflate
     from vidtok.train.discriminator import Discriminator
     from vidtok.train.loss import LossWeights
-    from vidtok.train.tokenizer import TokenizerTask, read_fixed_clips
+    from vidtok.train.tokenizer import TokenizerTask
 
     lpips = build_lpips(cfg)
     if lpips is None:
         cfg.loss.perceptual = 0.0
     plain = OmegaConf.to_container(cfg, resolve=True)
-    data, validation, weights = plain["data"], plain["validation"], LossWeights(**plain["loss"])
+    data, weights = plain["data"], LossWeights(**plain["loss"])
     arguments = build_schedule(plain)
     if plain["init"] and plain["inflate"]:
         raise ValueError("give either init= or inflate=: both say what the weights start as")
@@ -175,8 +173,7 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
         tokenizer = build_tokenizer(cfg)
         if plain["inflate"]:
             inflate(VideoTokenizer.from_pretrained(plain["inflate"]), tokenizer)
-    batches = ClipFolder(data.pop("root"), seed=plain["seed"], stride=tokenizer.stride, **data)
-    fixed_clips = read_fixed_clips(**validation, stride=tokenizer.stride) if validation["root"] else []
+    batches, fixed_clips = build_clips(plain, tokenizer.stride)
     state = build_state(tokenizer, plain)
     if weights.adversarial > 0:
         size = (data["frames"], data["crop"], data["crop"])
@@ -188,25 +185,18 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
 
 def build_clips(plain: dict, stride: tuple[int, int, int]) -> tuple["ClipFolder | DigitClips", list[torch.Tensor]]:
     """Training batches of the group `data`, and the fixed clips of `validation`, which are none of theirs."""
-    from vidtok.datasets import ClipFolder, DigitClips, refuse_overlap
-    from vidtok.train.fixed_clips import digit_clips, held_out_files, read_clips
+    from vidtok.datasets import ClipFolder, DigitClips
+    from vidtok.train.fixed_clips import read_fixed_clips
 
-    data, validation = dict(plain["data"]), plain["validation"]
-    root, count, frames, size = (validation[key] for key in ("root", "clips", "frames", "size"))
+    data, files = dict(plain["data"]), []
     if (kind := data.pop("kind")) == "folder":
         batches = ClipFolder(data.pop("root"), stride=stride, seed=plain["seed"], **data)
         files = batches.videos + batches.images
     elif kind == "digits":
-        batches, files = DigitClips(seed=plain["seed"], **data), []
+        batches = DigitClips(seed=plain["seed"], **data)
     else:
         raise ValueError(f"unknown data.kind {kind!r}: {nearest(kind, ['folder', 'digits'])}")
-    if root is None:
-        return batches, []
-    if root == "digits":
-        return batches, digit_clips(count, frames, size)
-    held_out = held_out_files(root, frames)
-    refuse_overlap(files, held_out)
-    return batches, read_clips(held_out, count, frames, size)
+    return batches, read_fixed_clips(**plain["validation"], stride=stride, training_files=files)
 
 
 def build_lpips(cfg: DictConfig) -> "LPIPS | None":

@@ -13,5 +13,6 @@ folder         the run folder: config, checkpoints, scalars, pictures
 tokenizer      the task of training a tokenizer
 loss           the terms of its objective and their weights
 adversarial    those between tokenizer and discriminator
+fixed_clips    by which a person sees how it goes
 discriminator  the 3-D StyleGAN discriminator
 """

@@ -1,14 +1,11 @@
 """The task of training a tokenizer: MAGVIT-v2's objective, and reconstructions of fixed clips to watch it."""
 
 import math
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from vidtok.datasets import read_video
-from vidtok.datasets.container import VIDEO_SUFFIXES
 from vidtok.lpips import LPIPS
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train import adversarial
@@ -111,12 +108,3 @@ def comparison(video_BCTHW: Tensor, decoded_BCTHW: Tensor) -> Tensor:
     frames = sorted({0, T // 2, T - 1})
     rows = [x[:, :, frames].transpose(1, 2).flatten(0, 1) for x in (video_BCTHW, decoded_BCTHW)]
     return make_grid(torch.cat(rows).float().cpu(), nrow=len(rows[0]), normalize=True, value_range=(-1, 1))
-
-
-def read_fixed_clips(root: str | Path, count: int) -> list[Tensor]:
-    """The first 17 frames at 128x128 of `count` videos, spread over the sorted files of a folder."""
-    files = sorted(p for p in Path(root).rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
-    if not files:
-        raise ValueError(f"validation.root={root} holds no video")
-    chosen = files[:: max(1, len(files) // max(1, count))][:count]
-    return [read_video(path, size=(128, 128), max_frames=17) for path in chosen]

@@ -1,0 +1,48 @@
+"""A batch taken in parts, by one process or several, comes out as the whole."""
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vidtok.cli.main import main
+from vidtok.train.batch import part_of, samples
+
+TINY = ["data=digits", "data.crop=32", "data.frames=5", "data.batch_size=8", "data.image_batch_size=8"]
+TINY += ["model.net.width=16", "model.net.blocks=1", "model.net.decoder_blocks=1", "loss=magvit2", "loss.perceptual=0"]
+TINY += ["discriminator.base=4", "discriminator.multipliers=[2,2]", "trainer.log_seconds=0", "trainer.max_steps=4"]
+
+
+def run(folder, *overrides):
+    """What a run of four steps leaves: (checkpoint, scalars by name)."""
+    assert main(["train", "tokenizer", f"run={folder}", *TINY, *overrides]) == 0
+    events = EventAccumulator(str(folder / "scalars")).Reload()
+    scalars = {name: [e.value for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    return torch.load(folder / "checkpoint.pt", weights_only=True), scalars
+
+
+def test_parts_of_nested_batches():
+    batch = {"x": torch.arange(6), "more": (torch.arange(12).view(6, 2), torch.zeros(6))}
+    part = part_of(batch, 1, 3)
+    assert samples(batch) == 6 and samples(part) == 2
+    assert part["x"].tolist() == [2, 3] and part["more"][0].tolist() == [[4, 5], [6, 7]]
+    with pytest.raises(ValueError, match="a batch of 6 doesn't divide into 4 equal parts"):
+        part_of(batch, 0, 4)
+
+
+def test_accumulated_gradients_are_those_of_the_batch(tmp_path):
+    """All terms but LFQ's entropy are means over clips, and FSQ has none."""
+    whole, scalars = run(tmp_path / "whole", "quantizer=fsq")
+    parts, scalars_of_parts = run(tmp_path / "parts", "quantizer=fsq", "trainer.accumulate=4")
+    for part in ("model", "critic"):
+        for name, value in whole[part].items():
+            assert torch.allclose(value, parts[part][name], atol=1e-5), name
+    for name in ("reconstruction", "gradient_norm", "adversarial", "discriminator", "r1", "lecam", "critic_norm"):
+        assert scalars_of_parts[name] == pytest.approx(scalars[name], rel=2e-3, abs=1e-7), name
+
+
+def test_the_codebook_entropy_is_that_of_a_part(tmp_path):
+    """The mean over parts, each of which shows fewer codes than the batch: the documented difference."""
+    _, whole = run(tmp_path / "whole")
+    _, parts = run(tmp_path / "parts", "trainer.accumulate=4")
+    assert parts["entropy_per_sample"][0] == pytest.approx(whole["entropy_per_sample"][0], rel=1e-4)
+    assert parts["entropy_codebook"][0] < whole["entropy_codebook"][0]
