@@ -9,6 +9,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "VideoTokenizer": "vidtok.tokenizer",
+    "TokenDataset": "vidtok.extract",
+    "TokenBatches": "vidtok.extract",
     "TokenizerConfig": "vidtok.config",
     "create_head": "vidtok.builders",
     "create_tokenizer": "vidtok.builders",

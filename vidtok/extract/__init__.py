@@ -4,8 +4,10 @@ from vidtok.extract.container import Entry, Reader, Writer
 from vidtok.extract.npz import read_npz, write_npz
 from vidtok.extract.open import open_reader, open_writer
 from vidtok.extract.record import SCHEMA, Record, RecordMeta, Settings
+from vidtok.extract.token_batches import TokenBatches
+from vidtok.extract.token_dataset import TokenDataset
 
 __all__ = [
-    "SCHEMA", "Entry", "Reader", "Record", "RecordMeta", "Settings", "Writer", "open_reader", "open_writer",
-    "read_npz", "write_npz",
+    "SCHEMA", "Entry", "Reader", "Record", "RecordMeta", "Settings", "TokenBatches", "TokenDataset", "Writer",
+    "open_reader", "open_writer", "read_npz", "write_npz",
 ]  # fmt: skip

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vidtok.extract.container import Entry, open_reader
+from vidtok.extract.container import Entry
+from vidtok.extract.open import open_reader
 from vidtok.extract.record import Record
 from vidtok.extract.unpacked import UnpackedReader
 from vidtok.hints import nearest
@@ -106,23 +107,25 @@ class TokenDataset(Dataset):
     def to_pandas(self, features: bool = True) -> pd.DataFrame:
         """A row per item: id, label, split (strings), clip, source_bytes, frames, coded_size; and where `features` are
         wanted, which reads them all, features (arrays as stored), timestamps, and the rest of `RecordMeta` that isn't
-        common to all."""
+        common to all; what is, `meta`, is in its `attrs`."""
         table = pd.DataFrame(self.entries, columns=list(Entry._fields))
         table = table.astype({"clip": "Int64", "source_bytes": "Int64"})
-        table.attrs |= self.meta
         if not features:
+            table.attrs = dict(self.meta)
             return table
         records = [self.read(index) for index in range(len(self))]
         own = pd.DataFrame([asdict(record.meta) for record in records])
         own = own.drop(columns=[name for name in own if name in table or name in self.meta])
         own.insert(0, "features", pd.Series([np.array(record.features) for record in records], dtype=object))
         own.insert(1, "timestamps", pd.Series([np.array(record.timestamps) for record in records], dtype=object))
-        return pd.concat([table, own], axis=1)
+        table = pd.concat([table, own], axis=1)
+        table.attrs = dict(self.meta)
+        return table
 
     def _refuse_unknown(self, what: str, asked: Sequence[str] | None, there) -> None:
         if isinstance(asked, str):
             raise ValueError(f"{what}s is a list of names, not {asked!r}")
         unknown = [name for name in asked or () if name not in there]
         if unknown:
-            known = nearest(unknown[0], sorted(there)) if there else "the records have none"
+            known = nearest(unknown[0], sorted(there)[:1000])
             raise ValueError(f"{self.path}: no {what} {unknown[0]!r} here: {known}")

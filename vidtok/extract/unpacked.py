@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vidtok.extract.container import entry_of, open_reader
+from vidtok.extract.container import entry_of
+from vidtok.extract.open import open_reader
 from vidtok.extract.record import Record, describe, make_record, settings_of
 
 _ALIGNMENT = 64  # bytes
