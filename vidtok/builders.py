@@ -310,8 +310,9 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     (source, test_source), protocol = build_clip_sources(cfg), build_protocol(cfg)
     encoders = {arm: InputEncoder(arm, tokenizer) for arm in {*cfg.arms, "tokens", "recon"}}
     refuse_overlap(source.files(data["train_split"]), test_source.files(data["val_split"]))
-    for_training = ("cells", "batch_size", "select", "workers", "in_memory", "features", "val_features")
-    facts = {key: value for key, value in data.items() if key not in for_training}
+    depends_on = ("source", "root", "val_source", "val_root", "path_column", "label_column", "split_column", "classes")
+    depends_on += ("train_split", "val_split", "protocol", "size", "fps", "train_clips", "val_clips")
+    facts = {key: data[key] for key in depends_on}
     store = ClipStore(Path(cfg.run) / "clips", facts)
     encoded = ClipStore(Path(cfg.run) / "encoded", {"tokenizer": tokenizer.weight_hash})
 
