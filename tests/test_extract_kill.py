@@ -1,0 +1,218 @@
+"""An extraction that is killed, runs out of disk, or shares its folder: the output is that of an undisturbed run."""
+
+import errno
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from vidtok.cli.main import main
+from vidtok.config import TokenizerConfig
+from vidtok.datasets import demo_clip, write_video
+from vidtok.extract import open_reader
+from vidtok.tokenizer import VideoTokenizer
+
+CLIPS = 60
+CONTAINERS = ["npz", "parquet", "webdataset"]
+
+# Imports what a run needs once, then forks a process for each: {"args", "out"} -> its id; {"wait": id} -> its status.
+SERVER = """
+import json, os, sys
+import pyarrow.parquet, torch
+import vidtok.cli.extract, vidtok.cli.extraction, vidtok.cli.inputs, vidtok.cli.main, vidtok.extract.shards
+torch.set_num_threads(1)
+vidtok.extract.shards.VIDEOS = 7
+for line in sys.stdin:
+    job = json.loads(line)
+    if "wait" in job:
+        print(os.waitstatus_to_exitcode(os.waitpid(job["wait"], 0)[1]), flush=True)
+        continue
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+        continue
+    output = os.open(job["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    status = vidtok.cli.main.main(job["args"])
+    sys.stdout.flush()
+    os._exit(status)
+"""
+
+
+class Server:
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+    def ask(self, **job):
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def start(self, args, out):
+        return self.ask(args=args, out=str(out))
+
+    def wait(self, pid):
+        return self.ask(wait=pid)
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server()
+    yield server
+    server.process.stdin.close()
+    server.process.wait()
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    """(arguments of a run, records of an undisturbed one)."""
+    folder = tmp_path_factory.mktemp("setup")
+    torch.manual_seed(0)
+    net = {"kind": "patch", "width": 32, "blocks": 2, "decoder_blocks": 2}
+    VideoTokenizer(TokenizerConfig("tiny", net, {"kind": "lfq", "bits": 18})).save_pretrained(folder / "model")
+    (folder / "videos" / "sub").mkdir(parents=True)
+    frames = demo_clip(CLIPS + 20, 64)
+    for i in range(CLIPS):
+        name = f"sub/{i}.mp4" if i % 3 else f"{i}.mp4"
+        write_video(folder / "videos" / name, frames[:, :, i : i + 5 + i % 5, : 32 + i % 2, :32], 24)
+    args = ["extract", str(folder / "videos"), "--model", str(folder / "model"), "--threads", "1", "--workers", "0"]
+    assert main([*args, "-o", str(folder / "clean")]) == 0
+    return args, read_all(folder / "clean")
+
+
+def read_all(folder):
+    """{id: record}; every video is there once."""
+    reader = open_reader(folder)
+    assert len({entry.id for entry in reader.entries}) == len(reader)
+    return {entry.id: reader.read(i) for i, entry in enumerate(reader.entries)}
+
+
+def assert_same(ours, theirs):
+    assert set(ours) == set(theirs) and len(ours) == CLIPS
+    for id, record in ours.items():
+        assert np.array_equal(record.features, theirs[id].features) and record.meta == theirs[id].meta
+        assert np.array_equal(record.timestamps, theirs[id].timestamps)
+
+
+def outputs(folder):
+    return [name for _, _, names in os.walk(folder) for name in names if not name.startswith(".")]
+
+
+def rows(folder):
+    """How many records all files of the folder hold together."""
+    return sum(len(open_reader(path)) for path in folder.rglob("part-*")) or len(read_all(folder))
+
+
+def assert_nothing_is_left_over(folder):
+    hidden = {path.name for path in folder.rglob(".*")}
+    assert hidden == {".claims"}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_ten_kills(server, setup, tmp_path, container):
+    args, clean = setup
+    rng = random.Random(container)
+    command = [*args, "-o", str(tmp_path / "out"), "--container", container]
+    killed = 0
+    while killed < 10:
+        before = len(outputs(tmp_path / "out"))
+        pid = server.start(command, tmp_path / "log")
+        more, deadline = rng.randrange(3 if container == "npz" else 2), time.monotonic() + 60
+        while len(outputs(tmp_path / "out")) < before + more and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.01)
+        os.kill(pid, signal.SIGKILL)
+        killed += server.wait(pid) == -signal.SIGKILL
+        if (tmp_path / "log").read_text():  # it was faster
+            break
+    assert killed > 5
+    pid = server.start(command, tmp_path / "log")
+    assert server.wait(pid) == 0, (tmp_path / "log").read_text()
+    assert_same(read_all(tmp_path / "out"), clean)
+    assert rows(tmp_path / "out") == CLIPS
+    assert_nothing_is_left_over(tmp_path / "out")
+    pid = server.start(command, tmp_path / "log")
+    assert server.wait(pid) == 0 and f"{CLIPS} were complete" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    "container, one_dies", [("npz", False), ("npz", True), ("parquet", False), ("webdataset", True)]
+)
+def test_two_processes_on_one_folder(server, setup, tmp_path, container, one_dies):
+    args, clean = setup
+    command = [*args, "-o", str(tmp_path / "out"), "--container", container]
+    pids = [server.start(command, tmp_path / f"log{i}") for i in range(2)]
+    if one_dies:
+        while len(outputs(tmp_path / "out")) < 2:
+            time.sleep(0.001)
+        os.kill(pids[0], signal.SIGKILL)
+    statuses = [server.wait(pid) for pid in pids]
+    logs = [(tmp_path / f"log{i}").read_text() for i in range(2)]
+    assert statuses[one_dies:] == [0] * (2 - one_dies), logs
+    assert_same(read_all(tmp_path / "out"), clean)
+    assert rows(tmp_path / "out") == CLIPS
+    if not one_dies:
+        assert sum(int(re.search(r"extracted (\d+) of", log)[1]) for log in logs) == CLIPS
+    if container == "npz" or not one_dies:  # else there is the dead one's shard, until the next run
+        assert_nothing_is_left_over(tmp_path / "out")
+
+
+@pytest.mark.parametrize("container", ["npz", "parquet"])
+def test_a_full_disk(setup, tmp_path, capsys, container):
+    """A real one, where a file system may be made."""
+    args, clean = setup
+    disk, size = tmp_path / "disk", "12k" if container == "parquet" else "48k"
+    disk.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", disk]).returncode:
+        pytest.skip("no file system may be mounted")
+    try:
+        capsys.readouterr()
+        command = [*args, "-o", str(disk / "out"), "--container", container]
+        assert main(command) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("vidtok: ") and err.count("\n") == 1 and "No space left" in err
+        subprocess.run(["mount", "-o", "remount,size=1m", disk], check=True)
+        assert main(command) == 0
+        assert_same(read_all(disk / "out"), clean)
+        assert_nothing_is_left_over(disk / "out")
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.parametrize("container", ["npz", "webdataset"])
+def test_a_write_that_fails(setup, tmp_path, capsys, monkeypatch, container):
+    args, clean = setup
+    command = [*args, "-o", str(tmp_path / "out"), "--container", container]
+    monkeypatch.setattr("vidtok.extract.shards.VIDEOS", 7)
+    move, moves = (os.replace, os.rename), []
+
+    def full(*paths):
+        moves.append(paths)
+        if len(moves) == 6:
+            raise OSError(errno.ENOSPC, "No space left on device", str(paths[0]))
+        return move[0](*paths)
+
+    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, "rename", full)
+    assert main(command) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert_nothing_is_left_over(tmp_path / "out")
+    monkeypatch.setattr(os, "replace", move[0])
+    monkeypatch.setattr(os, "rename", move[1])
+    assert main(command) == 0
+    assert_same(read_all(tmp_path / "out"), clean)
