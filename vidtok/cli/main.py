@@ -19,9 +19,11 @@ VERBS = {
     "encode": "videos to token files",
     "decode": "token files to videos",
     "reconstruct": "videos through the tokenizer and back",
+    "recognize": "what clips show: labels and probabilities of a trained head",
     "info": "what a tokenizer, a token file or a video is",
     "eval": "measure: eval reconstruction, probe, finetune, recognition, compare, agreement",
     "train": "train a model: train tokenizer",
+    "generate": "new clips from a trained generator",
     "bench": "measure speed and memory: bench tokenizer",
     "check": "decode every video of a dataset and say which are bad",
 }

@@ -35,6 +35,10 @@ class Progress:
         speed = self.frames / (time.perf_counter() - self._start)
         self._bar.update(self._task, speed=f", {speed:.0f} frames/s")
 
+    def count_steps(self, done: int, total: int) -> None:
+        """Steps of the thing at hand."""
+        self._bar.update(self._task, speed=f", step {done} of {total}")
+
     def advance(self) -> None:
         self._bar.advance(self._task)
 

@@ -8,7 +8,8 @@ trunk, tokens   the transformer; tokens into it and out of it
 masks           frame prediction, interpolation, inpainting, outpainting
 schedules       of masking and guidance
 sampling        draws that belong to a sample
-slide           clips longer than the grid
+samples, slide  many clips; clips longer than the grid
+pictures        several clips in one
 batches, task   what the trainer wants
 """
 
@@ -25,7 +26,15 @@ from vidtok.weights import load_weights
 SHIPPED = PRETRAINED / "generators"
 KINDS = ("masked", "autoregressive", "diffusion")
 
-__all__ = ["KINDS", "Generator", "GeneratorConfig", "Objective", "create_generator", "from_pretrained"]
+__all__ = [
+    "KINDS",
+    "Generator",
+    "GeneratorConfig",
+    "Objective",
+    "create_generator",
+    "from_pretrained",
+    "load_tokenizer",
+]
 
 
 def create_generator(config: GeneratorConfig) -> Generator:
@@ -57,6 +66,26 @@ def from_pretrained(name: str | os.PathLike, device: str | torch.device = "cpu",
     generator = create_generator(read_config(config))
     load_weights(generator, weights)
     return generator.eval().to(device)
+
+
+def load_tokenizer(config: GeneratorConfig, name: str | None = None, device: str | torch.device = "cpu"):
+    """The `VideoTokenizer` of a generator's tokens.
+
+    Args:
+        name: where it is; None, it is found by the name in the config.
+
+    Raises:
+        ValueError: where it isn't found, or has other weights than the generator was trained with.
+    """
+    from vidtok.tokenizer import VideoTokenizer
+
+    tokenizer = VideoTokenizer.from_pretrained(name or config.tokenizer, device)
+    if tokenizer.weight_hash != config.weight_hash:
+        raise ValueError(
+            f"generator {config.name!r} makes tokens of {config.tokenizer} with weights {config.weight_hash}, and "
+            f"{name or config.tokenizer} has weights {tokenizer.weight_hash}: say where its tokenizer is"
+        )
+    return tokenizer
 
 
 def _kind(name: str) -> type[Generator]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vidtok.generator.base import Generator, Objective, blend
 from vidtok.generator.config import GeneratorConfig
-from vidtok.generator.halves import join_ids, split_ids
+from vidtok.generator.halves import join_ids
 from vidtok.generator.masked import half_losses
 from vidtok.generator.sampling import keep_likely, pick
 from vidtok.generator.schedules import guidance_scale
@@ -44,8 +44,8 @@ class AutoregressiveGenerator(Generator):
         ids_BN = batch["ids"].flatten(1)
         _, label_B, _ = self.draw_conditions(batch, objective)
         x_BND = self.trunk(self.embed_before(ids_BN[:, :-1]), self.label_embed(label_B))
-        low_M, high_M = split_ids(ids_BN.flatten(), self.config.bits)
-        return half_losses(self.heads, x_BND.flatten(0, 1), low_M, high_M, objective.label_smoothing, ids_BN.numel())
+        asked_BN = torch.ones_like(ids_BN, dtype=torch.bool)
+        return half_losses(self.heads, x_BND, ids_BN, asked_BN, objective.label_smoothing, ids_BN.numel())
 
     def sample(
         self,

@@ -3,6 +3,7 @@
 Legend: B batch, N tokens, D width, t h w the token grid, N = t h w in this order ("raster order in time").
 """
 
+import inspect
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,11 @@ from vidtok.generator import masks
 from vidtok.generator.config import GeneratorConfig, write_config
 from vidtok.generator.sampling import sample_generators
 from vidtok.generator.trunk import Trunk
+from vidtok.hints import nearest
 from vidtok.shipped import CONFIG, WEIGHTS
 from vidtok.weights import save_weights
+
+_OWN = ("ids_BN", "known_N", "label_B", "generators", "steps", "guidance", "progress")  # arguments of every `sample`
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,9 @@ class Generator(nn.Module):
             raise ValueError(f"sampling takes at least one step, not {steps}")
         if guidance != 1 and label is None:
             raise ValueError("guidance needs a label: it moves away from the model without one")
+        known_options = [name for name in inspect.signature(self.sample).parameters if name not in _OWN]
+        if unknown := [name for name in options if name not in known_options]:
+            raise ValueError(f"{self.config.kind} sampling has no {unknown[0]!r}: {nearest(unknown[0], known_options)}")
         label_B = self.check_label(label, batch)
         ids_BN, known_N = self.check_known(prefix, known, batch)
         generators = sample_generators(seed, first, batch)

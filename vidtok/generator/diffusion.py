@@ -83,9 +83,31 @@ class DiffusionGenerator(Generator):
         error_BN = F.mse_loss(predicted, target, reduction="none").mean(-1)
         return {"loss": error_BN.masked_fill(known_BN, 0).mean()}
 
-    def sample(self, ids_BN, known_N, label_B, generators, steps, guidance, *, progress, **options) -> Tensor:
+    def sample(
+        self,
+        ids_BN: Tensor,
+        known_N: Tensor,
+        label_B: Tensor,
+        generators: list[torch.Generator],
+        steps: int,
+        guidance: float,
+        *,
+        progress,
+        solver: str = "ddim",
+        guidance_schedule: str = "constant",
+    ) -> Tensor:
         """As `sample_latents`; the ids are the signs of its latents."""
-        z_BNK = self.sample_latents(ids_BN, known_N, label_B, generators, steps, guidance, progress=progress, **options)
+        z_BNK = self.sample_latents(
+            ids_BN,
+            known_N,
+            label_B,
+            generators,
+            steps,
+            guidance,
+            progress=progress,
+            solver=solver,
+            guidance_schedule=guidance_schedule,
+        )
         return torch.where(known_N, ids_BN, signs_to_ids(z_BNK))
 
     def sample_latents(

@@ -1,6 +1,6 @@
 """Masked token modelling with parallel decoding (MaskGIT; MAGVIT; MAGVIT-v2, section 3.2).
 
-Legend: B batch, N tokens, D width, M masked tokens of a whole batch, V half vocabulary.
+Legend: B batch, N tokens, D width, V half vocabulary.
 """
 
 import math
@@ -15,6 +15,8 @@ from vidtok.generator.halves import join_ids, split_ids
 from vidtok.generator.sampling import drawn, gumbel, pick
 from vidtok.generator.schedules import MEAN_SHARES, guidance_scale, mask_share
 from vidtok.generator.tokens import TokenEmbedding, TokenHeads
+
+IGNORED = -100  # as a target of a cross-entropy
 
 
 class MaskedGenerator(Generator):
@@ -40,16 +42,15 @@ class MaskedGenerator(Generator):
         return self.trunk(x_BND, condition_BD)
 
     def forward(self, batch, objective: Objective) -> dict[str, Tensor]:
-        """loss: of each sample, the masked tokens' cross-entropy (mean of both halves) over the number masked on average;
-        bits: mean without smoothing, of a masked token; accuracy."""
+        """loss: of each sample, the masked tokens' cross-entropy (mean of both halves), over how many are masked on
+        average; bits: mean without smoothing, of a masked token; accuracy."""
         ids_BN = batch["ids"].flatten(1)
         generators, label_B, known_BN = self.draw_conditions(batch, objective)
         masked_BN = self.draw_masked(generators, known_BN)
-        x_MD = self.features(ids_BN, masked_BN, self.label_embed(label_B))[masked_BN]
-        low_M, high_M = split_ids(ids_BN[masked_BN], self.config.bits)
+        x_BND = self.features(ids_BN, masked_BN, self.label_embed(label_B))
         # A mean over samples, so that it doesn't matter how a batch is divided; a sample counts by what it masks.
         usual = len(ids_BN) * self.tokens * MEAN_SHARES[self.schedule]
-        return half_losses(self.heads, x_MD, low_M, high_M, objective.label_smoothing, usual)
+        return half_losses(self.heads, x_BND, ids_BN, masked_BN, objective.label_smoothing, usual)
 
     def draw_masked(self, generators, known_BN: Tensor) -> Tensor:
         """Of each sample a random share of the unknown tokens, at least one."""
@@ -120,14 +121,18 @@ def log_probability(logits_BNV: Tensor, choice_BN: Tensor) -> Tensor:
 
 
 def half_losses(
-    heads: TokenHeads, x_MD: Tensor, low_M: Tensor, high_M: Tensor, smoothing: float, count: float
+    heads: TokenHeads, x_BND: Tensor, ids_BN: Tensor, asked_BN: Tensor, smoothing: float, count: float
 ) -> dict[str, Tensor]:
-    """The terms of `forward` for features of any number of tokens and their true halves; count: what the sum of losses
-    is divided by."""
-    logits = heads.low_logits(x_MD), heads.high_logits(x_MD, low_M)
-    pairs = list(zip(logits, (low_M, high_M), strict=True))
-    losses = [F.cross_entropy(a, b, label_smoothing=smoothing, reduction="sum") for a, b in pairs]
+    """The terms of `forward`: the losses of the tokens that are asked for, their sum divided by `count`.
+
+    All tokens go through the heads: a number of them that differs from step to step costs more than it saves.
+    """
+    low_BN, high_BN = split_ids(ids_BN, heads.embedding.bits)
+    logits = heads.low_logits(x_BND), heads.high_logits(x_BND, low_BN)
+    targets = [half.masked_fill(~asked_BN, IGNORED) for half in (low_BN, high_BN)]
+    pairs = [(a.flatten(0, 1), b.flatten()) for a, b in zip(logits, targets, strict=True)]
+    losses = [F.cross_entropy(a, b, None, None, IGNORED, None, "sum", smoothing) for a, b in pairs]
     with torch.no_grad():
-        bits = sum(F.cross_entropy(a, b) for a, b in pairs) / math.log(2)
-        right = (logits[0].argmax(-1) == low_M) & (logits[1].argmax(-1) == high_M)
-    return {"loss": sum(losses) / (2 * count), "bits": bits, "accuracy": right.float().mean()}
+        bits = sum(F.cross_entropy(a, b, ignore_index=IGNORED) for a, b in pairs) / math.log(2)
+        right_BN = (logits[0].argmax(-1) == low_BN) & (logits[1].argmax(-1) == high_BN) & asked_BN
+    return {"loss": sum(losses) / (2 * count), "bits": bits, "accuracy": right_BN.sum() / asked_BN.sum()}

@@ -6,13 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.utils import make_grid
 
 from vidtok.generator.base import Generator, Objective
+from vidtok.generator.pictures import frame_rows
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.folder import RunFolder
-
-COLUMNS = 6  # frames of each sample that a picture shows
 
 
 class GeneratorTask:
@@ -77,9 +75,7 @@ class GeneratorTask:
         label = [i % classes for i in range(self.samples)] if classes else None
         ids = model.generate(self.samples, label, **self.sampling)
         video = self.tokenizer.to(model.device).decode(ids)
-        frames = sorted({round(place) for place in torch.linspace(0, video.shape[2] - 1, COLUMNS).tolist()})
-        rows = video[:, :, frames].transpose(1, 2).flatten(0, 1)
-        return make_grid(rows.cpu(), nrow=len(frames), normalize=True, value_range=(-1, 1))
+        return (frame_rows(video.cpu()) + 1) / 2
 
     def progress(self, scalars: dict[str, float]) -> str:
         if "bits" not in scalars:

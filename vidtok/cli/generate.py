@@ -1,0 +1,166 @@
+"""Make new clips with a trained generator.
+
+    vidtok generate runs/masked/model -o new                       # of each class in turn, .mp4 files
+    vidtok generate runs/masked/model -o new --label left --number 16 --guidance 2 --seed 1
+    vidtok generate runs/masked/model -o grid.png --number 9       # one picture: a clip in each row
+    vidtok generate runs/masked/model -o grid.mp4 --number 16      # one video of all, side by side; .gif, too
+    vidtok generate runs/k600/model -o new --prefix clip.mp4       # what comes after the first 5 frames
+    vidtok generate runs/masked/model -o new --frames 65 --tokens  # longer than its training clips; token files, too
+
+Sample i depends on the seed and on i alone. A prefix gives its first 1 + 4k frames, which stay as the tokenizer has
+them. Flags of sampling belong to kinds of generators: --schedule and --choice-temperature to masked ones, --top-k and
+--top-p to autoregressive ones, --solver to diffusion.
+"""
+
+import argparse
+from pathlib import Path
+
+from vidtok.cli import options
+
+SAMPLING = {
+    "steps": (int, "of sampling (default: the kind's own)"),
+    "guidance": (float, "strength of classifier-free guidance, 1 is none (default)"),
+    "guidance_schedule": (str, "constant (default), linear, cosine"),
+    "temperature": (float, "of the tokens drawn (default 1)"),
+    "choice_temperature": (float, "masked: noise on what is kept (default 4.5)"),
+    "schedule": (str, "masked: cosine (default) or uniform"),
+    "top_k": (int, "autoregressive: of each half of a token"),
+    "top_p": (float, "autoregressive: of each half of a token"),
+    "solver": (str, "diffusion: ddim (default) or dpm"),
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    positive = options.positive
+    parser.add_argument("generator", metavar="MODEL", help="folder or hub id of a generator")
+    options.add_output(parser, "folder, or one .png, .gif or .mp4 of all")
+    parser.add_argument("--tokenizer", metavar="NAME", help="where the generator's tokenizer is (default: by its name)")
+    parser.add_argument("--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
+    parser.add_argument("--number", type=positive(int), help="of clips (default: one of each class, or one per prefix)")
+    parser.add_argument("--label", action="append", metavar="CLASS", help="name or number; several are taken in turn")
+    parser.add_argument("--free", action="store_true", help="without a class")
+    parser.add_argument("--prefix", action="append", metavar="CLIP", help="video to go on from; several, in turn")
+    parser.add_argument("--prefix-frames", type=positive(int), default=5, help="of the prefix, 1 + 4k (%(default)s)")
+    parser.add_argument("--frames", type=positive(int), help="of each clip, 1 + 4k (default: as it was trained)")
+    parser.add_argument("--format", choices=["mp4", "gif"], default="mp4", help="of clips in a folder (%(default)s)")
+    parser.add_argument("--tokens", action="store_true", help="write token files, too")
+    parser.add_argument("--fps", type=positive(float), help="of what is written (default: the generator's, or 25)")
+    parser.add_argument("--batch", type=positive(int), default=8, help="clips at a time (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    for name, (kind, text) in SAMPLING.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+
+
+def run(args: argparse.Namespace) -> None:
+    import torch
+
+    from vidtok.cli.error import UserError
+    from vidtok.cli.progress import Progress
+    from vidtok.datasets import write_video
+    from vidtok.generator import from_pretrained, load_tokenizer
+    from vidtok.generator.pictures import frame_rows, tiled
+    from vidtok.generator.samples import generate_samples
+
+    target = Path(args.output)
+    single = target.suffix.lower() in (".png", ".gif", ".mp4")
+    if single and target.exists() and not args.force:
+        raise UserError(f"{target} exists: --force overwrites it")
+    if single and args.tokens:
+        raise UserError("--tokens needs a folder: give -o DIR")
+    if args.label and args.free:
+        raise UserError("give --label or --free, not both")
+    device = options.pick_device(args.device)
+    generator = from_pretrained(args.generator, device)
+    config = generator.config
+    tokenizer = load_tokenizer(config, args.tokenizer, device)
+    labels = None if args.free or not config.classes else [named(label) for label in args.label or config.classes]
+    if args.label and not config.classes:
+        raise UserError(f"{args.generator} was trained without classes: leave --label out")
+    prefixes = read_prefixes(args, tokenizer, config) if args.prefix else None
+    number = args.number or max(len(labels or ()), len(prefixes) if prefixes is not None else 0, 1)
+    fps = args.fps or config.fps or 25
+    latents = None if args.frames is None else latents_of(args.frames, config.stride[0])
+    sampling = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
+    names = [f"{name_of(labels, i)}{i:04d}" for i in range(number)]
+    if not single:
+        target.mkdir(parents=True, exist_ok=True)
+        for file in (target / f"{name}.{args.format}" for name in names):
+            if file.exists() and not args.force:
+                raise UserError(f"{file} exists: --force overwrites it")
+
+    def step(done: int, total: int) -> None:
+        bar.count_steps(done, total)
+
+    clips, done = [], 0
+    with Progress(number, "clips") as bar:
+        settings = {"seed": args.seed, "progress": step, **sampling}
+        for ids in generate_samples(generator, number, labels, prefixes, args.batch, latents, **settings):
+            for sample in ids:
+                video = tokenizer.decode(sample[None])[0].cpu()
+                if single:
+                    clips.append(video)
+                else:
+                    write_video(target / f"{names[done]}.{args.format}", video, fps)
+                if args.tokens:
+                    label = None if labels is None else labels[done % len(labels)]
+                    write_ids(target / f"{names[done]}.npz", names[done], label, sample.cpu(), config, fps)
+                done += 1
+                bar.advance()
+    if single and target.suffix.lower() == ".png":
+        write_video(target, frame_rows(torch.stack(clips))[:, None], fps)
+    elif single:
+        write_video(target, tiled(torch.stack(clips)), fps)
+    print(f"{number} clips of {config.name} in {target}")
+
+
+def named(label: str) -> int | str:
+    return int(label) if label.isdigit() else label
+
+
+def name_of(labels: list | None, number: int) -> str:
+    """What the file of a sample is called before its number."""
+    return "" if labels is None else f"{str(labels[number % len(labels)]).replace(' ', '_').replace('/', '_')}-"
+
+
+def latents_of(frames: int, stride: int) -> int:
+    if frames % stride != 1 % stride:
+        raise ValueError(f"a clip has 1 + {stride}k frames, not {frames}")
+    return 1 + (frames - 1) // stride
+
+
+def read_prefixes(args: argparse.Namespace, tokenizer, config):
+    """int64 [clips, latents, h, w]: the beginnings of the clips, cut to the generator's size."""
+    import torch
+
+    from vidtok.datasets import VideoError, read_video
+
+    size = (config.grid[1] * config.stride[1], config.grid[2] * config.stride[2])
+    latents = latents_of(args.prefix_frames, config.stride[0])
+    ids = []
+    for file in args.prefix:
+        video = read_video(file, config.fps, size, args.prefix_frames, config.stride)
+        if video.shape[2] < args.prefix_frames:
+            raise VideoError(file, f"fewer than {args.prefix_frames} frames")
+        ids.append(tokenizer.encode(video)[:, :latents])
+    return torch.cat(ids)
+
+
+def write_ids(path: Path, name: str, label, ids, config, fps: float) -> None:
+    """A token file, as `vidtok extract` writes it, of a clip that never was."""
+    import numpy as np
+
+    from vidtok.extract import Record, RecordMeta, write_npz
+    from vidtok.extract.record import id_type
+
+    t, h, w = ids.shape
+    frames, size = 1 + config.stride[0] * (t - 1), (config.stride[1] * h, config.stride[2] * w)
+    dtype = id_type(config.bits)
+    meta = RecordMeta(
+        feature="ids", model=config.tokenizer, weight_hash=config.weight_hash, precision="fp32", bits=config.bits,
+        stride=config.stride, dtype=dtype.name, fps=fps, frames=frames, size=size, coded_size=size, native_size=size,
+        native_fps=fps, source="", source_bytes=None, reader=f"generator {config.name}",
+        bytes_per_token=dtype.itemsize,
+    )  # fmt: skip
+    label = config.classes[label] if isinstance(label, int) else label
+    times = np.arange(frames) / fps
+    write_npz(path, [Record(name, label, None, ids.numpy().astype(dtype), times, meta)])
