@@ -31,11 +31,11 @@ def bytes_per_clip(clips: ClipSet, bits: float, cells: int) -> dict:
     }
 
 
-def loading_speed(dataset: LabelledDataset, store: ClipStore, tokens: str, count: int = 64) -> dict | None:
-    """Clips per second from the video files and from the token cache, one after the other in this process."""
+def loading_speed(dataset: LabelledDataset, store: ClipStore, tokens: str, count: int) -> dict | None:
+    """Clips per second from the video files and from the token cache, one after the other in this process: the first
+    `count` of each."""
     if not hasattr(dataset, "paths"):
         return None
-    count = min(count, len(dataset))
     dataset[0], store.read(tokens, 0)  # what is paid once
     video = _rate(dataset.__getitem__, count)
     cached = _rate(lambda index: store.read(tokens, index), count)
@@ -58,7 +58,7 @@ def costs(
     """All of them. tokens: name of the token cache in `store`."""
     return {
         "bytes_per_clip": bytes_per_clip(clips, bits, cells),
-        "clips_per_second": loading_speed(dataset, store, tokens),
+        "clips_per_second": loading_speed(dataset, store, tokens, min(len(clips), 64)),
         "trained_per_second": training_speed(entries, batch_size),
     }
 

@@ -129,5 +129,5 @@ def _resample(correct_SN: np.ndarray, rng: np.random.Generator, clips: np.ndarra
 
 
 def _interval(value: float, resampled: np.ndarray) -> dict:
-    low, high = np.percentile(resampled, [2.5, 97.5])
+    low, high = np.percentile(resampled, [2.5, 97.5], method="nearest")  # there may be infinite ones
     return {"value": value, "low": float(low), "high": float(high)}

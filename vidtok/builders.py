@@ -283,7 +283,7 @@ def build_recognition_training(cfg: DictConfig, material: "Material", tokenizer:
     torch.manual_seed(plain["seed"])  # of the initial weights
     head = build_head(
         cfg, cfg.name, material.input, len(material.classes), material.grid(tokenizer.stride), plain["merge"], own,
-        plain["head_options"],
+        plain["head_options"] or {},
     )  # fmt: skip
     reads_tokens = cfg.input != "pixels"
     head.record(

@@ -1,0 +1,390 @@
+"""vidtok eval finetune, recognition, compare, probe and agreement, on small files and a tiny tokenizer."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vidtok.cli.main import main
+from vidtok.config import TokenizerConfig
+from vidtok.datasets import write_video
+from vidtok.eval.batches import LabelledBatches, MemorySource, VideoSource, centre_cells
+from vidtok.eval.inputs import INPUTS, InputEncoder, encode_all, shuffle_frames, unpack
+from vidtok.eval.labelled_clips import ClipSource
+from vidtok.eval.protocol import Protocol
+from vidtok.eval.task import RecognitionTask
+from vidtok.heads import Head
+from vidtok.tokenizer import VideoTokenizer
+
+CLASSES = ("bright", "dark", "rising")
+TINY = ["head=vivit-micro-factorised", "head_options={dim: 16, depth: 1, temporal_depth: 1, heads: 2}"]
+TINY += ["data.protocol=5x2x1x1", "data.size=32", "data.batch_size=4", "trainer.workers=0", "trainer.log_seconds=1000"]
+
+
+def make_clip(kind: str, seed: int):
+    """Brightness tells two of the classes, its change the third: float [1,3,12,32,40]."""
+    rng = np.random.default_rng([seed, CLASSES.index(kind)])
+    level = {"bright": np.full(12, 0.5), "dark": np.full(12, -0.5), "rising": np.linspace(-0.5, 0.5, 12)}[kind]
+    noise = rng.normal(0, 0.1, (1, 3, 12, 32, 40))
+    return torch.from_numpy(level[None, None, :, None, None] + noise).float().clamp(-1, 1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(tmp_path_factory):
+    torch.manual_seed(0)
+    net = {"kind": "patch", "width": 32, "blocks": 2, "decoder_blocks": 2}
+    path = tmp_path_factory.mktemp("tokenizer")
+    VideoTokenizer(TokenizerConfig("tiny", net, {"kind": "lfq", "bits": 18})).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_path):
+    return VideoTokenizer.from_pretrained(tokenizer_path)
+
+
+@pytest.fixture(scope="module")
+def csv(tmp_path_factory):
+    """Annotations as those of the project's own sets: path, label, lab, split; 4 + 2 clips of each class."""
+    folder = tmp_path_factory.mktemp("videos")
+    rows = ["path,label,lab,split"]
+    for kind in CLASSES:
+        for seed in range(6):
+            name = f"{kind}-{seed}.mp4"
+            write_video(folder / name, make_clip(kind, seed), fps=10)
+            rows.append(f"{name},{kind},lab{seed % 2},{'val' if seed > 3 else 'train'}")
+    (folder / "clips.csv").write_text("\n".join(rows) + "\n")
+    return folder / "clips.csv"
+
+
+@pytest.fixture(scope="module")
+def damaged(csv):
+    """The same with a video in the validation that is none."""
+    (csv.parent / "broken.mp4").write_bytes(b"no video")
+    other = csv.parent / "damaged.csv"
+    other.write_text(csv.read_text() + "broken.mp4,dark,lab0,val\n")
+    return other
+
+
+def run(capsys, *args, status=0):
+    capsys.readouterr()
+    assert main([str(a) for a in args]) == status
+    return capsys.readouterr()
+
+
+def fails(capsys, *args) -> str:
+    """A command that must end in one line on stderr; the line."""
+    lines = run(capsys, *args, status=1).err.strip().splitlines()
+    assert lines[-1].startswith("vidtok: ")
+    return lines[-1]
+
+
+def finetune(csv, tokenizer_path, folder, *more):
+    data = [f"data.source={csv}", f"tokenizer={tokenizer_path}", f"run={folder}", "trainer.max_steps=2"]
+    return ["eval", "finetune", *data, *TINY, *more]
+
+
+@pytest.fixture(scope="module")
+def trained(csv, tokenizer_path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    assert main(finetune(csv, tokenizer_path, folder, "input=tokens", "data.select=0.25")) == 0
+    return folder
+
+
+# --------------------------------------------------------------------- inputs
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_inputs_are_what_the_tokenizer_gives(kind, tokenizer):
+    video = ((torch.cat([make_clip("rising", 0), make_clip("dark", 1)])[:, :, :5, :, :32] + 1) * 127.5).round().byte()
+    encoder = InputEncoder(kind, tokenizer)
+    x = encoder(video)
+    assert x.shape[0] == 2 and encoder.head_input == ("pixels" if kind == "recon" else kind)
+    kept = unpack(encode_all(encoder, video[:, None])[:, 0])
+    assert kept.dtype == x.dtype
+    torch.testing.assert_close(kept, x, rtol=2e-3, atol=1 / 127)  # uint8 and float16 in memory
+
+
+def test_crops_of_the_grid_are_the_same_for_pixels_and_tokens():
+    cells = torch.arange(36).view(1, 1, 1, 6, 6).expand(4, 1, 1, 6, 6)
+    pixels = cells.repeat_interleave(8, 3).repeat_interleave(8, 4)
+    labels = np.zeros(4, dtype=int)
+    ids, large = MemorySource(cells, labels, cells=3), MemorySource(pixels, labels, cells=3, unit=8)
+    places = {int(ids.draw(0, epoch)[0, 0, 0]) for epoch in range(40)}
+    assert len(places) > 8  # of 16
+    for epoch in range(3):
+        assert torch.equal(ids.draw(1, epoch), large.draw(1, epoch)[..., ::8, ::8])
+    assert torch.equal(centre_cells(cells, 4, 1), centre_cells(pixels, 4, 8)[..., ::8, ::8])
+
+
+def test_shuffled_frames_are_the_same_frames():
+    video = torch.arange(6.0).view(1, 1, 6, 1, 1).expand(5, 3, 6, 2, 2)
+    shuffled = shuffle_frames(video, seed=0)
+    orders = shuffled[:, 0, :, 0, 0]
+    assert torch.equal(orders.sort(1).values, video[:, 0, :, 0, 0]) and len(orders.unique(dim=0)) > 1
+    assert (orders != torch.arange(6.0)).any(1).all()
+    assert torch.equal(shuffled, shuffle_frames(video, seed=0))
+
+
+# -------------------------------------------------------------------- batches
+
+
+def test_batches_follow_from_seed_and_number(csv):
+    def source():
+        return VideoSource(ClipSource(str(csv)).open("train", Protocol(5, 1, size=32), training=True, seed=1))
+
+    batches = LabelledBatches(source(), batch_size=5, seed=3)
+    rows = [batches[i] for i in range(6)]  # two and a half epochs of 12
+    again = LabelledBatches(source(), batch_size=5, seed=3)
+    loader = again.loader(start=4)
+    for number in (4, 5):
+        x, labels = next(loader)
+        assert torch.equal(x, rows[number][0]) and torch.equal(labels, rows[number][1])
+    first = torch.cat([labels for _, labels in rows])[:12]
+    assert torch.bincount(first).tolist() == [4, 4, 4]
+    assert not torch.equal(rows[0][0], batches[3][0])
+
+
+def test_mixing_is_repeatable_and_keeps_the_shares():
+    task = RecognitionTask(3, cutmix=1.0)
+    ids = torch.arange(8).view(8, 1, 1, 1).expand(8, 2, 6, 6).contiguous()
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    torch.manual_seed(0)
+    x, targets = task._mixed(ids, labels, 0)
+    torch.manual_seed(0)
+    assert torch.equal(task._mixed(ids, labels, 0)[0], x)
+    share = (x[0] == ids[0]).float().mean()
+    assert 0 < share < 1 and targets.sum(1) == pytest.approx(1)
+    assert targets[0, 0] == pytest.approx(share.item(), abs=1e-5)  # the partner of the first is the last, of class 1
+    assert set(x[0].unique().tolist()) == {0, 7}
+    with pytest.raises(ValueError, match="can't be averaged"):
+        RecognitionTask(3, mixup=0.2)._mixed(ids, labels, 0)
+
+
+# ------------------------------------------------------------------- finetune
+
+
+@pytest.mark.parametrize("kind", ["codes", "latents", "hidden", "pixels", "recon"])
+def test_every_input_trains_and_is_tested(capsys, csv, tokenizer_path, tmp_path, kind):
+    run(capsys, *finetune(csv, tokenizer_path, tmp_path, f"input={kind}", "data.in_memory=true", "data.select=0"))
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["schema"] == "vidtok.recognition/1" and result["kind"] == "finetune"
+    (entry,) = result["results"]
+    assert entry["input"] == kind and entry["shuffled_frames"] and entry["runs"][0]["steps"] == 2
+    assert (result["tokenizer"] is None) == (kind == "pixels")
+    assert entry["runs"][0]["chosen"] == "last" and result["n_used"] == 6 and result["data"]["n_train"] == 12
+    assert result["protocol"]["name"] == "5x2x1x1" and result["controls"]["majority"]["top1"]["value"] == 2 / 6
+
+
+def test_the_checkpoint_is_chosen_on_a_part_of_training(trained):
+    run = json.loads((trained / "result.json").read_text())["results"][0]["runs"][0]
+    assert run["chosen"]["step"] == 2 and run["head"]["weight_hash"]
+    head = Head.from_pretrained(trained / "best")
+    assert head.config.classes == list(CLASSES) and head.config.tokenizer["name"] == "tiny"
+    assert Protocol.of_head(head.config.protocol) == Protocol(5, 2, size=32)
+
+
+def test_it_learns_brightness(capsys, csv, tokenizer_path, tmp_path):
+    more = ["input=pixels", "data.in_memory=true", "data.select=0", "trainer.max_steps=60", "trainer.warmup_steps=5"]
+    run(capsys, *finetune(csv, tokenizer_path, tmp_path, *more, "optimizer.lr=3e-3", "trainer.ema_decay=0.9"))
+    assert json.loads((tmp_path / "result.json").read_text())["results"][0]["top1"]["mean"] == 1
+
+
+def test_a_run_resumes_exactly(capsys, csv, tokenizer_path, tmp_path):
+    more = ["input=tokens", "data.select=0", "task.cutmix=1.0", "trainer.warmup_steps=1"]
+    run(capsys, *finetune(csv, tokenizer_path, tmp_path / "whole", *more, "trainer.max_steps=4"))
+    # The rate follows the share done, so that a run that is to be gone on with knows its end: stop it by a signal.
+    once = iter([False, False, True])
+    from vidtok.train import stop
+
+    class Stop(stop.StopSignal):
+        asked = property(lambda self: next(once, True), lambda self, value: None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stop, "StopSignal", Stop)
+        run(capsys, *finetune(csv, tokenizer_path, tmp_path / "parts", *more, "trainer.max_steps=4"))
+    assert torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)["step"] == 2
+    assert not (tmp_path / "parts" / "result.json").exists()
+    run(capsys, *finetune(csv, tokenizer_path, tmp_path / "parts", *more, "trainer.max_steps=4"))
+    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "parts")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_nan_leaves_the_last_good_checkpoint(capsys, csv, tokenizer_path, tmp_path):
+    command = finetune(csv, tokenizer_path, tmp_path, "input=pixels", "data.in_memory=true", "data.select=0")
+    run(capsys, *command)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    bad = [*command, "trainer.max_steps=9", "optimizer.lr=1e38", "trainer.warmup_steps=0", "trainer.clip_norm=1e30"]
+    assert "not finite at step" in fails(capsys, *bad)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+# ---------------------------------------------------------------- recognition
+
+
+def test_batches_and_workers_do_not_change_a_result(capsys, csv, trained, tokenizer_path, tmp_path):
+    results = []
+    for number, more in enumerate((["--batch-size", 1], ["--batch-size", 4, "--workers", 2])):
+        out = tmp_path / f"{number}.json"
+        command = ["eval", "recognition", trained / "best", csv, "--model", tokenizer_path, "--json", out, *more]
+        assert "5x2x1x1" in run(capsys, *command).out
+        results.append(json.loads(out.read_text()))
+    assert results[0]["clips"] == results[1]["clips"] and results[0]["results"] == results[1]["results"]
+    chosen = json.loads((trained / "result.json").read_text())
+    assert results[0]["clips"][0]["predicted"] == chosen["clips"][0]["predicted"]
+    assert results[0]["results"][0]["top1"] == chosen["results"][0]["top1"]
+
+
+def test_several_views_are_averaged(capsys, csv, trained, tokenizer_path, tmp_path):
+    command = ["eval", "recognition", trained / "best", csv, "--model", tokenizer_path, "--protocol", "5x2x2x3"]
+    assert "protocol 5x2x2x3" in run(capsys, *command, "--json", tmp_path / "r.json").out
+    assert json.loads((tmp_path / "r.json").read_text())["protocol"]["segments"] == 2
+
+
+def test_a_video_that_fails_is_counted(capsys, damaged, trained, tokenizer_path, tmp_path):
+    command = ["eval", "recognition", trained / "best", damaged, "--model", tokenizer_path, "--shuffle"]
+    out = run(capsys, *command, "--json", tmp_path / "r.json", status=1).out
+    assert "6 of 7 clips used, 1 failed" in out and "broken.mp4" in out
+    (entry,) = json.loads((tmp_path / "r.json").read_text())["results"]
+    row = entry["runs"][0]
+    assert row["top1_of_total"]["value"] == pytest.approx(row["top1"]["value"] * 6 / 7)
+    assert entry["shuffled_frames"] is not None
+
+
+def test_errors_are_one_clear_line(capsys, csv, trained, tokenizer_path, tmp_path):
+    head = ["eval", "recognition", trained / "best"]
+    assert "no split 'test'" in fails(capsys, *head, csv, "--split", "test", "--model", tokenizer_path)
+    assert "of tokenizer 'tiny'" in fails(capsys, *head, csv, "--model", "vidtok-t")
+    other = csv.parent / "other.csv"
+    other.write_text(csv.read_text().replace("dark", "gloomy"))
+    assert "not among the classes: gloomy" in fails(capsys, *head, other, "--model", tokenizer_path)
+    assert "--recon is for heads of pixels" in fails(capsys, *head, csv, "--model", tokenizer_path, "--recon")
+    assert "protocol '17x4'" in fails(capsys, *head, csv, "--model", tokenizer_path, "--protocol", "17x4")
+    both = csv.parent / "both.csv"
+    both.write_text(csv.read_text() + "dark-0.mp4,dark,lab0,val\n")
+    assert "in training and validation" in fails(capsys, *finetune(both, tokenizer_path, tmp_path))
+    assert "did you mean 'input'" in fails(capsys, *finetune(csv, tokenizer_path, tmp_path, "inputs=pixels"))
+    assert "unknown input 'pixel'" in fails(capsys, *finetune(csv, tokenizer_path, tmp_path, "input=pixel"))
+    assert "can't be averaged" in fails(capsys, *finetune(csv, tokenizer_path, tmp_path, "task.mixup=0.5"))
+    no_labels = fails(capsys, *finetune(csv, tokenizer_path, tmp_path, "data.label_column=verb"))
+    assert "there is no column 'verb'" in no_labels
+
+
+# -------------------------------------------------------------------- compare
+
+
+@pytest.fixture(scope="module")
+def comparison(damaged, tokenizer_path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    command = ["eval", "compare", f"data.source={damaged}", f"tokenizer={tokenizer_path}", f"run={folder}", *TINY]
+    command += ["arms=[tokens,codes,pixels,recon]", "seeds=[0,1]", "trainer.max_steps=2", "page.clips=3"]
+    assert main(command) == 1  # one video is damaged
+    return folder, command
+
+
+def test_all_arms_on_the_same_clips(comparison):
+    folder, _ = comparison
+    result = json.loads((folder / "result.json").read_text())
+    names = [entry["name"] for entry in result["results"]]
+    assert names == ["tokens", "codes", "pixels", "pixels on recon", "recon"]
+    assert all(len(entry["runs"]) == 2 and entry["runs"][0]["n_failed"] == 1 for entry in result["results"])
+    assert [pair["ours"] for pair in result["comparisons"]] == ["tokens", "codes", "pixels on recon", "recon"]
+    assert set(result["clips"][0]["predicted"]) == set(names)
+    costs = result["costs"]
+    assert costs["bytes_per_clip"]["tokens"] == 18 * 2 * 4 * 4 / 8
+    assert costs["bytes_per_clip"]["frames_uint8"] == 3 * 5 * 32 * 32
+    assert costs["clips_per_second"]["ratio"] > 0 and set(costs["trained_per_second"]) == {*names} - {"pixels on recon"}
+    assert result["provenance"]["versions"]["vidtok"] and result["tokenizer"]["name"] == "tiny"
+
+
+def test_the_page_holds_everything_itself(comparison):
+    folder, _ = comparison
+    page = (folder / "page.html").read_text()
+    assert page.count("data:video/mp4;base64,") == 3 and page.count("data:image/png;base64,") == 4
+    assert "http" not in page and "broken.mp4" in page
+    assert {path.name for path in (folder / "charts").iterdir()} == {
+        "accuracy.png", "ratio.png", "cost.png", "confusion.png"
+    }  # fmt: skip
+
+
+def test_what_is_there_is_not_made_again(capsys, comparison):
+    folder, command = comparison
+    before = (folder / "runs" / "codes-1" / "checkpoint.pt").stat().st_mtime_ns
+    (folder / "runs" / "tokens-0" / "tested.json").unlink()
+    out = run(capsys, *command, status=1).out
+    assert "tokens, seed 0" in out and "codes, seed 1" not in out
+    assert (folder / "runs" / "codes-1" / "checkpoint.pt").stat().st_mtime_ns == before
+    assert "holds clips of another protocol (5x2x1x1)" in fails(capsys, *command, "data.protocol=5x1x1x1")
+
+
+# ---------------------------------------------------------------------- probe
+
+
+@pytest.mark.parametrize("classifier", ["logistic", "knn"])
+def test_probe_finds_brightness(capsys, csv, tokenizer_path, tmp_path, classifier):
+    command = ["eval", "probe", csv, "--model", tokenizer_path, "--protocol", "5x2x1x1", "--size", 32]
+    command += ["--input", "latents", "--classifier", classifier, "--group-column", "lab", "--pool", "time"]
+    out = run(capsys, *command, "--json", tmp_path / "r.json").out
+    assert "2 folds by group" in out
+    result = json.loads((tmp_path / "r.json").read_text())
+    entry = result["results"][0]
+    assert result["kind"] == "probe" and entry["shuffled_frames"] is not None
+    assert entry["runs"][0]["features"] == 2 * 18 and entry["top1"]["mean"] >= 2 / 3
+
+
+def test_attentive_probe(capsys, csv, tokenizer_path, tmp_path):
+    command = ["eval", "probe", csv, "--model", tokenizer_path, "--protocol", "5x2x1x1", "--size", 32]
+    command += ["--classifier", "attentive", "--steps", 1, "--run", tmp_path / "probe"]
+    run(capsys, *command)
+    assert Head.from_pretrained(tmp_path / "probe" / "best").config.net["kind"] == "attentive"
+
+
+def test_probe_of_extracted_features(capsys, csv, tokenizer_path, tmp_path):
+    out = tmp_path / "features"
+    extract = ["extract", csv, "--root", csv.parent, "-o", out, "--model", tokenizer_path, "--clips", "5x2x1x1"]
+    main([str(a) for a in [*extract, "--size", 32]])
+
+
+def test_a_signal_stops_a_comparison(capsys, csv, tokenizer_path, tmp_path, monkeypatch):
+    from vidtok.eval import compare
+
+    fit = compare.memory_material
+
+    def interrupted(*args, **more):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return fit(*args, **more)
+
+    command = ["eval", "compare", f"data.source={csv}", f"tokenizer={tokenizer_path}", f"run={tmp_path}", *TINY]
+    command += ["arms=[codes]", "seeds=[0]", "trainer.max_steps=3", "reference=codes"]
+    monkeypatch.setattr(compare, "memory_material", interrupted)
+    assert "stopped: the same command goes on" in run(capsys, *command).out
+    monkeypatch.undo()
+    assert "codes" in run(capsys, *command).out and (tmp_path / "result.json").exists()
+
+
+# ------------------------------------------------------------------ agreement
+
+
+def test_agreement_of_a_classifier(tokenizer, tmp_path):
+    from vidtok.eval.agreement import evaluate_agreement, format_agreement
+
+    weights = tmp_path / "weights"
+    weights.write_bytes(b"some")
+
+    def classifier(video):  # by mean brightness, and by nothing else
+        level = video.mean((1, 2, 3, 4))
+        return torch.stack([level, -level, torch.zeros_like(level)], 1) * 10
+
+    videos = [(f"{i}", make_clip("bright", i)[:, :, :5, :, :32]) for i in range(3)] + [("bad", ValueError("bad: no"))]
+    protocol = {"source": "test", "crop": "none", "fps": "native"}
+    result = evaluate_agreement(classifier, [tokenizer], videos, weights=weights, protocol=protocol)
+    (row,) = result["tokenizers"]
+    assert (result["n_total"], result["n_used"], result["n_failed"]) == (4, 3, 1)
+    assert row["top5"]["value"] == 1 and 0 <= row["top1"]["value"] <= 1
+    confidence = row["confidence"]
+    drop = confidence["original"] - confidence["reconstruction"]
+    assert confidence["drop"]["mean"] == pytest.approx(drop) and "tiny" in format_agreement(result)
