@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_reading(parser)
     options.add_tile(parser)
     add_running(parser)
-    parser.set_defaults(features="ids", pool=None, dtype="float32", crop=None, head=None)
+    parser.set_defaults(features="ids", pool=None, dtype="float32", crop=None, head=None, measure=False)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -71,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
 
     clips = parse_clips(args.clips, args.frames, args.stride, args.fps) if args.clips else None
     extraction = Extraction(args, plan(args), clips)
-    return extraction.measure() if args.measure else extraction.run(args.output, args.container, "extracted")
+    return (
+        extraction.measure(args.container) if args.measure else extraction.run(args.output, args.container, "extracted")
+    )
 
 
 def plan(args: argparse.Namespace) -> list:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import torch
 from vidtok.cli import options
 from vidtok.cli.error import UserError
 from vidtok.cli.live import Live
+from vidtok.cli.table import print_rows
 from vidtok.extract.clips import Clips
 from vidtok.extract.container import entry_of
 from vidtok.extract.decoders import Decoders
 from vidtok.extract.engine import extract, reason, run
 from vidtok.extract.features import FeatureModel
+from vidtok.extract.measure import measure
 from vidtok.extract.meter import Meter
 from vidtok.extract.npz import read_npz, write_npz
 from vidtok.extract.output import Output, another
@@ -24,6 +27,7 @@ from vidtok.extract.reading import Reading
 from vidtok.extract.record import describe, differences, settings_of
 from vidtok.extract.settings import make_settings
 
+MEASURED = 150  # frames of a video, where speeds are measured
 FEW = 8  # videos for which starting decode processes takes longer than it saves
 
 
@@ -47,11 +51,14 @@ class Extraction:
         tokenizer = options.load_tokenizer(args)
         self.tokenizer = tokenizer
         self.settings = make_settings(tokenizer, args.features, args.precision, args.dtype, **asked)
-        self.reading = Reading(tokenizer.stride, args.size, args.crop, args.fps, args.max_frames, clips)
+        max_frames = args.max_frames
+        if args.measure and clips is None:  # pieces are held in memory
+            max_frames = min(max_frames or MEASURED, MEASURED)
+        self.reading = Reading(tokenizer.stride, args.size, args.crop, args.fps, max_frames, clips)
         batch = args.batch or (1 if tokenizer.device.type == "cpu" else 8)
         self.model = FeatureModel(tokenizer, self.settings, batch)
-        workers = default_workers(len(items)) if args.workers is None else args.workers
-        self.decoders = partial(Decoders, self.reading, workers, args.time_limit)
+        self.workers = default_workers(len(items)) if args.workers is None else args.workers
+        self.decoders = partial(Decoders, self.reading, self.workers, args.time_limit)
 
     def run(self, output: str | Path, container: str, done: str, force: bool = False) -> int:
         """Fills the folder; prints failures and a summary; returns the exit status. force: do what is there again."""
@@ -85,6 +92,30 @@ class Extraction:
                         write_npz(path, result)
                     meter.done = 1
         return _summary(done, meter, errors)
+
+    def measure(self, container: str) -> int:
+        """Prints the speeds of decoding, of the model and of both, and what share of the possible that is."""
+        with self.decoders() as decoders:
+            frames, rounds = measure(self.items, decoders, self.model, container)
+        median = sorted(rounds, key=lambda speeds: speeds.of_serial)[len(rounds) // 2]
+        cpus, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+        how = f"{decoders.slots} decode processes" if self.workers else "a decode thread"
+        print_rows(
+            {
+                "frames": f"{frames}, of each video the first {self.reading.max_frames}",
+                "machine": f"{self.model.tokenizer.device}; {cpus} CPUs, {threads} threads for the model, {how}",
+                "decode": f"{median.decode:.0f} frames/s",
+                "model": f"{median.model:.0f} frames/s, batches of {self.model.batch}",
+                "together": f"{median.together:.0f} frames/s, files written",
+                "of 1/(1/decode + 1/model)": f"{median.of_serial:.1%}, rounds {_percent(s.of_serial for s in rounds)}",
+                "of the slower stage": f"{median.of_slower:.1%}, rounds {_percent(s.of_slower for s in rounds)}",
+            }
+        )
+        return 0
+
+
+def _percent(shares: Iterable[float]) -> str:
+    return ", ".join(f"{share:.1%}" for share in shares)
 
 
 def _summary(done: str, meter: Meter, errors: list[tuple[Item, str]]) -> int:
