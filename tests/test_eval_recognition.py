@@ -343,10 +343,34 @@ def test_attentive_probe(capsys, csv, tokenizer_path, tmp_path):
     assert Head.from_pretrained(tmp_path / "probe" / "best").config.net["kind"] == "attentive"
 
 
-def test_probe_of_extracted_features(capsys, csv, tokenizer_path, tmp_path):
-    out = tmp_path / "features"
-    extract = ["extract", csv, "--root", csv.parent, "-o", out, "--model", tokenizer_path, "--clips", "5x2x1x1"]
-    main([str(a) for a in [*extract, "--size", 32]])
+@pytest.fixture(scope="module")
+def features(csv, tokenizer_path, tmp_path_factory):
+    """Ids of two clips of every video, as `vidtok extract` writes them."""
+    out = tmp_path_factory.mktemp("features") / "ids"
+    command = ["extract", csv, "-o", out, "--model", tokenizer_path, "--size", 32, "--crop", "centre"]
+    command += ["--clips", "dense:2", "--frames", 5, "--stride", 2]
+    assert main([str(a) for a in command]) == 0
+    return out
+
+
+def test_probe_of_extracted_features(capsys, features, tokenizer_path, tmp_path):
+    command = ["eval", "probe", "--features", features, "--model", tokenizer_path, "--protocol", "5x2x2x1"]
+    command += ["--input", "codes", "--pool", "all", "--json", tmp_path / "r.json"]
+    run(capsys, *command)
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["n_used"] == 6 and result["results"][0]["runs"][0]["features"] == 18 * 2 * 4 * 4
+    assert result["results"][0]["shuffled_frames"] is None
+    assert "give either SOURCE or --features" in fails(capsys, "eval", "probe", "--model", tokenizer_path)
+    assert "of tokenizer tiny" in fails(capsys, *command[:4], "--model", "vidtok-t", *command[6:8], "--input", "codes")
+    assert "holds ids" in fails(capsys, *command[:8], "--input", "hidden")
+
+
+def test_finetuning_on_extracted_features(capsys, csv, features, tokenizer_path, tmp_path):
+    command = finetune(csv, tokenizer_path, tmp_path, f"data.features={features}", "data.select=0.25")
+    run(capsys, *command, "data.protocol=5x2x2x1")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["n_used"] == 6 and result["data"]["n_train"] == 9
+    assert "and the protocol has 9" in fails(capsys, *command, "data.protocol=9x2x2x1")
 
 
 def test_a_signal_stops_a_comparison(capsys, csv, tokenizer_path, tmp_path, monkeypatch):
