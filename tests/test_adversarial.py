@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vidtok.train.adversarial import accuracy, discriminator_loss, generator_loss, lecam_penalty, r1_penalty
-from vidtok.train.discriminator import BlurPool, Discriminator
+from vidtok.train.discriminator import BlurPool, Conv, Discriminator
 
 REAL, FAKE = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0])
 
@@ -65,6 +65,21 @@ def test_an_image_tokenizers_discriminator_is_two_dimensional():
     flat.load_state_dict(state)
     x = torch.randn(2, 3, 1, 32, 32)
     assert torch.allclose(flat(x), solid(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 5])
+def test_bf16_gradients_are_those_of_fp32(frames):
+    """Of two frames, oneDNN's own padding gave a weight gradient of whatever lay in memory, which this fills."""
+    torch.manual_seed(0)
+    conv, x = Conv(16, 16, 3), torch.randn(2, 16, frames, 8, 8)
+    (expected,) = torch.autograd.grad(conv(x).square().sum(), conv.weight)
+    for _ in range(5):
+        waste = [torch.full((size,), 1e30) for size in (10**3, 10**4, 10**5)]
+        del waste
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv(x)
+        (grad,) = torch.autograd.grad(y.float().square().sum(), conv.weight)
+        assert (grad - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 @pytest.mark.parametrize("shape", [(17, 32, 32), (1, 32, 32), (33, 64, 48)])
