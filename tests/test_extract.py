@@ -108,6 +108,28 @@ def test_all_kinds_of_features(extract, tokenizer, videos):
     assert pooled.dtype == np.float32 and np.allclose(pooled, hidden.mean((1, 2, 3)), atol=1e-5)
 
 
+def test_embeddings_of_a_trained_head(extract, capsys, tokenizer, videos, model, tmp_path):
+    from vidtok import create_head
+
+    head = create_head("attentive", input="hidden", num_classes=3, grid=(3, 4, 4), channels=32).eval()
+    identity = {"name": "tiny", "weight_hash": tokenizer.weight_hash}
+    head.record(tokenizer=identity, protocol={"frames": 9, "size": 32, "stride": 2, "clips": 2, "crops": 1})
+    head.save_pretrained("head")
+    records, _, _ = extract(videos / "c.mp4", "--features", "embedding", "--head", "head", out="e")
+    clips, _, _ = extract(
+        videos / "c.mp4", "--features", "hidden", "--clips", "dense:2", "--frames", 9, "--stride", 2, "--size", 32,
+        "--crop", "centre", out="h",
+    )  # fmt: skip
+    head = type(head).from_pretrained("head")
+    for key, record in records.items():
+        hidden = torch.from_numpy(clips[key].features)[None]
+        wanted = head.forward_head(head.forward_features(hidden), pre_logits=True)[0].detach().numpy()
+        assert np.allclose(record.features, wanted, atol=1e-5) and record.meta.head.endswith(head.weight_hash)
+    assert len(records) == 2
+    command = ["extract", videos / "c.mp4", "-o", "x", "--features", "embedding", "--head", "head"]
+    assert "not of 'vidtok-t'" in refused(capsys, *command)
+
+
 def test_batches_across_videos(extract, tokenizer, videos):
     """Whoever else is in a batch changes ids by sign flips of latents next to zero at most."""
     alone, _, _ = extract(videos, out="alone")

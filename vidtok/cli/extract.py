@@ -8,6 +8,8 @@
 SRC: files, folders, glob patterns; annotation files (.csv, .json, .txt; Kinetics, Something-Something-v2, lists);
 "digits". Labels and splits come from the annotations, or with --class-folders from the folders SRC/[SPLIT/]CLASS/VIDEO.
 
+--features embedding takes what a trained --head has before its last layer, of the clips that it was trained for.
+
 Whole videos are streamed, in bounded memory. --clips takes clips of --frames frames instead: uniform:N, N clips, each
 the middles of equal segments; dense:N, N clips of --frames every --stride; windows[:HOP], the whole video in windows.
 --fps is their rate, as it is that of whole videos.

@@ -38,8 +38,13 @@ class Extraction:
         self.items, self.args = items, args
         if args.threads is not None:
             torch.set_num_threads(args.threads)
+        tokenizer = options.load_tokenizer(args)
+        self.tokenizer = tokenizer
+        head = None if args.head is None else load_head(args.head, tokenizer)
+        if head is not None and head.config.protocol is not None:
+            clips = follow(head.config.protocol, args, clips)
         asked = {
-            "head": args.head,
+            "head": None if head is None else f"{head.config.name}, {head.weight_hash}",
             "pool": args.pool,
             "resize": args.size,
             "crop": args.crop,
@@ -48,15 +53,13 @@ class Extraction:
             "sampler": None if clips is None else str(clips),
             "tile": args.tile,
         }
-        tokenizer = options.load_tokenizer(args)
-        self.tokenizer = tokenizer
         self.settings = make_settings(tokenizer, args.features, args.precision, args.dtype, **asked)
         max_frames = args.max_frames
         if args.measure and clips is None:  # pieces are held in memory
             max_frames = min(max_frames or MEASURED, MEASURED)
         self.reading = Reading(tokenizer.stride, args.size, args.crop, args.fps, max_frames, clips)
         batch = args.batch or (1 if tokenizer.device.type == "cpu" else 8)
-        self.model = FeatureModel(tokenizer, self.settings, batch)
+        self.model = FeatureModel(tokenizer, self.settings, batch, head)
         self.workers = default_workers(len(items)) if args.workers is None else args.workers
         self.decoders = partial(Decoders, self.reading, self.workers, args.time_limit)
 
@@ -128,6 +131,26 @@ def _summary(done: str, meter: Meter, errors: list[tuple[Item, str]]) -> int:
         + (f", {meter.failed} failed" if meter.failed else "")
     )
     return 1 if meter.failed else 0
+
+
+def load_head(name: str, tokenizer):
+    """A trained head. Raises ValueError for one of another tokenizer."""
+    from vidtok.heads import Head
+
+    head = Head.from_pretrained(name, tokenizer.device)
+    head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
+    return head
+
+
+def follow(protocol: dict, args: argparse.Namespace, clips: Clips | None) -> Clips:
+    """The clips, size and crop that a head was trained for (`HeadConfig.protocol`), where no others are asked for."""
+    args.size = args.size or protocol["size"]
+    args.crop = args.crop or ("three" if protocol["crops"] == 3 else "centre")
+    if clips is not None:
+        return clips
+    fps, stride = protocol.get("fps"), protocol.get("stride")
+    name = "uniform" if fps is None and stride is None else "dense"
+    return Clips(name, protocol["clips"], protocol["frames"], stride or 1, fps)
 
 
 def default_workers(videos: int) -> int:

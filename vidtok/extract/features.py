@@ -25,16 +25,28 @@ class Stream:
         self.count = 0
 
 
+# What a head's input is made of.
+_INPUTS = {"tokens": "ids", "codes": "ids", "latents": "latents", "hidden": "hidden"}
+
+
 class FeatureModel:
     """Args:
     tokenizer: loaded for inference.
     settings: feature, dtype, pool and tile say what comes out.
     batch: every pass is of so many streams; where there are fewer, the first one fills up.
-    head: whose features before the last layer are the embedding.
+    head: of `vidtok.heads`, whose features before the last layer are the embedding.
+
+    Raises ValueError for a head whose input is none of the tokenizer's.
     """
 
     def __init__(self, tokenizer: VideoTokenizer, settings: Settings, batch: int = 1, head=None):
         self.tokenizer, self.settings, self.batch, self.head = tokenizer, settings, batch, head
+        self._grid = settings.feature
+        if head is not None:
+            kind = head.config.input["kind"]
+            if kind not in _INPUTS:
+                raise ValueError(f"head {head.config.name!r} reads {kind}, and no tokenizer makes that")
+            self._grid = _INPUTS[kind]
 
     @torch.no_grad()
     def push(self, streams: Sequence[Stream], videos: Sequence[Tensor]) -> None:
@@ -67,27 +79,32 @@ class FeatureModel:
 
     def finish(self, stream: Stream) -> np.ndarray:
         """The features of a stream that has ended, as `vidtok.extract.record` says."""
-        dtype = np.dtype(self.settings.dtype)
         if self.settings.pool == "mean":
-            return (stream.parts[0] / stream.count).astype(dtype)
-        array = np.concatenate(stream.parts, 0 if self.settings.feature == "ids" else 1)
-        return array if self.head is None else self.head(array).astype(dtype)
+            return (stream.parts[0] / stream.count).astype(self.settings.dtype)
+        array = np.concatenate(stream.parts, 0 if self._grid == "ids" else 1)
+        return array if self.head is None else self._embed(array)
 
     def _net(self, video: Tensor, state: State) -> Tensor:
         encoder, video = self.tokenizer.encoder, video.to(self.tokenizer.dtype)
-        if self.settings.feature == "hidden":
+        if self._grid == "hidden":
             return encoder.forward_features(video, state).float()
         return self.tokenizer.quantizer.latents(encoder(video, state))
 
     def _kind(self, out_BCthw: Tensor) -> np.ndarray:
         """Of latents what is asked for, in the type that is stored."""
-        quantizer, feature = self.tokenizer.quantizer, self.settings.feature
-        if feature in ("ids", "codes"):
+        quantizer = self.tokenizer.quantizer
+        if self._grid in ("ids", "codes"):
             out_BCthw = quantizer.codes_to_ids(out_BCthw)
-        if feature == "codes":
+        if self._grid == "codes":
             out_BCthw = quantizer.ids_to_codes(out_BCthw)
         array = out_BCthw.cpu().numpy()
-        return array if self.settings.pool == "mean" else array.astype(self.settings.dtype)
+        return array if self.settings.pool == "mean" or self.head is not None else array.astype(self.settings.dtype)
+
+    @torch.no_grad()
+    def _embed(self, grid: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(grid)[None].to(self.tokenizer.device)
+        embedding_BD = self.head.forward_head(self.head.forward_features(x), pre_logits=True)
+        return embedding_BD[0].float().cpu().numpy().astype(self.settings.dtype)
 
     def _keep(self, stream: Stream, features: np.ndarray) -> None:
         if self.settings.pool != "mean":
