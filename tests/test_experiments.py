@@ -2,6 +2,7 @@
 
 import math
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,3 +170,10 @@ def test_the_image_model_must_have_been_trained(data, tmp_path, capsys, monkeypa
     monkeypatch.chdir(tmp_path)
     assert main(["train", "tokenizer", *where("k600", data), *TINY]) == 1
     assert "no folder 'runs/imagenet-8x/model'" in capsys.readouterr().err
+
+
+def test_the_readmes_table_says_the_same():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    for experiment, (_, _, samples) in EXPERIMENTS.items():
+        (line,) = (line for line in readme.splitlines() if line.startswith("|") and f"`{experiment}`" in line)
+        assert line.endswith(f"| {math.ceil(samples / BATCH):,} |")
