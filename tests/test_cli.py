@@ -72,6 +72,13 @@ def test_encode_and_decode_a_tree(capsys, here, model, videos):
     out, err = vidtok(capsys, "encode", videos, "--model", model, "-o", "tokens")
     assert "encoded 3 of 3 videos, 24 frames" in out and err == ""
     vidtok(capsys, "decode", "tokens", "-o", "decoded", "--model", model)
+    for container in ("parquet", "webdataset"):
+        vidtok(capsys, "extract", videos, "-o", container, "--container", container, "--model", model)
+        vidtok(capsys, "decode", container, "-o", f"from-{container}", "--model", model)
+        for name in SIZES:
+            assert torch.equal(frames_of(here / f"from-{container}" / name), frames_of(here / "decoded" / name))
+        assert "3, 3 records" in vidtok(capsys, "info", container)[0]
+    assert "3, 3 records" in vidtok(capsys, "info", "tokens")[0]
     tokenizer = VideoTokenizer.from_pretrained(model)
     for name, (T, H, W) in SIZES.items():
         tokens = read_record((here / "tokens" / name).with_suffix(".npz"))

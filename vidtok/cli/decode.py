@@ -2,6 +2,7 @@
 
     vidtok decode clip.npz -o clip.mp4
     vidtok decode tokens/ -o videos             # the tree below tokens/, as .mp4
+    vidtok decode part.parquet -o videos        # .tar, too: all videos in it
     vidtok decode clip.npz -o clip.gif          # .mp4, .mov, .mkv, .gif; .png for one frame
 
 The number and the size of the frames are those that were encoded, played at their mean rate. The model must be the one
@@ -9,6 +10,7 @@ that made the tokens: a file of other weights is refused.
 """
 
 import argparse
+from pathlib import Path
 
 from vidtok.cli import options
 
@@ -23,18 +25,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from vidtok.cli.batch import run_jobs
-    from vidtok.cli.inputs import MOVIES, find_files, plan_jobs
     from vidtok.cli.videos import decode_chunks, split_ids
     from vidtok.datasets import VideoWriter
-    from vidtok.extract import read_npz
     from vidtok.padding import cut_chunks
 
-    jobs = plan_jobs(find_files(args.inputs, (".npz",)), args.output, ".mp4", MOVIES)
+    jobs = plan(args)
     tokenizer = options.load_tokenizer(args)
 
     def work(job, count):
-        records = read_npz(job.source)
-        meta = records[0].meta
+        record = jobs[job]()
+        meta = record.meta
         if meta.feature != "ids" or meta.clips is not None:
             raise ValueError(f"it holds {meta.feature} of {meta.clips or 1} clips: only the ids of whole videos decode")
         if meta.weight_hash != tokenizer.weight_hash:
@@ -43,9 +43,33 @@ def run(args: argparse.Namespace) -> int:
                 f"{tokenizer.weight_hash}: give the model that made them"
             )
         with VideoWriter(job.target, meta.fps) as writer:
-            chunks = decode_chunks(tokenizer, split_ids(records[0].features), args.tile)
+            chunks = decode_chunks(tokenizer, split_ids(record.features), args.tile)
             for chunk in cut_chunks(chunks, meta.frames, meta.size):
                 writer.write(chunk)
                 count(chunk.shape[2])
 
-    return run_jobs(jobs, work, force=args.force, done="decoded")
+    return run_jobs([*jobs], work, force=args.force, done="decoded")
+
+
+def plan(args: argparse.Namespace) -> dict:
+    """{job: what reads its record}: one for each .npz, as many as there are videos for each shard."""
+    from functools import partial
+
+    from vidtok.cli.inputs import MOVIES, Job, find_files, plan_jobs
+    from vidtok.extract import open_reader, read_npz
+    from vidtok.extract.npz_folder import npz_name
+
+    files = find_files(args.inputs, (".npz", ".parquet", ".tar"))
+    shards = [file for file, _ in files if file.suffix in (".parquet", ".tar")]
+    files = [(file, below) for file, below in files if file not in shards]
+    jobs = {job: partial(_only, read_npz, job.source) for job in plan_jobs(files, args.output, ".mp4", MOVIES)}
+    for shard in shards:
+        reader = open_reader(shard)
+        below = [(shard, Path(npz_name(entry.id))) for entry in reader.entries]
+        for i, job in enumerate(plan_jobs(below, args.output, ".mp4", MOVIES)):
+            jobs[Job(shard, job.target)] = partial(reader.read, i)
+    return jobs
+
+
+def _only(read, path: Path):
+    return read(path)[0]

@@ -1,6 +1,7 @@
-"""What a tokenizer, a file of features or a video is.
+"""What a tokenizer, a folder or file of features, or a video is.
 
 vidtok info vidtok-t          # a shipped tokenizer, a folder or a hub id
+vidtok info tokens/            # features: a folder of `vidtok extract`, or one of its files
 vidtok info tokens/clip.npz
 vidtok info clip.mp4
 """
@@ -13,14 +14,16 @@ from vidtok.cli.table import print_rows
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("thing", metavar="THING", help="tokenizer, file of features (.npz) or video")
+    parser.add_argument("thing", metavar="THING", help="tokenizer, features (folder or file) or video")
 
 
 def run(args: argparse.Namespace) -> None:
     path = Path(args.thing)
     if not path.exists() and path.suffix:
         raise UserError(f"{path}: no such file")
-    if not path.is_file():
+    if (path / "settings.json").is_file() or path.suffix.lower() in (".parquet", ".tar"):
+        folder_info(path)
+    elif not path.is_file():
         tokenizer_info(args.thing)
     elif path.suffix.lower() == ".npz":
         features_info(path)
@@ -59,6 +62,28 @@ def tokenizer_info(name: str) -> None:
         card = (folder / "README.md").read_text()
         tables = [line for line in card.splitlines() if line.startswith("|")]
         print("", f"model card: {folder / 'README.md'}", *tables, sep="\n")
+
+
+def folder_info(path: Path) -> None:
+    from collections import Counter
+    from dataclasses import asdict
+
+    from vidtok.extract import open_reader
+
+    reader = open_reader(path)
+    entries, settings = reader.entries, reader.settings
+    labels = Counter(entry.label for entry in entries if entry.label is not None)
+    splits = Counter(entry.split for entry in entries if entry.split is not None)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    print_rows(
+        {
+            "features": f"{settings.feature} in {path} ({sum(file.stat().st_size for file in files)} bytes)",
+            "videos": f"{len({entry.id for entry in entries})}, {len(entries)} records",
+            "labels": f"{len(labels)} classes" if labels else "none",
+            "splits": ", ".join(f"{count} {name}" for name, count in splits.items()) or "none",
+            **{name: value for name, value in asdict(settings).items() if name != "feature" and value is not None},
+        }
+    )
 
 
 def features_info(path: Path) -> None:

@@ -20,7 +20,7 @@ VERBS = {
     "decode": "token files to videos",
     "reconstruct": "videos through the tokenizer and back",
     "recognize": "what clips show: labels and probabilities of a trained head",
-    "info": "what a tokenizer, a token file or a video is",
+    "info": "what a tokenizer, features or a video is",
     "eval": "measure: eval reconstruction, probe, finetune, recognition, compare, agreement",
     "train": "train a model: train tokenizer",
     "generate": "new clips from a trained generator",
