@@ -1,52 +1,130 @@
-"""Frames a second of a tokenizer."""
+"""Speed, memory and arithmetic of a tokenizer's encode and decode."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
-from vidtok.bench.timing import time_runs
+from vidtok.bench.memory import peak_mb
+from vidtok.bench.rates import MATMUL_SIDE, convolutions_of, count_flops, in_layout, matmul
+from vidtok.bench.timing import summary, time_together
+from vidtok.builders import create_tokenizer, list_tokenizers
+from vidtok.shipped import list_shipped
 from vidtok.tokenizer import PRECISIONS, VideoTokenizer
 
-FRAMES, SIDE = 17, 128
+
+class Clip(NamedTuple):
+    """Size of the input: clips at a time, frames, and height and width in pixels."""
+
+    batch: int
+    frames: int
+    side: int
+
+
+class Variant(NamedTuple):
+    """How the networks run: "fp32" or "bf16"; weights in "channels-last" or "contiguous" memory; torch.compile."""
+
+    precision: str
+    layout: str = "channels-last"
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.precision} {self.layout}{' compiled' if self.compiled else ''}"
+
+
+NAIVE = Variant("fp32", "contiguous")
+
+
+def open_tokenizer(name: str, device: torch.device, variant: Variant) -> VideoTokenizer:
+    """A tokenizer as `from_pretrained` takes it, or an untrained one by config name: weights don't change speed."""
+    if name in list_tokenizers() and name not in list_shipped():
+        tokenizer = create_tokenizer(name).eval().set_precision(variant.precision).to(device)
+    else:
+        tokenizer = VideoTokenizer.from_pretrained(name, device, variant.precision)
+    for parameter in tokenizer.parameters():
+        parameter.data = in_layout(parameter.data, variant.layout)
+    if variant.compiled:
+        tokenizer.encoder.compile()
+        tokenizer.decoder.compile()
+    return tokenizer
+
+
+def codec_call(name: str, device: torch.device, variant: Variant, clip: Clip, what: str) -> Callable[[], object]:
+    """`encode` or `decode` of a random clip, checks and id packing included."""
+    tokenizer = open_tokenizer(name, device, variant)
+    return _calls(tokenizer, clip)[what]
+
+
+def _calls(tokenizer: VideoTokenizer, clip: Clip) -> dict[str, Callable[[], object]]:
+    batch, frames, side = clip
+    video = torch.rand(batch, 3, frames, side, side, device=tokenizer.device) * 2 - 1
+    ids = tokenizer.encode(video)
+    return {"encode": lambda: tokenizer.encode(video), "decode": lambda: tokenizer.decode(ids)}
 
 
 def bench_tokenizer(
     name: str,
     device: torch.device,
-    batch_sizes: tuple[int, ...] = (1, 8),
-    runs: int = 15,
-    compiled: bool = False,
-) -> Iterator[dict]:
-    """Times `encode` and `decode` of clips of 17 x 128 x 128 in every precision, checks and id packing included.
+    clip: Clip,
+    variants: tuple[Variant, ...],
+    runs: int,
+    whats: tuple[str, ...] = ("encode", "decode"),
+    memory: bool = True,
+) -> tuple[list[dict], dict[str, list[float]]]:
+    """Times all variants together, and beside them what this machine does with the same convolutions alone.
 
-    Args:
-        name: what `VideoTokenizer.from_pretrained` takes.
-        batch_sizes: clips at a time.
-        compiled: measure the networks under `torch.compile`, too.
-
-    Yields:
-        {"what": "encode" or "decode", "precision", "batch", "compiled", "frames_per_s" (median), "best_frames_per_s",
-        "median_s", "best_s", "worst_s", "runs"} as each is measured.
+    Returns:
+        One row for each variant and each of `whats`: {"what", "precision", "layout", "compiled", "batch", "frames",
+        "side", "frames_per_s" (median), "best_frames_per_s", "median_s", "best_s", "worst_s", "runs", "gflop",
+        "gflop_per_s", "conv_gflop_per_s", "matmul_gflop_per_s", "share_of_conv", "peak_mb"}, and the seconds of every
+        round by "what variant". conv_gflop_per_s is of the model's own convolutions without the model, in the faster
+        of both memory layouts; matmul_gflop_per_s of a square product; both in the row's precision and in the same
+        rounds. peak_mb as `vidtok.bench.memory.peak_mb`, or None where not asked for.
     """
-    for precision in PRECISIONS:
-        for use_compile in (False, True) if compiled else (False,):
-            tokenizer = VideoTokenizer.from_pretrained(name, device, precision)
-            if use_compile:
-                tokenizer.encoder.compile()
-                tokenizer.decoder.compile()
-            for batch in batch_sizes:
-                video = torch.rand(batch, 3, FRAMES, SIDE, SIDE, device=device) * 2 - 1
-                ids = tokenizer.encode(video)
-                for what, argument in (("encode", video), ("decode", ids)):
-                    method = getattr(tokenizer, what)
-                    times = time_runs(lambda method=method, argument=argument: method(argument), device, runs)
-                    frames = batch * FRAMES
-                    yield {
-                        "what": what,
-                        "precision": precision,
-                        "batch": batch,
-                        "compiled": use_compile,
-                        "frames_per_s": frames / times["median_s"],
-                        "best_frames_per_s": frames / times["best_s"],
-                        **times,
-                    }
+    works, flops = {}, {}
+    for variant in variants:
+        calls = _calls(open_tokenizer(name, device, variant), clip)
+        for what in whats:
+            works[f"{what} {variant}"] = calls[what]
+    for variant in (v for v in variants if not v.compiled):
+        for what in whats:
+            call = works[f"{what} {variant}"]
+            flops[what] = count_flops(call)
+            for layout in ("contiguous", "channels-last"):
+                key = f"convolutions of {what} {variant.precision} {layout}"
+                if key not in works:
+                    works[key] = convolutions_of(call, device, layout)
+                    flops[f"convolutions of {what} {variant.precision}"] = count_flops(works[key])
+    for precision in {v.precision for v in variants}:
+        works[f"matmul {precision}"] = matmul(device, PRECISIONS[precision])
+    with torch.no_grad():
+        seconds = time_together(works, device, runs)
+    times = {key: summary(values) for key, values in seconds.items()}
+
+    rows = []
+    for variant in variants:
+        for what in whats:
+            own = times[f"{what} {variant}"]
+            convolutions = f"convolutions of {what} {variant.precision}"
+            conv_s = min(times[f"{convolutions} {layout}"]["median_s"] for layout in ("contiguous", "channels-last"))
+            rate, conv_rate = flops[what] / own["median_s"], flops[convolutions] / conv_s
+            frames = clip.batch * clip.frames
+            rows.append(
+                {
+                    "what": what,
+                    **variant._asdict(),
+                    **clip._asdict(),
+                    "frames_per_s": frames / own["median_s"],
+                    "best_frames_per_s": frames / own["best_s"],
+                    **own,
+                    "gflop": flops[what] / 1e9,
+                    "gflop_per_s": rate / 1e9,
+                    "conv_gflop_per_s": conv_rate / 1e9,
+                    "matmul_gflop_per_s": 2 * MATMUL_SIDE**3 / times[f"matmul {variant.precision}"]["median_s"] / 1e9,
+                    "share_of_conv": rate / conv_rate,
+                    "peak_mb": peak_mb(codec_call, name, device, variant, clip, what, device=device)
+                    if memory
+                    else None,
+                }
+            )
+    return rows, seconds

@@ -1,0 +1,104 @@
+"""Time and memory of a training step, with and without the adversarial game: what `vidtok train tokenizer` does."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from vidtok.bench.memory import peak_mb
+from vidtok.bench.timing import summary
+from vidtok.bench.tokenizer import Clip, Variant, open_tokenizer
+from vidtok.train.discriminator import Discriminator
+from vidtok.train.folder import RunFolder
+from vidtok.train.loop import TrainerOptions, train
+from vidtok.train.loss import LossWeights
+from vidtok.train.schedule import Schedule
+from vidtok.train.state import TrainState
+from vidtok.train.stop import StopSignal
+from vidtok.train.tokenizer import TokenizerTask
+
+CLIP = Clip(2, 17, 64)
+CRITIC_BASE = 32  # a quarter of the paper's discriminator, whose full width is for a larger tokenizer
+NEVER = 1e9  # seconds between progress lines and checkpoints: there are none but the last
+
+
+class RandomClips:
+    """Batches of random clips that note when they are asked for."""
+
+    def __init__(self, clip: Clip):
+        self.clip, self.asked = clip, []
+
+    def loader(self, start: int, workers: int) -> Iterator[Tensor]:
+        batch, frames, side = self.clip
+        while True:
+            video = torch.rand(batch, 3, frames, side, side) * 2 - 1
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.asked.append(time.perf_counter())
+            yield video
+
+    def summary(self) -> str:
+        return ""
+
+
+def training_run(name: str, clip: Clip, precision: str, critic_base: int | None, steps: int) -> Callable[[], list]:
+    """A whole run of the training loop, on the device that accelerate picks, saved to a folder that is thrown away.
+
+    critic_base: width of the discriminator, None for a run without. Returns the seconds of each step but the first.
+    """
+    tokenizer = open_tokenizer(name, torch.device("cpu"), Variant("fp32")).train()
+    state = TrainState(tokenizer, create_optimizer_v2(tokenizer, opt="adamw", lr=1e-4), ModelEmaV3(tokenizer))
+    weights = LossWeights(perceptual=0, adversarial=0 if critic_base is None else 0.1)
+    if critic_base is not None:
+        state.critic = Discriminator((clip.frames, clip.side, clip.side), critic_base)
+        state.critic_optimizer = create_optimizer_v2(state.critic, opt="adamw", lr=1e-4)
+    batches = RandomClips(clip)
+    options = TrainerOptions(precision, log_seconds=NEVER, save_seconds=NEVER)
+    task = TokenizerTask(weights, state.critic)
+
+    def run() -> list[float]:
+        with tempfile.TemporaryDirectory() as folder:
+            # One more than are timed: a step ends where the next batch is asked for.
+            schedule = Schedule(max_steps=steps + 2)
+            train(task, state, batches, schedule, options, RunFolder(folder), StopSignal(), say=lambda line: None)
+        return [b - a for a, b in zip(batches.asked[1:], batches.asked[2:], strict=False)]
+
+    return run
+
+
+def bench_training(
+    name: str,
+    device: torch.device,
+    clip: Clip = CLIP,
+    precisions: tuple[str, ...] = ("fp32", "bf16"),
+    runs: int = 5,
+    memory: bool = True,
+) -> list[dict]:
+    """Losses, both optimisers, moving average: all of a step but reading clips and the perceptual term, whose weights
+    aren't shipped.
+
+    Returns:
+        One row per precision (of autocast) and for each of without and with discriminator: {"what": "step" or "step
+        with GAN", "precision", "batch", "frames", "side", "critic_base", "clips_per_s", "median_s", "best_s",
+        "worst_s", "runs", "peak_mb"}. peak_mb is that of two steps and the checkpoint, or None where not asked for.
+    """
+    rows = []
+    for what, base in (("step", None), ("step with GAN", CRITIC_BASE)):
+        for precision in precisions:
+            times = summary(training_run(name, clip, precision, base, runs)())
+            rows.append(
+                {
+                    "what": what,
+                    "precision": precision,
+                    **clip._asdict(),
+                    "critic_base": base,
+                    "clips_per_s": clip.batch / times["median_s"],
+                    **times,
+                    "peak_mb": peak_mb(training_run, name, clip, precision, base, 0, device=device) if memory else None,
+                }
+            )
+    return rows
