@@ -237,13 +237,16 @@ def test_reading_and_training_batches_fit_the_stride(tmp_path):
 
 
 def test_info_says_what_a_model_takes(tmp_path, capsys):
-    for name, length, size in [("image", "any number of", "multiples of 16"), ("still patch", "any", "16 and 8")]:
+    for name, cell, length, size in [
+        ("image", "1 frame x 16 x 16", "any number", "multiples of 16"),
+        ("still patch", "1 frame x 16 x 8", "any number", "multiples of 16 and 8"),
+        ("long", "8 frames x 8 x 8; the first frame has tokens of its own", "1 + 8k", "multiples of 8"),
+    ]:
         build(name).save_pretrained(tmp_path / name)
         assert main(["info", str(tmp_path / name)]) == 0
         rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line)
         rows = {key.strip(): value.strip() for key, value in rows.items()}
-        assert rows["frames of a clip"].startswith(length) and size in rows["height and width"]
-        assert rows["pixels per token"].startswith("{} frames x {} x {}".format(*STRIDES[name]))
+        assert (rows["pixels per token"], rows["frames of a clip"], rows["height and width"]) == (cell, length, size)
 
 
 def test_a_clip_through_a_saved_model_of_another_stride(tmp_path):

@@ -17,7 +17,7 @@ Stride = tuple[int, int, int]  # frames, rows and columns per token; the first f
 
 def legal_length(stride: Stride) -> str:
     """How many frames a clip may have, in words."""
-    return "any number of" if stride[0] == 1 else f"1 + {stride[0]}k"
+    return "any number" if stride[0] == 1 else f"1 + {stride[0]}k"
 
 
 def legal_size(stride: Stride) -> str:

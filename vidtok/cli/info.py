@@ -48,7 +48,7 @@ def tokenizer_info(name: str) -> None:
             "weights": tokenizer.weight_hash,
             "parameters": f"encoder {millions(tokenizer.encoder)}, decoder {millions(tokenizer.decoder)}",
             "codebook": f"{tokenizer.bits:g} bits ({round(2**tokenizer.bits)} codes)",
-            "pixels per token": "{} frames x {} x {}; the first frame has tokens of its own".format(*tokenizer.stride),
+            "pixels per token": _cell(*tokenizer.stride),
             "frames of a clip": legal_length(tokenizer.stride),
             "height and width": legal_size(tokenizer.stride),
             "net": _spec(config.net),
@@ -147,6 +147,12 @@ def video_info(path: Path) -> None:
             "codec": f"{info.codec}, {info.pixel_format}",
         }
     )
+
+
+def _cell(frames: int, height: int, width: int) -> str:
+    if frames == 1:
+        return f"1 frame x {height} x {width}"
+    return f"{frames} frames x {height} x {width}; the first frame has tokens of its own"
 
 
 def _spec(spec: dict) -> str:
