@@ -4,6 +4,7 @@ magvit2-pytorch: the model of its README, with the adversarial and the perceptua
 weights). vector-quantize-pytorch: `LFQ` in training mode.
 """
 
+import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
@@ -42,7 +43,9 @@ def peer_versions() -> dict[str, str | None]:
 
 def magvit2_pytorch_encode(device: torch.device, clip: tuple[int, int, int]) -> Callable[[], object]:
     """clip: (batch, frames, side). From pixels to ids, as `VideoTokenizer.encode` goes."""
-    from magvit2_pytorch import VideoTokenizer
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls what is deprecated
+        from magvit2_pytorch import VideoTokenizer
 
     batch, frames, side = clip
     model = VideoTokenizer(

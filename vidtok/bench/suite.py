@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vidtok.bench.loss import bench_loss
+from vidtok.bench.loss import PEER_TOKENS, bench_loss
 from vidtok.bench.memory import peak_mb
 from vidtok.bench.peers import magvit2_pytorch_encode, peer_versions
 from vidtok.bench.streaming import bench_streaming
@@ -37,7 +37,7 @@ class Effort:
     clips: tuple[Clip, ...] = (Clip(1, 17, 128), Clip(4, 17, 128), Clip(1, 17, 256))
     runs: int = 15
     slow_runs: int = 3
-    peer_tokens: int = 320
+    peer_tokens: int = PEER_TOKENS
     memory: bool = True
 
 
