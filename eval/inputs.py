@@ -85,7 +85,7 @@ def unpack(x: Tensor) -> Tensor:
 
 def to_float(video: Tensor) -> Tensor:
     """uint8 to float32 in [-1,1]; floats as they are."""
-    return video.float().div(127.5).sub(1) if video.dtype == torch.uint8 else video
+    return video.float().div_(127.5).sub_(1) if video.dtype == torch.uint8 else video
 
 
 def to_bytes(video: Tensor) -> Tensor:

@@ -3,10 +3,14 @@
 Legend: N clips, V views, C channels, t h w grid, F features.
 """
 
+import tempfile
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
@@ -59,13 +63,20 @@ def fit_probe(
     name, parts = folds(labels, groups)
     parts = [(_rows(train, views), _rows(test, views)) for train, test in parts]
     if classifier == "logistic":
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        # With more features than clips all weights lie in the span of the clips: its axes are as good, and far fewer.
+        few = [PCA()] if x_NVF.shape[2] > x_NVF.shape[0] * views else []
+        model = make_pipeline(StandardScaler(), *few, LogisticRegression(max_iter=1000))
         grid = {"logisticregression__C": STRENGTHS}
     else:
         smallest = min(len(train) for train, _ in parts)
         model = make_pipeline(StandardScaler(), Normalizer(), KNeighborsClassifier(weights="distance"))
         grid = {"kneighborsclassifier__n_neighbors": [k for k in NEIGHBOURS if k <= smallest]}
-    search = GridSearchCV(model, grid, cv=parts).fit(x_NVF.reshape(-1, x_NVF.shape[2]), np.repeat(labels, views))
+    rows = x_NVF.reshape(-1, x_NVF.shape[2]).astype(np.float32)
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as cache:
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of strengths that are not chosen, mostly
+        if len(model) > 2:
+            model.set_params(memory=cache)  # the axes are found once for each fold, not for each strength
+        search = GridSearchCV(model, grid, cv=parts).fit(rows, np.repeat(labels, views))
     chosen = {key.split("__")[1]: value for key, value in search.best_params_.items()}
     return search.best_estimator_, {
         "classifier": classifier,
