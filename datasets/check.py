@@ -1,17 +1,23 @@
 """Finding out before a run which files can be read, and whether training and validation share any."""
 
 import hashlib
+import itertools
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+from .clips import ClipFolder
 from .container import IMAGE_SUFFIXES
 from .error import VideoError
+from .labelled import LabelledDataset
 from .pool import DecodePool
 from .reader_decord import DecordReader, has_decord
 from .reader_pyav import PyAVReader
+
+SHOWN = 20
+Files = Iterable[str | Path] | LabelledDataset | ClipFolder
 
 
 def check_video(path: str | Path, min_frames: int = 1) -> dict:
@@ -50,28 +56,30 @@ def check_videos(
             yield _row(path) | {"status": "corrupt", "reason": row.reason} if isinstance(row, VideoError) else row
 
 
-def find_overlap(train: Iterable[str], val: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs (path in train, path in val) that are one file, or two with the same bytes. Missing files have no pair."""
-    by_size = defaultdict(lambda: ([], []))
-    for side, paths in enumerate((train, val)):
-        for path in dict.fromkeys(paths):
-            if os.path.exists(path):
-                by_size[os.path.getsize(path)][side].append(path)
-    digest = {path: _digest(path) for sides in by_size.values() if all(sides) for side in sides for path in side}
-    pairs = []
-    for ours, theirs in by_size.values():
-        twins = defaultdict(list)
-        for path in theirs if ours else ():
-            twins[digest[path]].append(path)
-        pairs += [(path, twin) for path in ours if theirs for twin in twins[digest[path]]]
-    return sorted(pairs)
+def find_overlap(train: Files, val: Files) -> list[tuple[str, str]]:
+    """Pairs (path in train, path in val) that are one file, or two with the same bytes. Missing files have no pair.
+
+    train, val: paths, or datasets, whose `paths` are meant. Few files are read: only those that agree in size, and of
+    them those that agree in their last 4 KB are read whole.
+    """
+    sides = [dict.fromkeys(map(str, getattr(files, "paths", files))) for files in (train, val)]
+    groups = {(): tuple([path for path in side if os.path.exists(path)] for side in sides)}
+    for trait in (os.path.getsize, _tail, _digest):
+        finer = defaultdict(lambda: ([], []))
+        for key, group in groups.items():
+            for side, paths in enumerate(group):
+                for path in paths:
+                    finer[key, trait(path)][side].append(path)
+        groups = {key: group for key, group in finer.items() if all(group)}
+    return sorted(pair for group in groups.values() for pair in itertools.product(*group))
 
 
-def refuse_overlap(train: Iterable[str], val: Iterable[str]) -> None:
-    """Raises ValueError that lists the pairs of `find_overlap`, where there are any."""
+def refuse_overlap(train: Files, val: Files) -> None:
+    """Raises ValueError that lists the pairs of `find_overlap` (20 of them at most), where there are any."""
     if pairs := find_overlap(train, val):
-        listed = "; ".join(f"{ours} = {theirs}" for ours, theirs in pairs)
-        raise ValueError(f"{len(pairs)} files are in training and validation: {listed}")
+        listed = [f"{ours} = {theirs}" for ours, theirs in pairs[:SHOWN]]
+        listed += [f"... and {len(pairs) - SHOWN} more"] * (len(pairs) > SHOWN)
+        raise ValueError(f"{len(pairs)} files are in training and validation: {'; '.join(listed)}")
 
 
 def _row(path: str | Path) -> dict:
@@ -86,6 +94,12 @@ def _row(path: str | Path) -> dict:
         "width": None,
         "duration": None,
     }
+
+
+def _tail(path: str) -> bytes:
+    with open(path, "rb") as handle:
+        handle.seek(-min(os.path.getsize(path), 4096), os.SEEK_END)
+        return handle.read()
 
 
 def _digest(path: str) -> bytes:

@@ -86,16 +86,16 @@ class ClipFolder(Dataset):
             raise ValueError(f"no video{' or image' if images else ''}{which} in {root}")
         self.image_fraction = 0.0 if not self.images else 1.0 if not self.videos else image_fraction
         # Shared memory: a worker's finding is everyone's, and the main process can count.
-        self._files = self.videos + self.images
-        self._bad = torch.zeros(len(self._files), dtype=torch.bool, device="cpu").share_memory_()
+        self.paths = self.videos + self.images
+        self._bad = torch.zeros(len(self.paths), dtype=torch.bool, device="cpu").share_memory_()
         self._reading = torch.zeros(
-            len(self._files), dtype=torch.int64, device="cpu"
+            len(self.paths), dtype=torch.int64, device="cpu"
         ).share_memory_()  # 1 + number of the batch
 
     @property
     def skipped(self) -> list[Path]:
         """Files found unusable so far, in any worker."""
-        return [Path(path) for path, is_bad in zip(self._files, self._bad, strict=True) if is_bad]
+        return [Path(path) for path, is_bad in zip(self.paths, self._bad, strict=True) if is_bad]
 
     def summary(self) -> str:
         return f"{len(self.skipped)} files skipped"
@@ -138,7 +138,7 @@ class ClipFolder(Dataset):
                 raise error
             self._reading[culprit] = 0
             self._bad[culprit] = True
-            warnings.warn(f"skipped from now on: {VideoError(self._files[culprit[0]], error.reason)}", stacklevel=3)
+            warnings.warn(f"skipped from now on: {VideoError(self.paths[culprit[0]], error.reason)}", stacklevel=3)
             with DecodePool(self.__getitem__, 1, time_limit, "batch {}".format) as spare:
                 _, error = next(spare.imap([number]))
         return error
@@ -152,7 +152,7 @@ class ClipFolder(Dataset):
             i, position = int(np.searchsorted(shares, rng.random(), side="right")), rng.random()
             if bad[i]:
                 continue
-            path = self._files[first + i]
+            path = self.paths[first + i]
             self._reading[first + i] = number + 1
             try:
                 return self._read(path, position, image)
@@ -162,7 +162,7 @@ class ClipFolder(Dataset):
             finally:
                 self._reading[first + i] = 0
         raise VideoError(
-            self._files[first], f"and all {len(shares)} other {'images' if image else 'videos'} are unusable"
+            self.paths[first], f"and all {len(shares)} other {'images' if image else 'videos'} are unusable"
         )
 
     def _read(self, path: str, position: float, image: bool) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -21,8 +21,8 @@ class LabelledDataset(Dataset):
     """Videos with labels: `dataset[i]` is a `Sample`, a function of (seed, epoch, i) whatever the number of workers.
 
     classes: the name of each class number; empty where nothing is labelled. labels (class numbers, -1 where there is
-    none), ids: of all samples, in order. split: "train", "val", ... or None. flip_keeps_label: whether a mirrored video
-    is still of its class.
+    none), ids, paths (the files; empty where there are none): of all samples, in order. split: "train", "val", ... or
+    None. flip_keeps_label: whether a mirrored video is still of its class.
 
     A subclass sets these and defines `_read`. on_error, what happens to a video that can't be read: "raise", its
     `VideoError` is raised; "return", it is returned in place of the sample, so that an evaluation goes on and counts
@@ -34,6 +34,7 @@ class LabelledDataset(Dataset):
     labels: list[int]
     ids: list[str]
     split: str | None
+    paths: Sequence[str] = ()
 
     def __init__(self, length: int, transform: Transform | None, seed: int, on_error: OnError):
         if on_error not in ("raise", "return", "resample"):
@@ -81,7 +82,8 @@ class LabelledDataset(Dataset):
         if shuffle:
             np.random.default_rng([self.seed, int(self._epoch[0])]).shuffle(order)
         batch = []
-        for sample in self._samples(order.tolist(), workers, time_limit):
+        ahead = -(-2 * batch_size // max(workers, 1))  # two batches
+        for sample in self._samples(order.tolist(), workers, time_limit, ahead):
             batch.append(sample)
             if len(batch) == batch_size:
                 yield collate_samples(batch)
@@ -97,12 +99,12 @@ class LabelledDataset(Dataset):
         """What a failure is reported as."""
         return self.ids[job[0]]
 
-    def _samples(self, order: list[int], workers: int, time_limit: float) -> Iterator[Sample | VideoError]:
+    def _samples(self, order: list[int], workers: int, time_limit: float, ahead: int) -> Iterator[Sample | VideoError]:
         if not workers:
             yield from map(self.__getitem__, order)
             return
         with DecodePool(self._take, workers, time_limit, path_of=self._name) as pool:
-            for (index, _), sample in pool.imap((index, 0) for index in order):
+            for (index, _), sample in pool.imap(((index, 0) for index in order), ahead, ahead):
                 if isinstance(sample, VideoError) and self.on_error == "resample":  # it took its process along
                     sample = self._replacement(index, sample, time_limit)
                 elif isinstance(sample, VideoError) and self.on_error == "raise":

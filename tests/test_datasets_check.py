@@ -9,6 +9,7 @@ import pytest
 
 from vidtok.cli import check as command
 from vidtok.datasets import (
+    ClipFolder,
     MovingDigits,
     VideoFolder,
     check_video,
@@ -87,8 +88,22 @@ def test_the_same_video_in_training_and_validation(folder):
     link.symlink_to(folder / "train" / "a" / "short.mp4")
     train, val = [*train, "gone.mp4"], [*VideoFolder(folder, "val").paths, "gone.mp4"]
     assert find_overlap(train, val) == [(str(good), str(copy)), (str(folder / "train" / "a" / "short.mp4"), str(link))]
-    with pytest.raises(ValueError, match=rf"2 files are in training and validation: {good} = {copy}; .*short.mp4 ="):
-        refuse_overlap(train, val)
+    datasets = [VideoFolder(folder, split) for split in ("train", "val")]
+    for pair in ((train, val), datasets, (ClipFolder(folder / "train"), val)):
+        with pytest.raises(
+            ValueError, match=rf"2 files are in training and validation: {good} = {copy}; .*short.mp4 ="
+        ):
+            refuse_overlap(*pair)
+    changed = bytearray(good.read_bytes())
+    changed[50] ^= 1  # same size, same end
+    copy.write_bytes(changed)
+    assert len(find_overlap(train, val)) == 1
+    refuse_overlap(MovingDigits("train"), MovingDigits("val"))
+    twins = [folder / "train" / f"{i}.mp4" for i in range(30)]
+    for twin in twins:
+        twin.write_bytes(good.read_bytes())
+    with pytest.raises(ValueError, match=r"30 files .*; \.\.\. and 10 more"):
+        refuse_overlap(twins, [good])
 
 
 def run(*argv) -> int:
