@@ -50,7 +50,7 @@ def open_tokenizer(name: str, device: torch.device, variant: Variant) -> VideoTo
 
 
 def codec_call(name: str, device: torch.device, variant: Variant, clip: Clip, what: str) -> Callable[[], object]:
-    """`encode` or `decode` of a random clip, checks and id packing included."""
+    """`encode` or `decode` of a random clip or random ids, checks and id packing included."""
     tokenizer = open_tokenizer(name, device, variant)
     return _calls(tokenizer, clip)[what]
 
@@ -58,7 +58,9 @@ def codec_call(name: str, device: torch.device, variant: Variant, clip: Clip, wh
 def _calls(tokenizer: VideoTokenizer, clip: Clip) -> dict[str, Callable[[], object]]:
     batch, frames, side = clip
     video = torch.rand(batch, 3, frames, side, side, device=tokenizer.device) * 2 - 1
-    ids = tokenizer.encode(video)
+    depth, height, width = tokenizer.stride
+    grid = (batch, 1 + (frames - 1) // depth, side // height, side // width)
+    ids = torch.randint(int(2**tokenizer.bits), grid, device=tokenizer.device)
     return {"encode": lambda: tokenizer.encode(video), "decode": lambda: tokenizer.decode(ids)}
 
 
