@@ -24,7 +24,7 @@ VERBS = {
     "eval": "measure: eval reconstruction, probe, finetune, recognition, compare, agreement",
     "train": "train a model: train tokenizer",
     "generate": "new clips from a trained generator",
-    "bench": "measure speed and memory: bench tokenizer",
+    "bench": "measure speed and memory: bench tokenizer, magvit2, streaming, loss, train, or all",
     "check": "decode every video of a dataset and say which are bad",
 }
 
