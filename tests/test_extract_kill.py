@@ -18,6 +18,7 @@ from vidtok.cli.main import main
 from vidtok.config import TokenizerConfig
 from vidtok.datasets import demo_clip, write_video
 from vidtok.extract import open_reader
+from vidtok.extract.tar import TarShard
 from vidtok.tokenizer import VideoTokenizer
 
 CLIPS = 60
@@ -214,5 +215,37 @@ def test_a_write_that_fails(setup, tmp_path, capsys, monkeypatch, container):
     assert_nothing_is_left_over(tmp_path / "out")
     monkeypatch.setattr(os, "replace", move[0])
     monkeypatch.setattr(os, "rename", move[1])
+    assert main(command) == 0
+    assert_same(read_all(tmp_path / "out"), clean)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_keeps_what_it_has_done(server, setup, tmp_path, stop):
+    args, clean = setup
+    command = [*args, "-o", str(tmp_path / "out"), "--container", "parquet"]
+    pid = server.start(command, tmp_path / "log")
+    while len(outputs(tmp_path / "out")) < 3:  # settings.json and two shards of seven
+        time.sleep(0.001)
+    os.kill(pid, stop)
+    assert server.wait(pid) in (0, 130)
+    assert_nothing_is_left_over(tmp_path / "out")
+    assert server.wait(server.start(command, tmp_path / "log")) == 0
+    assert_same(read_all(tmp_path / "out"), clean)
+
+
+def test_an_interrupt_in_the_middle_of_a_record_leaves_no_damaged_shard(setup, tmp_path, monkeypatch):
+    args, clean = setup
+    command = [*args, "-o", str(tmp_path / "out"), "--container", "webdataset"]
+    add, calls = TarShard.add, []
+
+    def interrupted(self, record):
+        calls.append(record)
+        add(self, record)
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TarShard, "add", interrupted)
+    assert main(command) == 130
+    assert outputs(tmp_path / "out") == ["settings.json"]
     assert main(command) == 0
     assert_same(read_all(tmp_path / "out"), clean)

@@ -34,7 +34,7 @@ def open_reader(path: str | Path) -> Reader:
         raise ValueError(f"{path}: no such file or folder")
     for container, suffix in SUFFIXES.items():
         files = sorted(path.rglob(f"*{suffix}")) if path.is_dir() else [path] * (path.suffix == suffix)
-        if files := [file for file in files if not file.name.startswith(".")]:
+        if files := [file for file in files if file.is_file() and not file.name.startswith(".")]:
             return NpzReader(files) if container == "npz" else ShardReader(files, _form(container))
     raise ValueError(f"{path}: no features here ({', '.join(SUFFIXES.values())})")
 

@@ -51,6 +51,7 @@ class ShardWriter:
         self._known: set[str] = set()  # names of shards whose videos are in _found
         self._found: dict[str, Entry] = {}
         self._shard: Shard | None = None
+        self._part: Path | None = None  # the hidden file
         _remove_abandoned(folder)
 
     def find(self, id: str) -> Entry | None:
@@ -63,31 +64,35 @@ class ShardWriter:
             check_record(record)
         if self._shard is None:
             self._begin()
+        shard, self._shard = self._shard, None  # an interrupt in the middle leaves nothing that could be completed
         for record in records:
-            self._shard.add(record)
+            shard.add(record)
         self._entries[records[0].id] = entry_of(describe(records[0]))
-        full = len(self._entries) >= VIDEOS or self._shard.size >= BYTES or time.monotonic() - self._since >= SECONDS
+        self._shard = shard
+        full = len(self._entries) >= VIDEOS or shard.size >= BYTES or time.monotonic() - self._since >= SECONDS
         return self.close() if full else []
 
     def close(self) -> list[str]:
         if self._shard is None:
             return []
-        self._shard.finish()
+        shard, self._shard = self._shard, None
+        shard.finish()
         self._file.flush()
         os.fsync(self._file.fileno())
         name = f"{self._name}-{self._count:05d}{self.form.suffix}"
         os.rename(self._part, self.folder / name)
+        self._part = None
         self._file.close()
-        self._shard, self._count = None, self._count + 1
+        self._count += 1
         self._known.add(name)
         self._found |= self._entries
         return [*self._entries]
 
     def abandon(self) -> None:
         """Removes what is in the making, after an error."""
-        if self._shard is not None:
+        self._shard = None
+        if self._part is not None:
             self._part.unlink(missing_ok=True)
-            self._shard = None
 
     def _begin(self) -> None:
         self._entries: dict[str, Entry] = {}
