@@ -304,3 +304,12 @@ def test_wrong_input_is_one_line(capsys, tmp_path, model, videos, monkeypatch, a
     source = [] if args[0].startswith("nope") else [videos / "a.mp4"]
     assert message in refused(capsys, "extract", *source, *args, "-o", "out", "--model", model)
     assert not os.path.exists("out") or [*os.listdir("out")] in ([], [".claims"])
+
+
+def test_measure_prints_speeds_and_writes_nothing(capsys, tmp_path, model, videos, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vidtok.extract.measure.FRAMES", 60)
+    assert main(["extract", str(videos), "-o", "out", "--model", model, "--measure", "--workers", "0"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("frames/s") == 3 and "of 1/(1/decode + 1/model)" in out and "of the slower stage" in out
+    assert not [*tmp_path.iterdir()]
