@@ -109,17 +109,20 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Short side to `size`, then the centre crop, or three crops, of size x size."""
+    """Short side to `resize` (None: `size`), then the centre crop, or three crops, of size x size."""
 
     size: int
     crops: int = 1
+    resize: int | None = None
 
     def __post_init__(self):
         if self.crops not in (1, 3):
             raise ValueError(f"crops={self.crops} is not 1 or 3")
+        if self.resize is not None and self.resize < self.size:
+            raise ValueError(f"a crop of {self.size} does not fit into a short side of {self.resize} pixels")
 
     def __call__(self, video: Tensor, rng: np.random.Generator) -> Tensor:
-        video = resize_short_side(video, self.size)
+        video = resize_short_side(video, self.resize or self.size)
         return centre_crop(video, self.size) if self.crops == 1 else three_crops(video, self.size)
 
 

@@ -20,7 +20,7 @@ class Protocol:
             over the whole video, the middle of each of `frames` equal parts.
         segments: clips of each video, evenly spaced; one alone is taken from the middle. crops: 1, the centre, or 3
             along the long side. Probabilities are averaged over the segments x crops views.
-        size: pixels; the short side is resized to it, crops are size x size.
+        size: pixels of the crops, size x size; resize: the short side before, None, the same.
         fps: what `stride` is counted in; None, the video's own rate.
 
     Raises ValueError for numbers that are none of this.
@@ -32,6 +32,7 @@ class Protocol:
     crops: int = 1
     size: int = 128
     fps: float | None = None
+    resize: int | None = None
 
     def __post_init__(self):
         if min(self.frames, self.segments, self.size) < 1 or self.stride == 0 or self.crops not in (1, 3):
@@ -39,14 +40,18 @@ class Protocol:
         if self.fps is not None and (self.stride is None or not self.fps > 0):
             raise ValueError(f"protocol {self}: fps={self.fps} is above 0, and goes with a stride only")
 
+        if self.resize is not None and self.resize < self.size:
+            raise ValueError(f"protocol {self}: a crop of {self.size} does not fit into a short side of {self.resize}")
+
     @classmethod
-    def parse(cls, name: str, size: int = 128, fps: float | None = None) -> "Protocol":
+    def parse(cls, name: str, size: int = 128, fps: float | None = None, resize: int | None = None) -> "Protocol":
         """Raises ValueError for a name that isn't FRAMESxSTRIDExSEGMENTSxCROPS."""
         match = _NAME.fullmatch(name)
         if not match:
             raise ValueError(f"protocol {name!r}: want such as {EXAMPLE}")
         frames, stride, segments, crops = match.groups()
-        return cls(int(frames), None if stride == "u" else int(stride), int(segments), int(crops), size, fps)
+        stride = None if stride == "u" else int(stride)
+        return cls(int(frames), stride, int(segments), int(crops), size, fps, resize)
 
     def __str__(self) -> str:
         return f"{self.frames}x{self.stride or 'u'}x{self.segments}x{self.crops}"
@@ -68,7 +73,7 @@ class Protocol:
         return partial(random_clip, frames=self.frames, stride=self.stride, at_fps=self.fps)
 
     def transform(self) -> EvalTransform:
-        return EvalTransform(self.size, self.crops)
+        return EvalTransform(self.size, self.crops, self.resize)
 
     def train_transform(self, **settings) -> TrainTransform:
         """settings: of `TrainTransform`, but for the size."""
@@ -81,12 +86,13 @@ class Protocol:
     def for_head(self) -> dict:
         """As `vidtok.heads.HeadConfig.protocol` has it."""
         pace = {"stride": self.stride} if self.fps is None else {"fps": self.fps / self.stride}
-        return {"frames": self.frames, "size": self.size, **pace, "clips": self.segments, "crops": self.crops}
+        resize = {} if self.resize is None else {"resize": self.resize}
+        views = {"clips": self.segments, "crops": self.crops}
+        return {"frames": self.frames, "size": self.size, **resize, **pace, **views}
 
     @classmethod
     def of_head(cls, record: dict) -> "Protocol":
         """The inverse of `for_head`."""
         stride = 1 if "fps" in record else record.get("stride")
-        return cls(
-            record["frames"], stride, record.get("clips", 1), record.get("crops", 1), record["size"], record.get("fps")
-        )
+        views = record.get("clips", 1), record.get("crops", 1)
+        return cls(record["frames"], stride, *views, record["size"], record.get("fps"), record.get("resize"))

@@ -12,7 +12,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.mark.parametrize("name", ["16x4x5x3", "17x2x1x1", "17xux2x3"])
 def test_a_protocol_is_its_name(name):
-    protocol = Protocol.parse(name, size=224)
+    protocol = Protocol.parse(name, size=224, resize=256)
     assert str(protocol) == name and protocol.record()["name"] == name
     assert Protocol.of_head(protocol.for_head()) == protocol
 

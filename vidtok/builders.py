@@ -226,7 +226,7 @@ def build_clip_sources(cfg: DictConfig) -> tuple["ClipSource", "ClipSource"]:
 def build_protocol(cfg: DictConfig) -> "Protocol":
     from vidtok.eval.protocol import Protocol
 
-    return Protocol.parse(cfg.data.protocol, cfg.data.size, cfg.data.fps)
+    return Protocol.parse(cfg.data.protocol, cfg.data.size, cfg.data.fps, cfg.data.resize)
 
 
 def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
@@ -311,7 +311,7 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     encoders = {arm: InputEncoder(arm, tokenizer) for arm in {*cfg.arms, "tokens", "recon"}}
     refuse_overlap(source.files(data["train_split"]), test_source.files(data["val_split"]))
     depends_on = ("source", "root", "val_source", "val_root", "path_column", "label_column", "split_column", "classes")
-    depends_on += ("train_split", "val_split", "protocol", "size", "fps", "train_clips", "val_clips")
+    depends_on += ("train_split", "val_split", "protocol", "size", "resize", "fps", "train_clips", "val_clips")
     facts = {key: data[key] for key in depends_on}
     store = ClipStore(Path(cfg.run) / "clips", facts)
     encoded = ClipStore(Path(cfg.run) / "encoded", {"tokenizer": tokenizer.weight_hash})

@@ -114,4 +114,4 @@ def find_protocol(config, name: str | None):
     own = Protocol.of_head(config.protocol) if config.protocol else Protocol()
     if name is None:
         return own
-    return Protocol.parse(name, own.size)
+    return Protocol.parse(name, own.size, resize=own.resize)
