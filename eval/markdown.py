@@ -1,7 +1,7 @@
 """Comparisons as one Markdown table: python -m vidtok.eval.markdown runs/*/result.json
 
-A row for each result file of `vidtok eval compare`: top-1 in percent, mean over seeds and their deviation (one seed: 95 %
-interval), of every arm; the majority class; tokens over pixels with its 95 % interval.
+A row for each result file of `vidtok eval compare`: top-1 in percent, mean over seeds and their deviation (one seed: 95
+% interval), of every arm; the majority class; tokens over pixels with its 95 % interval.
 """
 
 import json

@@ -3,6 +3,7 @@
     vidtok eval probe grid.csv --label-column command                    # logistic regression on hidden features
     vidtok eval probe droid.csv --group-column lab --input codes --pool time --classifier knn
     vidtok eval probe digits --size 64 --protocol 17x1x1x1 --train-clips 900 --test-clips 450
+    vidtok eval probe droid.csv --input i3d --i3d FILE --recon           # what I3D finds in the decoded clips
     vidtok eval probe --features train.parquet --test-features val.parquet
     vidtok eval probe grid.csv --label-column command --classifier attentive --steps 500
 
@@ -29,7 +30,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="val", metavar="NAME", help="that is tested (%(default)s)")
     parser.add_argument("--train-clips", type=positive(int), metavar="N", help="at most")
     parser.add_argument("--test-clips", type=positive(int), metavar="N", help="at most")
-    parser.add_argument("--input", default="hidden", help="hidden (default), latents, codes or pixels")
+    parser.add_argument("--input", default="hidden", help="hidden (default), latents, codes, pixels, recon or i3d")
+    parser.add_argument("--i3d", metavar="FILE", help="I3D's weights, for --input i3d: a frozen reference")
+    parser.add_argument("--recon", action="store_true", help="--input i3d: of the reconstructed clips")
     parser.add_argument("--pool", default="mean", help="mean, over time and space; time, over space; all, nothing")
     parser.add_argument("--classifier", default="logistic", help="logistic (default), knn or attentive")
     parser.add_argument("--protocol", default="17x4x1x1", metavar="FxSxSxC", help="(%(default)s)")
@@ -93,16 +96,20 @@ def run(args: argparse.Namespace) -> int | None:
 def of_clips(args: argparse.Namespace, tokenizer, protocol) -> tuple[dict, dict]:
     """({"train", "test", "shuffled": `ProbeSide`}, data of the result), decoded and encoded now."""
     from vidtok.datasets import refuse_overlap
+    from vidtok.eval import I3D
     from vidtok.eval.inputs import InputEncoder
     from vidtok.eval.labelled_clips import ClipSource
-    from vidtok.eval.probe_features import features_of_clips
+    from vidtok.eval.probe_features import I3DEncoder, features_of_clips
     from vidtok.eval.recognition import data_record
 
     source = ClipSource(
         args.source, args.root, args.path_column, args.label_column, args.split_column, args.group_column
     )
     refuse_overlap(source.files(args.train_split), source.files(args.split))
-    encoder = InputEncoder(args.input, tokenizer)
+    if args.input == "i3d":
+        encoder = I3DEncoder(I3D(args.i3d or "").to(tokenizer.device), tokenizer if args.recon else None)
+    else:
+        encoder = InputEncoder(args.input, tokenizer)
 
     def side(split: str, limit: int | None, shuffle: bool = False):
         return features_of_clips(source, split, protocol, encoder, args.pool, limit, args.workers, shuffle)
