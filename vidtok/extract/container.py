@@ -19,7 +19,13 @@ class Entry(NamedTuple):
 
 
 class Writer(Protocol):
-    """Takes the records of one video at a time; belongs to one process, and several may write to one folder."""
+    """Takes the records of one video at a time; belongs to one process, and several may write to one folder.
+
+    Attributes:
+        written: bytes of the files that it has completed.
+    """
+
+    written: int
 
     def find(self, id: str) -> Entry | None:
         """The first record of a video that is complete in the folder and was verified, whoever wrote it; or None."""

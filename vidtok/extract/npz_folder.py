@@ -24,7 +24,7 @@ class NpzWriter:
     """See `vidtok.extract.container.Writer`. A file that is damaged counts as none and is written anew."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder, self.written = folder, 0
 
     def path_of(self, id: str) -> Path:
         return self.folder / npz_name(id)
@@ -39,6 +39,7 @@ class NpzWriter:
         path = self.path_of(records[0].id)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_npz(path, records)
+        self.written += path.stat().st_size
         return [records[0].id]
 
     def close(self) -> list[str]:

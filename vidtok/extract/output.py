@@ -104,6 +104,7 @@ class Output:
         self._meter.failed += 1
 
     def _release(self, ids: Iterable[str]) -> None:
+        self._meter.bytes = self._writer.written
         for id in ids:
             self._claims.release(id)
 

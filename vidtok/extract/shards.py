@@ -46,7 +46,7 @@ class ShardWriter:
     """See `vidtok.extract.container.Writer`. A damaged shard is put aside, hidden, and its videos are done again."""
 
     def __init__(self, folder: Path, form: Format):
-        self.folder, self.form = folder, form
+        self.folder, self.form, self.written = folder, form, 0
         self._name, self._count = f"part-{uuid.uuid4().hex[:12]}", 0
         self._known: set[str] = set()  # names of shards whose videos are in _found
         self._found: dict[str, Entry] = {}
@@ -82,6 +82,7 @@ class ShardWriter:
         name = f"{self._name}-{self._count:05d}{self.form.suffix}"
         os.rename(self._part, self.folder / name)
         self._part = None
+        self.written += self._file.tell()
         self._file.close()
         self._count += 1
         self._known.add(name)
