@@ -50,6 +50,23 @@ def accuracy_chart(result: Mapping):
     return figure
 
 
+def overview_chart(results: Mapping[str, Mapping]):
+    """Accuracies of several comparisons, a panel for each; name of the set -> result."""
+    figure, axes = plt.subplots(1, len(results), figsize=(3.2 * len(results), 3.2), squeeze=False, sharey=True)
+    for place, (name, result) in zip(axes[0], results.items(), strict=True):
+        entries = result["results"]
+        for x, entry in enumerate(entries):
+            top1 = entry["top1"]
+            error = [[max(top1["mean"] - top1["low"], 0)], [max(top1["high"] - top1["mean"], 0)]]
+            place.errorbar(x, top1["mean"], error, fmt="o", color=INK, capsize=3)
+        place.axhline(result["controls"]["majority"]["top1"]["value"], ls="--", lw=1, color=GREY)
+        place.set_xticks(range(len(entries)), [entry["name"] for entry in entries], rotation=50, ha="right", fontsize=8)
+        place.set_title(f"{name}, {result['n_used']} clips", fontsize=9)
+        place.set_ylim(0, 1)
+    axes[0, 0].set_ylabel("top-1 accuracy, 95 %")
+    return figure
+
+
 def ratio_chart(result: Mapping):
     """Accuracy of each arm over the reference's, with 95 % intervals."""
     pairs = result["comparisons"]

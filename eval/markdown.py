@@ -1,31 +1,62 @@
-"""Comparisons as one Markdown table: python -m vidtok.eval.markdown runs/*/result.json
+"""Comparisons as one Markdown table and one chart:
+
+    python -m vidtok.eval.markdown runs/*/result.json
+    python -m vidtok.eval.markdown runs/*/result.json --chart chart.png --into README.md
 
 A row for each result file of `vidtok eval compare`: top-1 in percent, mean over seeds and their deviation (one seed: 95
-% interval), of every arm; the majority class; tokens over pixels with its 95 % interval.
+% interval), of every arm; the majority class; tokens over pixels with its 95 % interval. --into replaces what stands
+between the lines `<!-- recognition -->` and `<!-- end of recognition -->` of a file.
 """
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from .charts import overview_chart
+
+BEGIN, END = "<!-- recognition -->\n", "<!-- end of recognition -->\n"
 
 
 def comparison_table(results: Mapping[str, Mapping]) -> str:
     """results: name of the set -> result."""
     arms = list(dict.fromkeys(entry["name"] for result in results.values() for entry in result["results"]))
-    head = ["set", "classes", "test clips", "protocol", *arms, "shuffled", "majority", "tokens / pixels"]
+    head = ["set", "protocol", "train, test clips", *arms, "tokens, shuffled", "majority", "tokens / pixels"]
     lines = [_row(head), _row(["---"] * len(head))]
     for name, result in results.items():
         entries = {entry["name"]: entry for entry in result["results"]}
         ratios = {pair["ours"]: pair["ratio"] for pair in result["comparisons"]}
-        control = result["controls"]["majority"]["top1"]["value"]
-        cells = [name, str(len(result["data"]["classes"])), str(result["n_used"])]
+        cells = [f"{name}, {len(result['data']['classes'])} classes"]
         cells.append(f"`{result['protocol']['name']}`, {result['protocol']['size']} px")
+        cells.append(f"{result['data']['n_train']}, {result['n_used']}")
         cells += [_accuracy(entries[arm]["top1"]) if arm in entries else "" for arm in arms]
         shuffled = entries["tokens"]["shuffled_frames"] if "tokens" in entries else None
-        cells += [f"{100 * shuffled['mean']:.1f}" if shuffled else "", f"{100 * control:.1f}"]
+        cells.append(f"{100 * shuffled['mean']:.1f}" if shuffled else "")
+        cells.append(f"{100 * result['controls']['majority']['top1']['value']:.1f}")
         lines.append(_row([*cells, _ratio(ratios["tokens"]) if "tokens" in ratios else ""]))
     return "\n".join(lines)
+
+
+def cost_table(results: Mapping[str, Mapping]) -> str:
+    """Of the same: bytes per clip, clips loaded and trained per second."""
+    head = ["set", "bytes per clip: file", "frames", "tokens", "clips/s: video", "cached tokens", "ratio", "trained/s"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for name, result in results.items():
+        costs = result["costs"]
+        size, speed, trained = costs["bytes_per_clip"], costs["clips_per_second"], costs["trained_per_second"]
+        cells = [name, *(f"{size[key]:,.0f}" if size[key] else "" for key in ("file", "frames_uint8", "tokens"))]
+        cells += [f"{speed[key]:,.0f}" if speed else "" for key in ("video", "tokens", "ratio")]
+        cells.append(", ".join(f"{arm} {rate:.0f}" for arm, rate in trained.items()))
+        lines.append(_row(cells))
+    return "\n".join(lines)
+
+
+def replace_between(text: str, new: str) -> str:
+    """Raises ValueError for a text without the two lines."""
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"want the lines {BEGIN.strip()} and {END.strip()}")
+    before, rest = text.split(BEGIN, 1)
+    return f"{before}{BEGIN}{new}\n{END}{rest.split(END, 1)[1]}"
 
 
 def _accuracy(top1: Mapping) -> str:
@@ -50,5 +81,22 @@ def _named(path: str) -> tuple[str, dict]:
     return name if data["label_column"] in (None, "label") else f"{name}, {data['label_column']}", result
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", metavar="RESULT", help="result.json of a comparison")
+    parser.add_argument("--chart", metavar="PNG", help="accuracies of all, drawn")
+    parser.add_argument("--into", metavar="FILE", help="put the tables there instead of printing them")
+    args = parser.parse_args()
+    results = dict(map(_named, args.results))
+    text = f"{comparison_table(results)}\n\n{cost_table(results)}"
+    if args.chart:
+        overview_chart(results).savefig(args.chart, dpi=120, bbox_inches="tight")
+    if args.into is None:
+        print(text)
+    else:
+        file = Path(args.into)
+        file.write_text(replace_between(file.read_text(), text))
+
+
 if __name__ == "__main__":
-    print(comparison_table(dict(map(_named, sys.argv[1:]))))
+    main()

@@ -311,6 +311,24 @@ def test_the_page_holds_everything_itself(comparison):
     }  # fmt: skip
 
 
+def test_the_tables_of_the_readme_are_made_of_result_files(comparison, tmp_path, monkeypatch):
+    from vidtok.eval import markdown
+
+    folder, _ = comparison
+    page, chart = tmp_path / "page.md", tmp_path / "chart.png"
+    page.write_text(f"before\n{markdown.BEGIN}old\n{markdown.END}after\n")
+    monkeypatch.setattr(
+        "sys.argv", ["markdown", str(folder / "result.json"), "--chart", str(chart), "--into", str(page)]
+    )
+    markdown.main()
+    markdown.main()  # again, into the same place
+    text, result = page.read_text(), json.loads((folder / "result.json").read_text())
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text and chart.exists()
+    top1 = result["results"][0]["top1"]
+    assert f"| {100 * top1['mean']:.1f} ± {100 * top1['deviation']:.1f} |" in text
+    assert f"{result['comparisons'][0]['ratio']['value']:.2f} (" in text and text.count("| damaged") == 2
+
+
 def test_what_is_there_is_not_made_again(capsys, comparison):
     folder, command = comparison
     before = (folder / "runs" / "codes-1" / "checkpoint.pt").stat().st_mtime_ns
