@@ -241,6 +241,18 @@ def test_failures_are_listed_until_they_are_done(extract, videos, tmp_path):
     assert "2 of 3 videos" in out and "1 were complete" in out and not err and not os.path.exists("out/failures.csv")
 
 
+def test_frames_that_do_not_fit_memory_fail_alone(extract, videos, monkeypatch):
+    def check(net, shape, *_):
+        if shape[-1] > 48:
+            raise MemoryError("needs about 99 GiB: pass tile=64")
+
+    monkeypatch.setattr("vidtok.extract.features.check_memory", check)
+    for batch in (1, 3):
+        records, out, err = extract(videos, "--batch", batch, status=1, out=f"b{batch}")
+        assert {id for id, _ in records} == {"a.mp4", "b.mp4", "c.mp4"} and "3 of 4 videos" in out
+        assert err == f"vidtok: {videos}/wave/d.mp4: needs about 99 GiB: pass tile=64\n"
+
+
 def test_features_of_another_video_are_not_taken_for_this_ones(extract, videos, tmp_path):
     for folder, name in (("x", "a.mp4"), ("y", "b.mp4")):
         (tmp_path / folder).mkdir()

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -9,6 +10,7 @@ from vidtok.datasets import DecodePool, VideoError
 from vidtok.extract.plan import Item
 from vidtok.extract.reading import Piece, Reading, next_piece, read_pieces
 
+PATIENCE = 2  # seconds for a decoder to come to an end, when all is over
 AHEAD = 2  # pieces per decoder that wait in the queue
 
 
@@ -48,8 +50,9 @@ class Decoders:
         self._closed = True
         for _ in self._threads:
             self._items.put(None)
+        deadline = time.monotonic() + PATIENCE
         for thread in self._threads:
-            while thread.is_alive():
+            while thread.is_alive() and time.monotonic() < deadline:
                 self._drain()
                 thread.join(0.05)
         for pool in self._pools:

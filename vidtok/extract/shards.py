@@ -50,6 +50,7 @@ class ShardWriter:
         self._name, self._count = f"part-{uuid.uuid4().hex[:12]}", 0
         self._known: set[str] = set()  # names of shards whose videos are in _found
         self._found: dict[str, Entry] = {}
+        self._looked = False  # whether those that were there at first are in it
         self._shard: Shard | None = None
         self._part: Path | None = None  # the hidden file
         _remove_abandoned(folder)
@@ -99,8 +100,12 @@ class ShardWriter:
         self._entries: dict[str, Entry] = {}
         name = f"{self._name}-{self._count:05d}"
         self._part = self.folder / f".{name}{self.form.suffix}.part"
-        self._file = open(self._part, "wb")  # noqa: SIM115 - it lives as long as the shard
-        fcntl.flock(self._file, fcntl.LOCK_EX)  # the kernel's to release, however this process ends
+        while True:
+            self._file = open(self._part, "wb")  # noqa: SIM115 - it lives as long as the shard
+            fcntl.flock(self._file, fcntl.LOCK_EX)  # the kernel's to release, however this process ends
+            if self._part.exists():
+                break
+            self._file.close()  # another process has just found it without its lock, and removed it
         self._shard, self._since = self.form.create(self._file, name), time.monotonic()
 
     def _look(self) -> None:
@@ -110,7 +115,8 @@ class ShardWriter:
                 continue
             path = self.folder / name
             try:
-                entries = self.form.index(path, verify=True)[1]
+                # Those that others complete while this process runs are verified by the next run.
+                entries = self.form.index(path, verify=not self._looked)[1]
             except ValueError as error:
                 warnings.warn(f"{error}; its videos are done again", stacklevel=2)
                 os.rename(path, path.with_name(f".{name}.damaged"))
@@ -118,6 +124,7 @@ class ShardWriter:
             self._known.add(name)
             for entry in entries:
                 self._found.setdefault(entry.id, entry)
+        self._looked = True
 
 
 class ShardReader:
@@ -151,7 +158,7 @@ def _remove_abandoned(folder: Path) -> None:
     """Shards in the making whose process has died: nobody holds their lock."""
     for path in folder.glob(".part-*.part"):
         try:
-            with open(path, "rb") as file:
+            with open(path, "r+b") as file:  # NFS locks only what may be written
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
         except (BlockingIOError, FileNotFoundError):
