@@ -55,3 +55,51 @@ def test_numbers_are_those_of_the_result_file(name):
     line = "| " + " | ".join(row) + " |"
     card = (PRETRAINED / name / "README.md").read_text()
     assert line in README.splitlines() and line in card.splitlines()
+
+
+def speed_lines(result: dict) -> list[str]:
+    """The README's lines on speed, from the JSON of `vidtok bench`."""
+
+    def cells(key: str, form: str, what: str, field: str, scale: float = 1.0) -> str:
+        found = []
+        for precision in ("fp32", "bf16"):
+            wanted = {"what": what, "precision": precision}
+            rows = [row for row in result[key] if wanted.items() <= row.items()]
+            # The first size; as `from_pretrained` gives the model.
+            row = next(row for row in rows if row.get("layout", "channels-last") == "channels-last")
+            found.append(form.format(scale * row[field]))
+        return " | ".join(found)
+
+    def times(ratio: dict) -> str:
+        return f"{ratio['median']:.3g} ({ratio['lowest']:.3g} .. {ratio['highest']:.3g})"
+
+    about, loss, codec = result["provenance"], result["loss"], result["tokenizer"][0]
+    versions, machine = about["versions"], about["machine"]
+    size, step, latent, paper = (
+        "{batch} x {frames} x {side} x {side}".format(**{"batch": 1, **row})
+        for row in (codec, result["train"][0], result["streaming"][0], result["magvit2"][0])
+    )
+    return [
+        f"| encode {size}, frames/s | {cells('tokenizer', '{:.0f}', 'encode', 'frames_per_s')} |",
+        f"| decode, frames/s | {cells('tokenizer', '{:.0f}', 'decode', 'frames_per_s')} |",
+        f"| encode, GFLOP/s | {cells('tokenizer', '{:.0f}', 'encode', 'gflop_per_s')} |",
+        f"| its convolutions alone, GFLOP/s | {cells('tokenizer', '{:.0f}', 'encode', 'conv_gflop_per_s')} |",
+        f"| encode a latent of a stream, {latent}, ms | {cells('streaming', '{:.0f}', 'encode', 'median_s', 1e3)} |",
+        f"| training step of {step}, s | {cells('train', '{:.2f}', 'step', 'median_s')} |",
+        f"| the same with discriminator, s | {cells('train', '{:.1f}', 'step with GAN', 'median_s')} |",
+        f"| encode {size}: `magvit2-pytorch` {versions['magvit2-pytorch']}, its README's model | "
+        f"{times(result['encode_peer']['ratio'])} |",
+        f"| LFQ loss and gradient, {loss['bits']} bits, {loss['rows'][1]['tokens']} tokens: "
+        f"`vector-quantize-pytorch` {versions['vector-quantize-pytorch']} | {times(loss['ratio'])} |",
+        f"| `magvit2` encode {paper}, bf16 and channels-last: itself in fp32, contiguous | "
+        f"{times(result['magvit2_ratio'])} |",
+        f"{machine['cpu']}, threads: {about['threads']} of {machine['cores']} cores, "
+        f"torch {versions['torch']}, load {machine['load']:.0f}:",
+    ]
+
+
+def test_speed_is_that_of_the_benchmark():
+    result = json.loads((ROOT / ".bench" / "speed.json").read_text())
+    for line in speed_lines(result):
+        assert line in README.splitlines()
+    assert (ROOT / ".bench" / "speed.png").is_file()
