@@ -40,6 +40,12 @@ def test_accumulated_gradients_are_those_of_the_batch(tmp_path):
         assert scalars_of_parts[name] == pytest.approx(scalars[name], rel=2e-3, abs=1e-7), name
 
 
+def test_checkpointed_activations_change_nothing(tmp_path):
+    plain, _ = run(tmp_path / "plain", "trainer.max_steps=2")
+    saved, _ = run(tmp_path / "saved", "trainer.max_steps=2", "trainer.checkpoint_activations=true")
+    assert all(torch.equal(value, saved["model"][name]) for name, value in plain["model"].items())
+
+
 def test_the_codebook_entropy_is_that_of_a_part(tmp_path):
     """The mean over parts, each of which shows fewer codes than the batch: the documented difference."""
     _, whole = run(tmp_path / "whole")

@@ -4,6 +4,7 @@ loop           the whole loop, top to bottom
 task           what it asks of the things it trains
 state          all that a run needs to go on
 batch          parts of batches of any structure
+activations    computed again on the way back, to save memory
 schedule       learning rate over a run
 clock          what is due when
 processes      those of one run

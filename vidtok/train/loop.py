@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vidtok.hints import nearest
 from vidtok.tokenizer import PRECISIONS
+from vidtok.train.activations import checkpoint_blocks
 from vidtok.train.batch import part_of, samples, to_device
 from vidtok.train.clock import Clock
 from vidtok.train.folder import RunFolder
@@ -30,6 +31,8 @@ class TrainerOptions:
         precision: "fp32" or "bf16" (autocast; weights and optimisers stay in float32).
         accumulate: parts that each process takes its share of a batch in, one after the other; the gradients add up,
             the memory is that of one part. See `Task` for what comes out the same.
+        checkpoint_activations: blocks of the model keep only their inputs and are computed again on the way back, for a
+            third more work; the results are the same.
         clip_norm: gradients are scaled down to this norm.
         workers: processes that make batches ahead.
         seed: of batches and random numbers.
@@ -39,6 +42,7 @@ class TrainerOptions:
 
     precision: str = "fp32"
     accumulate: int = 1
+    checkpoint_activations: bool = False
     clip_norm: float = 1.0
     workers: int = 1
     seed: int = 0
@@ -96,6 +100,8 @@ def train(
         say(f"goes on from step {state.step} after {state.seconds / 60:.1f} minutes, as {run.path} holds a checkpoint")
     if accelerator.is_main_process:
         run.open(config_yaml)
+    if options.checkpoint_activations:
+        checkpoint_blocks(state.model)
     model = accelerator.prepare(state.model)
     critic = accelerator.prepare(state.critic) if state.critic is not None else None
 
