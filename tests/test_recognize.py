@@ -1,0 +1,125 @@
+"""vidtok recognize: the whole chain from files to labels."""
+
+import json
+
+import pytest
+import torch
+
+from vidtok import VideoTokenizer, create_head
+from vidtok.cli.main import main
+from vidtok.datasets import MovingDigits, write_video
+from vidtok.heads import list_shipped_heads
+
+CLASSES = ["left", "right", "still"]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    digits = MovingDigits("val", size=64)
+    for number in range(2):
+        write_video(folder / f"{number}.mp4", digits[number].video, digits.fps)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return VideoTokenizer.from_pretrained("vidtok-t")
+
+
+@pytest.fixture
+def head(request, tmp_path, tokenizer):
+    """A folder with an untrained head; indirect parameter: its input, and changes of its protocol."""
+    kind, protocol = getattr(request, "param", ("tokens", {}))
+    torch.manual_seed(0)
+    head = create_head(
+        "vivit-micro", kind, len(CLASSES), (5, 8, 8), merge=2, channels=256, dim=32, depth=1, heads=2
+    ).eval()
+    torch.nn.init.normal_(head.head.weight)  # so that it has an opinion
+    head.record(
+        classes=CLASSES,
+        tokenizer=None if kind == "pixels" else {"name": "vidtok-t", "weight_hash": tokenizer.weight_hash},
+        protocol={"frames": 17, "size": 64, "stride": 1, "clips": 1, "crops": 1} | protocol,
+    )
+    head.save_pretrained(tmp_path / "head")
+    return tmp_path / "head"
+
+
+def lines(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "head", [("tokens", {}), ("codes", {}), ("hidden", {}), ("pixels", {}), ("tokens", {"clips": 2, "crops": 3})],
+    indirect=True,
+)  # fmt: skip
+def test_json_lines(head, clips, capsys):
+    assert main(["recognize", str(clips), "--head", str(head), "--json", "--device", "cpu"]) == 0
+    found = lines(capsys)
+    assert [line["path"].split("/")[-1] for line in found] == ["0.mp4", "1.mp4"]
+    for line in found:
+        assert {label["label"] for label in line["labels"]} == set(CLASSES) and line["views"] in (1, 6)
+        probabilities = [label["probability"] for label in line["labels"]]
+        assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) == pytest.approx(1, abs=1e-5)
+
+
+def test_table_shows_the_top(head, clips, capsys):
+    assert main(["recognize", str(clips / "0.mp4"), "--head", str(head), "--top", "2", "--device", "cpu"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2 and all("0.mp4" in row and "%" in row and row.split()[-1] in CLASSES for row in rows)
+
+
+def test_token_files_give_what_their_videos_give(head, clips, tmp_path, capsys):
+    assert main(["encode", str(clips / "0.mp4"), "-o", str(tmp_path / "0.npz"), "--device", "cpu"]) == 0
+    capsys.readouterr()
+    command = ["recognize", str(clips / "0.mp4"), str(tmp_path / "0.npz"), "--head", str(head), "--json"]
+    assert main([*command, "--device", "cpu"]) == 0
+    video, tokens = lines(capsys)
+    assert video["labels"] == tokens["labels"]
+
+
+def test_what_fails_is_one_line_and_the_others_go_on(head, clips, tmp_path, capsys):
+    (tmp_path / "bad.mp4").write_text("no video")
+    (tmp_path / "bad.npz").write_text("no tokens")
+    write_video(tmp_path / "long.mp4", MovingDigits("val", frames=21)[0].video, 25)
+    assert main(["encode", str(tmp_path / "long.mp4"), "-o", str(tmp_path / "long.npz"), "--device", "cpu"]) == 0
+    capsys.readouterr()
+    files = [tmp_path / "bad.mp4", tmp_path / "bad.npz", tmp_path / "long.npz", clips / "1.mp4"]
+    assert main(["recognize", *map(str, files), "--head", str(head), "--json", "--device", "cpu"]) == 1
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["path"] for line in out.splitlines()] == [str(clips / "1.mp4")]
+    errors = err.splitlines()
+    assert len(errors) == 3 and all(line.startswith("vidtok: ") for line in errors)
+    assert "21 frames of 64 x 64, and the head sees clips of 17 of 64 x 64" in errors[2]
+
+
+@pytest.mark.parametrize("head", [("hidden", {})], indirect=True)
+def test_tokens_for_a_head_on_features(head, clips, tmp_path, capsys):
+    assert main(["encode", str(clips / "0.mp4"), "-o", str(tmp_path / "0.npz"), "--device", "cpu"]) == 0
+    assert main(["recognize", str(tmp_path / "0.npz"), "--head", str(head), "--device", "cpu"]) == 1
+    assert "it holds ids" in capsys.readouterr().err
+
+
+def test_another_tokenizer_is_refused(head, clips, capsys):
+    command = ["recognize", str(clips / "0.mp4"), "--head", str(head), "--model", "vidtok-t-r", "--device", "cpu"]
+    assert main(command) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "reads tokens of tokenizer 'vidtok-t'" in err and "'vidtok-t-r'" in err
+
+
+def test_no_such_head(clips, capsys):
+    assert main(["recognize", str(clips), "--head", "nothing"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("vidtok: no shipped head and no folder 'nothing'") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", list_shipped_heads())
+def test_shipped_heads_recognise_digits(name, tmp_path, capsys):
+    digits = MovingDigits("val", size=64)
+    right = 0
+    for index in range(9):
+        write_video(tmp_path / f"{index}.mp4", digits[900 + index].video, digits.fps)
+    assert main(["recognize", str(tmp_path), "--head", name, "--json", "--device", "cpu"]) == 0
+    for index, line in enumerate(lines(capsys)):
+        right += line["labels"][0]["label"] == digits.classes[digits.labels[900 + index]]
+    assert right >= 7  # of nine, after H.264
