@@ -1,6 +1,6 @@
 """Many samples, some at a time, each a function of the seed and its number."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ def generate_samples(
     prefixes: Tensor | None = None,
     batch: int = 8,
     latents: int | None = None,
-    progress: Callable[[int], None] = lambda samples: None,
     **settings,
 ) -> Iterator[Tensor]:
     """Ids int64 [up to batch, t, h, w] until there are `number` of them.
@@ -26,7 +25,6 @@ def generate_samples(
         prefixes: int64 [n, latents, h, w], taken in turn; None, none.
         batch: at a time; the samples don't depend on it.
         latents: latent frames of each, where the generator's grid isn't long enough.
-        progress: called with how many are done after each batch.
         settings: of `Generator.generate`: seed, steps, guidance, ...
     """
     for first in range(0, number, batch):
@@ -37,8 +35,6 @@ def generate_samples(
             "first": first,
         }
         if latents is None:
-            ids = generator.generate(len(numbers), **own, **settings)
+            yield generator.generate(len(numbers), **own, **settings)
         else:
-            ids = generate_long(generator, len(numbers), latents, **own, **settings)
-        yield ids
-        progress(len(ids))
+            yield generate_long(generator, len(numbers), latents, **own, **settings)

@@ -1,0 +1,292 @@
+"""Generators: one contract for three kinds, their sampling, masks and schedules, and clips longer than the grid."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vidtok.generator import KINDS, GeneratorConfig, Objective, create_generator, from_pretrained, masks
+from vidtok.generator.halves import ids_to_signs, join_ids, signs_to_ids, split_ids
+from vidtok.generator.sampling import keep_likely, pick, sample_generators
+from vidtok.generator.schedules import guidance_scale, mask_share
+from vidtok.generator.slide import generate_long
+from vidtok.quantize import LFQ
+
+GRID = (4, 2, 3)
+CONFIG = GeneratorConfig(
+    "test", "masked", "vidtok-t", "0" * 16, 18, GRID, classes=("left", "right"), width=48, depth=2, heads=2
+)
+TASKS = {"none": 1.0, "prefix": 1.0, "prefix-2": 1.0, "interpolation": 1.0, "inpainting": 1.0, "outpainting": 1.0}
+
+
+def make(kind: str, seed: int = 0, **changes):
+    """A generator with weights that matter: those that begin at zero are drawn, too."""
+    torch.manual_seed(seed)
+    generator = create_generator(replace(CONFIG, kind=kind, **changes))
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return generator.eval()
+
+
+def batch_of(size: int) -> dict:
+    draw = torch.Generator().manual_seed(size)
+    latents = torch.randn(size, 18, *GRID, generator=draw)
+    return {
+        "latents": latents,
+        "ids": LFQ(18).codes_to_ids(latents),
+        "label": torch.arange(size) % 3 - 1,
+        "seed": torch.arange(size),
+    }
+
+
+@pytest.mark.parametrize("bits", [13, 18])
+def test_halves_and_signs_are_exact(bits):
+    ids = torch.randint(0, 2**bits, (2, 50), generator=torch.Generator().manual_seed(0))
+    low, high = split_ids(ids, bits)
+    assert low.max() < 2 ** math.ceil(bits / 2) and high.max() < 2 ** (bits // 2)
+    assert torch.equal(join_ids(low, high, bits), ids)
+    signs = ids_to_signs(ids, bits)
+    assert torch.equal(signs_to_ids(signs), ids)
+    assert torch.equal(LFQ(bits).codes_to_ids(signs.mT[..., None, None])[..., 0, 0], ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_papers_size_has_307_million_parameters(kind):
+    with torch.device("meta"):
+        generator = create_generator(
+            replace(CONFIG, kind=kind, grid=(5, 16, 16), width=1024, depth=24, heads=16, classes=("class",) * 101)
+        )
+    parameters = sum(parameter.numel() for parameter in generator.parameters())
+    assert abs(parameters / 307e6 - 1) < 0.02
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_reaches_every_parameter_and_a_sample_is_its_own(kind):
+    generator, objective = make(kind).train(), Objective(tasks=TASKS)
+    batch = batch_of(6)
+    terms = generator(batch, objective)
+    terms["loss"].backward()
+    without = [name for name, parameter in generator.named_parameters() if parameter.grad is None]
+    assert not without
+    # The loss of a batch is the mean of those of its halves: it doesn't matter which process trains on which sample.
+    halves = [{name: value[part] for name, value in batch.items()} for part in (slice(0, 3), slice(3, 6))]
+    assert terms["loss"].item() == pytest.approx(sum(generator(half, objective)["loss"].item() for half in halves) / 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_overfitted_generator_gives_its_clip_back(kind):
+    generator = make(kind, depth=1).train()
+    batch = {name: value[:1].expand(8, *value.shape[1:]) for name, value in batch_of(1).items()} | {
+        "seed": torch.arange(8)
+    }
+    if kind == "diffusion":
+        batch["latents"] = batch["latents"].sign()  # so that no sign hangs by a thread
+    optimizer = torch.optim.AdamW(generator.parameters(), 3e-3, weight_decay=0.0)
+    for step in range(150):
+        loss = generator(batch | {"seed": torch.arange(8) + 8 * step}, Objective(0.0, 0.0))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ids = generator.generate(2, seed=3)
+    signs, wanted = ids_to_signs(ids.flatten(1), 18), ids_to_signs(batch["ids"][:2].flatten(1), 18)
+    assert (signs == wanted).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_depends_on_its_seed_and_number_alone(kind):
+    generator = make(kind)
+    settings = {"steps": None if kind == "autoregressive" else 3, "guidance": 1.5, "seed": 7}
+    together = generator.generate(3, ["left", "right", "left"], **settings)
+    alone = [generator.generate(1, label, first=i, **settings) for i, label in enumerate(("left", "right", "left"))]
+    assert torch.equal(together, torch.cat(alone))
+    assert together.shape == (3, *GRID) and together.dtype == torch.int64
+    assert not torch.equal(together[0], together[2])
+    assert not torch.equal(together, generator.generate(3, ["left", "right", "left"], **settings | {"seed": 8}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prefix_stays_and_is_looked_at(kind):
+    generator = make(kind)
+    prefix = batch_of(2)["ids"][:, :2]
+    steps = None if kind == "autoregressive" else 4
+    ids = generator.generate(2, prefix=prefix, steps=steps)
+    assert torch.equal(ids[:, :2], prefix)
+    assert not torch.equal(generator.generate(2, prefix=prefix.flip(0), steps=steps)[:, 2:], ids[:, 2:])
+
+
+@pytest.mark.parametrize("kind", ["masked", "diffusion"])
+@pytest.mark.parametrize(
+    "mask",
+    [masks.interpolation(GRID), masks.inpainting(GRID, 0, 1, 1, 2), masks.outpainting(GRID, 0, 1, 1, 2)],
+    ids=["interpolation", "inpainting", "outpainting"],
+)
+def test_known_tokens_stay_whatever_the_mask(kind, mask):
+    known = batch_of(1)["ids"]
+    ids = make(kind).generate(2, known=(known, mask), steps=3)
+    assert torch.equal(ids[:, mask], known[:, mask].expand(2, -1))
+    assert (ids[:, ~mask] != 0).any()
+
+
+def test_masks_are_what_they_say():
+    assert masks.prefix(GRID, 2)[:, 0, 0].tolist() == [True, True, False, False]
+    assert masks.interpolation(GRID, 1, 2)[:, 0, 0].tolist() == [True, False, True, True]
+    box = masks.inpainting(GRID, 1, 0, 1, 2)
+    assert (~box).sum() == 4 * 2 and not box[:, 1, :2].any()
+    assert torch.equal(masks.outpainting(GRID, 1, 0, 1, 2), ~box)
+    draw = torch.Generator().manual_seed(0)
+    for task in TASKS:
+        for _ in range(20):
+            mask = masks.draw_mask(task, GRID, draw)
+            assert mask.shape == GRID and not mask.all() and mask.any() == (task != "none")
+    assert masks.draw_mask("prefix-2", GRID, draw).sum() == 2 * 6
+    for wrong in (
+        lambda: masks.prefix(GRID, 4),
+        lambda: masks.interpolation(GRID, 2, 2),
+        lambda: masks.inpainting(GRID, 0, 2, 2, 2),
+        lambda: masks.draw_mask("prefx", GRID, draw),
+    ):
+        with pytest.raises(ValueError):
+            wrong()
+
+
+def test_schedules():
+    assert [mask_share("cosine", u) for u in (0, 2 / 3, 1)] == pytest.approx([1, 0.5, 0])
+    assert [mask_share("uniform", u) for u in (0, 0.25, 1)] == [1, 0.75, 0]
+    assert [guidance_scale(name, 3.0, 0.5) for name in ("constant", "linear", "cosine")] == pytest.approx([3, 2, 2])
+    assert guidance_scale("cosine", 3.0, 1.0) == pytest.approx(3.0)
+    with pytest.raises(ValueError, match="did you mean 'cosine'"):
+        mask_share("cosin", 0.5)
+
+
+def test_masked_decoding_keeps_what_it_has_decided():
+    generator = make("masked")
+    seen = []
+    predict = generator.predict
+
+    def watched(ids_BN, masked_BN, *rest):
+        seen.append((ids_BN.clone(), masked_BN.clone()))
+        return predict(ids_BN, masked_BN, *rest)
+
+    generator.predict = watched
+    final = generator.generate(2, steps=5).flatten(1)
+    counts = [int(masked[0].sum()) for _, masked in seen]
+    N = math.prod(GRID)
+    assert counts == [N] + [int(mask_share("cosine", step / 5) * N) for step in range(1, 5)]
+    for (before, hidden), (after, still) in zip(seen, [*seen[1:], (final, None)], strict=True):
+        assert torch.equal(before[~hidden], after[~hidden])
+        assert still is None or (still <= hidden).all()
+
+
+def test_a_causal_trunk_sees_no_later_token():
+    generator = make("autoregressive")
+    ids = batch_of(1)["ids"].flatten(1)
+    other = ids.clone()
+    other[:, 10] ^= 5
+    features = [
+        generator.trunk(generator.embed_before(x[:, :-1]), generator.label_embed(torch.tensor([0])))
+        for x in (ids, other)
+    ]
+    same = (features[0] == features[1]).all(-1)[0]
+    assert same[:11].all() and not same[11:].any()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_the_cache_changes_nothing(guidance):
+    generator = make("autoregressive")
+    prefix = batch_of(2)["ids"][:, :1]
+    settings = {"prefix": prefix, "guidance": guidance, "label": ["left", "right"], "top_p": 0.9}
+    assert torch.equal(generator.generate(2, **settings), generator.generate(2, cached=False, **settings))
+    ids = batch_of(2)["ids"].flatten(1)
+    embedded, condition = generator.embed_before(ids[:, :-1]), generator.label_embed(torch.tensor([0, 1]))
+    whole = generator.trunk(embedded, condition)
+    cache = generator.trunk.new_cache(2)
+    parts = [generator.trunk(embedded[:, :5], condition, cache)]
+    parts += [generator.trunk(embedded[:, n : n + 1], condition, cache) for n in range(5, embedded.shape[1])]
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5)
+
+
+def test_top_k_and_top_p_keep_the_likeliest():
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))[[2, 0, 3, 1]].expand(1, 1, 4)
+    assert keep_likely(logits, top_k=2).isfinite()[0, 0].tolist() == [False, True, False, True]
+    assert keep_likely(logits, top_p=0.6).isfinite()[0, 0].tolist() == [False, True, False, True]
+    assert keep_likely(logits, top_p=0.5).isfinite()[0, 0].tolist() == [False, True, False, False]
+    assert torch.equal(keep_likely(logits), logits)
+
+
+def test_tokens_are_drawn_from_the_softmax():
+    logits = torch.tensor([0.2, 0.5, 0.3]).log().expand(1, 20_000, 3)
+    generators = sample_generators(0, 0, 1)
+    shares = F.one_hot(pick(logits, generators), 3).double().mean((0, 1))
+    assert shares.tolist() == pytest.approx([0.2, 0.5, 0.3], abs=0.015)
+    cold = F.one_hot(pick(logits, generators, temperature=0.5), 3).double().mean((0, 1))
+    assert cold.tolist() == pytest.approx([0.04 / 0.38, 0.25 / 0.38, 0.09 / 0.38], abs=0.015)
+    assert (pick(logits, generators, temperature=0) == 1).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_longer_clips_begin_as_short_ones_and_go_on(kind):
+    generator = make(kind)
+    settings = {"label": "left", "seed": 5, "steps": None if kind == "autoregressive" else 2}
+    ids = generate_long(generator, 2, 9, overlap=2, **settings)
+    assert ids.shape == (2, 9, *GRID[1:])
+    assert torch.equal(ids[:, :4], generator.generate(2, **settings))
+    # The second window: the first latent frame and the last two, then one that is new.
+    given = torch.cat([ids[:, :1], ids[:, 2:4]], 1)
+    second = generator.generate(2, prefix=given, **settings | {"seed": 5 + 1_000_003})
+    assert torch.equal(ids[:, 4:5], second[:, 3:])
+    with pytest.raises(ValueError, match="overlap"):
+        generate_long(generator, 1, 9, overlap=3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_and_loaded(kind, tmp_path):
+    generator = make(kind)
+    generator.save_pretrained(tmp_path)
+    loaded = from_pretrained(tmp_path)
+    assert loaded.config == generator.config and not loaded.training
+    half = {name: value.half().float() for name, value in generator.state_dict().items()}
+    assert all(torch.equal(value, half[name]) for name, value in loaded.state_dict().items())
+    with pytest.raises(ValueError, match="has no config"):
+        from_pretrained(tmp_path / "..")
+
+
+def test_guidance_moves_away_from_no_class():
+    generator = make("masked")
+    with torch.no_grad():
+        ids = torch.zeros(1, math.prod(GRID), dtype=torch.long)
+        hidden = torch.ones_like(ids, dtype=torch.bool)
+        label = torch.tensor([0])
+        logits = [
+            generator.heads.low_logits(generator.features(ids, hidden, generator.label_embed(number)))
+            for number in (label, torch.tensor([2]))
+        ]
+        wanted = (logits[1] + 3 * (logits[0] - logits[1])).argmax(-1)
+        found, _ = generator.predict(ids, hidden, label, [], 3.0, 0)
+    assert torch.equal(split_ids(found, 18)[0], wanted)
+
+
+def test_wrong_wishes_are_one_clear_line():
+    generator = make("masked")
+    wrong = [
+        ({"label": "up"}, "no class 'up': test knows 0 .. 1: left, right"),
+        ({"label": 2}, "no class 2"),
+        ({"label": ["left"]}, "1 labels for a batch of 2"),
+        ({"guidance": 2.0}, "guidance needs a label"),
+        ({"steps": 0}, "at least one step"),
+        ({"prefix": torch.zeros(2, 4, 2, 3, dtype=torch.long)}, "0 to 3 latent frames"),
+        ({"prefix": torch.zeros(2, 1, 3, 3, dtype=torch.long)}, "a prefix is"),
+        ({"prefix": torch.full((1, 1, 2, 3), 2**18)}, "token ids lie in"),
+        ({"top_k": 3}, "masked sampling has no 'top_k'"),
+    ]
+    for arguments, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            generator.generate(2, **arguments)
+    with pytest.raises(ValueError, match="prefix"):
+        make("autoregressive").generate(1, known=(batch_of(1)["ids"], masks.interpolation(GRID)))
+    with pytest.raises(ValueError, match="unknown generator"):
+        create_generator(replace(CONFIG, kind="mask"))
+    with pytest.raises(ValueError, match="masked generator"):
+        create_generator(replace(CONFIG, arguments={"betas": "linear"}))
