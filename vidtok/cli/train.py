@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from vidtok import builders
     from vidtok.train.folder import RunFolder
     from vidtok.train.loop import train
-    from vidtok.train.processes import join_processes
+    from vidtok.train.processes import is_lost_peer, join_processes
     from vidtok.train.stop import StopSignal
 
     arguments = getattr(builders, BUILDERS[args.kind])(cfg)
@@ -51,8 +51,16 @@ def run(args: argparse.Namespace) -> None:
         processes.print(line, flush=True)
 
     text = OmegaConf.to_yaml(cfg, resolve=True)
-    with StopSignal() as stop:
-        train(**arguments, run=folder, stop=stop, config_yaml=text, say=say)
+    try:
+        with StopSignal() as stop:
+            train(**arguments, run=folder, stop=stop, config_yaml=text, say=say)
+    except RuntimeError as error:
+        if processes.num_processes == 1 or not is_lost_peer(error):
+            raise
+        raise UserError(
+            f"process {processes.process_index} can't reach the others, of which one has ended (its own message or the "
+            f"launcher's says why): the same command goes on from the last checkpoint in {folder.path}"
+        ) from error
     say(f"model: {folder.path / 'model'}")
     processes.destroy_process_group()
 

@@ -3,6 +3,7 @@
 import os
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 
 
@@ -12,3 +13,10 @@ def join_processes() -> PartialState:
     # otherwise.
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     return PartialState(cpu=several and not torch.accelerator.is_available())
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether an exchange between the processes failed, which is so where one of them has ended or can't be reached."""
+    # Gloo raises plain RuntimeErrors.
+    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
