@@ -10,7 +10,7 @@ import torch
 
 from vidtok.cli.main import main
 from vidtok.config import TokenizerConfig
-from vidtok.datasets import MovingDigits, VideoFolder, demo_clip, iter_video, write_video
+from vidtok.datasets import MovingDigits, VideoError, VideoFolder, demo_clip, iter_video, write_video
 from vidtok.datasets.transforms import EvalTransform
 from vidtok.extract import open_reader
 from vidtok.extract.clips import parse_clips
@@ -239,6 +239,21 @@ def test_failures_are_listed_until_they_are_done(extract, videos, tmp_path):
     (tmp_path / "in" / "cut.mp4").write_bytes(good)
     _, out, err = extract("in")
     assert "2 of 3 videos" in out and "1 were complete" in out and not err and not os.path.exists("out/failures.csv")
+
+
+class Broken:
+    """Clips that fail in a way nobody has thought of."""
+
+    def times(self, duration, fps):
+        return 1 / 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_whatever_happens_to_a_video_is_its_failure(videos, workers):
+    with Decoders(Reading(STRIDE, clips=Broken()), workers, time_limit=60) as decoders:
+        decoders.put(Item("a.mp4", str(videos / "a.mp4")))
+        _, answer = decoders.get()
+    assert isinstance(answer, VideoError) and answer.reason == "ZeroDivisionError: division by zero"
 
 
 def test_frames_that_do_not_fit_memory_fail_alone(extract, videos, monkeypatch):

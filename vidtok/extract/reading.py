@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from vidtok.datasets import MovingDigits, frames_to_video, iter_video
+from vidtok.datasets import MovingDigits, VideoError, frames_to_video, iter_video
 from vidtok.datasets.resample import indices_at, resample_indices
 from vidtok.datasets.selection import read_selection
 from vidtok.datasets.transforms import centre_crop, resize_short_side, three_crops
@@ -82,10 +82,19 @@ class Piece(NamedTuple):
 
 
 def read_pieces(item: Item, reading: Reading) -> Iterator[Piece]:
-    """All of a video. Raises `VideoError` where it can't be read."""
-    if item.digit is not None:
-        return _digit(item.digit, reading)
-    return _whole(item.path, reading) if reading.clips is None else _clips(item.path, reading)
+    """All of a video. Raises `VideoError` where it can't be read, for whatever reason: one in a million must not end
+    the run for all others."""
+    try:
+        if item.digit is not None:
+            yield from _digit(item.digit, reading)
+        elif reading.clips is None:
+            yield from _whole(item.path, reading)
+        else:
+            yield from _clips(item.path, reading)
+    except VideoError:
+        raise
+    except Exception as error:
+        raise VideoError(str(item), f"{type(error).__name__}: {error}") from error
 
 
 def _whole(path: str, reading: Reading) -> Iterator[Piece]:
