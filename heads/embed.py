@@ -4,16 +4,22 @@ different inputs.
 Every embedding takes a batch and gives [B, t, h, w, D] (`dim` is D), checks what it is given (ValueError), and can
 merge neighbouring m x m cells into one, so that a large picture makes a short sequence.
 
+All begin with vectors of standard deviation `SCALE` for inputs of 1: no larger than what positions and the first
+blocks add, or training would long see content without place.
+
 Legend: B batch, T H W video, t h w token grid, m merge, C channels, D width.
 """
 
 import math
 
 import torch
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from vidtok.checks import check_ids, check_video
 from vidtok.hints import nearest
+
+SCALE = 0.06
 
 
 def merge_cells(x_BthwC: Tensor, m: int) -> Tensor:
@@ -31,6 +37,9 @@ class TokenEmbed(nn.Module):
     """int64 ids [B, t, h, w] as the sum of the vectors of their lower and their upper half, 2^9 each for 18 bits
     (MAGVIT-v2, section 3.2: token factorization; a table of 2^18 vectors could not be learned).
 
+    The tables begin linear in the bits of the ids, for LFQ's bits have a meaning: ids that share most of them look
+    alike. From there each vector goes its own way.
+
     Args:
         dim: D.
         merge: m; cells share the two tables, and a linear layer joins their vectors.
@@ -44,7 +53,11 @@ class TokenEmbed(nn.Module):
         self.low_bits = math.ceil(math.log2(size) / 2)
         self.low = nn.Embedding(1 << self.low_bits, dim)
         self.high = nn.Embedding(((size - 1) >> self.low_bits) + 1, dim)
-        self.join = nn.Linear(merge * merge * dim, dim) if merge > 1 else nn.Identity()
+        self.join = _linear(merge * merge * dim, dim) if merge > 1 else nn.Identity()
+        scale = (1.0 if merge > 1 else SCALE) / math.log2(size) ** 0.5
+        for table in (self.low, self.high):
+            bits_VK = _signs(torch.arange(len(table.weight)), max(len(table.weight) - 1, 1).bit_length())
+            table.weight.data = bits_VK @ torch.randn(bits_VK.shape[1], dim) * scale
 
     def forward(self, ids_Bthw: Tensor) -> Tensor:
         check_ids(ids_Bthw, self.bits)
@@ -71,9 +84,7 @@ class CodeEmbed(nn.Module):
 
     def forward(self, ids_Bthw: Tensor) -> Tensor:
         check_ids(ids_Bthw, self.bits)
-        shifts = torch.arange(self.bits, device=ids_Bthw.device)
-        signs_BthwC = (ids_Bthw.long()[..., None] >> shifts & 1) * 2.0 - 1
-        return self.project(merge_cells(signs_BthwC, self.merge))
+        return self.project(merge_cells(_signs(ids_Bthw.long(), self.bits), self.merge))
 
 
 class FeatureEmbed(nn.Module):
@@ -117,8 +128,8 @@ class PixelEmbed(nn.Module):
         self.dim, self.merge, self.stride = dim, merge, tuple(stride)
         s_t, s_h, s_w = self.stride
         values = 3 * merge * s_h * merge * s_w
-        self.first = nn.Linear(values, dim)
-        self.rest = nn.Linear(s_t * values, dim)
+        self.first = _linear(values, dim)
+        self.rest = _linear(s_t * values, dim)
 
     def forward(self, video_B3THW: Tensor) -> Tensor:
         (s_t, s_h, s_w), m = self.stride, self.merge
@@ -163,4 +174,16 @@ def make_embed(input: dict, dim: int, project: bool = True) -> nn.Module:
 
 
 def _projection(values: int, dim: int | None) -> tuple[int, nn.Module]:
-    return (values, nn.Identity()) if dim is None else (dim, nn.Linear(values, dim))
+    return (values, nn.Identity()) if dim is None else (dim, _linear(values, dim))
+
+
+def _linear(values: int, dim: int) -> nn.Linear:
+    linear = nn.Linear(values, dim)
+    trunc_normal_(linear.weight, std=SCALE / values**0.5)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _signs(ids: Tensor, bits: int) -> Tensor:
+    """The bits of int64 ids [...] as float -1 and +1, [..., bits], the lowest first."""
+    return (ids[..., None] >> torch.arange(bits, device=ids.device) & 1) * 2.0 - 1
