@@ -8,15 +8,16 @@
 tokenizer: frames a second of encode and decode, memory, and arithmetic a second beside what this machine reaches with
 the same convolutions alone; against magvit2-pytorch's model where that is installed. magvit2: the paper's network,
 naive against bf16 and channels-last. streaming: the latency of one latent. loss: the LFQ loss, forward and backward,
-against vector-quantize-pytorch's. train: a training step, with and without discriminator. Without a kind all of them,
-in some minutes. What is compared is measured in turns; every figure is a median of several runs.
+against vector-quantize-pytorch's. train: a training step, with and without discriminator. Without a kind all of these,
+in some minutes. generate, by its name alone: 12 masked steps against autoregressive sampling of 1280 tokens, in some
+minutes more. What is compared is measured in turns; every figure is a median of several runs.
 """
 
 import argparse
 
 from vidtok.cli import options
 
-KINDS_OF_BENCH = ("all", "tokenizer", "magvit2", "streaming", "loss", "train")
+KINDS_OF_BENCH = ("all", "tokenizer", "magvit2", "streaming", "loss", "train", "generate")
 SCHEMA = "vidtok.bench/1"
 
 
@@ -49,6 +50,11 @@ def run(args: argparse.Namespace) -> None:
         refuse_existing(out, args.force)
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.kind == "generate":  # minutes by itself, and no part of "all"
+        from vidtok.cli.bench_generate import bench_generate
+
+        bench_generate(args)
+        return
     device = options.pick_device(args.device)
     effort = QUICK if args.quick else Effort()
     if args.runs:

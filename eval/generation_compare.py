@@ -1,0 +1,115 @@
+"""Generators of several kinds at one budget: a table, a chart, and whether one is better than another."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+SCHEMA = "vidtok.eval.generation-compare/1"
+COLOURS = {"masked": "#3465a4", "autoregressive": "#4e9a06", "diffusion": "#cc0000"}
+
+
+def best_rows(rows: Sequence[Mapping]) -> dict[str, Mapping]:
+    """Of each kind the row with the lowest FVD, or where it wasn't measured, with the highest agreement."""
+
+    def rank(row: Mapping) -> float:
+        metrics = row["metrics"]
+        return metrics["fvd"]["mean"] if "fvd" in metrics else -metrics["agreement"]["value"]
+
+    best: dict[str, Mapping] = {}
+    for row in rows:
+        kind = row["generator"]["kind"]
+        if kind not in best or rank(row) < rank(best[kind]):
+            best[kind] = row
+    return best
+
+
+def fvd_range(row: Mapping) -> tuple[float, float]:
+    """Lowest and highest FVD of the folds."""
+    folds = row["metrics"]["fvd"]["folds"]
+    return min(folds), max(folds)
+
+
+def verdict(rows: Sequence[Mapping]) -> str:
+    """Whether masked beats diffusion, each at its best: only where the ranges over folds don't touch."""
+    best = best_rows(rows)
+    if not {"masked", "diffusion"} <= best.keys() or "fvd" not in best["masked"]["metrics"]:
+        return "masked and diffusion were not both measured by FVD"
+    ours, theirs = fvd_range(best["masked"]), fvd_range(best["diffusion"])
+    words = f"masked {ours[0]:.1f} to {ours[1]:.1f}, diffusion {theirs[0]:.1f} to {theirs[1]:.1f} (FVD, over folds)"
+    if ours[1] < theirs[0]:
+        return f"masked beats diffusion: {words}"
+    return f"{'diffusion beats masked' if theirs[1] < ours[0] else 'no difference beyond the folds'}: {words}"
+
+
+def markdown_table(result: Mapping) -> str:
+    """A row for each kind and number of steps, and what bounds them."""
+    head = ["generator", "parameters", "trained, s", "samples seen", "steps", "s per clip", "FVD", "agreement, %"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for row in result["rows"]:
+        own = result["training"][row["generator"]["kind"]]
+        cells = [row["generator"]["kind"], f"{row['generator']['parameters']:,}", f"{own['seconds']:.0f}"]
+        cells += [f"{own['samples']:,}", f"{row['steps']}", f"{row['seconds_per_clip']:.2f}"]
+        lines.append(_row([*cells, _fvd(row["metrics"].get("fvd")), _share(row["metrics"].get("agreement"))]))
+    limits = result["limits"]
+    for name, title in (("fvd_floor", "other real clips"), ("fvd_reconstruction", "reconstructions of those")):
+        if name in limits:
+            share = _share(limits.get("real_agreement")) if name == "fvd_floor" else ""
+            lines.append(_row([title, "", "", "", "", "", f"{limits[name]['value']:.1f}", share]))
+    return "\n".join(lines)
+
+
+def draw_chart(result: Mapping, path: Path) -> None:
+    """FVD (or the agreement) against sampling steps and against seconds for a clip; bars span the folds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    scored = "fvd" in result["rows"][0]["metrics"]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    for kind in dict.fromkeys(row["generator"]["kind"] for row in result["rows"]):
+        rows = sorted(
+            (row for row in result["rows"] if row["generator"]["kind"] == kind), key=lambda row: row["seconds_per_clip"]
+        )
+        for place, x in zip(axes, ("steps", "seconds_per_clip"), strict=True):
+            metric = [row["metrics"]["fvd" if scored else "agreement"] for row in rows]
+            y = [value["mean"] if scored else 100 * value["value"] for value in metric]
+            if scored:
+                ends = [fvd_range(row) for row in rows]
+            else:
+                ends = [(100 * value["low"], 100 * value["high"]) for value in metric]
+            error = [[a - low for a, (low, _) in zip(y, ends, strict=True)]]
+            error.append([high - a for a, (_, high) in zip(y, ends, strict=True)])
+            colour = COLOURS.get(kind)
+            place.errorbar([row[x] for row in rows], y, error, fmt="o-", color=colour, label=kind, capsize=3)
+    for name, style in (("fvd_floor", "--"), ("fvd_reconstruction", ":")):
+        if scored and name in result["limits"]:
+            for place in axes:
+                label = name.removeprefix("fvd_")
+                place.axhline(result["limits"][name]["value"], ls=style, lw=1, color="#888a85", label=label)
+    axes[0].set_xlabel("sampling steps")
+    axes[1].set_xlabel("seconds per clip")
+    axes[0].set_ylabel("FVD, bars span the folds" if scored else "agreement, % (95 %)")
+    for place in axes:
+        place.set_xscale("log")
+        if scored:
+            place.set_yscale("log")
+    axes[1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _fvd(metric: Mapping | None) -> str:
+    if metric is None:
+        return ""
+    return f"{metric['mean']:.1f}" + ("" if metric["deviation"] is None else f" ± {metric['deviation']:.1f}")
+
+
+def _share(metric: Mapping | None) -> str:
+    if metric is None:
+        return ""
+    return f"{100 * metric['value']:.1f} ({100 * metric['low']:.0f} to {100 * metric['high']:.0f})"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

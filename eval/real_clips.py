@@ -1,0 +1,60 @@
+"""The real clips that generated ones are compared with."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vidtok.datasets import EvalTransform, LabelledDataset, MovingDigits, VideoError, dense_clips, open_dataset
+from vidtok.generator import GeneratorConfig
+
+from .generation import Convention
+from .generation_run import Real
+
+
+def real_clips(
+    source: str,
+    root: str | None,
+    split: str | None,
+    others: str | None,
+    config: GeneratorConfig,
+    how: Convention,
+    batch: int = 8,
+    **columns: str | None,
+) -> Real:
+    """Clips of the size and length that a generator makes.
+
+    Args:
+        source, root, columns: see `vidtok.datasets.open_dataset`; "digits", the built-in set.
+        split: that others are compared with; others: a split of other real clips, or None.
+        how: windows and crops of each video.
+        batch: videos at a time.
+    """
+    frames = 1 + config.stride[0] * (config.grid[0] - 1)
+    size = config.grid[1] * config.stride[1]
+
+    def opened(part: str | None) -> LabelledDataset:
+        if source == "digits":
+            return MovingDigits(part or "train", frames, size)
+        sampler = partial(dense_clips, frames=frames, clips=how.windows, at_fps=config.fps)
+        reading = {"sampler": sampler, "transform": EvalTransform(size, how.crops), "on_error": "return"}
+        own = part if Path(source).is_file() or part is None or (Path(source) / part).is_dir() else None
+        return open_dataset(source, root, own, config.classes or None, **columns, **reading)
+
+    def batches(part: str | None) -> Iterator[tuple[Tensor, Tensor]]:
+        dataset = opened(part)
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
+        for first in range(0, len(order), batch):
+            samples = [dataset[i] for i in order[first : first + batch]]
+            good = [sample for sample in samples if not isinstance(sample, VideoError)]
+            if good:
+                labels = [label for sample in good for label in [sample.label] * len(sample.video)]
+                yield torch.cat([sample.video for sample in good]), torch.tensor(labels)
+
+    about = {"source": source, "split": split, "others": others, "clip_frames": frames, "clip_size": size}
+    about |= {"order": "random, seed 0", "fps": config.fps or "native", "unreadable": "left out"}
+    return Real(
+        lambda: (video for video, _ in batches(split)), None if others is None else lambda: batches(others), about
+    )

@@ -1,0 +1,54 @@
+"""Masked decoding against autoregressive sampling, with and without a cache, of one trunk."""
+
+from collections.abc import Iterator
+
+import torch
+
+from vidtok.bench.timing import ratio, summary, time_together
+from vidtok.generator import GeneratorConfig, create_generator
+
+GRID = (5, 16, 16)  # 1280 tokens, of 17 x 128 x 128
+STEPS = 12
+TRUNK = {"width": 256, "depth": 6, "heads": 4}
+
+
+def bench_generation(
+    device: torch.device,
+    batches: tuple[int, ...] = (1, 8),
+    runs: int = 1,
+    grid: tuple[int, int, int] = GRID,
+    trunk: dict | None = None,
+) -> Iterator[dict]:
+    """Seconds for a batch of samples of untrained generators: what sampling costs doesn't depend on the weights.
+
+    Args:
+        batches: samples at a time.
+        runs: rounds; in each, masked, cached and uncached sampling take their turn.
+        grid: (t, h, w); trunk: width, depth and heads, the same for all three.
+
+    Yields:
+        {"batch", "tokens", "steps", "masked", "cached", "uncached" (seconds, see `summary`), "over_cached",
+        "over_uncached" (how many times as long these take as masked sampling, see `ratio`), "trunk"} of each batch.
+    """
+    trunk = trunk or TRUNK
+    masked, autoregressive = (
+        create_generator(GeneratorConfig(kind, kind, "none", "none", 18, grid, **trunk)).eval().to(device)
+        for kind in ("masked", "autoregressive")
+    )
+    for batch in batches:
+        works = {
+            "masked": lambda batch=batch: masked.generate(batch, steps=STEPS),
+            "cached": lambda batch=batch: autoregressive.generate(batch),
+            "uncached": lambda batch=batch: autoregressive.generate(batch, cached=False),
+        }
+        works["masked"]()  # what is made on first use
+        seconds = time_together(works, device, runs, warmup=0)
+        yield {
+            "batch": batch,
+            "tokens": masked.tokens,
+            "steps": STEPS,
+            **{name: summary(times) for name, times in seconds.items()},
+            "over_cached": ratio(seconds["cached"], seconds["masked"]),
+            "over_uncached": ratio(seconds["uncached"], seconds["masked"]),
+            "trunk": trunk,
+        }

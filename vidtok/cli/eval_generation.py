@@ -1,0 +1,131 @@
+"""Measure a generator against real clips.
+
+    vidtok eval generation runs/masked/model digits --i3d FILE --n-fake 256 --folds 2
+    vidtok eval generation runs/masked/model digits --head runs/head/best --n-fake 90
+    vidtok eval generation MODEL k600/val --convention magvit-k600 --i3d FILE
+    vidtok eval generation MODEL train.csv --root videos --i3d FILE --fid FILE --neighbours nearest.png
+
+FVD with I3D of Kinetics-400 (--i3d), FID of frames (--fid: Inception as TorchScript, a program: only one that you
+trust), and how often a trained recogniser of tokens (--head) sees the class that was asked for. REAL is what
+`vidtok extract` takes: "digits", a folder, an annotation file. Conventions set frames, sizes and numbers: magvit-k600
+(generated at 128, scored at 64), magvit-ucf, stylegan-v-2048x16; or plain, all as it is. --n-real, --n-fake and --folds
+change their numbers, and the result says so. --others is a split of other real clips: the floor, what a perfect
+generator gets, and what the tokenizer alone loses. --neighbours draws generated clips beside the real ones whose
+features are nearest: copies of training clips show there.
+"""
+
+import argparse
+
+from vidtok.cli import options
+from vidtok.cli.generate import SAMPLING
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    positive = options.positive
+    parser.add_argument("generator", metavar="MODEL", help="folder or hub id of a generator")
+    parser.add_argument("source", metavar="REAL", help="digits, a folder, or an annotation file")
+    parser.add_argument("--convention", default="plain", help="plain (default), magvit-k600, magvit-ucf, ...")
+    parser.add_argument("--root", help="folder of the videos (default: where the annotation file is)")
+    parser.add_argument("--split", default="train", help="of the real clips (%(default)s)")
+    parser.add_argument("--others", metavar="SPLIT", help="other real clips: the floor, and reconstructions")
+    parser.add_argument("--label-column", metavar="NAME", help="in the header of a csv")
+    parser.add_argument("--n-real", type=positive(int), metavar="N", help="real clips (default: the convention's)")
+    parser.add_argument("--n-fake", type=positive(int), metavar="N", help="generated clips of a fold (likewise)")
+    parser.add_argument("--folds", type=positive(int), metavar="N", help="(likewise)")
+    parser.add_argument("--i3d", metavar="FILE", help="I3D weights, see vidtok.eval.i3d_weights: measure FVD")
+    parser.add_argument("--fid", metavar="FILE", help="Inception as TorchScript: measure FID of frames")
+    parser.add_argument("--head", metavar="NAME", help="recognition head of tokens: measure agreement")
+    parser.add_argument("--neighbours", metavar="PNG", help="draw generated clips and the nearest real ones")
+    parser.add_argument("--tokenizer", metavar="NAME", help="where the generator's tokenizer is (default: by its name)")
+    parser.add_argument("--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
+    parser.add_argument("--batch", type=positive(int), default=8, help="clips at a time (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    for name, (kind, text) in SAMPLING.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+    parser.add_argument("--json", metavar="OUT", help="write the whole result")
+    parser.add_argument("--force", action="store_true", help="overwrite what exists")
+
+
+def run(args: argparse.Namespace) -> None:
+    from vidtok.cli.error import UserError
+    from vidtok.cli.jsonfile import refuse_existing, write_json
+    from vidtok.cli.table import print_rows
+    from vidtok.eval.generation import convention
+    from vidtok.eval.generation_run import Evaluation, smaller, summary
+    from vidtok.eval.real_clips import real_clips
+    from vidtok.generator import from_pretrained, load_tokenizer
+
+    for out in (args.json, args.neighbours):
+        refuse_existing(out, args.force)
+    if not (args.i3d or args.fid or args.head):
+        raise UserError("nothing to measure: give --i3d FILE, --fid FILE or --head NAME")
+    if args.neighbours and not args.i3d:
+        raise UserError("--neighbours needs --i3d FILE, whose features say what is near")
+    device = options.pick_device(args.device)
+    how = smaller(convention(args.convention), args.n_real, args.n_fake, args.folds)
+    generator = from_pretrained(args.generator, device)
+    tokenizer = load_tokenizer(generator.config, args.tokenizer, device)
+    detectors = load_detectors(args.i3d, args.fid, args.head, tokenizer, device)
+    columns = {"label_column": args.label_column}
+    real = real_clips(args.source, args.root, args.split, args.others, generator.config, how, args.batch, **columns)
+    evaluation = Evaluation(real, detectors, tokenizer, how, args.convention, args.batch)
+    sampling = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
+    result = evaluation.measure(generator, args.seed, **sampling)
+    result["metrics"] |= evaluation.limits()
+    rows = {"generator": f"{result['generator']['name']}, {result['generator']['parameters']:,} parameters"}
+    rows["convention"] = f"{args.convention}, {result['n_real']} real, {how.folds} x {how.n_fake} generated"
+    print_rows({**rows, **summary(result["metrics"]), "seconds per clip": f"{result['seconds_per_clip']:.2f}"})
+    if args.neighbours:
+        draw_neighbours(args.neighbours, evaluation, generator, args.seed, sampling)
+    if args.json:
+        write_json(args.json, result)
+
+
+def load_detectors(i3d: str | None, fid: str | None, head: str | None, tokenizer, device):
+    """The `Detectors` of weight files and of a head."""
+    from vidtok.eval import I3D
+    from vidtok.eval.generation import InceptionFID, file_hash
+    from vidtok.eval.generation_run import Detectors
+    from vidtok.heads import Head
+
+    found = Detectors()
+    if i3d:
+        found.fvd = I3D(i3d).to(device)
+        found.names["fvd"] = f"I3D Kinetics-400 logits, weights {file_hash(i3d)}"
+    if fid:
+        found.fid = InceptionFID(fid, device)
+        found.names["fid"] = f"Inception TorchScript, weights {file_hash(fid)}, frames stretched to 299 x 299"
+    if head:
+        found.head = Head.from_pretrained(head, device).eval()
+        found.head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
+        found.names["agreement"] = f"{found.head.config.name}, weights {found.head.weight_hash}"
+    return found
+
+
+def draw_neighbours(path: str, evaluation, generator, seed: int, sampling: dict, rows: int = 6) -> None:
+    """Each row: a middle frame of a generated clip, then those of the three real clips with the nearest features."""
+    import torch
+
+    from vidtok.datasets import write_video
+    from vidtok.eval.generation import gather, nearest_real
+    from vidtok.generator.pictures import frame_rows
+    from vidtok.generator.samples import generate_samples
+
+    classes = len(generator.config.classes)
+    labels = list(range(classes)) if classes and not evaluation.how.given_frames else None
+    ids = torch.cat(list(generate_samples(generator, rows, labels, None, evaluation.batch, seed=seed, **sampling)))
+    video = evaluation.tokenizer.decode(ids)
+    _, numbers = nearest_real(gather([video], evaluation.kinds["fvd"], evaluation.how), evaluation.features["fvd"])
+    wanted, kept, n = set(numbers.flatten().tolist()), {}, 0
+    for batch in evaluation.real.clips():
+        kept |= {n + i: clip for i, clip in enumerate(batch) if n + i in wanted}
+        n += len(batch)
+        if len(kept) == len(wanted):
+            break
+    middle = video.shape[2] // 2
+    cells = [
+        torch.stack([clip[:, min(middle, clip.shape[1] - 1)] for clip in (own.cpu(), *(kept[int(i)] for i in near))], 1)
+        for own, near in zip(video, numbers, strict=True)
+    ]
+    picture = frame_rows(torch.stack(cells), columns=cells[0].shape[1])
+    write_video(path, picture[:, None], 1)

@@ -1,0 +1,133 @@
+"""Masked, autoregressive and diffusion generators at equal data, parameters and training seconds.
+
+    vidtok eval generation-compare data.features=tokens trainer.max_minutes=12 i3d=FILE head=DIR run=runs/generation
+    vidtok eval generation-compare --config ...         # print the resolved config only
+
+Everything is hydra: settings of `vidtok train generator`, for all kinds alike, and kinds, steps, settings, real,
+n_real, n_fake, folds, i3d, head (see configs/generation_compare.yaml). Diffusion is trained on latents, so
+data.features are those of `vidtok extract --features latents`; the language models take the signs. The run folder keeps
+every training run and every measurement: the same command again goes on where it was stopped. In the end it holds
+result.json (schema vidtok.eval.generation-compare/1), table.md, chart.png, and a picture of samples of each kind.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides")
+    parser.add_argument("--config", action="store_true", help="print the resolved config and exit")
+
+
+def run(args: argparse.Namespace) -> None:
+    from omegaconf import OmegaConf
+
+    from vidtok.cli.train import compose_config
+
+    cfg = compose_config("generation_compare", args.overrides)
+    if args.config:
+        print(OmegaConf.to_yaml(cfg))
+        return
+
+    from vidtok.cli.eval_generation import load_detectors
+    from vidtok.cli.jsonfile import write_json
+    from vidtok.eval.generation import convention
+    from vidtok.eval.generation_compare import SCHEMA, draw_chart, markdown_table, verdict
+    from vidtok.eval.generation_run import Evaluation, smaller
+    from vidtok.eval.real_clips import real_clips
+    from vidtok.generator import from_pretrained, load_tokenizer
+    from vidtok.train.processes import join_processes
+    from vidtok.train.stop import StopSignal
+
+    device, folder = join_processes().device, Path(cfg.run)
+    training = {}
+    with StopSignal() as stop:
+        for kind in cfg.kinds:
+            training[kind] = train_kind(kind, args.overrides, folder / kind, stop)
+            if stop.asked:
+                print("stopped: the same command goes on", flush=True)
+                return
+    generators = {kind: from_pretrained(folder / kind / "model", device) for kind in cfg.kinds}
+    first = generators[cfg.kinds[0]]
+    tokenizer = load_tokenizer(first.config, cfg.tokenizer, device)
+    detectors = load_detectors(cfg.i3d, None, cfg.head, tokenizer, device)
+    how = smaller(convention(cfg.convention), cfg.n_real, cfg.n_fake, cfg.folds)
+    real = real_clips(cfg.real, cfg.real_root, cfg.real_split, cfg.other_split, first.config, how, cfg.sample_batch)
+    evaluation = None
+
+    def measured(name: str, work) -> dict:
+        """What is in the file, or else `work()`, which is then in the file."""
+        nonlocal evaluation
+        file = folder / "measured" / f"{name}.json"
+        if not file.exists():
+            if evaluation is None:
+                evaluation = Evaluation(real, detectors, tokenizer, how, cfg.convention, cfg.sample_batch)
+            write_json(file, work(evaluation))
+        return json.loads(file.read_text())
+
+    limits, rows = measured("limits", lambda evaluation: evaluation.limits()), []
+    for kind, generator in generators.items():
+        own = OmegaConf.to_container(cfg.settings, resolve=True).get(kind, {})
+        for steps in cfg.steps[kind]:
+            number = steps or generator.default_steps
+            row = measured(
+                f"{kind}-{number}",
+                lambda evaluation, generator=generator, steps=steps, own=own: evaluation.measure(
+                    generator, cfg.seed, steps=steps, **own
+                ),
+            )
+            rows.append({**row, "steps": number})
+            print(f"{kind}, {number} steps: {one_line(row)}", flush=True)
+        draw_samples(folder / f"{kind}.png", generator, tokenizer, cfg.seed, own)
+    result = {"schema": SCHEMA, "training": training, "limits": limits, "rows": rows}
+    result["config"] = OmegaConf.to_container(cfg, resolve=True)
+    if cfg.i3d:
+        result["verdict"] = verdict(rows)
+    write_json(folder / "result.json", result)
+    table = markdown_table(result)
+    (folder / "table.md").write_text(table + "\n")
+    draw_chart(result, folder / "chart.png")
+    print(table)
+    print(result.get("verdict", ""), f"result: {folder / 'result.json'}, chart: {folder / 'chart.png'}", sep="\n")
+
+
+def train_kind(kind: str, overrides: list[str], own: Path, stop) -> dict:
+    """Trains one kind until the budget is spent, or finds that it is; seconds, steps and samples of its training."""
+    from omegaconf import OmegaConf
+
+    from vidtok.builders import build_generator_training
+    from vidtok.cli.train import compose_config
+    from vidtok.train.folder import RunFolder
+    from vidtok.train.loop import train
+
+    cfg = compose_config("generation_compare", [*overrides, f"generator={kind}", f"run={own}", f"name={kind}"])
+    file = own / "trained.json"
+    if not file.exists():
+        arguments = build_generator_training(cfg)
+        text = OmegaConf.to_yaml(cfg, resolve=True)
+        train(**arguments, run=RunFolder(own), stop=stop, config_yaml=text, say=lambda line: print(line, flush=True))
+        state = arguments["state"]
+        facts = {"seconds": state.seconds, "steps": state.step, "samples": state.step * cfg.data.batch_size}
+        if stop.asked:
+            return facts
+        file.write_text(json.dumps(facts) + "\n")
+    return json.loads(file.read_text())
+
+
+def draw_samples(path: Path, generator, tokenizer, seed: int, settings: dict) -> None:
+    """A sample of each class, or nine, in rows of frames."""
+    from vidtok.datasets import write_video
+    from vidtok.generator.pictures import frame_rows
+
+    number = min(len(generator.config.classes), 12) or 9
+    label = list(range(number)) if generator.config.classes else None
+    ids = generator.generate(number, label, seed=seed, **settings)
+    write_video(path, frame_rows(tokenizer.decode(ids).cpu())[:, None], 1)
+
+
+def one_line(row: dict) -> str:
+    from vidtok.eval.generation_run import summary
+
+    metrics = ", ".join(f"{name} {value}" for name, value in summary(row["metrics"]).items())
+    return f"{metrics}, {row['seconds_per_clip']:.2f} s per clip"
