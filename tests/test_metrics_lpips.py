@@ -95,10 +95,11 @@ def test_wrong_weights_are_refused(random_alex, tmp_path):
         LPIPS("vgg", random_alex)
 
 
-def test_failed_download_says_what_to_do(monkeypatch):
+def test_failed_download_says_what_to_do(monkeypatch, tmp_path):
     def offline(*args, **kwargs):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"weights=PATH"):
         LPIPS("vgg")

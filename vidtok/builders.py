@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vidtok.eval.material import Material
     from vidtok.eval.protocol import Protocol
     from vidtok.heads import Head
+    from vidtok.logits import LogitDistance
     from vidtok.lpips import LPIPS
     from vidtok.train.state import TrainState
 
@@ -156,8 +157,8 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
     from vidtok.train.loss import LossWeights
     from vidtok.train.tokenizer import TokenizerTask
 
-    lpips = build_lpips(cfg)
-    if lpips is None:
+    perceptual = build_perceptual(cfg)
+    if perceptual is None:
         cfg.loss.perceptual = 0.0
     plain = OmegaConf.to_container(cfg, resolve=True)
     data, weights = plain["data"], LossWeights(**plain["loss"])
@@ -179,7 +180,7 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
         size = (data["frames"], data["crop"], data["crop"])
         state.critic = Discriminator(size, **plain["discriminator"])
         state.critic_optimizer = create_optimizer_v2(state.critic, **plain["discriminator_optimizer"])
-    task = TokenizerTask(weights, state.critic, lpips, fixed_clips)
+    task = TokenizerTask(weights, state.critic, perceptual, fixed_clips)
     return {"task": task, "state": state, "batches": batches, **arguments}
 
 
@@ -199,16 +200,24 @@ def build_clips(plain: dict, stride: tuple[int, int, int]) -> tuple["ClipFolder 
     return batches, read_fixed_clips(**plain["validation"], stride=stride, training_files=files)
 
 
-def build_lpips(cfg: DictConfig) -> "LPIPS | None":
-    """The LPIPS network, or None where its weight is 0 or its weights are absent (said in a warning)."""
+def build_perceptual(cfg: DictConfig) -> "LPIPS | LogitDistance | None":
+    """The perceptual distance, or None where its weight is 0 or its weights are absent (said in a warning)."""
+    from vidtok.logits import LogitDistance
     from vidtok.lpips import LPIPS
 
     if cfg.loss.perceptual == 0:
         return None
-    if cfg.lpips.weights is None:
-        warnings.warn("no lpips.weights=FILE: training without the perceptual term", stacklevel=2)
+    kinds = {"lpips": LPIPS, "logits": LogitDistance}
+    if cfg.perceptual not in kinds:
+        raise ValueError(f"unknown perceptual distance {cfg.perceptual!r}: {nearest(cfg.perceptual, kinds)}")
+    net, weights = cfg[cfg.perceptual].net, cfg[cfg.perceptual].weights
+    if weights is None:
+        message = f"no {cfg.perceptual}.weights=FILE (or URL): training without the perceptual term"
+        warnings.warn(message, stacklevel=2)
         return None
-    return LPIPS(cfg.lpips.net, cfg.lpips.weights)
+    if weights == "download" and cfg.perceptual == "lpips":
+        weights = None  # LPIPS knows where torchvision keeps them
+    return kinds[cfg.perceptual](net, weights)
 
 
 def build_clip_sources(cfg: DictConfig) -> tuple["ClipSource", "ClipSource"]:

@@ -12,8 +12,9 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from vidtok.weights import read_state
 
 # Convolutions as (channels, kernel, stride, padding), each followed by a ReLU; "M" is a max-pool; "*" follows a layer
 # whose activation LPIPS compares. Positions in the nn.Sequential built from this equal torchvision's `features.N`.
@@ -47,7 +48,7 @@ class LPIPS(nn.Module):
     Args:
         net: "vgg" (the paper's loss, and MAGVIT's metric) or "alex" (the LPIPS authors' default metric). The two are
             different scales: always state which.
-        weights: file with the classifier's convolutions under torchvision's keys `features.N.weight|bias`
+        weights: file or URL with the classifier's convolutions under torchvision's keys `features.N.weight|bias`
             (`.safetensors`, or a torchvision `.pth`; further keys are ignored). None downloads torchvision's file
             (VGG16 553 MB, AlexNet 244 MB) into the torch.hub cache.
 
@@ -131,20 +132,10 @@ def _build_features(layout: list, pool: tuple[int, int]) -> tuple[nn.Sequential,
 
 
 def _load_convolutions(features: nn.Sequential, net: str, weights: str | Path | None) -> None:
-    if weights is None:
-        try:
-            state = torch.hub.load_state_dict_from_url(_URLS[net], map_location="cpu", weights_only=True)
-        except OSError as error:
-            raise FileNotFoundError(
-                f"LPIPS({net!r}) needs torchvision's ImageNet weights and could not download them ({error}); fetch "
-                f"{_URLS[net]} on another machine and pass the file as weights=PATH"
-            ) from error
-    elif not Path(weights).is_file():
-        raise FileNotFoundError(f"no LPIPS weights at {weights}; torchvision's file is at {_URLS[net]}")
-    elif Path(weights).suffix == ".safetensors":
-        state = load_file(weights)
-    else:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
+    try:
+        state = read_state(_URLS[net] if weights is None else weights)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; LPIPS takes torchvision's {_URLS[net]} as weights=PATH") from error
     wanted = {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
     wrong = [name for name, tensor in wanted.items() if name not in state or state[name].shape != tensor.shape]
     if wrong:

@@ -2,10 +2,12 @@
 
 import hashlib
 from pathlib import Path
+from urllib.parse import urlparse
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 
 def load_weights(module: nn.Module, path: Path) -> str:
@@ -25,6 +27,29 @@ def load_weights(module: nn.Module, path: Path) -> str:
             raise ValueError(f"the weights in {path} don't fit their config: {name} is {shapes[0]}, not {shapes[1]}")
     module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def read_state(where: str | Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file, or of a checkpoint of tensors alone, at a path or URL (kept by torch.hub).
+
+    Raises:
+        FileNotFoundError: no such file, or the download failed.
+    """
+    if str(where).startswith(("http://", "https://")):
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        path = folder / Path(urlparse(str(where)).path).name
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                torch.hub.download_url_to_file(str(where), str(path), progress=False)
+            except OSError as error:
+                message = f"could not download {where} ({error}): fetch it on another machine and give the file"
+                raise FileNotFoundError(message) from error
+    else:
+        path = Path(where)
+        if not path.is_file():
+            raise FileNotFoundError(f"no weights at {path}")
+    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
 
 
 def hash_weights(module: nn.Module) -> str:

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-from vidtok.lpips import LPIPS
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -15,8 +13,8 @@ class LossWeights:
 
     Attributes:
         reconstruction: of the mean squared error over pixels in [-1, 1].
-        perceptual: of LPIPS; 0 where its weights are not at hand.
-        perceptual_frames: LPIPS looks at this many frames of each clip, drawn at random (0: all).
+        perceptual: of LPIPS or the logits' distance; 0 where its weights are not at hand.
+        perceptual_frames: it looks at this many frames of each clip, drawn at random (0: all).
         commitment: of mean (z - code)^2.
         codebook: of VQ's codebook term.
         entropy: of per-sample minus codebook entropy, in nats; it may be negative, see the README.
@@ -69,11 +67,11 @@ def reconstruction_loss(decoded: Tensor, video: Tensor) -> Tensor:
 
 
 def perceptual_loss(
-    lpips: LPIPS, decoded_BCTHW: Tensor, video_BCTHW: Tensor, frames: int = 0, rng: torch.Generator | None = None
+    distance: nn.Module, decoded_BCTHW: Tensor, video_BCTHW: Tensor, frames: int = 0, rng: torch.Generator | None = None
 ) -> Tensor:
-    """Mean LPIPS of `frames` frames (0: all), the same random ones of each clip; rng: a generator on the CPU."""
+    """Mean distance of `frames` frames (0: all), the same random ones of each clip; rng: a generator on the CPU."""
     T = video_BCTHW.shape[2]
     if 0 < frames < T:
         chosen = torch.randperm(T, generator=rng)[:frames].to(video_BCTHW.device)
         decoded_BCTHW, video_BCTHW = decoded_BCTHW[:, :, chosen], video_BCTHW[:, :, chosen]
-    return lpips(decoded_BCTHW.transpose(1, 2).flatten(0, 1), video_BCTHW.transpose(1, 2).flatten(0, 1)).mean()
+    return distance(decoded_BCTHW.transpose(1, 2).flatten(0, 1), video_BCTHW.transpose(1, 2).flatten(0, 1)).mean()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from vidtok.logits import LogitDistance
 from vidtok.lpips import LPIPS
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train import adversarial
@@ -23,7 +24,7 @@ class TokenizerTask(AdversarialTask):
     Args:
         weights: of the terms.
         discriminator: the critic of the adversarial game, the same object as in the state; None plays none.
-        lpips: the perceptual term, needed where its weight isn't 0.
+        perceptual: the distance of the perceptual term, needed where its weight isn't 0.
         fixed_clips: [1, 3, T, H, W] each; their PSNR and pictures show how the run goes. May be empty.
     """
 
@@ -31,10 +32,10 @@ class TokenizerTask(AdversarialTask):
         self,
         weights: LossWeights,
         discriminator: Discriminator | None = None,
-        lpips: LPIPS | None = None,
+        perceptual: LPIPS | LogitDistance | None = None,
         fixed_clips: list[Tensor] = (),
     ):
-        self.weights, self.discriminator, self.lpips = weights, discriminator, lpips
+        self.weights, self.discriminator, self.perceptual = weights, discriminator, perceptual
         self.fixed_clips, self.logit_decay = fixed_clips, weights.lecam_decay
 
     def plays(self, step: int) -> bool:
@@ -42,11 +43,14 @@ class TokenizerTask(AdversarialTask):
 
     def terms(self, model: nn.Module, batch: Tensor, step: int) -> tuple[dict[str, Tensor], Tensor]:
         decoded, z, codes = model(batch)
-        terms = {"reconstruction": reconstruction_loss(decoded, batch), **bare(model).quantizer.losses(z, codes)}
-        if self.lpips is not None:
+        quantizer = bare(model).quantizer
+        terms = {"reconstruction": reconstruction_loss(decoded, batch), **quantizer.losses(z, codes)}
+        terms["usage_bits"] = usage_bits(quantizer.codes_to_ids(codes.detach()))
+        terms["explained"] = 1 - terms["reconstruction"].detach() / batch.var().clamp_min(1e-6)
+        if self.perceptual is not None:
             frames = torch.Generator().manual_seed(step)
-            lpips = self.lpips.to(batch.device)
-            terms["perceptual"] = perceptual_loss(lpips, decoded, batch, self.weights.perceptual_frames, frames)
+            distance = self.perceptual.to(batch.device)
+            terms["perceptual"] = perceptual_loss(distance, decoded, batch, self.weights.perceptual_frames, frames)
         if self.plays(step):
             # Not the wrapped one: nothing here is for the discriminator to learn from.
             self.discriminator.requires_grad_(False)
@@ -99,7 +103,16 @@ class TokenizerTask(AdversarialTask):
         if "entropy" in scalars:
             token, codebook = scalars["entropy_per_sample"] / BIT, scalars["entropy_codebook"] / BIT
             parts.append(f"bits: token {token:.2f}, codebook {codebook:.2f}")
+        parts.append(f"used {scalars['usage_bits']:.2f}")
+        if scalars["usage_bits"] < 1:
+            parts.append("COLLAPSE: nearly all tokens have one code; raise loss.entropy or lower the learning rate")
         return "  ".join(parts)
+
+
+def usage_bits(ids: Tensor) -> Tensor:
+    """Entropy in bits of the ids in a batch: 0 where all tokens have one code, log2 N where all N are different."""
+    shares = ids.unique(return_counts=True)[1] / ids.numel()
+    return -(shares * shares.log2()).sum()
 
 
 def comparison(video_BCTHW: Tensor, decoded_BCTHW: Tensor) -> Tensor:
