@@ -21,6 +21,9 @@ BIT = math.log(2)  # nats
 class TokenizerTask(AdversarialTask):
     """Batches are clips, float32 [B, 3, T, H, W] in [-1, 1].
 
+    All terms are means over clips but one: LFQ's codebook entropy is a function of all tokens together. It is that of
+    all processes' tokens, and with accumulated gradients the mean over the parts, each of which shows fewer codes.
+
     Args:
         weights: of the terms.
         discriminator: the critic of the adversarial game, the same object as in the state; None plays none.
