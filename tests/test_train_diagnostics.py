@@ -8,13 +8,20 @@ import torch
 from safetensors.torch import save_file
 
 from vidtok.logits import LogitDistance, logit_distance
-from vidtok.train.tokenizer import usage_bits
+from vidtok.train.loss import LossWeights
+from vidtok.train.tokenizer import TokenizerTask, usage_bits
 
 
 def test_usage_is_the_entropy_of_the_ids():
     assert usage_bits(torch.zeros(2, 3, 4, 4, dtype=torch.long)).item() == 0
     assert usage_bits(torch.arange(64).view(1, 4, 4, 4)).item() == pytest.approx(6)
     assert usage_bits(torch.tensor([7, 7, 7, 1])).item() == pytest.approx(-0.75 * math.log2(0.75) + 0.25 * 2)
+
+
+def test_a_collapsed_codebook_is_named():
+    task, scalars = TokenizerTask(LossWeights()), {"reconstruction": 0.1, "usage_bits": 0.2}
+    assert "used 0.20  COLLAPSE" in task.progress(scalars)
+    assert "COLLAPSE" not in task.progress(scalars | {"usage_bits": 9.0})
 
 
 def test_logit_distance_is_the_mean_square():
