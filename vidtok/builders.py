@@ -345,10 +345,8 @@ def build_generator_training(cfg: DictConfig) -> dict:
     data, count = plain["data"], plain["data"]["held_out_samples"]
     tokenizer = VideoTokenizer.from_pretrained(plain["tokenizer"])
     batches, classes = build_generator_batches(data, data["split"], data["batch_size"], tokenizer, plain["seed"])
-    objective = Objective(
-        **{**plain["objective"], "tasks": {k: w for k, w in plain["objective"]["tasks"].items() if w}}
-    )
-    task = GeneratorTask(objective, tokenizer, plain["samples"], plain["sampling"])
+    sampling = {name: value for name, value in plain["sampling"].items() if value is not None}
+    task = GeneratorTask(Objective(**plain["objective"]), tokenizer, plain["samples"], sampling)
     if data["held_out"]:
         task.held_out = build_generator_batches(data, data["held_out"], count, tokenizer, plain["seed"])[0][0]
     first = task.encoded(batches[0])

@@ -1,10 +1,10 @@
 """Masked, autoregressive and diffusion generators at equal data, parameters and training seconds.
 
-    vidtok eval generation-compare data.features=tokens trainer.max_minutes=12 i3d=FILE head=DIR run=runs/generation
+    vidtok eval generation-compare data.features=tokens trainer.max_minutes=12 i3d=FILE recogniser=DIR run=runs/generation
     vidtok eval generation-compare --config ...         # print the resolved config only
 
 Everything is hydra: settings of `vidtok train generator`, for all kinds alike, and kinds, steps, settings, real,
-n_real, n_fake, folds, i3d, head (see configs/generation_compare.yaml). Diffusion is trained on latents, so
+n_real, n_fake, folds, i3d, recogniser (see configs/generation_compare.yaml). Diffusion is trained on latents, so
 data.features are those of `vidtok extract --features latents`; the language models take the signs. The run folder keeps
 every training run and every measurement: the same command again goes on where it was stopped. In the end it holds
 result.json (schema vidtok.eval.generation-compare/1), table.md, chart.png, and a picture of samples of each kind.
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     generators = {kind: from_pretrained(folder / kind / "model", device) for kind in cfg.kinds}
     first = generators[cfg.kinds[0]]
     tokenizer = load_tokenizer(first.config, cfg.tokenizer, device)
-    detectors = load_detectors(cfg.i3d, None, cfg.head, tokenizer, device)
+    detectors = load_detectors(cfg.i3d, None, cfg.recogniser, tokenizer, device)
     how = smaller(convention(cfg.convention), cfg.n_real, cfg.n_fake, cfg.folds)
     real = real_clips(cfg.real, cfg.real_root, cfg.real_split, cfg.other_split, first.config, how, cfg.sample_batch)
     evaluation = None
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
 
     limits, rows = measured("limits", lambda evaluation: evaluation.limits()), []
     for kind, generator in generators.items():
-        own = OmegaConf.to_container(cfg.settings, resolve=True).get(kind, {})
+        own = {name: value for name, value in cfg.settings[kind].items() if value is not None}
         for steps in cfg.steps[kind]:
             number = steps or generator.default_steps
             row = measured(
