@@ -18,7 +18,7 @@ class Decoders:
     """`put` items, `get` their pieces: in order for each item, those of several items mixed.
 
     workers: processes, each at one item; one that gives no piece for `time_limit` seconds is killed, and its video has
-    failed. 0: a thread of this process, which nothing protects from a decoder that hangs or crashes.
+    failed. 0: this process decodes whenever it is asked, which nothing protects from a decoder that hangs or crashes.
     """
 
     def __init__(self, reading: Reading, workers: int, time_limit: float):
@@ -31,8 +31,8 @@ class Decoders:
         self._closed = False
         function = partial(next_piece, reading=reading)
         self._pools = [DecodePool(function, 1, time_limit, path_of=_path) for _ in range(workers)]
-        sources = [partial(self._from_pool, pool) for pool in self._pools] or [self._from_here]
-        self._threads = [threading.Thread(target=self._feed, args=(source,), daemon=True) for source in sources]
+        self._here = self._from_here()
+        self._threads = [threading.Thread(target=self._feed, args=(pool,), daemon=True) for pool in self._pools]
         for thread in self._threads:
             thread.start()
 
@@ -41,13 +41,14 @@ class Decoders:
 
     def get(self) -> tuple[Item, Piece | VideoError]:
         """The next piece of any item, or the error that ended one. Raises what no video is to blame for."""
-        item, piece = self._pieces.get()
+        item, piece = self._pieces.get() if self._pools else next(self._here)
         if isinstance(piece, Exception) and not isinstance(piece, VideoError):
             raise piece
         return item, piece
 
     def close(self) -> None:
         self._closed = True
+        self._here.close()
         for _ in self._threads:
             self._items.put(None)
         deadline = time.monotonic() + PATIENCE
@@ -64,9 +65,9 @@ class Decoders:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _feed(self, source) -> None:
+    def _feed(self, pool: DecodePool) -> None:
         try:
-            for item, piece in source():
+            for item, piece in self._from_pool(pool):
                 self._pieces.put((item, piece))
         except Exception as error:  # the main thread's to raise
             self._pieces.put((None, error))
