@@ -185,10 +185,8 @@ def test_a_causal_trunk_sees_no_later_token():
     ids = batch_of(1)["ids"].flatten(1)
     other = ids.clone()
     other[:, 10] ^= 5
-    features = [
-        generator.trunk(generator.embed_before(x[:, :-1]), generator.label_embed(torch.tensor([0])))
-        for x in (ids, other)
-    ]
+    condition = generator.label_embed(torch.tensor([0]))
+    features = [generator.trunk(generator.embed_before(x[:, :-1]), condition) for x in (ids, other)]
     same = (features[0] == features[1]).all(-1)[0]
     assert same[:11].all() and not same[11:].any()
 

@@ -34,7 +34,7 @@ class Objective:
         tasks: weight of each of `vidtok.generator.masks.TASKS`, what a training sample is given of itself.
     """
 
-    label_smoothing: float = 0.1
+    label_smoothing: float = 1e-4
     label_drop: float = 0.1
     tasks: Mapping[str, float] = field(default_factory=lambda: {"none": 1.0})
 

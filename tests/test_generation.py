@@ -1,0 +1,240 @@
+"""Generators from the command line: training, sampling, measuring; the published recipes; conventions of evaluation."""
+
+import json
+from importlib.resources import files
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vidtok.builders import build_generator_training
+from vidtok.cli.main import main
+from vidtok.cli.train import compose_config
+from vidtok.datasets import MovingDigits, read_video, write_video
+from vidtok.eval.generation import CONVENTIONS, convention, distance, nearest_real, over_folds, prepare
+from vidtok.eval.generation_compare import markdown_table, verdict
+from vidtok.extract import read_npz
+from vidtok.generator import from_pretrained
+from vidtok.heads import HeadConfig, make_head
+from vidtok.tokenizer import VideoTokenizer
+
+SMALL = ["data.source=digits", "data.frames=9", "data.size=32", "data.batch_size=2", "size.width=32", "size.depth=1"]
+SMALL += ["size.heads=2", "trainer.max_steps=4", "trainer.log_seconds=0", "trainer.workers=0", "samples=2"]
+RECIPES = sorted(p.name[:-5] for p in files("vidtok.configs").joinpath("experiment", "generator").iterdir())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "masked"
+    overrides = [*SMALL, "data.held_out=val", "data.held_out_samples=2", f"run={run}", "sampling.steps=2"]
+    assert main(["train", "generator", *overrides]) == 0
+    return run
+
+
+@pytest.mark.parametrize("kind", ["autoregressive", "diffusion"])
+def test_the_other_kinds_train_by_the_same_command(kind, tmp_path, capsys):
+    run = tmp_path / kind
+    assert main(["train", "generator", f"generator={kind}", *SMALL, f"run={run}", "samples=0"]) == 0
+    assert from_pretrained(run / "model").config.kind == kind
+    assert capsys.readouterr().out.count("step") >= 4
+
+
+def test_a_run_leaves_model_and_pictures_and_resumes_exactly(trained, tmp_path):
+    model = from_pretrained(trained / "model")
+    assert model.config.classes == tuple(MovingDigits().classes) and model.config.grid == (3, 4, 4)
+    assert model.config.weight_hash == VideoTokenizer.from_pretrained("vidtok-t").weight_hash
+    assert list((trained / "pictures").glob("samples-*.png"))
+    for steps in (2, 4):
+        # The rate follows the share of the run that is done: the first part must know the whole.
+        end = ["trainer.max_steps=4"] if steps == 4 else ["trainer.max_steps=4", "trainer.save_seconds=0"]
+        assert main(["train", "generator", *SMALL, *end, "samples=0", f"run={tmp_path / f'{steps}'}"]) == 0
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("2", "4")]
+    assert all(torch.equal(value, states[1]["model"][name]) for name, value in states[0]["model"].items())
+
+
+def test_tokens_on_disk_train_like_the_clips_they_are_of(tmp_path):
+    for feature in ("ids", "latents"):
+        folder = tmp_path / feature
+        clips = [MovingDigits("train", 9, 32)[i].video for i in range(3)]
+        for i, clip in enumerate(clips):
+            (tmp_path / "videos" / "left").mkdir(parents=True, exist_ok=True)
+            write_video(tmp_path / "videos" / "left" / f"{i}.mp4", clip, 25)
+        source = str(tmp_path / "videos")
+        assert (
+            main(["extract", source, "--class-folders", "-o", str(folder), "--features", feature, "--workers", "0"])
+            == 0
+        )
+        cfg = compose_config("train_generator", [f"data.features={folder}", *SMALL[1:], "data.source=null"])
+        built = build_generator_training(cfg)
+        batch = built["batches"][0]
+        assert batch["ids"].shape == (2, 3, 4, 4) and ("latents" in batch) == (feature == "latents")
+        assert built["state"].model.config.classes == ("left",)
+        assert torch.equal(next(built["batches"].loader(start=5))["seed"], built["batches"][5]["seed"])
+        if feature == "ids":
+            first = batch
+    # A latent that is almost 0 may have either sign.
+    assert (first["ids"] == batch["ids"]).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_published_recipes_build(name, tmp_path, monkeypatch):
+    """Each is complete: with data and a tokenizer of its stride it builds; its model is made without memory."""
+    folder = tmp_path / "data" / "class"
+    folder.mkdir(parents=True)
+    image = name.startswith("imagenet")
+    cfg = compose_config(
+        "train_generator", [f"experiment=generator/{name}", "tokenizer=vidtok-t", "data.source=digits"]
+    )
+    assert cfg.size.width == 1024 and cfg.size.depth == 24 and cfg.size.heads == 16
+    assert (cfg.data.frames, cfg.data.batch_size) == ((1, 1024) if image else (17, 256))
+    cfg.data.batch_size, cfg.data.split, cfg.data.size = 2, "train", 32
+    cfg.size = {"width": 64, "depth": 1, "heads": 2, "dropout": 0.1}
+    cfg.data.source = str(folder.parent)
+    cfg.data.split = None
+    clip = MovingDigits("train", 17, 32)[0].video
+    for i in range(2):
+        write_video(folder / f"{i}.{'png' if image else 'mp4'}", clip[:, :, :1] if image else clip, 25)
+    built = build_generator_training(cfg)
+    model, batch = built["state"].model, built["task"].encoded(built["batches"][0])
+    terms, _ = built["task"].terms(model, batch, 0)
+    assert terms["objective"].isfinite()
+    if name == "k600":
+        assert model.config.classes == () and built["task"].objective.tasks["prefix-2"] == 1
+    sampling = dict(built["task"].sampling) | {"steps": 1}
+    label = "class" if model.config.classes else None
+    assert model.generate(1, label, **sampling).shape == (1, *model.config.grid)
+
+
+def test_generate_writes_clips_pictures_and_tokens(trained, tmp_path, capsys):
+    model, out = str(trained / "model"), tmp_path / "new"
+    arguments = ["generate", model, "-o", str(out), "--label", "turning left", "--number", "3", "--steps", "2"]
+    assert main([*arguments, "--tokens", "--batch", "2", "--guidance", "2"]) == 0
+    names = sorted(p.name for p in out.iterdir())
+    assert names == sorted(f"turning_left-{i:04d}.{end}" for i in range(3) for end in ("mp4", "npz"))
+    record = read_npz(out / "turning_left-0001.npz")[0]
+    assert record.label == "turning left" and record.features.shape == (3, 4, 4)
+    assert read_video(out / "turning_left-0001.mp4").shape[2] == 9
+    assert main(["decode", str(out / "turning_left-0001.npz"), "-o", str(tmp_path / "again.mp4")]) == 0
+    # One at a time gives the same.
+    assert (
+        main([*arguments[:3], str(tmp_path / "ones"), *arguments[4:], "--tokens", "--batch", "1", "--guidance", "2"])
+        == 0
+    )
+    other = read_npz(tmp_path / "ones" / "turning_left-0001.npz")[0]
+    assert np.array_equal(other.features, record.features)
+    assert main(arguments) == 1 and "exists: --force" in capsys.readouterr().err
+    for name in ("all.png", "all.gif"):
+        assert main(["generate", model, "-o", str(tmp_path / name), "--number", "2", "--steps", "1"]) == 0
+        assert (tmp_path / name).stat().st_size > 0
+    prefix = str(out / "turning_left-0000.mp4")
+    longer = ["--prefix", prefix, "--frames", "17", "--free", "--steps", "1", "--tokens"]
+    assert main(["generate", model, "-o", str(tmp_path / "long"), *longer]) == 0
+    assert read_npz(tmp_path / "long" / "0000.npz")[0].features.shape == (5, 4, 4)
+
+
+def test_wrong_wishes_of_generate_are_one_line(trained, tmp_path, capsys):
+    model = str(trained / "model")
+    for arguments, message in (
+        (["--label", "sideways"], "no class 'sideways'"),
+        (["--top-k", "3"], "masked sampling has no 'top_k'"),
+        (["--frames", "8"], "1 + 4k frames, not 8"),
+        (["--tokenizer", "vidtok-t-r"], "say where its tokenizer is"),
+    ):
+        assert main(["generate", model, "-o", str(tmp_path / "x"), *arguments]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("vidtok: ") and message in error and error.count("\n") == 1
+    assert main(["train", "generator", f"run={tmp_path / 'run'}"]) == 1
+    assert "give either data.features=" in capsys.readouterr().err
+
+
+def test_conventions_are_those_of_the_papers():
+    k600, ucf, styleganv = (convention(name) for name in ("magvit-k600", "magvit-ucf", "stylegan-v-2048x16"))
+    assert (k600.frames, k600.score_size, k600.given_frames, k600.n_fake, k600.folds) == (16, 64, 5, 50_000, 4)
+    assert k600.windows * k600.crops == 6
+    assert (ucf.frames, ucf.n_fake, ucf.folds) == (16, 10_000, 4)
+    assert (styleganv.frames, styleganv.n_real, styleganv.n_fake) == (16, 2048, 2048)
+    with pytest.raises(ValueError, match="did you mean 'magvit-k600'"):
+        convention("magvit_k600")
+    video = torch.rand(2, 3, 17, 128, 160) * 2 - 1
+    scored = prepare(video, k600)
+    assert scored.shape == (2, 3, 16, 64, 64)
+    square = video[:, :, 3, :, 16:144]
+    assert torch.allclose(scored[:, :, 3], F.interpolate(square, (64, 64), mode="bilinear"), atol=1e-6)
+    assert torch.equal(prepare(video, CONVENTIONS["plain"]), video)
+    with pytest.raises(ValueError, match="scores 16 frames"):
+        prepare(video[:, :, :9], k600)
+
+
+def test_distances_folds_and_neighbours():
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(4000, 3, generator=draw) for _ in range(2))
+    assert distance(a, b) < 0.01 and distance(a, b + 2) == pytest.approx(12, rel=0.05)
+    assert over_folds([1.0, 3.0]) == {"mean": 2.0, "deviation": pytest.approx(2**0.5), "folds": [1.0, 3.0]}
+    assert over_folds([1.0])["deviation"] is None
+    distances, numbers = nearest_real(a[[5, 7]], a, 2)
+    assert numbers[:, 0].tolist() == [5, 7] and (distances[:, 0] == 0).all() and (distances[:, 1] > 0).all()
+
+
+def test_eval_generation_measures_agreement(trained, tmp_path, capsys):
+    tokenizer = VideoTokenizer.from_pretrained("vidtok-t")
+    head = make_head(HeadConfig("tiny", {"kind": "linear"}, {"kind": "tokens", "merge": 1, "bits": 18}, (3, 4, 4), 9))
+    head.record(tokenizer={"name": "vidtok-t", "weight_hash": tokenizer.weight_hash})
+    head.save_pretrained(tmp_path / "head")
+    out = tmp_path / "result.json"
+    arguments = ["eval", "generation", str(trained / "model"), "digits", "--head", str(tmp_path / "head")]
+    arguments += ["--n-fake", "10", "--folds", "2", "--others", "val", "--steps", "2", "--json", str(out)]
+    assert main(arguments) == 0
+    result = json.loads(out.read_text())
+    assert result["schema"] == "vidtok.eval.generation/1" and result["n_fake"] == 10 and result["folds"] == 2
+    assert result["metrics"]["agreement"]["n"] == 20 and result["metrics"]["real_agreement"]["n"] >= 10
+    assert result["protocol"]["convention"] == "plain" and "agreement" in result["detector"]
+    assert "agreement" in capsys.readouterr().out
+    assert main(["eval", "generation", str(trained / "model"), "digits"]) == 1
+    assert "nothing to measure" in capsys.readouterr().err
+
+
+def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsys):
+    tokenizer = VideoTokenizer.from_pretrained("vidtok-t")
+    head = make_head(HeadConfig("tiny", {"kind": "linear"}, {"kind": "tokens", "merge": 1, "bits": 18}, (3, 4, 4), 9))
+    head.record(tokenizer={"name": "vidtok-t", "weight_hash": tokenizer.weight_hash})
+    head.save_pretrained(tmp_path / "head")
+    run = tmp_path / "compare"
+    arguments = ["eval", "generation-compare", *SMALL, "samples=0", "trainer.max_steps=2", f"recogniser={tmp_path / 'head'}"]
+    arguments += [
+        "n_fake=4",
+        "folds=1",
+        "other_split=null",
+        "steps={masked: [2], autoregressive: [null], diffusion: [2]}",
+    ]
+    assert main([*arguments, f"run={run}"]) == 0
+    result = json.loads((run / "result.json").read_text())
+    kinds = [row["generator"]["kind"] for row in result["rows"]]
+    assert kinds == ["masked", "autoregressive", "diffusion"] and result["rows"][1]["steps"] == 48
+    sizes = [row["generator"]["parameters"] for row in result["rows"]]
+    assert all(result["training"][kind]["samples"] == 4 for kind in kinds) and len(sizes) == 3
+    assert {p.name for p in run.glob("*.png")} == {"chart.png", "masked.png", "autoregressive.png", "diffusion.png"}
+    assert (run / "table.md").read_text().count("\n") == 5
+    before = {p: p.stat().st_mtime_ns for p in (run / "measured").iterdir()}
+    assert len(before) == 4
+    (run / "measured" / "diffusion-2.json").unlink()
+    assert main([*arguments, f"run={run}"]) == 0
+    after = {p: p.stat().st_mtime_ns for p in (run / "measured").iterdir()}
+    assert before.keys() == after.keys() and sum(before[p] != after[p] for p in before) == 1
+
+
+def test_a_verdict_needs_folds_that_do_not_touch():
+    def row(kind, folds):
+        fvd = {"mean": sum(folds) / len(folds), "deviation": None, "folds": folds}
+        generator = {"kind": kind, "parameters": 1000}
+        return {"generator": generator, "metrics": {"fvd": fvd}, "steps": 1, "seconds_per_clip": 0.5}
+
+    assert verdict([row("masked", [10, 12]), row("diffusion", [13, 20])]).startswith("masked beats diffusion")
+    assert verdict([row("masked", [10, 14]), row("diffusion", [13, 20])]).startswith("no difference")
+    assert verdict([row("masked", [30, 31]), row("diffusion", [13, 20])]).startswith("diffusion beats")
+    best = [row("masked", [50, 60]), row("masked", [10, 12]), row("diffusion", [13, 20])]
+    assert verdict(best).startswith("masked beats")
+    training = {kind: {"seconds": 60.0, "samples": 8} for kind in ("masked", "diffusion")}
+    limits = {"fvd_floor": {"value": 1.0, "n": 5}, "fvd_reconstruction": {"value": 2.0, "n": 5}}
+    table = markdown_table({"rows": best, "training": training, "limits": limits})
+    assert len(table.splitlines()) == 7 and "| masked | 1,000 | 60 | 8 | 1 | 0.50 | 11.0 |  |" in table
