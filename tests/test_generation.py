@@ -200,7 +200,14 @@ def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsy
     head.record(tokenizer={"name": "vidtok-t", "weight_hash": tokenizer.weight_hash})
     head.save_pretrained(tmp_path / "head")
     run = tmp_path / "compare"
-    arguments = ["eval", "generation-compare", *SMALL, "samples=0", "trainer.max_steps=2", f"recogniser={tmp_path / 'head'}"]
+    arguments = [
+        "eval",
+        "generation-compare",
+        *SMALL,
+        "samples=0",
+        "trainer.max_steps=2",
+        f"recogniser={tmp_path / 'head'}",
+    ]
     arguments += [
         "n_fake=4",
         "folds=1",

@@ -1,6 +1,6 @@
 """Masked, autoregressive and diffusion generators at equal data, parameters and training seconds.
 
-    vidtok eval generation-compare data.features=tokens trainer.max_minutes=12 i3d=FILE recogniser=DIR run=runs/generation
+    vidtok eval generation-compare data.features=tokens trainer.max_minutes=12 i3d=FILE recogniser=DIR run=runs/gen
     vidtok eval generation-compare --config ...         # print the resolved config only
 
 Everything is hydra: settings of `vidtok train generator`, for all kinds alike, and kinds, steps, settings, real,
