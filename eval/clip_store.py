@@ -11,24 +11,26 @@ from torch import Tensor
 
 from .labelled_clips import ClipSet
 
-FACTS = "clips.json"
+FACTS = "depends_on.json"
+
+
+def hold_to(folder: Path, facts: Mapping) -> None:
+    """Notes in a folder what its content depends on. Raises ValueError where it was filled with other facts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file, text = folder / FACTS, json.dumps(facts, indent=2, sort_keys=True) + "\n"
+    if file.exists() and file.read_text() != text:
+        old, new = json.loads(file.read_text()), json.loads(text)
+        other = next(key for key in sorted({*old, *new}) if old.get(key) != new.get(key))
+        raise ValueError(f"{folder} was filled with another {other} ({old.get(other)}): give another run=")
+    file.write_text(text)
 
 
 class ClipStore:
-    """A folder of safetensors files, one for each thing. facts: what they depend on.
-
-    Raises ValueError for a folder that was filled with other facts.
-    """
+    """A folder of safetensors files, one for each thing. facts: what they depend on, see `hold_to`."""
 
     def __init__(self, folder: Path, facts: Mapping):
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        file, text = folder / FACTS, json.dumps(facts, indent=2, sort_keys=True) + "\n"
-        if file.exists() and file.read_text() != text:
-            old = json.loads(file.read_text())
-            other = next(key for key in facts if old.get(key) != json.loads(text)[key])
-            raise ValueError(f"{folder.parent} holds clips of another {other} ({old.get(other)}): give another run=")
-        file.write_text(text)
+        hold_to(folder, facts)
 
     def clips(self, name: str, load: Callable[[], ClipSet]) -> ClipSet:
         """The clips of that name; loaded where they aren't there yet."""

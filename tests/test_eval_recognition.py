@@ -336,7 +336,8 @@ def test_what_is_there_is_not_made_again(capsys, comparison):
     out = run(capsys, *command, status=1).out
     assert "tokens, seed 0" in out and "codes, seed 1" not in out
     assert (folder / "runs" / "codes-1" / "checkpoint.pt").stat().st_mtime_ns == before
-    assert "holds clips of another protocol (5x2x1x1)" in fails(capsys, *command, "data.protocol=5x1x1x1")
+    assert "filled with another protocol (5x2x1x1)" in fails(capsys, *command, "data.protocol=5x1x1x1")
+    assert "filled with another merge (1)" in fails(capsys, *command, "merge=2")
 
 
 # ---------------------------------------------------------------------- probe

@@ -310,7 +310,7 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     from pathlib import Path
 
     from vidtok.datasets import refuse_overlap
-    from vidtok.eval.clip_store import ClipStore
+    from vidtok.eval.clip_store import ClipStore, hold_to
     from vidtok.eval.compare import Comparison
     from vidtok.eval.inputs import InputEncoder
     from vidtok.eval.labelled_clips import load_clips
@@ -324,6 +324,10 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     facts = {key: data[key] for key in depends_on}
     store = ClipStore(Path(cfg.run) / "clips", facts)
     encoded = ClipStore(Path(cfg.run) / "encoded", {"tokenizer": tokenizer.weight_hash})
+    recipe = OmegaConf.to_container(cfg, resolve=True)
+    training = {key: recipe[key] for key in ("head", "head_options", "merge", "task", "optimizer")}
+    training |= {key: value for key, value in recipe["trainer"].items() if not key.startswith(("log", "save", "work"))}
+    hold_to(Path(cfg.run) / "runs", training | {key: data[key] for key in ("batch_size", "cells", "select")})
 
     def load(where: "ClipSource", side: str) -> "ClipSet":
         return load_clips(where.open(data[f"{side}_split"], protocol), data[f"{side}_clips"], data["workers"])
