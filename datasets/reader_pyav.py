@@ -8,9 +8,10 @@ import av
 import numpy as np
 from av import VideoFrame
 
-from .container import MAX_PIXELS, describe, open_container, stream_fps
+from .container import IMAGE_SUFFIXES, MAX_PIXELS, describe, open_container, stream_fps
+from .cut_off import is_cut_off
 from .error import VideoError
-from .picture import display_matrix, swaps_sides, to_rgb
+from .picture import display_matrix, exif_matrix, swaps_sides, to_rgb
 from .reader import Chunk, OnError
 
 
@@ -42,6 +43,8 @@ class PyAVReader:
         self._ahead, self._next = chain([first], self._decoder), 0  # what comes next, and its index
         self.start_time = self._time(first, 0)
         self._size, matrix = (first.width, first.height), display_matrix(first)
+        self._exif = exif_matrix(self.path) if self.path.suffix.lower() in IMAGE_SUFFIXES else None
+        matrix = self._exif or matrix
         self.turned = matrix is not None
         self.size = (first.width, first.height) if swaps_sides(matrix) else (first.height, first.width)
 
@@ -72,7 +75,7 @@ class PyAVReader:
             index = self._next - 1
             if index in missing:
                 missing.remove(index)
-                pictures[index] = to_rgb(entry[1], *self._size)
+                pictures[index] = to_rgb(entry[1], *self._size, self._exif)
         if missing:
             raise ValueError(f"{self.path} has {self._next} frames, asked for index {max(missing)}")
         return np.stack([pictures[i] for i in wanted.tolist()])
@@ -85,7 +88,7 @@ class PyAVReader:
         times, pictures = [], []
         for time, frame in self._forward():
             times.append(time)
-            pictures.append(to_rgb(frame, *self._size))
+            pictures.append(to_rgb(frame, *self._size, self._exif))
             if len(times) == chunk:
                 yield Chunk(np.stack(pictures), np.array(times))
                 times, pictures = [], []
@@ -109,20 +112,38 @@ class PyAVReader:
             yield self._time(frame, self._next - 1) - self.start_time, frame
 
     def _decode(self, container, stream) -> Iterator[VideoFrame]:
-        """Presented frames from the start. What FFmpeg can't decode ends it: raised, or kept in `error`."""
-        good = 0
-        try:
-            for frame in container.decode(stream):
-                good += 1
+        """Presented frames from the start. What FFmpeg can't decode ends it, and so does what it decodes to something
+        else than was encoded and says so, but for frames before the first good one: raised, or kept in `error`.
+
+        Frames that are shown before a damaged one but predicted from it (B-frames) count as good: nobody says so.
+        """
+        good, begun, last, cause = 0, False, None, None
+        frames, why = container.decode(stream), None
+        while why is None:
+            try:
+                frame = next(frames, None)
+            except (av.error.FFmpegError, MemoryError) as e:
+                cause, why = e, describe(e)
+                # Decoded before the break, waiting for their turn.
+                waiting = stream.codec_context.decode(None)
+            else:
+                waiting = [] if frame is None else [frame]
+                if frame is None:
+                    break
+            for frame in waiting:
+                if frame.is_corrupt and begun:
+                    why = why or "the next one is damaged"
+                    break
+                begun = begun or not frame.is_corrupt
+                good, last = good + 1, frame.time
                 yield frame
-        except (av.error.FFmpegError, MemoryError) as e:
-            for frame in stream.codec_context.decode(None):  # decoded before the break, waiting for their turn
-                good += 1
-                yield frame
-            words = f"the stream breaks after {good} good frames ({describe(e)})" if good else describe(e)
+        if why is None and last is not None and is_cut_off(self.path, container, stream, last + 1 / stream_fps(stream)):
+            why = "the file is cut off"
+        if why is not None:
+            words = f"the stream breaks after {good} good frames ({why})" if good else why
             self.error = VideoError(self.path, words, good)
             if good and self._on_error == "raise":
-                raise self.error from e
+                raise self.error from cause
 
     def _restart(self) -> None:
         self.close()
