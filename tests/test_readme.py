@@ -4,10 +4,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vidtok.cli.main import VERBS
 from vidtok.datasets import demo_clip, write_video
+from vidtok.extract import Record, RecordMeta, open_writer
 from vidtok.shipped import PRETRAINED
 
 ROOT = Path(__file__).parent.parent
@@ -19,12 +21,31 @@ def test_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vidtok-demo").mkdir()
     write_video(tmp_path / "vidtok-demo" / "original.mp4", demo_clip(), 30)
+    write_tokens(tmp_path / "tokens")
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks
+    names = {}
     for block in blocks:
-        names = {}
-        exec(block, names)
+        fresh = {}
+        exec(block, fresh)
+        names = fresh | names  # the first block's
     assert list(names["ids"].shape) == [1, 9, 16, 16] and list(names["features"].shape) == [1, 256, 9, 16, 16]
+    assert names["loss"].isfinite() and list(names["batch"]["features"].shape) == [64, 5, 2, 3]
+
+
+def write_tokens(folder):
+    """Labelled tokens of whole videos, as `vidtok extract` writes them."""
+    folder.mkdir()
+    writer = open_writer(folder, "npz")
+    for i in range(6):
+        meta = RecordMeta(
+            feature="ids", model="test", weight_hash="0" * 16, precision="fp32", bits=18, stride=(4, 8, 8),
+            dtype="uint32", fps=25.0, frames=17 + 4 * i, size=(16, 24), coded_size=(16, 24), native_size=(16, 24),
+            native_fps=25.0, source=f"{i}.mp4", source_bytes=99, reader="pyav", bytes_per_token=4.0,
+        )  # fmt: skip
+        ids = np.full((5 + i, 2, 3), i, np.uint32)
+        writer.write([Record(f"{i}.mp4", "ab"[i % 2], "train", ids, np.arange(meta.frames) / 25, meta)])
+    writer.close()
 
 
 def test_ci_runs_the_two_commands_letter_by_letter():
