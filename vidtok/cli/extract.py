@@ -14,12 +14,16 @@ Whole videos are streamed, in bounded memory. --clips takes clips of --frames fr
 the middles of equal segments; dense:N, N clips of --frames every --stride; windows[:HOP], the whole video in windows.
 --fps is their rate, as it is that of whole videos.
 
+--engine ray does it on all machines of a Ray cluster, each GPU (or two CPUs) with a model of its own. --ray-address
+says which; else one is started on this machine. Only this process writes to OUT; the videos' paths must be good on all.
+
 OUT holds one model and one setting (settings.json); anything else is refused. What is complete and verified is skipped,
 the rest is done. Several processes may fill one folder at once. Videos that fail are listed in OUT/failures.csv, and
 the exit status is 1. The formats are described in vidtok/extract/: record.py, npz.py, parquet.py, tar.py.
 """
 
 import argparse
+from pathlib import Path
 
 from vidtok.cli import options
 
@@ -48,6 +52,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label-column", metavar="NAME")
     parser.add_argument("--split-column", metavar="NAME")
     add_running(parser)
+    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="local (default) or ray")
+    parser.add_argument(
+        "--ray-address", metavar="ADDRESS", help="running cluster: auto, or HOST:PORT (default: a new one)"
+    )
+    parser.add_argument(
+        "--actors", type=options.positive(int), metavar="N", help="of Ray (default: one per GPU, or two CPUs)"
+    )
     parser.add_argument("--measure", action="store_true", help="write nothing; measure decoding, model and both")
 
 
@@ -55,7 +66,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     positive = options.positive
     parser.add_argument("--batch", type=positive(int), help="streams per pass (default: 1 on a CPU, 8 on a GPU)")
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="decode processes (default: by videos and CPUs); 0: a thread"
+        "--workers", type=int, metavar="N", help="decode processes (default: by videos and CPUs); 0: none"
     )
     parser.add_argument("--threads", type=positive(int), metavar="N", help="of the model on a CPU (default: torch's)")
     parser.add_argument(
@@ -68,10 +79,17 @@ def add_running(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from vidtok.cli.error import UserError
     from vidtok.cli.extraction import Extraction
     from vidtok.extract.clips import parse_clips
+    from vidtok.extract.open import SUFFIXES
 
+    if Path(args.output).suffix in SUFFIXES.values() or Path(args.output).is_file():
+        raise UserError(f"-o {args.output}: extract fills a folder (vidtok encode writes one .npz of one video, too)")
     clips = parse_clips(args.clips, args.frames, args.stride, args.fps) if args.clips else None
+    if args.engine == "ray":
+        args.device = "cpu"  # from where it is sent to the actors
+        return Extraction(args, plan(args), clips).run_on_ray(args.output, args.container, "extracted")
     extraction = Extraction(args, plan(args), clips)
     return (
         extraction.measure(args.container) if args.measure else extraction.run(args.output, args.container, "extracted")

@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -65,11 +67,28 @@ class Extraction:
 
     def run(self, output: str | Path, container: str, done: str, force: bool = False) -> int:
         """Fills the folder; prints failures and a summary; returns the exit status. force: do what is there again."""
-        meter = Meter(len(self.items))
         with self.decoders() as decoders:
+            meter = Meter(len(self.items))
             folder = Output(output, self.settings, container, self.items, meter, force)
-            with Live(meter) as live:
-                run(folder, decoders, self.model, meter, live.update)
+            with Live(meter) as live, _terminable():
+                run(folder, partial(extract, decoders=decoders, model=self.model, meter=meter), live.update)
+        return _summary(done, meter, folder.errors)
+
+    def run_on_ray(self, output: str | Path, container: str, done: str) -> int:
+        """`run`, with the model and the decoders in actors of a Ray cluster."""
+        try:
+            from vidtok.extract.fleet import Fleet, connect, share_cluster
+        except ImportError as error:
+            raise UserError("--engine ray needs Ray: pip install 'vidtok[ray]'") from error
+
+        connect(self.args.ray_address)
+        share = share_cluster(len(self.items), self.args.actors, self.args.workers, self.args.threads)
+        self.model.batch = self.args.batch or (8 if share.gpus else 1)
+        meter = Meter(len(self.items))
+        folder = Output(output, self.settings, container, self.items, meter)
+        fleet = Fleet(self.model, self.reading, share, self.args.time_limit, meter)
+        with fleet, Live(meter) as live, _terminable():
+            run(folder, fleet.extract, live.update)
         return _summary(done, meter, folder.errors)
 
     def run_one(self, path: Path, force: bool, done: str) -> int:
@@ -102,7 +121,7 @@ class Extraction:
             frames, rounds = measure(self.items, decoders, self.model, container)
         median = sorted(rounds, key=lambda speeds: speeds.of_serial)[len(rounds) // 2]
         cpus, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
-        how = f"{decoders.slots} decode processes" if self.workers else "a decode thread"
+        how = f"{decoders.slots} decode processes" if self.workers else "decoding in between"
         print_rows(
             {
                 "frames": f"{frames}, of each video the first {self.reading.max_frames}",
@@ -117,6 +136,16 @@ class Extraction:
         return 0
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, which clusters send before they take a machine away, ends a run as Ctrl-C does: what is done is kept."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _percent(shares: Iterable[float]) -> str:
     return ", ".join(f"{share:.1%}" for share in shares)
 
@@ -127,6 +156,7 @@ def _summary(done: str, meter: Meter, errors: list[tuple[Item, str]]) -> int:
     print(
         f"{done} {meter.done} of {meter.total} videos, {meter.frames} frames in {meter.elapsed:.1f} s "
         f"({meter.speed()}; {meter.shares()})"
+        + (f", {meter.size()}" if meter.bytes else "")
         + (f", {meter.skipped} were complete" if meter.skipped else "")
         + (f", {meter.failed} failed" if meter.failed else "")
     )

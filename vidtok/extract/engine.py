@@ -18,23 +18,22 @@ from vidtok.extract.record import Record, RecordMeta, Settings
 from vidtok.padding import coded_size
 
 Result = tuple[Item, "list[Record] | Exception"]
+NextItem = Callable[[], "Item | None"]
 
 
 def run(
-    output: Output,
-    decoders: Decoders,
-    model: FeatureModel,
-    meter: Meter,
-    report: Callable[[], None] = lambda: None,
+    output: Output, extract: Callable[[NextItem], Iterator[Result]], report: Callable[[], None] = lambda: None
 ) -> None:
     """Does all that `output` has to do. report: called whenever something was done.
+
+    extract: the function below with a model and decoders, or `Fleet.extract`, the same on other machines.
 
     Raises:
         OSError: where the disk is full, ...; all that is complete stays.
     """
     try:
         while True:
-            for item, result in extract(output.next, decoders, model, meter):
+            for item, result in extract(output.next):
                 if isinstance(result, Exception):
                     output.fail(item, reason(result))
                 else:
@@ -51,9 +50,7 @@ def run(
     output.close()
 
 
-def extract(
-    next_item: Callable[[], Item | None], decoders: Decoders, model: FeatureModel, meter: Meter
-) -> Iterator[Result]:
+def extract(next_item: NextItem, decoders: Decoders, model: FeatureModel, meter: Meter) -> Iterator[Result]:
     """All records of one video after the other, or the error that it ended in, in the order in which they end.
 
     next_item: gives the videos, and None when there are no more. Only those that are being decoded, and a few pieces

@@ -4,11 +4,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from vidtok.datasets import VideoError
 from vidtok.extract.batches import Batches
 from vidtok.extract.decoders import Decoders
-from vidtok.extract.engine import run
+from vidtok.extract.engine import extract, run
 from vidtok.extract.features import FeatureModel
 from vidtok.extract.meter import Meter
 from vidtok.extract.output import Output
@@ -105,7 +106,8 @@ def _encode(pieces: list[tuple[Item, Piece]], model: FeatureModel) -> None:
 def _extract(items: list[Item], decoders: Decoders, model: FeatureModel, container: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         meter = Meter(len(items))
-        run(Output(folder, model.settings, container, items, meter), decoders, model, meter)
+        extract_here = partial(extract, decoders=decoders, model=model, meter=meter)
+        run(Output(folder, model.settings, container, items, meter), extract_here)
 
 
 def _time(work: Callable[[], object]) -> float:

@@ -1,0 +1,175 @@
+"""Extraction on a Ray cluster of several nodes, some of which are lost: nothing is missing, nothing is there twice."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+ray = pytest.importorskip("ray")
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from vidtok.cli.main import main  # noqa: E402
+from vidtok.config import TokenizerConfig  # noqa: E402
+from vidtok.datasets import demo_clip, write_video  # noqa: E402
+from vidtok.extract import fleet, open_reader  # noqa: E402
+from vidtok.extract.meter import Meter  # noqa: E402
+from vidtok.extract.plan import Item  # noqa: E402
+from vidtok.tokenizer import VideoTokenizer  # noqa: E402
+
+CLIPS = 40
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    """(arguments of a run, records of one without Ray)."""
+    folder = tmp_path_factory.mktemp("setup")
+    torch.manual_seed(0)
+    net = {"kind": "patch", "width": 32, "blocks": 2, "decoder_blocks": 2}
+    VideoTokenizer(TokenizerConfig("tiny", net, {"kind": "lfq", "bits": 18})).save_pretrained(folder / "model")
+    frames = demo_clip(CLIPS + 10, 64)
+    (folder / "videos").mkdir()
+    for i in range(CLIPS):
+        write_video(folder / "videos" / f"{i}.mp4", frames[:, :, i : i + 5 + i % 5, :32, :32], 24)
+    args = ["extract", str(folder / "videos"), "--model", str(folder / "model"), "--threads", "1", "--workers", "0"]
+    assert main([*args, "-o", str(folder / "clean")]) == 0
+    return args, read_all(folder / "clean")
+
+
+@pytest.fixture
+def cluster():
+    """A head without CPUs, where this process is, and two machines of one."""
+    memory = 100 * 1024 * 1024
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "object_store_memory": memory, "include_dashboard": False},
+    )
+    try:
+        nodes = [cluster.add_node(num_cpus=1, object_store_memory=memory) for _ in range(2)]
+        cluster.wait_for_nodes()
+        yield cluster, nodes
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def read_all(folder):
+    """{id: record}; every video is there once."""
+    reader = open_reader(folder)
+    assert len({entry.id for entry in reader.entries}) == len(reader)
+    return {entry.id: reader.read(i) for i, entry in enumerate(reader.entries)}
+
+
+def assert_same(ours, theirs):
+    assert set(ours) == set(theirs)
+    for id, record in ours.items():
+        assert np.array_equal(record.features, theirs[id].features) and record.meta == theirs[id].meta
+        assert np.array_equal(record.timestamps, theirs[id].timestamps)
+
+
+class Slow(fleet.Worker):
+    """An actor that takes its time, so that something can happen to it, and says who it is."""
+
+    def work(self, items):
+        for answer in super().work(items):
+            time.sleep(0.05)
+            yield answer
+
+    def process(self):
+        return os.getpid()
+
+
+def count(folder):
+    return len([name for _, _, names in os.walk(folder) for name in names if name.endswith(".npz")])
+
+
+@pytest.mark.slow
+def test_a_process_is_killed_and_a_node_removed(cluster, setup, tmp_path, monkeypatch):
+    cluster, nodes = cluster
+    args, clean = setup
+    monkeypatch.setattr(fleet, "Worker", Slow)
+    monkeypatch.setattr(fleet, "CHUNK", 6)
+    started = []
+    start = fleet.Fleet._start
+
+    def remember(self, number):
+        actor = start(self, number)
+        started.append(actor)
+        return actor
+
+    monkeypatch.setattr(fleet.Fleet, "_start", remember)
+    happened = []
+
+    def misfortune():
+        while count(tmp_path) < 5 or len(started) < 2:
+            time.sleep(0.02)
+        os.kill(ray.get(started[0].process.remote()), signal.SIGKILL)
+        happened.append(count(tmp_path))
+        while len(started) < 3 or count(tmp_path) < 12:
+            time.sleep(0.02)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        happened.append(count(tmp_path))
+
+    thread = threading.Thread(target=misfortune, daemon=True)
+    thread.start()
+    run = [*args, "-o", str(tmp_path), "--engine", "ray", "--ray-address", cluster.address]
+    assert main(run) == 0
+    thread.join(60)
+    assert len(happened) == 2 and max(happened) < CLIPS
+    assert_same(read_all(tmp_path), clean)
+    assert main(run) == 0  # all of it is complete
+
+
+class Pretended(fleet.Fleet):
+    """Without a cluster: actors that die over some videos, and report each other."""
+
+    deadly = ("3", "8")
+
+    def _serve(self, number):
+        while (items := self._chunks.get()) is not None:
+            left = {item.id: item for item in items}
+            for item in items:
+                if item.id in self.deadly:
+                    self.chunks.append(len(items))
+                    self._results.put(fleet._Lost(list(left.values()), "killed"))
+                    break
+                del left[item.id]
+                self._results.put((item.id, ValueError("no") if item.id == "5" else []))
+            self._results.put(None)
+
+
+def test_a_video_that_actors_die_over_has_failed_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(ray, "put", lambda model: model)
+    Pretended.chunks = []
+    items = [Item(str(i), f"{i}.mp4") for i in range(40)]
+    waiting = list(items)
+    share = fleet.Share(actors=2, cpus=1, gpus=0, workers=0, threads=1)
+    with Pretended(None, None, share, 60, Meter(len(items))) as pretended:
+        done = list(pretended.extract(lambda: waiting.pop(0) if waiting else None))
+        assert list(pretended.extract(lambda: None)) == []
+    assert sorted(item.id for item, _ in done) == sorted(item.id for item in items)
+    assert all(item in items for item, _ in done)  # with the paths that were given
+    failed = {item.id: str(result) for item, result in done if isinstance(result, Exception)}
+    assert failed == {"3": "3 actors died over it: killed", "8": "3 actors died over it: killed", "5": "no"}
+    assert Pretended.chunks.count(1) >= 4  # tried again alone
+
+
+def test_what_an_actor_raises_is_raised(monkeypatch):
+    class Raising(Pretended):
+        def _serve(self, number):
+            self._results.put(ValueError("of ours"))
+
+    monkeypatch.setattr(ray, "put", lambda model: model)
+    share = fleet.Share(actors=1, cpus=1, gpus=0, workers=0, threads=1)
+    with Raising(None, None, share, 60, Meter(1)) as raising, pytest.raises(ValueError, match="of ours"):
+        list(raising.extract(iter([Item("a", "a.mp4"), None]).__next__))
+
+
+def test_no_cluster_is_one_line():
+    with pytest.raises(ValueError, match=r"no Ray cluster at '127.0.0.1:1': .*refused"):
+        fleet.connect("127.0.0.1:1")
