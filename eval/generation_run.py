@@ -4,7 +4,7 @@ Legend: B batch, N clips, D features, t h w token grid.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -42,11 +42,13 @@ class Real:
     Attributes:
         clips: gives the clips that others are compared with, in batches [B, 3, T, H, W], anew at each call.
         others: gives other real clips, for the floor and the reconstructions, with their labels [B]; or None.
+        classes: names of the labels.
         about: both in words, for the protocol.
     """
 
     clips: Callable[[], Iterable[Tensor]]
     others: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None
+    classes: Sequence[str]
     about: dict
 
 
@@ -88,7 +90,7 @@ class Evaluation:
             passed = gather(decoded, network, self.how, self.how.n_fake)
             found[f"{kind}_reconstruction"] = {"value": distance(self.features[kind], passed), "n": len(passed)}
         if self.detectors.head is not None:
-            found["real_agreement"] = self.agreement(self._real_ids())
+            found["real_agreement"] = self.agreement(self._real_ids(), self.real.classes)
         return found
 
     def measure(self, generator: Generator, seed: int = 0, say=lambda done: None, **sampling) -> dict:
@@ -128,7 +130,7 @@ class Evaluation:
                 values[kind].append(distance(self.features[kind], torch.cat(found[kind])))
         metrics = {kind: over_folds(distances) for kind, distances in values.items()}
         if votes:
-            metrics["agreement"] = self.agreement(iter(votes))
+            metrics["agreement"] = self.agreement(iter(votes), generator.config.classes)
         return {
             "schema": SCHEMA,
             "generator": {
@@ -148,16 +150,29 @@ class Evaluation:
             "provenance": provenance(self.device),
         }
 
-    def agreement(self, votes: Iterator[tuple[Tensor, Tensor]]) -> dict:
-        """{value, low, high, n}: share of ids in whose clips the head sees the class that goes with them."""
-        right = n = 0
+    def agreement(self, votes: Iterator[tuple[Tensor, Tensor]], classes: Sequence[str]) -> dict:
+        """{value, low, high, n}: share of ids in whose clips the head sees the class that goes with them.
+
+        Raises:
+            ValueError: where one of `classes`, the names of the numbers in the votes, is none of the head's.
+        """
+        numbers, right, n = self._head_numbers(classes), 0, 0
         with torch.inference_mode():
             for ids, wanted in votes:
                 seen = self.detectors.head(ids.to(self.device)).argmax(1).cpu()
-                right += int((seen == wanted).sum())
+                right += int((seen == numbers[wanted]).sum())
                 n += len(ids)
         low, high = wilson_interval(right, n)
         return {"value": right / n, "low": low, "high": high, "n": n}
+
+    def _head_numbers(self, classes: Sequence[str]) -> Tensor:
+        """int64 [K]: the head's numbers of these classes; without names in the head, both count alike."""
+        own = self.detectors.head.config.classes
+        if own is None:
+            return torch.arange(len(classes))
+        if missing := [name for name in classes if name not in own]:
+            raise ValueError(f"the head {self.detectors.head.config.name!r} knows no class {missing[0]!r}")
+        return torch.tensor([own.index(name) for name in classes])
 
     def _real_ids(self) -> Iterator[tuple[Tensor, Tensor]]:
         n = 0

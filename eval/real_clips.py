@@ -56,5 +56,8 @@ def real_clips(
     about = {"source": source, "split": split, "others": others, "clip_frames": frames, "clip_size": size}
     about |= {"order": "random, seed 0", "fps": config.fps or "native", "unreadable": "left out"}
     return Real(
-        lambda: (video for video, _ in batches(split)), None if others is None else lambda: batches(others), about
+        lambda: (video for video, _ in batches(split)),
+        None if others is None else lambda: batches(others),
+        opened(split).classes,
+        about,
     )

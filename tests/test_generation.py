@@ -2,6 +2,7 @@
 
 import json
 from importlib.resources import files
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from vidtok.cli.train import compose_config
 from vidtok.datasets import MovingDigits, read_video, write_video
 from vidtok.eval.generation import CONVENTIONS, convention, distance, nearest_real, over_folds, prepare
 from vidtok.eval.generation_compare import markdown_table, verdict
+from vidtok.eval.generation_run import Detectors, Evaluation
 from vidtok.extract import read_npz
 from vidtok.generator import from_pretrained
 from vidtok.heads import HeadConfig, make_head
@@ -192,6 +194,24 @@ def test_eval_generation_measures_agreement(trained, tmp_path, capsys):
     assert "agreement" in capsys.readouterr().out
     assert main(["eval", "generation", str(trained / "model"), "digits"]) == 1
     assert "nothing to measure" in capsys.readouterr().err
+
+
+def test_agreement_goes_by_the_names_of_classes():
+    class Head:
+        """Sees the class number that is the first id."""
+
+        config = SimpleNamespace(name="head", classes=["b", "c", "a"])
+
+        def __call__(self, ids):
+            return F.one_hot(ids[:, 0, 0, 0], 3)
+
+    evaluation = Evaluation.__new__(Evaluation)
+    evaluation.detectors, evaluation.device = Detectors(head=Head()), torch.device("cpu")
+    ids = torch.tensor([2, 0, 1, 1]).view(4, 1, 1, 1)
+    found = evaluation.agreement(iter([(ids, torch.tensor([0, 1, 2, 0]))]), ["a", "b", "c"])
+    assert found["value"] == 0.75 and found["n"] == 4
+    with pytest.raises(ValueError, match="no class 'd'"):
+        evaluation.agreement(iter([]), ["d"])
 
 
 def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsys):
