@@ -1,15 +1,16 @@
 """Labelled training batches, each a pure function of (seed, number), as the training loop wants them."""
 
-import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from vidtok.datasets import LabelledDataset
+from vidtok.datasets.ahead import made_ahead
+from vidtok.datasets.part import WHOLE, Part, rows_of
 
 
 class Source(Protocol):
@@ -80,7 +81,7 @@ def centre_cells(x: Tensor, cells: int | None, unit: int) -> Tensor:
     return crop_cells(x, top, left, cells, unit)
 
 
-class LabelledBatches(Dataset):
+class LabelledBatches:
     """Batch i: (x [B,...], labels int64 [B]). Epochs follow each other without a gap, each in an order of its own.
 
     Raises ValueError for a batch size below 1 or an empty source.
@@ -93,22 +94,17 @@ class LabelledBatches(Dataset):
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        first = number * self.batch_size
-        chosen = [self._place(place) for place in range(first, first + self.batch_size)]
+        return self.part_of(number, WHOLE)
+
+    def part_of(self, number: int, part: Part) -> tuple[Tensor, Tensor]:
+        """The rows that are `part` of batch `number`. Raises ValueError where it doesn't divide into such parts."""
+        chosen = [self._place(number * self.batch_size + row) for row in rows_of(part, self.batch_size)]
         x = torch.stack([self.source.draw(index, epoch) for index, epoch in chosen])
         return x, torch.tensor([int(self.source.labels[index]) for index, _ in chosen])
 
-    def loader(self, start: int = 0, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches start, start + 1, ... for ever, made ahead by `workers` processes."""
-        # Not fork: FFmpeg in a forked child of a process that has used it hangs.
-        context = "spawn" if workers else None
-        numbers = _Numbers(start)
-        return iter(
-            DataLoader(
-                self, batch_size=None, sampler=numbers, num_workers=workers, multiprocessing_context=context,
-                worker_init_fn=_leave_group,
-            )
-        )  # fmt: skip
+    def loader(self, start: int = 0, workers: int = 0, part: Part = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+        """That part of batches start, start + 1, ... for ever, made ahead by `workers` processes."""
+        return made_ahead(partial(self.part_of, part=part), start, workers)
 
     def summary(self) -> str:
         return self.source.summary()
@@ -119,19 +115,3 @@ class LabelledBatches(Dataset):
         if self._order[0] != epoch:
             self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.source))
         return int(self._order[1][place]), epoch
-
-
-def _leave_group(worker: int) -> None:
-    """Ctrl-C and SIGTERM to a whole process group are the main process' to answer."""
-    os.setsid()
-
-
-class _Numbers:
-    def __init__(self, start: int):
-        self._start = start
-
-    def __iter__(self) -> Iterator[int]:
-        number = self._start
-        while True:
-            yield number
-            number += 1

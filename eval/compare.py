@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from .clip_store import ClipStore
-from .inputs import InputEncoder, encode_all, shuffle_views
+from .inputs import InputEncoder, encode_all, shuffle_frames
 from .labelled_clips import ClipSet
 from .material import Material, Test, memory_material, memory_test
 from .predict import Predictions
@@ -47,7 +47,7 @@ class Comparison:
     ):
         self.store, self.encoder, self.arms, self.seeds, self.cells = encoded, encoder, arms, seeds, cells
         self.train, self.test, self.batch_size, self.select, self.groups = train, test, batch_size, select, groups
-        self.sides = {"train": train.video, "test": test.video, "shuffled": shuffle_views(test.video)}
+        self.sides = {"train": train.video, "test": test.video, "shuffled": shuffle_frames(test.video, test.ids)}
 
     def run(self, fit: Fit, folder: Path, say=print) -> bool:
         """Trains and tests what is missing; False where it was stopped."""

@@ -3,6 +3,10 @@
 Legend: B batch, C channels, T H W video, t h w token grid.
 """
 
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,19 +97,15 @@ def to_bytes(video: Tensor) -> Tensor:
     return video.add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def shuffle_frames(video_BCTHW: Tensor, seed: int) -> Tensor:
-    """The frames of each clip in a random order of its own, none of them the true one."""
-    generator = torch.Generator().manual_seed(seed)
-    T = video_BCTHW.shape[2]
+def shuffle_frames(video_NVCTHW: Tensor, ids: Sequence[str]) -> Tensor:
+    """The frames of each video in a random order, never the true one. It follows from the video's id, so that it is
+    the same in whatever batch, and for all views."""
+    T = video_NVCTHW.shape[3]
     shuffled = []
-    for clip_CTHW in video_BCTHW:
-        order = torch.arange(T)
-        while T > 1 and torch.equal(order, torch.arange(T)):
-            order = torch.randperm(T, generator=generator)
-        shuffled.append(clip_CTHW[:, order])
+    for video_VCTHW, name in zip(video_NVCTHW, ids, strict=True):
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        order = np.arange(T)
+        while T > 1 and (order == np.arange(T)).all():
+            order = rng.permutation(T)
+        shuffled.append(video_VCTHW[:, :, torch.from_numpy(order)])
     return torch.stack(shuffled)
-
-
-def shuffle_views(video_NVCTHW: Tensor, seed: int = 0) -> Tensor:
-    """`shuffle_frames` of every view."""
-    return shuffle_frames(video_NVCTHW.flatten(0, 1), seed).unflatten(0, video_NVCTHW.shape[:2])

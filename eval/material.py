@@ -14,7 +14,7 @@ from vidtok.tokenizer import VideoTokenizer
 from .batches import MemorySource, Source, VideoSource, centre_cells
 from .feature_files import FeatureFiles
 from .folds import split_off
-from .inputs import InputEncoder, shuffle_frames, unpack
+from .inputs import InputEncoder, unpack
 from .labelled_clips import ClipSet, ClipSource, cut
 from .predict import Predictions, predict, views_in_memory, views_of_dataset
 from .protocol import Protocol
@@ -128,8 +128,8 @@ def video_material(
         cut(apart, chosen)
         cut(training, kept)
 
-    def test_on(videos, encode=encoder) -> Test:
-        return lambda head: predict(head, views_of_dataset(videos, batch_size, workers), encode)
+    def test_on(videos, shuffle: bool = False) -> Test:
+        return lambda head: predict(head, views_of_dataset(videos, batch_size, workers, shuffle), encoder)
 
     example = encoder(training.draw(0, 0).video)
     return Material(
@@ -138,7 +138,7 @@ def video_material(
         encoder,
         example,
         test_on(dataset),
-        test_on(dataset, lambda video: encoder(shuffle_frames(video, seed=0))),
+        test_on(dataset, shuffle=True),
         None if apart is None else test_on(apart),
         training.classes,
     )

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from vidtok.datasets import LabelledDataset
 
+from .inputs import shuffle_frames
+
 
 class Views(NamedTuple):
     """A batch to be tested: x [B,V,...], labels int64 [B], ids, and what could not be read: [{name, reason}]."""
@@ -37,11 +39,15 @@ class Predictions:
         return self.probabilities.argmax(1) == self.labels
 
 
-def views_of_dataset(dataset: LabelledDataset, batch_size: int, workers: int = 0) -> Iterator[Views]:
-    """Videos as they are read; a failed one (on_error="return") is counted, nothing takes its place."""
+def views_of_dataset(
+    dataset: LabelledDataset, batch_size: int, workers: int = 0, shuffle: bool = False
+) -> Iterator[Views]:
+    """Videos as they are read; a failed one (on_error="return") is counted, nothing takes its place. shuffle: their
+    frames in random order, see `shuffle_frames`."""
     for batch in dataset.loader(batch_size, workers):
         failures = [{"name": str(error.path), "reason": error.reason} for error in batch.failed]
-        yield Views(batch.video, batch.label, batch.id, failures)
+        x = shuffle_frames(batch.video, batch.id) if shuffle and batch.id else batch.video
+        yield Views(x, batch.label, batch.id, failures)
 
 
 def views_in_memory(x_NV: Tensor, labels: np.ndarray, ids: list[str], batch_size: int) -> Iterator[Views]:

@@ -10,7 +10,7 @@ from vidtok.tokenizer import VideoTokenizer
 
 from .feature_files import FeatureFiles
 from .i3d import I3D
-from .inputs import InputEncoder, shuffle_frames
+from .inputs import InputEncoder
 from .labelled_clips import ClipSource, cut
 from .predict import views_of_dataset
 from .probe import pool_features, signs
@@ -57,11 +57,10 @@ def features_of_clips(
     dataset = source.open(split, protocol)
     cut(dataset, slice(limit))
     rows, labels, ids, failures = [], [], [], []
-    for batch in views_of_dataset(dataset, 1, workers):
+    for batch in views_of_dataset(dataset, 1, workers, shuffle):
         failures += batch.failures
         if batch.ids:
-            video = shuffle_frames(batch.x[0], seed=len(ids)) if shuffle else batch.x[0]
-            x = encoder(video.to(_device(encoder)))[None].cpu()
+            x = encoder(batch.x[0].to(_device(encoder)))[None].cpu()
             rows.append(pool_features(_numbers(x, encoder.kind, encoder.tokenizer), pool))
             labels += batch.labels.tolist()
             ids += batch.ids

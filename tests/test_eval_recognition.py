@@ -122,12 +122,12 @@ def test_crops_of_the_grid_are_the_same_for_pixels_and_tokens():
 
 
 def test_shuffled_frames_are_the_same_frames():
-    video = torch.arange(6.0).view(1, 1, 6, 1, 1).expand(5, 3, 6, 2, 2)
-    shuffled = shuffle_frames(video, seed=0)
-    orders = shuffled[:, 0, :, 0, 0]
-    assert torch.equal(orders.sort(1).values, video[:, 0, :, 0, 0]) and len(orders.unique(dim=0)) > 1
-    assert (orders != torch.arange(6.0)).any(1).all()
-    assert torch.equal(shuffled, shuffle_frames(video, seed=0))
+    video, ids = torch.arange(6.0).view(1, 1, 1, 6, 1, 1).expand(5, 2, 3, 6, 2, 2), list("abcde")
+    shuffled = shuffle_frames(video, ids)
+    orders = shuffled[:, 0, 0, :, 0, 0]
+    assert torch.equal(orders.sort(1).values, video[:, 0, 0, :, 0, 0]) and len(orders.unique(dim=0)) > 1
+    assert (orders != torch.arange(6.0)).any(1).all() and torch.equal(shuffled[:, 0], shuffled[:, 1])
+    assert torch.equal(shuffled[2:], shuffle_frames(video[2:], ids[2:]))
 
 
 # -------------------------------------------------------------------- batches
@@ -228,7 +228,7 @@ def test_nan_leaves_the_last_good_checkpoint(capsys, csv, tokenizer_path, tmp_pa
 
 def test_batches_and_workers_do_not_change_a_result(capsys, csv, trained, tokenizer_path, tmp_path):
     results = []
-    for number, more in enumerate((["--batch-size", 1], ["--batch-size", 4, "--workers", 2])):
+    for number, more in enumerate((["--batch-size", 1, "--shuffle"], ["--batch-size", 4, "--workers", 2, "--shuffle"])):
         out = tmp_path / f"{number}.json"
         command = ["eval", "recognition", trained / "best", csv, "--model", tokenizer_path, "--json", out, *more]
         assert "5x2x1x1" in run(capsys, *command).out

@@ -241,7 +241,7 @@ def build_protocol(cfg: DictConfig) -> "Protocol":
 def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
     """What `vidtok eval finetune` trains and tests on."""
     from vidtok.datasets import refuse_overlap
-    from vidtok.eval.inputs import InputEncoder, encode_all, shuffle_views
+    from vidtok.eval.inputs import InputEncoder, encode_all, shuffle_frames
     from vidtok.eval.labelled_clips import load_clips
     from vidtok.eval.material import feature_material, memory_material, video_material
 
@@ -274,7 +274,7 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
     test = load_clips(test_source.open(splits[1], protocol), data["val_clips"], data["workers"])
     groups = source.groups(train.ids)
     x_train, x_test, x_shuffled = (
-        encode_all(encoder, video) for video in (train.video, test.video, shuffle_views(test.video))
+        encode_all(encoder, video) for video in (train.video, test.video, shuffle_frames(test.video, test.ids))
     )
     return memory_material(
         train, test, encoder, x_train, x_test, x_shuffled, groups, data["select"], data["cells"], data["batch_size"],

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     import time
 
     from vidtok.cli.jsonfile import refuse_existing, write_json
-    from vidtok.eval.inputs import InputEncoder, shuffle_frames
+    from vidtok.eval.inputs import InputEncoder
     from vidtok.eval.labelled_clips import ClipSource
     from vidtok.eval.predict import predict, views_of_dataset
     from vidtok.eval.recognition import data_record, format_table, recognition_result, result_entry
@@ -58,13 +58,11 @@ def run(args: argparse.Namespace) -> int:
     kind = "recon" if args.recon else config.input["kind"]
     encoder = InputEncoder(kind, tokenizer)
 
-    def test(prepare=None):
+    def test(shuffle: bool = False):
         dataset = source.open(args.split, protocol)
-        encode = encoder if prepare is None else lambda video: encoder(prepare(video))
-        return predict(head, views_of_dataset(dataset, args.batch_size, args.workers), encode)
+        return predict(head, views_of_dataset(dataset, args.batch_size, args.workers, shuffle), encoder)
 
-    predictions = test()
-    shuffled = [test(lambda video: shuffle_frames(video, seed=0))] if args.shuffle else None
+    predictions, shuffled = test(), [test(shuffle=True)] if args.shuffle else None
     facts = {"seed": None, "head": head_record(head, args.head)}
     result = recognition_result(
         "recognition",

@@ -1,0 +1,73 @@
+"""Frozen networks that others trained with labels: what a probe on a tokenizer's features is held against."""
+
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from vidtok.hints import nearest
+from vidtok.tokenizer import VideoTokenizer
+
+from .i3d import I3D
+from .inputs import InputEncoder
+
+
+class FrameBackbone(nn.Module):
+    """An image classifier of timm on every frame alone; time is for the probe.
+
+    Args:
+        name: of timm, with or without the tag of its weights ("vit_small_patch14_dinov2.lvd142m").
+        weights: file of its weights (safetensors or torch); None, timm downloads them.
+        pretrained: False, no weights: for tests.
+
+    Raises:
+        ValueError: for a name that timm doesn't know.
+        FileNotFoundError: where there is no such file.
+    """
+
+    def __init__(self, name: str, weights: str | Path | None = None, pretrained: bool = True):
+        super().__init__()
+        if not timm.is_model(name):
+            raise ValueError(f"timm has no model {name!r}: {nearest(name, timm.list_models())}")
+        overlay = None
+        if weights is not None:
+            if not Path(weights).is_file():
+                raise FileNotFoundError(f"no weights at {weights}")
+            overlay = {"file": str(weights)}
+        network = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, num_classes=0)
+        data = resolve_model_data_config(network)
+        self.network, self.size = network.eval().requires_grad_(False), tuple(data["input_size"][1:])
+        self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(data["std"]).view(1, 3, 1, 1))
+
+    @torch.no_grad()
+    def forward(self, video_B3THW: Tensor) -> Tensor:
+        """float [B,3,T,H,W] in [-1,1] -> float32 [B,C,T,1,1]. Frames are resized to the size that it was trained on."""
+        B = len(video_B3THW)
+        frames = video_B3THW.float().transpose(1, 2).flatten(0, 1)
+        frames = F.interpolate(frames, self.size, mode="bicubic", antialias=True).clamp(-1, 1)
+        features_NC = self.network((frames / 2 + 0.5 - self.mean) / self.std)
+        return features_NC.unflatten(0, (B, -1)).transpose(1, 2)[..., None, None]
+
+
+class ReferenceEncoder:
+    """A frozen network in the place of an `InputEncoder`: clips to its features.
+
+    network: an `I3D`, float32 [B,400], or a `FrameBackbone`. tokenizer: where it is given, the network sees what its
+    tokens keep of the clips.
+    """
+
+    def __init__(self, network: I3D | FrameBackbone, tokenizer: VideoTokenizer | None = None):
+        self.network, self.tokenizer = network, tokenizer
+        self.kind = "i3d" if isinstance(network, I3D) else "frames"
+        self.prepare = InputEncoder("pixels" if tokenizer is None else "recon", tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def __call__(self, video_B3THW: Tensor) -> Tensor:
+        return self.network(self.prepare(video_B3THW))
