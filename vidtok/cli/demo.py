@@ -1,11 +1,12 @@
-"""See what a tokenizer does to one clip.
+"""See what a tokenizer does to one clip, and what can be told from tokens.
 
     vidtok demo                     # a clip that vidtok renders itself
     vidtok demo clip.mp4 -o out     # the beginning of one of yours
 
 Writes tokens.npz, original.mp4, reconstruction.mp4 and picture.png into a folder, and prints how good the
-reconstruction is, what it costs and how fast it went. Only in its own folder, vidtok-demo, it writes over the files of
-the last time.
+reconstruction is, what it costs and how fast it went. Then, unless the clip is one of yours, a digit moves in nine ways
+(actions.mp4), and the shipped head tells them from the tokens: clip to tokens to action. Only in its own folder,
+vidtok-demo, it writes over the files of the last time.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from vidtok.cli.error import UserError
 
 FRAMES = 129  # of a clip at most: it is held in memory
 FOLDER = "vidtok-demo"
+HEAD = "digits-codes"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +44,8 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / name for name in ("original.mp4", "reconstruction.mp4", "tokens.npz", "picture.png")}
+    if args.clip is None:
+        files["actions.mp4"] = folder / "actions.mp4"
     refuse_overwriting(args, files.values())
     if args.clip is None:
         write_video(files["original.mp4"], demo_clip(), 30)
@@ -88,6 +92,39 @@ def run(args: argparse.Namespace) -> None:
             **{name: path for name, path in files.items()},
         }
     )
+    if args.clip is None:
+        print()
+        print_rows(tell_actions(tokenizer, files["actions.mp4"]))
+
+
+def tell_actions(tokenizer, file: Path) -> dict[str, str]:
+    """The first held-out digit in all its motions, seen as tokens: a row for each, truth and what the head says.
+
+    file: gets the clips, three by three.
+    """
+    import torch
+
+    from vidtok.datasets import MovingDigits, write_video
+    from vidtok.heads import Head
+
+    head = Head.from_pretrained(HEAD, tokenizer.device)
+    protocol, classes = head.config.protocol, head.config.classes
+    digits = MovingDigits("val", protocol["frames"], protocol["size"])
+    samples = [digits[i] for i in range(len(digits.classes))]
+    video = torch.cat([sample.video for sample in samples])
+    rows = [torch.cat(list(video[i : i + 3]), -1) for i in range(0, len(video), 3)]
+    write_video(file, torch.cat(rows, -2)[None], digits.fps)
+    if head.config.tokenizer["weight_hash"] != tokenizer.weight_hash:
+        return {"actions": f"head {HEAD} reads tokens of {head.config.tokenizer['name']}, not of this model"}
+    with torch.no_grad():
+        probabilities = head(tokenizer.encode(video)).softmax(1)
+    truth = [digits.classes[sample.label] for sample in samples]
+    told = [(classes[i], p) for p, i in zip(*(x.tolist() for x in probabilities.max(1)), strict=True)]
+    right = sum(name == label for name, (label, _) in zip(truth, told, strict=True))
+    about = f"a held-out digit in {len(truth)} motions, told by head {HEAD} from {head.config.input['kind']}"
+    return {"action": f"{about}: {right} right"} | {
+        f"  {name}": f"{label} ({p:.0%})" for name, (label, p) in zip(truth, told, strict=True)
+    }
 
 
 def refuse_overwriting(args: argparse.Namespace, files) -> None:
