@@ -284,7 +284,7 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
 
 def build_recognition_training(cfg: DictConfig, material: "Material", tokenizer: VideoTokenizer) -> dict:
     """The arguments of `vidtok.train.loop.train` that config and material determine: for `vidtok eval finetune`."""
-    from vidtok.eval.batches import LabelledBatches
+    from vidtok.eval.batches import LabelledBatches, MemorySource
     from vidtok.eval.task import RecognitionTask
 
     plain = OmegaConf.to_container(cfg, resolve=True)
@@ -302,6 +302,8 @@ def build_recognition_training(cfg: DictConfig, material: "Material", tokenizer:
     )
     task = RecognitionTask(len(material.classes), material.encode, **plain["task"], select=material.select)
     batches = LabelledBatches(material.train, plain["data"]["batch_size"], plain["seed"])
+    if isinstance(material.train, MemorySource):
+        plain["trainer"]["workers"] = 0  # there is nothing to make ahead, and a worker would copy it all
     return {"task": task, "state": build_state(head, plain), "batches": batches, **build_schedule(plain)}
 
 
