@@ -4,7 +4,8 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from .container import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from .error import VideoError
 from .files import find_media
 from .labels import of_split
+from .part import WHOLE, Part, rows_of
 from .pool import DecodePool
 from .reader_pyav import PyAVReader
 from .tensor import frames_to_video
@@ -31,14 +33,16 @@ class ClipFolder(Dataset):
 
     That is the whole state: any number of workers gives the same batches, and a run resumes at `loader(start=n)`.
     `dataset[i]` is float32 in [-1, 1]: [batch_size, 3, frames, crop, crop] of videos, or, for `image_fraction` of all
-    batches evenly spread, [image_batch_size, 3, 1, crop, crop] of images.
+    batches evenly spread, [image_batch_size, 3, 1, crop, crop] of images. Each window has random numbers of its own, so
+    that a process can make only its part of a batch.
 
     root: a folder (searched recursively), several, or {folder: share of the video clips and of the images}.
     annotations: a file that names, by their paths below the root, the files to use (see `read_annotations`; None, all);
     split: which of its rows, where it has a column of splits.
     stride: of the tokenizer to train, (s_t, s_h, s_w). frames: 1 + a multiple of s_t. crop: pixels, a multiple of s_h
     and s_w. size: short side before the crop; (low, high), drawn per crop; None, native.
-    crops_per_clip: how many crops of a batch share one decoded window (they must divide the batch sizes).
+    crops_per_clip: how many crops share one decoded window (they must divide the batch sizes); these follow each other
+    in the batch, so that they come in the same part of it.
     flip: mirror half of the crops. fps: resample by time (see `read_video`); None, native. images: use images too.
     cache: folder for decoded frames (`vidtok.datasets.cache`); decoding is then paid once per video, not per window.
     A file that can't be used (broken, too short, too small) is warned about once, listed in `skipped`, and another
@@ -88,9 +92,8 @@ class ClipFolder(Dataset):
         # Shared memory: a worker's finding is everyone's, and the main process can count.
         self.paths = self.videos + self.images
         self._bad = torch.zeros(len(self.paths), dtype=torch.bool, device="cpu").share_memory_()
-        self._reading = torch.zeros(
-            len(self.paths), dtype=torch.int64, device="cpu"
-        ).share_memory_()  # 1 + number of the batch
+        # 1 + number of the batch.
+        self._reading = torch.zeros(len(self.paths), dtype=torch.int64, device="cpu").share_memory_()
 
     @property
     def skipped(self) -> list[Path]:
@@ -105,33 +108,51 @@ class ClipFolder(Dataset):
         return int((index + 1) * self.image_fraction) > int(index * self.image_fraction)
 
     def __getitem__(self, index: int) -> Tensor:
-        rng = np.random.default_rng([self.seed, index])
-        batch_size = self.image_batch_size if self.is_image_batch(index) else self.batch_size
+        return self.part_of(index, WHOLE)
+
+    def part_of(self, index: int, part: Part) -> Tensor:
+        """The rows that are `part` of `dataset[index]`; only the windows that they are cut from are decoded.
+
+        Raises ValueError where the batch doesn't divide into such parts.
+        """
+        rows = rows_of(part, self.image_batch_size if self.is_image_batch(index) else self.batch_size)
+        first = rows.start // self.crops_per_clip
         clips = []
-        for _ in range(batch_size // self.crops_per_clip):
+        for window in range(first, 1 + (rows.stop - 1) // self.crops_per_clip):
+            rng = np.random.default_rng([self.seed, index, window])
             frames_THWC = self._draw(rng, index)
             clips += [self._crop(frames_THWC, rng) for _ in range(self.crops_per_clip)]
-        order = rng.permutation(batch_size)  # ranks and micro-batches get crops of different windows
-        return torch.stack(clips)[torch.from_numpy(order)]
+        offset = rows.start - first * self.crops_per_clip
+        return torch.stack(clips[offset : offset + len(rows)])
 
     def loader(
-        self, start: int = 0, stop: int | None = None, workers: int = 0, time_limit: float = 600
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        workers: int = 0,
+        time_limit: float = 600,
+        part: Part = WHOLE,
     ) -> Iterator[Tensor]:
         """Batches start, start+1, ... up to `stop` (None: for ever), decoded ahead by `workers` processes.
 
-        time_limit: seconds for a batch. With workers, the file that is being read when they are over, or that crashes
-        its decoder, is one that can't be used; without, it hangs or crashes this process.
+        part: of each batch, see `part_of`. time_limit: seconds for it. With workers, the file that is being read when
+        they are over, or that crashes its decoder, is one that can't be used; without, it hangs or crashes this
+        process.
         """
         numbers = itertools.count(start) if stop is None else range(start, stop)
+        make = partial(self.part_of, part=part)
+        for size, used in ((self.batch_size, bool(self.videos)), (self.image_batch_size, self.image_fraction > 0)):
+            if used:
+                rows_of(part, size)  # now, not when its turn comes
         if not workers:
-            yield from map(self.__getitem__, numbers)
+            yield from map(make, numbers)
             return
-        with DecodePool(self.__getitem__, workers, time_limit, "batch {}".format) as pool:
+        with DecodePool(make, workers, time_limit, "batch {}".format) as pool:
             for number, batch in pool.imap(numbers):
-                yield self._again(number, batch, time_limit) if isinstance(batch, VideoError) else batch
+                yield self._again(make, number, batch, time_limit) if isinstance(batch, VideoError) else batch
 
-    def _again(self, number: int, error: VideoError, time_limit: float) -> Tensor:
-        """A batch that took its process along, without the file it was reading."""
+    def _again(self, make: Callable[[int], Tensor], number: int, error: VideoError, time_limit: float) -> Tensor:
+        """A batch (what `make` makes of it) that took its process along, without the file it was reading."""
         while isinstance(error, VideoError):
             culprit = (self._reading == number + 1).nonzero().flatten().tolist()
             if not culprit:
@@ -139,7 +160,7 @@ class ClipFolder(Dataset):
             self._reading[culprit] = 0
             self._bad[culprit] = True
             warnings.warn(f"skipped from now on: {VideoError(self.paths[culprit[0]], error.reason)}", stacklevel=3)
-            with DecodePool(self.__getitem__, 1, time_limit, "batch {}".format) as spare:
+            with DecodePool(make, 1, time_limit, "batch {}".format) as spare:
                 _, error = next(spare.imap([number]))
         return error
 

@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .digits import MovingDigits
+from .part import WHOLE, Part, rows_of
 
 
 class DigitClips:
@@ -30,14 +32,21 @@ class DigitClips:
         self.videos, self.images = (MovingDigits(split, count, crop, seed) for count in (frames, 1))
 
     def __getitem__(self, index: int) -> Tensor:
+        return self.part_of(index, WHOLE)
+
+    def part_of(self, index: int, part: Part) -> Tensor:
+        """The rows that are `part` of `dataset[index]`. Raises ValueError where it doesn't divide into such parts."""
         rng = np.random.default_rng([self.seed, index])
         images = index % 10 == 9
         digits, size = (self.images, self.image_batch_size) if images else (self.videos, self.batch_size)
-        return torch.cat([digits[int(i)].video for i in rng.integers(len(digits), size=size)])
+        rows, chosen = rows_of(part, size), rng.integers(len(digits), size=size)
+        return torch.cat([digits[int(chosen[row])].video for row in rows])
 
-    def loader(self, start: int = 0, workers: int = 0) -> Iterator[Tensor]:
-        """Batches start, start + 1, ..., made here whatever `workers` says: they cost next to nothing."""
-        return map(self.__getitem__, itertools.count(start))
+    def loader(self, start: int = 0, workers: int = 0, part: Part = WHOLE) -> Iterator[Tensor]:
+        """That part of batches start, start + 1, ..., made here whatever `workers` says: it costs next to nothing."""
+        for size in (self.batch_size, self.image_batch_size):
+            rows_of(part, size)  # now, not when its turn comes
+        return map(partial(self.part_of, part=part), itertools.count(start))
 
     def summary(self) -> str:
         return ""

@@ -117,6 +117,44 @@ def test_unusable_files_are_skipped_and_counted(folder, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(first, data.loader(stop=8), strict=True))
 
 
+class Diary(ClipFolder):
+    """Notes what it opens."""
+
+    def _read(self, path: str, position: float, image: bool) -> np.ndarray:
+        opened.append((path, position))
+        return super()._read(path, position, image)
+
+
+opened = []
+
+
+@pytest.mark.parametrize(("crops_per_clip", "count"), [(1, 4), (2, 4), (4, 2), (4, 8)])
+def test_a_part_is_a_slice_and_opens_its_own_files_alone(folder, crops_per_clip, count):
+    data = Diary(folder, frames=5, crop=32, batch_size=8, crops_per_clip=crops_per_clip, image_fraction=0.5)
+    for index in (0, 1):  # videos, images
+        opened.clear()
+        whole, windows = data[index], opened.copy()
+        assert len(windows) == len(whole) // crops_per_clip
+        rows = len(whole) // count
+        for i in range(count):
+            opened.clear()
+            assert torch.equal(data.part_of(index, (i, count)), whole[i * rows : (i + 1) * rows])
+            assert opened == windows[i * rows // crops_per_clip : -(-(i + 1) * rows // crops_per_clip)]
+
+
+def test_parts_of_a_loader_make_the_whole(folder):
+    data = ClipFolder(folder, frames=5, crop=32, batch_size=4, image_fraction=0.5)
+    halves = [list(data.loader(stop=3, workers=workers, part=(i, 2))) for i, workers in ((0, 0), (1, 1))]
+    for whole, *parts in zip(data.loader(stop=3), *halves, strict=True):
+        assert torch.equal(whole, torch.cat(parts))
+    with pytest.raises(ValueError, match="a batch of 4 doesn't divide into 3 equal parts"):
+        next(data.loader(part=(0, 3)))
+    with pytest.raises(
+        ValueError, match="a batch of 6 doesn't divide into 4 equal parts"
+    ):  # of images, which come later
+        next(ClipFolder(folder, crop=32, batch_size=4, image_batch_size=6).loader(part=(0, 4)))
+
+
 class Trap(ClipFolder):
     """What some files do to a decoder."""
 

@@ -144,6 +144,9 @@ def test_batches_follow_from_seed_and_number(csv):
     for number in (4, 5):
         x, labels = next(loader)
         assert torch.equal(x, rows[number][0]) and torch.equal(labels, rows[number][1])
+    for i in range(5):
+        x, labels = next(again.loader(start=1, part=(i, 5)))
+        assert torch.equal(x[0], rows[1][0][i]) and labels.item() == rows[1][1][i]
     first = torch.cat([labels for _, labels in rows])[:12]
     assert torch.bincount(first).tolist() == [4, 4, 4]
     assert not torch.equal(rows[0][0], batches[3][0])

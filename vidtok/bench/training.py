@@ -12,6 +12,7 @@ from torch import Tensor
 from vidtok.bench.memory import peak_mb
 from vidtok.bench.timing import summary
 from vidtok.bench.tokenizer import Clip, Variant, open_tokenizer
+from vidtok.datasets.part import Part
 from vidtok.train.discriminator import Discriminator
 from vidtok.train.folder import RunFolder
 from vidtok.train.loop import TrainerOptions, train
@@ -32,7 +33,7 @@ class RandomClips:
     def __init__(self, clip: Clip):
         self.clip, self.asked = clip, []
 
-    def loader(self, start: int, workers: int) -> Iterator[Tensor]:
+    def loader(self, start: int, workers: int, part: Part) -> Iterator[Tensor]:
         batch, frames, side = self.clip
         while True:
             video = torch.rand(batch, 3, frames, side, side) * 2 - 1

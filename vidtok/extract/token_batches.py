@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vidtok.datasets import DecodePool, VideoError
+from vidtok.datasets.part import WHOLE, Part, rows_of
 from vidtok.extract.token_dataset import TokenDataset
 
 
@@ -74,10 +75,18 @@ class TokenBatches:
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return self._batch(range(index * self.batch_size, (index + 1) * self.batch_size))
 
-    def loader(self, start: int = 0, stop: int | None = None, workers: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Batches start, start+1, ... up to `stop` (None: for ever), read ahead by `workers` processes."""
-        first = itertools.count(start) if stop is None else range(start, stop)
-        return self._load((range(i * self.batch_size, (i + 1) * self.batch_size) for i in first), workers)
+    def loader(
+        self, start: int = 0, stop: int | None = None, workers: int = 0, part: Part = WHOLE
+    ) -> Iterator[dict[str, Tensor]]:
+        """Batches start, start+1, ... up to `stop` (None: for ever), read ahead by `workers` processes.
+
+        part: of each batch, of which only those records are read. Raises ValueError where the batch size doesn't divide
+        into such parts.
+        """
+        numbers = itertools.count(start) if stop is None else range(start, stop)
+        rows = rows_of(part, self.batch_size)
+        draws = (range(i * self.batch_size + rows.start, i * self.batch_size + rows.stop) for i in numbers)
+        return self._load(draws, workers)
 
     def epoch(self, number: int = 0, workers: int = 0) -> Iterator[dict[str, Tensor]]:
         """The batches of one epoch, each record once; the last batch is what is left."""

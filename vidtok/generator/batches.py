@@ -6,16 +6,16 @@ or video float32 [B, 3, T, H, W], which the task encodes.
 """
 
 import itertools
-import os
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from vidtok.datasets import LabelledDataset
+from vidtok.datasets.ahead import made_ahead
+from vidtok.datasets.part import WHOLE, Part, rows_of
 from vidtok.extract.token_batches import TokenBatches
 from vidtok.quantize.lfq import pack_bits
 
@@ -34,26 +34,25 @@ class StoredBatches:
         self.tokens, self.seed = tokens, seed
 
     def __getitem__(self, number: int) -> Batch:
-        return self._complete(number, self.tokens[number])
+        return self._complete(number, self.tokens[number], WHOLE)
 
-    def loader(self, start: int = 0, workers: int = 0) -> Iterator[Batch]:
-        """Batches start, start + 1, ... for ever, read ahead by `workers` processes."""
-        return map(self._complete, itertools.count(start), self.tokens.loader(start, workers=workers))
+    def loader(self, start: int = 0, workers: int = 0, part: Part = WHOLE) -> Iterator[Batch]:
+        """That part of batches start, start + 1, ... for ever, read ahead by `workers` processes."""
+        read = self.tokens.loader(start, workers=workers, part=part)
+        return map(partial(self._complete, part=part), itertools.count(start), read)
 
     def summary(self) -> str:
         return self.tokens.summary()
 
-    def _complete(self, number: int, read: Batch) -> Batch:
-        features, batch = (
-            read["features"],
-            {"label": read["label"], "seed": seeds(self.seed, number, len(read["label"]))},
-        )
+    def _complete(self, number: int, read: Batch, part: Part) -> Batch:
+        features = read["features"]
+        batch = {"label": read["label"], "seed": seeds(self.seed, number, self.tokens.batch_size, part)}
         if self.tokens.dataset.feature == "ids":
             return {"ids": features, **batch}
         return {"ids": pack_bits(features > 0), "latents": features, **batch}
 
 
-class ClipBatches(Dataset):
+class ClipBatches:
     """Clips of a labelled dataset, decoded as they are needed.
 
     Raises ValueError for a batch size below 1 or an empty dataset.
@@ -65,44 +64,35 @@ class ClipBatches(Dataset):
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
 
     def __getitem__(self, number: int) -> Batch:
+        return self.part_of(number, WHOLE)
+
+    def part_of(self, number: int, part: Part) -> Batch:
+        """The rows that are `part` of batch `number`. Raises ValueError where it doesn't divide into such parts."""
         samples = []
-        for place in range(number * self.batch_size, (number + 1) * self.batch_size):
-            epoch, place = divmod(place, len(self.dataset))
+        for row in rows_of(part, self.batch_size):
+            epoch, place = divmod(number * self.batch_size + row, len(self.dataset))
             samples.append(self.dataset.draw(int(_order(self.seed, epoch, len(self.dataset))[place]), epoch))
         return {
             "video": torch.stack([sample.video[0] for sample in samples]),
             "label": torch.tensor([sample.label for sample in samples]),
-            "seed": seeds(self.seed, number, self.batch_size),
+            "seed": seeds(self.seed, number, self.batch_size, part),
         }
 
-    def loader(self, start: int = 0, workers: int = 0) -> Iterator[Batch]:
-        """Batches start, start + 1, ... for ever, made ahead by `workers` processes."""
-        # Not fork: FFmpeg in a forked child of a process that has used it hangs.
-        loader = DataLoader(
-            self,
-            batch_size=None,
-            sampler=itertools.count(start),
-            num_workers=workers,
-            multiprocessing_context="spawn" if workers else None,
-            worker_init_fn=_leave_group,
-        )
-        return iter(loader)
+    def loader(self, start: int = 0, workers: int = 0, part: Part = WHOLE) -> Iterator[Batch]:
+        """That part of batches start, start + 1, ... for ever, made ahead by `workers` processes."""
+        return made_ahead(partial(self.part_of, part=part), start, workers)
 
     def summary(self) -> str:
         count = self.dataset.resampled
         return f"{count} times another video took the place of a bad one" if count else ""
 
 
-def seeds(seed: int, number: int, count: int) -> Tensor:
-    """int64 [count], of the random draws of a batch's samples."""
-    return torch.from_numpy(np.random.default_rng([seed, number]).integers(2**62, size=count))
+def seeds(seed: int, number: int, size: int, part: Part) -> Tensor:
+    """int64, of the random draws of the samples in a part of batch `number`, which has `size`."""
+    rows = rows_of(part, size)
+    return torch.from_numpy(np.random.default_rng([seed, number]).integers(2**62, size=size)[rows.start : rows.stop])
 
 
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, count]).permutation(count)
-
-
-def _leave_group(worker: int) -> None:
-    """Ctrl-C and SIGTERM to a whole process group are the main process' to answer."""
-    os.setsid()

@@ -3,6 +3,7 @@
 import torch
 from accelerate.utils import find_batch_size, recursively_apply, send_to_device
 
+from vidtok.datasets.part import Part, rows_of
 from vidtok.train.task import Batch
 
 
@@ -11,12 +12,10 @@ def samples(batch: Batch) -> int:
     return find_batch_size(batch)
 
 
-def part_of(batch: Batch, index: int, count: int) -> Batch:
-    """Part `index` of `count` equal ones. Raises ValueError where `count` doesn't divide the batch."""
-    rows, rest = divmod(samples(batch), count)
-    if rest:
-        raise ValueError(f"a batch of {samples(batch)} doesn't divide into {count} equal parts: change the batch size")
-    return recursively_apply(lambda tensor: tensor[index * rows : (index + 1) * rows], batch)
+def part_of(batch: Batch, part: Part) -> Batch:
+    """One of several equal parts. Raises ValueError where the batch doesn't divide into these."""
+    rows = rows_of(part, samples(batch))
+    return recursively_apply(lambda tensor: tensor[rows.start : rows.stop], batch)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

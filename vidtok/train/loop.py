@@ -1,7 +1,7 @@
 """The training loop, in full: schedules, both optimisers, logs, checkpoints. What is trained is the `Task`'s business.
 
 Batch i is a pure function of (seed, i) and every step seeds its own random numbers, so that a run resumes exactly from
-`TrainState`, and k processes with a k-th of each batch do what one does with the whole.
+`TrainState`, and k processes, each of which makes a k-th of each batch, do what one does with the whole.
 """
 
 from contextlib import nullcontext
@@ -74,7 +74,7 @@ def train(
         task: the objective. Where the state has a critic it is an `AdversarialTask`.
         state: a new run's; goes on from the checkpoint in `run` where there is one. Its optimisers stand at the peak
             learning rate.
-        batches: every process draws all of each batch, and takes its share.
+        batches: every process makes its share of each, and takes that in `options.accumulate` parts.
         run: where it is saved; config_yaml: what it writes down of the settings.
         stop: looked at between steps.
         say: takes one line of progress.
@@ -87,8 +87,8 @@ def train(
         ValueError: for a checkpoint of another model, or a batch that doesn't divide into the processes' parts.
     """
     accelerator = Accelerator(mixed_precision="no")  # its precision is the process' for good; ours is this run's
-    device, rank, accumulate = accelerator.device, accelerator.process_index, options.accumulate
-    parts = accelerator.num_processes * accumulate  # of each batch; those of a process follow each other
+    device, accumulate = accelerator.device, options.accumulate
+    rank, processes = accelerator.process_index, accelerator.num_processes
 
     def autocast():
         return torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
@@ -109,17 +109,17 @@ def train(
         return nullcontext() if now else accelerator.no_sync(net)
 
     clock = Clock(options.log_seconds, options.save_seconds)
-    loader = batches.loader(start=state.step, workers=options.workers)
+    loader = batches.loader(start=state.step, workers=options.workers, part=(rank, processes))
     while not together(accelerator, stop.asked or schedule.progress(state.step, state.seconds) >= 1)[0]:
-        batch = next(loader)
-        own = [to_device(part_of(batch, rank * accumulate + i, parts), device) for i in range(accumulate)]
+        share = next(loader)
+        parts = [to_device(part_of(share, (i, accumulate)), device) for i in range(accumulate)]
         for optimizer, rates in peaks:
             for group, peak in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = peak * schedule.rate(state.step, state.seconds)
 
         # The model's step: the gradients of the parts add up, and the processes exchange them with the last one.
         means, carried = {}, []
-        for i, part in enumerate(own):
+        for i, part in enumerate(parts):
             torch.manual_seed(options.seed * 1_000_003 + state.step + (rank * accumulate + i << 40))
             with exchange_gradients(model, now=i == accumulate - 1):
                 with autocast():
@@ -135,7 +135,7 @@ def train(
 
         # The critic's step, on the same parts.
         if critic is not None and task.plays(state.step):
-            for i, part in enumerate(own):
+            for i, part in enumerate(parts):
                 with exchange_gradients(critic, now=i == accumulate - 1):
                     with autocast():
                         terms = task.critic_terms(critic, part, carried[i], state.logit_averages, state.step)
@@ -150,7 +150,7 @@ def train(
 
         state.step += 1
         state.ema.update(state.model, state.step)
-        seconds, log_due = together(accelerator, clock.tick(clips=samples(batch)), clock.log_due())
+        seconds, log_due = together(accelerator, clock.tick(clips=samples(share) * processes), clock.log_due())
         state.seconds += seconds
         if log_due:
             scalars = {name: accelerator.reduce(value, "mean").item() for name, value in means.items()}

@@ -5,19 +5,26 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from vidtok.datasets.part import Part
 from vidtok.train.folder import RunFolder
 
 Batch = Any  # a tensor, or a nested dict, list or tuple of tensors, all with the samples along dimension 0
 
 
 class Batches(Protocol):
-    """An endless row of batches: batch i is a pure function of (seed, i), the same in every process."""
+    """An endless row of batches: batch i is a pure function of (seed, i), and so is each part of it."""
 
-    def loader(self, start: int, workers: int) -> Iterator[Batch]:
-        """Batches start, start + 1, ..., made ahead by `workers` processes."""
+    def loader(self, start: int, workers: int, part: Part) -> Iterator[Batch]:
+        """That part of batches start, start + 1, ..., made ahead by `workers` processes.
+
+        part: (index, count), the rows of one of `count` equal slices. What belongs to other parts alone isn't made.
+
+        Raises:
+            ValueError: where a batch doesn't divide into such parts.
+        """
 
     def summary(self) -> str:
-        """What there is to say at the end, such as "3 files skipped"; "" for nothing."""
+        """What there is to say of the parts made, such as "3 files skipped"; "" for nothing."""
 
 
 class Task(Protocol):
