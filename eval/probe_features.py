@@ -9,26 +9,12 @@ from torch import Tensor
 from vidtok.tokenizer import VideoTokenizer
 
 from .feature_files import FeatureFiles
-from .i3d import I3D
 from .inputs import InputEncoder
 from .labelled_clips import ClipSource, cut
 from .predict import views_of_dataset
 from .probe import pool_features, signs
 from .protocol import Protocol
-
-
-class I3DEncoder:
-    """A frozen reference: the logits of I3D, trained with labels on Kinetics-400. i3d: `vidtok.eval.I3D`. Clips, as for
-    `InputEncoder`, to float32 [B,400]; with a tokenizer, of what its tokens keep of the clips."""
-
-    kind = "i3d"
-
-    def __init__(self, i3d: I3D, tokenizer: VideoTokenizer | None = None):
-        self.i3d, self.tokenizer = i3d, tokenizer
-        self.prepare = InputEncoder("pixels" if tokenizer is None else "recon", tokenizer)
-
-    def __call__(self, video_B3THW: Tensor) -> Tensor:
-        return self.i3d(self.prepare(video_B3THW))
+from .references import ReferenceEncoder
 
 
 @dataclass
@@ -46,7 +32,7 @@ def features_of_clips(
     source: ClipSource,
     split: str | None,
     protocol: Protocol,
-    encoder: InputEncoder | I3DEncoder,
+    encoder: InputEncoder | ReferenceEncoder,
     pool: str,
     limit: int | None = None,
     workers: int = 0,
@@ -85,6 +71,7 @@ def _numbers(x_NV: Tensor, input: str, tokenizer: VideoTokenizer) -> Tensor:
     return signs(x_NV, int(tokenizer.bits)) if input in ("tokens", "codes") else x_NV
 
 
-def _device(encoder: InputEncoder | I3DEncoder) -> torch.device | str:
-    module = encoder.i3d.logits.weight if isinstance(encoder, I3DEncoder) else encoder.tokenizer
-    return "cpu" if module is None else module.device
+def _device(encoder: InputEncoder | ReferenceEncoder) -> torch.device | str:
+    if isinstance(encoder, ReferenceEncoder):
+        return encoder.device
+    return "cpu" if encoder.tokenizer is None else encoder.tokenizer.device

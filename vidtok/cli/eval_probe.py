@@ -4,6 +4,7 @@
     vidtok eval probe droid.csv --group-column lab --input codes --pool time --classifier knn
     vidtok eval probe digits --size 64 --protocol 17x1x1x1 --train-clips 900 --test-clips 450
     vidtok eval probe droid.csv --input i3d --i3d FILE --recon           # what I3D finds in the decoded clips
+    vidtok eval probe droid.csv --input frames --backbone vit_small_patch14_dinov2.lvd142m --pool time
     vidtok eval probe --features train.parquet --test-features val.parquet
     vidtok eval probe grid.csv --label-column command --classifier attentive --steps 500
 
@@ -30,9 +31,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="val", metavar="NAME", help="that is tested (%(default)s)")
     parser.add_argument("--train-clips", type=positive(int), metavar="N", help="at most")
     parser.add_argument("--test-clips", type=positive(int), metavar="N", help="at most")
-    parser.add_argument("--input", default="hidden", help="hidden (default), latents, codes, pixels, recon or i3d")
+    parser.add_argument(
+        "--input", default="hidden", help="hidden (default), latents, codes, pixels, recon, i3d, frames"
+    )
     parser.add_argument("--i3d", metavar="FILE", help="I3D's weights, for --input i3d: a frozen reference")
-    parser.add_argument("--recon", action="store_true", help="--input i3d: of the reconstructed clips")
+    parser.add_argument("--backbone", metavar="NAME", help="timm's image classifier, for --input frames: likewise")
+    parser.add_argument("--backbone-weights", metavar="FILE", help="its weights (default: timm downloads them)")
+    parser.add_argument("--recon", action="store_true", help="--input i3d, frames: of the reconstructed clips")
     parser.add_argument("--pool", default="mean", help="mean, over time and space; time, over space; all, nothing")
     parser.add_argument("--classifier", default="logistic", help="logistic (default), knn or attentive")
     parser.add_argument("--protocol", default="17x4x1x1", metavar="FxSxSxC", help="(%(default)s)")
@@ -99,15 +104,19 @@ def of_clips(args: argparse.Namespace, tokenizer, protocol) -> tuple[dict, dict]
     from vidtok.eval import I3D
     from vidtok.eval.inputs import InputEncoder
     from vidtok.eval.labelled_clips import ClipSource
-    from vidtok.eval.probe_features import I3DEncoder, features_of_clips
+    from vidtok.eval.probe_features import features_of_clips
     from vidtok.eval.recognition import data_record
+    from vidtok.eval.references import FrameBackbone, ReferenceEncoder
 
     source = ClipSource(
         args.source, args.root, args.path_column, args.label_column, args.split_column, args.group_column
     )
     refuse_overlap(source.files(args.train_split), source.files(args.split))
-    if args.input == "i3d":
-        encoder = I3DEncoder(I3D(args.i3d or "").to(tokenizer.device), tokenizer if args.recon else None)
+    if args.input in ("i3d", "frames"):
+        if args.input == "frames" and args.backbone is None:
+            raise ValueError("--input frames needs --backbone NAME")
+        network = I3D(args.i3d or "") if args.input == "i3d" else FrameBackbone(args.backbone, args.backbone_weights)
+        encoder = ReferenceEncoder(network.to(tokenizer.device), tokenizer if args.recon else None)
     else:
         encoder = InputEncoder(args.input, tokenizer)
 

@@ -1,0 +1,70 @@
+"""Frozen references: per-frame classifiers of timm, alone and on what tokens keep."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vidtok import VideoTokenizer
+from vidtok.cli.main import main
+from vidtok.eval.references import FrameBackbone, ReferenceEncoder
+
+NAME = "test_vit"  # timm's own, for tests: 0.4 M parameters
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    torch.manual_seed(0)
+    return FrameBackbone(NAME, pretrained=False)
+
+
+@pytest.fixture(scope="module")
+def weights(backbone, tmp_path_factory):
+    file = tmp_path_factory.mktemp("weights") / "test.safetensors"
+    save_file({name: tensor.clone() for name, tensor in backbone.network.state_dict().items()}, file)
+    return file
+
+
+def test_every_frame_alone(backbone):
+    video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
+    features = backbone(video)
+    assert features.shape == (2, backbone.network.num_features, 5, 1, 1)
+    torch.testing.assert_close(backbone(video[:, :, 3:4])[:, :, 0], features[:, :, 3], atol=1e-5, rtol=1e-4)
+    assert not backbone.network.training and not any(p.requires_grad for p in backbone.parameters())
+
+
+def test_weights_of_a_file(backbone, weights):
+    video = torch.rand(1, 3, 2, 32, 32) * 2 - 1
+    assert torch.equal(FrameBackbone(NAME, weights)(video), backbone(video))
+
+
+def test_on_reconstructions(backbone):
+    video = torch.rand(1, 3, 5, 32, 32) * 2 - 1
+    tokenizer = VideoTokenizer.from_pretrained("vidtok-t")
+    seen = ReferenceEncoder(backbone, tokenizer)(video)
+    assert torch.equal(seen, backbone(tokenizer.decode(tokenizer.encode(video))))
+
+
+def test_probe_on_frames(weights, tmp_path, capsys):
+    command = ["eval", "probe", "digits", "--size", "32", "--protocol", "5x1x1x1", "--train-clips", "45"]
+    command += ["--test-clips", "9", "--input", "frames", "--backbone", NAME, "--backbone-weights", str(weights)]
+    assert main([*command, "--pool", "time", "--classifier", "knn", "--json", str(tmp_path / "r.json")]) == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["n_used"] == 9 and result["results"][0]["input"] == "frames"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--input frames needs --backbone NAME"),
+        (["--backbone", "test_vitt"], "timm has no model 'test_vitt': did you mean 'test_vit"),
+        (["--backbone", NAME, "--backbone-weights", "nothing.pt"], "no weights at nothing.pt"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments, message, capsys):
+    assert (
+        main(["eval", "probe", "digits", "--size", "32", "--protocol", "5x1x1x1", "--input", "frames", *arguments]) == 1
+    )
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
