@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from vidtok.bench.loader import bench_loader
 from vidtok.bench.loss import bench_loss
 from vidtok.bench.memory import peak_mb
 from vidtok.bench.rates import convolutions_of, count_flops
@@ -111,6 +112,23 @@ def test_training_step(model, monkeypatch):
         ("step", None, 2),
         ("step with GAN", 2, 2),
     ]
+
+
+def test_loader_is_measured_against_this_process(monkeypatch):
+    monkeypatch.setattr("vidtok.bench.loader.RENDERED", 2)
+    monkeypatch.setattr("vidtok.bench.loader.SIDE", 16)
+    rows = list(bench_loader(batches=3, runs=1, workers=(1,)))
+    assert [(row["of"], row["workers"]) for row in rows] == [(of, n) for of in ("labelled", "training") for n in (0, 1)]
+    assert all(row["clips_per_s"] > 0 and row["cpu_ms"] > 0 for row in rows)
+    for alone, ours in (rows[:2], rows[2:]):
+        assert alone["share"] == 1 and ours["share"] == ours["clips_per_s"] / alone["clips_per_s"]
+
+
+def test_loader_needs_files(capsys):
+    assert main(["bench", "loader", "digits"]) == 1
+    assert "digits is rendered, not decoded" in capsys.readouterr().err
+    assert main(["bench", "loss", "videos"]) == 1
+    assert "bench loss takes no dataset, videos: loader does" in capsys.readouterr().err
 
 
 def test_targets_of_what_was_measured():

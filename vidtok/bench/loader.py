@@ -1,0 +1,121 @@
+"""How much of what one process decodes and resizes arrives through a loader of one process, or two."""
+
+import itertools
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import psutil
+
+from vidtok.datasets import (
+    ClipFolder,
+    EvalTransform,
+    LabelledVideos,
+    VideoError,
+    demo_clip,
+    dense_clips,
+    open_dataset,
+    write_video,
+)
+
+FRAMES, SIDE, BATCH = 17, 128, 8
+RENDERED = 16  # clips, where the user gives none
+
+
+def bench_loader(
+    data: str | None = None,
+    batches: int = 12,
+    runs: int = 3,
+    workers: tuple[int, ...] = (1, 2),
+) -> Iterator[dict]:
+    """Times clips of 17 x 128 x 128, read in this process and through a loader, in turns, start-up not counted.
+
+    Args:
+        data: a folder of videos or an annotation file, the videos beside it; None: clips that are rendered for it,
+          240 x 320.
+        batches: of 8 clips, in each run. runs: of each. workers: numbers of processes.
+
+    Yields:
+        A row for each of "labelled" (a labelled dataset's `loader`) and "training" (`ClipFolder`) and each number of
+        workers, 0 for this process alone: {"of", "workers", "clips_per_s" (median; "best_...", "worst_..."), "share"
+        (of what this process reads alone, median over the rounds), "cpu_ms" (processor time a clip takes in all
+        processes, median), "runs"}.
+
+    Raises:
+        ValueError: where there are no videos.
+    """
+    made = None if data else Path(tempfile.mkdtemp(prefix="vidtok-bench-"))
+    try:
+        if made:
+            for i in range(RENDERED):
+                write_video(made / f"{i}.mp4", demo_clip(2 * FRAMES, 320, seed=i)[..., :240, :], 25)
+        labelled, training = _datasets(data or str(made), batches * BATCH)
+        yield from _rows("labelled", partial(_labelled, labelled), runs, workers)
+        yield from _rows("training", partial(_training, training, batches), runs, workers)
+    finally:
+        if made:
+            shutil.rmtree(made)
+
+
+def _datasets(data: str, clips: int) -> tuple[LabelledVideos, ClipFolder]:
+    found = open_dataset(data)
+    if not found.paths:
+        raise ValueError(f"{data} is rendered, not decoded: give a folder of videos, or an annotation file")
+    lists = (list(itertools.islice(itertools.cycle(x), clips)) for x in (found.paths, found.ids, found.labels))
+    reading = {"sampler": partial(dense_clips, frames=FRAMES), "transform": EvalTransform(SIDE), "on_error": "return"}
+    folder = data if Path(data).is_dir() else Path(data).parent
+    training = ClipFolder(folder, FRAMES, size=SIDE, crop=SIDE, images=False, batch_size=BATCH)
+    return LabelledVideos(*lists, found.classes, **reading), training
+
+
+def _labelled(dataset: LabelledVideos, workers: int) -> Iterator[int]:
+    """Reads the samples; says how many came each time."""
+    if workers:
+        return (len(batch.label) for batch in dataset.loader(BATCH, workers))
+    return (int(not isinstance(sample, VideoError)) for sample in dataset)
+
+
+def _training(dataset: ClipFolder, batches: int, workers: int) -> Iterator[int]:
+    return (len(batch) for batch in dataset.loader(stop=batches, workers=workers))
+
+
+def _rows(of: str, read: Callable[[int], Iterator[int]], runs: int, workers: tuple[int, ...]) -> Iterator[dict]:
+    rates: dict[int, list[float]] = {count: [] for count in (0, *workers)}
+    costs: dict[int, list[float]] = {count: [] for count in rates}
+    for _ in read(0):  # files into memory, libraries loaded
+        pass
+    for _ in range(runs):
+        for count in rates:
+            seconds, processor, clips = _measure(read(count))
+            rates[count].append(clips / seconds)
+            costs[count].append(1e3 * processor / clips)
+    for count, values in rates.items():
+        yield {
+            "of": of,
+            "workers": count,
+            "clips_per_s": statistics.median(values),
+            "best_clips_per_s": max(values),
+            "worst_clips_per_s": min(values),
+            "share": statistics.median(ours / alone for ours, alone in zip(values, rates[0], strict=True)),
+            "cpu_ms": statistics.median(costs[count]),
+            "runs": runs,
+        }
+
+
+def _measure(arrivals: Iterator[int]) -> tuple[float, float, int]:
+    """(seconds, processor seconds, clips) from the first arrival on, when all processes are up, to the last."""
+    next(arrivals)
+    processor, start, clips = _processor_time(), time.perf_counter(), 0
+    for count in arrivals:
+        clips, processor_now, now = clips + count, _processor_time(), time.perf_counter()
+    return now - start, processor_now - processor, clips
+
+
+def _processor_time() -> float:
+    """Seconds, user's and system's, of this process and all below it."""
+    me = psutil.Process()
+    return sum(sum(p.cpu_times()[:2]) for p in [me, *me.children(recursive=True)])
