@@ -13,8 +13,10 @@ from vidtok.config import TokenizerConfig
 from vidtok.datasets import MovingDigits, VideoError, VideoFolder, demo_clip, iter_video, write_video
 from vidtok.datasets.transforms import EvalTransform
 from vidtok.extract import open_reader
+from vidtok.extract.claims import Claims
 from vidtok.extract.clips import parse_clips
 from vidtok.extract.decoders import Decoders
+from vidtok.extract.failures import Failures
 from vidtok.extract.plan import Item, plan_dataset
 from vidtok.extract.reading import Reading, read_pieces
 from vidtok.padding import pad_chunks
@@ -241,6 +243,18 @@ def test_failures_are_listed_until_they_are_done(extract, videos, tmp_path):
     assert "2 of 3 videos" in out and "1 were complete" in out and not err and not os.path.exists("out/failures.csv")
 
 
+def test_a_row_of_failures_that_was_cut_short_costs_no_other(tmp_path):
+    failures = Failures(tmp_path, Claims(tmp_path))
+    for id in "abc":
+        failures.add(id, f"{id}.mp4", "broken, by whom?")
+        with open(tmp_path / "failures.csv", "a") as file:
+            file.write("cut")
+    failures.tidy("b".__eq__)
+    with open(tmp_path / "failures.csv", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert rows == [{"id": id, "path": f"{id}.mp4", "reason": "broken, by whom?"} for id in "ac"]
+
+
 class Broken:
     """Clips that fail in a way nobody has thought of."""
 
@@ -275,6 +289,7 @@ def test_features_of_another_video_are_not_taken_for_this_ones(extract, videos, 
     extract("x")
     _, _, err = extract("y", status=1)
     assert "y/clip.mp4: under its name there are features of another file" in err
+    assert "features of another file" in (tmp_path / "out" / "failures.csv").read_text()
     (tmp_path / "x" / "list.csv").write_text("path,label\nclip.mp4,wave\n")
     _, _, err = extract("x/list.csv", status=1)
     assert "its features are there with label None" in err
@@ -324,11 +339,19 @@ def test_a_decoder_that_hangs_or_crashes_costs_one_video(videos, tmp_path):
         (["--batch", 2, "--workers", -1], "workers"),
         (["--features", "embedding"], "head"),
         (["--split", "train"], "split"),
+        (["digits", "--root", "videos"], "digits: --root is for annotations"),
+        (["--frames", 9], "--frames is of --clips"),
+        (["--stride", 2], "--stride is of --clips"),
+        (["--actors", 2], "--actors is for --engine ray"),
+        (["--ray-address", "auto"], "--ray-address is for --engine ray"),
+        (["--engine", "ray", "--measure"], "--measure is of this machine"),
+        (["--engine", "ray", "--device", "cuda"], "--device is not for --engine ray"),
+        (["--engine", "ray", "--workers", -1], "fewer than none"),
     ],
 )
 def test_wrong_input_is_one_line(capsys, tmp_path, model, videos, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
-    source = [] if args[0].startswith("nope") else [videos / "a.mp4"]
+    source = [] if args[0].startswith(("nope", "digits")) else [videos / "a.mp4"]
     assert message in refused(capsys, "extract", *source, *args, "-o", "out", "--model", model)
     assert not os.path.exists("out") or [*os.listdir("out")] in ([], [".claims"])
 

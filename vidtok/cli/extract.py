@@ -42,8 +42,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_reading(parser)
     parser.add_argument("--crop", help="centre, or with --clips three: squares of --size (default: none)")
     parser.add_argument("--clips", metavar="SAMPLER", help="uniform:N, dense:N, windows[:HOP] (default: whole videos)")
-    parser.add_argument("--frames", type=positive(int), default=16, help="of a clip (%(default)s)")
-    parser.add_argument("--stride", type=positive(int), default=1, help="from frame to frame of a clip (%(default)s)")
+    parser.add_argument("--frames", type=positive(int), help="of a clip (16)")
+    parser.add_argument("--stride", type=positive(int), help="from frame to frame of a clip (1)")
     options.add_tile(parser)
     parser.add_argument("--root", help="folder of the videos (default: where the annotation file is)")
     parser.add_argument("--split", help="of the annotations, one of them (default: all)")
@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
 
     if Path(args.output).suffix in SUFFIXES.values() or Path(args.output).is_file():
         raise UserError(f"-o {args.output}: extract fills a folder (vidtok encode writes one .npz of one video, too)")
-    clips = parse_clips(args.clips, args.frames, args.stride, args.fps) if args.clips else None
+    refuse_idle(args)
+    clips = parse_clips(args.clips, args.frames or 16, args.stride or 1, args.fps) if args.clips else None
     if args.engine == "ray":
         args.device = "cpu"  # from where it is sent to the actors
         return Extraction(args, plan(args), clips).run_on_ray(args.output, args.container, "extracted")
@@ -96,6 +97,22 @@ def run(args: argparse.Namespace) -> int:
     )
 
 
+def refuse_idle(args: argparse.Namespace) -> None:
+    """Flags that would do nothing beside the others. Raises UserError."""
+    from vidtok.cli.error import UserError
+
+    for flag, idle, why in (
+        ("--frames", args.frames and not args.clips, "is of --clips"),
+        ("--stride", args.stride and not args.clips, "is of --clips"),
+        ("--ray-address", args.ray_address and args.engine != "ray", "is for --engine ray"),
+        ("--actors", args.actors and args.engine != "ray", "is for --engine ray"),
+        ("--measure", args.measure and args.engine == "ray", "is of this machine, without --engine ray"),
+        ("--device", args.device != "auto" and args.engine == "ray", "is not for --engine ray, whose actors take GPUs"),
+    ):
+        if idle:
+            raise UserError(f"{flag} {why}")
+
+
 def plan(args: argparse.Namespace) -> list:
     """The videos of all sources, in order."""
     from vidtok.cli.error import UserError
@@ -103,14 +120,16 @@ def plan(args: argparse.Namespace) -> list:
     from vidtok.extract.plan import is_dataset, plan_dataset, plan_files, refuse_twins
 
     columns = {name: getattr(args, name) for name in ("path_column", "label_column", "split_column")}
-    labelled = [name for name in (*columns, "root", "split") if getattr(args, name) is not None]
+    given = [f"--{name.replace('_', '-')}" for name in (*columns, "root", "split") if getattr(args, name) is not None]
     items = []
     for source in args.sources:
         if is_dataset(source) or args.class_folders:
+            annotated = source != "digits" and not Path(source).is_dir()
+            if not annotated and (unfit := [flag for flag in given if flag != "--split"]):
+                raise UserError(f"{source}: {', '.join(unfit)} is for annotations")
             items += plan_dataset(source, args.root, args.split, **columns)
-        elif labelled:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in labelled)
-            raise UserError(f"{source}: {flags} is for annotations and --class-folders")
+        elif given:
+            raise UserError(f"{source}: {', '.join(given)} is for annotations and --class-folders")
         else:
             items += plan_files(find_videos([source]))
     return refuse_twins(items)

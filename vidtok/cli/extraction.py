@@ -63,6 +63,8 @@ class Extraction:
         batch = args.batch or (1 if tokenizer.device.type == "cpu" else 8)
         self.model = FeatureModel(tokenizer, self.settings, batch, head)
         self.workers = default_workers(len(items)) if args.workers is None else args.workers
+        if self.workers < 0:
+            raise UserError(f"{self.workers} workers are fewer than none")
         self.decoders = partial(Decoders, self.reading, self.workers, args.time_limit)
 
     def run(self, output: str | Path, container: str, done: str, force: bool = False) -> int:

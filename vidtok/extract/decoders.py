@@ -22,8 +22,6 @@ class Decoders:
     """
 
     def __init__(self, reading: Reading, workers: int, time_limit: float):
-        if workers < 0:
-            raise ValueError(f"{workers} workers are fewer than none")
         self._reading = reading
         self._items: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self.slots = max(workers, 1)  # items that are decoded at once

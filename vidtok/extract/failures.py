@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from vidtok.extract.claims import Claims
@@ -20,33 +21,33 @@ class Failures:
     def add(self, id: str, path: str, reason: str) -> None:
         self._claims.wait(LOCK)
         try:
-            begin = not self._path.exists()
+            with open(self._path, "a+b") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(size - 1, 0))
+                cut_short = file.read(1) not in (b"", b"\n")  # the last row, by a full disk
             with open(self._path, "a", newline="") as file:
-                writer = csv.writer(file)
-                if begin:
-                    writer.writerow(COLUMNS)
-                writer.writerow([id, path, reason])
+                file.write("\r\n" if cut_short else "")
+                csv.writer(file).writerows([[id, path, reason]] if size else [COLUMNS, [id, path, reason]])
         finally:
             self._claims.release(LOCK)
 
-    def tidy(self, is_done) -> None:
+    def tidy(self, is_done: Callable[[str], bool]) -> None:
         """Leaves the last row of each video, and none where is_done(id)."""
         self._claims.wait(LOCK)
         try:
             if not self._path.exists():
                 return
             with open(self._path, newline="") as file:
-                # A row that a kill cut short is of a video that is done again.
-                last = {row["id"]: row for row in csv.DictReader(file) if None not in row.values()}
+                # A row that was cut short is of a video that is done again.
+                last = {row[0]: row for row in csv.reader(file) if len(row) == len(COLUMNS)}
+            last.pop(COLUMNS[0], None)
             rows = [row for id, row in last.items() if not is_done(id)]
             if not rows:
                 self._path.unlink()
                 return
             part = self._path.with_name(f".{FILE}.part")
             with open(part, "w", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                writer.writeheader()
-                writer.writerows(rows)
+                csv.writer(file).writerows([COLUMNS, *rows])
             os.replace(part, self._path)
         finally:
             self._claims.release(LOCK)

@@ -90,7 +90,8 @@ class Output:
     def close(self) -> None:
         """Completes what was taken; failures.csv lists what is missing now."""
         self._release(self._writer.close())
-        self._failures.tidy(lambda id: self._writer.find(id) is not None)
+        failed = {item.id for item, _ in self.errors}  # what is there under such a name may be of another file
+        self._failures.tidy(lambda id: id not in failed and self._writer.find(id) is not None)
         self._claims.close()
 
     def abandon(self) -> None:
