@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -22,7 +23,8 @@ from vidtok.extract.meter import Meter  # noqa: E402
 from vidtok.extract.plan import Item  # noqa: E402
 from vidtok.tokenizer import VideoTokenizer  # noqa: E402
 
-CLIPS = 40
+CLIPS = 30
+GIVEN = 3  # by an actor, before it stops
 
 
 @pytest.fixture(scope="module")
@@ -72,57 +74,100 @@ def assert_same(ours, theirs):
         assert np.array_equal(record.timestamps, theirs[id].timestamps)
 
 
-class Slow(fleet.Worker):
-    """An actor that takes its time, so that something can happen to it, and says who it is."""
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers can't import a test
+
+
+class Halting(fleet.Worker):
+    """An actor that stops in the middle of a chunk until the file `gate` is there, and says who and where it is."""
+
+    gate = ""
+    given = 0
 
     def work(self, items):
         for answer in super().work(items):
-            time.sleep(0.05)
+            while self.given >= GIVEN and not os.path.exists(self.gate):
+                time.sleep(0.02)
+            self.given += 1
             yield answer
 
-    def process(self):
-        return os.getpid()
+    def place(self):
+        return os.getpid(), ray.get_runtime_context().get_node_id()
 
 
 def count(folder):
     return len([name for _, _, names in os.walk(folder) for name in names if name.endswith(".npz")])
 
 
+def wait_until(happened):
+    end = time.monotonic() + 200
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 @pytest.mark.slow
 def test_a_process_is_killed_and_a_node_removed(cluster, setup, tmp_path, monkeypatch):
     cluster, nodes = cluster
     args, clean = setup
-    monkeypatch.setattr(fleet, "Worker", Slow)
-    monkeypatch.setattr(fleet, "CHUNK", 6)
-    started = []
-    start = fleet.Fleet._start
+    out, gate = tmp_path / "out", tmp_path / "gate"
+    monkeypatch.setattr(Halting, "gate", str(gate))
+    monkeypatch.setattr(fleet, "Worker", Halting)
+    monkeypatch.setattr(fleet, "CHUNK", 2 * GIVEN)
+    places, start = [], fleet.Fleet._start
 
     def remember(self, number):
         actor = start(self, number)
-        started.append(actor)
+        if not self._closed:
+            places.append(ray.get(actor.place.remote()))
         return actor
 
     monkeypatch.setattr(fleet.Fleet, "_start", remember)
     happened = []
 
     def misfortune():
-        while count(tmp_path) < 5 or len(started) < 2:
-            time.sleep(0.02)
-        os.kill(ray.get(started[0].process.remote()), signal.SIGKILL)
-        happened.append(count(tmp_path))
-        while len(started) < 3 or count(tmp_path) < 12:
-            time.sleep(0.02)
-        cluster.remove_node(nodes[0], allow_graceful=False)
-        happened.append(count(tmp_path))
+        try:
+            wait_until(lambda: count(out) == 2 * GIVEN)
+            os.kill(places[0][0], signal.SIGKILL)
+            happened.append("killed")
+            wait_until(lambda: count(out) == 3 * GIVEN)  # by a third actor
+            assert len(places) == 3
+            cluster.remove_node(next(node for node in nodes if node.node_id == places[1][1]), allow_graceful=False)
+            happened.append("removed")
+        finally:
+            gate.touch()
 
-    thread = threading.Thread(target=misfortune, daemon=True)
+    thread = threading.Thread(target=misfortune)
     thread.start()
-    run = [*args, "-o", str(tmp_path), "--engine", "ray", "--ray-address", cluster.address]
-    assert main(run) == 0
-    thread.join(60)
-    assert len(happened) == 2 and max(happened) < CLIPS
-    assert_same(read_all(tmp_path), clean)
+    run = [*args, "-o", str(out), "--engine", "ray", "--ray-address", cluster.address]
+    try:
+        assert main(run) == 0
+    finally:
+        gate.touch()
+        thread.join()
+    assert happened == ["killed", "removed"]
+    assert_same(read_all(out), clean)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
     assert main(run) == 0  # all of it is complete
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")} == before
+
+
+@pytest.mark.parametrize(
+    "nodes, gpus, asked, share",
+    [
+        ([2], 0, {}, (1, 2, 0, 1, 1)),
+        ([2], 0, {"actors": 2}, (2, 1, 0, 0, 1)),  # smaller ones, so that both find room
+        ([1, 1], 0, {}, (2, 1, 0, 0, 1)),
+        ([16, 16], 0, {"workers": 3}, (8, 4, 0, 3, 1)),
+        ([16, 16], 4, {}, (4, 8, 1, 7, 1)),
+        ([16], 1, {"actors": 3}, (1, 16, 1, 15, 1)),
+        ([64], 0, {"videos": 3, "workers": 0, "threads": 4}, (3, 1, 0, 0, 4)),
+    ],
+)
+def test_shares_of_a_cluster(monkeypatch, nodes, gpus, asked, share):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(sum(nodes)), "GPU": float(gpus)})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": float(cpus)}} for cpus in nodes])
+    asked = {"videos": 100, "actors": None, "workers": None, "threads": None} | asked
+    assert fleet.share_cluster(**asked) == fleet.Share(*share)
 
 
 class Pretended(fleet.Fleet):

@@ -2,6 +2,10 @@
 
 What comes back is kept by the same `Output` as without Ray, so that output and resuming are the same, and only this
 machine needs the folder. The videos must have the same paths everywhere, and vidtok must be installed.
+
+Plain actors of Ray, not Ray Data with a pool of them. Ray Data takes its input before it starts; here videos are given
+out one after the other, as they are claimed. It hands over, and does again, whole blocks; and when an actor dies, it
+tries the block again without end or fails the whole run; here the video that is to blame fails alone.
 """
 
 import logging
@@ -64,14 +68,15 @@ def connect(address: str | None) -> None:
 
 def share_cluster(videos: int, actors: int | None, workers: int | None, threads: int | None) -> Share:
     """Of the cluster at hand: an actor per GPU with its share of the CPUs, or, where there are none, per two CPUs, one
-    of which decodes. What isn't None is as given."""
+    of which decodes. What isn't None is as given; of GPUs no actor has less than one."""
     cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
     largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
-    of_each = max(1, min(largest, cpus // gpus if gpus else 2 if workers is None else workers + 1))
+    actors = min(actors or gpus, gpus) if gpus else actors
+    of_each = cpus // gpus if gpus else 2 if workers is None else workers + 1
+    of_each = max(1, min(largest, of_each, cpus // actors if actors else of_each))
     workers = of_each - 1 if workers is None else workers
-    actors = actors or gpus or cpus // of_each
     threads = threads or max(1, of_each - workers)
-    return Share(max(1, min(actors, videos)), of_each, int(gpus > 0), workers, threads)
+    return Share(max(1, min(actors or cpus // of_each, videos)), of_each, int(gpus > 0), workers, threads)
 
 
 class Worker:
@@ -205,6 +210,7 @@ class Fleet:
                         return
                     self._results.put(_Lost(list(left.values()), _first_line(error)))
                     self._results.put(None)
+                    ray.kill(actor)  # where only what it handed over was lost, it would keep its CPUs
                     actor = self._start(number)
                 else:
                     self._results.put(None)
@@ -235,4 +241,6 @@ class Fleet:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return lines[-1 if "error raised in its creation task" in lines[0] else 0]  # a traceback says it at its end
