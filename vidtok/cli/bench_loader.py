@@ -16,10 +16,10 @@ def bench_loader(args: argparse.Namespace) -> None:
     print(f"clips of {loader.FRAMES} x {loader.SIDE} x {loader.SIDE}, of {args.data or 'rendered videos'}", flush=True)
     for row in loader.bench_loader(args.data, batches=3 if args.quick else 12, runs=args.runs or 3):
         rows.append(row)
-        who = f"{row['of']}, {row['workers']} worker{'s' * (row['workers'] > 1)}" if row["workers"] else "one process"
-        share = f", {row['share']:.0%} of one process (target at least {TARGET:.0%})" if row["workers"] else ""
+        who = f"{row['workers']} worker{'s' * (row['workers'] > 1)}" if row["workers"] else "this process"
+        share = f", {row['share']:.0%} of this process alone (target at least {TARGET:.0%})" if row["workers"] else ""
         print(
-            f"  {who:24}{row['clips_per_s']:7.1f} clips/s ({row['worst_clips_per_s']:.1f} .. "
+            f"  {row['of']}, {who:14}{row['clips_per_s']:7.1f} clips/s ({row['worst_clips_per_s']:.1f} .. "
             f"{row['best_clips_per_s']:.1f}), {row['cpu_ms']:.1f} ms of processor time a clip{share}",
             flush=True,
         )
