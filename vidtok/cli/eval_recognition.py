@@ -19,6 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="csv or json of annotations, folder, or digits")
     add_source(parser)
     parser.add_argument("--split", default="val", metavar="NAME", help="which part of the data (%(default)s)")
+    parser.add_argument("--clips", type=positive(int), metavar="N", help="at most (default: all)")
     parser.add_argument("--model", metavar="NAME", help="the tokenizer (default: the one that the head names)")
     parser.add_argument("--recon", action="store_true", help="test a head of pixels on reconstructed clips")
     parser.add_argument("--shuffle", action="store_true", help="test on shuffled frames, too")
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     from vidtok.cli.jsonfile import refuse_existing, write_json
     from vidtok.eval.inputs import InputEncoder
-    from vidtok.eval.labelled_clips import ClipSource
+    from vidtok.eval.labelled_clips import ClipSource, cut
     from vidtok.eval.predict import predict, views_of_dataset
     from vidtok.eval.recognition import data_record, format_table, recognition_result, result_entry
     from vidtok.eval.task import head_record
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
     def test(shuffle: bool = False):
         dataset = source.open(args.split, protocol)
+        cut(dataset, slice(args.clips))
         return predict(head, views_of_dataset(dataset, args.batch_size, args.workers, shuffle), encoder)
 
     predictions, shuffled = test(), [test(shuffle=True)] if args.shuffle else None
