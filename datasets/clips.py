@@ -1,7 +1,6 @@
 """Training batches for a tokenizer out of folders of videos and images."""
 
 import itertools
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from .annotations import read_annotations
+from .clip_size import check_clip, check_counts
 from .container import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from .error import VideoError
 from .files import find_media
@@ -68,12 +68,9 @@ class ClipFolder(Dataset):
         annotations: str | Path | None = None,
         split: str | None = None,
     ):
+        check_clip(frames, crop, stride)
         image_batch_size = image_batch_size or 4 * batch_size
-        s_t, s_h, s_w = stride
-        if frames < 1 or (frames - 1) % s_t:
-            raise ValueError(f"frames={frames} is not 1+{s_t}k")
-        if crop < 1 or crop % s_h or crop % s_w:
-            raise ValueError(f"crop={crop} is not a multiple of {math.lcm(s_h, s_w)}")
+        check_counts(batch_size=batch_size, image_batch_size=image_batch_size, crops_per_clip=crops_per_clip)
         if batch_size % crops_per_clip or image_batch_size % crops_per_clip:
             raise ValueError(f"crops_per_clip={crops_per_clip} must divide {batch_size=} and {image_batch_size=}")
         self.size = (size, size) if isinstance(size, int) else size

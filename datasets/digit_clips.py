@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .clip_size import check_clip, check_counts
 from .digits import MovingDigits
 from .part import WHOLE, Part, rows_of
 
@@ -16,7 +17,8 @@ class DigitClips:
     """Batches as `ClipFolder` gives them, of `MovingDigits`: batch i is a pure function of (seed, i).
 
     `dataset[i]` is float32 in [-1, 1], [batch_size, 3, frames, crop, crop], every tenth batch [image_batch_size, 3, 1,
-    crop, crop]. split: "train" or "val".
+    crop, crop]. split: "train" or "val". stride: of the tokenizer to train, which frames and crop
+    must fit. Raises ValueError for bad arguments.
     """
 
     def __init__(
@@ -27,8 +29,11 @@ class DigitClips:
         image_batch_size: int | None = None,
         seed: int = 0,
         split: str = "train",
+        stride: tuple[int, int, int] = (4, 8, 8),
     ):
         self.seed, self.batch_size, self.image_batch_size = seed, batch_size, image_batch_size or 4 * batch_size
+        check_counts(batch_size=self.batch_size, image_batch_size=self.image_batch_size)
+        check_clip(frames, crop, stride)
         self.videos, self.images = (MovingDigits(split, count, crop, seed) for count in (frames, 1))
 
     def __getitem__(self, index: int) -> Tensor:

@@ -168,6 +168,15 @@ def test_a_checkpoint_of_another_model_is_refused(clips, tmp_path, capsys):
     assert "holds no critic" in capsys.readouterr().err
 
 
+def test_a_damaged_checkpoint_is_one_line(clips, tmp_path, capsys):
+    train(clips, tmp_path / "run", "trainer.max_steps=1")
+    file = tmp_path / "run" / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:5000])
+    assert train(clips, tmp_path / "run", "trainer.max_steps=2") == 1
+    error = capsys.readouterr().err
+    assert "checkpoint.pt is damaged" in error and error.startswith("vidtok: ") and error.count("\n") == 1
+
+
 def test_a_run_goes_on_from_a_trained_model(clips, tmp_path, capsys):
     train(clips, tmp_path / "first", "trainer.max_steps=2")
     overrides = [f"init={tmp_path / 'first' / 'model'}", "trainer.max_steps=1", "optimizer.lr=0", "loss=magvit2"]
@@ -232,6 +241,16 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(clips, tmp_path, ca
         (["data.root={clips}", "init=vidtok-t", "model.net.width=8"], "init brings its own model"),
         (["data.root={clips}", "trainer.max_steps=1", "trainer.accumulate=0"], "in 1 or more parts"),
         (["data.root={clips}", "trainer.max_steps=1", "validation.root={clips}"], "are in training and validation"),
+        (
+            ["data.root={clips}", "trainer.max_steps=1", "trainer.save_steps=0"],
+            "trainer.save_steps=0 must be at least 1",
+        ),
+        (["data.root={clips}", "trainer.max_steps=1", "data.batch_size=0"], "batch_size=0 is no"),
+        (["data=digits", "trainer.max_steps=1", "data.batch_size=0"], "batch_size=0 is no whole number of at least 1"),
+        (["data=digits", "trainer.max_steps=1", "data.batch_size=x"], "batch_size=x is no whole number"),
+        (["data=digits", "trainer.max_steps=1", "data.frames=6"], "frames=6 is not 1+4k"),
+        (["data=digits", "trainer.max_steps=1", "data.crop=30"], "crop=30 is not a multiple of 8"),
+        (["data=digits", "trainer.max_steps=1", "validation.root=digits", "validation.clips=0"], "must be at least 1"),
         (["data=digits", "trainer.max_steps=1", "validation.root=digits", "validation.frames=16"], "not 16: cut it"),
     ],
 )

@@ -194,7 +194,7 @@ def build_clips(plain: dict, stride: tuple[int, int, int]) -> tuple["ClipFolder 
         batches = ClipFolder(data.pop("root"), stride=stride, seed=plain["seed"], **data)
         files = batches.videos + batches.images
     elif kind == "digits":
-        batches = DigitClips(seed=plain["seed"], **data)
+        batches = DigitClips(seed=plain["seed"], stride=stride, **data)
     else:
         raise ValueError(f"unknown data.kind {kind!r}: {nearest(kind, ['folder', 'digits'])}")
     return batches, read_fixed_clips(**plain["validation"], stride=stride, training_files=files)
@@ -318,6 +318,8 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     from vidtok.eval.labelled_clips import load_clips
 
     data = OmegaConf.to_container(cfg.data, resolve=True)
+    if data["features"] is not None:
+        raise ValueError("a comparison is of videos, whose pixels are one of the arms: data.features= is for finetune")
     (source, test_source), protocol = build_clip_sources(cfg), build_protocol(cfg)
     encoders = {arm: InputEncoder(arm, tokenizer) for arm in {*cfg.arms, "tokens", "recon"}}
     refuse_overlap(source.files(data["train_split"]), test_source.files(data["val_split"]))

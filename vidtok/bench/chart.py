@@ -13,7 +13,7 @@ OURS, PEERS, MACHINE = "#2a6f97", "#b0b0b0", "#e09f3e"
 def draw_chart(result: dict, path: str | Path) -> None:
     """Writes a PNG: what was measured of frames a second, arithmetic, latency, and time of loss and training step.
 
-    A kind that isn't in the result has no panel.
+    A kind that isn't in the result has no panel. A missing folder is made.
     """
     panels = [panel for key, panel in PANELS if key in result]
     columns = min(3, len(panels))
@@ -26,7 +26,8 @@ def draw_chart(result: dict, path: str | Path) -> None:
     about = result["provenance"]
     figure.suptitle(f"{result['model']} on {about['machine']['cpu']}, {about['threads']} threads", fontsize=10)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, format="png")
     plt.close(figure)
 
 

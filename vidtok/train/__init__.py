@@ -10,6 +10,7 @@ clock          what is due when
 processes      those of one run
 stop           SIGTERM and Ctrl-C as a wish
 folder         the run folder: config, checkpoints, scalars, pictures
+curves         pictures of the scalars
 
 tokenizer      the task of training a tokenizer
 loss           the terms of its objective and their weights

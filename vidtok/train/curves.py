@@ -101,7 +101,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         draw_curves({Path(run).resolve().name: read_scalars(run) for run in args.runs}, args.output)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"vidtok: {error}") from None
 
 

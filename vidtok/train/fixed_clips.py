@@ -35,6 +35,8 @@ def read_fixed_clips(
     """
     if root is None:
         return []
+    if clips < 1:
+        raise ValueError(f"validation.clips={clips} must be at least 1; validation.root=null watches none")
     if root == "digits":
         digits = MovingDigits("val", frames, size)
         found = [digits[i * len(digits) // clips].video for i in range(clips)]

@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import torch
@@ -42,9 +43,13 @@ class RunFolder:
         self.writer = SummaryWriter(str(self.path / "scalars"))
 
     def load_checkpoint(self) -> dict | None:
-        """The state saved last, or None at the beginning of a run."""
+        """The state saved last, or None at the beginning of a run. Raises ValueError for a damaged file."""
         file = self.path / "checkpoint.pt"
-        return torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
+        if not file.exists():
+            return None
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{file} is damaged or no checkpoint: delete it to begin anew")
+        return torch.load(file, map_location="cpu", weights_only=True)
 
     def save_checkpoint(self, state: dict) -> None:
         """Atomic: a kill at any moment leaves the old or the new one."""

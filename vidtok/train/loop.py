@@ -55,6 +55,8 @@ class TrainerOptions:
             raise ValueError(f"unknown precision {self.precision!r}: {nearest(self.precision, PRECISIONS)}")
         if not isinstance(self.accumulate, int) or self.accumulate < 1:
             raise ValueError(f"a batch is taken in 1 or more parts, not trainer.accumulate={self.accumulate}")
+        if self.save_steps is not None and self.save_steps < 1:
+            raise ValueError(f"trainer.save_steps={self.save_steps} must be at least 1, or null for none")
 
 
 def train(
