@@ -1,4 +1,8 @@
-"""Extraction on a Ray cluster of several nodes, some of which are lost: nothing is missing, nothing is there twice."""
+"""Extraction on a Ray cluster of several nodes, some of which are lost: nothing is missing, nothing is there twice.
+
+Run where Ray is installed (pip install 'vidtok[ray]'); the cluster itself, some minutes of starting nodes on a busy
+machine, with `pytest -m slow`. Ray gives up on a node that isn't up in 30 seconds.
+"""
 
 import os
 import signal
