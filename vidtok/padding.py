@@ -21,7 +21,7 @@ def coded_size(size: tuple[int, int], stride: tuple[int, int, int]) -> tuple[int
 def pad_chunks(chunks: Iterable[Tensor], stride: tuple[int, int, int]) -> Iterator[Tensor]:
     """[1, 3, any, H, W] chunks of one video to chunks of 1 + s_t n frames first, then s_t n, with padded sides.
 
-    Every chunk that comes out completes as many latents as it has, which `vidtok.cli.tiles` and `vidtok.extract` rely on.
+    Every chunk that comes out completes as many latents as it has: `vidtok.cli.tiles` and `vidtok.extract` rely on it.
     """
     step = stride[0]
     first, pending = True, None
