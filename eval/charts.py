@@ -62,7 +62,7 @@ def overview_chart(results: Mapping[str, Mapping]):
         place.axhline(result["controls"]["majority"]["top1"]["value"], ls="--", lw=1, color=GREY)
         place.set_xticks(range(len(entries)), [entry["name"] for entry in entries], rotation=50, ha="right", fontsize=8)
         place.set_title(f"{name}, {result['n_used']} clips", fontsize=9)
-        place.set_ylim(0, 1)
+        place.set_ylim(0, 1.03)
     axes[0, 0].set_ylabel("top-1 accuracy, 95 %")
     return figure
 

@@ -34,7 +34,7 @@ def bytes_per_clip(clips: ClipSet, bits: float, cells: int) -> dict:
 def loading_speed(dataset: LabelledDataset, store: ClipStore, tokens: str, count: int) -> dict | None:
     """Clips per second from the video files and from the token cache, one after the other in this process: the first
     `count` of each."""
-    if not hasattr(dataset, "paths"):
+    if not dataset.paths:  # rendered, not decoded
         return None
     dataset[0], store.read(tokens, 0)  # what is paid once
     video = _rate(dataset.__getitem__, count)

@@ -115,7 +115,7 @@ def load_clips(dataset: LabelledDataset, limit: int | None = None, workers: int 
     Raises ValueError where nothing can be read, with the first reason.
     """
     cut(dataset, slice(limit))
-    path_of = dict(zip(dataset.ids, getattr(dataset, "paths", None) or [""] * len(dataset), strict=True))
+    path_of = dict(zip(dataset.ids, dataset.paths or [""] * len(dataset), strict=True))
     clips, labels, ids, failures = [], [], [], []
     for batch in dataset.loader(batch_size=1, workers=workers):
         for error in batch.failed:
@@ -135,5 +135,5 @@ def cut(dataset: LabelledDataset, chosen: slice | np.ndarray) -> None:
     """Leaves only some of the samples of a dataset."""
     places = np.arange(len(dataset))[chosen]
     for name in ("ids", "labels", "paths"):
-        if values := getattr(dataset, name, None):  # digits that are rendered have no paths
+        if values := getattr(dataset, name):  # digits that are rendered have no paths
             setattr(dataset, name, [values[i] for i in places])

@@ -14,13 +14,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .charts import overview_chart
+from .compare import TRANSFER
 
+ORDER = ("tokens", "codes", "latents", "hidden", "pixels", TRANSFER, "recon")
 BEGIN, END = "<!-- recognition -->\n", "<!-- end of recognition -->\n"
 
 
 def comparison_table(results: Mapping[str, Mapping]) -> str:
     """results: name of the set -> result."""
-    arms = list(dict.fromkeys(entry["name"] for result in results.values() for entry in result["results"]))
+    found = {entry["name"] for result in results.values() for entry in result["results"]}
+    arms = [arm for arm in ORDER if arm in found]
     head = ["set", "protocol", "train, test clips", *arms, "tokens, shuffled", "majority", "tokens / pixels"]
     lines = [_row(head), _row(["---"] * len(head))]
     for name, result in results.items():
@@ -88,6 +91,8 @@ def main() -> None:
     parser.add_argument("--into", metavar="FILE", help="put the tables there instead of printing them")
     args = parser.parse_args()
     results = dict(map(_named, args.results))
+    for result in results.values():
+        result["results"].sort(key=lambda entry: ORDER.index(entry["name"]))
     text = f"{comparison_table(results)}\n\n{cost_table(results)}"
     if args.chart:
         overview_chart(results).savefig(args.chart, dpi=120, bbox_inches="tight")
