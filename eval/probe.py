@@ -74,6 +74,7 @@ def fit_probe(
     rows = x_NVF.reshape(-1, x_NVF.shape[2]).astype(np.float32)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as cache:
         warnings.simplefilter("ignore", ConvergenceWarning)  # of strengths that are not chosen, mostly
+        warnings.filterwarnings("ignore", "Persisting input arguments")  # joblib's, of a large cache
         if len(model) > 2:
             model.set_params(memory=cache)  # the axes are found once for each fold, not for each strength
         search = GridSearchCV(model, grid, cv=parts).fit(rows, np.repeat(labels, views))
