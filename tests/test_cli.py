@@ -76,7 +76,8 @@ def test_encode_and_decode_a_tree(capsys, here, model, videos):
         vidtok(capsys, "extract", videos, "-o", container, "--container", container, "--model", model)
         vidtok(capsys, "decode", container, "-o", f"from-{container}", "--model", model)
         for name in SIZES:
-            assert torch.equal(frames_of(here / f"from-{container}" / name), frames_of(here / "decoded" / name))
+            ours, theirs = (frames_of(here / folder / name) for folder in (f"from-{container}", "decoded"))
+            assert ours.shape == theirs.shape and (ours - theirs).abs().mean() < 0.02  # x264 doesn't repeat itself
         assert "3, 3 records" in vidtok(capsys, "info", container)[0]
     assert "3, 3 records" in vidtok(capsys, "info", "tokens")[0]
     tokenizer = VideoTokenizer.from_pretrained(model)
