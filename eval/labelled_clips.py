@@ -25,6 +25,7 @@ class ClipSource:
         group_column: of a csv, what must not be torn apart in cross-validation (a lab, a speaker); None, no groups.
             The digits' groups are the digits.
         classes: names in order, or Something-Something-v2's file of them; None, those in the annotations.
+        checked: table of `vidtok check`, a csv file: videos that are not ok in it are left out, with a warning.
     """
 
     source: str
@@ -34,6 +35,7 @@ class ClipSource:
     split_column: str | None = None
     group_column: str | None = None
     classes: Sequence[str] | str | None = None
+    checked: str | None = None
 
     def open(
         self,
@@ -61,7 +63,8 @@ class ClipSource:
                 reading = {"sampler": protocol.train_sampler(), "on_error": "resample"}
             else:
                 reading = {"sampler": protocol.sampler(), "transform": protocol.transform(), "on_error": "return"}
-            dataset = open_dataset(self.source, self.root, split, self.classes, **columns, seed=seed, **reading)
+            reading |= {"seed": seed, "checked": self.checked}
+            dataset = open_dataset(self.source, self.root, split, self.classes, **columns, **reading)
             if training:
                 flip = flip and dataset.flip_keeps_label
                 dataset.transform = protocol.train_transform(scale=tuple(scale), flip=flip, augment=augment)

@@ -434,3 +434,11 @@ def test_agreement_of_a_classifier(tokenizer, tmp_path):
     confidence = row["confidence"]
     drop = confidence["original"] - confidence["reconstruction"]
     assert confidence["drop"]["mean"] == pytest.approx(drop) and "tiny" in format_agreement(result)
+
+
+def test_what_is_checked_as_bad_is_left_out(damaged, tmp_path):
+    assert main(["check", str(damaged), "-o", str(tmp_path / "checked.csv")]) == 1
+    source = ClipSource(str(damaged), checked=str(tmp_path / "checked.csv"))
+    with pytest.warns(UserWarning, match="1 of 7 videos left out"):
+        dataset = source.open("val", Protocol(5, 2, 1, 1, 32))
+    assert len(dataset) == 6 and not any("broken" in name for name in dataset.ids)

@@ -225,7 +225,8 @@ def build_clip_sources(cfg: DictConfig) -> tuple["ClipSource", "ClipSource"]:
     from vidtok.eval.labelled_clips import ClipSource
 
     data = OmegaConf.to_container(cfg.data, resolve=True)
-    columns = {key: data[key] for key in ("path_column", "label_column", "split_column", "group_column", "classes")}
+    fields = ("path_column", "label_column", "split_column", "group_column", "classes", "checked")
+    columns = {key: data[key] for key in fields}
     source = ClipSource(str(data["source"]), data["root"], **columns)
     if data["val_source"] is None:
         return source, source

@@ -19,6 +19,8 @@ import argparse
 from vidtok.cli import options
 from vidtok.cli.eval_recognition import add_source
 
+COPIED = ("root", "path_column", "label_column", "split_column", "group_column", "checked")  # by the same name in data
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     positive = options.positive
@@ -108,9 +110,8 @@ def of_clips(args: argparse.Namespace, tokenizer, protocol) -> tuple[dict, dict]
     from vidtok.eval.recognition import data_record
     from vidtok.eval.references import FrameBackbone, ReferenceEncoder
 
-    source = ClipSource(
-        args.source, args.root, args.path_column, args.label_column, args.split_column, args.group_column
-    )
+    columns = args.path_column, args.label_column, args.split_column, args.group_column
+    source = ClipSource(args.source, args.root, *columns, checked=args.checked)
     refuse_overlap(source.files(args.train_split), source.files(args.split))
     if args.input in ("i3d", "frames"):
         if args.input == "frames" and args.backbone is None:
@@ -173,8 +174,7 @@ def attentive(args: argparse.Namespace) -> int | None:
         "data.size": args.size,
         "data.fps": args.fps,
         "data.in_memory": args.features is None,
-        **{f"data.{name}": getattr(args, name) for name in ("root", "path_column", "label_column", "split_column")},
-        "data.group_column": args.group_column,
+        **{f"data.{name}": getattr(args, name) for name in COPIED},
     }
     overrides = [f"{key}={quoted(value)}" for key, value in values.items() if value is not None]
     return eval_finetune.run(argparse.Namespace(overrides=overrides, config=False))

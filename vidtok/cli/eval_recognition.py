@@ -36,6 +36,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--path-column", metavar="NAME", help="of the csv, where it has no usual name")
     parser.add_argument("--label-column", metavar="NAME", help="likewise")
     parser.add_argument("--split-column", metavar="NAME", help="likewise")
+    parser.add_argument("--checked", metavar="FILE", help="table of vidtok check: leave out what is not ok in it")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,9 +54,8 @@ def run(args: argparse.Namespace) -> int:
     head, tokenizer = load_head(args.head, args.model, args.recon, args.device)
     config = head.config
     protocol = find_protocol(config, args.protocol)
-    source = ClipSource(
-        args.source, args.root, args.path_column, args.label_column, args.split_column, classes=config.classes
-    )
+    columns = args.path_column, args.label_column, args.split_column
+    source = ClipSource(args.source, args.root, *columns, classes=config.classes, checked=args.checked)
     kind = "recon" if args.recon else config.input["kind"]
     encoder = InputEncoder(kind, tokenizer)
 
