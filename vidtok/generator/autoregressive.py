@@ -6,7 +6,7 @@ Legend: B batch, N tokens, D width, V half vocabulary.
 import torch
 from torch import Tensor, nn
 
-from vidtok.generator.base import Generator, Objective, blend
+from vidtok.generator.base import Generator, Objective, Request, blend
 from vidtok.generator.config import GeneratorConfig
 from vidtok.generator.halves import join_ids
 from vidtok.generator.masked import half_losses
@@ -49,14 +49,8 @@ class AutoregressiveGenerator(Generator):
 
     def sample(
         self,
-        ids_BN: Tensor,
-        known_N: Tensor,
-        label_B: Tensor,
-        generators: list[torch.Generator],
-        steps: int,
-        guidance: float,
+        request: Request,
         *,
-        progress,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -71,16 +65,17 @@ class AutoregressiveGenerator(Generator):
             cached: keep keys and values of the tokens so far; otherwise every token is computed from all before it,
                 which gives the same and costs N / 2 times as much.
         """
+        known_N, guidance, generators = request.known_N, request.guidance, request.generators
         N = len(known_N)
-        if steps != N:
-            raise ValueError(f"an autoregressive model takes one step for each of its {N} tokens, not {steps}")
+        if request.steps != N:
+            raise ValueError(f"an autoregressive model takes one step for each of its {N} tokens, not {request.steps}")
         start = int(known_N.sum())
         if not known_N[:start].all():
             raise ValueError("an autoregressive model is given a prefix; other masks need a masked model or diffusion")
         copies = 1 if guidance == 1 else 2
-        condition_BD = self.guided(guidance, label_B)
+        condition_BD = self.guided(guidance, request.label_B)
         cache = self.trunk.new_cache(len(condition_BD)) if cached else None
-        ids_BN = ids_BN.clone()
+        ids_BN = request.ids_BN.clone()
         for n in range(start, N):
             before_BN = ids_BN[:, :n].repeat(copies, 1)
             if cache is None or n == start:
@@ -93,5 +88,5 @@ class AutoregressiveGenerator(Generator):
             high_logits = blend(self.heads.high_logits(x_BND, low_B1.repeat(copies, 1)), scale, len(ids_BN))
             high_B1 = pick(keep_likely(high_logits, top_k, top_p), generators, temperature)
             ids_BN[:, n] = join_ids(low_B1, high_B1, self.config.bits)[:, 0]
-            progress(n + 1 - start, N - start)
+            request.progress(n + 1 - start, N - start)
         return ids_BN

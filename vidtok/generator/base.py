@@ -21,7 +21,26 @@ from vidtok.hints import nearest
 from vidtok.shipped import CONFIG, WEIGHTS
 from vidtok.weights import save_weights
 
-_OWN = ("ids_BN", "known_N", "label_B", "generators", "steps", "guidance", "progress")  # arguments of every `sample`
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be sampled, checked: what `generate` gives to the `sample` of every kind.
+
+    Attributes:
+        ids_BN: int64, the given tokens, 0 elsewhere; known_N: bool, which are given.
+        label_B: int64, class numbers; no class is the number after the last.
+        generators: each sample's own.
+        steps: of sampling. guidance: 1 is none.
+        progress: called with the steps done and their number.
+    """
+
+    ids_BN: Tensor
+    known_N: Tensor
+    label_B: Tensor
+    generators: list[torch.Generator]
+    steps: int
+    guidance: float
+    progress: Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -142,7 +161,7 @@ class Generator(nn.Module):
             raise ValueError(f"sampling takes at least one step, not {steps}")
         if guidance != 1 and label is None:
             raise ValueError("guidance needs a label: it moves away from the model without one")
-        known_options = [name for name in inspect.signature(self.sample).parameters if name not in _OWN]
+        known_options = [name for name in inspect.signature(self.sample).parameters if name != "request"]
         if unknown := [name for name in options if name not in known_options]:
             raise ValueError(f"{self.config.kind} sampling has no {unknown[0]!r}: {nearest(unknown[0], known_options)}")
         label_B = self.check_label(label, batch)
@@ -152,13 +171,14 @@ class Generator(nn.Module):
         self.eval()
         try:
             steps = steps or self.default_steps
-            ids_BN = self.sample(ids_BN, known_N, label_B, generators, steps, guidance, progress=progress, **options)
+            request = Request(ids_BN, known_N, label_B, generators, steps, guidance, progress)
+            ids_BN = self.sample(request, **options)
         finally:
             self.train(training)
         return ids_BN.unflatten(1, self.config.grid)
 
-    def sample(self, ids_BN, known_N, label_B, generators, steps, guidance, *, progress, **options) -> Tensor:
-        """`generate` after its checks: int64 [B, N] that is `ids_BN` where `known_N`."""
+    def sample(self, request: Request, **options) -> Tensor:
+        """int64 ids [B, N], those of the request where they are known."""
         raise NotImplementedError
 
     def check_label(self, label, batch: int) -> Tensor:

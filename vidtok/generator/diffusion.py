@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
-from vidtok.generator.base import Generator, Objective, blend
+from vidtok.generator.base import Generator, Objective, Request, blend
 from vidtok.generator.config import GeneratorConfig
 from vidtok.generator.halves import ids_to_signs, signs_to_ids
 from vidtok.generator.sampling import drawn
@@ -83,47 +83,8 @@ class DiffusionGenerator(Generator):
         error_BN = F.mse_loss(predicted, target, reduction="none").mean(-1)
         return {"loss": error_BN.masked_fill(known_BN, 0).mean()}
 
-    def sample(
-        self,
-        ids_BN: Tensor,
-        known_N: Tensor,
-        label_B: Tensor,
-        generators: list[torch.Generator],
-        steps: int,
-        guidance: float,
-        *,
-        progress,
-        solver: str = "ddim",
-        guidance_schedule: str = "constant",
-    ) -> Tensor:
-        """As `sample_latents`; the ids are the signs of its latents."""
-        z_BNK = self.sample_latents(
-            ids_BN,
-            known_N,
-            label_B,
-            generators,
-            steps,
-            guidance,
-            progress=progress,
-            solver=solver,
-            guidance_schedule=guidance_schedule,
-        )
-        return torch.where(known_N, ids_BN, signs_to_ids(z_BNK))
-
-    def sample_latents(
-        self,
-        ids_BN: Tensor,
-        known_N: Tensor,
-        label_B: Tensor,
-        generators: list[torch.Generator],
-        steps: int,
-        guidance: float,
-        *,
-        progress=lambda done, total: None,
-        solver: str = "ddim",
-        guidance_schedule: str = "constant",
-    ) -> Tensor:
-        """Latents [B, N, K] in the tokenizer's scale, by a deterministic solver from each sample's own noise.
+    def sample(self, request: Request, *, solver: str = "ddim", guidance_schedule: str = "constant") -> Tensor:
+        """The signs of the latents that a deterministic solver reaches from each sample's own noise.
 
         Args:
             solver: "ddim" or "dpm" (DPM-Solver++ of order 2, better at few steps).
@@ -131,21 +92,22 @@ class DiffusionGenerator(Generator):
         """
         if solver not in SOLVERS:
             raise ValueError(f"unknown solver {solver!r}: {nearest(solver, SOLVERS)}")
+        ids_BN, known_N, steps = request.ids_BN, request.known_N, request.steps
         config = self.noising.config
         kind = DDIMScheduler if solver == "ddim" else DPMSolverMultistepScheduler
         scheduler = kind.from_config(config)
         scheduler.set_timesteps(steps, device=ids_BN.device)
-        x_BNK = drawn(torch.randn, generators, (self.tokens, self.config.bits), ids_BN.device)
+        x_BNK = drawn(torch.randn, request.generators, (self.tokens, self.config.bits), ids_BN.device)
         for step, time in enumerate(scheduler.timesteps):
-            scale = guidance_scale(guidance_schedule, guidance, (step + 1) / steps)
+            scale = guidance_scale(guidance_schedule, request.guidance, (step + 1) / steps)
             copies = 1 if scale == 1 else 2
             predicted = self.predict(
                 x_BNK.repeat(copies, 1, 1),
                 time.expand(copies * len(x_BNK)),
                 ids_BN.repeat(copies, 1),
                 known_N.expand(copies * len(x_BNK), -1),
-                self.guided(scale, label_B),
+                self.guided(scale, request.label_B),
             )
             x_BNK = scheduler.step(blend(predicted, scale, len(x_BNK)), time, x_BNK).prev_sample
-            progress(step + 1, steps)
-        return x_BNK * self.std + self.mean
+            request.progress(step + 1, steps)
+        return torch.where(known_N, ids_BN, signs_to_ids(x_BNK * self.std + self.mean))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidtok.generator.base import Generator, Objective, blend
+from vidtok.generator.base import Generator, Objective, Request, blend
 from vidtok.generator.config import GeneratorConfig
 from vidtok.generator.halves import join_ids, split_ids
 from vidtok.generator.sampling import drawn, gumbel, pick
@@ -63,14 +63,8 @@ class MaskedGenerator(Generator):
 
     def sample(
         self,
-        ids_BN: Tensor,
-        known_N: Tensor,
-        label_B: Tensor,
-        generators: list[torch.Generator],
-        steps: int,
-        guidance: float,
+        request: Request,
         *,
-        progress,
         schedule: str = "cosine",
         temperature: float = 1.0,
         choice_temperature: float = 4.5,
@@ -84,13 +78,14 @@ class MaskedGenerator(Generator):
             choice_temperature: Gumbel noise on the confidence, falling linearly to 0 with the steps (MAGVIT: 4.5).
             guidance_schedule: how guidance grows over the steps: "constant", "linear" or "cosine".
         """
+        ids_BN, known_N, generators, steps = request.ids_BN, request.known_N, request.generators, request.steps
         B, N = ids_BN.shape
         unknown = int((~known_N).sum())
         masked_BN = (~known_N).expand(B, N)
         for step in range(steps):
             done = (step + 1) / steps
-            scale = guidance_scale(guidance_schedule, guidance, done)
-            drawn_BN, confidence_BN = self.predict(ids_BN, masked_BN, label_B, generators, scale, temperature)
+            scale = guidance_scale(guidance_schedule, request.guidance, done)
+            drawn_BN, confidence_BN = self.predict(ids_BN, masked_BN, request.label_B, generators, scale, temperature)
             ids_BN = torch.where(masked_BN, drawn_BN, ids_BN)
             left = 0 if step + 1 == steps else min(int(mask_share(schedule, done) * unknown), unknown - 1)
             noise_BN = gumbel(generators, (N,), ids_BN.device)
@@ -98,7 +93,7 @@ class MaskedGenerator(Generator):
             confidence_BN = confidence_BN.masked_fill(~masked_BN, torch.inf)
             rank_BN = confidence_BN.argsort(1).argsort(1)
             masked_BN = rank_BN < left
-            progress(step + 1, steps)
+            request.progress(step + 1, steps)
             if left == 0:
                 break
         return ids_BN
