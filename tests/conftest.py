@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from vidtok.config import TokenizerConfig
+from vidtok.tokenizer import VideoTokenizer
+
 
 @pytest.fixture(autouse=True)
 def own_thread_count():
@@ -10,3 +13,13 @@ def own_thread_count():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path(tmp_path_factory) -> str:
+    """A folder with a tiny untrained LFQ tokenizer of 18 bits, stride (4, 8, 8); the same in every run."""
+    torch.manual_seed(0)
+    net = {"kind": "patch", "width": 32, "blocks": 2, "decoder_blocks": 2}
+    path = tmp_path_factory.mktemp("tokenizer")
+    VideoTokenizer(TokenizerConfig("tiny", net, {"kind": "lfq", "bits": 18})).save_pretrained(path)
+    return str(path)

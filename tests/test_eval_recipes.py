@@ -10,9 +10,7 @@ import torch
 
 from vidtok.cli.main import main
 from vidtok.cli.train import compose_config
-from vidtok.config import TokenizerConfig
 from vidtok.datasets import write_video
-from vidtok.tokenizer import VideoTokenizer
 
 RECIPES = sorted(path.name.removesuffix(".yaml") for path in files("vidtok.configs").joinpath("recipe").iterdir())
 LABELS = ("air drumming", "zumba")
@@ -70,15 +68,6 @@ def something(tmp_path_factory):
     prefix = root / "something-something-v2"
     data = [f"data.source={prefix}-train.json", f"data.val_source={prefix}-validation.json"]
     return [*data, f"data.root={root}/videos", f"data.classes={prefix}-labels.json"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer_path(tmp_path_factory):
-    torch.manual_seed(0)
-    net = {"kind": "patch", "width": 32, "blocks": 1, "decoder_blocks": 1}
-    path = tmp_path_factory.mktemp("tokenizer")
-    VideoTokenizer(TokenizerConfig("tiny", net, {"kind": "lfq", "bits": 18})).save_pretrained(path)
-    return str(path)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 
 from vidtok.cli.main import main
-from vidtok.config import TokenizerConfig
 from vidtok.datasets import write_video
 from vidtok.eval.batches import LabelledBatches, MemorySource, VideoSource, centre_cells
 from vidtok.eval.inputs import INPUTS, InputEncoder, encode_all, shuffle_frames, unpack
@@ -31,15 +30,6 @@ def make_clip(kind: str, seed: int):
     level = {"bright": np.full(12, 0.5), "dark": np.full(12, -0.5), "rising": np.linspace(-0.5, 0.5, 12)}[kind]
     noise = rng.normal(0, 0.1, (1, 3, 12, 32, 40))
     return torch.from_numpy(level[None, None, :, None, None] + noise).float().clamp(-1, 1)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_path(tmp_path_factory):
-    torch.manual_seed(0)
-    net = {"kind": "patch", "width": 32, "blocks": 2, "decoder_blocks": 2}
-    path = tmp_path_factory.mktemp("tokenizer")
-    VideoTokenizer(TokenizerConfig("tiny", net, {"kind": "lfq", "bits": 18})).save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture(scope="module")

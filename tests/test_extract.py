@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from vidtok.cli.main import main
-from vidtok.config import TokenizerConfig
 from vidtok.datasets import MovingDigits, VideoError, VideoFolder, demo_clip, iter_video, write_video
 from vidtok.datasets.transforms import EvalTransform
 from vidtok.extract import open_reader
@@ -27,12 +26,8 @@ SIZES = {"a.mp4": (6, 32, 48), "b.mp4": (17, 32, 48), "c.mp4": (40, 32, 48), "wa
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    net = {"kind": "patch", "width": 32, "blocks": 2, "decoder_blocks": 2}
-    VideoTokenizer(TokenizerConfig("tiny", net, {"kind": "lfq", "bits": 18})).save_pretrained(folder)
-    return str(folder)
+def model(tokenizer_path):
+    return tokenizer_path
 
 
 @pytest.fixture(scope="module")
