@@ -13,10 +13,11 @@ same command again goes on from its checkpoint. `vidtok eval recognition DIR/bes
 import argparse
 import time
 
+from vidtok.cli import options
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides")
-    parser.add_argument("--config", action="store_true", help="print the resolved config and exit")
+    options.add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int | None:

@@ -14,10 +14,11 @@ import argparse
 import json
 from pathlib import Path
 
+from vidtok.cli import options
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides")
-    parser.add_argument("--config", action="store_true", help="print the resolved config and exit")
+    options.add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> None:

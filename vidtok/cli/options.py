@@ -29,6 +29,11 @@ def add_tile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tile", type=positive(int), metavar="PIXELS", help="spatial tiles, for frames that don't fit")
 
 
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides")
+    parser.add_argument("--config", action="store_true", help="print the resolved config and exit")
+
+
 def positive(kind: type):
     """An argparse type: `kind` above 0."""
 

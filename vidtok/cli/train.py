@@ -13,6 +13,7 @@ checkpoints, the model, TensorBoard scalars and pictures; the same command again
 import argparse
 import re
 
+from vidtok.cli import options
 from vidtok.cli.error import UserError
 from vidtok.hints import nearest
 
@@ -23,8 +24,7 @@ BUILDERS = {"tokenizer": "build_tokenizer_training", "generator": "build_generat
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", choices=BUILDERS)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides")
-    parser.add_argument("--config", action="store_true", help="print the resolved config and exit")
+    options.add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> None:
