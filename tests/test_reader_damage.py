@@ -18,6 +18,7 @@ def write(path, codec: str) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options={"g": "12"})
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.codec_context.thread_count = 1  # with several, x264 writes other bytes every time
         rng = np.random.default_rng(0)
         for i in range(FRAMES):
             picture = np.full((64, 96, 3), i * 4 % 256, np.uint8)
