@@ -1,7 +1,7 @@
 """Clips with labels: opened by what the user names, and held in memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -46,12 +46,13 @@ class ClipSource:
         scale: tuple[float, float] = (0.3, 1.0),
         flip: bool = True,
         augment: str | None = None,
+        on_error: str = "resample",
     ) -> LabelledDataset:
         """The videos of a split: as the protocol tests them, or, in training, a random clip and crop of each (scale,
         flip, where the labels allow it, and augment: see `TrainTransform`).
 
-        A video that can't be read is returned as its error in a test, and replaced in training. Raises ValueError for
-        a split, label or column that isn't there, and for a set without labels.
+        A video that can't be read is returned as its error in a test; in training on_error says what happens. Raises
+        ValueError for a split, label or column that isn't there, and for a set without labels.
         """
         if self.source == DIGITS:
             if protocol.views > 1 or protocol.stride != 1:
@@ -60,7 +61,7 @@ class ClipSource:
         else:
             columns = {name: getattr(self, name) for name in ("path_column", "label_column", "split_column")}
             if training:
-                reading = {"sampler": protocol.train_sampler(), "on_error": "resample"}
+                reading = {"sampler": protocol.train_sampler(), "on_error": on_error}
             else:
                 reading = {"sampler": protocol.sampler(), "transform": protocol.transform(), "on_error": "return"}
             reading |= {"seed": seed, "checked": self.checked}
@@ -132,6 +133,26 @@ def load_clips(dataset: LabelledDataset, limit: int | None = None, workers: int 
         raise ValueError(f"no clip could be read: {failures[0]['name']}: {failures[0]['reason']}")
     paths = [path_of[name] for name in ids]
     return ClipSet(torch.stack(clips), np.array(labels), ids, dataset.classes, failures, paths)
+
+
+def load_views(
+    source: ClipSource, split: str | None, protocol: Protocol, views: int, limit: int | None = None, workers: int = 0,
+    say=print, **augmentation,
+) -> ClipSet:  # fmt: skip
+    """The first `limit` videos of a training split, `views` random clips and crops of each (of digits: renderings).
+
+    augmentation: scale, flip and augment of `ClipSource.open`. A video of which one view fails has failed.
+    """
+    opened = (
+        source.open(split, protocol, training=True, seed=seed, on_error="return", **augmentation)
+        for seed in range(views)
+    )
+    sets = [load_clips(dataset, limit, workers, say) for dataset in opened]
+    failures = {failure["name"]: failure for found in sets for failure in found.failures}
+    whole = set.intersection(*(set(found.ids) for found in sets))
+    sets = [found.subset([i for i, name in enumerate(found.ids) if name in whole]) for found in sets]
+    video = torch.cat([found.video for found in sets], 1)
+    return replace(sets[0], video=video, failures=list(failures.values()))
 
 
 def cut(dataset: LabelledDataset, chosen: slice | np.ndarray) -> None:

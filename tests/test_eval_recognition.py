@@ -13,7 +13,7 @@ from vidtok.cli.main import main
 from vidtok.datasets import write_video
 from vidtok.eval.batches import LabelledBatches, MemorySource, VideoSource, centre_cells
 from vidtok.eval.inputs import INPUTS, InputEncoder, encode_all, shuffle_frames, unpack
-from vidtok.eval.labelled_clips import ClipSource
+from vidtok.eval.labelled_clips import ClipSource, load_clips, load_views
 from vidtok.eval.protocol import Protocol
 from vidtok.eval.task import RecognitionTask
 from vidtok.heads import Head
@@ -432,3 +432,23 @@ def test_what_is_checked_as_bad_is_left_out(damaged, tmp_path):
     with pytest.warns(UserWarning, match="1 of 7 videos left out"):
         dataset = source.open("val", Protocol(5, 2, 1, 1, 32))
     assert len(dataset) == 6 and not any("broken" in name for name in dataset.ids)
+
+
+def test_views_are_random_clips_of_the_same_videos(csv, damaged):
+    source, protocol = ClipSource(str(damaged)), Protocol.parse("5x2x1x1", 32)
+    clips = load_views(source, "val", protocol, 3, say=lambda line: None)
+    assert clips.video.shape == (6, 3, 3, 5, 32, 32) and len(clips.failures) == 1
+    assert clips.ids == load_clips(source.open("val", protocol), say=lambda line: None).ids
+    assert not torch.equal(clips.video[:, 0], clips.video[:, 1])
+    again = load_views(source, "val", protocol, 3, say=lambda line: None)
+    assert torch.equal(clips.video, again.video)
+    digits = load_views(ClipSource("digits"), "train", Protocol.parse("5x1x1x1", 16), 2, limit=9)
+    assert digits.video.shape == (9, 2, 3, 5, 16, 16) and not torch.equal(digits.video[:, 0], digits.video[:, 1])
+
+
+def test_compare_trains_on_views(capsys, tmp_path, csv, tokenizer_path):
+    command = ["eval", "compare", f"data.source={csv}", f"tokenizer={tokenizer_path}", f"run={tmp_path}", *TINY]
+    command += ["trainer.max_steps=2", "seeds=[0]", "arms=[tokens,pixels]", "page.clips=1"]
+    run(capsys, *command, "data.train_views=2")
+    assert load_file(tmp_path / "encoded/tokens-train.safetensors")["x"].shape[:2] == (12, 2)
+    assert "another train_views" in fails(capsys, *command, "data.train_views=3")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from vidtok.lpips import LPIPS
     from vidtok.train.state import TrainState
 
+AUGMENTATION = ("scale", "flip", "augment")  # of training clips of labelled videos
+
 
 def list_tokenizers() -> list[str]:
     """Names that `create_tokenizer` takes: the files of `vidtok/configs/model`."""
@@ -268,9 +270,9 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
         limits = data["train_clips"], data["val_clips"]
         return video_material(
             source, test_source, splits, protocol, encoder, data["select"], data["batch_size"], data["workers"],
-            cfg.seed, limits, **{key: data[key] for key in ("scale", "flip", "augment")},
+            cfg.seed, limits, **{key: data[key] for key in AUGMENTATION},
         )  # fmt: skip
-    train = load_clips(source.open(splits[0], protocol), data["train_clips"], data["workers"])
+    train = load_training_clips(source, protocol, data)
     test_source = replace(test_source, classes=train.classes)
     test = load_clips(test_source.open(splits[1], protocol), data["val_clips"], data["workers"])
     groups = source.groups(train.ids)
@@ -281,6 +283,17 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
         train, test, encoder, x_train, x_test, x_shuffled, groups, data["select"], data["cells"], data["batch_size"],
         cfg.seed,
     )  # fmt: skip
+
+
+def load_training_clips(source: "ClipSource", protocol: "Protocol", data: dict) -> "ClipSet":
+    """Training clips in memory: as a test would see them, or `train_views` random ones of each video."""
+    from vidtok.eval.labelled_clips import load_clips, load_views
+
+    split, limit, workers, views = (data[key] for key in ("train_split", "train_clips", "workers", "train_views"))
+    if views is None:
+        return load_clips(source.open(split, protocol), limit, workers)
+    augmentation = {key: data[key] for key in AUGMENTATION}
+    return load_views(source, split, protocol, views, limit, workers, **augmentation)
 
 
 def build_recognition_training(cfg: DictConfig, material: "Material", tokenizer: VideoTokenizer) -> dict:
@@ -326,6 +339,8 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     refuse_overlap(source.files(data["train_split"]), test_source.files(data["val_split"]))
     depends_on = ("source", "root", "val_source", "val_root", "path_column", "label_column", "split_column", "classes")
     depends_on += ("train_split", "val_split", "protocol", "size", "resize", "fps", "train_clips", "val_clips")
+    if data["train_views"] is not None:
+        depends_on += ("train_views", "scale", "flip", "augment")
     facts = {key: data[key] for key in depends_on}
     store = ClipStore(Path(cfg.run) / "clips", facts)
     encoded = ClipStore(Path(cfg.run) / "encoded", {"tokenizer": tokenizer.weight_hash})
@@ -334,11 +349,12 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     training |= {key: value for key, value in recipe["trainer"].items() if not key.startswith(("log", "save", "work"))}
     hold_to(Path(cfg.run) / "runs", training | {key: data[key] for key in ("batch_size", "cells", "select")})
 
-    def load(where: "ClipSource", side: str) -> "ClipSet":
-        return load_clips(where.open(data[f"{side}_split"], protocol), data[f"{side}_clips"], data["workers"])
+    def load_test() -> "ClipSet":
+        videos = replace(test_source, classes=train.classes).open(data["val_split"], protocol)
+        return load_clips(videos, data["val_clips"], data["workers"])
 
-    train = store.clips("train", lambda: load(source, "train"))
-    test = store.clips("test", lambda: load(replace(test_source, classes=train.classes), "val"))
+    train = store.clips("train", lambda: load_training_clips(source, protocol, data))
+    test = store.clips("test", load_test)
     return Comparison(
         encoded, train, test, encoders.__getitem__, list(cfg.arms), list(cfg.seeds), data["cells"], data["batch_size"],
         data["select"], source.groups(train.ids),
