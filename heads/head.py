@@ -93,8 +93,9 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
         return {name for name, _ in self.named_parameters() if any(part in f".{name}" for part in spared)}
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Patterns that sort parameters by depth, for layer-wise learning rates."""
-        return {"stem": r"^embed|^position", "blocks": [(r"^blocks\.(\d+)", None), (r".*", (99999,))]}
+        """Patterns that sort parameters by depth, for layer-wise learning rates: embedding, blocks, and what follows
+        them, as BEiT and VideoMAE do."""
+        return {"stem": r"^embed|^position", "blocks": r"^blocks\.(\d+)", "head": r".*"}
 
     # -------------------------------------------------------- load and save
 

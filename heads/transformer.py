@@ -69,6 +69,10 @@ class VideoTransformer(Head):
         x_BtD = self.space_norm(x_nND).mean(1).unflatten(0, (B, t))
         return self._run(x_BtD, self.blocks[self.depth :])
 
+    def group_matcher(self, coarse: bool = False) -> dict:
+        last = self.depth - 1  # of the spatial blocks, which the norm belongs to
+        return {"stem": r"^embed|^position", "blocks": [(r"^blocks\.(\d+)", None), (r"^space_norm", (last,))]}
+
     def _run(self, x_BND: Tensor, blocks: nn.ModuleList) -> Tensor:
         for block in blocks:
             x_BND = block(x_BND)

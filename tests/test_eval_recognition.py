@@ -207,6 +207,15 @@ def test_a_run_resumes_exactly(capsys, csv, tokenizer_path, tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_layer_decay_reaches_the_rates(capsys, csv, tokenizer_path, tmp_path):
+    more = ["input=pixels", "data.in_memory=true", "data.select=0", "optimizer.layer_decay=0.5"]
+    run(capsys, *finetune(csv, tokenizer_path, tmp_path, *more))
+    groups = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert {group["lr_scale"] for group in groups} == {0.125, 0.25, 0.5, 1.0}
+    peak = max(group["lr"] for group in groups)
+    assert peak > 0 and all(group["lr"] == pytest.approx(peak * group["lr_scale"]) for group in groups)
+
+
 def test_nan_leaves_the_last_good_checkpoint(capsys, csv, tokenizer_path, tmp_path):
     command = finetune(csv, tokenizer_path, tmp_path, "input=pixels", "data.in_memory=true", "data.select=0")
     run(capsys, *command)

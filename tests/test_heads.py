@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 
 from vidtok.builders import create_head, list_heads
@@ -176,9 +177,19 @@ def test_layer_decay_and_weight_decay():
         id(p): (group["lr_scale"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
     }
     of = {name: settings[id(p)] for name, p in head.named_parameters()}
-    assert of["head.weight"] == of["blocks.3.mlp.fc1.weight"] == (1.0, 0.1)
-    assert of["blocks.0.mlp.fc1.weight"] == (0.125, 0.1)
-    assert of["embed.low.weight"] == of["position.axes.0"] == (0.0625, 0.0)
+    assert of["head.weight"] == (1.0, 0.1) and of["norm.weight"] == (1.0, 0.0)
+    assert of["blocks.3.mlp.fc1.weight"] == (0.5, 0.1) and of["blocks.0.mlp.fc1.weight"] == (0.0625, 0.1)
+    assert of["embed.low.weight"] == of["position.axes.0"] == (0.03125, 0.0)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_layers_are_sorted_by_depth(name):
+    layers = group_parameters(make(name), make(name).group_matcher(), reverse=True)
+    blocks = [layer for parameter, layer in layers.items() if parameter.startswith("blocks.")]
+    assert {layers[parameter] for parameter in layers if parameter.startswith(("embed.", "position."))} == {0}
+    assert layers["head.weight"] == max(layers.values()) == max(blocks, default=0) + 1
+    if "space_norm.weight" in layers:  # between the spatial and the temporal blocks
+        assert layers["space_norm.weight"] == layers["blocks.2.norm1.weight"] == layers["blocks.3.norm1.weight"] - 1
 
 
 # ------------------------------------------------------------ wrong input

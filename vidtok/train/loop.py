@@ -96,7 +96,7 @@ def train(
         return torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
 
     state.to(device)
-    peaks = [(opt, [g["lr"] for g in opt.param_groups]) for opt in (state.optimizer, state.critic_optimizer) if opt]
+    peaks = [(opt, peak_rates(opt)) for opt in (state.optimizer, state.critic_optimizer) if opt]
     if (checkpoint := run.load_checkpoint()) is not None:
         state.load_state_dict(checkpoint)
         say(f"goes on from step {state.step} after {state.seconds / 60:.1f} minutes, as {run.path} holds a checkpoint")
@@ -156,7 +156,7 @@ def train(
         state.seconds += seconds
         if log_due:
             scalars = {name: accelerator.reduce(value, "mean").item() for name, value in means.items()}
-            scalars["learning_rate"] = state.optimizer.param_groups[0]["lr"]
+            scalars["learning_rate"] = max(group["lr"] for group in state.optimizer.param_groups)
             scalars["clips_per_second"] = clock.clips_per_second()
             if accelerator.is_main_process:
                 run.save_scalars(scalars, state.step)
@@ -172,6 +172,11 @@ def train(
         say(f"{reason} at step {state.step} {notes}")
     accelerator.wait_for_everyone()
     return state.ema.module.eval()
+
+
+def peak_rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    """Of each group: timm leaves it to the schedule to apply the `lr_scale` of layer-wise decay."""
+    return [group["lr"] * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
 
 
 def together(accelerator: Accelerator, *values: float) -> list[float]:
