@@ -143,16 +143,20 @@ def load_views(
 
     augmentation: scale, flip and augment of `ClipSource.open`. A video of which one view fails has failed.
     """
-    opened = (
-        source.open(split, protocol, training=True, seed=seed, on_error="return", **augmentation)
-        for seed in range(views)
-    )
-    sets = [load_clips(dataset, limit, workers, say) for dataset in opened]
-    failures = {failure["name"]: failure for found in sets for failure in found.failures}
-    whole = set.intersection(*(set(found.ids) for found in sets))
-    sets = [found.subset([i for i, name in enumerate(found.ids) if name in whole]) for found in sets]
-    video = torch.cat([found.video for found in sets], 1)
-    return replace(sets[0], video=video, failures=list(failures.values()))
+    whole, video, failures = None, None, {}
+    for view in range(views):
+        dataset = source.open(split, protocol, training=True, seed=view, on_error="return", **augmentation)
+        found = load_clips(dataset, limit, workers, say)
+        failures |= {failure["name"]: failure for failure in found.failures}
+        if whole is None:
+            whole, video = found, torch.empty(len(found), views, *found.video.shape[2:], dtype=torch.uint8)
+        here = {name: place for place, name in enumerate(found.ids)}
+        kept = [place for place, name in enumerate(whole.ids) if name in here]
+        if len(kept) < len(whole):
+            whole, video = whole.subset(kept), video[kept]
+        for place, name in enumerate(whole.ids):
+            video[place, view] = found.video[here[name], 0]
+    return replace(whole, video=video, failures=list(failures.values()))
 
 
 def cut(dataset: LabelledDataset, chosen: slice | np.ndarray) -> None:
