@@ -1,6 +1,6 @@
 """Charts of a recognition result, as PNG files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -30,40 +30,41 @@ def draw_charts(result: Mapping, folder: Path) -> dict[str, Path]:
 def accuracy_chart(result: Mapping):
     """Top-1 of each entry with its 95 % interval; dots, the seeds; crosses, shuffled frames; the line, the majority."""
     entries = result["results"]
-    figure, axes = plt.subplots(figsize=(1.2 * len(entries) + 2, 3.5))
-    for x, entry in enumerate(entries):
+    figure, axes = plt.subplots(figsize=(5, 0.5 * len(entries) + 1.6))
+    for y, entry in enumerate(entries):
         top1 = entry["top1"]
-        axes.bar(x, top1["mean"], 0.6, color=INK, alpha=0.6)
-        low, high = top1["mean"] - top1["low"], top1["high"] - top1["mean"]
-        axes.errorbar(x, top1["mean"], [[max(low, 0)], [max(high, 0)]], color="black", capsize=4, lw=1)
+        axes.barh(y, top1["mean"], 0.6, color=INK, alpha=0.6)
+        axes.errorbar(top1["mean"], y, xerr=_error(top1["mean"], top1), color="black", capsize=4, lw=1)
         seeds = [run["top1"]["value"] for run in entry["runs"]]
-        axes.plot(np.full(len(seeds), x + 0.2), seeds, "o", ms=3, color="black")
+        axes.plot(seeds, np.full(len(seeds), y + 0.2), "o", ms=3, color="black")
         if entry["shuffled_frames"]:
-            axes.plot(x, entry["shuffled_frames"]["mean"], "x", color="#cc0000")
+            axes.plot(entry["shuffled_frames"]["mean"], y, "x", color="#cc0000")
+    lines = ["whiskers: 95 %; dots: seeds; crosses: shuffled frames"]
     if (control := result["controls"]["majority"]) is not None:
-        axes.axhline(control["top1"]["value"], ls="--", lw=1, color=GREY, label=f"always {control['class']}")
-        axes.legend(loc="lower right", fontsize=8)
-    axes.set_xticks(range(len(entries)), [entry["name"].replace(" on ", "\non ") for entry in entries])
-    axes.set_ylabel("top-1 accuracy")
-    axes.set_ylim(0, 1)
-    axes.set_title("bars: 95 %; dots: seeds; crosses: shuffled frames", fontsize=9)
+        axes.axvline(control["top1"]["value"], ls="--", lw=1, color="black")
+        lines.append(f"dashed: always {control['class']}")
+    axes.set_title("\n".join(lines), fontsize=9)
+    _name_rows(axes, [entry["name"] for entry in entries])
+    axes.set_xlabel("top-1 accuracy")
+    axes.set_xlim(0, 1.03)
     return figure
 
 
-def overview_chart(results: Mapping[str, Mapping]):
-    """Accuracies of several comparisons, a panel for each; name of the set -> result."""
-    figure, axes = plt.subplots(1, len(results), figsize=(3.2 * len(results), 3.2), squeeze=False, sharey=True)
+def overview_chart(results: Mapping[str, Mapping], arms: Sequence[str]):
+    """Accuracies of several comparisons, a panel for each; name of the set -> result; arms: names of the rows."""
+    size = (1.9 * len(results) + 1.2, 0.3 * len(arms) + 1.2)
+    figure, axes = plt.subplots(1, len(results), figsize=size, squeeze=False, sharey=True, layout="constrained")
     for place, (name, result) in zip(axes[0], results.items(), strict=True):
-        entries = result["results"]
-        for x, entry in enumerate(entries):
+        for entry in result["results"]:
             top1 = entry["top1"]
-            error = [[max(top1["mean"] - top1["low"], 0)], [max(top1["high"] - top1["mean"], 0)]]
-            place.errorbar(x, top1["mean"], error, fmt="o", color=INK, capsize=3)
-        place.axhline(result["controls"]["majority"]["top1"]["value"], ls="--", lw=1, color=GREY)
-        place.set_xticks(range(len(entries)), [entry["name"] for entry in entries], rotation=50, ha="right", fontsize=8)
-        place.set_title(f"{name}, {result['n_used']} clips", fontsize=9)
-        place.set_ylim(0, 1.03)
-    axes[0, 0].set_ylabel("top-1 accuracy, 95 %")
+            error = _error(top1["mean"], top1)
+            place.errorbar(top1["mean"], arms.index(entry["name"]), xerr=error, fmt="o", ms=4, color=INK, capsize=3)
+        place.axvline(result["controls"]["majority"]["top1"]["value"], ls="--", lw=1, color=GREY)
+        place.grid(axis="x", alpha=0.3)
+        place.set_title(f"{name}\n{result['n_used']} clips", fontsize=9)
+        place.set_xlim(0, 1.03)
+    _name_rows(axes[0, 0], arms)
+    figure.supxlabel("top-1 accuracy, 95 %; dashed: always the most frequent class", fontsize=9)
     return figure
 
 
@@ -73,11 +74,9 @@ def ratio_chart(result: Mapping):
     figure, axes = plt.subplots(figsize=(5, 0.5 * len(pairs) + 1.2))
     for y, pair in enumerate(pairs):
         ratio = pair["ratio"]
-        error = [[max(ratio["value"] - ratio["low"], 0)], [max(ratio["high"] - ratio["value"], 0)]]
-        axes.errorbar(ratio["value"], y, xerr=error, fmt="o", color=INK, capsize=4)
+        axes.errorbar(ratio["value"], y, xerr=_error(ratio["value"], ratio), fmt="o", color=INK, capsize=4)
     axes.axvline(1, ls="--", lw=1, color=GREY)
-    axes.set_yticks(range(len(pairs)), [pair["ours"] for pair in pairs])
-    axes.set_ylim(len(pairs) - 0.5, -0.5)
+    _name_rows(axes, [pair["ours"] for pair in pairs])
     axes.set_xlabel(f"top-1 over that of {pairs[0]['theirs']} (95 %, paired bootstrap)")
     return figure
 
@@ -85,20 +84,21 @@ def ratio_chart(result: Mapping):
 def cost_chart(result: Mapping):
     """Bytes per clip, and clips per second from disk."""
     costs = result["costs"]
-    bars = {name.replace("_", "\n"): size for name, size in costs["bytes_per_clip"].items() if size}
-    speed = costs["clips_per_second"]
-    figure, axes = plt.subplots(1, 2 if speed else 1, figsize=(9 if speed else 5, 3.2), squeeze=False)
-    left = axes[0, 0]
-    left.bar(bars.keys(), bars.values(), color=INK, alpha=0.6)
-    left.set_yscale("log")
-    left.set_ylabel("bytes per clip")
-    left.tick_params(axis="x", labelsize=8)
-    if speed:
-        right = axes[0, 1]
-        right.bar(["decoded video", "cached tokens"], [speed["video"], speed["tokens"]], color=INK, alpha=0.6)
-        right.set_yscale("log")
-        right.set_ylabel("clips per second")
-    figure.tight_layout()
+    sizes = {name.replace("_", " "): size for name, size in costs["bytes_per_clip"].items() if size}
+    panels = {"bytes per clip": sizes}
+    if speed := costs["clips_per_second"]:
+        panels["clips per second"] = {"decoded video": speed["video"], "cached tokens": speed["tokens"]}
+    heights = [len(bars) + 1 for bars in panels.values()]
+    figure, axes = plt.subplots(
+        len(panels), 1, figsize=(5, 0.45 * sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
+    )
+    for place, (title, bars) in zip(axes[:, 0], panels.items(), strict=True):
+        drawn = place.barh(range(len(bars)), bars.values(), color=INK, alpha=0.6)
+        place.bar_label(drawn, fmt="{:,.0f}", padding=3, fontsize=9)
+        place.set_xscale("log")
+        place.margins(x=0.25)
+        _name_rows(place, list(bars))
+        place.set_xlabel(title)
     return figure
 
 
@@ -111,11 +111,23 @@ def confusion_chart(result: Mapping):
     figure, axes = plt.subplots(figsize=(side, side))
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     if len(classes) <= 20:
-        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", fontsize=8)
+        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
         axes.set_yticks(range(len(classes)), classes, fontsize=8)
         for (row, column), share in np.ndenumerate(shares):
-            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7)
+            color = "white" if share > 0.5 else "black"
+            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=color)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(f"{entry['name']}, % of each class", fontsize=9)
     return figure
+
+
+def _error(value: float, interval: Mapping) -> list[list[float]]:
+    """How far the two ends of an interval lie from a value, as matplotlib wants it."""
+    return [[max(value - interval["low"], 0)], [max(interval["high"] - value, 0)]]
+
+
+def _name_rows(axes, names: Sequence[str]) -> None:
+    """Rows from the top, each with its name."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)

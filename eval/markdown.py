@@ -20,10 +20,15 @@ ORDER = ("tokens", "codes", "latents", "hidden", "pixels", TRANSFER, "recon")
 BEGIN, END = "<!-- recognition -->\n", "<!-- end of recognition -->\n"
 
 
+def arms_of(results: Mapping[str, Mapping]) -> list[str]:
+    """Names of all entries of some results, in order."""
+    found = {entry["name"] for result in results.values() for entry in result["results"]}
+    return [arm for arm in ORDER if arm in found]
+
+
 def comparison_table(results: Mapping[str, Mapping]) -> str:
     """results: name of the set -> result."""
-    found = {entry["name"] for result in results.values() for entry in result["results"]}
-    arms = [arm for arm in ORDER if arm in found]
+    arms = arms_of(results)
     head = ["set", "protocol", "train, test clips", *arms, "tokens, shuffled", "majority", "tokens / pixels"]
     lines = [_row(head), _row(["---"] * len(head))]
     for name, result in results.items():
@@ -95,7 +100,7 @@ def main() -> None:
         result["results"].sort(key=lambda entry: ORDER.index(entry["name"]))
     text = f"{comparison_table(results)}\n\n{cost_table(results)}"
     if args.chart:
-        overview_chart(results).savefig(args.chart, dpi=120, bbox_inches="tight")
+        overview_chart(results, arms_of(results)).savefig(args.chart, dpi=120, bbox_inches="tight")
     if args.into is None:
         print(text)
     else:

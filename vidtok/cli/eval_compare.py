@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int | None:
     from vidtok.builders import build_clip_sources, build_comparison, build_protocol, build_recognition_training
     from vidtok.cli.jsonfile import write_json
     from vidtok.eval.costs import costs
-    from vidtok.eval.recognition import data_record, format_table, recognition_result
+    from vidtok.eval.recognition import data_record, recognition_result
+    from vidtok.eval.table import format_table
     from vidtok.eval.task import chosen_head
     from vidtok.tokenizer import VideoTokenizer
     from vidtok.train.folder import RunFolder

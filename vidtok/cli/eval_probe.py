@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int | None:
     from vidtok.cli.jsonfile import refuse_existing, write_json
     from vidtok.eval.probe import fit_probe, predict_probe
     from vidtok.eval.protocol import Protocol
-    from vidtok.eval.recognition import format_table, recognition_result, result_entry
+    from vidtok.eval.recognition import recognition_result, result_entry
+    from vidtok.eval.table import format_table
     from vidtok.tokenizer import VideoTokenizer
 
     if (args.source is None) == (args.features is None):

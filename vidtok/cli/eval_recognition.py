@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     from vidtok.eval.inputs import InputEncoder
     from vidtok.eval.labelled_clips import ClipSource, cut
     from vidtok.eval.predict import predict, views_of_dataset
-    from vidtok.eval.recognition import data_record, format_table, recognition_result, result_entry
+    from vidtok.eval.recognition import data_record, recognition_result, result_entry
+    from vidtok.eval.table import format_table
     from vidtok.eval.task import head_record
 
     start = time.perf_counter()
