@@ -24,7 +24,8 @@ def draw_chart(result: dict, path: str | Path) -> None:
     for panel, axes in zip(panels, grid.flat, strict=False):
         panel(result, axes)
     about = result["provenance"]
-    figure.suptitle(f"{result['model']} on {about['machine']['cpu']}, {about['threads']} threads", fontsize=10)
+    title = f"{result['model']} on {about['machine']['cpu']}, threads: {about['threads']}"
+    figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, format="png")
@@ -44,7 +45,7 @@ def _bars(axes, bars: list[tuple[str, float, str]], unit: str, log: bool = True)
     else:
         axes.set_xlim(0, max(values) * 1.2)
     for i, value in enumerate(values):
-        axes.text(value, i, f" {value:.3g}", va="center", fontsize=8)
+        axes.text(value, i, f" {value:,.0f}" if value >= 1000 else f" {value:.3g}", va="center", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
 
