@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from vidtok.bench.generation import bench_generation
 from vidtok.bench.loader import bench_loader
 from vidtok.bench.loss import bench_loss
 from vidtok.bench.memory import peak_mb
@@ -17,6 +18,7 @@ from vidtok.bench.targets import check_targets
 from vidtok.bench.timing import ratio, summary, time_together
 from vidtok.bench.tokenizer import NAIVE, Clip, Variant, bench_tokenizer, open_tokenizer
 from vidtok.bench.training import bench_training
+from vidtok.cli.bench_generate import describe
 from vidtok.cli.main import main
 from vidtok.config import TokenizerConfig
 from vidtok.tokenizer import VideoTokenizer
@@ -163,3 +165,12 @@ def test_command(model, capsys, tmp_path, monkeypatch):
 def test_streams(model, capsys):
     assert main(["bench", "streaming", "--quick", "--model", model, "--device", "cpu", "--runs", "1"]) == 0
     assert "4 frames of 128 x 128" in capsys.readouterr().out
+
+
+def test_sampling_is_timed_of_one_trunk_and_without_a_cache_once():
+    trunk = {"width": 16, "depth": 1, "heads": 2}
+    first, second = bench_generation(CPU, (1, 2), runs=2, grid=(2, 2, 2), trunk=trunk)
+    assert (first["batch"], second["batch"], first["tokens"], first["steps"]) == (1, 2, 8, 12)
+    assert first["masked"]["runs"] == first["over_cached"]["runs"] == 2 and first["over_uncached"]["runs"] == 1
+    assert "uncached" not in second
+    assert "1 layers x 16" in describe(second) and "target 20" in describe(first)

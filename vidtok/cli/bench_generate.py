@@ -15,14 +15,24 @@ def bench_generate(args: argparse.Namespace) -> None:
     device = options.pick_device(args.device)
     about, rows = provenance(device), []
     print(f"generators on {about['device']}, {about['threads']} threads", flush=True)
-    for row in bench_generation(device, batches=(1,) if args.quick else (1, 8), runs=args.runs or 1):
+    for row in bench_generation(device, batches=(1,) if args.quick else (1, 8), runs=args.runs or 3):
         rows.append(row)
-        took = {name: f"{row[name]['median_s']:.2f} s" for name in ("masked", "cached", "uncached")}
-        print(
-            f"batch {row['batch']}, {row['tokens']} tokens: masked, {row['steps']} steps {took['masked']}; "
-            f"autoregressive with cache {took['cached']} ({row['over_cached']['median']:.1f} x), "
-            f"without {took['uncached']} ({row['over_uncached']['median']:.1f} x, target {TARGET})",
-            flush=True,
-        )
+        print(describe(row), flush=True)
     if args.json:
         write_json(args.json, {"schema": "vidtok.bench.generate/1", "rows": rows, "provenance": about})
+
+
+def describe(row: dict) -> str:
+    trunk = row["trunk"]
+    line = (
+        f"batch {row['batch']}, {row['tokens']} tokens, {trunk['depth']} layers x {trunk['width']}: masked, "
+        f"{row['steps']} steps {seconds(row['masked'])}; autoregressive with cache {seconds(row['cached'])} "
+        f"({row['over_cached']['median']:.1f} x)"
+    )
+    if "uncached" not in row:
+        return line
+    return f"{line}, without {seconds(row['uncached'])} ({row['over_uncached']['median']:.1f} x, target {TARGET})"
+
+
+def seconds(times: dict) -> str:
+    return f"{times['median_s']:.2f} s"
