@@ -7,7 +7,7 @@ Result schema "vidtok.eval.generation/1":
     sampling     settings of `generate`, with the seed
     protocol     convention and all of its settings, real and conditioning data in words
     detector     of each metric: what network, hash of its weights
-    n_real, n_fake (of a fold), folds
+    n_real, n_fake (clips; the latter of a fold), folds
     metrics      fvd, fid: {mean, deviation (sample standard deviation over folds; null for one), folds [..]};
                  fvd_floor (other real clips against the same real ones), fvd_reconstruction (these, decoded),
                  agreement: {value, low, high} (Wilson), with that of the real clips' tokens beside it
@@ -19,7 +19,7 @@ Legend: B batch, T H W video, D features.
 
 import hashlib
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,6 +44,7 @@ class Convention:
         score_size: pixels; clips are cropped to their central square and resized to it, bilinear, before scoring. None,
             scored as they are.
         n_real: real clips; None, all that there are. windows, crops: clips of each real video, in time and in space.
+        random: whether its clips begin anywhere, or are spread evenly, a single one in the middle.
         n_fake, folds: generated clips of a fold; independent folds, whose figures' mean and deviation are reported.
         given_frames: frames of a real clip that each generated one goes on from.
         real: which clips are the real ones, in words.
@@ -54,6 +55,7 @@ class Convention:
     n_real: int | None = None
     windows: int = 1
     crops: int = 1
+    random: bool = False
     n_fake: int = 2048
     folds: int = 1
     given_frames: int = 0
@@ -66,9 +68,13 @@ CONVENTIONS = {
     "magvit-k600": Convention(
         16, 64, None, windows=2, crops=3, n_fake=50_000, folds=4, given_frames=5, real="6 clips of each eval video"
     ),
-    "magvit-ucf": Convention(16, 128, None, n_fake=10_000, folds=4, real="a random clip of each training video"),
+    "magvit-ucf": Convention(
+        16, 128, None, random=True, n_fake=10_000, folds=4, real="a random clip of each training video"
+    ),
     # StyleGAN-V's fvd2048_16f.
-    "stylegan-v-2048x16": Convention(16, None, 2048, n_fake=2048, real="random clips of the training videos"),
+    "stylegan-v-2048x16": Convention(
+        16, None, 2048, random=True, n_fake=2048, real="a random clip of each of 2048 training videos"
+    ),
 }
 
 
@@ -102,30 +108,51 @@ def prepare(video_BCTHW: Tensor, how: Convention) -> Tensor:
     return frames.unflatten(0, (len(video), -1)).transpose(1, 2)
 
 
-def gather(clips: Iterable[Tensor], features: Features, how: Convention, count: int | None = None) -> Tensor:
-    """Features float32 [N, D] of clips that come in batches, of the first `count` at most."""
-    found, n = [], 0
-    with torch.inference_mode():
-        for video in clips:
-            video = video if count is None else video[: count - n]
-            found.append(features(prepare(video, how)).float().cpu())
-            n += len(video)
-            if n == count:
-                break
-    if not found:
+class ClipStatistics:
+    """Streaming statistics of what each of several networks makes of the same clips.
+
+    Attributes:
+        n: clips so far.
+        kinds: name of each network -> its `GaussianStatistics`, of float64.
+    """
+
+    def __init__(self, networks: Mapping[str, Features], how: Convention):
+        self.networks, self.how = networks, how
+        self.n = 0
+        self.kinds: dict[str, GaussianStatistics] = {}
+
+    def update(self, video_BCTHW: Tensor) -> None:
+        """Raises ValueError for clips that the convention can't score."""
+        scored = prepare(video_BCTHW, self.how)
+        for kind, network in self.networks.items():
+            with torch.inference_mode():
+                features = network(scored)
+            if kind not in self.kinds:
+                self.kinds[kind] = GaussianStatistics(features.shape[1])
+            self.kinds[kind].update(features)
+        self.n += len(video_BCTHW)
+
+    def distance(self, kind: str, other: "ClipStatistics") -> float:
+        """Fréchet distance between the Gaussians of one network's features."""
+        return frechet_distance(self.kinds[kind], other.kinds[kind])
+
+
+def score_clips(
+    clips: Iterable[Tensor], networks: Mapping[str, Features], how: Convention, count: int | None = None
+) -> ClipStatistics:
+    """Of clips [B, 3, T, H, W] that come in batches, the first `count` at most.
+
+    Raises:
+        ValueError: where there are none.
+    """
+    found = ClipStatistics(networks, how)
+    for video in clips:
+        found.update(video if count is None else video[: count - found.n])
+        if found.n == count:
+            break
+    if found.n == 0:
         raise ValueError("no clips to score")
-    return torch.cat(found)
-
-
-def distance(a_ND: Tensor, b_ND: Tensor) -> float:
-    """Fréchet distance between the Gaussians of two sets of features."""
-    sides = []
-    for features in (a_ND, b_ND):
-        statistics = GaussianStatistics(features.shape[1])
-        for part in features.split(4096):
-            statistics.update(part)
-        sides.append(statistics)
-    return frechet_distance(*sides)
+    return found
 
 
 def over_folds(values: list[float]) -> dict:
@@ -139,22 +166,6 @@ def frames_of(features: Features) -> Features:
     return lambda video: features(video.transpose(1, 2).flatten(0, 1))
 
 
-class InceptionFID:
-    """The 2048 features that FID is defined by, of frames [N, 3, H, W] in [-1, 1].
-
-    Args:
-        weights: the Inception network as TorchScript, from [N, 3, 299, 299], (x - 128) / 128 of 8-bit values x, to
-            [N, 2048]. A TorchScript file is a program: give only one that you trust.
-    """
-
-    def __init__(self, weights: str | Path, device: str | torch.device = "cpu"):
-        self.network = torch.jit.load(str(weights), map_location=device).eval()
-
-    def __call__(self, frames_NCHW: Tensor) -> Tensor:
-        frames = F.interpolate(frames_NCHW, (299, 299), mode="bilinear", align_corners=False)
-        return self.network((frames * 127.5 - 0.5) / 128).flatten(1)
-
-
 def file_hash(path: str | Path) -> str:
     """First 16 hex digits of a file's sha256."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
@@ -165,7 +176,20 @@ def describe(how: Convention, name: str, **more) -> dict:
     return {"convention": name, **asdict(how), **more}
 
 
-def nearest_real(fake_ND: Tensor, real_ND: Tensor, count: int = 3) -> tuple[Tensor, Tensor]:
-    """Of each generated clip the `count` real ones with the nearest features: (distances, numbers), [N, count]."""
-    distances = torch.cdist(fake_ND.double(), real_ND.double())
-    return distances.topk(min(count, len(real_ND)), largest=False)
+class Neighbours:
+    """Of each of N generated clips the `count` nearest of all real clips that pass by, by their features."""
+
+    def __init__(self, fake_ND: Tensor, count: int = 3):
+        self.fake_ND, self.count = fake_ND.double(), count
+        self.distances = torch.empty(len(fake_ND), 0, dtype=torch.float64)  # [N, count], ascending
+        self.pictures: list[list[Tensor]] = [[] for _ in fake_ND]  # of the real clips, in the same order
+
+    def update(self, real_BD: Tensor, pictures: Sequence[Tensor]) -> None:
+        """Real clips' features, and what shall be shown of each."""
+        known = self.distances.shape[1]
+        distances = torch.cat([self.distances, torch.cdist(self.fake_ND, real_BD.double())], 1)
+        self.distances, places = distances.topk(min(self.count, distances.shape[1]), largest=False)
+        self.pictures = [
+            [own[place] if place < known else pictures[place - known] for place in row]
+            for own, row in zip(self.pictures, places.tolist(), strict=True)
+        ]

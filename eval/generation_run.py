@@ -15,7 +15,7 @@ from vidtok.generator.samples import generate_samples
 from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer
 
-from .generation import SCHEMA, Convention, Features, describe, distance, frames_of, gather, over_folds
+from .generation import SCHEMA, ClipStatistics, Convention, Features, describe, frames_of, over_folds, score_clips
 from .provenance import provenance
 from .statistics import wilson_interval
 
@@ -52,6 +52,38 @@ class Real:
     about: dict
 
 
+class Judge:
+    """Counts how often a head sees the class that goes with the tokens.
+
+    Args:
+        head: of token ids. classes: names of the class numbers.
+
+    Raises:
+        ValueError: where one of `classes` is none of the head's.
+    """
+
+    def __init__(self, head: Head, classes: Sequence[str]):
+        self.head, self.right, self.n = head, 0, 0
+        own = head.config.classes
+        if own is None:  # without names, both count alike
+            own = classes
+        if missing := [name for name in classes if name not in own]:
+            raise ValueError(f"the head {head.config.name!r} knows no class {missing[0]!r}")
+        self.numbers_K = torch.tensor([list(own).index(name) for name in classes], dtype=torch.long)
+
+    def update(self, ids_Bthw: Tensor, label_B: Tensor) -> None:
+        """int64 ids, and class numbers on the CPU."""
+        with torch.inference_mode():
+            seen = self.head(ids_Bthw).argmax(1).cpu()
+        self.right += int((seen == self.numbers_K[label_B]).sum())
+        self.n += len(ids_Bthw)
+
+    def agreement(self) -> dict:
+        """{value, low, high (Wilson, 95 %), n}"""
+        low, high = wilson_interval(self.right, self.n)
+        return {"value": self.right / self.n, "low": low, "high": high, "n": self.n}
+
+
 class Evaluation:
     """Measures generators against the same real clips.
 
@@ -73,8 +105,7 @@ class Evaluation:
         if detectors.fid is not None:
             self.kinds["fid"] = frames_of(detectors.fid)
         moved = (video.to(self.device) for video in real.clips())
-        kept = list(moved) if len(self.kinds) > 1 else moved  # two networks look at the same clips
-        self.features = {kind: gather(kept, network, how, how.n_real) for kind, network in self.kinds.items()}
+        self.scored = score_clips(moved, self.kinds, how, how.n_real) if self.kinds else None
 
     def limits(self) -> dict:
         """What a perfect generator, and one that is held back by the tokenizer alone, would get; and the head's own
@@ -82,15 +113,19 @@ class Evaluation:
         found: dict = {}
         if self.real.others is None:
             return found
-        for kind, network in self.kinds.items():
-            others = (video.to(self.device) for video, _ in self.real.others())
-            floor = gather(others, network, self.how, self.how.n_fake)
-            found[f"{kind}_floor"] = {"value": distance(self.features[kind], floor), "n": len(floor)}
+        if self.kinds:
+            count = self.how.n_fake
+            floor = score_clips((v.to(self.device) for v, _ in self.real.others()), self.kinds, self.how, count)
             decoded = (self.tokenizer.decode(self.tokenizer.encode(v.to(self.device))) for v, _ in self.real.others())
-            passed = gather(decoded, network, self.how, self.how.n_fake)
-            found[f"{kind}_reconstruction"] = {"value": distance(self.features[kind], passed), "n": len(passed)}
+            passed = score_clips(decoded, self.kinds, self.how, count)
+            for kind in self.kinds:
+                for name, scored in (("floor", floor), ("reconstruction", passed)):
+                    found[f"{kind}_{name}"] = {"value": self.scored.distance(kind, scored), "n": scored.n}
         if self.detectors.head is not None:
-            found["real_agreement"] = self.agreement(self._real_ids(), self.real.classes)
+            judge = Judge(self.detectors.head, self.real.classes)
+            for ids, label in self._real_ids():
+                judge.update(ids, label)
+            found["real_agreement"] = judge.agreement()
         return found
 
     def measure(self, generator: Generator, seed: int = 0, say=lambda done: None, **sampling) -> dict:
@@ -101,36 +136,34 @@ class Evaluation:
             say: called with the number of clips generated so far.
             sampling: of `Generator.generate`.
         """
-        classes = len(generator.config.classes)
-        labels = list(range(classes)) if classes and not self.how.given_frames else None
-        prefixes = self._prefixes() if self.how.given_frames else None
+        labels, prefixes = self.conditions(generator)
+        judge = None
+        if labels is not None and self.detectors.head is not None:
+            judge = Judge(self.detectors.head, generator.config.classes)
         values: dict[str, list[float]] = {kind: [] for kind in self.kinds}
-        votes: list[tuple[Tensor, Tensor]] = []
         seconds, done = 0.0, 0
         for fold in range(self.how.folds):
             stream = generate_samples(
                 generator, self.how.n_fake, labels, prefixes, self.batch, seed=seed + 7919 * fold, **sampling
             )
-            found: dict[str, list[Tensor]] = {kind: [] for kind in self.kinds}
+            found, number = ClipStatistics(self.kinds, self.how), 0
             start = time.perf_counter()
             for ids in stream:
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
                 seconds += time.perf_counter() - start
-                if labels is not None and self.detectors.head is not None:
-                    first = done % self.how.n_fake
-                    wanted = torch.tensor([labels[(first + i) % classes] for i in range(len(ids))])
-                    votes.append((ids, wanted))
+                if judge is not None:
+                    judge.update(ids, torch.tensor([labels[(number + i) % len(labels)] for i in range(len(ids))]))
                 if self.kinds:
-                    video = self.tokenizer.decode(ids)
-                    for kind, network in self.kinds.items():
-                        found[kind].append(gather([video], network, self.how))
-                done += len(ids)
+                    found.update(self.tokenizer.decode(ids))
+                number, done = number + len(ids), done + len(ids)
                 say(done)
                 start = time.perf_counter()
             for kind in self.kinds:
-                values[kind].append(distance(self.features[kind], torch.cat(found[kind])))
+                values[kind].append(self.scored.distance(kind, found))
         metrics = {kind: over_folds(distances) for kind, distances in values.items()}
-        if votes:
-            metrics["agreement"] = self.agreement(iter(votes), generator.config.classes)
+        if judge is not None:
+            metrics["agreement"] = judge.agreement()
         return {
             "schema": SCHEMA,
             "generator": {
@@ -142,7 +175,7 @@ class Evaluation:
             "sampling": {"seed": seed, **sampling},
             "protocol": describe(self.how, self.name, **self.real.about),
             "detector": self.detectors.names,
-            "n_real": {kind: len(features) for kind, features in self.features.items()},
+            "n_real": self.scored.n if self.kinds else 0,
             "n_fake": self.how.n_fake,
             "folds": self.how.folds,
             "metrics": metrics,
@@ -150,29 +183,12 @@ class Evaluation:
             "provenance": provenance(self.device),
         }
 
-    def agreement(self, votes: Iterator[tuple[Tensor, Tensor]], classes: Sequence[str]) -> dict:
-        """{value, low, high, n}: share of ids in whose clips the head sees the class that goes with them.
-
-        Raises:
-            ValueError: where one of `classes`, the names of the numbers in the votes, is none of the head's.
-        """
-        numbers, right, n = self._head_numbers(classes), 0, 0
-        with torch.inference_mode():
-            for ids, wanted in votes:
-                seen = self.detectors.head(ids.to(self.device)).argmax(1).cpu()
-                right += int((seen == numbers[wanted]).sum())
-                n += len(ids)
-        low, high = wilson_interval(right, n)
-        return {"value": right / n, "low": low, "high": high, "n": n}
-
-    def _head_numbers(self, classes: Sequence[str]) -> Tensor:
-        """int64 [K]: the head's numbers of these classes; without names in the head, both count alike."""
-        own = self.detectors.head.config.classes
-        if own is None:
-            return torch.arange(len(classes))
-        if missing := [name for name in classes if name not in own]:
-            raise ValueError(f"the head {self.detectors.head.config.name!r} knows no class {missing[0]!r}")
-        return torch.tensor([own.index(name) for name in classes])
+    def conditions(self, generator: Generator) -> tuple[list[int] | None, Tensor | None]:
+        """(classes, prefixes), each taken in turn or None: what generated clips are asked to be, or to go on from."""
+        classes = len(generator.config.classes)
+        if self.how.given_frames:
+            return None, self._prefixes()
+        return (list(range(classes)) if classes else None), None
 
     def _real_ids(self) -> Iterator[tuple[Tensor, Tensor]]:
         n = 0

@@ -7,7 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vidtok.datasets import EvalTransform, LabelledDataset, MovingDigits, VideoError, dense_clips, open_dataset
+from vidtok.datasets import (
+    EvalTransform,
+    LabelledDataset,
+    MovingDigits,
+    VideoError,
+    dense_clips,
+    open_dataset,
+    random_clip,
+)
 from vidtok.generator import GeneratorConfig
 
 from .generation import Convention
@@ -28,19 +36,29 @@ def real_clips(
 
     Args:
         source, root, columns: see `vidtok.datasets.open_dataset`; "digits", the built-in set.
-        split: that others are compared with; others: a split of other real clips, or None.
+        split: that others are compared with; others: a split of other real clips, or None. A folder without a folder
+            `split` is taken as a whole, where no others are asked for.
         how: windows and crops of each video.
         batch: videos at a time.
+
+    Raises:
+        ValueError: for a source or split that there isn't, or a generator of clips that aren't square.
     """
     frames = 1 + config.stride[0] * (config.grid[0] - 1)
-    size = config.grid[1] * config.stride[1]
+    size, width = (n * stride for n, stride in zip(config.grid[1:], config.stride[1:], strict=True))
+    if size != width:
+        raise ValueError(f"clips of {size} x {width} pixels are compared with nothing: real clips are cut square")
+    if others is not None and others == split:
+        raise ValueError(f"other real clips than those of {split!r} are of another split than {others!r}")
 
     def opened(part: str | None) -> LabelledDataset:
         if source == "digits":
             return MovingDigits(part or "train", frames, size)
-        sampler = partial(dense_clips, frames=frames, clips=how.windows, at_fps=config.fps)
+        drawn = random_clip if how.random else dense_clips
+        sampler = partial(drawn, frames=frames, clips=how.windows, at_fps=config.fps)
         reading = {"sampler": sampler, "transform": EvalTransform(size, how.crops), "on_error": "return"}
-        own = part if Path(source).is_file() or part is None or (Path(source) / part).is_dir() else None
+        whole = others is None and Path(source).is_dir() and part is not None and not (Path(source) / part).is_dir()
+        own = None if whole else part
         return open_dataset(source, root, own, config.classes or None, **columns, **reading)
 
     def batches(part: str | None) -> Iterator[tuple[Tensor, Tensor]]:

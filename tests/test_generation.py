@@ -1,7 +1,9 @@
 """Generators from the command line: training, sampling, measuring; the published recipes; conventions of evaluation."""
 
 import json
+import os
 from importlib.resources import files
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +12,21 @@ import torch
 import torch.nn.functional as F
 
 from vidtok.builders import build_generator_training
+from vidtok.cli.eval_generation import load_detectors
 from vidtok.cli.main import main
 from vidtok.cli.train import compose_config
 from vidtok.datasets import MovingDigits, read_video, write_video
-from vidtok.eval.generation import CONVENTIONS, convention, distance, nearest_real, over_folds, prepare
+from vidtok.eval.generation import (
+    CONVENTIONS,
+    Neighbours,
+    convention,
+    frames_of,
+    over_folds,
+    prepare,
+    score_clips,
+)
 from vidtok.eval.generation_compare import markdown_table, verdict
-from vidtok.eval.generation_run import Detectors, Evaluation
+from vidtok.eval.generation_run import Judge
 from vidtok.extract import read_npz
 from vidtok.generator import from_pretrained
 from vidtok.heads import HeadConfig, make_head
@@ -23,6 +34,7 @@ from vidtok.tokenizer import VideoTokenizer
 
 SMALL = ["data.source=digits", "data.frames=9", "data.size=32", "data.batch_size=2", "size.width=32", "size.depth=1"]
 SMALL += ["size.heads=2", "trainer.max_steps=4", "trainer.log_seconds=0", "trainer.workers=0", "samples=2"]
+I3D_WEIGHTS = Path(os.environ.get("VIDTOK_WEIGHTS", "weights")) / "i3d_k400.safetensors"
 RECIPES = sorted(p.name[:-5] for p in files("vidtok.configs").joinpath("experiment", "generator").iterdir())
 
 
@@ -170,14 +182,48 @@ def test_conventions_are_those_of_the_papers():
         prepare(video[:, :, :9], k600)
 
 
-def test_distances_folds_and_neighbours():
+def test_clips_are_scored_as_they_stream_by():
     draw = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(4000, 3, generator=draw) for _ in range(2))
-    assert distance(a, b) < 0.01 and distance(a, b + 2) == pytest.approx(12, rel=0.05)
+    a, b = (torch.randn(4000, 3, 1, 2, 2, generator=draw) for _ in range(2))
+    networks = {"mean": lambda video: video.mean((2, 3, 4)) * 2, "frames": frames_of(lambda x: x[:, :, 0, 0])}
+    plain = convention("plain")
+    whole, parts = (score_clips(a.split(size), networks, plain) for size in (4000, 7))
+    assert whole.n == parts.n == 4000 and whole.kinds["frames"].n == 4000
+    torch.testing.assert_close(parts.kinds["mean"].covariance, whole.kinds["mean"].covariance)
+    assert whole.kinds["mean"].covariance.dtype == torch.float64
+    others, shifted = (score_clips([x], networks, plain) for x in (b, b + 2))
+    assert whole.distance("mean", others) < 0.01 and whole.distance("mean", shifted) == pytest.approx(48, rel=0.05)
+
+    seen = []
+    first = score_clips((seen.append(1) or part for part in a.split(10)), networks, plain, count=25)
+    assert first.n == first.kinds["mean"].n == 25 and len(seen) == 3  # and no clip more is made
+    with pytest.raises(ValueError, match="no clips"):
+        score_clips([], networks, plain)
+
+
+def test_folds_and_neighbours():
     assert over_folds([1.0, 3.0]) == {"mean": 2.0, "deviation": pytest.approx(2**0.5), "folds": [1.0, 3.0]}
     assert over_folds([1.0])["deviation"] is None
-    distances, numbers = nearest_real(a[[5, 7]], a, 2)
-    assert numbers[:, 0].tolist() == [5, 7] and (distances[:, 0] == 0).all() and (distances[:, 1] > 0).all()
+    real = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    nearest = Neighbours(real[[5, 47]] + 1e-3, count=4)
+    for part in torch.arange(50).split(7):
+        nearest.update(real[part], list(part))
+    distances = torch.cdist(real[[5, 47]].double() + 1e-3, real.double()).topk(4, largest=False)
+    assert [[int(number) for number in row] for row in nearest.pictures] == distances.indices.tolist()
+    assert nearest.pictures[0][0] == 5 and nearest.pictures[1][0] == 47
+    torch.testing.assert_close(nearest.distances, distances.values)
+
+
+@pytest.mark.skipif(not I3D_WEIGHTS.exists(), reason="no i3d_k400.safetensors in $VIDTOK_WEIGHTS")
+def test_black_against_white_has_the_reference_fvd():
+    """151.39: 30 frames of -1 against 30 of +1, by what `vidtok eval generation` measures with."""
+    detectors = load_detectors(str(I3D_WEIGHTS), None, None, None, torch.device("cpu"))
+    networks = {"fvd": detectors.fvd}
+    black, white = (
+        score_clips([torch.full((1, 3, 30, 32, 32), value)], networks, convention("plain")) for value in (-1.0, 1.0)
+    )
+    assert black.distance("fvd", white) == pytest.approx(151.39, abs=0.01)
+    assert detectors.names["fvd"].startswith("I3D Kinetics-400 logits, weights ")
 
 
 def test_eval_generation_measures_agreement(trained, tmp_path, capsys):
@@ -207,13 +253,14 @@ def test_agreement_goes_by_the_names_of_classes():
         def __call__(self, ids):
             return F.one_hot(ids[:, 0, 0, 0], 3)
 
-    evaluation = Evaluation.__new__(Evaluation)
-    evaluation.detectors, evaluation.device = Detectors(head=Head()), torch.device("cpu")
     ids = torch.tensor([2, 0, 1, 1]).view(4, 1, 1, 1)
-    found = evaluation.agreement(iter([(ids, torch.tensor([0, 1, 2, 0]))]), ["a", "b", "c"])
+    judge = Judge(Head(), ["a", "b", "c"])
+    for part in (slice(0, 3), slice(3, 4)):
+        judge.update(ids[part], torch.tensor([0, 1, 2, 0])[part])
+    found = judge.agreement()
     assert found["value"] == 0.75 and found["n"] == 4
     with pytest.raises(ValueError, match="no class 'd'"):
-        evaluation.agreement(iter([]), ["d"])
+        Judge(Head(), ["d"])
 
 
 def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsys):

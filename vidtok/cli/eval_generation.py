@@ -5,13 +5,14 @@
     vidtok eval generation MODEL k600/val --convention magvit-k600 --i3d FILE
     vidtok eval generation MODEL train.csv --root videos --i3d FILE --fid FILE --neighbours nearest.png
 
-FVD with I3D of Kinetics-400 (--i3d), FID of frames (--fid: Inception as TorchScript, a program: only one that you
-trust), and how often a trained recogniser of tokens (--head) sees the class that was asked for. REAL is what
-`vidtok extract` takes: "digits", a folder, an annotation file. Conventions set frames, sizes and numbers: magvit-k600
-(generated at 128, scored at 64), magvit-ucf, stylegan-v-2048x16; or plain, all as it is. --n-real, --n-fake and --folds
-change their numbers, and the result says so. --others is a split of other real clips: the floor, what a perfect
-generator gets, and what the tokenizer alone loses. --neighbours draws generated clips beside the real ones whose
-features are nearest: copies of training clips show there.
+FVD with I3D of Kinetics-400 (--i3d), FID of frames (--fid), and how often a trained recogniser of tokens (--head) sees
+the class that was asked for. The two networks' weights aren't shipped: `python -m vidtok.eval.i3d_weights --help` and
+`python -m vidtok.eval.inception_weights --help` say how to get them. REAL is what `vidtok extract` takes: "digits", a
+folder, an annotation file. Conventions set frames, sizes and numbers: magvit-k600 (generated at 128, scored at 64),
+magvit-ucf, stylegan-v-2048x16; or plain, all as it is. --n-real, --n-fake and --folds change their numbers, and the
+result says so. --others is a split of other real clips: the floor, what a perfect generator gets, and what the
+tokenizer alone loses. --neighbours draws generated clips beside the real ones whose features are nearest: copies of
+training clips show there.
 """
 
 import argparse
@@ -32,8 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n-real", type=positive(int), metavar="N", help="real clips (default: the convention's)")
     parser.add_argument("--n-fake", type=positive(int), metavar="N", help="generated clips of a fold (likewise)")
     parser.add_argument("--folds", type=positive(int), metavar="N", help="(likewise)")
-    parser.add_argument("--i3d", metavar="FILE", help="I3D weights, see vidtok.eval.i3d_weights: measure FVD")
-    parser.add_argument("--fid", metavar="FILE", help="Inception as TorchScript: measure FID of frames")
+    parser.add_argument("--i3d", metavar="FILE", help="I3D weights: measure FVD")
+    parser.add_argument(
+        "--fid", metavar="WEIGHTS", help="weights of FID's Inception, file or URL: measure FID of frames"
+    )
     parser.add_argument("--head", metavar="NAME", help="recognition head of tokens: measure agreement")
     parser.add_argument("--neighbours", metavar="PNG", help="draw generated clips and the nearest real ones")
     parser.add_argument("--tokenizer", metavar="NAME", help="where the generator's tokenizer is (default: by its name)")
@@ -49,6 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from vidtok.cli.error import UserError
     from vidtok.cli.jsonfile import refuse_existing, write_json
+    from vidtok.cli.progress import Progress
     from vidtok.cli.table import print_rows
     from vidtok.eval.generation import convention
     from vidtok.eval.generation_run import Evaluation, smaller, summary
@@ -57,6 +61,8 @@ def run(args: argparse.Namespace) -> None:
 
     for out in (args.json, args.neighbours):
         refuse_existing(out, args.force)
+    if args.neighbours and not args.neighbours.lower().endswith(".png"):
+        raise UserError(f"--neighbours writes a .png, not {args.neighbours}")
     if not (args.i3d or args.fid or args.head):
         raise UserError("nothing to measure: give --i3d FILE, --fid FILE or --head NAME")
     if args.neighbours and not args.i3d:
@@ -68,33 +74,40 @@ def run(args: argparse.Namespace) -> None:
     detectors = load_detectors(args.i3d, args.fid, args.head, tokenizer, device)
     columns = {"label_column": args.label_column}
     real = real_clips(args.source, args.root, args.split, args.others, generator.config, how, args.batch, **columns)
-    evaluation = Evaluation(real, detectors, tokenizer, how, args.convention, args.batch)
     sampling = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
-    result = evaluation.measure(generator, args.seed, **sampling)
-    result["metrics"] |= evaluation.limits()
+    generator.check_sampling(**sampling)
+    evaluation = Evaluation(real, detectors, tokenizer, how, args.convention, args.batch)
+    limits = evaluation.limits()
+    with Progress(how.folds * how.n_fake, "clips") as bar:
+        result = evaluation.measure(generator, args.seed, bar.reach, **sampling)
+    result["metrics"] |= limits
     rows = {"generator": f"{result['generator']['name']}, {result['generator']['parameters']:,} parameters"}
-    rows["convention"] = f"{args.convention}, {result['n_real']} real, {how.folds} x {how.n_fake} generated"
+    rows["convention"] = f"{args.convention}; {result['n_real']} real clips, {how.folds} x {how.n_fake} generated"
+    rows |= {f"detector of {name}": text for name, text in result["detector"].items()}
     print_rows({**rows, **summary(result["metrics"]), "seconds per clip": f"{result['seconds_per_clip']:.2f}"})
-    if args.neighbours:
-        draw_neighbours(args.neighbours, evaluation, generator, args.seed, sampling)
     if args.json:
         write_json(args.json, result)
+    if args.neighbours:
+        draw_neighbours(args.neighbours, evaluation, generator, args.seed, sampling)
+        print(f"generated clips, each beside the nearest real ones: {args.neighbours}")
 
 
 def load_detectors(i3d: str | None, fid: str | None, head: str | None, tokenizer, device):
     """The `Detectors` of weight files and of a head."""
     from vidtok.eval import I3D
-    from vidtok.eval.generation import InceptionFID, file_hash
+    from vidtok.eval.generation import file_hash
     from vidtok.eval.generation_run import Detectors
+    from vidtok.eval.inception import InceptionFID
     from vidtok.heads import Head
+    from vidtok.weights import hash_weights
 
     found = Detectors()
     if i3d:
         found.fvd = I3D(i3d).to(device)
         found.names["fvd"] = f"I3D Kinetics-400 logits, weights {file_hash(i3d)}"
     if fid:
-        found.fid = InceptionFID(fid, device)
-        found.names["fid"] = f"Inception TorchScript, weights {file_hash(fid)}, frames stretched to 299 x 299"
+        found.fid = InceptionFID(fid).to(device)
+        found.names["fid"] = f"Inception of 2015-12-05, pooled features, weights {hash_weights(found.fid)}"
     if head:
         found.head = Head.from_pretrained(head, device).eval()
         found.head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
@@ -107,25 +120,26 @@ def draw_neighbours(path: str, evaluation, generator, seed: int, sampling: dict,
     import torch
 
     from vidtok.datasets import write_video
-    from vidtok.eval.generation import gather, nearest_real
+    from vidtok.eval.generation import Neighbours, prepare
     from vidtok.generator.pictures import frame_rows
     from vidtok.generator.samples import generate_samples
 
-    classes = len(generator.config.classes)
-    labels = list(range(classes)) if classes and not evaluation.how.given_frames else None
-    ids = torch.cat(list(generate_samples(generator, rows, labels, None, evaluation.batch, seed=seed, **sampling)))
+    how, network = evaluation.how, evaluation.kinds["fvd"]
+
+    def features(video):
+        with torch.inference_mode():
+            return network(prepare(video, how)).cpu()
+
+    conditions = evaluation.conditions(generator)
+    ids = torch.cat(list(generate_samples(generator, rows, *conditions, evaluation.batch, seed=seed, **sampling)))
     video = evaluation.tokenizer.decode(ids)
-    _, numbers = nearest_real(gather([video], evaluation.kinds["fvd"], evaluation.how), evaluation.features["fvd"])
-    wanted, kept, n = set(numbers.flatten().tolist()), {}, 0
-    for batch in evaluation.real.clips():
-        kept |= {n + i: clip for i, clip in enumerate(batch) if n + i in wanted}
-        n += len(batch)
-        if len(kept) == len(wanted):
+    middle, nearest, left = video.shape[2] // 2, Neighbours(features(video)), how.n_real or evaluation.scored.n
+    for real in evaluation.real.clips():
+        real = real[:left].to(evaluation.device)
+        nearest.update(features(real), list(real[:, :, middle].cpu()))
+        left -= len(real)
+        if not left:
             break
-    middle = video.shape[2] // 2
-    cells = [
-        torch.stack([clip[:, min(middle, clip.shape[1] - 1)] for clip in (own.cpu(), *(kept[int(i)] for i in near))], 1)
-        for own, near in zip(video, numbers, strict=True)
-    ]
+    cells = [torch.stack([clip[:, middle].cpu(), *near], 1) for clip, near in zip(video, nearest.pictures, strict=True)]
     picture = frame_rows(torch.stack(cells), columns=cells[0].shape[1])
     write_video(path, picture[:, None], 1)

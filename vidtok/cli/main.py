@@ -21,10 +21,10 @@ VERBS = {
     "reconstruct": "videos through the tokenizer and back",
     "recognize": "what clips show: labels and probabilities of a trained head",
     "info": "what a tokenizer, features or a video is",
-    "eval": "measure: eval reconstruction, probe, finetune, recognition, compare, agreement",
-    "train": "train a model: train tokenizer",
+    "eval": "measure: eval reconstruction, recognition, generation, compare, probe, ...",
+    "train": "train a model: train tokenizer, generator",
     "generate": "new clips from a trained generator",
-    "bench": "measure speed and memory: bench tokenizer, magvit2, streaming, loss, train, or all",
+    "bench": "measure speed and memory: bench tokenizer, magvit2, streaming, loss, train, or all; generate, loader",
     "check": "decode every video of a dataset and say which are bad",
 }
 

@@ -42,6 +42,10 @@ class Progress:
     def advance(self) -> None:
         self._bar.advance(self._task)
 
+    def reach(self, done: int) -> None:
+        """So many are done."""
+        self._bar.update(self._task, completed=done)
+
     def __enter__(self) -> "Progress":
         self._bar.start()
         return self

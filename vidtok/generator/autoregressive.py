@@ -34,6 +34,13 @@ class AutoregressiveGenerator(Generator):
     def default_steps(self) -> int:
         return self.tokens
 
+    def check_sampling(self, steps: int | None = None, guidance: float = 1.0, **options) -> None:
+        super().check_sampling(steps, guidance, **options)
+        if steps not in (None, self.tokens):
+            raise ValueError(
+                f"an autoregressive model takes one step for each of its {self.tokens} tokens, not {steps}"
+            )
+
     def embed_before(self, ids_BN: Tensor) -> Tensor:
         """[B, N + 1, D]: the start and the tokens, each at the place where the next one is predicted."""
         start = self.start_embed.expand(len(ids_BN), 1, -1)
@@ -67,8 +74,6 @@ class AutoregressiveGenerator(Generator):
         """
         known_N, guidance, generators = request.known_N, request.guidance, request.generators
         N = len(known_N)
-        if request.steps != N:
-            raise ValueError(f"an autoregressive model takes one step for each of its {N} tokens, not {request.steps}")
         start = int(known_N.sum())
         if not known_N[:start].all():
             raise ValueError("an autoregressive model is given a prefix; other masks need a masked model or diffusion")

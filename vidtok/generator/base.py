@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from vidtok.generator import masks
 from vidtok.generator.config import GeneratorConfig, write_config
-from vidtok.generator.sampling import sample_generators
+from vidtok.generator.sampling import check_numbers, sample_generators
+from vidtok.generator.schedules import guidance_scale, mask_share
 from vidtok.generator.trunk import Trunk
 from vidtok.hints import nearest
 from vidtok.shipped import CONFIG, WEIGHTS
@@ -157,13 +158,9 @@ class Generator(nn.Module):
         """
         if batch < 1:
             raise ValueError(f"a batch has at least one sample, not {batch}")
-        if steps is not None and steps < 1:
-            raise ValueError(f"sampling takes at least one step, not {steps}")
         if guidance != 1 and label is None:
             raise ValueError("guidance needs a label: it moves away from the model without one")
-        known_options = [name for name in inspect.signature(self.sample).parameters if name != "request"]
-        if unknown := [name for name in options if name not in known_options]:
-            raise ValueError(f"{self.config.kind} sampling has no {unknown[0]!r}: {nearest(unknown[0], known_options)}")
+        self.check_sampling(steps, guidance, **options)
         label_B = self.check_label(label, batch)
         ids_BN, known_N = self.check_known(prefix, known, batch)
         generators = sample_generators(seed, first, batch)
@@ -180,6 +177,17 @@ class Generator(nn.Module):
     def sample(self, request: Request, **options) -> Tensor:
         """int64 ids [B, N], those of the request where they are known."""
         raise NotImplementedError
+
+    def check_sampling(self, steps: int | None = None, guidance: float = 1.0, **options) -> None:
+        """Raises ValueError for settings of `generate` that this kind doesn't have, or that are out of their range."""
+        known = [name for name in inspect.signature(self.sample).parameters if name != "request"]
+        if unknown := [name for name in options if name not in known]:
+            raise ValueError(f"{self.config.kind} sampling has no {unknown[0]!r}: {nearest(unknown[0], known)}")
+        check_numbers({"steps": steps, "guidance": guidance, **options})
+        if "schedule" in options:
+            mask_share(options["schedule"], 0.5)
+        if "guidance_schedule" in options:
+            guidance_scale(options["guidance_schedule"], 1.0, 0.5)
 
     def check_label(self, label, batch: int) -> Tensor:
         """Class numbers int64 [batch]; no class is the number after the last."""

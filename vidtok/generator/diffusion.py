@@ -60,6 +60,13 @@ class DiffusionGenerator(Generator):
         self.mean.copy_(values.mean(1))
         self.std.copy_(values.std(1).clamp(min=1e-4))
 
+    def check_sampling(self, steps: int | None = None, guidance: float = 1.0, **options) -> None:
+        super().check_sampling(steps, guidance, **options)
+        if (solver := options.get("solver", SOLVERS[0])) not in SOLVERS:
+            raise ValueError(f"unknown solver {solver!r}: {nearest(solver, SOLVERS)}")
+        if steps is not None and steps > TRAIN_STEPS:
+            raise ValueError(f"diffusion was trained with {TRAIN_STEPS} steps and takes no more, not {steps}")
+
     def predict(self, x_BNK: Tensor, time_B: Tensor, ids_BN: Tensor, known_BN: Tensor, condition_BD: Tensor) -> Tensor:
         """Velocity or noise, float32 [B, N, K]."""
         known = self.enter(ids_to_signs(ids_BN, self.config.bits)) + self.known_embed
@@ -90,8 +97,6 @@ class DiffusionGenerator(Generator):
             solver: "ddim" or "dpm" (DPM-Solver++ of order 2, better at few steps).
             guidance_schedule: how guidance grows over the steps: "constant", "linear" or "cosine".
         """
-        if solver not in SOLVERS:
-            raise ValueError(f"unknown solver {solver!r}: {nearest(solver, SOLVERS)}")
         ids_BN, known_N, steps = request.ids_BN, request.known_N, request.steps
         config = self.noising.config
         kind = DDIMScheduler if solver == "ddim" else DPMSolverMultistepScheduler

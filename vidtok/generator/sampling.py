@@ -1,10 +1,28 @@
 """Random draws that belong to a sample, not to its batch."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+LEGAL: dict[str, tuple[Callable[[float], bool], str]] = {
+    "steps": (lambda value: value >= 1, "at least 1"),
+    "guidance": (lambda value: value >= 0, "at least 0"),
+    "temperature": (lambda value: value >= 0, "at least 0"),
+    "choice_temperature": (lambda value: value >= 0, "at least 0"),
+    "top_k": (lambda value: value >= 1, "at least 1"),
+    "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+}
+
+
+def check_numbers(settings: Mapping[str, object]) -> None:
+    """Raises ValueError for a setting of sampling that is out of its range; None is none."""
+    for name, (legal, words) in LEGAL.items():
+        value = settings.get(name)
+        if value is not None and not (math.isfinite(value) and legal(value)):
+            raise ValueError(f"{name} is {words}, not {value}")
 
 
 def sample_generators(seed: int, first: int, batch: int) -> list[torch.Generator]:
