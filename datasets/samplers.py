@@ -62,11 +62,15 @@ def random_clip(
     stride: int = 1,
     clips: int = 1,
     at_fps: float | None = None,
+    spread: bool = False,
 ) -> np.ndarray:
     """Clips of frames x stride from random places (random temporal crop): each frame a clip can begin with, with equal
-    probability."""
+    probability. spread: one from each of `clips` equal parts of these frames, in order (V-JEPA's training)."""
     room = _room(duration, fps, frames, stride, at_fps)
-    starts = np.floor(rng.random(clips) * (round(room * fps) + 1)) / fps
+    share = rng.random(clips)
+    if spread:
+        share = (np.arange(clips) + share) / clips
+    starts = np.floor(share * (round(room * fps) + 1)) / fps
     return starts[:, None] + np.arange(frames) * (stride / (at_fps or fps))
 
 

@@ -35,7 +35,8 @@ class VideoSource:
         return len(self.dataset)
 
     def draw(self, index: int, epoch: int) -> Tensor:
-        return self.dataset.draw(index, epoch).video[0]
+        video_V3THW = self.dataset.draw(index, epoch).video
+        return video_V3THW[0] if len(video_V3THW) == 1 else video_V3THW  # several: what the head sees at once
 
     def summary(self) -> str:
         count = self.dataset.resampled

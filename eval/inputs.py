@@ -27,18 +27,25 @@ INPUTS = {
 class InputEncoder:
     """Clips, float [B,3,T,H,W] in [-1,1] or uint8, to what a head reads; nothing in it is trained.
 
-    kind: one of `INPUTS`. "tokens" and "codes" give int64 ids [B,t,h,w], "latents" and "hidden" float32 [B,C,t,h,w],
-    "pixels" and "recon" float32 [B,3,T,H,W]. tokenizer: not needed for pixels.
+    Clips and reconstructions are rounded to 8 bits, features to float16: the same numbers whether they come from a
+    cache or are made when they are needed.
 
-    Raises ValueError for another kind, or a missing tokenizer.
+    kind: one of `INPUTS`. "tokens" and "codes" give int64 ids [B,t,h,w], "latents" and "hidden" float32 [B,C,t,h,w],
+    "pixels" and "recon" float32 [B,3,T,H,W]. tokenizer: where it is, is the result; not needed for pixels.
+    joined: J > 1, clips [B,J,3,T,H,W], each encoded alone, whose features then stand one after the other in time, J*t
+    in place of t: what a head sees at once.
+
+    Raises ValueError for another kind, a missing tokenizer, or pixels of several clips at once.
     """
 
-    def __init__(self, kind: str, tokenizer: VideoTokenizer | None = None):
+    def __init__(self, kind: str, tokenizer: VideoTokenizer | None = None, joined: int = 1):
         if kind not in INPUTS:
             raise ValueError(f"unknown input {kind!r}: {nearest(kind, INPUTS)}")
         if tokenizer is None and kind != "pixels":
             raise ValueError(f"input {kind!r} comes from a tokenizer: give one")
-        self.kind, self.tokenizer = kind, tokenizer
+        self.kind, self.tokenizer, self.joined = kind, tokenizer, joined
+        if joined > 1 and self.head_input == "pixels":
+            raise ValueError(f"clips can be joined as tokens, codes, latents or hidden features, not as {kind}")
 
     @property
     def head_input(self) -> str:
@@ -50,46 +57,52 @@ class InputEncoder:
         """Values per cell of the token grid, in the last two dimensions of what the head reads."""
         return self.tokenizer.stride[-1] if self.head_input == "pixels" and self.tokenizer else 1
 
+    def __call__(self, video: Tensor) -> Tensor:
+        if self.joined == 1:
+            return unpack(self.packed(video))
+        x = unpack(self.packed(video.flatten(0, 1))).unflatten(0, (-1, self.joined))
+        time = 1 if x.ndim == 5 else 2  # of ids [B,J,t,h,w] and features [B,J,C,t,h,w]
+        return x.movedim(1, time).flatten(time, time + 1)
+
     @torch.no_grad()
-    def __call__(self, video_B3THW: Tensor) -> Tensor:
-        x = to_float(video_B3THW)
+    def packed(self, video_B3THW: Tensor) -> Tensor:
+        """The same for single clips, as it is kept in memory: pixels uint8, features float16, ids int64."""
+        video = video_B3THW if video_B3THW.dtype == torch.uint8 else to_bytes(video_B3THW)
         if self.kind == "pixels":
-            return x
-        if self.kind in ("tokens", "codes"):
-            return self.tokenizer.encode(x)
+            return video
+        x = to_float(video.to(self.tokenizer.device))
         if self.kind == "latents":
-            return self.tokenizer.encode_latents(x)
+            return self.tokenizer.encode_latents(x).half()
         if self.kind == "hidden":
-            return self.tokenizer.forward_features(x)
-        return self.tokenizer.decode(self.tokenizer.encode(x))
+            return self.tokenizer.forward_features(x).half()
+        ids = self.tokenizer.encode(x)
+        return ids if self.kind in ("tokens", "codes") else to_bytes(self.tokenizer.decode(ids))
 
 
-@torch.no_grad()
 def encode_all(encoder: InputEncoder, video_NV3THW: Tensor, batch_size: int = 4) -> Tensor:
     """Encodes uint8 clips once, to be kept in memory: x [N,V,...], packed (see `unpack`)."""
-    device = "cpu" if encoder.tokenizer is None else encoder.tokenizer.device
-    flat = video_NV3THW.flatten(0, 1)
+    if encoder.joined > 1:
+        raise ValueError("joined clips are random ones of each video, read anew: data.in_memory=false")
     if encoder.kind == "pixels":
         return video_NV3THW
-    parts = [pack(encoder(part.to(device))).cpu() for part in flat.split(batch_size)]
+    parts = [encoder.packed(part).cpu() for part in video_NV3THW.flatten(0, 1).split(batch_size)]
     return torch.cat(parts).unflatten(0, video_NV3THW.shape[:2])
 
 
-def pack(x: Tensor) -> Tensor:
-    """Pixels as uint8, features as float16, ids as they are."""
-    if not x.is_floating_point():
-        return x
-    return to_bytes(x) if x.shape[1] == 3 else x.half()
-
-
 def unpack(x: Tensor) -> Tensor:
-    """What a head is given, of what `encode_all` keeps."""
+    """What a head is given, of what `InputEncoder.packed` gave."""
     return to_float(x) if x.dtype == torch.uint8 else x.float() if x.is_floating_point() else x
 
 
 def to_float(video: Tensor) -> Tensor:
     """uint8 to float32 in [-1,1]; floats as they are."""
     return video.float().div_(127.5).sub_(1) if video.dtype == torch.uint8 else video
+
+
+def join_segments(video_BV3THW: Tensor, joined: int) -> Tensor:
+    """The views of B videos, V = segments x crops, as `InputEncoder` wants them: [B,V,3,T,H,W], or, for joined =
+    segments > 1, [B,crops,segments,3,T,H,W]."""
+    return video_BV3THW if joined == 1 else video_BV3THW.unflatten(1, (joined, -1)).transpose(1, 2)
 
 
 def to_bytes(video: Tensor) -> Tensor:

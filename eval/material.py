@@ -129,12 +129,14 @@ def video_material(
         cut(training, kept)
 
     def test_on(videos, shuffle: bool = False) -> Test:
-        return lambda head: predict(head, views_of_dataset(videos, batch_size, workers, shuffle), encoder)
+        at_once = encoder.joined
+        return lambda head: predict(head, views_of_dataset(videos, batch_size, workers, shuffle, at_once), encoder)
 
-    example = encoder(training.draw(0, 0).video)
+    videos = VideoSource(training)
+    example = encoder(videos.draw(0, 0)[None])
     return Material(
         encoder.head_input,
-        VideoSource(training),
+        videos,
         encoder,
         example,
         test_on(dataset),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vidtok.datasets import LabelledDataset
 
-from .inputs import shuffle_frames
+from .inputs import join_segments, shuffle_frames
 
 
 class Views(NamedTuple):
@@ -40,14 +40,14 @@ class Predictions:
 
 
 def views_of_dataset(
-    dataset: LabelledDataset, batch_size: int, workers: int = 0, shuffle: bool = False
+    dataset: LabelledDataset, batch_size: int, workers: int = 0, shuffle: bool = False, joined: int = 1
 ) -> Iterator[Views]:
     """Videos as they are read; a failed one (on_error="return") is counted, nothing takes its place. shuffle: their
-    frames in random order, see `shuffle_frames`."""
+    frames in random order, see `shuffle_frames`. joined: clips that the head sees at once, see `join_segments`."""
     for batch in dataset.loader(batch_size, workers):
         failures = [{"name": str(error.path), "reason": error.reason} for error in batch.failed]
         x = shuffle_frames(batch.video, batch.id) if shuffle and batch.id else batch.video
-        yield Views(x, batch.label, batch.id, failures)
+        yield Views(join_segments(x, joined) if batch.id else x, batch.label, batch.id, failures)
 
 
 def views_in_memory(x_NV: Tensor, labels: np.ndarray, ids: list[str], batch_size: int) -> Iterator[Views]:

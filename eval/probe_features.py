@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from vidtok.tokenizer import VideoTokenizer
@@ -46,7 +45,7 @@ def features_of_clips(
     for batch in views_of_dataset(dataset, 1, workers, shuffle):
         failures += batch.failures
         if batch.ids:
-            x = encoder(batch.x[0].to(_device(encoder)))[None].cpu()
+            x = encoder(batch.x[0])[None].cpu()
             rows.append(pool_features(_numbers(x, encoder.kind, encoder.tokenizer), pool))
             labels += batch.labels.tolist()
             ids += batch.ids
@@ -69,9 +68,3 @@ def features_of_files(files: FeatureFiles, input: str, tokenizer: VideoTokenizer
 def _numbers(x_NV: Tensor, input: str, tokenizer: VideoTokenizer) -> Tensor:
     """Floats [N,V,C,...]: ids become signs, pixels a channel each."""
     return signs(x_NV, int(tokenizer.bits)) if input in ("tokens", "codes") else x_NV
-
-
-def _device(encoder: InputEncoder | ReferenceEncoder) -> torch.device | str:
-    if isinstance(encoder, ReferenceEncoder):
-        return encoder.device
-    return "cpu" if encoder.tokenizer is None else encoder.tokenizer.device

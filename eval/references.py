@@ -65,9 +65,5 @@ class ReferenceEncoder:
         self.kind = "i3d" if isinstance(network, I3D) else "frames"
         self.prepare = InputEncoder("pixels" if tokenizer is None else "recon", tokenizer)
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
-
     def __call__(self, video_B3THW: Tensor) -> Tensor:
-        return self.network(self.prepare(video_B3THW))
+        return self.network(self.prepare(video_B3THW).to(next(self.network.parameters()).device))

@@ -1,6 +1,5 @@
 """Training a recognition head: what the training loop asks of it."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -14,8 +13,6 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from vidtok.heads import Head
-from vidtok.heads.head import SHIPPED
-from vidtok.shipped import find_pretrained
 from vidtok.train.folder import RunFolder
 
 from .predict import Predictions
@@ -124,10 +121,9 @@ def chosen_head(last: nn.Module, run: Path) -> tuple[nn.Module, dict]:
     best = read_best(run)
     folder = run / (BEST if best else "model")
     head = Head.from_pretrained(folder, last.device)
-    return head, {"chosen": best or "last", "head": head_record(head, folder)}
+    return head, {"chosen": best or "last", "head": head_record(head)}
 
 
-def head_record(head: nn.Module, folder: str | Path) -> dict:
-    """name and weight_hash, the first 16 hex digits of the weight file's sha256."""
-    weights = find_pretrained(folder, "head", SHIPPED)[1]
-    return {"name": head.config.name, "weight_hash": hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}
+def head_record(head: Head) -> dict:
+    """name and weight_hash, see `Head`."""
+    return {"name": head.config.name, "weight_hash": head.weight_hash}

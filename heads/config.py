@@ -19,10 +19,14 @@ class HeadConfig:
         grid: (t, h, w) of the tokens, before merging.
         num_classes: of the last layer.
         classes: the name of each class number; None, not known.
-        tokenizer: {"name", "weight_hash"} of the tokenizer behind the input; None: not known, or pixels.
-        protocol: how clips are cut and seen: {"frames": T, "size": pixels of the square that is seen, and either "fps",
-            frames per second, or "stride", frames of the video from one to the next; "clips": how many per video,
-            "crops": 1 or 3, whose probabilities are averaged}. None, not known.
+        tokenizer: {"name", "weight_hash"} of the tokenizer behind the input; of pixels, that of the reconstructions
+            that the head was trained on. None: not known, or pixels of clips as they are.
+        protocol: how clips are cut and seen: {"frames": T, "size": pixels of the square that is seen, "stride": frames
+            from one to the next, None where they are spread over the video, "fps": what the stride is counted in, where
+            it isn't the video's own rate, "resize": the short side before crops, where it isn't the size, "clips": how
+            many per video, "crops": 1 or 3, whose probabilities are averaged, "joined": true where the head sees the
+            features of all clips at once}. None, not known.
+        class_counts: how many training clips each class had. None, not known.
         license: of the weights.
     """
 
@@ -34,6 +38,7 @@ class HeadConfig:
     classes: list[str] | None = None
     tokenizer: dict | None = None
     protocol: dict | None = None
+    class_counts: list[int] | None = None
     license: str = "apache-2.0"
 
     def __post_init__(self):

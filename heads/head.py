@@ -74,7 +74,7 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
     def reset_classifier(self, num_classes: int) -> None:
         """A new last layer; the names of the old classes are forgotten."""
         self._set_classifier(num_classes)
-        self.config = replace(self.config, num_classes=num_classes, classes=None)
+        self.config = replace(self.config, num_classes=num_classes, classes=None, class_counts=None)
 
     def _set_classifier(self, num_classes: int) -> None:
         old = next(self.parameters()).device
@@ -105,6 +105,7 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
         tokenizer: dict | None = None,
         protocol: dict | None = None,
         name: str | None = None,
+        class_counts: list[int] | None = None,
     ) -> None:
         """Notes in `config` what the head was trained on; None leaves what is there.
 
@@ -113,11 +114,13 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
             tokenizer: {"name", "weight_hash"} of the tokenizer behind its input.
             protocol: of its clips, see `HeadConfig`.
             name: what results call it.
+            class_counts: training clips of each class.
 
         Raises:
             ValueError: for another number of names than the last layer has classes.
         """
         given = {"classes": classes, "tokenizer": tokenizer, "protocol": protocol, "name": name}
+        given["class_counts"] = class_counts
         self.config = replace(self.config, **{key: value for key, value in given.items() if value is not None})
 
     def check_tokenizer(self, name: str, weight_hash: str) -> None:

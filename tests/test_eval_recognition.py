@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from vidtok.cli.main import main
 from vidtok.datasets import write_video
 from vidtok.eval.batches import LabelledBatches, MemorySource, VideoSource, centre_cells
-from vidtok.eval.inputs import INPUTS, InputEncoder, encode_all, shuffle_frames, unpack
+from vidtok.eval.inputs import INPUTS, InputEncoder, encode_all, join_segments, shuffle_frames, unpack
 from vidtok.eval.labelled_clips import ClipSource, load_clips, load_views
 from vidtok.eval.protocol import Protocol
 from vidtok.eval.task import RecognitionTask
@@ -96,7 +96,10 @@ def test_inputs_are_what_the_tokenizer_gives(kind, tokenizer):
     assert x.shape[0] == 2 and encoder.head_input == ("pixels" if kind == "recon" else kind)
     kept = unpack(encode_all(encoder, video[:, None])[:, 0])
     assert kept.dtype == x.dtype
-    torch.testing.assert_close(kept, x, rtol=2e-3, atol=1 / 127)  # uint8 and float16 in memory
+    assert torch.equal(kept, x)  # from memory or not, it is the same
+    if kind not in ("pixels", "recon"):
+        own = {"latents": tokenizer.encode_latents, "hidden": tokenizer.forward_features}.get(kind, tokenizer.encode)
+        torch.testing.assert_close(x, own(video / 127.5 - 1), rtol=2e-3, atol=2e-3)
 
 
 def test_crops_of_the_grid_are_the_same_for_pixels_and_tokens():
@@ -230,7 +233,7 @@ def test_nan_leaves_the_last_good_checkpoint(capsys, csv, tokenizer_path, tmp_pa
 
 def test_batches_and_workers_do_not_change_a_result(capsys, csv, trained, tokenizer_path, tmp_path):
     results = []
-    for number, more in enumerate((["--batch-size", 1, "--shuffle"], ["--batch-size", 4, "--workers", 2, "--shuffle"])):
+    for number, more in enumerate((["--batch-size", 1], ["--batch-size", 4, "--workers", 2])):
         out = tmp_path / f"{number}.json"
         command = ["eval", "recognition", trained / "best", csv, "--model", tokenizer_path, "--json", out, *more]
         assert "5x2x1x1" in run(capsys, *command).out
@@ -239,6 +242,8 @@ def test_batches_and_workers_do_not_change_a_result(capsys, csv, trained, tokeni
     chosen = json.loads((trained / "result.json").read_text())
     assert results[0]["clips"][0]["predicted"] == chosen["clips"][0]["predicted"]
     assert results[0]["results"][0]["top1"] == chosen["results"][0]["top1"]
+    assert results[0]["results"][0]["shuffled_frames"] == chosen["results"][0]["shuffled_frames"]
+    assert results[0]["controls"] == chosen["controls"] and results[0]["data"]["n_train"] == 9
 
 
 def test_several_views_are_averaged(capsys, csv, trained, tokenizer_path, tmp_path):
@@ -247,8 +252,39 @@ def test_several_views_are_averaged(capsys, csv, trained, tokenizer_path, tmp_pa
     assert json.loads((tmp_path / "r.json").read_text())["protocol"]["segments"] == 2
 
 
+def test_clips_are_seen_together_where_they_are_joined(capsys, csv, tokenizer_path, tmp_path):
+    more = ["head=attentive", "head_options=null", "input=latents", "data.select=0", "data.protocol=5x2x2x3"]
+    run(capsys, *finetune(csv, tokenizer_path, tmp_path / "run", "data.joined=true", *more))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["protocol"]["views"] == "probabilities averaged over crops, segments seen at once"
+    head = Head.from_pretrained(tmp_path / "run" / "model")
+    assert head.config.grid == (2 * 2, 4, 4)  # both clips' latents, one after the other
+    command = ["eval", "recognition", tmp_path / "run" / "model", csv, "--model", tokenizer_path]
+    run(capsys, *command, "--json", tmp_path / "r.json")
+    again = json.loads((tmp_path / "r.json").read_text())
+    name = again["results"][0]["name"]
+    assert [clip["predicted"][name] for clip in again["clips"]] == [c["predicted"][name] for c in result["clips"]]
+    clip = csv.parent / "dark-5.mp4"
+    out = run(capsys, "recognize", clip, "--head", tmp_path / "run" / "model", "--model", tokenizer_path, "--json").out
+    assert json.loads(out)["labels"][0]["label"] in again["clips"][3]["predicted"][name]
+    for wrong in ("data.in_memory=true", "input=pixels"):
+        assert "joined" in fails(capsys, *finetune(csv, tokenizer_path, tmp_path, "data.joined=true", *more, wrong))
+
+
+def test_joined_views_are_the_segments_of_one_crop(tokenizer):
+    video = torch.stack([make_clip("rising", seed)[0, :, :5, :, :32] for seed in range(6)])  # 2 segments x 3 crops
+    encoder, single = InputEncoder("hidden", tokenizer, joined=2), InputEncoder("hidden", tokenizer)
+    x = encoder(join_segments(video[None], 2)[0])
+    assert x.shape[0] == 3
+    for crop in range(3):
+        expected = torch.cat([single(video[[segment * 3 + crop]]) for segment in range(2)], 2)
+        torch.testing.assert_close(x[[crop]], expected, rtol=2e-3, atol=1e-3)
+    ids = InputEncoder("tokens", tokenizer, joined=2)(video.unflatten(0, (3, 2)))
+    assert torch.equal(ids, InputEncoder("tokens", tokenizer)(video).unflatten(0, (3, 2)).flatten(1, 2))
+
+
 def test_a_video_that_fails_is_counted(capsys, damaged, trained, tokenizer_path, tmp_path):
-    command = ["eval", "recognition", trained / "best", damaged, "--model", tokenizer_path, "--shuffle"]
+    command = ["eval", "recognition", trained / "best", damaged, "--model", tokenizer_path]
     out = run(capsys, *command, "--json", tmp_path / "r.json", status=1).out
     assert "6 of 7 clips used, 1 failed" in out and "broken.mp4" in out
     (entry,) = json.loads((tmp_path / "r.json").read_text())["results"]
@@ -301,6 +337,28 @@ def test_all_arms_on_the_same_clips(comparison):
     assert costs["bytes_per_clip"]["frames_uint8"] == 3 * 5 * 32 * 32
     assert costs["clips_per_second"]["ratio"] > 0 and set(costs["trained_per_second"]) == {*names} - {"pixels on recon"}
     assert result["provenance"]["versions"]["vidtok"] and result["tokenizer"]["name"] == "tiny"
+
+
+@pytest.mark.parametrize("arm", ["tokens", "pixels", "recon"])
+def test_the_head_of_an_arm_does_elsewhere_what_it_did_there(
+    capsys, comparison, damaged, tokenizer_path, tmp_path, arm
+):
+    """On a csv that calls the same clips "test"; a head that was trained on reconstructions is tested on them."""
+    folder, _ = comparison
+    rows = damaged.read_text().splitlines()
+    other = damaged.parent / "test.csv"
+    other.write_text("\n".join([rows[0], *(row.replace(",val", ",test") for row in rows if row.endswith(",val"))]))
+    command = ["eval", "recognition", folder / "runs" / f"{arm}-0" / "model", other, "--split", "test"]
+    command += ["--label-column", "label", "--model", tokenizer_path, "--json", tmp_path / "r.json"]
+    run(capsys, *command, status=1)
+    found, before = (json.loads(path.read_text()) for path in (tmp_path / "r.json", folder / "result.json"))
+    (entry,) = found["results"]
+    assert entry["input"] == entry["tested_on"] == arm and found["controls"] == before["controls"]
+    assert (found["tokenizer"] is None) == (arm == "pixels")
+    for clip, known in zip(found["clips"], before["clips"], strict=True):
+        assert clip["predicted"][arm][0] == known["predicted"][arm][0]
+    (there,) = (other["runs"][0] for other in before["results"] if other["name"] == arm)
+    assert entry["runs"][0]["confusion"] == there["confusion"] and entry["runs"][0]["head"] == there["head"]
 
 
 def test_the_page_holds_everything_itself(comparison):

@@ -26,11 +26,21 @@ def test_a_protocol_samples_what_it_says():
     np.testing.assert_allclose(spread, [[1, 3, 5, 7]])
     drawn = Protocol.parse("4xux1x1").train_sampler()(8.0, 30.0, np.random.default_rng(0))
     assert (drawn // 2 == [[0, 1, 2, 3]]).all()
+    assert Protocol.parse("4x2x8x3").train_sampler()(8.0, 30.0, np.random.default_rng(0)).shape == (1, 4)
+    joined = Protocol.parse("4x2x8x3", joined=True)
+    assert joined.at_once == 8 and Protocol.of_head(joined.for_head()) == joined
+    starts = joined.train_sampler()(8.0, 30.0, np.random.default_rng(0))[:, 0]
+    room = 8 - (3 * 2 + 1) / 30
+    assert (np.floor(starts / (room + 1 / 30) * 8) == np.arange(8)).all()  # one from each eighth
 
 
 def test_a_rate_in_the_protocol_is_time():
     protocol = Protocol.parse("5x2x1x1", fps=10)
-    assert Protocol.of_head(protocol.for_head()).sampler()(9.0, 30.0).tolist() == protocol.sampler()(9.0, 30.0).tolist()
+    assert Protocol.of_head(protocol.for_head()) == protocol
+    assert (
+        Protocol.of_head({"frames": 5, "size": 128, "fps": 5.0}).sampler()(9.0, 30.0).tolist()
+        == protocol.sampler()(9.0, 30.0).tolist()
+    )
     np.testing.assert_allclose(np.diff(protocol.sampler()(9.0, 30.0)), 0.2)
 
 

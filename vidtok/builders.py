@@ -238,7 +238,7 @@ def build_clip_sources(cfg: DictConfig) -> tuple["ClipSource", "ClipSource"]:
 def build_protocol(cfg: DictConfig) -> "Protocol":
     from vidtok.eval.protocol import Protocol
 
-    return Protocol.parse(cfg.data.protocol, cfg.data.size, cfg.data.fps, cfg.data.resize)
+    return Protocol.parse(cfg.data.protocol, cfg.data.size, cfg.data.fps, cfg.data.resize, cfg.data.joined)
 
 
 def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
@@ -248,8 +248,10 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
     from vidtok.eval.labelled_clips import load_clips
     from vidtok.eval.material import feature_material, memory_material, video_material
 
-    data = OmegaConf.to_container(cfg.data, resolve=True)
+    data, protocol = OmegaConf.to_container(cfg.data, resolve=True), build_protocol(cfg)
     if data["features"] is not None:
+        if data["joined"]:
+            raise ValueError("data.joined=true takes videos: extracted clips are seen one at a time")
         paths = data["features"], data["val_features"] or data["features"]
         splits = data["train_split"], data["val_split"]
         return feature_material(
@@ -257,14 +259,14 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
             splits,
             cfg.input,
             tokenizer,
-            build_protocol(cfg).frames,
+            protocol.frames,
             data["select"],
             data["batch_size"],
             cfg.seed,
         )
     source, test_source = build_clip_sources(cfg)
     splits = data["train_split"], data["val_split"]
-    protocol, encoder = build_protocol(cfg), InputEncoder(cfg.input, tokenizer)
+    encoder = InputEncoder(cfg.input, tokenizer, protocol.at_once)
     refuse_overlap(source.files(splits[0]), test_source.files(splits[1]))
     if not data["in_memory"]:
         limits = data["train_clips"], data["val_clips"]
@@ -313,6 +315,7 @@ def build_recognition_training(cfg: DictConfig, material: "Material", tokenizer:
         classes=list(material.classes),
         tokenizer={"name": tokenizer.config.name, "weight_hash": tokenizer.weight_hash} if reads_tokens else None,
         protocol=build_protocol(cfg).for_head(),
+        class_counts=torch.bincount(torch.as_tensor(material.train.labels), minlength=head.num_classes).tolist(),
     )
     task = RecognitionTask(len(material.classes), material.encode, **plain["task"], select=material.select)
     batches = LabelledBatches(material.train, plain["data"]["batch_size"], plain["seed"])
@@ -335,7 +338,7 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     if data["features"] is not None:
         raise ValueError("a comparison is of videos, whose pixels are one of the arms: data.features= is for finetune")
     (source, test_source), protocol = build_clip_sources(cfg), build_protocol(cfg)
-    encoders = {arm: InputEncoder(arm, tokenizer) for arm in {*cfg.arms, "tokens", "recon"}}
+    encoders = {arm: InputEncoder(arm, tokenizer, protocol.at_once) for arm in {*cfg.arms, "tokens", "recon"}}
     refuse_overlap(source.files(data["train_split"]), test_source.files(data["val_split"]))
     depends_on = ("source", "root", "val_source", "val_root", "path_column", "label_column", "split_column", "classes")
     depends_on += ("train_split", "val_split", "protocol", "size", "resize", "fps", "train_clips", "val_clips")

@@ -5,7 +5,9 @@
     vidtok eval recognition HEAD digits --recon                  # a head of pixels on what the tokens keep of them
 
 HEAD is a shipped head, a folder or a hub id. The clips are cut as the head was trained on, or by --protocol; the
-tokenizer is the head's own, and another one is refused. Videos that can't be read are counted and named.
+tokenizer is the head's own, and another one is refused; a head that was trained on reconstructions is tested on them.
+The table holds two controls: shuffled frames, and the most frequent class of the training, where the head knows it.
+Videos that can't be read are counted and named.
 """
 
 import argparse
@@ -22,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clips", type=positive(int), metavar="N", help="at most (default: all)")
     parser.add_argument("--model", metavar="NAME", help="the tokenizer (default: the one that the head names)")
     parser.add_argument("--recon", action="store_true", help="test a head of pixels on reconstructed clips")
-    parser.add_argument("--shuffle", action="store_true", help="test on shuffled frames, too")
+    parser.add_argument("--no-shuffle", action="store_true", help="without the test on shuffled frames: half the work")
     parser.add_argument("--protocol", metavar="FxSxSxC", help="instead of the head's, such as 17x4x5x3")
     parser.add_argument("--batch-size", type=positive(int), default=8, help="videos at a time (%(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode (%(default)s)")
@@ -42,8 +44,9 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import time
 
+    import numpy as np
+
     from vidtok.cli.jsonfile import refuse_existing, write_json
-    from vidtok.eval.inputs import InputEncoder
     from vidtok.eval.labelled_clips import ClipSource, cut
     from vidtok.eval.predict import predict, views_of_dataset
     from vidtok.eval.recognition import data_record, recognition_result, result_entry
@@ -52,29 +55,27 @@ def run(args: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     refuse_existing(args.json, args.force)
-    head, tokenizer = load_head(args.head, args.model, args.recon, args.device)
+    head, encoder, protocol = load_head(args.head, args.model, args.device, args.recon, args.protocol)
     config = head.config
-    protocol = find_protocol(config, args.protocol)
     columns = args.path_column, args.label_column, args.split_column
     source = ClipSource(args.source, args.root, *columns, classes=config.classes, checked=args.checked)
-    kind = "recon" if args.recon else config.input["kind"]
-    encoder = InputEncoder(kind, tokenizer)
 
     def test(shuffle: bool = False):
         dataset = source.open(args.split, protocol)
         cut(dataset, slice(args.clips))
-        return predict(head, views_of_dataset(dataset, args.batch_size, args.workers, shuffle), encoder)
+        views = views_of_dataset(dataset, args.batch_size, args.workers, shuffle, encoder.joined)
+        return predict(head, views, encoder)
 
-    predictions, shuffled = test(), [test(shuffle=True)] if args.shuffle else None
-    facts = {"seed": None, "head": head_record(head, args.head)}
+    predictions, shuffled = test(), None if args.no_shuffle else [test(shuffle=True)]
+    facts = {"seed": None, "head": head_record(head)}
     result = recognition_result(
         "recognition",
-        [result_entry(config.name, config.input["kind"], [(facts, predictions)], kind, shuffled)],
+        [result_entry(config.name, trained_on(config), [(facts, predictions)], encoder.kind, shuffled)],
         {config.name: [predictions]},
         data=data_record(source, {"train": None, "test": args.split}, config.classes),
-        train_labels=[],
+        train_labels=np.repeat(np.arange(head.num_classes), config.class_counts or 0),
         protocol=protocol.record(),
-        tokenizer=tokenizer,
+        tokenizer=encoder.tokenizer,
         config=vars(args),
         wall_time_s=time.perf_counter() - start,
         device=str(head.device),
@@ -85,25 +86,36 @@ def run(args: argparse.Namespace) -> int:
     return 1 if result["n_failed"] else 0
 
 
-def load_head(name: str, model: str | None, recon: bool, device: str):
-    """(head, its tokenizer or None). Raises ValueError for a head that doesn't say what its classes are, or for a
-    tokenizer that isn't its own."""
+def load_head(name: str, model: str | None, device: str, recon: bool = False, protocol: str | None = None):
+    """(head, the `InputEncoder` before it, `Protocol`). model: of the tokenizer; None, the one that the head names.
+    recon: a head of pixels sees reconstructions. protocol: instead of the head's own.
+
+    Raises ValueError for a head that doesn't say what its classes are or how it sees clips, or for a tokenizer that
+    isn't its own."""
+    from vidtok.eval.inputs import InputEncoder
     from vidtok.heads import Head
     from vidtok.tokenizer import VideoTokenizer
 
     head = Head.from_pretrained(name, options.pick_device(device))
-    config, reads_pixels = head.config, head.config.input["kind"] == "pixels"
+    config, kind = head.config, trained_on(head.config)
     if config.classes is None:
         raise ValueError(f"head {config.name!r} doesn't say what its classes are")
-    if recon and not reads_pixels:
-        raise ValueError(f"--recon is for heads of pixels, and {config.name!r} reads {config.input['kind']}")
-    if reads_pixels and not recon:
-        return head, None
-    if model is None and config.tokenizer is None:
-        raise ValueError(f"head {config.name!r} names no tokenizer: give --model")
-    tokenizer = VideoTokenizer.from_pretrained(model or config.tokenizer["name"], head.device)
-    head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
-    return head, tokenizer
+    if recon and config.input["kind"] != "pixels":
+        raise ValueError(f"--recon is for heads of pixels, and {config.name!r} reads {kind}")
+    kind, tokenizer = "recon" if recon else kind, None
+    found = find_protocol(config, protocol)
+    if kind != "pixels":
+        if model is None and config.tokenizer is None:
+            raise ValueError(f"head {config.name!r} names no tokenizer: give --model")
+        tokenizer = VideoTokenizer.from_pretrained(model or config.tokenizer["name"], head.device)
+        head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
+    return head, InputEncoder(kind, tokenizer, found.at_once), found
+
+
+def trained_on(config) -> str:
+    """Of `vidtok.eval.inputs.INPUTS`: pixels that come from a tokenizer are reconstructions."""
+    kind = config.input["kind"]
+    return "recon" if kind == "pixels" and config.tokenizer is not None else kind
 
 
 def find_protocol(config, name: str | None):
@@ -115,4 +127,4 @@ def find_protocol(config, name: str | None):
     own = Protocol.of_head(config.protocol) if config.protocol else Protocol()
     if name is None:
         return own
-    return Protocol.parse(name, own.size, resize=own.resize)
+    return Protocol.parse(name, own.size, None if "xu" in name else own.fps, own.resize, own.joined)

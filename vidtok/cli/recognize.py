@@ -60,18 +60,15 @@ class Recognizer:
         head: name or folder of the head. model: of its tokenizer; None, by the recorded name. device: of both.
 
     Attributes:
-        head: the `Head`. protocol: how it sees a video. tokenizer: None, where it reads pixels.
+        head: the `Head`. protocol: how it sees a video. encoder: what stands between the two, an `InputEncoder`.
 
     Raises ValueError for a head that isn't there or doesn't say what it was trained on, and for another tokenizer.
     """
 
     def __init__(self, head: str, model: str | None, device: str):
-        from vidtok.cli.eval_recognition import find_protocol, load_head
-        from vidtok.eval.inputs import InputEncoder
+        from vidtok.cli.eval_recognition import load_head
 
-        self.head, self.tokenizer = load_head(head, model, False, device)
-        self.protocol = find_protocol(self.head.config, None)
-        self.encoder = InputEncoder(self.head.config.input["kind"], self.tokenizer)
+        self.head, self.encoder, self.protocol = load_head(head, model, device)
 
     def file(self, path: Path):
         """(probabilities [classes], number of views they are averaged over) of a video or a token file."""
@@ -87,7 +84,10 @@ class Recognizer:
 
     def video(self, video_V3THW):
         """Probabilities [classes] of the views of one video, float [V, 3, T, H, W] in [-1, 1]."""
-        return self._average(self.encoder(video_V3THW.to(self.head.device)))
+        from vidtok.eval.inputs import join_segments
+
+        views = join_segments(video_V3THW[None], self.encoder.joined)[0]
+        return self._average(self.encoder(views.to(self.head.device)))
 
     def top(self, probabilities, count: int) -> list[tuple[str, float]]:
         """(label, probability) of the most probable classes."""
@@ -106,6 +106,8 @@ class Recognizer:
         wanted = "ids" if kind in ("tokens", "codes") else kind
         if meta.feature != wanted:
             raise ValueError(f"it holds {meta.feature}, and head {self.head.config.name!r} reads {kind}")
+        if self.encoder.joined > 1:
+            raise ValueError(f"head {self.head.config.name!r} sees {self.encoder.joined} clips at once: give the video")
         self.head.check_tokenizer(meta.model, meta.weight_hash)
         side = self.protocol.size
         if meta.frames != self.protocol.frames or meta.size != (side, side):
