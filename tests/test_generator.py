@@ -273,7 +273,12 @@ def test_wrong_wishes_are_one_clear_line():
         ({"label": 2}, "no class 2"),
         ({"label": ["left"]}, "1 labels for a batch of 2"),
         ({"guidance": 2.0}, "guidance needs a label"),
-        ({"steps": 0}, "at least one step"),
+        ({"steps": 0}, "steps is at least 1, not 0"),
+        ({"temperature": -1.0}, "temperature is at least 0"),
+        ({"choice_temperature": math.nan}, "choice_temperature is at least 0"),
+        ({"guidance": math.inf, "label": 0}, "guidance is at least 0"),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"guidance_schedule": "x"}, "unknown guidance schedule 'x'"),
         ({"prefix": torch.zeros(2, 4, 2, 3, dtype=torch.long)}, "0 to 3 latent frames"),
         ({"prefix": torch.zeros(2, 1, 3, 3, dtype=torch.long)}, "a prefix is"),
         ({"prefix": torch.full((1, 1, 2, 3), 2**18)}, "token ids lie in"),
@@ -282,6 +287,16 @@ def test_wrong_wishes_are_one_clear_line():
     for arguments, message in wrong:
         with pytest.raises(ValueError, match=message):
             generator.generate(2, **arguments)
+    autoregressive, diffusion = make("autoregressive"), make("diffusion")
+    for generator, arguments, message in (
+        (autoregressive, {"steps": 3}, "one step for each of its 24 tokens, not 3"),
+        (autoregressive, {"top_k": 0}, "top_k is at least 1"),
+        (autoregressive, {"top_p": 0.0}, "top_p is above 0"),
+        (diffusion, {"solver": "dmp"}, "did you mean 'dpm'"),
+        (diffusion, {"steps": 1001}, "1000 steps and takes no more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generator.check_sampling(**arguments)
     with pytest.raises(ValueError, match="prefix"):
         make("autoregressive").generate(1, known=(batch_of(1)["ids"], masks.interpolation(GRID)))
     with pytest.raises(ValueError, match="unknown generator"):
