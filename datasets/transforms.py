@@ -30,9 +30,10 @@ def centre_crop(video: Tensor, size: int) -> Tensor:
 
 
 def three_crops(video: Tensor, size: int) -> Tensor:
-    """[3V,3,T,size,size]: of each view the two ends and the middle of the long side (the field's test crops)."""
+    """[3V,3,T,size,size]: of each view the two ends and the middle of the long side (the field's test crops); of the
+    short side, where it is longer than `size`, the middle."""
     top, left = _margins(video, size)
-    places = [(round(top * k / 2), round(left * k / 2)) for k in range(3)]
+    places = [(top * k // 2, left // 2) if top > left else (top // 2, left * k // 2) for k in range(3)]
     crops = [video[..., y : y + size, x : x + size] for y, x in places]
     return torch.stack(crops, dim=1).flatten(0, 1)
 

@@ -38,6 +38,9 @@ def test_crops(video):
     for k, left in enumerate((0, 16, 32)):
         assert torch.equal(crops[k], video[0, ..., left : left + 64])
     assert torch.equal(three_crops(video.transpose(-1, -2), 64)[2], video[0].transpose(-1, -2)[..., 32:, :])
+    small = three_crops(video, 32)  # along the long side, in the middle of the short one
+    for k, left in enumerate((0, 32, 64)):
+        assert torch.equal(small[k], video[0, ..., 16:48, left : left + 32])
     with pytest.raises(ValueError, match="does not fit"):
         centre_crop(video, 65)
 
