@@ -1,6 +1,7 @@
 """The published recipes, each two steps long on generated videos in the real file layout of its data set."""
 
 import json
+import re
 from importlib.resources import files
 
 import av
@@ -85,6 +86,25 @@ def test_two_steps_of_a_recipe(recipe, request, tokenizer_path, tmp_path):
     assert result["protocol"]["name"] == published.data.protocol and published.data.size == 224
     expected = LABELS if is_kinetics else [t.replace("[", "").replace("]", "") for t in TEMPLATES]
     assert result["data"]["classes"] == list(expected)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_steps_are_the_epochs(recipe):
+    """Those that a recipe's first lines name, or the lines of the recipe that it is derived from."""
+    cfg, name, found = compose_config("finetune", [f"recipe={recipe}", "data.source=x"]), recipe, None
+    while found is None:
+        text = files("vidtok.configs").joinpath("recipe", f"{name}.yaml").read_text().replace("\n# ", " ")
+        found = re.search(r"(?:([0-9.]+) of )?([0-9]+) epochs of ([0-9,]+) videos", text)
+        name = re.search(r"^  - ([a-z0-9-]+)$", text, re.MULTILINE)
+        name = name and name[1]
+    steps = int(found[3].replace(",", "")) / cfg.data.batch_size
+    assert cfg.trainer.max_steps == pytest.approx(int(found[2]) * steps, abs=1)
+    assert cfg.trainer.warmup_steps == pytest.approx(float(found[1] or 0) * steps, abs=1)
+
+
+def test_every_set_has_every_recipe():
+    kinds = {"linear", "attentive", "finetune", "vivit-b-pixels", "vivit-b-tokens"}
+    assert {*RECIPES} == {f"{data}-{kind}" for data in ("k400", "k600", "ssv2") for kind in kinds}
 
 
 def test_only_the_input_differs_between_tokens_and_pixels():
