@@ -32,7 +32,7 @@ from .codebook import bits_per_pixel
 from .i3d import I3D
 from .provenance import provenance
 from .recognition import tokenizer_record
-from .statistics import wilson_interval
+from .statistics import share_of
 
 SCHEMA = "vidtok.agreement/1"
 
@@ -122,8 +122,8 @@ def agreement(original_NK: Tensor, other_NK: Tensor) -> dict:
     before, after = original_NK.gather(1, best_N1).double(), other_NK.gather(1, best_N1).double()
     drop, n = before - after, len(best_N1)
     return {
-        "top1": _share(same, n),
-        "top5": _share(among, n),
+        "top1": share_of(same, n),
+        "top5": share_of(among, n),
         "confidence": {
             "original": float(before.mean()),
             "reconstruction": float(after.mean()),
@@ -151,11 +151,6 @@ def format_agreement(result: Mapping) -> str:
         )
     lines += [f"failed: {failure['name']}: {failure['reason']}" for failure in result["failures"]]
     return "\n".join(lines)
-
-
-def _share(successes: int, n: int) -> dict:
-    low, high = wilson_interval(successes, n)
-    return {"value": successes / n, "low": low, "high": high}
 
 
 def _class(number: int, classes: Sequence[str] | None) -> str | int:

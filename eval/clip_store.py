@@ -18,10 +18,10 @@ def hold_to(folder: Path, facts: Mapping) -> None:
     """Notes in a folder what its content depends on. Raises ValueError where it was filled with other facts."""
     folder.mkdir(parents=True, exist_ok=True)
     file, text = folder / FACTS, json.dumps(facts, indent=2, sort_keys=True) + "\n"
-    if file.exists() and file.read_text() != text:
+    if file.exists():
         old, new = json.loads(file.read_text()), json.loads(text)
-        other = next(key for key in sorted({*old, *new}) if old.get(key) != new.get(key))
-        raise ValueError(f"{folder} was filled with another {other} ({old.get(other)}): give another run=")
+        if others := [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]:
+            raise ValueError(f"{folder} was filled with another {others[0]} ({old.get(others[0])}): give another run=")
     file.write_text(text)
 
 

@@ -88,11 +88,12 @@ class Comparison:
                 other = [found["recon"] for _, found in runs]
                 entries.append(result_entry(TRANSFER, arm, [*zip(facts, other, strict=True)], "recon"))
                 predictions[TRANSFER] = other
-        comparisons = [
-            {"ours": name, "theirs": reference, **paired_ratio(correct_of(found), correct_of(predictions[reference]))}
-            for name, found in predictions.items()
-            if name != reference and reference in predictions
-        ]
+        comparisons = []
+        for name, found in predictions.items():
+            if name != reference and reference in predictions:
+                same_heads = {name, reference} == {TRANSFER, "pixels"}
+                ratio = paired_ratio(correct_of(found), correct_of(predictions[reference]), same_heads)
+                comparisons.append({"ours": name, "theirs": reference, **ratio})
         return entries, predictions, comparisons
 
     def _transfer(self, arm: str) -> dict[str, Test]:

@@ -74,6 +74,11 @@ class FeatureFiles:
             setattr(self, name, [values[i] for i in indices])
         return self
 
+    def refuse_overlap(self, test: "FeatureFiles") -> None:
+        """Raises ValueError where a video is in both."""
+        if both := sorted(set(self.ids) & set(test.ids)):
+            raise ValueError(f"{len(both)} videos are in training and test, the first is {both[0]}")
+
     def draw(self, index: int, epoch: int) -> Tensor:
         """One view of a video, see `vidtok.eval.batches.Source`."""
         rows = self.records[index]

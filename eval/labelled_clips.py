@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidtok.datasets import LabelledDataset, MovingDigits, open_dataset, read_annotations
+from vidtok.datasets import LabelledDataset, MovingDigits, open_dataset, read_annotations, refuse_overlap
 
 from .inputs import to_bytes
 from .protocol import Protocol
@@ -85,11 +85,15 @@ class ClipSource:
             raise ValueError(f"{self.source}: no {self.group_column} for {missing[0]}")
         return [group[name] for name in ids]
 
-    def files(self, split: str | None) -> list[str]:
-        """Paths of a split, for `refuse_overlap`; none for the digits."""
-        if self.source == DIGITS:
-            return []
-        return self.open(split, Protocol()).paths
+    def refuse_overlap(self, split: str | None, test: "ClipSource", test_split: str | None) -> None:
+        """Raises ValueError where a video of this training split is in a test split, too."""
+        digits = [source.source == DIGITS for source in (self, test)]
+        if all(digits) and (split or "train") == (test_split or "train"):
+            raise ValueError(f"training and test are the same digits: split {split!r}")
+        if not any(digits):
+            refuse_overlap(
+                *(source.open(name, Protocol()).paths for source, name in ((self, split), (test, test_split)))
+            )
 
 
 @dataclass

@@ -155,16 +155,16 @@ def feature_material(
     select: float = 0.0,
     batch_size: int = 16,
     seed: int = 0,
+    groups_of: Callable[[Sequence[str]], list[str]] | None = None,
 ) -> Material:
-    """Of the files of `vidtok extract`. paths, splits: of training and test. Raises ValueError where a video is in
-    both."""
+    """Of the files of `vidtok extract`. paths, splits: of training and test. groups_of: the group of each of some ids,
+    which the files don't know. Raises ValueError where a video is in training and test."""
     train = FeatureFiles(paths[0], splits[0], input, tokenizer, None, frames, seed)
     test = FeatureFiles(paths[1], splits[1], input, tokenizer, train.classes, frames)
-    if both := sorted(set(train.ids) & set(test.ids)):
-        raise ValueError(f"{len(both)} videos are in training and test, the first is {both[0]}")
+    train.refuse_overlap(test)
     apart = None
     if select:
-        kept, chosen = split_off(np.array(train.labels), None, select)
+        kept, chosen = split_off(np.array(train.labels), groups_of and groups_of(train.ids), select)
         apart = FeatureFiles(paths[0], splits[0], input, tokenizer, train.classes, frames).keep(chosen)
         train.keep(kept)
 

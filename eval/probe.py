@@ -77,7 +77,7 @@ def fit_probe(
         warnings.filterwarnings("ignore", "Persisting input arguments")  # joblib's, of a large cache
         if len(model) > 2:
             model.set_params(memory=cache)  # the axes are found once for each fold, not for each strength
-        search = GridSearchCV(model, grid, cv=parts).fit(rows, np.repeat(labels, views))
+        search = GridSearchCV(model, grid, cv=parts, error_score="raise").fit(rows, np.repeat(labels, views))
     chosen = {key.split("__")[1]: value for key, value in search.best_params_.items()}
     return search.best_estimator_, {
         "classifier": classifier,

@@ -19,6 +19,12 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))
 
 
+def share_of(successes: int, n: int) -> dict:
+    """{value, low, high}: with its Wilson interval."""
+    low, high = wilson_interval(successes, n)
+    return {"value": successes / n, "low": low, "high": high}
+
+
 def rank_of_label(scores_NK: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     """int [N]: how many classes stand before the right one; of equal scores the first class does, as in argmax."""
     own_N1 = np.take_along_axis(scores_NK, labels_N[:, None], 1)
@@ -47,9 +53,9 @@ def accuracy(scores_NK: np.ndarray, labels_N: np.ndarray, n_failed: int = 0) -> 
     np.add.at(confusion, (labels_N, scores_NK.argmax(1)), 1)
     low, high = bootstrap_interval(lambda i: _mean_class(rank_N[i] == 0, labels_N[i]), n)
     return {
-        "top1": _share(int((rank_N == 0).sum()), n),
-        "top5": _share(int((rank_N < 5).sum()), n) if classes > 5 else None,
-        "top1_of_total": _share(int((rank_N == 0).sum()), n + n_failed),
+        "top1": share_of(int((rank_N == 0).sum()), n),
+        "top5": share_of(int((rank_N < 5).sum()), n) if classes > 5 else None,
+        "top1_of_total": share_of(int((rank_N == 0).sum()), n + n_failed),
         "mean_class": {"value": _mean_class(rank_N == 0, labels_N), "low": low, "high": high},
         "confusion": confusion.tolist(),
         "n_total": n + n_failed,
@@ -74,7 +80,7 @@ def over_seeds(correct_SN: np.ndarray) -> dict:
         return {"mean": mean, "deviation": None, "seeds": 1, "low": low, "high": high, "interval": "Wilson"}
     deviation = float(correct_SN.mean(1).std(ddof=1))
     rng = np.random.default_rng(0)
-    means = [_resample(correct_SN, rng, rng.integers(n, size=n)) for _ in range(RESAMPLES)]
+    means = [correct_SN[:, rng.integers(n, size=n)][_redrawn(correct_SN, rng)].mean() for _ in range(RESAMPLES)]
     low, high = np.percentile(means, [2.5, 97.5])
     interval = "bootstrap over clips and seeds"
     return {
@@ -83,11 +89,12 @@ def over_seeds(correct_SN: np.ndarray) -> dict:
     }  # fmt: skip
 
 
-def paired_ratio(ours_SN: np.ndarray, theirs_SN: np.ndarray) -> dict:
+def paired_ratio(ours_SN: np.ndarray, theirs_SN: np.ndarray, same_heads: bool = False) -> dict:
     """Ratio and difference of two accuracies on the same N clips, with 95 % intervals.
 
     Paired bootstrap: each resample draws one set of clips for both sides, and seeds for each side, since a seed of one
-    has nothing to do with the same seed of the other. A resample in which theirs is never right counts as infinite.
+    has nothing to do with the same seed of the other; or, where both are of the same heads, tested on other inputs, one
+    set of seeds, too. A resample in which theirs is never right counts as infinite.
     """
     if ours_SN.shape[1] != theirs_SN.shape[1]:
         raise ValueError(f"not the same clips: {ours_SN.shape[1]} and {theirs_SN.shape[1]}")
@@ -95,7 +102,9 @@ def paired_ratio(ours_SN: np.ndarray, theirs_SN: np.ndarray) -> dict:
     ours, theirs = np.empty(RESAMPLES), np.empty(RESAMPLES)
     for r in range(RESAMPLES):
         clips = rng.integers(n, size=n)
-        ours[r], theirs[r] = _resample(ours_SN, rng, clips), _resample(theirs_SN, rng, clips)
+        seeds = _redrawn(ours_SN, rng)
+        ours[r] = ours_SN[seeds][:, clips].mean()
+        theirs[r] = theirs_SN[seeds if same_heads else _redrawn(theirs_SN, rng)][:, clips].mean()
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.where(theirs > 0, ours / theirs, np.inf)
     value = ours_SN.mean() / theirs_SN.mean() if theirs_SN.any() else float("inf")
@@ -114,18 +123,14 @@ def bootstrap_interval(statistic: Callable[[np.ndarray], float], n: int) -> tupl
     return float(low), float(high)
 
 
-def _share(successes: int, n: int) -> dict:
-    low, high = wilson_interval(successes, n)
-    return {"value": successes / n, "low": low, "high": high}
-
-
 def _mean_class(correct_N: np.ndarray, labels_N: np.ndarray) -> float:
     counts = np.bincount(labels_N)
     return float((np.bincount(labels_N, correct_N)[counts > 0] / counts[counts > 0]).mean())
 
 
-def _resample(correct_SN: np.ndarray, rng: np.random.Generator, clips: np.ndarray) -> float:
-    return float(correct_SN[rng.integers(len(correct_SN), size=len(correct_SN))][:, clips].mean())
+def _redrawn(correct_SN: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Seeds for a resample."""
+    return rng.integers(len(correct_SN), size=len(correct_SN))
 
 
 def _interval(value: float, resampled: np.ndarray) -> dict:

@@ -30,7 +30,7 @@ class RecognitionTask:
     select: gives the averaged head's predictions on clips that are part of neither training nor the test; the head of
     the checkpoint that does best there is kept in the run's folder `best/`. None, no choice is made.
 
-    Raises ValueError for mixup of ids.
+    Raises ValueError for mixup of ids, and for an odd number of clips to be mixed.
     """
 
     def __init__(
@@ -91,6 +91,8 @@ class RecognitionTask:
         """The batch mixed with itself in reverse order, and soft targets [B,classes]."""
         if not x.is_floating_point() and not self.mix_ids:
             raise ValueError("ids can't be averaged: set task.mixup=0 (cutmix exchanges cells, and is fine)")
+        if len(x) % 2:
+            raise ValueError(f"mixup and cutmix pair the clips of a batch, of its parts too: {len(x)} is odd")
         before = np.random.get_state()  # timm draws from here
         np.random.seed(torch.randint(2**31, ()).item())  # the loop has seeded torch for this step
         try:

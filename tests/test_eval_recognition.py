@@ -159,6 +159,8 @@ def test_mixing_is_repeatable_and_keeps_the_shares():
     assert set(x[0].unique().tolist()) == {0, 7}
     with pytest.raises(ValueError, match="can't be averaged"):
         RecognitionTask(3, mixup=0.2)._mixed(ids, labels, 0)
+    with pytest.raises(ValueError, match="7 is odd"):
+        task._mixed(ids[:7], labels[:7], 0)
 
 
 # ------------------------------------------------------------------- finetune
@@ -305,6 +307,8 @@ def test_errors_are_one_clear_line(capsys, csv, trained, tokenizer_path, tmp_pat
     both = csv.parent / "both.csv"
     both.write_text(csv.read_text() + "dark-0.mp4,dark,lab0,val\n")
     assert "in training and validation" in fails(capsys, *finetune(both, tokenizer_path, tmp_path))
+    digits = ["data.source=digits", "data.protocol=5x1x1x1", "data.train_split=val"]
+    assert "the same digits" in fails(capsys, *finetune(both, tokenizer_path, tmp_path, *digits))
     assert "did you mean 'input'" in fails(capsys, *finetune(csv, tokenizer_path, tmp_path, "inputs=pixels"))
     assert "unknown input 'pixel'" in fails(capsys, *finetune(csv, tokenizer_path, tmp_path, "input=pixel"))
     assert "can't be averaged" in fails(capsys, *finetune(csv, tokenizer_path, tmp_path, "task.mixup=0.5"))
@@ -417,8 +421,9 @@ def test_probe_finds_brightness(capsys, csv, tokenizer_path, tmp_path, classifie
 
 def test_attentive_probe(capsys, csv, tokenizer_path, tmp_path):
     command = ["eval", "probe", csv, "--model", tokenizer_path, "--protocol", "5x2x1x1", "--size", 32]
-    command += ["--classifier", "attentive", "--steps", 1, "--run", tmp_path / "probe"]
+    command += ["--classifier", "attentive", "--steps", 1, "--run", tmp_path / "probe", "--json", tmp_path / "r.json"]
     run(capsys, *command)
+    assert json.loads((tmp_path / "r.json").read_text()) == json.loads((tmp_path / "probe/result.json").read_text())
     assert Head.from_pretrained(tmp_path / "probe" / "best").config.net["kind"] == "attentive"
 
 
@@ -432,13 +437,17 @@ def features(csv, tokenizer_path, tmp_path_factory):
     return out
 
 
-def test_probe_of_extracted_features(capsys, features, tokenizer_path, tmp_path):
+def test_probe_of_extracted_features(capsys, csv, features, tokenizer_path, tmp_path):
     command = ["eval", "probe", "--features", features, "--model", tokenizer_path, "--protocol", "5x2x2x1"]
     command += ["--input", "codes", "--pool", "all", "--json", tmp_path / "r.json"]
     run(capsys, *command)
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["n_used"] == 6 and result["results"][0]["runs"][0]["features"] == 18 * 2 * 4 * 4
     assert result["results"][0]["shuffled_frames"] is None
+    grouped = [*command[:2], csv, "--group-column", "lab", *command[2:-2]]
+    assert "2 folds by group" in run(capsys, *grouped).out
+    assert "--features takes SOURCE where" in fails(capsys, *command[:-2], "--group-column", "lab")
+    assert "videos are in training and test" in fails(capsys, *command[:-2], "--train-split", "val")
     assert "give either SOURCE or --features" in fails(capsys, "eval", "probe", "--model", tokenizer_path)
     assert "of tokenizer tiny" in fails(capsys, *command[:4], "--model", "vidtok-t", *command[6:8], "--input", "codes")
     assert "holds ids" in fails(capsys, *command[:8], "--input", "hidden")
@@ -447,6 +456,9 @@ def test_probe_of_extracted_features(capsys, features, tokenizer_path, tmp_path)
 def test_finetuning_on_extracted_features(capsys, csv, features, tokenizer_path, tmp_path):
     command = finetune(csv, tokenizer_path, tmp_path, f"data.features={features}", "data.select=0.25")
     run(capsys, *command, "data.protocol=5x2x2x1")
+    grouped = ["data.group_column=lab", f"run={tmp_path}/grouped", "data.protocol=5x2x2x1", "data.select=0.5"]
+    run(capsys, *command, *grouped)  # one of two labs
+    assert json.loads((tmp_path / "grouped" / "result.json").read_text())["data"]["n_train"] == 6
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["n_used"] == 6 and result["data"]["n_train"] == 9
     assert "and the protocol has 9" in fails(capsys, *command, "data.protocol=9x2x2x1")

@@ -243,7 +243,6 @@ def build_protocol(cfg: DictConfig) -> "Protocol":
 
 def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
     """What `vidtok eval finetune` trains and tests on."""
-    from vidtok.datasets import refuse_overlap
     from vidtok.eval.inputs import InputEncoder, encode_all, shuffle_frames
     from vidtok.eval.labelled_clips import load_clips
     from vidtok.eval.material import feature_material, memory_material, video_material
@@ -263,11 +262,12 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
             data["select"],
             data["batch_size"],
             cfg.seed,
+            build_clip_sources(cfg)[0].groups if data["group_column"] else None,
         )
     source, test_source = build_clip_sources(cfg)
     splits = data["train_split"], data["val_split"]
     encoder = InputEncoder(cfg.input, tokenizer, protocol.at_once)
-    refuse_overlap(source.files(splits[0]), test_source.files(splits[1]))
+    source.refuse_overlap(splits[0], test_source, splits[1])
     if not data["in_memory"]:
         limits = data["train_clips"], data["val_clips"]
         return video_material(
@@ -328,7 +328,6 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     """The clips and arms of `vidtok eval compare`; decodes the clips where its folder doesn't hold them yet."""
     from pathlib import Path
 
-    from vidtok.datasets import refuse_overlap
     from vidtok.eval.clip_store import ClipStore, hold_to
     from vidtok.eval.compare import Comparison
     from vidtok.eval.inputs import InputEncoder
@@ -339,8 +338,9 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
         raise ValueError("a comparison is of videos, whose pixels are one of the arms: data.features= is for finetune")
     (source, test_source), protocol = build_clip_sources(cfg), build_protocol(cfg)
     encoders = {arm: InputEncoder(arm, tokenizer, protocol.at_once) for arm in {*cfg.arms, "tokens", "recon"}}
-    refuse_overlap(source.files(data["train_split"]), test_source.files(data["val_split"]))
+    source.refuse_overlap(data["train_split"], test_source, data["val_split"])
     depends_on = ("source", "root", "val_source", "val_root", "path_column", "label_column", "split_column", "classes")
+    depends_on += ("checked",)
     depends_on += ("train_split", "val_split", "protocol", "size", "resize", "fps", "train_clips", "val_clips")
     if data["train_views"] is not None:
         depends_on += ("train_views", "scale", "flip", "augment")
@@ -350,7 +350,8 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     recipe = OmegaConf.to_container(cfg, resolve=True)
     training = {key: recipe[key] for key in ("head", "head_options", "merge", "task", "optimizer")}
     training |= {key: value for key, value in recipe["trainer"].items() if not key.startswith(("log", "save", "work"))}
-    hold_to(Path(cfg.run) / "runs", training | {key: data[key] for key in ("batch_size", "cells", "select")})
+    chosen = ("batch_size", "cells", "select", *(["group_column"] if data["select"] else []))
+    hold_to(Path(cfg.run) / "runs", training | {key: data[key] for key in chosen})
 
     def load_test() -> "ClipSet":
         videos = replace(test_source, classes=train.classes).open(data["val_split"], protocol)

@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int | None:
 
     with StopSignal() as stop:
         head = train(**arguments, run=folder, stop=stop, config_yaml=OmegaConf.to_yaml(cfg, resolve=True), say=say)
+    status = 0
     if stop.asked:
         say("stopped before the test: the same command goes on")
     elif processes.is_main_process:
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> int | None:
         )
         write_json(folder.path / "result.json", result)
         say(f"{format_table(result)}\nresult: {folder.path / 'result.json'}")
+        status = 1 if result["n_failed"] else 0
     processes.wait_for_everyone()
     processes.destroy_process_group()
-    return None
+    return status

@@ -6,6 +6,7 @@
     vidtok eval probe droid.csv --input i3d --i3d FILE --recon           # what I3D finds in the decoded clips
     vidtok eval probe droid.csv --input frames --backbone vit_small_patch14_dinov2.lvd142m --pool time
     vidtok eval probe --features train.parquet --test-features val.parquet
+    vidtok eval probe droid.csv --group-column lab --features droid.parquet    # the csv says the groups alone
     vidtok eval probe grid.csv --label-column command --classifier attentive --steps 500
 
 Features are computed on the fly, or read from the files of `vidtok extract`. The tokenizer stays as it is. Logistic
@@ -27,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="?", metavar="SOURCE", help="csv or json of annotations, folder, or digits")
     add_source(parser)
     parser.add_argument("--group-column", metavar="NAME", help="of the csv: what cross-validation must not part")
-    parser.add_argument("--features", metavar="PATH", help="of the training clips, instead of SOURCE")
+    parser.add_argument("--features", metavar="PATH", help="of the training clips; SOURCE then says the groups alone")
     parser.add_argument("--test-features", metavar="PATH", help="of the test clips (default: the same file)")
     parser.add_argument("--train-split", default="train", metavar="NAME", help="(%(default)s)")
     parser.add_argument("--split", default="val", metavar="NAME", help="that is tested (%(default)s)")
@@ -64,12 +65,14 @@ def run(args: argparse.Namespace) -> int | None:
     from vidtok.eval.table import format_table
     from vidtok.tokenizer import VideoTokenizer
 
-    if (args.source is None) == (args.features is None):
+    if args.source is None and args.features is None:
         raise UserError("give either SOURCE or --features")
+    if args.features and (args.source is None) != (args.group_column is None):
+        raise UserError("--features takes SOURCE where --group-column is a column of it, and not else")
+    refuse_existing(args.json, args.force)
     if args.classifier == "attentive":
         return attentive(args)
     start = time.perf_counter()
-    refuse_existing(args.json, args.force)
     tokenizer = VideoTokenizer.from_pretrained(args.model, options.pick_device(args.device))
     protocol = Protocol.parse(args.protocol, args.size, args.fps)
     sides, data = (of_files if args.features else of_clips)(args, tokenizer, protocol)
@@ -89,7 +92,7 @@ def run(args: argparse.Namespace) -> int | None:
         data=data,
         train_labels=train.labels,
         protocol=protocol.record(),
-        tokenizer=tokenizer,
+        tokenizer=tokenizer if args.recon or args.input not in ("pixels", "i3d", "frames") else None,
         config=vars(args),
         wall_time_s=time.perf_counter() - start,
         device=str(tokenizer.device),
@@ -103,7 +106,6 @@ def run(args: argparse.Namespace) -> int | None:
 
 def of_clips(args: argparse.Namespace, tokenizer, protocol) -> tuple[dict, dict]:
     """({"train", "test", "shuffled": `ProbeSide`}, data of the result), decoded and encoded now."""
-    from vidtok.datasets import refuse_overlap
     from vidtok.eval import I3D
     from vidtok.eval.inputs import InputEncoder
     from vidtok.eval.labelled_clips import ClipSource
@@ -113,7 +115,7 @@ def of_clips(args: argparse.Namespace, tokenizer, protocol) -> tuple[dict, dict]
 
     columns = args.path_column, args.label_column, args.split_column, args.group_column
     source = ClipSource(args.source, args.root, *columns, checked=args.checked)
-    refuse_overlap(source.files(args.train_split), source.files(args.split))
+    source.refuse_overlap(args.train_split, source, args.split)
     if args.input in ("i3d", "frames"):
         if args.input == "frames" and args.backbone is None:
             raise ValueError("--input frames needs --backbone NAME")
@@ -144,19 +146,27 @@ def of_files(args: argparse.Namespace, tokenizer, protocol) -> tuple[dict, dict]
     train = FeatureFiles(args.features, args.train_split, args.input, tokenizer, None, protocol.frames)
     path = args.test_features or args.features
     test = FeatureFiles(path, args.split, args.input, tokenizer, train.classes, protocol.frames)
+    train.refuse_overlap(test)
     train.keep(range(len(train))[: args.train_clips])
     test.keep(range(len(test))[: args.test_clips])
     sides = {
         name: features_of_files(files, args.input, tokenizer, args.pool)
         for name, files in (("train", train), ("test", test))
     }
+    if args.group_column:
+        columns = args.path_column, args.label_column, args.split_column, args.group_column
+        sides["train"].groups = ClipSource(args.source, None, *columns).groups(train.ids)
     splits = {"train": args.train_split, "test": args.split}
     return sides, data_record(ClipSource(args.features), splits, train.classes)
 
 
 def attentive(args: argparse.Namespace) -> int | None:
     """The same clips and splits as a fine-tuning of an attentive head."""
+    import json
+    from pathlib import Path
+
     from vidtok.cli import eval_finetune
+    from vidtok.cli.jsonfile import write_json
 
     values = {
         "head": "attentive",
@@ -178,7 +188,10 @@ def attentive(args: argparse.Namespace) -> int | None:
         **{f"data.{name}": getattr(args, name) for name in COPIED},
     }
     overrides = [f"{key}={quoted(value)}" for key, value in values.items() if value is not None]
-    return eval_finetune.run(argparse.Namespace(overrides=overrides, config=False))
+    status = eval_finetune.run(argparse.Namespace(overrides=overrides, config=False))
+    if args.json and (result := Path(args.run, "result.json")).exists():
+        write_json(args.json, json.loads(result.read_text()))
+    return status
 
 
 def quoted(value: object) -> str:
