@@ -91,9 +91,7 @@ class ClipSource:
         if all(digits) and (split or "train") == (test_split or "train"):
             raise ValueError(f"training and test are the same digits: split {split!r}")
         if not any(digits):
-            refuse_overlap(
-                *(source.open(name, Protocol()).paths for source, name in ((self, split), (test, test_split)))
-            )
+            refuse_overlap(self.open(split, Protocol()).paths, test.open(test_split, Protocol()).paths)
 
 
 @dataclass

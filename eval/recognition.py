@@ -18,7 +18,7 @@ Result schema "vidtok.recognition/1":
                       n_used, n_failed; head: name, weight_hash; and what was spent: steps, seconds
     controls        majority: the most frequent training class: class, top1, ...
     comparisons     [{ours, theirs, ratio, difference, method}]: paired bootstrap, see `paired_ratio`
-    costs           see `vidtok.eval.costs`; these two for kind "compare" only
+    costs           see `vidtok.eval.costs`; for kind "compare" only
     n_total         clips of the test split = n_used + n_failed
     n_used, n_failed
     failures        [{name, reason}]: clips that could not be read; nothing takes their place

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -22,7 +23,8 @@ def backbone():
 @pytest.fixture(scope="module")
 def weights(backbone, tmp_path_factory):
     file = tmp_path_factory.mktemp("weights") / "test.safetensors"
-    save_file({name: tensor.clone() for name, tensor in backbone.network.state_dict().items()}, file)
+    state = timm.create_model(NAME).state_dict() | backbone.network.state_dict()  # with a classifier, as published
+    save_file({name: tensor.clone() for name, tensor in state.items()}, file)
     return file
 
 
@@ -39,19 +41,29 @@ def test_weights_of_a_file(backbone, weights):
     assert torch.equal(FrameBackbone(NAME, weights)(video), backbone(video))
 
 
+def test_weights_of_another_network(tmp_path):
+    save_file({"conv.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="does not hold the weights of test_vit"):
+        FrameBackbone(NAME, tmp_path / "other.safetensors")
+
+
 def test_on_reconstructions(backbone):
     video = torch.rand(1, 3, 5, 32, 32) * 2 - 1
     tokenizer = VideoTokenizer.from_pretrained("vidtok-t")
     seen = ReferenceEncoder(backbone, tokenizer)(video)
-    assert torch.equal(seen, backbone(tokenizer.decode(tokenizer.encode(video))))
+    decoded = tokenizer.decode(tokenizer.encode(((video + 1) * 127.5).round() / 127.5 - 1))
+    torch.testing.assert_close(seen, backbone(((decoded + 1) * 127.5).round() / 127.5 - 1), atol=1e-3, rtol=1e-3)
 
 
 def test_probe_on_frames(weights, tmp_path, capsys):
     command = ["eval", "probe", "digits", "--size", "32", "--protocol", "5x1x1x1", "--train-clips", "45"]
-    command += ["--test-clips", "9", "--input", "frames", "--backbone", NAME, "--backbone-weights", str(weights)]
+    command += ["--test-clips", "9", "--input", "codes,frames", "--backbone", NAME, "--backbone-weights", str(weights)]
     assert main([*command, "--pool", "time", "--classifier", "knn", "--json", str(tmp_path / "r.json")]) == 0
     result = json.loads((tmp_path / "r.json").read_text())
-    assert result["n_used"] == 9 and result["results"][0]["input"] == "frames"
+    assert result["n_used"] == 9 and [entry["input"] for entry in result["results"]] == ["codes", "frames"]
+    (pair,) = result["comparisons"]
+    assert (pair["ours"], pair["theirs"]) == ("frames, knn", "codes, knn") and "frames, knn" in capsys.readouterr().out
+    assert main([*command, "--input", "codes,codes"]) == 1 and "given twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

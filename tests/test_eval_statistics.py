@@ -109,7 +109,7 @@ def test_pairing_narrows_the_ratio():
     lost = good_and_bad & (np.arange(300) % 10 > 0)
     of_heads, of_any = (paired_ratio(lost, good_and_bad, same_heads=same) for same in (True, False))
     assert of_heads["ratio"]["value"] == of_any["ratio"]["value"] == pytest.approx(0.9)
-    assert 0.8 < of_heads["ratio"]["low"] and of_any["ratio"]["low"] < 0.6
+    assert of_heads["ratio"]["low"] > 0.8 and of_any["ratio"]["low"] < 0.6
     with pytest.raises(ValueError, match="not the same clips"):
         paired_ratio(ours[:, :5], theirs)
 

@@ -4,15 +4,16 @@
     vidtok eval probe droid.csv --group-column lab --input codes --pool time --classifier knn
     vidtok eval probe digits --size 64 --protocol 17x1x1x1 --train-clips 900 --test-clips 450
     vidtok eval probe droid.csv --input i3d --i3d FILE --recon           # what I3D finds in the decoded clips
-    vidtok eval probe droid.csv --input frames --backbone vit_small_patch14_dinov2.lvd142m --pool time
+    vidtok eval probe droid.csv --input hidden,i3d,frames --i3d FILE --backbone NAME      # beside frozen references
     vidtok eval probe --features train.parquet --test-features val.parquet
     vidtok eval probe droid.csv --group-column lab --features droid.parquet    # the csv says the groups alone
     vidtok eval probe grid.csv --label-column command --classifier attentive --steps 500
 
 Features are computed on the fly, or read from the files of `vidtok extract`. The tokenizer stays as it is. Logistic
 regression and kNN take them pooled and standardised; C and k come from cross-validation on the training clips alone, by
-group where --group-column says what belongs together. The attentive probe trains one layer of attention on the whole
-grid, as `vidtok eval finetune head=attentive` does; its run folder is --run.
+group where --group-column says what belongs together. Of several inputs, each is compared with the first by a paired
+bootstrap over clips. The attentive probe trains one layer of attention on the whole grid, as `vidtok eval finetune
+head=attentive` does; its run folder is --run.
 """
 
 import argparse
@@ -34,9 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="val", metavar="NAME", help="that is tested (%(default)s)")
     parser.add_argument("--train-clips", type=positive(int), metavar="N", help="at most")
     parser.add_argument("--test-clips", type=positive(int), metavar="N", help="at most")
-    parser.add_argument(
-        "--input", default="hidden", help="hidden (default), latents, codes, pixels, recon, i3d, frames"
-    )
+    inputs = "one or more of hidden (default), latents, codes, pixels, recon, i3d, frames, separated by commas"
+    parser.add_argument("--input", default="hidden", metavar="NAMES", help=inputs)
     parser.add_argument("--i3d", metavar="FILE", help="I3D's weights, for --input i3d: a frozen reference")
     parser.add_argument("--backbone", metavar="NAME", help="timm's image classifier, for --input frames: likewise")
     parser.add_argument("--backbone-weights", metavar="FILE", help="its weights (default: timm downloads them)")
@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int | None:
     from vidtok.cli.jsonfile import refuse_existing, write_json
     from vidtok.eval.probe import fit_probe, predict_probe
     from vidtok.eval.protocol import Protocol
-    from vidtok.eval.recognition import recognition_result, result_entry
+    from vidtok.eval.recognition import correct_of, recognition_result, result_entry
+    from vidtok.eval.statistics import paired_ratio
     from vidtok.eval.table import format_table
     from vidtok.tokenizer import VideoTokenizer
 
@@ -75,89 +76,115 @@ def run(args: argparse.Namespace) -> int | None:
     start = time.perf_counter()
     tokenizer = VideoTokenizer.from_pretrained(args.model, options.pick_device(args.device))
     protocol = Protocol.parse(args.protocol, args.size, args.fps)
-    sides, data = (of_files if args.features else of_clips)(args, tokenizer, protocol)
-    train, classes = sides["train"], data["classes"]
-    model, facts = fit_probe(args.classifier, train.x_NVF, train.labels, train.groups)
-    found = {
-        name: predict_probe(model, side.x_NVF, side.labels, side.ids, len(classes), side.failures)
-        for name, side in sides.items()
-        if name != "train"
-    }
-    name, shuffled = f"{args.input}, {args.classifier}", found.get("shuffled")
-    runs = [({"seed": None, **facts}, found["test"])]
+    read = (of_files if args.features else of_clips)(args, tokenizer, protocol)
+    inputs = args.input.split(",")
+    if len(set(inputs)) < len(inputs):
+        raise UserError(f"--input {args.input}: one of them is given twice")
+    entries, predictions, chosen = [], {}, []
+    for input in inputs:
+        sides, data = read(input)
+        train, name = sides.pop("train"), f"{input}, {args.classifier}"
+        model, facts = fit_probe(args.classifier, train.x_NVF, train.labels, train.groups)
+        found = {
+            key: predict_probe(model, side.x_NVF, side.labels, side.ids, len(data["classes"]), side.failures)
+            for key, side in sides.items()
+        }
+        shuffled = [found["shuffled"]] if "shuffled" in found else None
+        entries.append(result_entry(name, input, [({"seed": None, **facts}, found["test"])], None, shuffled))
+        predictions[name] = [found["test"]]
+        chosen.append(
+            f"{name}: {facts['features']} features; {facts['chosen']} by {facts['by']} "
+            f"(top-1 {facts['top1_there']:.3f} there)"
+        )
+    first = entries[0]["name"]
     result = recognition_result(
         "probe",
-        [result_entry(name, args.input, runs, None, shuffled and [shuffled])],
-        {name: [found["test"]]},
+        entries,
+        predictions,
         data=data,
         train_labels=train.labels,
         protocol=protocol.record(),
-        tokenizer=tokenizer if args.recon or args.input not in ("pixels", "i3d", "frames") else None,
+        tokenizer=tokenizer if args.recon or set(inputs) - {"pixels", "i3d", "frames"} else None,
         config=vars(args),
         wall_time_s=time.perf_counter() - start,
         device=str(tokenizer.device),
+        comparisons=[
+            {"ours": name, "theirs": first, **paired_ratio(correct_of(found), correct_of(predictions[first]))}
+            for name, found in predictions.items()
+            if name != first
+        ],
     )
-    print(format_table(result))
-    print(f"{facts['features']} features; {facts['chosen']} by {facts['by']} (top-1 {facts['top1_there']:.3f} there)")
+    print(format_table(result), *chosen, sep="\n")
     if args.json:
         write_json(args.json, result)
     return 1 if result["n_failed"] else 0
 
 
-def of_clips(args: argparse.Namespace, tokenizer, protocol) -> tuple[dict, dict]:
-    """({"train", "test", "shuffled": `ProbeSide`}, data of the result), decoded and encoded now."""
-    from vidtok.eval import I3D
-    from vidtok.eval.inputs import InputEncoder
+def of_clips(args: argparse.Namespace, tokenizer, protocol):
+    """input -> ({"train", "test", "shuffled": `ProbeSide`}, data of the result), decoded and encoded then."""
     from vidtok.eval.labelled_clips import ClipSource
     from vidtok.eval.probe_features import features_of_clips
     from vidtok.eval.recognition import data_record
-    from vidtok.eval.references import FrameBackbone, ReferenceEncoder
 
     columns = args.path_column, args.label_column, args.split_column, args.group_column
     source = ClipSource(args.source, args.root, *columns, checked=args.checked)
     source.refuse_overlap(args.train_split, source, args.split)
-    if args.input in ("i3d", "frames"):
-        if args.input == "frames" and args.backbone is None:
-            raise ValueError("--input frames needs --backbone NAME")
-        network = I3D(args.i3d or "") if args.input == "i3d" else FrameBackbone(args.backbone, args.backbone_weights)
-        encoder = ReferenceEncoder(network.to(tokenizer.device), tokenizer if args.recon else None)
-    else:
-        encoder = InputEncoder(args.input, tokenizer)
-
-    def side(split: str, limit: int | None, shuffle: bool = False):
-        return features_of_clips(source, split, protocol, encoder, args.pool, limit, args.workers, shuffle)
-
-    train, classes = side(args.train_split, args.train_clips)
-    sides = {
-        "train": train,
-        "test": side(args.split, args.test_clips)[0],
-        "shuffled": side(args.split, args.test_clips, shuffle=True)[0],
+    parts = {
+        "train": (args.train_split, args.train_clips, False),
+        "test": (args.split, args.test_clips, False),
+        "shuffled": (args.split, args.test_clips, True),
     }
-    return sides, data_record(source, {"train": args.train_split, "test": args.split}, classes)
+
+    def read(input: str) -> tuple[dict, dict]:
+        encoder, sides = find_encoder(args, input, tokenizer), {}
+        for name, (split, limit, shuffle) in parts.items():
+            sides[name], classes = features_of_clips(
+                source, split, protocol, encoder, args.pool, limit, args.workers, shuffle
+            )
+        return sides, data_record(source, {"train": args.train_split, "test": args.split}, classes)
+
+    return read
 
 
-def of_files(args: argparse.Namespace, tokenizer, protocol) -> tuple[dict, dict]:
+def find_encoder(args: argparse.Namespace, input: str, tokenizer):
+    """What makes the features of that name: an `InputEncoder` or a `ReferenceEncoder`."""
+    from vidtok.eval import I3D
+    from vidtok.eval.inputs import InputEncoder
+    from vidtok.eval.references import FrameBackbone, ReferenceEncoder
+
+    if input not in ("i3d", "frames"):
+        return InputEncoder(input, tokenizer)
+    if input == "frames" and args.backbone is None:
+        raise ValueError("--input frames needs --backbone NAME")
+    network = I3D(args.i3d or "") if input == "i3d" else FrameBackbone(args.backbone, args.backbone_weights)
+    return ReferenceEncoder(network.to(tokenizer.device), tokenizer if args.recon else None)
+
+
+def of_files(args: argparse.Namespace, tokenizer, protocol):
     """The same of the files of `vidtok extract`; frames can't be shuffled any more."""
     from vidtok.eval.feature_files import FeatureFiles
     from vidtok.eval.labelled_clips import ClipSource
     from vidtok.eval.probe_features import features_of_files
     from vidtok.eval.recognition import data_record
 
-    train = FeatureFiles(args.features, args.train_split, args.input, tokenizer, None, protocol.frames)
-    path = args.test_features or args.features
-    test = FeatureFiles(path, args.split, args.input, tokenizer, train.classes, protocol.frames)
-    train.refuse_overlap(test)
-    train.keep(range(len(train))[: args.train_clips])
-    test.keep(range(len(test))[: args.test_clips])
-    sides = {
-        name: features_of_files(files, args.input, tokenizer, args.pool)
-        for name, files in (("train", train), ("test", test))
-    }
-    if args.group_column:
-        columns = args.path_column, args.label_column, args.split_column, args.group_column
-        sides["train"].groups = ClipSource(args.source, None, *columns).groups(train.ids)
-    splits = {"train": args.train_split, "test": args.split}
-    return sides, data_record(ClipSource(args.features), splits, train.classes)
+    def read(input: str) -> tuple[dict, dict]:
+        train = FeatureFiles(args.features, args.train_split, input, tokenizer, None, protocol.frames)
+        path = args.test_features or args.features
+        test = FeatureFiles(path, args.split, input, tokenizer, train.classes, protocol.frames)
+        train.refuse_overlap(test)
+        train.keep(range(len(train))[: args.train_clips])
+        test.keep(range(len(test))[: args.test_clips])
+        sides = {
+            name: features_of_files(files, input, tokenizer, args.pool)
+            for name, files in (("train", train), ("test", test))
+        }
+        if args.group_column:
+            columns = args.path_column, args.label_column, args.split_column, args.group_column
+            sides["train"].groups = ClipSource(args.source, None, *columns).groups(train.ids)
+        splits = {"train": args.train_split, "test": args.split}
+        return sides, data_record(ClipSource(args.features), splits, train.classes)
+
+    return read
 
 
 def attentive(args: argparse.Namespace) -> int | None:
