@@ -19,17 +19,17 @@ from .something import SomethingSomethingV2
 from .source import files_by_split, open_dataset
 from .synthetic import demo_clip
 from .tensor import frames_to_video, plan_resize, resize_video, video_to_frames
-from .transforms import EvalTransform, TrainTransform
+from .transforms import EvalTransform, SquareTransform, TrainTransform
 from .video_folder import VideoFolder
 from .video_list import VideoList
 from .write import VideoWriter, write_video
 
 __all__ = [
     "Batch", "Chunk", "ClipFolder", "DecodePool", "DigitClips", "EvalTransform", "Kinetics", "LabelledDataset",
-    "LabelledVideos", "MovingDigits", "Sample", "SomethingSomethingV2", "TrainTransform", "VideoError", "VideoFolder",
-    "VideoInfo", "VideoList", "VideoReader", "VideoStream", "VideoWriter", "check_video", "check_videos",
-    "collate_samples", "demo_clip", "dense_clips", "files_by_split", "find_overlap", "frames_to_video", "iter_video",
-    "open_dataset", "open_video", "plan_resize", "probe_video", "random_clip", "random_segments", "read_annotations",
-    "read_video", "refuse_overlap", "resize_video", "uniform_segments", "video_to_frames", "whole_windows",
-    "write_video",
+    "LabelledVideos", "MovingDigits", "Sample", "SomethingSomethingV2", "SquareTransform", "TrainTransform",
+    "VideoError", "VideoFolder", "VideoInfo", "VideoList", "VideoReader", "VideoStream", "VideoWriter", "check_video",
+    "check_videos", "collate_samples", "demo_clip", "dense_clips", "files_by_split", "find_overlap", "frames_to_video",
+    "iter_video", "open_dataset", "open_video", "plan_resize", "probe_video", "random_clip", "random_segments",
+    "read_annotations", "read_video", "refuse_overlap", "resize_video", "uniform_segments", "video_to_frames",
+    "whole_windows", "write_video",
 ]  # fmt: skip

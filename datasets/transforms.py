@@ -63,18 +63,34 @@ def random_resized_crop(
     return _resize(video[..., top : top + h, left : left + w], size, size)
 
 
+def random_square_crop(
+    video: Tensor, size: int, rng: np.random.Generator, scale: tuple[float, float] = (0.8, 1.0)
+) -> Tensor:
+    """A square whose side is a random share `scale` of the short side, anywhere, resized to size x size: nothing is
+    stretched, as what is generated shall not be."""
+    height, width = video.shape[-2:]
+    side = max(1, round(min(height, width) * rng.uniform(*scale)))
+    top, left = rng.integers(height - side, endpoint=True), rng.integers(width - side, endpoint=True)
+    return _resize(video[..., top : top + side, left : left + side], size, size)
+
+
 def random_flip(video: Tensor, rng: np.random.Generator) -> Tensor:
     """Mirrored left to right, or not, with equal probability."""
     return video.flip(-1) if rng.random() < 0.5 else video
 
 
 def rand_augment(video: Tensor, rng: np.random.Generator, config: str = "rand-m7-n4-mstd0.5-inc1") -> Tensor:
-    """timm's RandAugment with the same operations and strengths on every frame. config: in timm's notation."""
+    """timm's RandAugment with the same operations and strengths on every frame. config: in timm's notation.
+
+    Raises ValueError for another one."""
     from timm.data.auto_augment import rand_augment_transform
 
     # As timm's own users set it: shifts up to 45 % of the picture; grey is what is moved in from outside.
     settings = {"translate_const": int(min(video.shape[-2:]) * 0.45), "img_mean": (124, 116, 104)}
-    augment = rand_augment_transform(config, settings)
+    try:
+        augment = rand_augment_transform(config, settings)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"augment {config!r}: want timm's notation, such as rand-m7-n4-mstd0.5-inc1") from error
     seed = int(rng.integers(2**32))
     views = []
     before = random.getstate(), np.random.get_state()  # timm draws from both of these
@@ -105,6 +121,23 @@ class TrainTransform:
         if self.augment is not None:
             video = rand_augment(video, rng, self.augment)
         video = random_resized_crop(video, self.size, rng, self.scale)
+        return random_flip(video, rng) if self.flip else video
+
+
+@dataclass(frozen=True)
+class SquareTransform:
+    """For generators: a random square crop to size x size, a flip where wanted."""
+
+    size: int
+    scale: tuple[float, float] = (0.8, 1.0)
+    flip: bool = False
+
+    def __post_init__(self):
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"a crop keeps a share of the side, 0 to 1, and not {self.scale[0]} to {self.scale[1]}")
+
+    def __call__(self, video: Tensor, rng: np.random.Generator) -> Tensor:
+        video = random_square_crop(video, self.size, rng, self.scale)
         return random_flip(video, rng) if self.flip else video
 
 

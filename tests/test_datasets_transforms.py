@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidtok.datasets import EvalTransform, TrainTransform, demo_clip
+from vidtok.datasets import EvalTransform, SquareTransform, TrainTransform, demo_clip
 from vidtok.datasets.transforms import (
     centre_crop,
     rand_augment,
@@ -43,6 +43,25 @@ def test_crops(video):
         assert torch.equal(small[k], video[0, ..., 16:48, left : left + 32])
     with pytest.raises(ValueError, match="does not fit"):
         centre_crop(video, 65)
+
+
+def test_a_square_crop_stretches_nothing():
+    """On a ramp of 64 x 96 the step from pixel to pixel shows the side of the crop, the first value its place."""
+    rows, columns = (torch.arange(n, dtype=torch.float32) for n in (64, 96))
+    ramps = [(rows / 96)[:, None].expand(64, 96), (columns / 96).expand(64, 96), torch.zeros(64, 96)]
+    ramp, transform = torch.stack(ramps)[None, :, None], SquareTransform(32, (0.5, 1.0))
+    sides, places = [], []
+    for seed in range(200):
+        crop = transform(ramp, rng(seed))[0, :, 0]
+        down, across = (crop[0, 24, 16] - crop[0, 8, 16]) / 16, (crop[1, 16, 24] - crop[1, 16, 8]) / 16
+        assert down.item() == pytest.approx(across.item(), rel=0.02)
+        sides.append(float(across) * 96 * 32)
+        places.append(float(crop[1, 16, 16]) * 96)
+    assert min(sides) == pytest.approx(32, abs=2) and max(sides) == pytest.approx(64, abs=2)
+    assert min(places) < 25 and max(places) > 70
+    assert torch.equal(SquareTransform(16, flip=True)(ramp, rng(3)), SquareTransform(16, flip=True)(ramp, rng(3)))
+    with pytest.raises(ValueError, match=r"not 0\.8 to 1\.2"):
+        SquareTransform(16, (0.8, 1.2))
 
 
 def test_random_resized_crop_covers_its_ranges(video):

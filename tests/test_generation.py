@@ -96,8 +96,7 @@ def test_tokens_on_disk_train_like_the_clips_they_are_of(tmp_path):
 @pytest.mark.parametrize("name", RECIPES)
 def test_published_recipes_build(name, tmp_path, monkeypatch):
     """Each is complete: with data and a tokenizer of its stride it builds; its model is made without memory."""
-    folder = tmp_path / "data" / "class"
-    folder.mkdir(parents=True)
+    folder = tmp_path / "data"
     image = name.startswith("imagenet")
     cfg = compose_config(
         "train_generator", [f"experiment=generator/{name}", "tokenizer=vidtok-t", "data.source=digits"]
@@ -106,11 +105,13 @@ def test_published_recipes_build(name, tmp_path, monkeypatch):
     assert (cfg.data.frames, cfg.data.batch_size) == ((1, 1024) if image else (17, 256))
     cfg.data.batch_size, cfg.data.split, cfg.data.size = 2, "train", 32
     cfg.size = {"width": 64, "depth": 1, "heads": 2, "dropout": 0.1}
-    cfg.data.source = str(folder.parent)
+    cfg.data.source = str(folder)
     cfg.data.split = None
     clip = MovingDigits("train", 17, 32)[0].video
-    for i in range(2):
-        write_video(folder / f"{i}.{'png' if image else 'mp4'}", clip[:, :, :1] if image else clip, 25)
+    for name_of_class in ("one", "two"):
+        (folder / name_of_class).mkdir(parents=True)
+        file = folder / name_of_class / f"clip.{'png' if image else 'mp4'}"
+        write_video(file, clip[:, :, :1] if image else clip, 25)
     built = build_generator_training(cfg)
     model, batch = built["state"].model, built["task"].encoded(built["batches"][0])
     terms, _ = built["task"].terms(model, batch, 0)
@@ -118,7 +119,8 @@ def test_published_recipes_build(name, tmp_path, monkeypatch):
     if name == "k600":
         assert model.config.classes == () and built["task"].objective.tasks["prefix-2"] == 1
     sampling = dict(built["task"].sampling) | {"steps": 1}
-    label = "class" if model.config.classes else None
+    assert model.config.classes == (() if name == "k600" else ("one", "two"))
+    label = "two" if model.config.classes else None
     assert model.generate(1, label, **sampling).shape == (1, *model.config.grid)
 
 
@@ -160,8 +162,23 @@ def test_wrong_wishes_of_generate_are_one_line(trained, tmp_path, capsys):
         assert main(["generate", model, "-o", str(tmp_path / "x"), *arguments]) == 1
         error = capsys.readouterr().err
         assert error.startswith("vidtok: ") and message in error and error.count("\n") == 1
-    assert main(["train", "generator", f"run={tmp_path / 'run'}"]) == 1
-    assert "give either data.features=" in capsys.readouterr().err
+    for overrides, message in (
+        ([], "give either data.features="),
+        ([f"data.source={tmp_path}", "data.stride=2"], "data.stride=2 counts frames of data.fps"),
+        ([f"data.features={tmp_path}"], "features"),
+        (["data.source=digits", "size.heads=3"], "doesn't divide into 3 heads"),
+        (["data.source=digits", "objective.tasks={none: 0}"], "tasks need weights"),
+        (["data.source=digits", "data.split=test"], "is not 'train' or 'val'"),
+        (["data.source=digits", "tokenizer=nothing"], "nothing"),
+        (["data.source=digits", "objective.tasks.interpolatoin=1"], "did you mean"),
+        ([*SMALL, "sampling.top_k=3"], "masked sampling has no 'top_k'"),
+        ([*SMALL, "objective.tasks={prefix-3: 1.0}"], "objective.tasks has the keys none, prefix, prefix-2"),
+        ([*SMALL, "data.classes=[]", "sampling.guidance=2"], "needs classes"),
+    ):
+        assert main(["train", "generator", *overrides, f"run={tmp_path / 'run'}"]) == 1, overrides
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("vidtok: ") and message in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_conventions_are_those_of_the_papers():

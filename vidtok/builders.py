@@ -258,7 +258,7 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
             splits,
             cfg.input,
             tokenizer,
-            protocol.frames,
+            protocol,
             data["select"],
             data["batch_size"],
             cfg.seed,
@@ -373,11 +373,20 @@ def build_generator_training(cfg: DictConfig) -> dict:
     plain = OmegaConf.to_container(cfg, resolve=True)
     data, count = plain["data"], plain["data"]["held_out_samples"]
     tokenizer = VideoTokenizer.from_pretrained(plain["tokenizer"])
-    batches, classes = build_generator_batches(data, data["split"], data["batch_size"], tokenizer, plain["seed"])
+    if tokenizer.bits != int(tokenizer.bits):
+        raise ValueError(
+            f"generators take ids apart into bits, and {plain['tokenizer']} has {tokenizer.bits:.2f} of them"
+        )
+    if plain["generator"]["kind"] == "diffusion" and tokenizer.config.quantizer["kind"] != "lfq":
+        raise ValueError(
+            f"diffusion makes latents whose signs are the tokens, as those of LFQ: {plain['tokenizer']} isn't"
+        )
+    batches, classes, fps = build_generator_batches(data, data["split"], data["batch_size"], tokenizer, plain["seed"])
     sampling = {name: value for name, value in plain["sampling"].items() if value is not None}
     task = GeneratorTask(Objective(**plain["objective"]), tokenizer, plain["samples"], sampling)
     if data["held_out"]:
-        task.held_out = build_generator_batches(data, data["held_out"], count, tokenizer, plain["seed"])[0][0]
+        same = data | {"classes": list(classes)}
+        task.held_out = build_generator_batches(same, data["held_out"], count, tokenizer, plain["seed"])[0][0]
     first = task.encoded(batches[0])
     torch.manual_seed(plain["seed"])  # of the initial weights
     generator = create_generator(
@@ -388,23 +397,28 @@ def build_generator_training(cfg: DictConfig) -> dict:
             bits=tokenizer.bits,
             grid=tuple(first["ids"].shape[1:]),
             stride=tokenizer.stride,
-            fps=data["fps"],
+            fps=fps,
             classes=tuple(classes),
             **plain["size"],
             **plain["generator"],
         )
     )
+    generator.check_sampling(**sampling)  # now, not at the first picture
+    if sampling.get("guidance", 1) != 1 and not classes:
+        raise ValueError("sampling.guidance needs classes, of which there are none")
     if generator.config.kind == "diffusion":
         generator.fit_scale(first["latents"])
     return {"task": task, "state": build_state(generator, plain), "batches": batches, **build_schedule(plain)}
 
 
 def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: VideoTokenizer, seed: int):
-    """(batches, classes) of the group `data` of a generator.
+    """(batches, classes, frames per second or None where these differ) of the group `data` of a generator.
 
     Raises:
-        ValueError: for features of another tokenizer, or unless either features or a source are given.
+        ValueError: for features of another tokenizer, a split held out where there are none, or unless either features
+            or a source are given.
     """
+    from vidtok.datasets import MovingDigits
     from vidtok.extract import TokenDataset
     from vidtok.extract.token_batches import TokenBatches
     from vidtok.generator.batches import ClipBatches, StoredBatches
@@ -414,8 +428,11 @@ def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: 
     if data["features"] is None:
         dataset = build_generator_clips(data, split, seed)
         batches = ClipBatches(dataset, batch_size, seed)
+        fps = MovingDigits.fps if data["source"] == "digits" else data["fps"] and data["fps"] / data["stride"]
     else:
         splits = {entry.split for entry in TokenDataset(data["features"]).entries}
+        if splits == {None} and split != data["split"]:
+            raise ValueError(f"{data['features']} has no splits, so that {split!r} can't be held out of it")
         chosen = split if splits != {None} else None
         dataset = TokenDataset(data["features"], chosen, classes=data["classes"] or None, cache=data["cache"])
         if (own := dataset.meta["weight_hash"]) != tokenizer.weight_hash:
@@ -423,17 +440,21 @@ def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: 
             raise ValueError(f"{data['features']} holds tokens of weights {own}, not of {name}: set tokenizer=")
         tokens = TokenBatches(dataset, batch_size, data["latents"], first_only=True, seed=seed)
         batches = StoredBatches(tokens, seed)
-    return batches, [] if data["classes"] == [] else dataset.classes
+        rates = {round(dataset.read(i).meta.fps, 3) for i in range(0, len(dataset), -(-len(dataset) // 32))}
+        fps = rates.pop() if len(rates) == 1 else None
+    return batches, [] if data["classes"] == [] else dataset.classes, fps
 
 
 def build_generator_clips(data: dict, split: str, seed: int) -> "LabelledDataset":
     """Random clips and crops of the videos that the group `data` of a generator names."""
     from functools import partial
 
-    from vidtok.datasets import MovingDigits, TrainTransform, open_dataset, random_clip
+    from vidtok.datasets import MovingDigits, SquareTransform, open_dataset, random_clip
 
     if data["source"] == "digits":
         return MovingDigits(split, data["frames"], data["size"], seed)
+    if data["stride"] != 1 and data["fps"] is None:
+        raise ValueError(f"data.stride={data['stride']} counts frames of data.fps: give it, too")
     columns = {name: data[name] for name in ("path_column", "label_column", "split_column")}
     return open_dataset(
         data["source"],
@@ -444,5 +465,5 @@ def build_generator_clips(data: dict, split: str, seed: int) -> "LabelledDataset
         seed=seed,
         on_error="resample",
         sampler=partial(random_clip, frames=data["frames"], stride=data["stride"], at_fps=data["fps"]),
-        transform=TrainTransform(data["size"], tuple(data["scale"]), data["flip"]),
+        transform=SquareTransform(data["size"], tuple(data["scale"]), data["flip"]),
     )

@@ -115,8 +115,9 @@ class Generator(nn.Module):
         return generators, label, torch.stack(known).to(self.device)
 
     def number_labels(self, label_B: Tensor) -> Tensor:
-        """-1, no class, as the last row of the embedding."""
-        return torch.where(label_B < 0, len(self.config.classes), label_B).to(self.device)
+        """-1, no class, as the last row of the embedding, and all of a model without classes."""
+        classes = len(self.config.classes)
+        return torch.where((label_B < 0) | (classes == 0), classes, label_B).to(self.device)
 
     # -------------------------------------------------------------- sampling
 
