@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from vidtok.extract import TokenDataset
+from vidtok.extract.clips import Clips
+from vidtok.extract.container import Entry
 from vidtok.tokenizer import VideoTokenizer
 
 from .predict import Views
+from .protocol import Protocol
 
 # input of a head: the feature that it is made of
 FEATURES = {"tokens": "ids", "codes": "ids", "latents": "latents", "hidden": "hidden", "embedding": "embedding"}
@@ -22,10 +25,10 @@ FEATURES = {"tokens": "ids", "codes": "ids", "latents": "latents", "hidden": "hi
 class FeatureFiles:
     """The videos of one split in the files of `vidtok extract`.
 
-    input: what the head reads, a key of `FEATURES`. classes: names in order; None, those in the files. frames: that
-    each record must hold; None, any.
+    input: what the head reads, a key of `FEATURES`. classes: names in order; None, those in the files.
 
-    Raises ValueError for features of another kind, of another tokenizer, of another length, or without labels.
+    Raises ValueError for features of another kind, of another tokenizer, of clips that aren't those of the protocol,
+    without labels, or with labels that are none of the classes.
     """
 
     def __init__(
@@ -34,11 +37,11 @@ class FeatureFiles:
         split: str | None,
         input: str,
         tokenizer: VideoTokenizer,
+        protocol: Protocol,
         classes: Sequence[str] | None = None,
-        frames: int | None = None,
         seed: int = 0,
     ):
-        dataset = TokenDataset(path, split, classes=classes)
+        dataset = TokenDataset(path, split)
         if dataset.feature != FEATURES.get(input):
             raise ValueError(
                 f"{path} holds {dataset.feature}; input {input!r} is made of {FEATURES.get(input, 'none')}"
@@ -51,18 +54,16 @@ class FeatureFiles:
             raise ValueError(f"{path} holds features of tokenizer {theirs}, not of {ours}")
         if min(dataset.labels) < 0:
             raise ValueError(f"{path}: records without labels")
-        lengths = {entry.frames for entry in dataset.entries}
-        if frames is not None and lengths != {frames}:
-            raise ValueError(
-                f"{path}: records of {min(lengths)} to {max(lengths)} frames, and the protocol has {frames}"
-            )
+        self.classes = list(dataset.classes if classes is None else classes)
+        if unknown := sorted({entry.label for entry in dataset.entries} - {*self.classes}):
+            raise ValueError(f"{path}: {len(unknown)} labels are not among the classes: {', '.join(unknown[:5])}")
+        refuse_other_clips(path, meta["sampler"], dataset.entries, protocol)
         self.dataset, self.seed = dataset, seed
         records: dict[str, list[int]] = {}
         for record, name in enumerate(dataset.ids):
             records.setdefault(name, []).append(record)
         self.ids, self.records = list(records), list(records.values())
-        self.labels = [dataset.labels[rows[0]] for rows in self.records]
-        self.classes = dataset.classes
+        self.labels = [self.classes.index(dataset.entries[rows[0]].label) for rows in self.records]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -102,3 +103,15 @@ class FeatureFiles:
     def all_views(self, index: int) -> Tensor:
         """[V,...]"""
         return torch.stack([self.dataset[row]["features"] for row in self.records[index]])
+
+
+def refuse_other_clips(path: str | Path, sampler: str | None, entries: Sequence[Entry], protocol: Protocol) -> None:
+    """Raises ValueError unless all records are clips of the protocol, or whole videos of its length and size."""
+    name = "uniform" if protocol.stride is None else "dense"
+    wanted = str(Clips(name, protocol.segments, protocol.frames, protocol.stride or 1, protocol.fps))
+    if sampler not in (None, wanted):
+        raise ValueError(f"{path} holds clips ({sampler}), and protocol {protocol} is of others ({wanted})")
+    seen = {(entry.frames, *entry.coded_size) for entry in entries}
+    if other := sorted(seen - {(protocol.frames, protocol.size, protocol.size)}):
+        given = "{} frames of {} x {}".format(*other[0])
+        raise ValueError(f"{path} holds {given}, and protocol {protocol} has {protocol.frames} of {protocol.size}")

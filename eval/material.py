@@ -151,7 +151,7 @@ def feature_material(
     splits: tuple[str | None, str | None],
     input: str,
     tokenizer: VideoTokenizer,
-    frames: int,
+    protocol: Protocol,
     select: float = 0.0,
     batch_size: int = 16,
     seed: int = 0,
@@ -159,13 +159,13 @@ def feature_material(
 ) -> Material:
     """Of the files of `vidtok extract`. paths, splits: of training and test. groups_of: the group of each of some ids,
     which the files don't know. Raises ValueError where a video is in training and test."""
-    train = FeatureFiles(paths[0], splits[0], input, tokenizer, None, frames, seed)
-    test = FeatureFiles(paths[1], splits[1], input, tokenizer, train.classes, frames)
+    train = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol, seed=seed)
+    test = FeatureFiles(paths[1], splits[1], input, tokenizer, protocol, train.classes)
     train.refuse_overlap(test)
     apart = None
     if select:
         kept, chosen = split_off(np.array(train.labels), groups_of and groups_of(train.ids), select)
-        apart = FeatureFiles(paths[0], splits[0], input, tokenizer, train.classes, frames).keep(chosen)
+        apart = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol).keep(chosen)
         train.keep(kept)
 
     def test_on(videos: FeatureFiles) -> Test:

@@ -44,6 +44,8 @@ class HeadConfig:
     def __post_init__(self):
         if self.classes is not None and len(self.classes) != self.num_classes:
             raise ValueError(f"{len(self.classes)} class names for {self.num_classes} classes")
+        if self.class_counts is not None and len(self.class_counts) != self.num_classes:
+            raise ValueError(f"{len(self.class_counts)} class counts for {self.num_classes} classes")
         self.net["kind"], self.input["kind"]
 
 

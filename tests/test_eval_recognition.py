@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from vidtok.cli.main import main
 from vidtok.datasets import write_video
 from vidtok.eval.batches import LabelledBatches, MemorySource, VideoSource, centre_cells
+from vidtok.eval.feature_files import FeatureFiles
 from vidtok.eval.inputs import INPUTS, InputEncoder, encode_all, join_segments, shuffle_frames, unpack
 from vidtok.eval.labelled_clips import ClipSource, load_clips, load_views
 from vidtok.eval.protocol import Protocol
@@ -439,6 +440,7 @@ def features(csv, tokenizer_path, tmp_path_factory):
 
 def test_probe_of_extracted_features(capsys, csv, features, tokenizer_path, tmp_path):
     command = ["eval", "probe", "--features", features, "--model", tokenizer_path, "--protocol", "5x2x2x1"]
+    command += ["--size", 32]
     command += ["--input", "codes", "--pool", "all", "--json", tmp_path / "r.json"]
     run(capsys, *command)
     result = json.loads((tmp_path / "r.json").read_text())
@@ -451,6 +453,9 @@ def test_probe_of_extracted_features(capsys, csv, features, tokenizer_path, tmp_
     assert "give either SOURCE or --features" in fails(capsys, "eval", "probe", "--model", tokenizer_path)
     assert "of tokenizer tiny" in fails(capsys, *command[:4], "--model", "vidtok-t", *command[6:8], "--input", "codes")
     assert "holds ids" in fails(capsys, *command[:8], "--input", "hidden")
+    others = fails(capsys, *command[:-2], "--protocol", "5x1x2x1")
+    assert "holds clips (dense:2, 5 x 2), and protocol 5x1x2x1 is of others (dense:2, 5 x 1)" in others
+    assert "holds 5 frames of 32 x 32" in fails(capsys, *command[:-2], "--size", 64)
 
 
 def test_finetuning_on_extracted_features(capsys, csv, features, tokenizer_path, tmp_path):
@@ -461,7 +466,14 @@ def test_finetuning_on_extracted_features(capsys, csv, features, tokenizer_path,
     assert json.loads((tmp_path / "grouped" / "result.json").read_text())["data"]["n_train"] == 6
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["n_used"] == 6 and result["data"]["n_train"] == 9
-    assert "and the protocol has 9" in fails(capsys, *command, "data.protocol=9x2x2x1")
+    assert "is of others (dense:2, 9 x 2)" in fails(capsys, *command, "data.protocol=9x2x2x1")
+
+
+def test_a_label_of_features_that_is_no_class(features, tokenizer):
+    protocol = Protocol(5, 2, 2, size=32)
+    assert len(FeatureFiles(features, "val", "codes", tokenizer, protocol, CLASSES)) == 6
+    with pytest.raises(ValueError, match="1 labels are not among the classes: rising"):
+        FeatureFiles(features, "val", "codes", tokenizer, protocol, CLASSES[:2])
 
 
 def test_a_signal_stops_a_comparison(capsys, csv, tokenizer_path, tmp_path, monkeypatch):

@@ -125,6 +125,14 @@ def test_embeddings_of_a_trained_head(extract, capsys, tokenizer, videos, model,
     assert len(records) == 2
     command = ["extract", videos / "c.mp4", "-o", "x", "--features", "embedding", "--head", "head"]
     assert "not of 'vidtok-t'" in refused(capsys, *command)
+    head.record(protocol={"frames": 9, "size": 32, "stride": 2, "clips": 2, "crops": 1, "joined": True})
+    head.save_pretrained("head")
+    assert "several clips at once" in refused(capsys, *command, "--model", str(model))
+
+
+def test_the_rate_of_clips_is_part_of_the_setting():
+    assert str(parse_clips("dense:2", 9, 2)) == "dense:2, 9 x 2"
+    assert str(parse_clips("dense:2", 9, 2, 12.5)) == "dense:2, 9 x 2 at 12.5 fps"
 
 
 def test_batches_across_videos(extract, tokenizer, videos):

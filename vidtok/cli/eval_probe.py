@@ -168,9 +168,9 @@ def of_files(args: argparse.Namespace, tokenizer, protocol):
     from vidtok.eval.recognition import data_record
 
     def read(input: str) -> tuple[dict, dict]:
-        train = FeatureFiles(args.features, args.train_split, input, tokenizer, None, protocol.frames)
+        train = FeatureFiles(args.features, args.train_split, input, tokenizer, protocol)
         path = args.test_features or args.features
-        test = FeatureFiles(path, args.split, input, tokenizer, train.classes, protocol.frames)
+        test = FeatureFiles(path, args.split, input, tokenizer, protocol, train.classes)
         train.refuse_overlap(test)
         train.keep(range(len(train))[: args.train_clips])
         test.keep(range(len(test))[: args.test_clips])

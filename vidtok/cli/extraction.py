@@ -175,7 +175,11 @@ def load_head(name: str, tokenizer):
 
 
 def follow(protocol: dict, args: argparse.Namespace, clips: Clips | None) -> Clips:
-    """The clips, size and crop that a head was trained for (`HeadConfig.protocol`), where no others are asked for."""
+    """The clips, size and crop that a head was trained for (`HeadConfig.protocol`), where no others are asked for.
+
+    Raises ValueError for a head that sees several clips at once, or crops of a larger picture."""
+    if protocol.get("joined") or protocol.get("resize", protocol["size"]) != protocol["size"]:
+        raise ValueError("no embeddings of heads that see several clips at once, or crops of a larger picture")
     args.size = args.size or protocol["size"]
     args.crop = args.crop or ("three" if protocol["crops"] == 3 else "centre")
     if clips is not None:

@@ -36,7 +36,8 @@ class Clips:
         return whole_windows(duration, fps, hop=self.number, **pace)
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.number}, {self.frames} x {self.stride}"
+        rate = "" if self.fps is None else f" at {self.fps:g} fps"
+        return f"{self.name}:{self.number}, {self.frames} x {self.stride}{rate}"
 
 
 def parse_clips(text: str, frames: int, stride: int = 1, fps: float | None = None) -> Clips:
