@@ -51,6 +51,9 @@ class MemorySource:
     """
 
     def __init__(self, x_NV: Tensor, labels: np.ndarray, cells: int | None = None, unit: int = 1, seed: int = 0):
+        side = min(x_NV.shape[-2:]) // unit
+        if cells is not None and not 1 <= cells <= side:
+            raise ValueError(f"crops are 1 to {side} cells of the grid wide and high, not {cells}")
         self.x_NV, self.labels, self.cells, self.unit, self.seed = x_NV, labels, cells, unit, seed
 
     def __len__(self) -> int:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from vidtok.weights import load_weights
 
 from .i3d_weights import HOW_TO_GET
 
@@ -56,9 +57,9 @@ class I3D(nn.Module):
             self.add_module(name, Inception(*channels))
         self.logits = nn.Conv3d(1024, I3D_FEATURES, 1)
         try:
-            self.load_state_dict(load_file(weights))
-        except RuntimeError as error:
-            raise ValueError(f"{weights} does not hold the I3D network: {error}") from error
+            load_weights(self, Path(weights))
+        except ValueError as error:
+            raise ValueError(f"{weights} does not hold the I3D network ({error})") from error
         self.requires_grad_(False)
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:

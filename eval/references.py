@@ -24,8 +24,8 @@ class FrameBackbone(nn.Module):
         pretrained: False, no weights: for tests.
 
     Raises:
-        ValueError: for a name that timm doesn't know.
-        FileNotFoundError: where there is no such file.
+        ValueError: for a name that timm doesn't know, or weights of another network.
+        FileNotFoundError: where there is no such file, or timm can't download the weights.
     """
 
     def __init__(self, name: str, weights: str | Path | None = None, pretrained: bool = True):
@@ -37,7 +37,15 @@ class FrameBackbone(nn.Module):
             if not Path(weights).is_file():
                 raise FileNotFoundError(f"no weights at {weights}")
             overlay = {"file": str(weights)}
-        network = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, num_classes=0)
+        try:
+            # With the classifier, without which timm would take any file of weights.
+            network = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay)
+        except RuntimeError as error:
+            raise ValueError(f"{weights} does not hold the weights of {name}: {str(error).splitlines()[0]}") from error
+        except OSError as error:
+            message = f"timm can't download the weights of {name}: give a file of them ({error})"
+            raise FileNotFoundError(message) from error
+        network.reset_classifier(0)
         data = resolve_model_data_config(network)
         self.network, self.size = network.eval().requires_grad_(False), tuple(data["input_size"][1:])
         self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1))

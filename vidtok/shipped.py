@@ -8,6 +8,7 @@ from vidtok.hints import nearest
 
 PRETRAINED = Path(__file__).parent / "pretrained"  # the models that the package ships, one folder each
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+PARTS = ("best", "model")  # of a run folder, where its models are
 
 
 def list_shipped(root: Path = PRETRAINED) -> list[str]:
@@ -31,7 +32,9 @@ def find_pretrained(name: str | Path, what: str, root: Path = PRETRAINED, **hub_
     if folder.is_dir():
         missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
         if missing:
-            raise ValueError(f"{folder} is no {what}: it has no {' and no '.join(missing)}")
+            inside = [part for part in PARTS if (folder / part / CONFIG).is_file()]
+            hint = f"; did you mean {folder / inside[0]}?" if inside else ""
+            raise ValueError(f"{folder} is no {what}: it has no {' and no '.join(missing)}{hint}")
         return folder / CONFIG, folder / WEIGHTS
     if str(name).count("/") != 1 or folder.parent.is_dir():
         # Only what can be no path is asked of the hub, which takes half a minute to give up where it is offline.

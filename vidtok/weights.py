@@ -1,6 +1,7 @@
 """Weights as safetensors: half precision on disk, float32 in memory."""
 
 import hashlib
+import pickle
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -34,6 +35,7 @@ def read_state(where: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: no such file, or the download failed.
+        ValueError: the file is damaged, or holds more than tensors.
     """
     if str(where).startswith(("http://", "https://")):
         folder = Path(torch.hub.get_dir()) / "checkpoints"
@@ -49,7 +51,12 @@ def read_state(where: str | Path) -> dict[str, Tensor]:
         path = Path(where)
         if not path.is_file():
             raise FileNotFoundError(f"no weights at {path}")
-    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(f"{path} can't be read: {str(error).splitlines()[0]}") from error
 
 
 def hash_weights(module: nn.Module) -> str:

@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int | None:
     if args.config:
         print(OmegaConf.to_yaml(cfg))
         return None
+    refuse_settings(cfg)
 
     from vidtok.builders import build_clip_sources, build_comparison, build_protocol, build_recognition_training
     from vidtok.cli.jsonfile import write_json
@@ -99,6 +100,24 @@ def run(args: argparse.Namespace) -> int | None:
     write_report(result, comparison, tokenizer, tokens, cfg.page.clips, cfg.page.fps, folder)
     say(f"{format_table(result)}\nresult: {folder / 'result.json'}, page: {folder / 'page.html'}")
     return 1 if result["n_failed"] else 0
+
+
+def refuse_settings(cfg) -> None:
+    """Raises UserError for what would be found wrong only after the training."""
+    from omegaconf import OmegaConf
+
+    from vidtok.cli.error import UserError
+    from vidtok.eval.compare import TRANSFER
+    from vidtok.eval.inputs import INPUTS
+    from vidtok.hints import nearest
+
+    for key in ("arms", "seeds"):
+        if not OmegaConf.is_list(cfg[key]) or not cfg[key] or len(set(cfg[key])) < len(cfg[key]):
+            raise UserError(f"{key}={cfg[key]}: want a list of at least one, and none of them twice")
+    if cfg.reference not in (known := [*INPUTS, TRANSFER]):
+        raise UserError(f"unknown reference {cfg.reference!r}: {nearest(cfg.reference, known)}")
+    if cfg.page.clips < 0 or not cfg.page.fps > 0:
+        raise UserError(f"the page shows page.clips=0 or more clips at page.fps above 0, not {cfg.page}")
 
 
 def write_report(result: dict, comparison, tokenizer, tokens, count: int, fps: float, folder: Path) -> None:

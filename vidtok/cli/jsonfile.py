@@ -8,9 +8,15 @@ from vidtok.cli.error import UserError
 
 
 def refuse_existing(path: str | None, force: bool) -> None:
-    """Raises UserError where a result would be overwritten unasked: before the work, not after it."""
-    if path is not None and Path(path).exists() and not force:
+    """Raises UserError where a result would be overwritten unasked, or can't be written: before the work, not after
+    it."""
+    if path is None:
+        return
+    if Path(path).exists() and not force:
         raise UserError(f"{path} exists: --force overwrites it")
+    folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{path} can't be written: {folder} is no folder that takes new files")
 
 
 def write_json(path: str | os.PathLike, value: dict) -> None:

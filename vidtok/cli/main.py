@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.configure(verb_parser)
-    warnings.formatwarning = lambda message, *_, **__: f"vidtok: {message}\n"  # without a line of our code
+    warnings.formatwarning = one_line_once(set())
     try:
         return module.run(verb_parser.parse_intermixed_args(rest)) or 0
     except KeyboardInterrupt:
@@ -70,6 +70,19 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"vidtok: {one_line(error)}", file=sys.stderr)
         return 1
+
+
+def one_line_once(seen: set[str]):
+    """A `warnings.formatwarning` without a line of our code, and with nothing for what has been said."""
+
+    def format_warning(message, *_, **__) -> str:
+        text = f"vidtok: {message}\n"
+        if text in seen:
+            return ""
+        seen.add(text)
+        return text
+
+    return format_warning
 
 
 def pick_kind(module, verb: str, argv: list[str]) -> str:

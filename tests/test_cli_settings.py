@@ -1,0 +1,86 @@
+"""Settings that can't be: one line that says what to do, before any work."""
+
+import pytest
+
+from vidtok.cli.error import UserError
+from vidtok.cli.eval_compare import refuse_settings
+from vidtok.cli.jsonfile import refuse_existing
+from vidtok.cli.main import one_line_once
+from vidtok.cli.train import compose_config
+from vidtok.shipped import find_pretrained
+from vidtok.weights import read_state
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("optimizer.lr=fast", "optimizer.lr is a number, such as 0.001, and not 'fast'"),
+        ("data.protocol=17", "data.protocol is text, such as 17x4x1x1, and not 17"),
+        ("data.flip=2", "data.flip is true or false"),
+        ("arms=tokens", r"arms is a list, such as \['tokens', .*, and not 'tokens'"),
+        ("head.dims=3", "unknown key 'head.dims': did you mean 'head.dim'"),
+        ("data.source", "'data.source' sets nothing: want KEY=VALUE"),
+        ("recipe=k400-linaer", "did you mean 'k400-linear'"),
+        ("run=null", None),
+        ("head_options={drop_path: 0.1}", None),
+        ("optimizer=muon-head", None),
+    ],
+)
+def test_other_kinds_of_values_are_refused(override, message):
+    if message is None:
+        compose_config("compare", ["data.source=x", override])
+    else:
+        with pytest.raises(UserError, match=message):
+            compose_config("compare", ["data.source=x", override])
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("arms=[]", "at least one"),
+        ("seeds=3", "seeds=3: want a list"),
+        ("seeds=[1,1]", "none of them twice"),
+        ("reference=pixel", "did you mean 'pixels'"),
+        ("page.fps=0", "page.fps above 0"),
+        ("reference='pixels on recon'", None),
+    ],
+)
+def test_a_comparison_is_checked_before_the_training(override, message):
+    cfg = compose_config("compare", ["data.source=x", override])
+    if message is None:
+        refuse_settings(cfg)
+    else:
+        with pytest.raises(UserError, match=message):
+            refuse_settings(cfg)
+
+
+def test_a_result_that_could_not_be_written_is_refused_first(tmp_path):
+    (tmp_path / "file").write_text("x")
+    refuse_existing(str(tmp_path / "new" / "folder" / "r.json"), force=False)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(UserError, match="file is no folder"):
+        refuse_existing(str(tmp_path / "file" / "r.json"), force=False)
+    with pytest.raises(UserError, match="--force overwrites it"):
+        refuse_existing(str(tmp_path / "file"), force=False)
+
+
+def test_a_run_folder_names_its_models(tmp_path):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"did you mean .*best\?"):
+        find_pretrained(tmp_path, "head")
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
+def test_damaged_weights_are_one_line(tmp_path, name):
+    (tmp_path / name).write_bytes(bytes(range(256)) * 4)
+    with pytest.raises(ValueError, match="can't be read") as error:
+        read_state(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_warning_is_said_once():
+    form = one_line_once(set())
+    assert [form(text, UserWarning, "x.py", 1) for text in ("one", "two", "one")] == [
+        "vidtok: one\n", "vidtok: two\n", ""
+    ]  # fmt: skip
