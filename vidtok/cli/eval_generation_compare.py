@@ -3,8 +3,8 @@
     vidtok eval generation-compare data.features=tokens trainer.max_minutes=12 i3d=FILE recogniser=DIR run=runs/gen
     vidtok eval generation-compare --config ...         # print the resolved config only
 
-Everything is hydra: settings of `vidtok train generator`, for all kinds alike, and kinds, steps, settings, real,
-n_real, n_fake, folds, i3d, recogniser (see configs/generation_compare.yaml). Diffusion is trained on latents, so
+Everything is hydra: settings of `vidtok train generator`, for all kinds alike, and kinds, training, steps, settings,
+real, n_real, n_fake, folds, i3d, recogniser (see configs/generation_compare.yaml). Diffusion is trained on latents, so
 data.features are those of `vidtok extract --features latents`; the language models take the signs. The run folder keeps
 every training run and every measurement: the same command again goes on where it was stopped. In the end it holds
 result.json (schema vidtok.eval.generation-compare/1), table.md, chart.png, and a picture of samples of each kind.
@@ -102,7 +102,9 @@ def train_kind(kind: str, overrides: list[str], own: Path, stop) -> dict:
     from vidtok.train.folder import RunFolder
     from vidtok.train.loop import train
 
-    cfg = compose_config("generation_compare", [*overrides, f"generator={kind}", f"run={own}", f"name={kind}"])
+    compared = compose_config("generation_compare", overrides)
+    given = [f"generator={kind}", f"run={own}", f"name={kind}", *compared.training[kind]]
+    cfg = compose_config("generation_compare", [*overrides, *given])
     file = own / "trained.json"
     if not file.exists():
         arguments = build_generator_training(cfg)

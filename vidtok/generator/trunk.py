@@ -92,8 +92,22 @@ class Block(nn.Module):
             k, v = cache.extend(layer, k, v)
         assert start == 0 or N == 1, "beyond the first call a cache takes one token at a time"
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal and N > 1, dropout_p=dropout)
+        y = attention(q, k, v, self.causal and N > 1, dropout)
         return self.out(y.transpose(1, 2).reshape(B, N, D))
+
+
+def attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, causal: bool, dropout: float) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, [B, h, N, d]. causal: a token sees none behind it.
+
+    On a CPU in plain products: torch's fused kernel takes 2 to 9 times as long there in bf16, forth and back.
+    """
+    if q_BhNd.device.type != "cpu":
+        return F.scaled_dot_product_attention(q_BhNd, k_BhNd, v_BhNd, is_causal=causal, dropout_p=dropout)
+    scores_BhNN = q_BhNd * q_BhNd.shape[-1] ** -0.5 @ k_BhNd.transpose(-2, -1)
+    if causal:
+        future_NN = torch.ones(scores_BhNN.shape[-2:], dtype=torch.bool).triu(1)
+        scores_BhNN = scores_BhNN.masked_fill(future_NN, -torch.inf)
+    return F.dropout(scores_BhNN.softmax(-1), dropout) @ v_BhNd
 
 
 def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
