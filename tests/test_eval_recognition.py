@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -543,3 +545,18 @@ def test_compare_trains_on_views(capsys, tmp_path, csv, tokenizer_path):
     run(capsys, *command, "data.train_views=2")
     assert load_file(tmp_path / "encoded/tokens-train.safetensors")["x"].shape[:2] == (12, 2)
     assert "another train_views" in fails(capsys, *command, "data.train_views=3")
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_one_tests(csv, tokenizer_path, tmp_path):
+    settings = ["input=pixels", "data.select=0.25", "data.batch_size=4"]
+    assert main(finetune(csv, tokenizer_path, tmp_path / "one", *settings)) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "vidtok"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    command += finetune(csv, tokenizer_path, tmp_path / "two", *settings)
+    out = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert out.returncode == 0, out.stdout + out.stderr
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    assert out.stdout.count("result: ") == 1 and one["data"]["n_train"] == two["data"]["n_train"] == 9
+    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=2e-3) for name in weights[0])

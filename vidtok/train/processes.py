@@ -1,10 +1,13 @@
 """The processes of one run, as torchrun or a cluster starts them."""
 
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+
+PATIENCE = timedelta(hours=6)  # of the others, while one validates or tests: libraries give up after minutes
 
 
 def join_processes() -> PartialState:
@@ -12,7 +15,7 @@ def join_processes() -> PartialState:
     # Without an accelerator, accelerate joins ranks only where it is told to use the CPU, and trains one model each
     # otherwise.
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    return PartialState(cpu=several and not torch.accelerator.is_available())
+    return PartialState(cpu=several and not torch.accelerator.is_available(), timeout=PATIENCE)
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
