@@ -25,7 +25,7 @@ class Detectors:
     """Networks that score clips; None leaves their metrics out.
 
     Attributes:
-        fvd: clips [B, 3, T, H, W] to features; fid: frames [N, 3, H, W] to features; head: of token ids.
+        fvd: clips [B, 3, T, H, W] to features; fid: frames [N, 3, H, W] to features; head: of tokens or pixels.
         names: of each, for the record.
     """
 
@@ -56,14 +56,17 @@ class Judge:
     """Counts how often a head sees the class that goes with the tokens.
 
     Args:
-        head: of token ids. classes: names of the class numbers.
+        head: of tokens, codes, or of pixels, which sees the decoded clips. classes: names of the class numbers.
 
     Raises:
-        ValueError: where one of `classes` is none of the head's.
+        ValueError: where one of `classes` is none of the head's, or the head reads something else.
     """
 
-    def __init__(self, head: Head, classes: Sequence[str]):
-        self.head, self.right, self.n = head, 0, 0
+    def __init__(self, head: Head, classes: Sequence[str], tokenizer: VideoTokenizer):
+        self.head, self.tokenizer, self.right, self.n = head, tokenizer, 0, 0
+        self.input = head.config.input["kind"]
+        if self.input not in ("tokens", "codes", "pixels"):
+            raise ValueError(f"the head {head.config.name!r} reads {self.input}: give one of tokens, codes or pixels")
         own = head.config.classes
         if own is None:  # without names, both count alike
             own = classes
@@ -74,7 +77,8 @@ class Judge:
     def update(self, ids_Bthw: Tensor, label_B: Tensor) -> None:
         """int64 ids, and class numbers on the CPU."""
         with torch.inference_mode():
-            seen = self.head(ids_Bthw).argmax(1).cpu()
+            x = self.tokenizer.decode(ids_Bthw) if self.input == "pixels" else ids_Bthw
+            seen = self.head(x).argmax(1).cpu()
         self.right += int((seen == self.numbers_K[label_B]).sum())
         self.n += len(ids_Bthw)
 
@@ -122,7 +126,7 @@ class Evaluation:
                 for name, scored in (("floor", floor), ("reconstruction", passed)):
                     found[f"{kind}_{name}"] = {"value": self.scored.distance(kind, scored), "n": scored.n}
         if self.detectors.head is not None:
-            judge = Judge(self.detectors.head, self.real.classes)
+            judge = Judge(self.detectors.head, self.real.classes, self.tokenizer)
             for ids, label in self._real_ids():
                 judge.update(ids, label)
             found["real_agreement"] = judge.agreement()
@@ -139,7 +143,7 @@ class Evaluation:
         labels, prefixes = self.conditions(generator)
         judge = None
         if labels is not None and self.detectors.head is not None:
-            judge = Judge(self.detectors.head, generator.config.classes)
+            judge = Judge(self.detectors.head, generator.config.classes, self.tokenizer)
         values: dict[str, list[float]] = {kind: [] for kind in self.kinds}
         seconds, done = 0.0, 0
         for fold in range(self.how.folds):

@@ -265,19 +265,24 @@ def test_agreement_goes_by_the_names_of_classes():
     class Head:
         """Sees the class number that is the first id."""
 
-        config = SimpleNamespace(name="head", classes=["b", "c", "a"])
+        def __init__(self, kind="tokens"):
+            self.config = SimpleNamespace(name="head", classes=["b", "c", "a"], input={"kind": kind})
 
         def __call__(self, ids):
             return F.one_hot(ids[:, 0, 0, 0], 3)
 
     ids = torch.tensor([2, 0, 1, 1]).view(4, 1, 1, 1)
-    judge = Judge(Head(), ["a", "b", "c"])
-    for part in (slice(0, 3), slice(3, 4)):
-        judge.update(ids[part], torch.tensor([0, 1, 2, 0])[part])
-    found = judge.agreement()
-    assert found["value"] == 0.75 and found["n"] == 4
+    decoder = SimpleNamespace(decode=lambda ids: (ids + 1) % 3)
+    for kind, share in (("tokens", 0.75), ("pixels", 0.25)):
+        judge = Judge(Head(kind), ["a", "b", "c"], decoder)
+        for part in (slice(0, 3), slice(3, 4)):
+            judge.update(ids[part], torch.tensor([0, 1, 2, 0])[part])
+        found = judge.agreement()
+        assert found["value"] == share and found["n"] == 4
     with pytest.raises(ValueError, match="no class 'd'"):
-        Judge(Head(), ["d"])
+        Judge(Head(), ["d"], decoder)
+    with pytest.raises(ValueError, match="reads hidden"):
+        Judge(Head("hidden"), ["a"], decoder)
 
 
 def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsys):

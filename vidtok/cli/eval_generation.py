@@ -5,7 +5,7 @@
     vidtok eval generation MODEL k600/val --convention magvit-k600 --i3d FILE
     vidtok eval generation MODEL train.csv --root videos --i3d FILE --fid FILE --neighbours nearest.png
 
-FVD with I3D of Kinetics-400 (--i3d), FID of frames (--fid), and how often a trained recogniser of tokens (--head) sees
+FVD with I3D of Kinetics-400 (--i3d), FID of frames (--fid), and how often a trained recogniser (--head) sees
 the class that was asked for. The two networks' weights aren't shipped: `python -m vidtok.eval.i3d_weights --help` and
 `python -m vidtok.eval.inception_weights --help` say how to get them. REAL is what `vidtok extract` takes: "digits", a
 folder, an annotation file. Conventions set frames, sizes and numbers: magvit-k600 (generated at 128, scored at 64),
