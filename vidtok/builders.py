@@ -438,6 +438,8 @@ def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: 
         if (own := dataset.meta["weight_hash"]) != tokenizer.weight_hash:
             name = f"{tokenizer.config.name} ({tokenizer.weight_hash})"
             raise ValueError(f"{data['features']} holds tokens of weights {own}, not of {name}: set tokenizer=")
+        if dataset.feature == "latents" and tokenizer.config.quantizer["kind"] != "lfq":
+            raise ValueError(f"{data['features']}: tokens are the signs of latents of LFQ alone: extract ids")
         tokens = TokenBatches(dataset, batch_size, data["latents"], first_only=True, seed=seed)
         batches = StoredBatches(tokens, seed)
         rates = {round(dataset.read(i).meta.fps, 3) for i in range(0, len(dataset), -(-len(dataset) // 32))}

@@ -16,6 +16,11 @@ from pathlib import Path
 
 from vidtok.cli import options
 
+# What the content of a run folder depends on: with other values it isn't gone on with.
+TRAINED_WITH = {"generator", "size", "data", "optimizer", "trainer", "tokenizer", "objective", "seed"}
+MEASURED_WITH = {"convention", "n_real", "n_fake", "folds", "real", "real_root", "real_split", "other_split"}
+MEASURED_WITH |= {"i3d", "recogniser", "settings", "seed"}
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     options.add_overrides(parser)
@@ -33,15 +38,23 @@ def run(args: argparse.Namespace) -> None:
 
     from vidtok.cli.eval_generation import load_detectors
     from vidtok.cli.jsonfile import write_json
+    from vidtok.eval.clip_store import hold_to
     from vidtok.eval.generation import convention
     from vidtok.eval.generation_compare import SCHEMA, draw_chart, markdown_table, verdict
     from vidtok.eval.generation_run import Evaluation, smaller
     from vidtok.eval.real_clips import real_clips
-    from vidtok.generator import from_pretrained, load_tokenizer
+    from vidtok.generator import from_pretrained
+    from vidtok.tokenizer import VideoTokenizer
     from vidtok.train.processes import join_processes
     from vidtok.train.stop import StopSignal
 
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    # What is wrong with these shall show before hours of training.
+    how = smaller(convention(cfg.convention), cfg.n_real, cfg.n_fake, cfg.folds)
     device, folder = join_processes().device, Path(cfg.run)
+    tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, device)
+    detectors = load_detectors(cfg.i3d, None, cfg.recogniser, tokenizer, device)
+    hold_to(folder, {key: value for key, value in plain.items() if key in MEASURED_WITH})
     training = {}
     with StopSignal() as stop:
         for kind in cfg.kinds:
@@ -51,9 +64,6 @@ def run(args: argparse.Namespace) -> None:
                 return
     generators = {kind: from_pretrained(folder / kind / "model", device) for kind in cfg.kinds}
     first = generators[cfg.kinds[0]]
-    tokenizer = load_tokenizer(first.config, cfg.tokenizer, device)
-    detectors = load_detectors(cfg.i3d, None, cfg.recogniser, tokenizer, device)
-    how = smaller(convention(cfg.convention), cfg.n_real, cfg.n_fake, cfg.folds)
     real = real_clips(cfg.real, cfg.real_root, cfg.real_split, cfg.other_split, first.config, how, cfg.sample_batch)
     evaluation = None
 
@@ -69,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
 
     limits, rows = measured("limits", lambda evaluation: evaluation.limits()), []
     for kind, generator in generators.items():
-        own = {name: value for name, value in cfg.settings[kind].items() if value is not None}
+        own = given_settings(cfg, kind)
         for steps in cfg.steps[kind]:
             number = steps or generator.default_steps
             row = measured(
@@ -82,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
             print(f"{kind}, {number} steps: {one_line(row)}", flush=True)
         draw_samples(folder / f"{kind}.png", generator, tokenizer, cfg.seed, own)
     result = {"schema": SCHEMA, "training": training, "limits": limits, "rows": rows}
-    result["config"] = OmegaConf.to_container(cfg, resolve=True)
+    result["config"] = plain
     if cfg.i3d:
         result["verdict"] = verdict(rows)
     write_json(folder / "result.json", result)
@@ -99,15 +109,21 @@ def train_kind(kind: str, overrides: list[str], own: Path, stop) -> dict:
 
     from vidtok.builders import build_generator_training
     from vidtok.cli.train import compose_config
+    from vidtok.eval.clip_store import hold_to
     from vidtok.train.folder import RunFolder
     from vidtok.train.loop import train
 
     compared = compose_config("generation_compare", overrides)
     given = [f"generator={kind}", f"run={own}", f"name={kind}", *compared.training[kind]]
     cfg = compose_config("generation_compare", [*overrides, *given])
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    trainer = {key: value for key, value in plain["trainer"].items() if not key.startswith(("log", "save", "work"))}
+    hold_to(own, {key: value for key, value in plain.items() if key in TRAINED_WITH} | {"trainer": trainer})
     file = own / "trained.json"
     if not file.exists():
         arguments = build_generator_training(cfg)
+        for steps in cfg.steps[kind]:
+            arguments["state"].model.check_sampling(steps, **given_settings(cfg, kind))
         text = OmegaConf.to_yaml(cfg, resolve=True)
         train(**arguments, run=RunFolder(own), stop=stop, config_yaml=text, say=lambda line: print(line, flush=True))
         state = arguments["state"]
@@ -116,6 +132,10 @@ def train_kind(kind: str, overrides: list[str], own: Path, stop) -> dict:
             return facts
         file.write_text(json.dumps(facts) + "\n")
     return json.loads(file.read_text())
+
+
+def given_settings(cfg, kind: str) -> dict:
+    return {name: value for name, value in cfg.settings[kind].items() if value is not None}
 
 
 def draw_samples(path: Path, generator, tokenizer, seed: int, settings: dict) -> None:

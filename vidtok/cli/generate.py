@@ -13,6 +13,7 @@ them. Flags of sampling belong to kinds of generators: --schedule and --choice-t
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from vidtok.cli import options
@@ -73,20 +74,27 @@ def run(args: argparse.Namespace) -> None:
     generator = from_pretrained(args.generator, device)
     config = generator.config
     tokenizer = load_tokenizer(config, args.tokenizer, device)
-    labels = None if args.free or not config.classes else [named(label) for label in args.label or config.classes]
     if args.label and not config.classes:
         raise UserError(f"{args.generator} was trained without classes: leave --label out")
+    labels = None
+    if config.classes and not args.free:
+        labels = [named(label, config.classes) for label in args.label or config.classes]
+        generator.check_label(labels, len(labels))
     prefixes = read_prefixes(args, tokenizer, config) if args.prefix else None
     number = args.number or max(len(labels or ()), len(prefixes) if prefixes is not None else 0, 1)
     fps = args.fps or config.fps or 25
     latents = None if args.frames is None else latents_of(args.frames, config.stride[0])
     sampling = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
+    generator.check_sampling(**sampling)
     names = [f"{name_of(labels, i)}{i:04d}" for i in range(number)]
     if not single:
         target.mkdir(parents=True, exist_ok=True)
-        for file in (target / f"{name}.{args.format}" for name in names):
+        endings = [args.format, *(["npz"] if args.tokens else [])]
+        for file in (target / f"{name}.{ending}" for name in names for ending in endings):
             if file.exists() and not args.force:
                 raise UserError(f"{file} exists: --force overwrites it")
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
 
     def step(done: int, total: int) -> None:
         bar.count_steps(done, total)
@@ -113,8 +121,9 @@ def run(args: argparse.Namespace) -> None:
     print(f"{number} clips of {config.name} in {target}")
 
 
-def named(label: str) -> int | str:
-    return int(label) if label.isdigit() else label
+def named(label: str, classes: Sequence[str]) -> int | str:
+    """A class by its name, which may be a number, too, or else by its number."""
+    return int(label) if label.isdigit() and label not in classes else label
 
 
 def name_of(labels: list | None, number: int) -> str:
