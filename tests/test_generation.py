@@ -157,6 +157,13 @@ def test_wrong_wishes_of_generate_are_one_line(trained, tmp_path, capsys):
         (["--label", "sideways"], "no class 'sideways'"),
         (["--top-k", "3"], "masked sampling has no 'top_k'"),
         (["--frames", "8"], "1 + 4k frames, not 8"),
+        (["--label", "9"], "no class 9"),
+        (["--label", "left", "--free"], "--label or --free, not both"),
+        (["--guidance", "2", "--free"], "guidance needs a label"),
+        (["--temperature", "-1"], "temperature is at least 0"),
+        (["--schedule", "cosin"], "did you mean 'cosine'"),
+        (["--prefix", str(tmp_path / "none.mp4")], "none.mp4"),
+        (["--device", "cuda:7"], "cuda"),
         (["--tokenizer", "vidtok-t-r"], "say where its tokenizer is"),
     ):
         assert main(["generate", model, "-o", str(tmp_path / "x"), *arguments]) == 1
@@ -319,6 +326,18 @@ def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsy
     assert main([*arguments, f"run={run}"]) == 0
     after = {p: p.stat().st_mtime_ns for p in (run / "measured").iterdir()}
     assert before.keys() == after.keys() and sum(before[p] != after[p] for p in before) == 1
+    capsys.readouterr()
+    for other, message in (
+        ("n_fake=5", "filled with another n_fake (4)"),
+        ("trainer.max_steps=3", "filled with another trainer"),
+        ("convention=magvit", "unknown convention 'magvit'"),
+        ("i3d=nothing.safetensors", "no I3D weights at nothing.safetensors"),
+    ):
+        assert main([*arguments, f"run={run}", other]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("vidtok: ") and message in error and error.count("\n") == 1
+    settings = ["settings.masked.temperature=-1", "kinds=[masked]", f"run={tmp_path / 'other'}"]
+    assert main([*arguments, *settings]) == 1 and "temperature is at least 0" in capsys.readouterr().err
 
 
 def test_a_verdict_needs_folds_that_do_not_touch():
