@@ -124,8 +124,8 @@ def write_report(result: dict, comparison, tokenizer, tokens, count: int, fps: f
     from vidtok.eval.charts import draw_charts
     from vidtok.eval.page import beside, choose_clips, write_page
 
-    shown = [
-        (result["clips"][i], beside(comparison.test.video[i, 0], tokenizer.decode(tokens[i, :1])[0].cpu()))
-        for i in choose_clips(result, count)
-    ]
+    shown = []
+    for i in choose_clips(result, count):
+        decoded = tokenizer.decode(tokens[i, :1].to(tokenizer.device))[0].cpu()
+        shown.append((result["clips"][i], beside(comparison.test.video[i, 0], decoded)))
     write_page(folder / "page.html", result, draw_charts(result, folder / "charts"), shown, fps)
