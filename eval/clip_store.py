@@ -1,6 +1,7 @@
 """Clips and what they are encoded to, kept in a folder so that a comparison can go on where it was stopped."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,14 +16,20 @@ FACTS = "depends_on.json"
 
 
 def hold_to(folder: Path, facts: Mapping) -> None:
-    """Notes in a folder what its content depends on. Raises ValueError where it was filled with other facts."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Notes in a folder what its content depends on. Raises ValueError where it was filled with other facts, or can't
+    be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder} can't be made ({error.strerror}): give another run=") from error
     file, text = folder / FACTS, json.dumps(facts, indent=2, sort_keys=True) + "\n"
     if file.exists():
         old, new = json.loads(file.read_text()), json.loads(text)
         if others := [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]:
             raise ValueError(f"{folder} was filled with another {others[0]} ({old.get(others[0])}): give another run=")
-    file.write_text(text)
+    part = file.with_name(f".{FACTS}.{os.getpid()}.part")  # of several processes, each finds a whole file or none
+    part.write_text(text)
+    part.replace(file)
 
 
 class ClipStore:

@@ -162,7 +162,9 @@ def load_views(
 
 
 def cut(dataset: LabelledDataset, chosen: slice | np.ndarray) -> None:
-    """Leaves only some of the samples of a dataset."""
+    """Leaves only some of the samples of a dataset. Raises ValueError where none would be left."""
+    if isinstance(chosen, slice) and chosen.stop is not None and chosen.stop < 1:
+        raise ValueError(f"want at least one clip, not {chosen.stop}")
     places = np.arange(len(dataset))[chosen]
     for name in ("ids", "labels", "paths"):
         if values := getattr(dataset, name):  # digits that are rendered have no paths

@@ -2,12 +2,15 @@
 
 import pytest
 
+from vidtok.builders import hold_finetuning
 from vidtok.cli.error import UserError
 from vidtok.cli.eval_compare import refuse_settings
 from vidtok.cli.jsonfile import refuse_existing
 from vidtok.cli.main import one_line_once
 from vidtok.cli.train import compose_config
+from vidtok.eval.clip_store import hold_to
 from vidtok.shipped import find_pretrained
+from vidtok.tokenizer import VideoTokenizer
 from vidtok.weights import read_state
 
 
@@ -52,6 +55,25 @@ def test_a_comparison_is_checked_before_the_training(override, message):
     else:
         with pytest.raises(UserError, match=message):
             refuse_settings(cfg)
+
+
+def test_a_finetuning_goes_on_with_the_same_clips_only(tokenizer_path, tmp_path):
+    tokenizer = VideoTokenizer.from_pretrained(tokenizer_path)
+
+    def hold(*overrides, folder=tmp_path / "run"):
+        hold_finetuning(compose_config("finetune", ["data.source=x", f"run={folder}", *overrides]), tokenizer)
+
+    hold()
+    hold("optimizer.lr=1e-4", "data.batch_size=2", "trainer.max_steps=9")  # what one changes to go on
+    for override, name in (("data.source=y", "data.source"), ("seed=1", "seed"), ("input=codes", "input")):
+        with pytest.raises(ValueError, match=rf"run was filled with another {name} \(.*\): give another run="):
+            hold(override)
+    hold_to(tmp_path / "compared", {"command": "compare"})
+    with pytest.raises(ValueError, match=r"another command \(compare\)"):
+        hold(folder=tmp_path / "compared")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="file can't be made"):
+        hold(folder=tmp_path / "file")
 
 
 def test_a_result_that_could_not_be_written_is_refused_first(tmp_path):

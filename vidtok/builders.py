@@ -241,6 +241,19 @@ def build_protocol(cfg: DictConfig) -> "Protocol":
     return Protocol.parse(cfg.data.protocol, cfg.data.size, cfg.data.fps, cfg.data.resize, cfg.data.joined)
 
 
+def hold_finetuning(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
+    """Notes in the run folder what its head is trained and tested on. Raises ValueError where that was something else:
+    the checkpoint would fit, and its result would be of neither."""
+    from pathlib import Path
+
+    from vidtok.eval.clip_store import hold_to
+
+    data = OmegaConf.to_container(cfg.data, resolve=True)
+    facts = {f"data.{key}": value for key, value in data.items() if key not in ("batch_size", "workers")}
+    facts |= {"command": "finetune", "input": cfg.input, "seed": cfg.seed, "tokenizer": tokenizer.weight_hash}
+    hold_to(Path(cfg.run), facts)
+
+
 def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
     """What `vidtok eval finetune` trains and tests on."""
     from vidtok.eval.inputs import InputEncoder, encode_all, shuffle_frames
@@ -345,6 +358,7 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     if data["train_views"] is not None:
         depends_on += ("train_views", "scale", "flip", "augment")
     facts = {key: data[key] for key in depends_on}
+    hold_to(Path(cfg.run), {"command": "compare"})  # and not a run of finetune
     store = ClipStore(Path(cfg.run) / "clips", facts)
     encoded = ClipStore(Path(cfg.run) / "encoded", {"tokenizer": tokenizer.weight_hash})
     recipe = OmegaConf.to_container(cfg, resolve=True)

@@ -30,7 +30,13 @@ def run(args: argparse.Namespace) -> int | None:
         print(OmegaConf.to_yaml(cfg))
         return None
 
-    from vidtok.builders import build_clip_sources, build_material, build_protocol, build_recognition_training
+    from vidtok.builders import (
+        build_clip_sources,
+        build_material,
+        build_protocol,
+        build_recognition_training,
+        hold_finetuning,
+    )
     from vidtok.cli.jsonfile import write_json
     from vidtok.eval.recognition import data_record, recognition_result, result_entry
     from vidtok.eval.table import format_table
@@ -44,6 +50,7 @@ def run(args: argparse.Namespace) -> int | None:
     start = time.perf_counter()
     processes = join_processes()
     tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, processes.device)
+    hold_finetuning(cfg, tokenizer)
     material = build_material(cfg, tokenizer)
     arguments = build_recognition_training(cfg, material, tokenizer)
     folder = RunFolder(cfg.run)

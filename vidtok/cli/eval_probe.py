@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> int | None:
     protocol = Protocol.parse(args.protocol, args.size, args.fps)
     read = (of_files if args.features else of_clips)(args, tokenizer, protocol)
     inputs = args.input.split(",")
+    if args.recon and not {"i3d", "frames"} & set(inputs):
+        raise UserError(f"--recon is for --input i3d and frames, not {args.input}: there is --input recon")
     if len(set(inputs)) < len(inputs):
         raise UserError(f"--input {args.input}: one of them is given twice")
     entries, predictions, chosen = [], {}, []
@@ -156,7 +158,9 @@ def find_encoder(args: argparse.Namespace, input: str, tokenizer):
         return InputEncoder(input, tokenizer)
     if input == "frames" and args.backbone is None:
         raise ValueError("--input frames needs --backbone NAME")
-    network = I3D(args.i3d or "") if input == "i3d" else FrameBackbone(args.backbone, args.backbone_weights)
+    if input == "i3d" and args.i3d is None:
+        raise ValueError("--input i3d needs --i3d FILE")
+    network = I3D(args.i3d) if input == "i3d" else FrameBackbone(args.backbone, args.backbone_weights)
     return ReferenceEncoder(network.to(tokenizer.device), tokenizer if args.recon else None)
 
 
