@@ -20,9 +20,9 @@ def join_ids(low: Tensor, high: Tensor, bits: int) -> Tensor:
     return low + (high << half_bits(bits)[0])
 
 
-def ids_to_signs(ids_BN: Tensor, bits: int) -> Tensor:
-    """int64 [B, N] to the +-1 codes of LFQ, float32 [B, N, bits], bit 0 first."""
-    return (ids_BN[..., None] >> torch.arange(bits, device=ids_BN.device) & 1).float() * 2 - 1
+def ids_to_signs(ids: Tensor, bits: int) -> Tensor:
+    """int64 ids of any shape to the +-1 codes of LFQ, float32 [..., bits], bit 0 first."""
+    return (ids[..., None] >> torch.arange(bits, device=ids.device) & 1).float() * 2 - 1
 
 
 def signs_to_ids(z_BNK: Tensor) -> Tensor:

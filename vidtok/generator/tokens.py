@@ -7,18 +7,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidtok.generator.halves import half_bits, split_ids
+from vidtok.generator.halves import half_bits, ids_to_signs, split_ids
 
 
 class TokenEmbedding(nn.Module):
-    """ids -> sum of a vector for the low and one for the high half."""
+    """ids -> sum of a vector for the low and one for the high half.
+
+    The tables begin linear in the bits of the ids, for LFQ's bits have a meaning: ids that share most of them look
+    alike, and what is learned of one at the start holds for the others. The tied heads begin so, too.
+    """
 
     def __init__(self, bits: int, width: int):
         super().__init__()
         self.bits = bits
         self.low, self.high = (nn.Embedding(2**half, width) for half in half_bits(bits))
-        for half in (self.low, self.high):
-            nn.init.normal_(half.weight, std=width**-0.5)
+        for table, half in zip((self.low, self.high), half_bits(bits), strict=True):
+            signs_VK = ids_to_signs(torch.arange(2**half), half)
+            table.weight.data = signs_VK @ torch.randn(half, width) / (half * width) ** 0.5
 
     def forward(self, ids_BN: Tensor) -> Tensor:
         low, high = split_ids(ids_BN, self.bits)
