@@ -85,7 +85,7 @@ def test_an_overfitted_generator_gives_its_clip_back(kind):
     if kind == "diffusion":
         batch["latents"] = batch["latents"].sign()  # so that no sign hangs by a thread
     optimizer = torch.optim.AdamW(generator.parameters(), 3e-3, weight_decay=0.0)
-    for step in range(150):
+    for step in range(250):
         loss = generator(batch | {"seed": torch.arange(8) + 8 * step}, Objective(0.0, 0.0))["loss"]
         optimizer.zero_grad()
         loss.backward()
