@@ -18,7 +18,7 @@ from vidtok.cli.error import UserError
 
 FRAMES = 129  # of a clip at most: it is held in memory
 FOLDER = "vidtok-demo"
-HEAD = "digits-codes"
+HEAD = "digits-tokens"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
