@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> int | None:
     start = time.perf_counter()
     processes = join_processes()
     tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, processes.device)
-    hold_finetuning(cfg, tokenizer)
     material = build_material(cfg, tokenizer)
     arguments = build_recognition_training(cfg, material, tokenizer)
+    hold_finetuning(cfg, tokenizer)  # not before: a command that failed holds nothing
     folder = RunFolder(cfg.run)
 
     def say(line: str) -> None:
