@@ -71,7 +71,7 @@ def memory_material(
 
     select: share of the training clips to choose a checkpoint on. cells: side of the random crops of the grid, see
     `MemorySource`."""
-    kept, apart = np.arange(len(train)), None
+    kept, apart = slice(None), None  # a view of all, not a copy
     if select:
         kept, apart = split_off(train.labels, groups, select)
     unit = encoder.unit
