@@ -4,7 +4,8 @@
     python -m vidtok.eval.markdown runs/*/result.json --chart chart.png --into README.md
 
 A row for each result file of `vidtok eval compare`: top-1 in percent, mean over seeds and their deviation (one seed: 95
-% interval), of every arm; the majority class; tokens over pixels with its 95 % interval. --into replaces what stands
+% interval), of every arm; the majority class; tokens over pixels with its 95 % interval. Of two results of one set, the
+second is told apart by its steps. --into replaces what stands
 between the lines `<!-- recognition -->` and `<!-- end of recognition -->` of a file.
 """
 
@@ -29,14 +30,17 @@ def arms_of(results: Mapping[str, Mapping]) -> list[str]:
 def comparison_table(results: Mapping[str, Mapping]) -> str:
     """results: name of the set -> result."""
     arms = arms_of(results)
-    head = ["set", "protocol", "train, test clips", *arms, "tokens, shuffled", "majority", "tokens / pixels"]
+    head = ["set", "protocol", "train, test clips", "steps", *arms, "tokens, shuffled", "majority", "tokens / pixels"]
     lines = [_row(head), _row(["---"] * len(head))]
     for name, result in results.items():
         entries = {entry["name"]: entry for entry in result["results"]}
         ratios = {pair["ours"]: pair["ratio"] for pair in result["comparisons"]}
         cells = [f"{name}, {len(result['data']['classes'])} classes"]
         cells.append(f"`{result['protocol']['name']}`, {result['protocol']['size']} px")
-        cells.append(f"{result['data']['n_train']}, {result['n_used']}")
+        config = result["config"]
+        views = config["data"].get("train_views")
+        cells.append(f"{result['data']['n_train']}{f' x {views}' if views else ''}, {result['n_used']}")
+        cells.append(f"{config['trainer']['max_steps']} x {config['data']['batch_size']}")
         cells += [_accuracy(entries[arm]["top1"]) if arm in entries else "" for arm in arms]
         shuffled = entries["tokens"]["shuffled_frames"] if "tokens" in entries else None
         cells.append(f"{100 * shuffled['mean']:.1f}" if shuffled else "")
@@ -95,7 +99,11 @@ def main() -> None:
     parser.add_argument("--chart", metavar="PNG", help="accuracies of all, drawn")
     parser.add_argument("--into", metavar="FILE", help="put the tables there instead of printing them")
     args = parser.parse_args()
-    results = dict(map(_named, args.results))
+    results = {}
+    for name, result in map(_named, args.results):
+        if name in results:
+            name = f"{name}, {result['config']['trainer']['max_steps']} steps"
+        results[name] = result
     for result in results.values():
         result["results"].sort(key=lambda entry: ORDER.index(entry["name"]))
     text = f"{comparison_table(results)}\n\n{cost_table(results)}"
