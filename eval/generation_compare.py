@@ -63,6 +63,7 @@ def draw_chart(result: Mapping, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     scored = "fvd" in result["rows"][0]["metrics"]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
@@ -93,6 +94,10 @@ def draw_chart(result: Mapping, path: Path) -> None:
         place.set_xscale("log")
         if scored:
             place.set_yscale("log")
+        for axis in (place.xaxis, place.yaxis)[: 1 + scored]:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
     axes[1].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

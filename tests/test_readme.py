@@ -9,6 +9,7 @@ import pytest
 
 from vidtok.cli.main import VERBS
 from vidtok.datasets import demo_clip, write_video
+from vidtok.eval.generation_compare import markdown_table
 from vidtok.extract import Record, RecordMeta, open_writer
 from vidtok.shipped import PRETRAINED
 
@@ -124,3 +125,13 @@ def test_speed_is_that_of_the_benchmark():
     for line in speed_lines(result):
         assert line in README.splitlines()
     assert (ROOT / ".bench" / "speed.png").is_file()
+
+
+def test_generators_are_those_of_the_result_file():
+    result = json.loads((ROOT / ".bench" / "generation.json").read_text())
+    for line in markdown_table(result).splitlines():
+        assert line in README.splitlines()
+    assert result["verdict"][1:] in README.replace("\n", " ")  # begins with a capital there
+    metrics = json.loads((ROOT / ".bench" / "generation-droid.json").read_text())["metrics"]
+    numbers = [metrics["fvd"]["mean"], metrics["fvd_reconstruction"]["value"], metrics["fvd_floor"]["value"]]
+    assert "FVD {:.0f}; reconstructions of other real clips {:.0f}, these clips {:.0f}".format(*numbers) in README
