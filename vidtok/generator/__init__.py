@@ -83,7 +83,8 @@ def load_tokenizer(config: GeneratorConfig, name: str | None = None, device: str
     if tokenizer.weight_hash != config.weight_hash:
         raise ValueError(
             f"generator {config.name!r} makes tokens of {config.tokenizer} with weights {config.weight_hash}, and "
-            f"{name or config.tokenizer} has weights {tokenizer.weight_hash}: say where its tokenizer is"
+            f"{name or config.tokenizer} has weights {tokenizer.weight_hash}: say where its tokenizer is (--tokenizer, "
+            "or tokenizer=)"
         )
     return tokenizer
 
