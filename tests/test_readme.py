@@ -127,6 +127,26 @@ def test_speed_is_that_of_the_benchmark():
     assert (ROOT / ".bench" / "speed.png").is_file()
 
 
+def sampling_lines(result: dict) -> list[str]:
+    """The README's table on sampling, from the JSON of `vidtok bench generate`."""
+    first = result["rows"][0]
+    what = "{steps} masked steps, {tokens} tokens, {depth} layers x {width}".format(**first, **first["trunk"])
+    lines = [f"| {what} | masked, s | with cache, s | without, s | cache / masked | without / masked |"]
+    for row in result["rows"]:
+        masked, cached = (f"{row[kind]['median_s']:.1f}" for kind in ("masked", "cached"))
+        uncached, times = "", ""
+        if "uncached" in row:
+            uncached, times = f"{row['uncached']['median_s']:.0f}", f"{row['over_uncached']['median']:.1f}"
+        over = f"{row['over_cached']['median']:.2f}"
+        lines.append(f"| batch {row['batch']} | {masked} | {cached} | {uncached} | {over} | {times} |")
+    return lines
+
+
+def test_sampling_is_that_of_the_benchmark():
+    for line in sampling_lines(json.loads((ROOT / ".bench" / "generate.json").read_text())):
+        assert line in README.splitlines()
+
+
 def test_generators_are_those_of_the_result_file():
     result = json.loads((ROOT / ".bench" / "generation.json").read_text())
     for line in markdown_table(result).splitlines():
