@@ -3,13 +3,11 @@
 Legend: N frames, C channels, H W pixels.
 """
 
-import pickle
 import warnings
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchvision.models import Inception3
 from torchvision.models import inception as blocks
@@ -40,7 +38,7 @@ class InceptionFID(nn.Module):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that TorchScript isn't tensors: the error says it
                 state = read_state(weights)
-        except (RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        except ValueError as error:
             raise ValueError(
                 f"{weights} is no file of tensors alone; FID wants a state dict, and vidtok.eval.inception_weights "
                 "makes one of a TorchScript file"
