@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 
 from vidtok.builders import build_generator_training
 from vidtok.cli.eval_generation import load_detectors
@@ -305,6 +306,7 @@ def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsy
         "samples=0",
         "trainer.max_steps=2",
         f"recogniser={tmp_path / 'head'}",
+        'training.masked=["optimizer.lr=0.003"]',
     ]
     arguments += [
         "n_fake=4",
@@ -322,6 +324,8 @@ def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsy
     assert (run / "table.md").read_text().count("\n") == 5
     before = {p: p.stat().st_mtime_ns for p in (run / "measured").iterdir()}
     assert len(before) == 4
+    rates = [OmegaConf.load(run / kind / "config.yaml").optimizer.lr for kind in kinds]
+    assert rates[0] == 0.003 != rates[1] and rates[1] == rates[2]  # a setting of one kind alone
     (run / "measured" / "diffusion-2.json").unlink()
     assert main([*arguments, f"run={run}"]) == 0
     after = {p: p.stat().st_mtime_ns for p in (run / "measured").iterdir()}

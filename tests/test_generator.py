@@ -12,6 +12,8 @@ from vidtok.generator.halves import ids_to_signs, join_ids, signs_to_ids, split_
 from vidtok.generator.sampling import keep_likely, pick, sample_generators
 from vidtok.generator.schedules import guidance_scale, mask_share
 from vidtok.generator.slide import generate_long
+from vidtok.generator.tokens import TokenEmbedding
+from vidtok.generator.trunk import attention
 from vidtok.quantize import LFQ
 
 GRID = (4, 2, 3)
@@ -303,3 +305,17 @@ def test_wrong_wishes_are_one_clear_line():
         create_generator(replace(CONFIG, kind="mask"))
     with pytest.raises(ValueError, match="masked generator"):
         create_generator(replace(CONFIG, arguments={"betas": "linear"}))
+
+
+def test_token_tables_begin_linear_in_the_bits():
+    embedding = TokenEmbedding(18, 64)
+    for table in (embedding.low.weight, embedding.high.weight):
+        assert torch.linalg.matrix_rank(table.detach()) == 9 and len(table) == 2**9
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_plain_attention_is_the_fused_one(causal):
+    q, k, v = torch.randn(3, 2, 4, 10, 16).bfloat16().unbind()
+    wanted = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal)
+    assert torch.allclose(attention(q, k, v, causal, 0.0).float(), wanted, atol=0.03)
+    assert torch.equal(attention(q.float(), k.float(), v.float(), causal, 0.0), wanted)

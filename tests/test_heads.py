@@ -299,3 +299,16 @@ def test_names_that_are_no_head(tmp_path):
 
 def test_every_kind_is_tested():
     assert {type(make(name)) for name in SMALL} == set(HEADS.values())
+
+
+def test_heads_in_bf16_on_a_cpu_are_those_in_fp32():
+    """Attention is taken apart there, see `VideoTransformer`; in fp32 it is fused."""
+    head = create_head("vivit-micro", "codes", 3, (2, 4, 4)).eval()
+    ids = torch.randint(2**18, (2, 2, 4, 4))
+    with torch.no_grad():
+        wanted = head(ids)
+        assert all(block.attn.fused_attn for block in head.blocks)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = head(ids)
+    assert not any(block.attn.fused_attn for block in head.blocks)
+    assert torch.allclose(logits.float(), wanted, atol=0.05)

@@ -363,7 +363,7 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     encoded = ClipStore(Path(cfg.run) / "encoded", {"tokenizer": tokenizer.weight_hash})
     recipe = OmegaConf.to_container(cfg, resolve=True)
     training = {key: recipe[key] for key in ("head", "head_options", "merge", "task", "optimizer")}
-    training |= {key: value for key, value in recipe["trainer"].items() if not key.startswith(("log", "save", "work"))}
+    training |= lasting(recipe["trainer"])
     chosen = ("batch_size", "cells", "select", *(["group_column"] if data["select"] else []))
     hold_to(Path(cfg.run) / "runs", training | {key: data[key] for key in chosen})
 
@@ -377,6 +377,11 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
         encoded, train, test, encoders.__getitem__, list(cfg.arms), list(cfg.seeds), data["cells"], data["batch_size"],
         data["select"], source.groups(train.ids),
     )  # fmt: skip
+
+
+def lasting(trainer: dict) -> dict:
+    """The trainer's settings that its result depends on: not how often it logs and saves, nor its workers."""
+    return {key: value for key, value in trainer.items() if not key.startswith(("log", "save", "work"))}
 
 
 def build_generator_training(cfg: DictConfig) -> dict:

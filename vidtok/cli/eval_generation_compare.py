@@ -107,7 +107,7 @@ def train_kind(kind: str, overrides: list[str], own: Path, stop) -> dict:
     """Trains one kind until the budget is spent, or finds that it is; seconds, steps and samples of its training."""
     from omegaconf import OmegaConf
 
-    from vidtok.builders import build_generator_training
+    from vidtok.builders import build_generator_training, lasting
     from vidtok.cli.train import compose_config
     from vidtok.eval.clip_store import hold_to
     from vidtok.train.folder import RunFolder
@@ -117,8 +117,8 @@ def train_kind(kind: str, overrides: list[str], own: Path, stop) -> dict:
     given = [f"generator={kind}", f"run={own}", f"name={kind}", *compared.training[kind]]
     cfg = compose_config("generation_compare", [*overrides, *given])
     plain = OmegaConf.to_container(cfg, resolve=True)
-    trainer = {key: value for key, value in plain["trainer"].items() if not key.startswith(("log", "save", "work"))}
-    hold_to(own, {key: value for key, value in plain.items() if key in TRAINED_WITH} | {"trainer": trainer})
+    facts = {key: value for key, value in plain.items() if key in TRAINED_WITH}
+    hold_to(own, facts | {"trainer": lasting(plain["trainer"])})
     file = own / "trained.json"
     if not file.exists():
         arguments = build_generator_training(cfg)
