@@ -1,6 +1,6 @@
 """Clips with labels: opened by what the user names, and held in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from vidtok.datasets import LabelledDataset, MovingDigits, open_dataset, read_an
 from .inputs import to_bytes
 from .protocol import Protocol
 
+Encode = Callable[[Tensor], Tensor]
 DIGITS = "digits"  # the set that the package makes itself
 
 
@@ -96,7 +97,8 @@ class ClipSource:
 
 @dataclass
 class ClipSet:
-    """Clips in memory. video: uint8 [N,V,3,T,H,W], V views. labels: int [N]. paths: of the videos, "" without one."""
+    """Clips in memory. video: uint8 [N,V,3,T,H,W], V views, or what they were encoded to, [N,V,...]. labels: int [N].
+    paths: of the videos, "" without one."""
 
     video: Tensor
     labels: np.ndarray
@@ -115,10 +117,13 @@ class ClipSet:
         return ClipSet(self.video[chosen], self.labels[chosen], ids, self.classes, [], paths)
 
 
-def load_clips(dataset: LabelledDataset, limit: int | None = None, workers: int = 0, say=print) -> ClipSet:
+def load_clips(
+    dataset: LabelledDataset, limit: int | None = None, workers: int = 0, say=print, encode: Encode | None = None
+) -> ClipSet:
     """Decodes a dataset once: the first `limit` videos, or all. What can't be read is named in `failures`.
 
-    Raises ValueError where nothing can be read, with the first reason.
+    encode: what is kept of the views of a video, uint8 [V,3,T,H,W] -> [V,...]; None keeps them as they are. Raises
+    ValueError where nothing can be read, with the first reason.
     """
     cut(dataset, slice(limit))
     path_of = dict(zip(dataset.ids, dataset.paths or [""] * len(dataset), strict=True))
@@ -128,7 +133,8 @@ def load_clips(dataset: LabelledDataset, limit: int | None = None, workers: int 
             failures.append({"name": str(error.path), "reason": error.reason})
             say(str(error))
         if batch.id:
-            clips.append(to_bytes(batch.video[0]))
+            video = to_bytes(batch.video[0])
+            clips.append(video if encode is None else encode(video).cpu())
             labels.append(int(batch.label[0]))
             ids.append(batch.id[0])
     if not clips:
@@ -139,19 +145,20 @@ def load_clips(dataset: LabelledDataset, limit: int | None = None, workers: int 
 
 def load_views(
     source: ClipSource, split: str | None, protocol: Protocol, views: int, limit: int | None = None, workers: int = 0,
-    say=print, **augmentation,
+    say=print, encode: Encode | None = None, **augmentation,
 ) -> ClipSet:  # fmt: skip
     """The first `limit` videos of a training split, `views` random clips and crops of each (of digits: renderings).
 
-    augmentation: scale, flip and augment of `ClipSource.open`. A video of which one view fails has failed.
+    encode: see `load_clips`; the pixels of many views may not fit, where their tokens do. augmentation: scale, flip
+    and augment of `ClipSource.open`. A video of which one view fails has failed.
     """
     whole, video, failures = None, None, {}
     for view in range(views):
         dataset = source.open(split, protocol, training=True, seed=view, on_error="return", **augmentation)
-        found = load_clips(dataset, limit, workers, say)
+        found = load_clips(dataset, limit, workers, say, encode)
         failures |= {failure["name"]: failure for failure in found.failures}
         if whole is None:
-            whole, video = found, torch.empty(len(found), views, *found.video.shape[2:], dtype=torch.uint8)
+            whole, video = found, found.video.new_empty(len(found), views, *found.video.shape[2:])
         here = {name: place for place, name in enumerate(found.ids)}
         kept = [place for place, name in enumerate(whole.ids) if name in here]
         if len(kept) < len(whole):

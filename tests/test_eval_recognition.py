@@ -539,6 +539,14 @@ def test_views_are_random_clips_of_the_same_videos(csv, damaged):
     assert digits.video.shape == (9, 2, 3, 5, 16, 16) and not torch.equal(digits.video[:, 0], digits.video[:, 1])
 
 
+def test_views_are_kept_as_tokens(damaged, tokenizer_path):
+    source, protocol = ClipSource(str(damaged)), Protocol.parse("5x2x1x1", 32)
+    encoder = InputEncoder("tokens", VideoTokenizer.from_pretrained(tokenizer_path))
+    clips = load_views(source, "val", protocol, 2, say=lambda line: None)
+    kept = load_views(source, "val", protocol, 2, say=lambda line: None, encode=encoder.packed)
+    assert torch.equal(kept.video, encode_all(encoder, clips.video)) and kept.ids == clips.ids
+
+
 def test_compare_trains_on_views(capsys, tmp_path, csv, tokenizer_path):
     command = ["eval", "compare", f"data.source={csv}", f"tokenizer={tokenizer_path}", f"run={tmp_path}", *TINY]
     command += ["trainer.max_steps=2", "seeds=[0]", "arms=[tokens,pixels]", "page.clips=1"]

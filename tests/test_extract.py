@@ -200,6 +200,12 @@ def test_digits(model, tokenizer):
     assert len(items) == len(dataset) and items[5].label == dataset.classes[5]
     (piece,) = read_pieces(items[5], Reading(STRIDE))
     assert torch.equal(piece.video, dataset[5].video) and len(piece.info.timestamps) == 17
+    (small,) = read_pieces(items[5], Reading(STRIDE, size=32))
+    assert torch.equal(small.video, MovingDigits("val", size=32)[5].video)  # made at that size, not resized
+    renderings = plan_dataset("digits", split="val", renderings=2)
+    assert [item.id for item in renderings[10:12]] == [items[5].id, f"{items[5].id}/1"]
+    (other,) = read_pieces(renderings[11], Reading(STRIDE))
+    assert torch.equal(other.video, MovingDigits("val", seed=1)[5].video) and renderings[11].label == items[5].label
     pieces = [*read_pieces(items[5], Reading(STRIDE, clips=parse_clips("uniform:3", 4)))]
     assert [p.clip for p in pieces] == [0, 1, 2] and pieces[-1].ends_item and pieces[0].video.shape[2] == 5
 
@@ -345,6 +351,7 @@ def test_a_decoder_that_hangs_or_crashes_costs_one_video(videos, tmp_path):
         (["digits", "--root", "videos"], "digits: --root is for annotations"),
         (["--frames", 9], "--frames is of --clips"),
         (["--stride", 2], "--stride is of --clips"),
+        (["--renderings", 2], "--renderings is of digits"),
         (["--actors", 2], "--actors is for --engine ray"),
         (["--ray-address", "auto"], "--ray-address is for --engine ray"),
         (["--engine", "ray", "--measure"], "--measure is of this machine"),

@@ -219,6 +219,12 @@ def test_bf16_training_is_close_to_fp32(clips, tmp_path):
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02) and losses["bf16"] != losses["fp32"]
 
 
+def test_emulated_bf16_is_said(clips, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("vidtok.train.loop.has_fast_bf16", lambda: False)
+    train(clips, tmp_path / "run", "trainer.max_steps=1", "trainer.precision=bf16")
+    assert "trainer.precision=fp32 is quicker here" in capsys.readouterr().out
+
+
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(clips, tmp_path, capsys):
     train(clips, tmp_path / "run", "trainer.max_steps=2")
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()

@@ -1,6 +1,7 @@
 """From hydra configs to objects: the one module that reads a config. Everything it builds takes plain arguments."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -139,24 +140,23 @@ def build_schedule(plain: dict) -> dict:
 
 def build_state(model: nn.Module, plain: dict) -> "TrainState":
     """The model in training mode with its optimiser and average, of the groups `optimizer` and `trainer`."""
-    from timm.optim import create_optimizer_v2
     from timm.utils import ModelEmaV3
 
+    from vidtok.train.optimizer import create_optimizer
     from vidtok.train.state import TrainState
 
     model.train()
     ema = ModelEmaV3(model, decay=plain["trainer"]["ema_decay"], use_warmup=True)
-    return TrainState(model, create_optimizer_v2(model, **plain["optimizer"]), ema)
+    return TrainState(model, create_optimizer(model, **plain["optimizer"]), ema)
 
 
 def build_tokenizer_training(cfg: DictConfig) -> dict:
     """The arguments of `vidtok.train.loop.train` that a config determines: for `vidtok train tokenizer`."""
     # Imported here: a tokenizer alone needs none of it.
-    from timm.optim import create_optimizer_v2
-
     from vidtok.inflate import inflate
     from vidtok.train.discriminator import Discriminator
     from vidtok.train.loss import LossWeights
+    from vidtok.train.optimizer import create_optimizer
     from vidtok.train.tokenizer import TokenizerTask
 
     perceptual = build_perceptual(cfg)
@@ -181,7 +181,7 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
     if weights.adversarial > 0:
         size = (data["frames"], data["crop"], data["crop"])
         state.critic = Discriminator(size, **plain["discriminator"])
-        state.critic_optimizer = create_optimizer_v2(state.critic, **plain["discriminator_optimizer"])
+        state.critic_optimizer = create_optimizer(state.critic, **plain["discriminator_optimizer"])
     task = TokenizerTask(weights, state.critic, perceptual, fixed_clips)
     return {"task": task, "state": state, "batches": batches, **arguments}
 
@@ -287,28 +287,29 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
             source, test_source, splits, protocol, encoder, data["select"], data["batch_size"], data["workers"],
             cfg.seed, limits, **{key: data[key] for key in AUGMENTATION},
         )  # fmt: skip
-    train = load_training_clips(source, protocol, data)
+    train = load_training_clips(source, protocol, data, encoder.packed)
     test_source = replace(test_source, classes=train.classes)
     test = load_clips(test_source.open(splits[1], protocol), data["val_clips"], data["workers"])
     groups = source.groups(train.ids)
-    x_train, x_test, x_shuffled = (
-        encode_all(encoder, video) for video in (train.video, test.video, shuffle_frames(test.video, test.ids))
-    )
+    x_test, x_shuffled = (encode_all(encoder, video) for video in (test.video, shuffle_frames(test.video, test.ids)))
     return memory_material(
-        train, test, encoder, x_train, x_test, x_shuffled, groups, data["select"], data["cells"], data["batch_size"],
-        cfg.seed,
+        train, test, encoder, train.video, x_test, x_shuffled, groups,
+        data["select"], data["cells"], data["batch_size"], cfg.seed,
     )  # fmt: skip
 
 
-def load_training_clips(source: "ClipSource", protocol: "Protocol", data: dict) -> "ClipSet":
-    """Training clips in memory: as a test would see them, or `train_views` random ones of each video."""
+def load_training_clips(
+    source: "ClipSource", protocol: "Protocol", data: dict, encode: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> "ClipSet":
+    """Training clips in memory: as a test would see them, or `train_views` random ones of each video. encode: what is
+    kept of them; None, pixels."""
     from vidtok.eval.labelled_clips import load_clips, load_views
 
     split, limit, workers, views = (data[key] for key in ("train_split", "train_clips", "workers", "train_views"))
     if views is None:
-        return load_clips(source.open(split, protocol), limit, workers)
+        return load_clips(source.open(split, protocol), limit, workers, encode=encode)
     augmentation = {key: data[key] for key in AUGMENTATION}
-    return load_views(source, split, protocol, views, limit, workers, **augmentation)
+    return load_views(source, split, protocol, views, limit, workers, encode=encode, **augmentation)
 
 
 def build_recognition_training(cfg: DictConfig, material: "Material", tokenizer: VideoTokenizer) -> dict:

@@ -47,6 +47,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_tile(parser)
     parser.add_argument("--root", help="folder of the videos (default: where the annotation file is)")
     parser.add_argument("--split", help="of the annotations, one of them (default: all)")
+    parser.add_argument(
+        "--renderings", type=positive(int), metavar="N", help="of each of the digits (1)"
+    )
     parser.add_argument("--class-folders", action="store_true", help="the folders in SRC are classes")
     parser.add_argument("--path-column", metavar="NAME", help="in the header of a csv, where it is not found by itself")
     parser.add_argument("--label-column", metavar="NAME")
@@ -104,6 +107,7 @@ def refuse_idle(args: argparse.Namespace) -> None:
     for flag, idle, why in (
         ("--frames", args.frames and not args.clips, "is of --clips"),
         ("--stride", args.stride and not args.clips, "is of --clips"),
+        ("--renderings", args.renderings and "digits" not in args.sources, "is of digits"),
         ("--ray-address", args.ray_address and args.engine != "ray", "is for --engine ray"),
         ("--actors", args.actors and args.engine != "ray", "is for --engine ray"),
         ("--measure", args.measure and args.engine == "ray", "is of this machine, without --engine ray"),
@@ -127,7 +131,7 @@ def plan(args: argparse.Namespace) -> list:
             annotated = source != "digits" and not Path(source).is_dir()
             if not annotated and (unfit := [flag for flag in given if flag != "--split"]):
                 raise UserError(f"{source}: {', '.join(unfit)} is for annotations")
-            items += plan_dataset(source, args.root, args.split, **columns)
+            items += plan_dataset(source, args.root, args.split, args.renderings or 1, **columns)
         elif given:
             raise UserError(f"{source}: {', '.join(given)} is for annotations and --class-folders")
         else:

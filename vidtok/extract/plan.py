@@ -10,14 +10,14 @@ from vidtok.extract.npz_folder import npz_name
 
 @dataclass(frozen=True)
 class Item:
-    """One video to do. path: its file, or None for one that is rendered: `digit` is then its split and number.
+    """One video to do. path: its file, or None for one that is rendered: `digit` is then its split, number and seed.
     id, label, split: what its record will say."""
 
     id: str
     path: str | None = None
     label: str | None = None
     split: str | None = None
-    digit: tuple[str, int] | None = None
+    digit: tuple[str, int, int] | None = None
 
     def __str__(self) -> str:
         return self.path or self.id
@@ -28,8 +28,11 @@ def plan_files(files: Iterable[tuple[Path, Path]]) -> list[Item]:
     return [Item(below.as_posix(), str(file)) for file, below in files]
 
 
-def plan_dataset(source: str, root: str | None = None, split: str | None = None, **columns: str | None) -> list[Item]:
-    """Of a labelled dataset, see `vidtok.datasets.open_dataset`; split: None, all there are.
+def plan_dataset(
+    source: str, root: str | None = None, split: str | None = None, renderings: int = 1, **columns: str | None
+) -> list[Item]:
+    """Of a labelled dataset, see `vidtok.datasets.open_dataset`; split: None, all there are. renderings: of each of the
+    digits, which are made with seeds 0, 1, ...
 
     Raises:
         ValueError: where it is none.
@@ -40,7 +43,8 @@ def plan_dataset(source: str, root: str | None = None, split: str | None = None,
         for i, (id, label) in enumerate(zip(dataset.ids, dataset.labels, strict=True)):
             label = dataset.classes[label] if label >= 0 else None
             if isinstance(dataset, MovingDigits):
-                items.append(Item(id, None, label, name, (name, i)))
+                for seed in range(renderings):
+                    items.append(Item(f"{id}/{seed}" if seed else id, None, label, name, (name, i, seed)))
             else:
                 items.append(Item(id, dataset.paths[i], label, name))
     return items

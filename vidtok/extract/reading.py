@@ -126,9 +126,9 @@ def _clips(path: str, reading: Reading) -> Iterator[Piece]:
         start += CLIPS_AT_ONCE
 
 
-def _digit(digit: tuple[str, int], reading: Reading) -> Iterator[Piece]:
-    split, number = digit
-    dataset = _digits(split)
+def _digit(digit: tuple[str, int, int], reading: Reading) -> Iterator[Piece]:
+    split, number, seed = digit
+    dataset = _digits(split, seed, reading.size)
     sample = dataset[number]
     video_CTHW, timestamps, fps = sample.video[0], sample.timestamps[0].numpy(), dataset.fps
     if reading.clips is None:
@@ -141,9 +141,10 @@ def _digit(digit: tuple[str, int], reading: Reading) -> Iterator[Piece]:
         yield from _crops(video_CTHW[:, indices], times, reading, i, len(indices_VT), fps, "digits", None)
 
 
-@lru_cache(maxsize=2)
-def _digits(split: str) -> MovingDigits:
-    return MovingDigits(split)
+@lru_cache(maxsize=64)
+def _digits(split: str, seed: int, size: int | None) -> MovingDigits:
+    """Made at the size that is asked for: as whoever trains on digits sees them, and not blurred by resizing."""
+    return MovingDigits(split, seed=seed) if size is None else MovingDigits(split, size=size, seed=seed)
 
 
 def _crops(

@@ -17,6 +17,7 @@ from vidtok.train.activations import checkpoint_blocks
 from vidtok.train.batch import part_of, samples, to_device
 from vidtok.train.clock import Clock
 from vidtok.train.folder import RunFolder
+from vidtok.train.optimizer import has_fast_bf16
 from vidtok.train.schedule import Schedule
 from vidtok.train.state import TrainState
 from vidtok.train.stop import StopSignal
@@ -95,6 +96,8 @@ def train(
     def autocast():
         return torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
 
+    if options.precision == "bf16" and device.type == "cpu" and not has_fast_bf16():
+        say("this CPU only emulates bf16, at a fraction of its speed: trainer.precision=fp32 is quicker here")
     state.to(device)
     peaks = [(opt, peak_rates(opt)) for opt in (state.optimizer, state.critic_optimizer) if opt]
     if (checkpoint := run.load_checkpoint()) is not None:
