@@ -156,6 +156,7 @@ def load_views(
     for view in range(views):
         dataset = source.open(split, protocol, training=True, seed=view, on_error="return", **augmentation)
         found = load_clips(dataset, limit, workers, say, encode)
+        say(f"{len(found)} training clips, view {view + 1} of {views}")
         failures |= {failure["name"]: failure for failure in found.failures}
         if whole is None:
             whole, video = found, found.video.new_empty(len(found), views, *found.video.shape[2:])

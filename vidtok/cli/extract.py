@@ -47,9 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_tile(parser)
     parser.add_argument("--root", help="folder of the videos (default: where the annotation file is)")
     parser.add_argument("--split", help="of the annotations, one of them (default: all)")
-    parser.add_argument(
-        "--renderings", type=positive(int), metavar="N", help="of each of the digits (1)"
-    )
+    parser.add_argument("--renderings", type=positive(int), metavar="N", help="of each of the digits (1)")
     parser.add_argument("--class-folders", action="store_true", help="the folders in SRC are classes")
     parser.add_argument("--path-column", metavar="NAME", help="in the header of a csv, where it is not found by itself")
     parser.add_argument("--label-column", metavar="NAME")
