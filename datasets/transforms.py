@@ -117,6 +117,10 @@ class TrainTransform:
     flip: bool = True
     augment: str | None = None
 
+    def __post_init__(self):
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"a random crop keeps a share from A to B of the picture, 0 to 1, not {self.scale}")
+
     def __call__(self, video: Tensor, rng: np.random.Generator) -> Tensor:
         if self.augment is not None:
             video = rand_augment(video, rng, self.augment)
@@ -133,8 +137,8 @@ class SquareTransform:
     flip: bool = False
 
     def __post_init__(self):
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"a crop keeps a share of the side, 0 to 1, and not {self.scale[0]} to {self.scale[1]}")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"a random crop keeps a share from A to B of the side, 0 to 1, not {self.scale}")
 
     def __call__(self, video: Tensor, rng: np.random.Generator) -> Tensor:
         video = random_square_crop(video, self.size, rng, self.scale)

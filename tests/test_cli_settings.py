@@ -1,5 +1,7 @@
 """Settings that can't be: one line that says what to do, before any work."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from vidtok.builders import hold_finetuning
@@ -11,6 +13,7 @@ from vidtok.cli.train import compose_config
 from vidtok.eval.clip_store import hold_to
 from vidtok.shipped import find_pretrained
 from vidtok.tokenizer import VideoTokenizer
+from vidtok.train import processes
 from vidtok.weights import read_state
 
 
@@ -20,6 +23,9 @@ from vidtok.weights import read_state
         ("optimizer.lr=fast", "optimizer.lr is a number, such as 0.001, and not 'fast'"),
         ("data.protocol=17", "data.protocol is text, such as 17x4x1x1, and not 17"),
         ("data.flip=2", "data.flip is true or false"),
+        ("data.fps=fast", "data.fps is a number above 0, and not 'fast'"),
+        ("data.train_views=0", "data.train_views is a number above 0, and not 0"),
+        ("data.fps=12.5", None),
         ("arms=tokens", r"arms is a list, such as \['tokens', .*, and not 'tokens'"),
         ("head.dims=3", "unknown key 'head.dims': did you mean 'head.dim'"),
         ("data.source", "'data.source' sets nothing: want KEY=VALUE"),
@@ -86,6 +92,11 @@ def test_a_result_that_could_not_be_written_is_refused_first(tmp_path):
         refuse_existing(str(tmp_path / "file"), force=False)
 
 
+def test_no_tokenizer_is_one_line():
+    with pytest.raises(ValueError, match="a tokenizer is needed, by its name or folder"):
+        VideoTokenizer.from_pretrained(None)
+
+
 def test_a_run_folder_names_its_models(tmp_path):
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "config.json").write_text("{}")
@@ -106,3 +117,9 @@ def test_a_warning_is_said_once():
     assert [form(text, UserWarning, "x.py", 1) for text in ("one", "two", "one")] == [
         "vidtok: one\n", "vidtok: two\n", ""
     ]  # fmt: skip
+
+
+def test_a_comparison_is_one_process(monkeypatch):
+    monkeypatch.setattr(processes, "join_processes", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match="eval compare is one process, not 2: start it without torchrun"):
+        processes.only_process("eval compare")

@@ -60,7 +60,7 @@ def test_a_square_crop_stretches_nothing():
     assert min(sides) == pytest.approx(32, abs=2) and max(sides) == pytest.approx(64, abs=2)
     assert min(places) < 25 and max(places) > 70
     assert torch.equal(SquareTransform(16, flip=True)(ramp, rng(3)), SquareTransform(16, flip=True)(ramp, rng(3)))
-    with pytest.raises(ValueError, match=r"not 0\.8 to 1\.2"):
+    with pytest.raises(ValueError, match=r"not \(0\.8, 1\.2\)"):
         SquareTransform(16, (0.8, 1.2))
 
 
@@ -113,3 +113,10 @@ def test_recipes(video, augment):
     assert torch.equal(EvalTransform(32)(video, rng(0)), EvalTransform(32, 3)(video, rng(1))[1::3])
     with pytest.raises(ValueError, match="crops"):
         EvalTransform(32, 5)
+
+
+@pytest.mark.parametrize("transform", [TrainTransform, SquareTransform])
+@pytest.mark.parametrize("scale", [(0.3,), (0.5, 0.3), (0.0, 1.0), (0.5, 1.5)])
+def test_a_share_that_is_none_is_refused(transform, scale):
+    with pytest.raises(ValueError, match="keeps a share from A to B"):
+        transform(32, scale)

@@ -27,6 +27,8 @@ def find_pretrained(name: str | Path, what: str, root: Path = PRETRAINED, **hub_
     Raises:
         ValueError: for a name that is none of these, or a folder that lacks a file.
     """
+    if name is None:
+        raise ValueError(f"a {what} is needed, by its name or folder, and null is none")
     shipped = list_shipped(root)
     folder = root / str(name) if str(name) in shipped else Path(name)
     if folder.is_dir():

@@ -18,8 +18,8 @@ def bench_generate(args: argparse.Namespace) -> None:
     for row in bench_generation(device, batches=(1,) if args.quick else (1, 8), runs=args.runs or 3):
         rows.append(row)
         print(describe(row), flush=True)
-    if args.json:
-        write_json(args.json, {"schema": "vidtok.bench.generate/1", "rows": rows, "provenance": about})
+        if args.json:  # now: the next one takes many minutes
+            write_json(args.json, {"schema": "vidtok.bench.generate/1", "rows": rows, "provenance": about})
 
 
 def describe(row: dict) -> str:

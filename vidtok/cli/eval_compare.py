@@ -42,11 +42,11 @@ def run(args: argparse.Namespace) -> int | None:
     from vidtok.tokenizer import VideoTokenizer
     from vidtok.train.folder import RunFolder
     from vidtok.train.loop import train
-    from vidtok.train.processes import join_processes
+    from vidtok.train.processes import only_process
     from vidtok.train.stop import StopSignal
 
     start = time.perf_counter()
-    device = join_processes().device
+    device = only_process("eval compare")
     tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, device)
     comparison = build_comparison(cfg, tokenizer)
     folder = Path(cfg.run)

@@ -45,13 +45,13 @@ def run(args: argparse.Namespace) -> None:
     from vidtok.eval.real_clips import real_clips
     from vidtok.generator import from_pretrained
     from vidtok.tokenizer import VideoTokenizer
-    from vidtok.train.processes import join_processes
+    from vidtok.train.processes import only_process
     from vidtok.train.stop import StopSignal
 
     plain = OmegaConf.to_container(cfg, resolve=True)
     # What is wrong with these shall show before hours of training.
     how = smaller(convention(cfg.convention), cfg.n_real, cfg.n_fake, cfg.folds)
-    device, folder = join_processes().device, Path(cfg.run)
+    device, folder = only_process("eval generation-compare"), Path(cfg.run)
     tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, device)
     detectors = load_detectors(cfg.i3d, None, cfg.recogniser, tokenizer, device)
     hold_to(folder, {key: value for key, value in plain.items() if key in MEASURED_WITH})

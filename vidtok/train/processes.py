@@ -18,6 +18,15 @@ def join_processes() -> PartialState:
     return PartialState(cpu=several and not torch.accelerator.is_available(), timeout=PATIENCE)
 
 
+def only_process(command: str) -> torch.device:
+    """The device of a command that trains one model after another, in one process: several would fill its folder with
+    each other's. Raises ValueError where torchrun started them."""
+    state = join_processes()
+    if state.num_processes > 1:
+        raise ValueError(f"vidtok {command} is one process, not {state.num_processes}: start it without torchrun")
+    return state.device
+
+
 def is_lost_peer(error: RuntimeError) -> bool:
     """Whether an exchange between the processes failed, which is so where one of them has ended or can't be reached."""
     # Gloo raises plain RuntimeErrors.
