@@ -86,7 +86,8 @@ class Comparison:
             predictions[arm] = own
             if arm == "pixels":
                 other = [found["recon"] for _, found in runs]
-                entries.append(result_entry(TRANSFER, arm, [*zip(facts, other, strict=True)], "recon"))
+                shuffled = [found["recon, shuffled"] for _, found in runs]
+                entries.append(result_entry(TRANSFER, arm, [*zip(facts, other, strict=True)], "recon", shuffled))
                 predictions[TRANSFER] = other
         comparisons = []
         for name, found in predictions.items():
@@ -97,11 +98,14 @@ class Comparison:
         return entries, predictions, comparisons
 
     def _transfer(self, arm: str) -> dict[str, Test]:
-        """The test of heads of pixels on reconstructions."""
+        """The tests of heads of pixels on reconstructions."""
         if arm != "pixels":
             return {}
-        x_NV, unit = self.encoded("recon", "test"), self.encoder(arm).unit
-        return {"recon": memory_test(x_NV, self.test, self.cells, unit, self.batch_size)}
+        unit = self.encoder(arm).unit
+        return {
+            name: memory_test(self.encoded("recon", side), self.test, self.cells, unit, self.batch_size)
+            for name, side in (("recon", "test"), ("recon, shuffled", "shuffled"))
+        }
 
     def encoded(self, arm: str, side: str):
         """x [N,V,...] of one of the three sets of clips."""

@@ -15,6 +15,7 @@ from vidtok.extract.clips import Clips
 from vidtok.extract.container import Entry
 from vidtok.tokenizer import VideoTokenizer
 
+from .labelled_clips import DIGITS, digits_of
 from .predict import Views
 from .protocol import Protocol
 
@@ -74,6 +75,11 @@ class FeatureFiles:
             values = getattr(self, name)
             setattr(self, name, [values[i] for i in indices])
         return self
+
+    @property
+    def groups(self) -> list[str] | None:
+        """What must not be parted, as far as files know it: of the built-in digits the digit. None for others."""
+        return digits_of(self.ids) if self.dataset.read(0).meta.reader == DIGITS else None
 
     def refuse_overlap(self, test: "FeatureFiles") -> None:
         """Raises ValueError where a video is in both."""

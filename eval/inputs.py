@@ -81,8 +81,7 @@ class InputEncoder:
 
 def encode_all(encoder: InputEncoder, video_NV3THW: Tensor, batch_size: int = 4) -> Tensor:
     """Encodes uint8 clips once, to be kept in memory: x [N,V,...], packed (see `unpack`)."""
-    if encoder.joined > 1:
-        raise ValueError("joined clips are random ones of each video, read anew: data.in_memory=false")
+    assert encoder.joined == 1, "clips that are joined are random ones of each video"
     if encoder.kind == "pixels":
         return video_NV3THW
     parts = [encoder.packed(part).cpu() for part in video_NV3THW.flatten(0, 1).split(batch_size)]

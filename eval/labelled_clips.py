@@ -77,7 +77,7 @@ class ClipSource:
     def groups(self, ids: Sequence[str]) -> list[str] | None:
         """The group of each of these videos, or None where there are no groups."""
         if self.source == DIGITS:
-            return [name.split("/")[0] for name in ids]
+            return digits_of(ids)
         if self.group_column is None:
             return None
         table = read_annotations(self.source, self.path_column, self.group_column, self.split_column)
@@ -93,6 +93,11 @@ class ClipSource:
             raise ValueError(f"training and test are the same digits: split {split!r}")
         if not any(digits):
             refuse_overlap(self.open(split, Protocol()).paths, test.open(test_split, Protocol()).paths)
+
+
+def digits_of(ids: Sequence[str]) -> list[str]:
+    """Which digit each of these videos of digits shows: it is in several of them."""
+    return [name.split("/")[0] for name in ids]
 
 
 @dataclass

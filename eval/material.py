@@ -4,7 +4,7 @@ Legend: B batch, V views, N clips.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ class Material:
     example: one input of the head, [1,...].
     test: a head's predictions for the test clips; select: for the training clips that are kept apart, or None.
     classes: their names.
+    train_failures: training clips that could not be read, where they are in memory.
     """
 
     input: str
@@ -40,6 +41,7 @@ class Material:
     shuffled: Test | None
     select: Test | None
     classes: list[str]
+    train_failures: list[dict] = field(default_factory=list)
 
     @property
     def channels(self) -> int | None:
@@ -84,6 +86,7 @@ def memory_material(
         memory_test(x_shuffled_NV, test, cells, unit, batch_size),
         None if apart is None else memory_test(x_train_NV[apart], train.subset(apart), cells, unit, batch_size),
         train.classes,
+        train.failures,
     )
 
 
@@ -157,14 +160,15 @@ def feature_material(
     seed: int = 0,
     groups_of: Callable[[Sequence[str]], list[str]] | None = None,
 ) -> Material:
-    """Of the files of `vidtok extract`. paths, splits: of training and test. groups_of: the group of each of some ids,
-    which the files don't know. Raises ValueError where a video is in training and test."""
+    """Of the files of `vidtok extract`. paths, splits: of training and test. groups_of: the group of each of some ids;
+    None, what the files know of groups. Raises ValueError where a video is in training and test."""
     train = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol, seed=seed)
     test = FeatureFiles(paths[1], splits[1], input, tokenizer, protocol, train.classes)
     train.refuse_overlap(test)
     apart = None
     if select:
-        kept, chosen = split_off(np.array(train.labels), groups_of and groups_of(train.ids), select)
+        groups = train.groups if groups_of is None else groups_of(train.ids)
+        kept, chosen = split_off(np.array(train.labels), groups, select)
         apart = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol).keep(chosen)
         train.keep(kept)
 

@@ -91,8 +91,9 @@ def recognition_result(
     that were trained on, for the majority class; more: `comparisons`, `costs`."""
     first = next(iter(predictions.values()))[0]
     classes = data["classes"]
-    control = majority(np.asarray(train_labels), first.labels, len(classes)) if len(train_labels) else None
-    if control is not None:
+    control = None
+    if len(train_labels):
+        control = majority(np.asarray(train_labels), first.labels, len(classes), len(first.failures))
         control["class"] = classes[control["class"]]
     clips = [
         {
@@ -125,8 +126,12 @@ def recognition_result(
     }
 
 
-def data_record(source: ClipSource, splits: Mapping[str, str | None], classes: Sequence[str]) -> dict:
-    return {**asdict(source), "splits": dict(splits), "classes": list(classes)}
+def data_record(
+    source: ClipSource, splits: Mapping[str, str | None], classes: Sequence[str], train_failures: Sequence[dict] = ()
+) -> dict:
+    """train_failures: training clips that could not be read, {name, reason}; those read anew are resampled instead."""
+    record = {**asdict(source), "splits": dict(splits), "classes": list(classes)}
+    return {**record, "train_failures": list(train_failures)}
 
 
 def tokenizer_record(tokenizer: VideoTokenizer) -> dict:

@@ -64,10 +64,10 @@ def accuracy(scores_NK: np.ndarray, labels_N: np.ndarray, n_failed: int = 0) -> 
     }
 
 
-def majority(train_labels: np.ndarray, labels_N: np.ndarray, classes: int) -> dict:
+def majority(train_labels: np.ndarray, labels_N: np.ndarray, classes: int, n_failed: int = 0) -> dict:
     """`accuracy` of always naming the class that is most frequent in training."""
     counts = np.bincount(train_labels, minlength=classes).astype(float)
-    return {"class": int(counts.argmax()), **accuracy(np.tile(counts, (len(labels_N), 1)), labels_N)}
+    return {"class": int(counts.argmax()), **accuracy(np.tile(counts, (len(labels_N), 1)), labels_N, n_failed)}
 
 
 def over_seeds(correct_SN: np.ndarray) -> dict:

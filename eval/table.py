@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 
 def format_table(result: Mapping) -> str:
     """The result as a few lines for a terminal: protocol, accuracies with intervals, controls, failures."""
@@ -18,7 +20,8 @@ def table_parts(result: Mapping) -> tuple[list[str], list[list[str]], list[str]]
     above = [
         f"{data['source']}, split {data['splits']['test']}: {len(data['classes'])} classes, {used}",
         f"protocol {protocol['name']} at {protocol['size']} pixels, fps {protocol['fps'] or 'native'}"
-        + (f"; trained on {data['n_train']} clips" if data["n_train"] else ""),
+        + (f"; trained on {data['n_train']} clips" if data["n_train"] else "")
+        + (f", {len(data['train_failures'])} more could not be read" if data.get("train_failures") else ""),
     ]
     table = [["", "top-1", "seeds", "95 %", "top-5", "per class", "shuffled"]]
     for entry in result["results"]:
@@ -34,6 +37,12 @@ def table_parts(result: Mapping) -> tuple[list[str], list[list[str]], list[str]]
         ratio = pair["ratio"]
         interval = f"95 %: {ratio['low']:.3f} - {ratio['high']:.3f}"
         below.append(f"{pair['ours']} / {pair['theirs']} = {ratio['value']:.3f} ({interval})")
+    if result["n_failed"]:
+        shares = (
+            f"{entry['name']} {_percent(np.mean([run['top1_of_total']['value'] for run in entry['runs']]))}"
+            for entry in result["results"]
+        )
+        below.append(f"top-1 of all {result['n_total']} clips, the failed ones being wrong: {', '.join(shares)}")
     below += [f"failed: {failure['name']}: {failure['reason']}" for failure in result["failures"]]
     return above, table, below
 

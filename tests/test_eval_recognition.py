@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import vidtok.cli.extract
 from vidtok.cli.main import main
 from vidtok.datasets import write_video
 from vidtok.eval.batches import LabelledBatches, MemorySource, VideoSource, centre_cells
@@ -193,6 +194,29 @@ def test_it_learns_brightness(capsys, csv, tokenizer_path, tmp_path):
     more = ["input=pixels", "data.in_memory=true", "data.select=0", "trainer.max_steps=60", "trainer.warmup_steps=5"]
     run(capsys, *finetune(csv, tokenizer_path, tmp_path, *more, "optimizer.lr=3e-3", "trainer.ema_decay=0.9"))
     assert json.loads((tmp_path / "result.json").read_text())["results"][0]["top1"]["mean"] == 1
+    out = run(capsys, "eval", "recognition", tmp_path / "model", csv, "--recon", "--json", tmp_path / "r.json").out
+    assert "6 of 6 clips used" in out
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["results"][0]["tested_on"] == "recon" and result["tokenizer"]["name"] == "vidtok-t"
+
+
+def test_a_finished_run_says_what_it_was_trained_with(capsys, csv, trained, tokenizer_path):
+    before = (trained / "config.yaml").read_text()
+    more = ["input=tokens", "data.select=0.25", "optimizer.lr=0.5"]
+    assert "done at step 2" in run(capsys, *finetune(csv, tokenizer_path, trained, *more)).out
+    assert (trained / "config.yaml").read_text() == before
+    assert json.loads((trained / "result.json").read_text())["config"]["optimizer"]["lr"] != 0.5
+
+
+def test_a_training_video_that_fails_is_counted(capsys, damaged, tokenizer_path, tmp_path):
+    other = damaged.parent / "damaged-train.csv"
+    other.write_text(damaged.read_text().replace("lab0,val\n", "lab0,train\n") + "dark-5.mp4,dark,lab1,val\n")
+    rows = [line for line in other.read_text().splitlines() if not line.startswith("dark-5") or "val" in line]
+    other.write_text("\n".join(dict.fromkeys(rows)) + "\n")
+    out = run(capsys, *finetune(other, tokenizer_path, tmp_path, "data.in_memory=true", "data.select=0")).out
+    data = json.loads((tmp_path / "result.json").read_text())["data"]
+    assert [failure["name"].endswith("broken.mp4") for failure in data["train_failures"]] == [True]
+    assert f"trained on {data['n_train']} clips, 1 more could not be read" in out
 
 
 def test_a_run_resumes_exactly(capsys, csv, tokenizer_path, tmp_path):
@@ -296,6 +320,9 @@ def test_a_video_that_fails_is_counted(capsys, damaged, trained, tokenizer_path,
     row = entry["runs"][0]
     assert row["top1_of_total"]["value"] == pytest.approx(row["top1"]["value"] * 6 / 7)
     assert entry["shuffled_frames"] is not None
+    share = f"{entry['name']} {100 * row['top1_of_total']['value']:.1f}"
+    assert f"of all 7 clips, the failed ones being wrong: {share}" in out
+    assert json.loads((tmp_path / "r.json").read_text())["controls"]["majority"]["n_failed"] == 1
 
 
 def test_errors_are_one_clear_line(capsys, csv, trained, tokenizer_path, tmp_path):
@@ -337,6 +364,7 @@ def test_all_arms_on_the_same_clips(comparison):
     names = [entry["name"] for entry in result["results"]]
     assert names == ["tokens", "codes", "pixels", "pixels on recon", "recon"]
     assert all(len(entry["runs"]) == 2 and entry["runs"][0]["n_failed"] == 1 for entry in result["results"])
+    assert all(entry["shuffled_frames"]["seeds"] == 2 for entry in result["results"])
     assert [pair["ours"] for pair in result["comparisons"]] == ["tokens", "codes", "pixels on recon", "recon"]
     assert set(result["clips"][0]["predicted"]) == set(names)
     costs = result["costs"]
@@ -428,6 +456,44 @@ def test_attentive_probe(capsys, csv, tokenizer_path, tmp_path):
     run(capsys, *command)
     assert json.loads((tmp_path / "r.json").read_text()) == json.loads((tmp_path / "probe/result.json").read_text())
     assert Head.from_pretrained(tmp_path / "probe" / "best").config.net["kind"] == "attentive"
+
+
+@pytest.mark.parametrize("flag", [["--pool", "time"], ["--recon"], ["--input", "i3d"], ["--input", "hidden,codes"]])
+def test_flags_that_the_attentive_probe_has_no_use_for(capsys, csv, tokenizer_path, flag):
+    command = ["eval", "probe", csv, "--model", tokenizer_path, "--classifier", "attentive"]
+    assert f"{flag[0]} goes without --classifier attentive" in fails(capsys, *command, *flag)
+
+
+def test_a_probe_takes_its_test_from_another_file(capsys, csv, tokenizer_path, tmp_path):
+    other = csv.parent / "test.csv"
+    header, *rows = csv.read_text().splitlines()
+    other.write_text("\n".join([header, *(row.replace("val", "test") for row in rows if row.endswith("val"))]) + "\n")
+    command = [
+        "eval",
+        "probe",
+        csv,
+        "--model",
+        tokenizer_path,
+        "--protocol",
+        "5x2x1x1",
+        "--size",
+        32,
+        "--input",
+        "codes",
+    ]
+    same = run(capsys, *command).out.splitlines()
+    assert run(capsys, *command, "--test-source", other, "--split", "test").out.splitlines()[1:] == same[1:]
+    assert "--test-source is of clips" in fails(capsys, "eval", "probe", "--features", csv, "--test-source", other)
+
+
+def test_renderings_of_a_digit_stay_together(tokenizer_path, tokenizer, tmp_path, monkeypatch):
+    command = ["extract", "digits", "--split", "val", "--renderings", 2, "-o", tmp_path, "--model", tokenizer_path]
+    plan = vidtok.cli.extract.plan
+    monkeypatch.setattr("vidtok.cli.extract.plan", lambda args: plan(args)[:40])
+    assert main([str(a) for a in [*command, "--size", 16, "--clips", "dense:1", "--frames", 5]]) == 0
+    files = FeatureFiles(tmp_path, "val", "codes", tokenizer, Protocol(5, 1, size=16))
+    assert {"0004/left", "0004/left/1"} < set(files.ids)
+    assert files.groups == [name[:4] for name in files.ids] and files.groups.count("0004") == 18
 
 
 @pytest.fixture(scope="module")

@@ -287,6 +287,7 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
             source, test_source, splits, protocol, encoder, data["select"], data["batch_size"], data["workers"],
             cfg.seed, limits, **{key: data[key] for key in AUGMENTATION},
         )  # fmt: skip
+    refuse_joined(data)
     train = load_training_clips(source, protocol, data, encoder.packed)
     test_source = replace(test_source, classes=train.classes)
     test = load_clips(test_source.open(splits[1], protocol), data["val_clips"], data["workers"])
@@ -298,18 +299,27 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
     )  # fmt: skip
 
 
+def refuse_joined(data: dict) -> None:
+    """Before the clips are decoded. Raises ValueError where the head sees several random clips at once."""
+    if data["joined"]:
+        raise ValueError("joined clips are random ones of each video, read anew: data.in_memory=false")
+
+
 def load_training_clips(
     source: "ClipSource", protocol: "Protocol", data: dict, encode: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> "ClipSet":
     """Training clips in memory: as a test would see them, or `train_views` random ones of each video. encode: what is
     kept of them; None, pixels."""
+    from accelerate import PartialState
+
     from vidtok.eval.labelled_clips import load_clips, load_views
 
+    say = PartialState().print  # of several processes one speaks
     split, limit, workers, views = (data[key] for key in ("train_split", "train_clips", "workers", "train_views"))
     if views is None:
-        return load_clips(source.open(split, protocol), limit, workers, encode=encode)
+        return load_clips(source.open(split, protocol), limit, workers, say, encode)
     augmentation = {key: data[key] for key in AUGMENTATION}
-    return load_views(source, split, protocol, views, limit, workers, encode=encode, **augmentation)
+    return load_views(source, split, protocol, views, limit, workers, say, encode, **augmentation)
 
 
 def build_recognition_training(cfg: DictConfig, material: "Material", tokenizer: VideoTokenizer) -> dict:
@@ -350,6 +360,7 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     data = OmegaConf.to_container(cfg.data, resolve=True)
     if data["features"] is not None:
         raise ValueError("a comparison is of videos, whose pixels are one of the arms: data.features= is for finetune")
+    refuse_joined(data)
     (source, test_source), protocol = build_clip_sources(cfg), build_protocol(cfg)
     encoders = {arm: InputEncoder(arm, tokenizer, protocol.at_once) for arm in {*cfg.arms, "tokens", "recon"}}
     source.refuse_overlap(data["train_split"], test_source, data["val_split"])

@@ -77,7 +77,12 @@ def run(args: argparse.Namespace) -> int | None:
         "compare",
         entries,
         predictions,
-        data=data_record(source, {"train": cfg.data.train_split, "test": cfg.data.val_split}, comparison.train.classes),
+        data=data_record(
+            source,
+            {"train": cfg.data.train_split, "test": cfg.data.val_split},
+            comparison.train.classes,
+            comparison.train.failures,
+        ),
         train_labels=comparison.train.labels,
         protocol=protocol.record(),
         tokenizer=tokenizer,

@@ -77,11 +77,12 @@ def run(args: argparse.Namespace) -> int | None:
                 build_clip_sources(cfg)[0],
                 {"train": cfg.data.train_split, "test": cfg.data.val_split},
                 material.classes,
+                material.train_failures,
             ),
             train_labels=material.train.labels,
             protocol=build_protocol(cfg).record(),
             tokenizer=None if cfg.input == "pixels" else tokenizer,
-            config=OmegaConf.to_container(cfg, resolve=True),
+            config=OmegaConf.to_container(OmegaConf.load(folder.path / "config.yaml")),  # that it was trained with
             wall_time_s=time.perf_counter() - start,
             device=str(processes.device),
         )

@@ -17,6 +17,7 @@ head=attentive` does; its run folder is --run.
 """
 
 import argparse
+from dataclasses import replace
 
 from vidtok.cli import options
 from vidtok.cli.eval_recognition import add_source
@@ -29,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="?", metavar="SOURCE", help="csv or json of annotations, folder, or digits")
     add_source(parser)
     parser.add_argument("--group-column", metavar="NAME", help="of the csv: what cross-validation must not part")
+    parser.add_argument("--test-source", metavar="SOURCE", help="where the test has annotations of its own")
     parser.add_argument("--features", metavar="PATH", help="of the training clips; SOURCE then says the groups alone")
     parser.add_argument("--test-features", metavar="PATH", help="of the test clips (default: the same file)")
     parser.add_argument("--train-split", default="train", metavar="NAME", help="(%(default)s)")
@@ -62,16 +64,21 @@ def run(args: argparse.Namespace) -> int | None:
     from vidtok.eval.probe import fit_probe, predict_probe
     from vidtok.eval.protocol import Protocol
     from vidtok.eval.recognition import correct_of, recognition_result, result_entry
+    from vidtok.eval.references import ReferenceEncoder
     from vidtok.eval.statistics import paired_ratio
     from vidtok.eval.table import format_table
     from vidtok.tokenizer import VideoTokenizer
+    from vidtok.weights import hash_weights
 
     if args.source is None and args.features is None:
         raise UserError("give either SOURCE or --features")
     if args.features and (args.source is None) != (args.group_column is None):
         raise UserError("--features takes SOURCE where --group-column is a column of it, and not else")
+    if args.features and args.test_source:
+        raise UserError("--test-source is of clips: of features there is --test-features")
     refuse_existing(args.json, args.force)
     if args.classifier == "attentive":
+        refuse_idle(args)
         return attentive(args)
     start = time.perf_counter()
     tokenizer = VideoTokenizer.from_pretrained(args.model, options.pick_device(args.device))
@@ -84,9 +91,11 @@ def run(args: argparse.Namespace) -> int | None:
         raise UserError(f"--input {args.input}: one of them is given twice")
     entries, predictions, chosen = [], {}, []
     for input in inputs:
-        sides, data = read(input)
+        sides, data, encoder = read(input)
         train, name = sides.pop("train"), f"{input}, {args.classifier}"
         model, facts = fit_probe(args.classifier, train.x_NVF, train.labels, train.groups)
+        if isinstance(encoder, ReferenceEncoder):
+            facts["reference"] = {"name": input, "weight_hash": hash_weights(encoder.network)}
         found = {
             key: predict_probe(model, side.x_NVF, side.labels, side.ids, len(data["classes"]), side.failures)
             for key, side in sides.items()
@@ -123,27 +132,32 @@ def run(args: argparse.Namespace) -> int | None:
 
 
 def of_clips(args: argparse.Namespace, tokenizer, protocol):
-    """input -> ({"train", "test", "shuffled": `ProbeSide`}, data of the result), decoded and encoded then."""
+    """input -> ({"train", "test", "shuffled": `ProbeSide`}, data of the result, what encoded it), decoded then."""
+    from vidtok.eval.inputs import InputEncoder
     from vidtok.eval.labelled_clips import ClipSource
     from vidtok.eval.probe_features import features_of_clips
     from vidtok.eval.recognition import data_record
+    from vidtok.eval.references import ReferenceEncoder
 
     columns = args.path_column, args.label_column, args.split_column, args.group_column
     source = ClipSource(args.source, args.root, *columns, checked=args.checked)
-    source.refuse_overlap(args.train_split, source, args.split)
+    test_source = replace(source, source=args.test_source or args.source)
+    source.refuse_overlap(args.train_split, test_source, args.split)
+    test_source = replace(test_source, classes=source.open(args.train_split, protocol).classes)
     parts = {
-        "train": (args.train_split, args.train_clips, False),
-        "test": (args.split, args.test_clips, False),
-        "shuffled": (args.split, args.test_clips, True),
+        "train": (source, args.train_split, args.train_clips, False),
+        "test": (test_source, args.split, args.test_clips, False),
+        "shuffled": (test_source, args.split, args.test_clips, True),
     }
 
-    def read(input: str) -> tuple[dict, dict]:
+    def read(input: str) -> tuple[dict, dict, InputEncoder | ReferenceEncoder]:
         encoder, sides = find_encoder(args, input, tokenizer), {}
-        for name, (split, limit, shuffle) in parts.items():
+        for name, (where, split, limit, shuffle) in parts.items():
             sides[name], classes = features_of_clips(
-                source, split, protocol, encoder, args.pool, limit, args.workers, shuffle
+                where, split, protocol, encoder, args.pool, limit, args.workers, shuffle
             )
-        return sides, data_record(source, {"train": args.train_split, "test": args.split}, classes)
+        failures = sides["train"].failures
+        return sides, data_record(source, {"train": args.train_split, "test": args.split}, classes, failures), encoder
 
     return read
 
@@ -171,7 +185,7 @@ def of_files(args: argparse.Namespace, tokenizer, protocol):
     from vidtok.eval.probe_features import features_of_files
     from vidtok.eval.recognition import data_record
 
-    def read(input: str) -> tuple[dict, dict]:
+    def read(input: str) -> tuple[dict, dict, None]:
         train = FeatureFiles(args.features, args.train_split, input, tokenizer, protocol)
         path = args.test_features or args.features
         test = FeatureFiles(path, args.split, input, tokenizer, protocol, train.classes)
@@ -182,13 +196,29 @@ def of_files(args: argparse.Namespace, tokenizer, protocol):
             name: features_of_files(files, input, tokenizer, args.pool)
             for name, files in (("train", train), ("test", test))
         }
+        sides["train"].groups = train.groups
         if args.group_column:
             columns = args.path_column, args.label_column, args.split_column, args.group_column
             sides["train"].groups = ClipSource(args.source, None, *columns).groups(train.ids)
         splits = {"train": args.train_split, "test": args.split}
-        return sides, data_record(ClipSource(args.features), splits, train.classes)
+        return sides, data_record(ClipSource(args.features), splits, train.classes), None
 
     return read
+
+
+def refuse_idle(args: argparse.Namespace) -> None:
+    """Flags that the attentive probe has no use for. Raises UserError."""
+    from vidtok.cli.error import UserError
+
+    for flag, idle, why in (
+        ("--pool", args.pool != "mean", "pools nothing: it attends to the whole grid"),
+        ("--recon", args.recon, "reads a tokenizer's features, or --input recon"),
+        ("--device", args.device != "auto", "runs where accelerate picks, as fine-tuning does"),
+        ("--input", {"i3d", "frames"} & set(args.input.split(",")), "reads no reference: logistic and knn do"),
+        ("--input", "," in args.input, "reads one input at a time"),
+    ):
+        if idle:
+            raise UserError(f"{flag} goes without --classifier attentive, which {why}")
 
 
 def attentive(args: argparse.Namespace) -> int | None:
@@ -206,6 +236,7 @@ def attentive(args: argparse.Namespace) -> int | None:
         "run": args.run,
         "trainer.max_steps": args.steps,
         "data.source": args.source or args.features,
+        "data.val_source": args.test_source,
         "data.features": args.features,
         "data.val_features": args.test_features,
         "data.train_split": args.train_split,
@@ -215,6 +246,7 @@ def attentive(args: argparse.Namespace) -> int | None:
         "data.protocol": args.protocol,
         "data.size": args.size,
         "data.fps": args.fps,
+        "data.workers": args.workers,
         "data.in_memory": args.features is None,
         **{f"data.{name}": getattr(args, name) for name in COPIED},
     }

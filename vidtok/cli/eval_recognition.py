@@ -14,6 +14,8 @@ import argparse
 
 from vidtok.cli import options
 
+RECONSTRUCTS = "vidtok-t"  # what clips go through for a head that was trained with no tokenizer
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     positive = options.positive
@@ -22,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
     parser.add_argument("--split", default="val", metavar="NAME", help="which part of the data (%(default)s)")
     parser.add_argument("--clips", type=positive(int), metavar="N", help="at most (default: all)")
-    parser.add_argument("--model", metavar="NAME", help="the tokenizer (default: the one that the head names)")
+    parser.add_argument("--model", metavar="NAME", help="the tokenizer (default: the head's, or vidtok-t)")
     parser.add_argument("--recon", action="store_true", help="test a head of pixels on reconstructed clips")
     parser.add_argument("--no-shuffle", action="store_true", help="without the test on shuffled frames: half the work")
     parser.add_argument("--protocol", metavar="FxSxSxC", help="instead of the head's, such as 17x4x5x3")
@@ -105,9 +107,10 @@ def load_head(name: str, model: str | None, device: str, recon: bool = False, pr
     kind, tokenizer = "recon" if recon else kind, None
     found = find_protocol(config, protocol)
     if kind != "pixels":
-        if model is None and config.tokenizer is None:
+        named = config.tokenizer["name"] if config.tokenizer else RECONSTRUCTS if recon else None
+        if model is None and named is None:
             raise ValueError(f"head {config.name!r} names no tokenizer: give --model")
-        tokenizer = VideoTokenizer.from_pretrained(model or config.tokenizer["name"], head.device)
+        tokenizer = VideoTokenizer.from_pretrained(model or named, head.device)
         head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
     return head, InputEncoder(kind, tokenizer, found.at_once), found
 

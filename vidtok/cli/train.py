@@ -18,11 +18,12 @@ from vidtok.cli import options
 from vidtok.cli.error import UserError
 from vidtok.hints import nearest
 
-# Settings that are null by default, and otherwise a number above 0.
-NUMBERS = {
-    "cells", "fps", "image_batch_size", "latents", "max_minutes", "max_steps", "resize", "save_steps", "train_clips",
-    "train_views", "val_clips",
+# Settings that are null by default, and otherwise above 0.
+COUNTS = {
+    "cells", "image_batch_size", "latents", "max_steps", "resize", "save_steps", "train_clips", "train_views",
+    "val_clips",
 }  # fmt: skip
+AMOUNTS = {"fps", "max_minutes"}
 
 # What can be trained, each by the config train_KIND, and the function of `vidtok.builders` that gives the arguments of
 # `vidtok.train.loop.train`.
@@ -117,9 +118,11 @@ def refuse_other_kinds(old: dict, new: dict, prefix: str = "") -> None:
     """Raises UserError where a setting has become another kind of thing than it is by default; null goes anywhere."""
     for key, value in old.items():
         wanted, given = kind_of(value), kind_of(new[key])
-        if value is None and key in NUMBERS and given and not (given == "a number" and new[key] > 0):
-            raise UserError(f"{prefix}{key} is a number above 0, and not {new[key]!r}")
-        if wanted and given and wanted != given and (wanted, given) != ("a list", "a number"):  # a list of one
+        if value is None and given and key in COUNTS | AMOUNTS:
+            kinds, what = (int, "whole number") if key in COUNTS else ((int, float), "number")
+            if given != "a number" or not isinstance(new[key], kinds) or not new[key] > 0:
+                raise UserError(f"{prefix}{key} is a {what} above 0, and not {new[key]!r}")
+        if wanted and given and wanted != given:
             raise UserError(f"{prefix}{key} is {wanted}, such as {value}, and not {new[key]!r}")
         if isinstance(value, dict) and isinstance(new[key], dict):
             refuse_other_kinds(value, new[key], f"{prefix}{key}.")

@@ -28,9 +28,13 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    def open(self, config_yaml: str) -> None:
-        """Makes the folder and begins to write; only the main process of a run does."""
+    def open(self, config_yaml: str | None) -> None:
+        """Makes the folder and begins to write; only the main process of a run does. config_yaml: None where nothing is
+        left to train: the folder goes on saying what its model was trained with."""
         self.path.mkdir(parents=True, exist_ok=True)
+        self.writer = SummaryWriter(str(self.path / "scalars"))
+        if config_yaml is None:
+            return
         (self.path / "config.yaml").write_text(config_yaml)
         facts = {
             "command": " ".join(sys.argv),
@@ -40,7 +44,6 @@ class RunFolder:
             "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
         }
         (self.path / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
-        self.writer = SummaryWriter(str(self.path / "scalars"))
 
     def load_checkpoint(self) -> dict | None:
         """The state saved last, or None at the beginning of a run. Raises ValueError for a damaged file."""

@@ -104,7 +104,7 @@ def train(
         state.load_state_dict(checkpoint)
         say(f"goes on from step {state.step} after {state.seconds / 60:.1f} minutes, as {run.path} holds a checkpoint")
     if accelerator.is_main_process:
-        run.open(config_yaml)
+        run.open(config_yaml if schedule.progress(state.step, state.seconds) < 1 else None)
     if options.checkpoint_activations:
         checkpoint_blocks(state.model)
     model = accelerator.prepare(state.model)
