@@ -1,12 +1,13 @@
-"""Comparisons as one Markdown table and one chart:
+"""Comparisons as one Markdown table and one chart, or probes as a table:
 
     python -m vidtok.eval.markdown runs/*/result.json
     python -m vidtok.eval.markdown runs/*/result.json --chart chart.png --into README.md
+    python -m vidtok.eval.markdown droid-probe.json rt1-probe.json --into README.md
 
 A row for each result file of `vidtok eval compare`: top-1 in percent, mean over seeds and their deviation (one seed: 95
 % interval), of every arm; the majority class; tokens over pixels with its 95 % interval. Of two results of one set, the
-second is told apart by its steps. --into replaces what stands
-between the lines `<!-- recognition -->` and `<!-- end of recognition -->` of a file.
+second is told apart by its steps. Of `vidtok eval probe`, a row likewise, with 95 % intervals. --into replaces what
+stands between the lines `<!-- recognition -->` and `<!-- end of recognition -->` of a file, or those of `probes`.
 """
 
 import argparse
@@ -18,7 +19,6 @@ from .charts import overview_chart
 from .compare import TRANSFER
 
 ORDER = ("tokens", "codes", "latents", "hidden", "pixels", TRANSFER, "recon")
-BEGIN, END = "<!-- recognition -->\n", "<!-- end of recognition -->\n"
 
 
 def arms_of(results: Mapping[str, Mapping]) -> list[str]:
@@ -63,12 +63,28 @@ def cost_table(results: Mapping[str, Mapping]) -> str:
     return "\n".join(lines)
 
 
-def replace_between(text: str, new: str) -> str:
+def probe_table(results: Mapping[str, Mapping]) -> str:
+    """Of results of probes: top-1 in percent of every input, with its 95 % interval."""
+    inputs = list(dict.fromkeys(entry["input"] for result in results.values() for entry in result["results"]))
+    head = ["set", "protocol", "train, test clips", *inputs, "majority"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for name, result in results.items():
+        entries = {entry["input"]: entry["top1"] for entry in result["results"]}
+        cells = [f"{name}, {len(result['data']['classes'])} classes"]
+        cells.append(f"`{result['protocol']['name']}`, {result['protocol']['size']} px")
+        cells.append(f"{result['data']['n_train']}, {result['n_used']}")
+        cells += [_accuracy(entries[input]) if input in entries else "" for input in inputs]
+        lines.append(_row([*cells, f"{100 * result['controls']['majority']['top1']['value']:.1f}"]))
+    return "\n".join(lines)
+
+
+def replace_between(text: str, new: str, name: str = "recognition") -> str:
     """Raises ValueError for a text without the two lines."""
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"want the lines {BEGIN.strip()} and {END.strip()}")
-    before, rest = text.split(BEGIN, 1)
-    return f"{before}{BEGIN}{new}\n{END}{rest.split(END, 1)[1]}"
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    if begin not in text or end not in text:
+        raise ValueError(f"want the lines {begin.strip()} and {end.strip()}")
+    before, rest = text.split(begin, 1)
+    return f"{before}{begin}{new}\n{end}{rest.split(end, 1)[1]}"
 
 
 def _accuracy(top1: Mapping) -> str:
@@ -95,11 +111,17 @@ def _named(path: str) -> tuple[str, dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", metavar="RESULT", help="result.json of a comparison")
+    parser.add_argument("results", nargs="+", metavar="RESULT", help="result.json of comparisons, or of probes")
     parser.add_argument("--chart", metavar="PNG", help="accuracies of all, drawn")
     parser.add_argument("--into", metavar="FILE", help="put the tables there instead of printing them")
     args = parser.parse_args()
     results = {}
+    probes = [json.loads(Path(path).read_text())["kind"] == "probe" for path in args.results]
+    if any(probes):
+        if not all(probes):
+            parser.error("comparisons and probes make two tables: give one kind")
+        put(probe_table(dict(map(_named, args.results))), args.into, "probes")
+        return
     for name, result in map(_named, args.results):
         if name in results:
             name = f"{name}, {result['config']['trainer']['max_steps']} steps"
@@ -109,11 +131,15 @@ def main() -> None:
     text = f"{comparison_table(results)}\n\n{cost_table(results)}"
     if args.chart:
         overview_chart(results, arms_of(results)).savefig(args.chart, dpi=120, bbox_inches="tight")
-    if args.into is None:
+    put(text, args.into, "recognition")
+
+
+def put(text: str, into: str | None, name: str) -> None:
+    if into is None:
         print(text)
     else:
-        file = Path(args.into)
-        file.write_text(replace_between(file.read_text(), text))
+        file = Path(into)
+        file.write_text(replace_between(file.read_text(), text, name))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import vidtok.cli.extract
 from vidtok.cli.main import main
 from vidtok.datasets import write_video
+from vidtok.eval import markdown
 from vidtok.eval.batches import LabelledBatches, MemorySource, VideoSource, centre_cells
 from vidtok.eval.feature_files import FeatureFiles
 from vidtok.eval.inputs import INPUTS, InputEncoder, encode_all, join_segments, shuffle_frames, unpack
@@ -407,11 +408,9 @@ def test_the_page_holds_everything_itself(comparison):
 
 
 def test_the_tables_of_the_readme_are_made_of_result_files(comparison, tmp_path, monkeypatch):
-    from vidtok.eval import markdown
-
     folder, _ = comparison
     page, chart = tmp_path / "page.md", tmp_path / "chart.png"
-    page.write_text(f"before\n{markdown.BEGIN}old\n{markdown.END}after\n")
+    page.write_text("before\n<!-- recognition -->\nold\n<!-- end of recognition -->\nafter\n")
     monkeypatch.setattr(
         "sys.argv", ["markdown", str(folder / "result.json"), "--chart", str(chart), "--into", str(page)]
     )
@@ -482,7 +481,12 @@ def test_a_probe_takes_its_test_from_another_file(capsys, csv, tokenizer_path, t
         "codes",
     ]
     same = run(capsys, *command).out.splitlines()
+    command += ["--json", tmp_path / "r.json"]
     assert run(capsys, *command, "--test-source", other, "--split", "test").out.splitlines()[1:] == same[1:]
+    markdown.put(markdown.probe_table({"set": json.loads((tmp_path / "r.json").read_text())}), None, "probes")
+    head, _, row = capsys.readouterr().out.splitlines()
+    assert head == "| set | protocol | train, test clips | codes | majority |"
+    assert row.startswith("| set, 3 classes | `5x2x1x1`, 32 px | 12, 6 | ") and row.endswith("| 33.3 |")
     assert "--test-source is of clips" in fails(capsys, "eval", "probe", "--features", csv, "--test-source", other)
 
 
