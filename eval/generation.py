@@ -17,11 +17,9 @@ Result schema "vidtok.eval.generation/1":
 Legend: B batch, T H W video, D features.
 """
 
-import hashlib
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +45,8 @@ class Convention:
         random: whether its clips begin anywhere, or are spread evenly, a single one in the middle.
         n_fake, folds: generated clips of a fold; independent folds, whose figures' mean and deviation are reported.
         given_frames: frames of a real clip that each generated one goes on from.
-        real: which clips are the real ones, in words.
+        real: which clips are the real ones, in words; of which split, and of what size clips are generated, is said
+            beside it. Papers take the eval split of Kinetics-600, and the training splits elsewhere.
     """
 
     frames: int | None = None
@@ -66,14 +65,12 @@ CONVENTIONS = {
     "plain": Convention(),
     # MAGVIT, appendix B.3, which MAGVIT-v2 follows (Table 1).
     "magvit-k600": Convention(
-        16, 64, None, windows=2, crops=3, n_fake=50_000, folds=4, given_frames=5, real="6 clips of each eval video"
+        16, 64, None, windows=2, crops=3, n_fake=50_000, folds=4, given_frames=5, real="6 clips of each video"
     ),
-    "magvit-ucf": Convention(
-        16, 128, None, random=True, n_fake=10_000, folds=4, real="a random clip of each training video"
-    ),
+    "magvit-ucf": Convention(16, 128, None, random=True, n_fake=10_000, folds=4, real="a random clip of each video"),
     # StyleGAN-V's fvd2048_16f.
     "stylegan-v-2048x16": Convention(
-        16, None, 2048, random=True, n_fake=2048, real="a random clip of each of 2048 training videos"
+        16, None, 2048, random=True, n_fake=2048, real="a random clip of each of 2048 videos"
     ),
 }
 
@@ -164,11 +161,6 @@ def over_folds(values: list[float]) -> dict:
 def frames_of(features: Features) -> Features:
     """Features of frames, as those of a clip: every frame counts."""
     return lambda video: features(video.transpose(1, 2).flatten(0, 1))
-
-
-def file_hash(path: str | Path) -> str:
-    """First 16 hex digits of a file's sha256."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def describe(how: Convention, name: str, **more) -> dict:

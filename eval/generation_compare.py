@@ -66,6 +66,7 @@ def draw_chart(result: Mapping, path: Path) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     scored = "fvd" in result["rows"][0]["metrics"]
+    assert scored or "agreement" in result["rows"][0]["metrics"], "there is nothing to draw"
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
     for kind in dict.fromkeys(row["generator"]["kind"] for row in result["rows"]):
         rows = sorted(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from vidtok.generator import Generator
+from vidtok.generator import Generator, GeneratorConfig
 from vidtok.generator.samples import generate_samples
 from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer
@@ -213,6 +213,16 @@ class Evaluation:
             if n >= self.how.n_fake:
                 break
         return torch.cat(ids)
+
+
+def check_guidance(config: GeneratorConfig, how: Convention, sampling: Mapping) -> None:
+    """Before the work. Raises ValueError where guidance is asked for and clips are generated without classes."""
+    if sampling.get("guidance", 1) == 1:
+        return
+    if not config.classes:
+        raise ValueError(f"guidance needs classes, and the {config.kind} generator is trained without")
+    if how.given_frames:
+        raise ValueError("guidance needs classes, and this convention gives frames instead")
 
 
 def smaller(how: Convention, n_real: int | None, n_fake: int | None, folds: int | None) -> Convention:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidtok.weights import load_weights
+from vidtok.weights import fetch, load_weights
 
 from .i3d_weights import HOW_TO_GET
 
@@ -34,22 +34,22 @@ class I3D(nn.Module):
     Batch norm is folded into the convolutions; padding is TensorFlow's "SAME".
 
     Args:
-        weights: safetensors file with NAME.weight [O,I,T,H,W] and NAME.bias, NAME = Conv3d_1a_7x7, Conv3d_2b_1x1,
-            Conv3d_2c_3x3, Mixed_{3b,3c,4b,4c,4d,4e,4f,5b,5c}.{b0,b1a,b1b,b2a,b2b,b3b}, logits;
+        weights: safetensors file, or its URL, with NAME.weight [O,I,T,H,W] and NAME.bias, NAME = Conv3d_1a_7x7,
+            Conv3d_2b_1x1, Conv3d_2c_3x3, Mixed_{3b,3c,4b,4c,4d,4e,4f,5b,5c}.{b0,b1a,b1b,b2a,b2b,b3b}, logits;
             `vidtok.eval.i3d_weights.convert_i3d` writes it.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or the download failed.
         ValueError: a file that does not hold this network.
     """
 
     def __init__(self, weights: str | Path):
         super().__init__()
-        if not Path(weights).is_file():
-            raise FileNotFoundError(
-                f"no I3D weights at {weights}; FVD needs those of TF-Hub deepmind/i3d-kinetics-400/1, get them with: "
-                + HOW_TO_GET
-            )
+        try:
+            file = fetch(weights)
+        except FileNotFoundError as error:
+            needed = "FVD needs the weights of TF-Hub deepmind/i3d-kinetics-400/1, get them with"
+            raise FileNotFoundError(f"{error}; {needed}: {HOW_TO_GET}") from error
         self.Conv3d_1a_7x7 = nn.Conv3d(3, 64, 7, stride=2)
         self.Conv3d_2b_1x1 = nn.Conv3d(64, 64, 1)
         self.Conv3d_2c_3x3 = nn.Conv3d(64, 192, 3)
@@ -57,7 +57,7 @@ class I3D(nn.Module):
             self.add_module(name, Inception(*channels))
         self.logits = nn.Conv3d(1024, I3D_FEATURES, 1)
         try:
-            load_weights(self, Path(weights))
+            self.weight_hash = load_weights(self, file)
         except ValueError as error:
             raise ValueError(f"{weights} does not hold the I3D network ({error})") from error
         self.requires_grad_(False)

@@ -77,8 +77,15 @@ def test_padding_is_tensorflows():
     assert padded[0, 0, 3, :3].tolist()[2] != padded[0, 0, 3, :3].tolist()[1]  # 2 before, 3 after
 
 
-def test_absent_or_wrong_weights(tmp_path):
+def test_absent_or_wrong_weights(tmp_path, monkeypatch):
+    def offline(url, path, progress):
+        raise OSError(f"no route to {url}")
+
     path = tmp_path / "i3d.safetensors"
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(FileNotFoundError, match=r"no route to https://x/i3d\.safetensors.*FVD needs"):
+        I3D("https://x/i3d.safetensors")
     with pytest.raises(FileNotFoundError, match=r"deepmind/i3d-kinetics-400/1"):
         I3D(path)
     save_file({"logits.bias": torch.zeros(400)}, path)

@@ -32,6 +32,7 @@ from vidtok.extract import read_npz
 from vidtok.generator import from_pretrained
 from vidtok.heads import HeadConfig, make_head
 from vidtok.tokenizer import VideoTokenizer
+from vidtok.train.folder import RunFolder
 
 SMALL = ["data.source=digits", "data.frames=9", "data.size=32", "data.batch_size=2", "size.width=32", "size.depth=1"]
 SMALL += ["size.heads=2", "trainer.max_steps=4", "trainer.log_seconds=0", "trainer.workers=0", "samples=2"]
@@ -55,17 +56,35 @@ def test_the_other_kinds_train_by_the_same_command(kind, tmp_path, capsys):
     assert capsys.readouterr().out.count("step") >= 4
 
 
-def test_a_run_leaves_model_and_pictures_and_resumes_exactly(trained, tmp_path):
+def test_a_run_leaves_model_and_pictures_and_resumes_exactly(trained, tmp_path, monkeypatch):
     model = from_pretrained(trained / "model")
     assert model.config.classes == tuple(MovingDigits().classes) and model.config.grid == (3, 4, 4)
     assert model.config.weight_hash == VideoTokenizer.from_pretrained("vidtok-t").weight_hash
     assert list((trained / "pictures").glob("samples-*.png"))
-    for steps in (2, 4):
-        # The rate follows the share of the run that is done: the first part must know the whole.
-        end = ["trainer.max_steps=4"] if steps == 4 else ["trainer.max_steps=4", "trainer.save_seconds=0"]
-        assert main(["train", "generator", *SMALL, *end, "samples=0", f"run={tmp_path / f'{steps}'}"]) == 0
-    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("2", "4")]
+    command = ["train", "generator", *SMALL, "samples=0", "trainer.save_steps=2"]
+    assert main([*command, f"run={tmp_path / 'whole'}"]) == 0
+
+    def save_and_end(folder, state):
+        save(folder, state)
+        raise OSError("ended after the first checkpoint")
+
+    save = RunFolder.save_checkpoint
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_checkpoint", save_and_end)
+        assert main([*command, f"run={tmp_path / 'ended'}"]) == 1
+    assert torch.load(tmp_path / "ended" / "checkpoint.pt", weights_only=True)["step"] == 2
+    assert main([*command, f"run={tmp_path / 'ended'}"]) == 0
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "ended")]
+    assert states[0]["step"] == states[1]["step"] == 4
     assert all(torch.equal(value, states[1]["model"][name]) for name, value in states[0]["model"].items())
+
+
+def test_a_run_is_gone_on_with_by_the_same_generator_alone(trained, capsys):
+    command = ["train", "generator", *SMALL, "samples=0", f"run={trained}"]
+    for other, message in (("tokenizer=vidtok-t-r", "another tokenizer"), ("size.heads=1", "another heads")):
+        assert main([*command, other]) == 1 and message in capsys.readouterr().err
+    assert main([*command, "name=renamed"]) == 0  # it was done
+    assert "done at step 4" in capsys.readouterr().out
 
 
 def test_tokens_on_disk_train_like_the_clips_they_are_of(tmp_path):
@@ -96,18 +115,17 @@ def test_tokens_on_disk_train_like_the_clips_they_are_of(tmp_path):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_published_recipes_build(name, tmp_path, monkeypatch):
-    """Each is complete: with data and a tokenizer of its stride it builds; its model is made without memory."""
-    folder = tmp_path / "data"
+    """Each is complete: with data and a tokenizer it builds and steps, here with a small model."""
     image = name.startswith("imagenet")
     cfg = compose_config(
         "train_generator", [f"experiment=generator/{name}", "tokenizer=vidtok-t", "data.source=digits"]
     )
     assert cfg.size.width == 1024 and cfg.size.depth == 24 and cfg.size.heads == 16
     assert (cfg.data.frames, cfg.data.batch_size) == ((1, 1024) if image else (17, 256))
-    cfg.data.batch_size, cfg.data.split, cfg.data.size = 2, "train", 32
+    cfg.data.batch_size, cfg.data.size = 2, 32
     cfg.size = {"width": 64, "depth": 1, "heads": 2, "dropout": 0.1}
-    cfg.data.source = str(folder)
-    cfg.data.split = None
+    cfg.data.source = str(tmp_path / "data")
+    folder = tmp_path / "data" / (cfg.data.split or "")
     clip = MovingDigits("train", 17, 32)[0].video
     for name_of_class in ("one", "two"):
         (folder / name_of_class).mkdir(parents=True)
@@ -335,13 +353,25 @@ def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsy
         ("n_fake=5", "filled with another n_fake (4)"),
         ("trainer.max_steps=3", "filled with another trainer"),
         ("convention=magvit", "unknown convention 'magvit'"),
-        ("i3d=nothing.safetensors", "no I3D weights at nothing.safetensors"),
+        ("i3d=nothing.safetensors", "no weights at nothing.safetensors; FVD needs"),
+        ("recogniser=null", "nothing to measure: give i3d=FILE or recogniser=NAME"),
     ):
         assert main([*arguments, f"run={run}", other]) == 1
         error = capsys.readouterr().err
         assert error.startswith("vidtok: ") and message in error and error.count("\n") == 1
     settings = ["settings.masked.temperature=-1", "kinds=[masked]", f"run={tmp_path / 'other'}"]
     assert main([*arguments, *settings]) == 1 and "temperature is at least 0" in capsys.readouterr().err
+    for wrong, message in (
+        (["data.classes=[]"], "without classes there is no agreement to measure"),
+        (["data.classes=[]", "settings.masked.guidance=3"], "guidance needs classes"),
+        (["convention=magvit-k600", "settings.masked.guidance=3"], "guidance needs classes, and this convention gives"),
+    ):
+        own = tmp_path / f"wrong-{len(wrong)}-{len(message)}"
+        assert main([*arguments, "kinds=[masked]", f"run={own}", *wrong]) == 1
+        assert message in capsys.readouterr().err and not (own / "masked" / "checkpoint.pt").exists()
+    once = [*arguments, "kinds=[masked]", f"run={tmp_path / 'once'}"]
+    assert main([*once, "real=nowhere"]) == 1  # what can't be measured holds nothing
+    assert main(once) == 0
 
 
 def test_a_verdict_needs_folds_that_do_not_touch():

@@ -149,6 +149,7 @@ def test_masks_are_what_they_say():
         lambda: masks.interpolation(GRID, 2, 2),
         lambda: masks.inpainting(GRID, 0, 2, 2, 2),
         lambda: masks.draw_mask("prefx", GRID, draw),
+        lambda: masks.draw_mask("prefix", (1, 4, 4), draw),
     ):
         with pytest.raises(ValueError):
             wrong()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vidtok.eval.labelled_clips import ClipSet, ClipSource
     from vidtok.eval.material import Material
     from vidtok.eval.protocol import Protocol
+    from vidtok.generator import GeneratorConfig
     from vidtok.heads import Head
     from vidtok.logits import LogitDistance
     from vidtok.lpips import LPIPS
@@ -251,6 +252,8 @@ def hold_finetuning(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
     data = OmegaConf.to_container(cfg.data, resolve=True)
     facts = {f"data.{key}": value for key, value in data.items() if key not in ("batch_size", "workers")}
     facts |= {"command": "finetune", "input": cfg.input, "seed": cfg.seed, "tokenizer": tokenizer.weight_hash}
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    facts |= {key: plain[key] for key in ("head", "head_options", "merge")}  # of other heads the weights might fit
     hold_to(Path(cfg.run), facts)
 
 
@@ -440,6 +443,17 @@ def build_generator_training(cfg: DictConfig) -> dict:
     if generator.config.kind == "diffusion":
         generator.fit_scale(first["latents"])
     return {"task": task, "state": build_state(generator, plain), "batches": batches, **build_schedule(plain)}
+
+
+def hold_generator(cfg: DictConfig, config: "GeneratorConfig") -> None:
+    """Notes in the run folder what its weights mean. Raises ValueError where that was something else, such as another
+    tokenizer or other classes: the checkpoint might fit, and its tokens would be of neither."""
+    from pathlib import Path
+
+    from vidtok.eval.clip_store import hold_to
+
+    facts = {key: value for key, value in asdict(config).items() if key != "name"}
+    hold_to(Path(cfg.run), {"command": "train generator", **facts})
 
 
 def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: VideoTokenizer, seed: int):

@@ -30,12 +30,11 @@ def load_weights(module: nn.Module, path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def read_state(where: str | Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, or of a checkpoint of tensors alone, at a path or URL (kept by torch.hub).
+def fetch(where: str | Path) -> Path:
+    """The file at a path or URL, downloaded once and then kept by torch.hub.
 
     Raises:
         FileNotFoundError: no such file, or the download failed.
-        ValueError: the file is damaged, or holds more than tensors.
     """
     if str(where).startswith(("http://", "https://")):
         folder = Path(torch.hub.get_dir()) / "checkpoints"
@@ -47,10 +46,21 @@ def read_state(where: str | Path) -> dict[str, Tensor]:
             except OSError as error:
                 message = f"could not download {where} ({error}): fetch it on another machine and give the file"
                 raise FileNotFoundError(message) from error
-    else:
-        path = Path(where)
-        if not path.is_file():
-            raise FileNotFoundError(f"no weights at {path}")
+        return path
+    path = Path(where)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    return path
+
+
+def read_state(where: str | Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file, or of a checkpoint of tensors alone, at a path or URL (see `fetch`).
+
+    Raises:
+        FileNotFoundError: no such file, or the download failed.
+        ValueError: the file is damaged, or holds more than tensors.
+    """
+    path = fetch(where)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -8,7 +8,8 @@
 FVD with I3D of Kinetics-400 (--i3d), FID of frames (--fid), and how often a trained recogniser (--head) sees
 the class that was asked for. The two networks' weights aren't shipped: `python -m vidtok.eval.i3d_weights --help` and
 `python -m vidtok.eval.inception_weights --help` say how to get them. REAL is what `vidtok extract` takes: "digits", a
-folder, an annotation file. Conventions set frames, sizes and numbers: magvit-k600 (generated at 128, scored at 64),
+folder, an annotation file; --split says which part of it. Conventions set frames, sizes and numbers: magvit-k600 (5
+frames of a real clip of the same split are given; papers take the eval split, generate at 128 pixels and score at 64),
 magvit-ucf, stylegan-v-2048x16; or plain, all as it is. --n-real, --n-fake and --folds change their numbers, and the
 result says so. --others is a split of other real clips: the floor, what a perfect generator gets, and what the
 tokenizer alone loses. --neighbours draws generated clips beside the real ones whose features are nearest: copies of
@@ -33,11 +34,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n-real", type=positive(int), metavar="N", help="real clips (default: the convention's)")
     parser.add_argument("--n-fake", type=positive(int), metavar="N", help="generated clips of a fold (likewise)")
     parser.add_argument("--folds", type=positive(int), metavar="N", help="(likewise)")
-    parser.add_argument("--i3d", metavar="FILE", help="I3D weights: measure FVD")
+    parser.add_argument("--i3d", metavar="WEIGHTS", help="weights of I3D, file or URL: measure FVD")
     parser.add_argument(
         "--fid", metavar="WEIGHTS", help="weights of FID's Inception, file or URL: measure FID of frames"
     )
-    parser.add_argument("--head", metavar="NAME", help="recognition head of tokens: measure agreement")
+    parser.add_argument("--head", metavar="NAME", help="recognition head of tokens, codes or pixels: measure agreement")
     parser.add_argument("--neighbours", metavar="PNG", help="draw generated clips and the nearest real ones")
     parser.add_argument("--tokenizer", metavar="NAME", help="where the generator's tokenizer is (default: by its name)")
     parser.add_argument("--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     from vidtok.cli.progress import Progress
     from vidtok.cli.table import print_rows
     from vidtok.eval.generation import convention
-    from vidtok.eval.generation_run import Evaluation, smaller, summary
+    from vidtok.eval.generation_run import Evaluation, check_guidance, smaller, summary
     from vidtok.eval.real_clips import real_clips
     from vidtok.generator import from_pretrained, load_tokenizer
 
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> None:
     real = real_clips(args.source, args.root, args.split, args.others, generator.config, how, args.batch, **columns)
     sampling = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
     generator.check_sampling(**sampling)
+    check_guidance(generator.config, how, sampling)
     evaluation = Evaluation(real, detectors, tokenizer, how, args.convention, args.batch)
     limits = evaluation.limits()
     with Progress(how.folds * how.n_fake, "clips") as bar:
@@ -95,7 +97,6 @@ def run(args: argparse.Namespace) -> None:
 def load_detectors(i3d: str | None, fid: str | None, head: str | None, tokenizer, device):
     """The `Detectors` of weight files and of a head."""
     from vidtok.eval import I3D
-    from vidtok.eval.generation import file_hash
     from vidtok.eval.generation_run import Detectors
     from vidtok.eval.inception import InceptionFID
     from vidtok.heads import Head
@@ -104,7 +105,7 @@ def load_detectors(i3d: str | None, fid: str | None, head: str | None, tokenizer
     found = Detectors()
     if i3d:
         found.fvd = I3D(i3d).to(device)
-        found.names["fvd"] = f"I3D Kinetics-400 logits, weights {file_hash(i3d)}"
+        found.names["fvd"] = f"I3D Kinetics-400 logits, weights {found.fvd.weight_hash}"
     if fid:
         found.fid = InceptionFID(fid).to(device)
         found.names["fid"] = f"Inception of 2015-12-05, pooled features, weights {hash_weights(found.fid)}"

@@ -1,4 +1,4 @@
-"""Masked, autoregressive and diffusion generators at equal data, parameters and training seconds.
+"""Masked, autoregressive and diffusion generators of one trunk at equal data and training seconds.
 
     vidtok eval generation-compare data.features=tokens trainer.max_minutes=12 i3d=FILE recogniser=DIR run=runs/gen
     vidtok eval generation-compare --config ...         # print the resolved config only
@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
         print(OmegaConf.to_yaml(cfg))
         return
 
+    from vidtok.cli.error import UserError
     from vidtok.cli.eval_generation import load_detectors
     from vidtok.cli.jsonfile import write_json
     from vidtok.eval.clip_store import hold_to
@@ -53,18 +54,21 @@ def run(args: argparse.Namespace) -> None:
     how = smaller(convention(cfg.convention), cfg.n_real, cfg.n_fake, cfg.folds)
     device, folder = only_process("eval generation-compare"), Path(cfg.run)
     tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, device)
+    if not (cfg.i3d or cfg.recogniser):
+        raise UserError("nothing to measure: give i3d=FILE or recogniser=NAME")
     detectors = load_detectors(cfg.i3d, None, cfg.recogniser, tokenizer, device)
-    hold_to(folder, {key: value for key, value in plain.items() if key in MEASURED_WITH})
     training = {}
     with StopSignal() as stop:
         for kind in cfg.kinds:
-            training[kind] = train_kind(kind, args.overrides, folder / kind, stop)
+            training[kind] = train_kind(kind, args.overrides, folder / kind, stop, how, bool(cfg.i3d))
             if stop.asked:
                 print("stopped: the same command goes on", flush=True)
                 return
     generators = {kind: from_pretrained(folder / kind / "model", device) for kind in cfg.kinds}
     first = generators[cfg.kinds[0]]
     real = real_clips(cfg.real, cfg.real_root, cfg.real_split, cfg.other_split, first.config, how, cfg.sample_batch)
+    # Not before: what can't be measured holds nothing.
+    hold_to(folder, {key: value for key, value in plain.items() if key in MEASURED_WITH})
     evaluation = None
 
     def measured(name: str, work) -> dict:
@@ -103,13 +107,18 @@ def run(args: argparse.Namespace) -> None:
     print(result.get("verdict", ""), f"result: {folder / 'result.json'}, chart: {folder / 'chart.png'}", sep="\n")
 
 
-def train_kind(kind: str, overrides: list[str], own: Path, stop) -> dict:
-    """Trains one kind until the budget is spent, or finds that it is; seconds, steps and samples of its training."""
+def train_kind(kind: str, overrides: list[str], own: Path, stop, how, scored: bool) -> dict:
+    """Trains one kind until the budget is spent, or finds that it is; seconds, steps and samples of its training.
+
+    how: the `Convention` that it will be measured by; scored: whether by FVD, too, or by the agreement with its classes
+    alone. What can't be measured is a ValueError before the training.
+    """
     from omegaconf import OmegaConf
 
     from vidtok.builders import build_generator_training, lasting
     from vidtok.cli.train import compose_config
     from vidtok.eval.clip_store import hold_to
+    from vidtok.eval.generation_run import check_guidance
     from vidtok.train.folder import RunFolder
     from vidtok.train.loop import train
 
@@ -122,8 +131,12 @@ def train_kind(kind: str, overrides: list[str], own: Path, stop) -> dict:
     file = own / "trained.json"
     if not file.exists():
         arguments = build_generator_training(cfg)
+        model = arguments["state"].model
+        check_guidance(model.config, how, given_settings(cfg, kind))
+        if not scored and (how.given_frames or not model.config.classes):
+            raise ValueError("without classes there is no agreement to measure: give i3d=FILE")
         for steps in cfg.steps[kind]:
-            arguments["state"].model.check_sampling(steps, **given_settings(cfg, kind))
+            model.check_sampling(steps, **given_settings(cfg, kind))
         text = OmegaConf.to_yaml(cfg, resolve=True)
         train(**arguments, run=RunFolder(own), stop=stop, config_yaml=text, say=lambda line: print(line, flush=True))
         state = arguments["state"]

@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> None:
     arguments = getattr(builders, BUILDERS[args.kind])(cfg)
     processes = join_processes()
     folder = RunFolder(cfg.run)
+    if args.kind == "generator":
+        builders.hold_generator(cfg, arguments["state"].model.config)
 
     def say(line: str) -> None:
         processes.print(line, flush=True)

@@ -65,6 +65,7 @@ def draw_mask(task: str, grid: Grid, generator: torch.Generator) -> Tensor:
     if name == "none":
         return nothing(grid)
     if name == "prefix":
+        _check(t >= 2, "a prefix needs clips of at least 2 latent frames, not 1")
         return prefix(grid, int(count) if count else draw(1, t - 1))
     if name == "interpolation":
         _check(t >= 3, f"interpolation needs at least 3 latent frames, not {t}")
