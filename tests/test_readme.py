@@ -10,6 +10,7 @@ import pytest
 from vidtok.cli.main import VERBS
 from vidtok.datasets import demo_clip, write_video
 from vidtok.eval.generation_compare import markdown_table
+from vidtok.eval.markdown import probe_table
 from vidtok.extract import Record, RecordMeta, open_writer
 from vidtok.shipped import PRETRAINED
 
@@ -145,6 +146,11 @@ def sampling_lines(result: dict) -> list[str]:
 def test_sampling_is_that_of_the_benchmark():
     for line in sampling_lines(json.loads((ROOT / ".bench" / "generate.json").read_text())):
         assert line in README.splitlines()
+
+
+def test_probes_are_those_of_the_result_files():
+    table = probe_table(json.loads((ROOT / ".bench" / "probes.json").read_text()))
+    assert f"<!-- probes -->\n{table}\n<!-- end of probes -->" in README
 
 
 def test_generators_are_those_of_the_result_file():
