@@ -147,8 +147,9 @@ class Evaluation:
         values: dict[str, list[float]] = {kind: [] for kind in self.kinds}
         seconds, done = 0.0, 0
         for fold in range(self.how.folds):
+            own = None if prefixes is None else prefixes.roll(-fold * self.how.n_fake, 0)
             stream = generate_samples(
-                generator, self.how.n_fake, labels, prefixes, self.batch, seed=seed + 7919 * fold, **sampling
+                generator, self.how.n_fake, labels, own, self.batch, seed=seed + 7919 * fold, **sampling
             )
             found, number = ClipStatistics(self.kinds, self.how), 0
             start = time.perf_counter()
@@ -203,16 +204,18 @@ class Evaluation:
                 return
 
     def _prefixes(self) -> Tensor:
-        """The beginnings of the real clips, int64 [N, latents, h, w]."""
+        """The beginnings of the real clips, int64 [N, latents, h, w]: the first clips of as many videos as all folds
+        need, then their second clips, ..."""
+        own, wanted = self.how.windows * self.how.crops, self.how.n_fake * self.how.folds
         latents = 1 + (self.how.given_frames - 1) // self.tokenizer.stride[0]
         given = 1 + (latents - 1) * self.tokenizer.stride[0]
         ids, n = [], 0
         for video in self.real.clips():
             ids.append(self.tokenizer.encode(video[:, :, :given].to(self.device)))
             n += len(video)
-            if n >= self.how.n_fake:
+            if n >= wanted * own:
                 break
-        return torch.cat(ids)
+        return torch.cat(ids).unflatten(0, (-1, own)).transpose(0, 1).flatten(0, 1)
 
 
 def check_guidance(config: GeneratorConfig, how: Convention, sampling: Mapping) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ from vidtok.eval.generation import (
     score_clips,
 )
 from vidtok.eval.generation_compare import markdown_table, verdict
-from vidtok.eval.generation_run import Judge
+from vidtok.eval.generation_run import Detectors, Evaluation, Judge, Real
 from vidtok.extract import read_npz
 from vidtok.generator import from_pretrained
 from vidtok.heads import HeadConfig, make_head
@@ -242,6 +243,18 @@ def test_clips_are_scored_as_they_stream_by():
     assert first.n == first.kinds["mean"].n == 25 and len(seen) == 3  # and no clip more is made
     with pytest.raises(ValueError, match="no clips"):
         score_clips([], networks, plain)
+
+
+def test_prefixes_are_of_different_videos_first():
+    tokenizer = VideoTokenizer.from_pretrained("vidtok-t")
+    videos = torch.linspace(-1, 1, 5).view(5, 1, 1, 1, 1).expand(5, 3, 9, 16, 16)
+    clips = [torch.cat([video[None], -video[None].clamp(min=-0.9)]) for video in videos]  # two windows each
+    how = replace(convention("plain"), windows=2, given_frames=5, n_fake=2, folds=2)
+    evaluation = Evaluation(Real(lambda: clips, None, (), {}), Detectors(), tokenizer, how, "plain")
+    found = evaluation.conditions(SimpleNamespace(config=SimpleNamespace(classes=())))[1]
+    assert found.shape == (8, 2, 2, 2)  # of the four videos that two folds of two take
+    assert torch.equal(found[:4], tokenizer.encode(videos[:4, :, :5]))
+    assert torch.equal(found[4:], tokenizer.encode(torch.stack([clip[1, :, :5] for clip in clips[:4]])))
 
 
 def test_folds_and_neighbours():
