@@ -148,6 +148,13 @@ def test_sampling_is_that_of_the_benchmark():
         assert line in README.splitlines()
 
 
+def test_the_shipped_head_is_that_of_its_result_file():
+    result = json.loads((PRETRAINED / "heads" / "digits-tokens" / "evaluation.json").read_text())
+    top1, n = result["results"][0]["runs"][0]["top1"], result["n_used"]
+    share = "{:.1f} % ({:.1f} to {:.1f})".format(*(100 * top1[key] for key in ("value", "low", "high")))
+    assert f"{share} of all {n:,} held-out clips" in README.replace("\n", " ")
+
+
 def test_probes_are_those_of_the_result_files():
     table = probe_table(json.loads((ROOT / ".bench" / "probes.json").read_text()))
     assert f"<!-- probes -->\n{table}\n<!-- end of probes -->" in README

@@ -125,6 +125,8 @@ def test_shipped_heads_are_those_of_their_result_file(name, tmp_path, capsys):
     assert (folder / "model.safetensors").stat().st_size < 3e6
     card = (folder / "README.md").read_text()
     assert f"| {top1['value']:.1%} | {top1['low']:.1%} - {top1['high']:.1%} |".replace("%", "") in card
+    for kind, row in zip(result["data"]["classes"], result["results"][0]["runs"][0]["confusion"], strict=True):
+        assert f"| {kind} | {row[result['data']['classes'].index(kind)]} of {sum(row)} |" in card
 
     digits = MovingDigits("val", size=64)
     places = [digits.ids.index(clip["id"]) for clip in result["clips"][:18]]
