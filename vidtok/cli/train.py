@@ -124,7 +124,8 @@ def refuse_other_kinds(old: dict, new: dict, prefix: str = "") -> None:
             kinds, what = (int, "whole number") if key in COUNTS else ((int, float), "number")
             if given != "a number" or not isinstance(new[key], kinds) or not new[key] > 0:
                 raise UserError(f"{prefix}{key} is a {what} above 0, and not {new[key]!r}")
-        if wanted and given and wanted != given:
+        one_of_many = (wanted, given) == ("a list", "a number") and key != "scale"  # of sizes, one
+        if wanted and given and wanted != given and not one_of_many:
             raise UserError(f"{prefix}{key} is {wanted}, such as {value}, and not {new[key]!r}")
         if isinstance(value, dict) and isinstance(new[key], dict):
             refuse_other_kinds(value, new[key], f"{prefix}{key}.")
