@@ -108,6 +108,11 @@ def rand_augment(video: Tensor, rng: np.random.Generator, config: str = "rand-m7
     return torch.stack(views)
 
 
+def _check_shares(scale: tuple[float, float], of: str) -> None:
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"a random crop keeps a share from A to B of the {of}, 0 to 1, not {scale}")
+
+
 @dataclass(frozen=True)
 class TrainTransform:
     """RandAugment where `augment` names a configuration, a random resized crop to size x size, a flip where wanted."""
@@ -118,8 +123,7 @@ class TrainTransform:
     augment: str | None = None
 
     def __post_init__(self):
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"a random crop keeps a share from A to B of the picture, 0 to 1, not {self.scale}")
+        _check_shares(self.scale, "picture")
 
     def __call__(self, video: Tensor, rng: np.random.Generator) -> Tensor:
         if self.augment is not None:
@@ -137,8 +141,7 @@ class SquareTransform:
     flip: bool = False
 
     def __post_init__(self):
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"a random crop keeps a share from A to B of the side, 0 to 1, not {self.scale}")
+        _check_shares(self.scale, "side")
 
     def __call__(self, video: Tensor, rng: np.random.Generator) -> Tensor:
         video = random_square_crop(video, self.size, rng, self.scale)

@@ -17,7 +17,6 @@ Result schema "vidtok.agreement/1":
 Legend: N clips, K classes.
 """
 
-import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -93,7 +92,10 @@ def evaluate_agreement(
     original_NK = torch.cat(originals)
     return {
         "schema": SCHEMA,
-        "classifier": {"name": "I3D, Kinetics-400", "weights": {"file": str(weights), "sha256": _hash(weights)}},
+        "classifier": {
+            "name": "I3D, Kinetics-400",
+            "weights": {"file": str(weights), "sha256": classifier.weight_hash},
+        },
         "protocol": dict(protocol),
         "n_total": len(rows) + len(failures),
         "n_used": len(rows),
@@ -155,7 +157,3 @@ def format_agreement(result: Mapping) -> str:
 
 def _class(number: int, classes: Sequence[str] | None) -> str | int:
     return number if classes is None else classes[number]
-
-
-def _hash(file: str | Path) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from vidtok.generator import Generator, GeneratorConfig
+from vidtok.generator import Generator
 from vidtok.generator.samples import generate_samples
 from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer
@@ -218,13 +218,9 @@ class Evaluation:
         return torch.cat(ids).unflatten(0, (-1, own)).transpose(0, 1).flatten(0, 1)
 
 
-def check_guidance(config: GeneratorConfig, how: Convention, sampling: Mapping) -> None:
-    """Before the work. Raises ValueError where guidance is asked for and clips are generated without classes."""
-    if sampling.get("guidance", 1) == 1:
-        return
-    if not config.classes:
-        raise ValueError(f"guidance needs classes, and the {config.kind} generator is trained without")
-    if how.given_frames:
+def check_guidance(how: Convention, sampling: Mapping) -> None:
+    """Before the work. Raises ValueError where guidance is asked for and the convention gives frames, not classes."""
+    if how.given_frames and sampling.get("guidance", 1) != 1:
         raise ValueError("guidance needs classes, and this convention gives frames instead")
 
 

@@ -33,6 +33,9 @@ class I3D(nn.Module):
 
     Batch norm is folded into the convolutions; padding is TensorFlow's "SAME".
 
+    Attributes:
+        weight_hash: first 16 hex digits of the file's sha256.
+
     Args:
         weights: safetensors file, or its URL, with NAME.weight [O,I,T,H,W] and NAME.bias, NAME = Conv3d_1a_7x7,
             Conv3d_2b_1x1, Conv3d_2c_3x3, Mixed_{3b,3c,4b,4c,4d,4e,4f,5b,5c}.{b0,b1a,b1b,b2a,b2b,b3b}, logits;

@@ -115,14 +115,14 @@ def main() -> None:
     parser.add_argument("--chart", metavar="PNG", help="accuracies of all, drawn")
     parser.add_argument("--into", metavar="FILE", help="put the tables there instead of printing them")
     args = parser.parse_args()
-    results = {}
-    probes = [json.loads(Path(path).read_text())["kind"] == "probe" for path in args.results]
-    if any(probes):
-        if not all(probes):
-            parser.error("comparisons and probes make two tables: give one kind")
-        put(probe_table(dict(map(_named, args.results))), args.into, "probes")
+    found, results = [_named(path) for path in args.results], {}
+    kinds = {result["kind"] for _, result in found}
+    if kinds == {"probe"}:
+        put(probe_table(dict(found)), args.into, "probes")
         return
-    for name, result in map(_named, args.results):
+    if "probe" in kinds:
+        parser.error("comparisons and probes make two tables: give one kind")
+    for name, result in found:
         if name in results:
             name = f"{name}, {result['config']['trainer']['max_steps']} steps"
         results[name] = result
@@ -135,6 +135,7 @@ def main() -> None:
 
 
 def put(text: str, into: str | None, name: str) -> None:
+    """Prints the text, or puts it between the lines of that name in the file `into`."""
     if into is None:
         print(text)
     else:

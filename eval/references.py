@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vidtok.hints import nearest
 from vidtok.tokenizer import VideoTokenizer
+from vidtok.weights import hash_weights
 
 from .i3d import I3D
 from .inputs import InputEncoder
@@ -48,6 +49,7 @@ class FrameBackbone(nn.Module):
         network.reset_classifier(0)
         data = resolve_model_data_config(network)
         self.network, self.size = network.eval().requires_grad_(False), tuple(data["input_size"][1:])
+        self.weight_hash = hash_weights(network)
         self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(data["std"]).view(1, 3, 1, 1))
 

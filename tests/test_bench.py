@@ -174,3 +174,16 @@ def test_sampling_is_timed_of_one_trunk_and_without_a_cache_once():
     assert first["masked"]["runs"] == first["over_cached"]["runs"] == 2 and first["over_uncached"]["runs"] == 1
     assert "uncached" not in second
     assert "1 layers x 16" in describe(second) and "target 20" in describe(first)
+
+
+def test_a_sampling_benchmark_that_ends_early_leaves_its_rows(tmp_path, monkeypatch):
+    row = {"batch": 1, "tokens": 8, "steps": 2, "trunk": {"depth": 1, "width": 8}, "over_cached": {"median": 1.0}}
+    row |= {kind: {"median_s": 1.0} for kind in ("masked", "cached")}
+
+    def bench(*_, **__):
+        yield row
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vidtok.bench.generation.bench_generation", bench)
+    assert main(["bench", "generate", "--device", "cpu", "--json", str(tmp_path / "r.json")]) == 130
+    assert json.loads((tmp_path / "r.json").read_text())["rows"] == [row]

@@ -568,19 +568,18 @@ def test_a_signal_stops_a_comparison(capsys, csv, tokenizer_path, tmp_path, monk
 # ------------------------------------------------------------------ agreement
 
 
-def test_agreement_of_a_classifier(tokenizer, tmp_path):
+def test_agreement_of_a_classifier(tokenizer):
     from vidtok.eval.agreement import evaluate_agreement, format_agreement
-
-    weights = tmp_path / "weights"
-    weights.write_bytes(b"some")
 
     def classifier(video):  # by mean brightness, and by nothing else
         level = video.mean((1, 2, 3, 4))
         return torch.stack([level, -level, torch.zeros_like(level)], 1) * 10
 
+    classifier.weight_hash = "0123456789abcdef"
     videos = [(f"{i}", make_clip("bright", i)[:, :, :5, :, :32]) for i in range(3)] + [("bad", ValueError("bad: no"))]
     protocol = {"source": "test", "crop": "none", "fps": "native"}
-    result = evaluate_agreement(classifier, [tokenizer], videos, weights=weights, protocol=protocol)
+    result = evaluate_agreement(classifier, [tokenizer], videos, weights="https://x/i3d", protocol=protocol)
+    assert result["classifier"]["weights"] == {"file": "https://x/i3d", "sha256": "0123456789abcdef"}
     (row,) = result["tokenizers"]
     assert (result["n_total"], result["n_used"], result["n_failed"]) == (4, 3, 1)
     assert row["top5"]["value"] == 1 and 0 <= row["top1"]["value"] <= 1

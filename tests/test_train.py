@@ -246,8 +246,11 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(clips, tmp_path, ca
         (["data.root={clips}", "trainer.max_steps=1", "init=vidtok-q"], "no shipped tokenizer"),
         (["nonsense"], "nonsense"),
         (["+trainer.foo=3"], "neither added nor removed"),
-        (["data.root={clips}", "trainer.max_steps=0"], "number above 0"),
-        (["data.root={clips}", "trainer.max_steps=many"], "number above 0"),
+        (["data.root={clips}", "trainer.max_steps=0"], "trainer.max_steps is a whole number above 0, and not 0"),
+        (
+            ["data.root={clips}", "trainer.max_steps=many"],
+            "trainer.max_steps is a whole number above 0, and not 'many'",
+        ),
         (["data.root={clips}", "trainer.max_steps=1", "trainer.precision=fp8"], "unknown precision 'fp8'"),
         (["data.root={clips}", "init=vidtok-t", "model.net.width=8"], "init brings its own model"),
         (["data.root={clips}", "trainer.max_steps=1", "trainer.accumulate=0"], "in 1 or more parts"),

@@ -438,8 +438,6 @@ def build_generator_training(cfg: DictConfig) -> dict:
         )
     )
     generator.check_sampling(**sampling)  # now, not at the first picture
-    if sampling.get("guidance", 1) != 1 and not classes:
-        raise ValueError("sampling.guidance needs classes, of which there are none")
     if generator.config.kind == "diffusion":
         generator.fit_scale(first["latents"])
     return {"task": task, "state": build_state(generator, plain), "batches": batches, **build_schedule(plain)}

@@ -16,7 +16,9 @@ from vidtok.cli import options
 def configure(parser: argparse.ArgumentParser) -> None:
     positive = options.positive
     parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders of videos, glob patterns")
-    parser.add_argument("--i3d", required=True, metavar="FILE", help="I3D weights, see vidtok.eval.i3d_weights")
+    parser.add_argument(
+        "--i3d", required=True, metavar="WEIGHTS", help="of I3D, file or URL, see vidtok.eval.i3d_weights"
+    )
     parser.add_argument("--classes", metavar="FILE", help="names of I3D's classes, one a line (default: numbers)")
     parser.add_argument("--model", action="append", metavar="NAME", help="tokenizer (vidtok-t); may be given again")
     parser.add_argument("--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")

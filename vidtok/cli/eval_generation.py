@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     real = real_clips(args.source, args.root, args.split, args.others, generator.config, how, args.batch, **columns)
     sampling = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
     generator.check_sampling(**sampling)
-    check_guidance(generator.config, how, sampling)
+    check_guidance(how, sampling)
     evaluation = Evaluation(real, detectors, tokenizer, how, args.convention, args.batch)
     limits = evaluation.limits()
     with Progress(how.folds * how.n_fake, "clips") as bar:

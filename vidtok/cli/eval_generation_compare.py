@@ -132,11 +132,11 @@ def train_kind(kind: str, overrides: list[str], own: Path, stop, how, scored: bo
     if not file.exists():
         arguments = build_generator_training(cfg)
         model = arguments["state"].model
-        check_guidance(model.config, how, given_settings(cfg, kind))
-        if not scored and (how.given_frames or not model.config.classes):
-            raise ValueError("without classes there is no agreement to measure: give i3d=FILE")
+        check_guidance(how, given_settings(cfg, kind))
         for steps in cfg.steps[kind]:
             model.check_sampling(steps, **given_settings(cfg, kind))
+        if not scored and (how.given_frames or not model.config.classes):
+            raise ValueError("without classes there is no agreement to measure: give i3d=FILE")
         text = OmegaConf.to_yaml(cfg, resolve=True)
         train(**arguments, run=RunFolder(own), stop=stop, config_yaml=text, say=lambda line: print(line, flush=True))
         state = arguments["state"]

@@ -39,7 +39,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-clips", type=positive(int), metavar="N", help="at most")
     inputs = "one or more of hidden (default), latents, codes, pixels, recon, i3d, frames, separated by commas"
     parser.add_argument("--input", default="hidden", metavar="NAMES", help=inputs)
-    parser.add_argument("--i3d", metavar="FILE", help="I3D's weights, for --input i3d: a frozen reference")
+    parser.add_argument(
+        "--i3d", metavar="WEIGHTS", help="I3D's weights, file or URL, for --input i3d: a frozen reference"
+    )
     parser.add_argument("--backbone", metavar="NAME", help="timm's image classifier, for --input frames: likewise")
     parser.add_argument("--backbone-weights", metavar="FILE", help="its weights (default: timm downloads them)")
     parser.add_argument("--recon", action="store_true", help="--input i3d, frames: of the reconstructed clips")
@@ -68,7 +70,6 @@ def run(args: argparse.Namespace) -> int | None:
     from vidtok.eval.statistics import paired_ratio
     from vidtok.eval.table import format_table
     from vidtok.tokenizer import VideoTokenizer
-    from vidtok.weights import hash_weights
 
     if args.source is None and args.features is None:
         raise UserError("give either SOURCE or --features")
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int | None:
         train, name = sides.pop("train"), f"{input}, {args.classifier}"
         model, facts = fit_probe(args.classifier, train.x_NVF, train.labels, train.groups)
         if isinstance(encoder, ReferenceEncoder):
-            facts["reference"] = {"name": input, "weight_hash": hash_weights(encoder.network)}
+            facts["reference"] = {"name": input, "weight_hash": encoder.network.weight_hash}
         found = {
             key: predict_probe(model, side.x_NVF, side.labels, side.ids, len(data["classes"]), side.failures)
             for key, side in sides.items()
@@ -208,17 +209,15 @@ def of_files(args: argparse.Namespace, tokenizer, protocol):
 
 def refuse_idle(args: argparse.Namespace) -> None:
     """Flags that the attentive probe has no use for. Raises UserError."""
-    from vidtok.cli.error import UserError
-
-    for flag, idle, why in (
+    inputs = args.input.split(",")
+    flags = (
         ("--pool", args.pool != "mean", "pools nothing: it attends to the whole grid"),
         ("--recon", args.recon, "reads a tokenizer's features, or --input recon"),
         ("--device", args.device != "auto", "runs where accelerate picks, as fine-tuning does"),
-        ("--input", {"i3d", "frames"} & set(args.input.split(",")), "reads no reference: logistic and knn do"),
-        ("--input", "," in args.input, "reads one input at a time"),
-    ):
-        if idle:
-            raise UserError(f"{flag} goes without --classifier attentive, which {why}")
+        ("--input", {"i3d", "frames"} & set(inputs), "reads no reference: logistic and knn do"),
+        ("--input", len(inputs) > 1, "reads one input at a time"),
+    )
+    options.refuse_idle((flag, idle, f"goes without --classifier attentive, which {why}") for flag, idle, why in flags)
 
 
 def attentive(args: argparse.Namespace) -> int | None:

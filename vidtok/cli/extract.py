@@ -100,19 +100,17 @@ def run(args: argparse.Namespace) -> int:
 
 def refuse_idle(args: argparse.Namespace) -> None:
     """Flags that would do nothing beside the others. Raises UserError."""
-    from vidtok.cli.error import UserError
-
-    for flag, idle, why in (
+    on_ray = args.engine == "ray"
+    flags = (
         ("--frames", args.frames and not args.clips, "is of --clips"),
         ("--stride", args.stride and not args.clips, "is of --clips"),
         ("--renderings", args.renderings and "digits" not in args.sources, "is of digits"),
-        ("--ray-address", args.ray_address and args.engine != "ray", "is for --engine ray"),
-        ("--actors", args.actors and args.engine != "ray", "is for --engine ray"),
-        ("--measure", args.measure and args.engine == "ray", "is of this machine, without --engine ray"),
-        ("--device", args.device != "auto" and args.engine == "ray", "is not for --engine ray, whose actors take GPUs"),
-    ):
-        if idle:
-            raise UserError(f"{flag} {why}")
+        ("--ray-address", args.ray_address and not on_ray, "is for --engine ray"),
+        ("--actors", args.actors and not on_ray, "is for --engine ray"),
+        ("--measure", args.measure and on_ray, "is of this machine, without --engine ray"),
+        ("--device", args.device != "auto" and on_ray, "is not for --engine ray, whose actors take GPUs"),
+    )
+    options.refuse_idle(flags)
 
 
 def plan(args: argparse.Namespace) -> list:

@@ -34,6 +34,15 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", action="store_true", help="print the resolved config and exit")
 
 
+def refuse_idle(flags) -> None:
+    """flags: (flag, whether it was given and would do nothing, why). Raises UserError for the first of these."""
+    from vidtok.cli.error import UserError
+
+    for flag, idle, why in flags:
+        if idle:
+            raise UserError(f"{flag} {why}")
+
+
 def positive(kind: type):
     """An argparse type: `kind` above 0."""
 

@@ -185,6 +185,8 @@ class Generator(nn.Module):
         if unknown := [name for name in options if name not in known]:
             raise ValueError(f"{self.config.kind} sampling has no {unknown[0]!r}: {nearest(unknown[0], known)}")
         check_numbers({"steps": steps, "guidance": guidance, **options})
+        if guidance != 1 and not self.config.classes:
+            raise ValueError(f"guidance needs classes, and generator {self.config.name!r} has none")
         if "schedule" in options:
             mask_share(options["schedule"], 0.5)
         if "guidance_schedule" in options:

@@ -5,10 +5,15 @@ from timm.optim import create_optimizer_v2, muon
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+_timms = muon.zeropower_via_newtonschulz
+
 
 def create_optimizer(model: nn.Module, **arguments) -> Optimizer:
     """`timm.optim.create_optimizer_v2`. Muon's Newton-Schulz steps, which timm always does in bf16, are done in fp32
-    where bf16 is only emulated: otherwise they cost several times what the model does."""
+    where bf16 is only emulated: there they would take most of a training step.
+
+    arguments: timm's (opt, lr, ...), which raises ValueError for what it doesn't know."""
+    # timm hands no dtype down to them.
     muon.zeropower_via_newtonschulz = _orthogonalise
     return create_optimizer_v2(model, **arguments)
 
@@ -17,9 +22,6 @@ def has_fast_bf16() -> bool:
     """Whether products of bf16 matrices are done by this CPU's own instructions; on x86 they need AVX-512."""
     # None of torch's public functions says it for every kind of CPU; this is what its own compiler asks.
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-_timms = muon.zeropower_via_newtonschulz
 
 
 def _orthogonalise(G: Tensor, *args, **kwargs) -> Tensor:
