@@ -11,7 +11,9 @@ Result schema "vidtok.eval.generation/1":
     metrics      fvd, fid: {mean, deviation (sample standard deviation over folds; null for one), folds [..]};
                  fvd_floor (other real clips against the same real ones), fvd_reconstruction (these, decoded),
                  agreement: {value, low, high} (Wilson), with that of the real clips' tokens beside it
-    seconds      of sampling, per clip
+    neighbours   where they were drawn: n_real (clips that were looked at), generated: [distance of each to the nearest
+                 of them, in the features of FVD]; others: [the same of other real clips]
+    seconds_per_clip    of sampling
     provenance   git, versions, device, threads, date
 
 Legend: B batch, T H W video, D features.

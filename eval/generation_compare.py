@@ -29,10 +29,13 @@ def fvd_range(row: Mapping) -> tuple[float, float]:
 
 
 def verdict(rows: Sequence[Mapping]) -> str:
-    """Whether masked beats diffusion, each at its best: only where the ranges over folds don't touch."""
+    """Whether masked beats diffusion: only where the ranges over two folds or more don't touch. Each is taken at the
+    number of steps that is best here, which favours the kind with more of them."""
     best = best_rows(rows)
     if not {"masked", "diffusion"} <= best.keys() or "fvd" not in best["masked"]["metrics"]:
         return "masked and diffusion were not both measured by FVD"
+    if len(best["masked"]["metrics"]["fvd"]["folds"]) < 2:
+        return "one fold has no range: neither masked nor diffusion can be said to be better"
     ours, theirs = fvd_range(best["masked"]), fvd_range(best["diffusion"])
     words = f"masked {ours[0]:.1f} to {ours[1]:.1f}, diffusion {theirs[0]:.1f} to {theirs[1]:.1f} (FVD, over folds)"
     if ours[1] < theirs[0]:

@@ -119,16 +119,16 @@ class Evaluation:
             return found
         if self.kinds:
             count = self.how.n_fake
-            floor = score_clips((v.to(self.device) for v, _ in self.real.others()), self.kinds, self.how, count)
-            decoded = (self.tokenizer.decode(self.tokenizer.encode(v.to(self.device))) for v, _ in self.real.others())
+            floor = score_clips((video for video, _ in self._others()), self.kinds, self.how, count)
+            decoded = (self.tokenizer.decode(self.tokenizer.encode(video)) for video, _ in self._others())
             passed = score_clips(decoded, self.kinds, self.how, count)
             for kind in self.kinds:
                 for name, scored in (("floor", floor), ("reconstruction", passed)):
                     found[f"{kind}_{name}"] = {"value": self.scored.distance(kind, scored), "n": scored.n}
         if self.detectors.head is not None:
             judge = Judge(self.detectors.head, self.real.classes, self.tokenizer)
-            for ids, label in self._real_ids():
-                judge.update(ids, label)
+            for video, label in self._others():
+                judge.update(self.tokenizer.encode(video), label)
             found["real_agreement"] = judge.agreement()
         return found
 
@@ -195,13 +195,16 @@ class Evaluation:
             return None, self._prefixes()
         return (list(range(classes)) if classes else None), None
 
-    def _real_ids(self) -> Iterator[tuple[Tensor, Tensor]]:
-        n = 0
-        for video, label in self.real.others():
-            yield self.tokenizer.encode(video.to(self.device)), label
-            n += len(video)
-            if n >= self.how.n_fake:
-                return
+    def _others(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """As many other real clips as a fold has, and their labels: the first clip of every video, then their second
+        clips, ..., as clips of one video are too much alike to stand for several."""
+        own, n = self.how.windows * self.how.crops, 0
+        for clip in range(own):
+            for video, label in self.real.others():
+                yield video[clip::own].to(self.device), label[clip::own]
+                n += len(video) // own
+                if n >= self.how.n_fake:
+                    return
 
     def _prefixes(self) -> Tensor:
         """The beginnings of the real clips, int64 [N, latents, h, w]: the first clips of as many videos as all folds
@@ -225,9 +228,13 @@ def check_guidance(how: Convention, sampling: Mapping) -> None:
 
 
 def smaller(how: Convention, n_real: int | None, n_fake: int | None, folds: int | None) -> Convention:
-    """The convention with other numbers; None keeps its own."""
+    """The convention with other numbers; None keeps its own. Raises ValueError for one that is no count."""
     given = {"n_real": n_real, "n_fake": n_fake, "folds": folds}
-    return replace(how, **{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value} is no number of at least 1")
+    return replace(how, **given)
 
 
 def summary(metrics: Mapping) -> dict[str, str]:

@@ -68,11 +68,16 @@ class I3D(nn.Module):
     def forward(self, video_BCTHW: Tensor) -> Tensor:
         """Logits before the softmax, averaged over time: float [B,3,T>=9,H,W] in [-1,1] -> float32 [B,400].
 
-        Frames are stretched bilinearly to 224x224 (half-pixel centres), as the reference FVD code does.
+        Frames are stretched bilinearly to 224x224 with half-pixel centres, as StyleGAN-V's port does; the first FVD
+        code left this to TensorFlow 1, whose centres differ by half a pixel.
 
         Raises:
             ValueError: a wrong shape or fewer than 9 frames.
         """
+        return self.logits(self.forward_features(video_BCTHW)).mean((2, 3, 4))
+
+    def forward_features(self, video_BCTHW: Tensor) -> Tensor:
+        """What the logits are made of, pooled over space: float32 [B,1024,t,1,1], a step for about 8 frames."""
         if video_BCTHW.ndim != 5 or video_BCTHW.shape[1] != 3 or video_BCTHW.shape[2] < MIN_FRAMES:
             raise ValueError(f"I3D takes [B,3,T,H,W] with T >= {MIN_FRAMES}, got {[*video_BCTHW.shape]}")
         x = F.interpolate(video_BCTHW.float(), size=(video_BCTHW.shape[2], SIDE, SIDE), mode="trilinear")
@@ -85,7 +90,7 @@ class I3D(nn.Module):
             x = self.get_submodule(name)(x)
         x = max_pool_same(x, (2, 2, 2), (2, 2, 2))
         x = self.Mixed_5c(self.Mixed_5b(x))
-        return self.logits(F.avg_pool3d(x, (2, 7, 7), stride=1)).mean((2, 3, 4))
+        return F.avg_pool3d(x, (2, 7, 7), stride=1)
 
 
 class Inception(nn.Module):

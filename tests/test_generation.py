@@ -178,6 +178,7 @@ def test_wrong_wishes_of_generate_are_one_line(trained, tmp_path, capsys):
         (["--top-k", "3"], "masked sampling has no 'top_k'"),
         (["--frames", "8"], "1 + 4k frames, not 8"),
         (["--label", "9"], "no class 9"),
+        (["--prefix-frames", "9"], "--prefix-frames is of --prefix CLIP"),
         (["--label", "left", "--free"], "--label or --free, not both"),
         (["--guidance", "2", "--free"], "guidance needs a label"),
         (["--temperature", "-1"], "temperature is at least 0"),
@@ -189,10 +190,16 @@ def test_wrong_wishes_of_generate_are_one_line(trained, tmp_path, capsys):
         assert main(["generate", model, "-o", str(tmp_path / "x"), *arguments]) == 1
         error = capsys.readouterr().err
         assert error.startswith("vidtok: ") and message in error and error.count("\n") == 1
+    assert main(["generate", model, "-o", str(tmp_path / "x.mp4"), "--format", "gif"]) == 1
+    assert "--format is of clips in a folder, not of x.mp4" in capsys.readouterr().err
+    write_video(tmp_path / "clip.mp4", MovingDigits("train", 9, 32)[0].video, 25)
+    assert main(["extract", str(tmp_path / "clip.mp4"), "-o", str(tmp_path / "ids"), "--workers", "0"]) == 0
+    (tmp_path / "empty").mkdir()
+    stored = [f"data.features={tmp_path / 'ids'}", *SMALL[1:]]
     for overrides, message in (
         ([], "give either data.features="),
         ([f"data.source={tmp_path}", "data.stride=2"], "data.stride=2 counts frames of data.fps"),
-        ([f"data.features={tmp_path}"], "features"),
+        ([f"data.features={tmp_path / 'empty'}"], "features"),
         (["data.source=digits", "size.heads=3"], "doesn't divide into 3 heads"),
         (["data.source=digits", "objective.tasks={none: 0}"], "tasks need weights"),
         (["data.source=digits", "data.split=test"], "is not 'train' or 'val'"),
@@ -201,6 +208,12 @@ def test_wrong_wishes_of_generate_are_one_line(trained, tmp_path, capsys):
         ([*SMALL, "sampling.top_k=3"], "masked sampling has no 'top_k'"),
         ([*SMALL, "objective.tasks={prefix-3: 1.0}"], "objective.tasks has the keys none, prefix, prefix-2"),
         ([*SMALL, "data.classes=[]", "sampling.guidance=2"], "needs classes"),
+        ([*SMALL, "objective.label_drop=2"], "objective.label_drop is a share of 0 to 1, not 2"),
+        ([*SMALL, "objective.label_smoothing=3"], "objective.label_smoothing is a share of 0 to 1, not 3"),
+        ([*SMALL, "size.depth=0"], "width, depth and heads are at least 1"),
+        ([*SMALL, "generator=diffusion", "generator.arguments.betas=x"], "no noise schedule betas=x"),
+        ([*SMALL, "data.frames=5", "objective.tasks.interpolation=1"], "interpolation needs at least 3 latent frames"),
+        ([*stored, "generator=diffusion"], "diffusion is trained on latents"),
     ):
         assert main(["train", "generator", *overrides, f"run={tmp_path / 'run'}"]) == 1, overrides
         error = capsys.readouterr().err.splitlines()[-1]
@@ -255,6 +268,48 @@ def test_prefixes_are_of_different_videos_first():
     assert found.shape == (8, 2, 2, 2)  # of the four videos that two folds of two take
     assert torch.equal(found[:4], tokenizer.encode(videos[:4, :, :5]))
     assert torch.equal(found[4:], tokenizer.encode(torch.stack([clip[1, :, :5] for clip in clips[:4]])))
+
+
+class Brightness(torch.nn.Module):
+    """In the place of I3D: the mean colour of the first and of the last frame."""
+
+    weight_hash = "0123456789abcdef"
+
+    def __init__(self, weights=None):
+        super().__init__()
+
+    def forward(self, video):
+        return torch.cat([video[:, :, t].mean((2, 3)) for t in (0, -1)], 1)
+
+
+def test_limits_are_of_different_videos_first():
+    tokenizer = VideoTokenizer.from_pretrained("vidtok-t")
+    videos = torch.linspace(-1, 1, 6).view(6, 1, 1, 1, 1).expand(6, 3, 9, 16, 16)
+    clips = [torch.cat([video[None], torch.ones_like(video[None])]) for video in videos]  # two windows each
+    how = replace(convention("plain"), windows=2, n_fake=6)
+    real = Real(lambda: [videos], lambda: [(clip, torch.zeros(2)) for clip in clips], (), {})
+    limits = Evaluation(real, Detectors(fvd=Brightness()), tokenizer, how, "plain").limits()
+    assert limits["fvd_floor"] == {"value": pytest.approx(0, abs=1e-6), "n": 6}  # the six videos, no second clip
+    decoded = tokenizer.decode(tokenizer.encode(videos))
+    passed = score_clips([decoded], {"fvd": Brightness()}, how)
+    there = score_clips([videos], {"fvd": Brightness()}, how)
+    assert limits["fvd_reconstruction"]["value"] == pytest.approx(there.distance("fvd", passed), abs=1e-6)
+
+
+def test_eval_generation_measures_distances_and_draws_neighbours(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("vidtok.eval.I3D", Brightness)
+    png, out = tmp_path / "nearest.png", tmp_path / "result.json"
+    command = ["eval", "generation", str(trained / "model"), "digits", "--i3d", "x", "--others", "val", "--steps", "2"]
+    command += ["--n-real", "20", "--n-fake", "8", "--folds", "2", "--neighbours", str(png), "--json", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr(MovingDigits, "__len__", lambda self: 40)
+        assert main(command) == 0
+    result = json.loads(out.read_text())
+    metrics, near = result["metrics"], result["neighbours"]
+    assert result["n_real"] == 20 and metrics["fvd_floor"]["n"] == metrics["fvd_reconstruction"]["n"] == 8
+    assert len(metrics["fvd"]["folds"]) == 2 and metrics["fvd"]["mean"] > metrics["fvd_floor"]["value"]
+    assert near["n_real"] == 40 and len(near["generated"]) == len(near["others"]) == 6
+    assert read_video(png).shape[-1] >= 4 * 32 and "distance to the nearest, median" in capsys.readouterr().out
 
 
 def test_folds_and_neighbours():
@@ -382,9 +437,21 @@ def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsy
         own = tmp_path / f"wrong-{len(wrong)}-{len(message)}"
         assert main([*arguments, "kinds=[masked]", f"run={own}", *wrong]) == 1
         assert message in capsys.readouterr().err and not (own / "masked" / "checkpoint.pt").exists()
-    once = [*arguments, "kinds=[masked]", f"run={tmp_path / 'once'}"]
-    assert main([*once, "real=nowhere"]) == 1  # what can't be measured holds nothing
-    assert main(once) == 0
+    for number, (wrong, message) in enumerate((
+        (["real=nowhere"], "nowhere"),
+        (["kinds=[masked,foo]"], "unknown kind 'foo'"),
+        (["kinds=[masked,diffusion]", "settings.diffusion.solver=foo"], "unknown solver 'foo'"),
+        (["n_fake=0"], "n_fake=0 is no number of at least 1"),
+        (["folds=0"], "folds=0 is no number of at least 1"),
+        (["sample_batch=0"], "sample_batch a number of at least 1"),
+        (["steps.masked=4"], "steps.masked is a list of numbers such as [12]"),
+        (["steps.masked=[a]"], "steps.masked is a list of numbers such as [12]"),
+        (["convention=magvit-ucf"], "the convention scores 16 frames, and clips have 9"),
+    )):  # fmt: skip
+        own = tmp_path / f"early-{number}"
+        assert main([*arguments, "kinds=[masked]", f"run={own}", *wrong]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("vidtok: ") and message in error and not own.exists()
 
 
 def test_a_verdict_needs_folds_that_do_not_touch():
@@ -395,6 +462,7 @@ def test_a_verdict_needs_folds_that_do_not_touch():
 
     assert verdict([row("masked", [10, 12]), row("diffusion", [13, 20])]).startswith("masked beats diffusion")
     assert verdict([row("masked", [10, 14]), row("diffusion", [13, 20])]).startswith("no difference")
+    assert verdict([row("masked", [10]), row("diffusion", [13])]).startswith("one fold has no range")
     assert verdict([row("masked", [30, 31]), row("diffusion", [13, 20])]).startswith("diffusion beats")
     best = [row("masked", [50, 60]), row("masked", [10, 12]), row("diffusion", [13, 20])]
     assert verdict(best).startswith("masked beats")

@@ -12,11 +12,12 @@ folder, an annotation file; --split says which part of it. Conventions set frame
 frames of a real clip of the same split are given; papers take the eval split, generate at 128 pixels and score at 64),
 magvit-ucf, stylegan-v-2048x16; or plain, all as it is. --n-real, --n-fake and --folds change their numbers, and the
 result says so. --others is a split of other real clips: the floor, what a perfect generator gets, and what the
-tokenizer alone loses. --neighbours draws generated clips beside the real ones whose features are nearest: copies of
-training clips show there.
+tokenizer alone loses. --neighbours draws generated clips beside those of all of --split whose features are nearest,
+where copies of training clips show; the result has their distances, and with --others those of clips that are none.
 """
 
 import argparse
+import statistics
 
 from vidtok.cli import options
 from vidtok.cli.generate import SAMPLING
@@ -87,11 +88,14 @@ def run(args: argparse.Namespace) -> None:
     rows["convention"] = f"{args.convention}; {result['n_real']} real clips, {how.folds} x {how.n_fake} generated"
     rows |= {f"detector of {name}": text for name, text in result["detector"].items()}
     print_rows({**rows, **summary(result["metrics"]), "seconds per clip": f"{result['seconds_per_clip']:.2f}"})
+    if args.neighbours:
+        found = result["neighbours"] = draw_neighbours(args.neighbours, evaluation, generator, args.seed, sampling)
+        middles = {name: f"{statistics.median(found[name]):.1f}" for name in ("generated", "others") if name in found}
+        said = ", ".join(f"{name} {value}" for name, value in middles.items())
+        print(f"generated clips, each beside the nearest of {found['n_real']} real ones: {args.neighbours}")
+        print(f"distance to the nearest, median: {said}")
     if args.json:
         write_json(args.json, result)
-    if args.neighbours:
-        draw_neighbours(args.neighbours, evaluation, generator, args.seed, sampling)
-        print(f"generated clips, each beside the nearest real ones: {args.neighbours}")
 
 
 def load_detectors(i3d: str | None, fid: str | None, head: str | None, tokenizer, device):
@@ -116,8 +120,13 @@ def load_detectors(i3d: str | None, fid: str | None, head: str | None, tokenizer
     return found
 
 
-def draw_neighbours(path: str, evaluation, generator, seed: int, sampling: dict, rows: int = 6) -> None:
-    """Each row: a middle frame of a generated clip, then those of the three real clips with the nearest features."""
+def draw_neighbours(path: str, evaluation, generator, seed: int, sampling: dict, rows: int = 6) -> dict:
+    """Each row: a middle frame of a generated clip, then those of the three real clips with the nearest features.
+
+    Returns:
+        n_real: clips that were looked at, all there are. generated: each row's distance to the nearest of them; others:
+        those of as many other real clips, which are no copies, where there are some.
+    """
     import torch
 
     from vidtok.datasets import write_video
@@ -134,13 +143,22 @@ def draw_neighbours(path: str, evaluation, generator, seed: int, sampling: dict,
     conditions = evaluation.conditions(generator)
     ids = torch.cat(list(generate_samples(generator, rows, *conditions, evaluation.batch, seed=seed, **sampling)))
     video = evaluation.tokenizer.decode(ids)
-    middle, nearest, left = video.shape[2] // 2, Neighbours(features(video)), how.n_real or evaluation.scored.n
+    asked = [features(video)]
+    if evaluation.real.others is not None:
+        batches = []
+        for other, _ in evaluation.real.others():
+            batches.append(other)
+            if sum(map(len, batches)) >= rows:
+                break
+        asked.append(features(torch.cat(batches)[:rows].to(evaluation.device)))
+    middle, nearest, n_real = video.shape[2] // 2, Neighbours(torch.cat(asked)), 0
     for real in evaluation.real.clips():
-        real = real[:left].to(evaluation.device)
-        nearest.update(features(real), list(real[:, :, middle].cpu()))
-        left -= len(real)
-        if not left:
-            break
-    cells = [torch.stack([clip[:, middle].cpu(), *near], 1) for clip, near in zip(video, nearest.pictures, strict=True)]
+        nearest.update(features(real.to(evaluation.device)), list(real[:, :, middle]))
+        n_real += len(real)
+    shown = zip(video, nearest.pictures[:rows], strict=True)
+    cells = [torch.stack([clip[:, middle].cpu(), *near], 1) for clip, near in shown]
     picture = frame_rows(torch.stack(cells), columns=cells[0].shape[1])
     write_video(path, picture[:, None], 1)
+    distances = nearest.distances[:, 0].tolist()
+    found = {"n_real": n_real, "generated": distances[:rows]}
+    return found | ({"others": distances[rows:]} if len(asked) > 1 else {})

@@ -20,6 +20,7 @@ from vidtok.cli import options
 TRAINED_WITH = {"generator", "size", "data", "optimizer", "trainer", "tokenizer", "objective", "seed"}
 MEASURED_WITH = {"convention", "n_real", "n_fake", "folds", "real", "real_root", "real_split", "other_split"}
 MEASURED_WITH |= {"i3d", "recogniser", "settings", "seed"}
+TRAINED = "trained.json"  # of a kind whose training is over
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +41,9 @@ def run(args: argparse.Namespace) -> None:
     from vidtok.cli.eval_generation import load_detectors
     from vidtok.cli.jsonfile import write_json
     from vidtok.eval.clip_store import hold_to
-    from vidtok.eval.generation import convention
+    from vidtok.eval.generation import convention, prepare
     from vidtok.eval.generation_compare import SCHEMA, draw_chart, markdown_table, verdict
-    from vidtok.eval.generation_run import Evaluation, smaller
+    from vidtok.eval.generation_run import Evaluation, Judge, smaller
     from vidtok.eval.real_clips import real_clips
     from vidtok.generator import from_pretrained
     from vidtok.tokenizer import VideoTokenizer
@@ -50,23 +51,32 @@ def run(args: argparse.Namespace) -> None:
     from vidtok.train.stop import StopSignal
 
     plain = OmegaConf.to_container(cfg, resolve=True)
-    # What is wrong with these shall show before hours of training.
+    # What is wrong shall show before hours of training.
     how = smaller(convention(cfg.convention), cfg.n_real, cfg.n_fake, cfg.folds)
+    check_kinds(plain)
     device, folder = only_process("eval generation-compare"), Path(cfg.run)
     tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, device)
     if not (cfg.i3d or cfg.recogniser):
         raise UserError("nothing to measure: give i3d=FILE or recogniser=NAME")
     detectors = load_detectors(cfg.i3d, None, cfg.recogniser, tokenizer, device)
+
+    def opened(config):
+        return real_clips(cfg.real, cfg.real_root, cfg.real_split, cfg.other_split, config, how, cfg.sample_batch)
+
+    for kind in cfg.kinds:
+        config = check_kind(kind, args.overrides, folder / kind, how, bool(cfg.i3d))
+    if detectors.head is not None and config.classes:
+        Judge(detectors.head, config.classes, tokenizer)
+    prepare(next(iter(opened(config).clips())), how)
     training = {}
     with StopSignal() as stop:
         for kind in cfg.kinds:
-            training[kind] = train_kind(kind, args.overrides, folder / kind, stop, how, bool(cfg.i3d))
+            training[kind] = train_kind(kind, args.overrides, folder / kind, stop)
             if stop.asked:
                 print("stopped: the same command goes on", flush=True)
                 return
     generators = {kind: from_pretrained(folder / kind / "model", device) for kind in cfg.kinds}
-    first = generators[cfg.kinds[0]]
-    real = real_clips(cfg.real, cfg.real_root, cfg.real_split, cfg.other_split, first.config, how, cfg.sample_batch)
+    real = opened(config)
     # Not before: what can't be measured holds nothing.
     hold_to(folder, {key: value for key, value in plain.items() if key in MEASURED_WITH})
     evaluation = None
@@ -107,36 +117,70 @@ def run(args: argparse.Namespace) -> None:
     print(result.get("verdict", ""), f"result: {folder / 'result.json'}, chart: {folder / 'chart.png'}", sep="\n")
 
 
-def train_kind(kind: str, overrides: list[str], own: Path, stop, how, scored: bool) -> dict:
-    """Trains one kind until the budget is spent, or finds that it is; seconds, steps and samples of its training.
+def check_kinds(plain: dict) -> None:
+    """Raises ValueError for an unknown kind, or numbers of steps or samples that are none."""
+    from vidtok.generator import KINDS
+    from vidtok.hints import nearest
 
-    how: the `Convention` that it will be measured by; scored: whether by FVD, too, or by the agreement with its classes
-    alone. What can't be measured is a ValueError before the training.
-    """
-    from omegaconf import OmegaConf
+    def is_count(value) -> bool:
+        return isinstance(value, int) and value >= 1
 
-    from vidtok.builders import build_generator_training, lasting
+    for kind in plain["kinds"]:
+        if kind not in KINDS:
+            raise ValueError(f"kinds={plain['kinds']}: unknown kind {kind!r}: {nearest(kind, KINDS)}")
+        steps = plain["steps"][kind]
+        if not isinstance(steps, list) or not all(value is None or is_count(value) for value in steps):
+            raise ValueError(f"steps.{kind} is a list of numbers such as [12], or [null] for its own, not {steps}")
+    if not plain["kinds"] or not is_count(plain["sample_batch"]):
+        raise ValueError("kinds needs one kind at least, and sample_batch a number of at least 1")
+
+
+def config_of(kind: str, overrides: list[str], own: Path):
+    """Of the training of one kind, in the folder `own`."""
     from vidtok.cli.train import compose_config
-    from vidtok.eval.clip_store import hold_to
-    from vidtok.eval.generation_run import check_guidance
-    from vidtok.train.folder import RunFolder
-    from vidtok.train.loop import train
 
     compared = compose_config("generation_compare", overrides)
     given = [f"generator={kind}", f"run={own}", f"name={kind}", *compared.training[kind]]
-    cfg = compose_config("generation_compare", [*overrides, *given])
+    return compose_config("generation_compare", [*overrides, *given])
+
+
+def check_kind(kind: str, overrides: list[str], own: Path, how, scored: bool):
+    """The `GeneratorConfig` of one kind. Raises ValueError where it can't be trained, or not be measured.
+
+    how: the `Convention` that it will be measured by; scored: whether by FVD, too, or by the agreement with its classes
+    alone.
+    """
+    from vidtok.builders import build_generator_training
+    from vidtok.eval.generation_run import check_guidance
+    from vidtok.generator import from_pretrained
+
+    cfg = config_of(kind, overrides, own)
+    trained = (own / TRAINED).exists()
+    model = from_pretrained(own / "model") if trained else build_generator_training(cfg)["state"].model
+    check_guidance(how, given_settings(cfg, kind))
+    for steps in cfg.steps[kind]:
+        model.check_sampling(steps, **given_settings(cfg, kind))
+    if not scored and (how.given_frames or not model.config.classes):
+        raise ValueError("without classes there is no agreement to measure: give i3d=FILE")
+    return model.config
+
+
+def train_kind(kind: str, overrides: list[str], own: Path, stop) -> dict:
+    """Trains one kind until the budget is spent, or finds that it is; seconds, steps and samples of its training."""
+    from omegaconf import OmegaConf
+
+    from vidtok.builders import build_generator_training, lasting
+    from vidtok.eval.clip_store import hold_to
+    from vidtok.train.folder import RunFolder
+    from vidtok.train.loop import train
+
+    cfg = config_of(kind, overrides, own)
     plain = OmegaConf.to_container(cfg, resolve=True)
     facts = {key: value for key, value in plain.items() if key in TRAINED_WITH}
     hold_to(own, facts | {"trainer": lasting(plain["trainer"])})
-    file = own / "trained.json"
+    file = own / TRAINED
     if not file.exists():
         arguments = build_generator_training(cfg)
-        model = arguments["state"].model
-        check_guidance(how, given_settings(cfg, kind))
-        for steps in cfg.steps[kind]:
-            model.check_sampling(steps, **given_settings(cfg, kind))
-        if not scored and (how.given_frames or not model.config.classes):
-            raise ValueError("without classes there is no agreement to measure: give i3d=FILE")
         text = OmegaConf.to_yaml(cfg, resolve=True)
         train(**arguments, run=RunFolder(own), stop=stop, config_yaml=text, say=lambda line: print(line, flush=True))
         state = arguments["state"]

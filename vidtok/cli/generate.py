@@ -41,9 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", action="append", metavar="CLASS", help="name or number; several are taken in turn")
     parser.add_argument("--free", action="store_true", help="without a class")
     parser.add_argument("--prefix", action="append", metavar="CLIP", help="video to go on from; several, in turn")
-    parser.add_argument("--prefix-frames", type=positive(int), default=5, help="of the prefix, 1 + 4k (%(default)s)")
+    parser.add_argument("--prefix-frames", type=positive(int), help="of the prefix, 1 + 4k (5)")
     parser.add_argument("--frames", type=positive(int), help="of each clip, 1 + 4k (default: as it was trained)")
-    parser.add_argument("--format", choices=["mp4", "gif"], default="mp4", help="of clips in a folder (%(default)s)")
+    parser.add_argument("--format", choices=["mp4", "gif"], help="of clips in a folder (mp4)")
     parser.add_argument("--tokens", action="store_true", help="write token files, too")
     parser.add_argument("--fps", type=positive(float), help="of what is written (default: the generator's, or 25)")
     parser.add_argument("--batch", type=positive(int), default=8, help="clips at a time (%(default)s)")
@@ -70,6 +70,10 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--tokens needs a folder: give -o DIR")
     if args.label and args.free:
         raise UserError("give --label or --free, not both")
+    options.refuse_idle((
+        ("--format", args.format and single, f"is of clips in a folder, not of {target.name}"),
+        ("--prefix-frames", args.prefix_frames and not args.prefix, "is of --prefix CLIP"),
+    ))  # fmt: skip
     device = options.pick_device(args.device)
     generator = from_pretrained(args.generator, device)
     config = generator.config
@@ -89,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     names = [f"{name_of(labels, i)}{i:04d}" for i in range(number)]
     if not single:
         target.mkdir(parents=True, exist_ok=True)
-        endings = [args.format, *(["npz"] if args.tokens else [])]
+        endings = [args.format or "mp4", *(["npz"] if args.tokens else [])]
         for file in (target / f"{name}.{ending}" for name in names for ending in endings):
             if file.exists() and not args.force:
                 raise UserError(f"{file} exists: --force overwrites it")
@@ -108,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
                 if single:
                     clips.append(video)
                 else:
-                    write_video(target / f"{names[done]}.{args.format}", video, fps)
+                    write_video(target / f"{names[done]}.{args.format or 'mp4'}", video, fps)
                 if args.tokens:
                     label = None if labels is None else labels[done % len(labels)]
                     write_ids(target / f"{names[done]}.npz", names[done], label, sample.cpu(), config, fps)
@@ -144,12 +148,13 @@ def read_prefixes(args: argparse.Namespace, tokenizer, config):
     from vidtok.datasets import VideoError, read_video
 
     size = (config.grid[1] * config.stride[1], config.grid[2] * config.stride[2])
-    latents = latents_of(args.prefix_frames, config.stride[0])
+    frames = args.prefix_frames or 5
+    latents = latents_of(frames, config.stride[0])
     ids = []
     for file in args.prefix:
-        video = read_video(file, config.fps, size, args.prefix_frames, config.stride)
-        if video.shape[2] < args.prefix_frames:
-            raise VideoError(file, f"fewer than {args.prefix_frames} frames")
+        video = read_video(file, config.fps, size, frames, config.stride)
+        if video.shape[2] < frames:
+            raise VideoError(file, f"fewer than {frames} frames")
         ids.append(tokenizer.encode(video)[:, :latents])
     return torch.cat(ids)
 

@@ -89,9 +89,9 @@ class AutoregressiveGenerator(Generator):
                 x_BND = self.trunk(self.embed(before_BN[:, -1:]), condition_BD, cache)
             scale = guidance_scale(guidance_schedule, guidance, (n + 1) / N)
             low_logits = blend(self.heads.low_logits(x_BND), scale, len(ids_BN))
-            low_B1 = pick(keep_likely(low_logits, top_k, top_p), generators, temperature)
+            low_B1 = pick(keep_likely(low_logits, top_k, top_p, temperature), generators, temperature)
             high_logits = blend(self.heads.high_logits(x_BND, low_B1.repeat(copies, 1)), scale, len(ids_BN))
-            high_B1 = pick(keep_likely(high_logits, top_k, top_p), generators, temperature)
+            high_B1 = pick(keep_likely(high_logits, top_k, top_p, temperature), generators, temperature)
             ids_BN[:, n] = join_ids(low_B1, high_B1, self.config.bits)[:, 0]
             request.progress(n + 1 - start, N - start)
         return ids_BN

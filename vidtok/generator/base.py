@@ -61,6 +61,9 @@ class Objective:
     def __post_init__(self):
         if not self.tasks or any(weight < 0 for weight in self.tasks.values()) or sum(self.tasks.values()) <= 0:
             raise ValueError(f"tasks need weights of at least 0, and one above it, not {dict(self.tasks)}")
+        for name in ("label_smoothing", "label_drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"objective.{name} is a share of 0 to 1, not {getattr(self, name)}")
 
 
 class Generator(nn.Module):

@@ -36,15 +36,18 @@ class DiffusionGenerator(Generator):
         super().__init__(config)
         if prediction not in ("v_prediction", "epsilon"):
             raise ValueError(f"unknown prediction {prediction!r}: {nearest(prediction, ('v_prediction', 'epsilon'))}")
-        self.noising = DDIMScheduler(
-            TRAIN_STEPS,
-            beta_schedule=betas,
-            prediction_type=prediction,
-            clip_sample=False,
-            set_alpha_to_one=True,
-            timestep_spacing="trailing",
-            rescale_betas_zero_snr=prediction == "v_prediction",
-        )
+        try:
+            self.noising = DDIMScheduler(
+                TRAIN_STEPS,
+                beta_schedule=betas,
+                prediction_type=prediction,
+                clip_sample=False,
+                set_alpha_to_one=True,
+                timestep_spacing="trailing",
+                rescale_betas_zero_snr=prediction == "v_prediction",
+            )
+        except NotImplementedError as error:
+            raise ValueError(f"diffusers has no noise schedule betas={betas}") from error
         self.waves = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embed = TimestepEmbedding(256, config.width)
         self.enter, self.leave = nn.Linear(config.bits, config.width), nn.Linear(config.width, config.bits)
@@ -76,8 +79,6 @@ class DiffusionGenerator(Generator):
 
     def forward(self, batch, objective: Objective) -> dict[str, Tensor]:
         """loss: mean squared error of the prediction, 0 where tokens are known, with latents of variance 1."""
-        if "latents" not in batch:
-            raise ValueError("diffusion is trained on latents: give clips, or extract them with --features latents")
         generators, label_B, known_BN = self.draw_conditions(batch, objective)
         z_BNK = (batch["latents"].float().flatten(2).transpose(1, 2) - self.mean) / self.std
         noise_BNK = drawn(torch.randn, generators, z_BNK.shape[1:], z_BNK.device)

@@ -80,14 +80,15 @@ class MaskedGenerator(Generator):
         """
         ids_BN, known_N, generators, steps = request.ids_BN, request.known_N, request.generators, request.steps
         B, N = ids_BN.shape
-        unknown = int((~known_N).sum())
+        unknown = left = int((~known_N).sum())
         masked_BN = (~known_N).expand(B, N)
         for step in range(steps):
             done = (step + 1) / steps
             scale = guidance_scale(guidance_schedule, request.guidance, done)
             drawn_BN, confidence_BN = self.predict(ids_BN, masked_BN, request.label_B, generators, scale, temperature)
             ids_BN = torch.where(masked_BN, drawn_BN, ids_BN)
-            left = 0 if step + 1 == steps else min(int(mask_share(schedule, done) * unknown), unknown - 1)
+            # Every step decides at least one token (MaskGIT).
+            left = 0 if step + 1 == steps else min(int(mask_share(schedule, done) * unknown), left - 1)
             noise_BN = gumbel(generators, (N,), ids_BN.device)
             confidence_BN = confidence_BN + choice_temperature * (1 - done) * noise_BN
             confidence_BN = confidence_BN.masked_fill(~masked_BN, torch.inf)

@@ -71,6 +71,7 @@ def draw_mask(task: str, grid: Grid, generator: torch.Generator) -> Tensor:
         _check(t >= 3, f"interpolation needs at least 3 latent frames, not {t}")
         first = draw(1, t - 2)
         return interpolation(grid, first, draw(1, t - 1 - first))
+    _check(name == "inpainting" or h * w > 1, f"outpainting needs more than one cell, not {h} x {w}")
     height, width = draw(-(-h // 4), max(1, 3 * h // 4)), draw(-(-w // 4), max(1, 3 * w // 4))
     box = (draw(0, h - height), draw(0, w - width), height, width)
     return inpainting(grid, *box) if name == "inpainting" else outpainting(grid, *box)

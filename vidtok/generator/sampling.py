@@ -52,14 +52,17 @@ def pick(logits_BNV: Tensor, generators: Sequence[torch.Generator], temperature:
     return (logits_BNV / temperature + gumbel(generators, logits_BNV.shape[1:], logits_BNV.device)).argmax(-1)
 
 
-def keep_likely(logits_BNV: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """Logits with -inf outside the `top_k` likeliest, and outside the smallest set that holds `top_p` of the mass."""
+def keep_likely(
+    logits_BNV: Tensor, top_k: int | None = None, top_p: float | None = None, temperature: float = 1.0
+) -> Tensor:
+    """Logits with -inf outside the `top_k` likeliest, and outside the smallest set that holds `top_p` of the mass of
+    softmax(logits / temperature)."""
     if top_k is not None and top_k < logits_BNV.shape[-1]:
         least = logits_BNV.topk(top_k, -1).values[..., -1:]
         logits_BNV = logits_BNV.masked_fill(logits_BNV < least, -torch.inf)
     if top_p is not None and top_p < 1:
         ordered, order = logits_BNV.sort(-1, descending=True)
-        probabilities = ordered.softmax(-1)
+        probabilities = (ordered / max(temperature, 1e-6)).softmax(-1)
         outside = probabilities.cumsum(-1) - probabilities >= top_p  # the likeliest always stays
         logits_BNV = logits_BNV.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
     return logits_BNV

@@ -36,7 +36,7 @@ def generate_long(
     """
     t = generator.config.grid[0]
     overlap = t // 2 if overlap is None else overlap
-    if not 1 <= overlap <= t - 2:
+    if latents > t and not 1 <= overlap <= t - 2:
         raise ValueError(f"windows of {t} latent frames overlap by 1 to {t - 2}, not {overlap}")
     if latents < t:
         raise ValueError(f"a model of {t} latent frames makes no fewer, not {latents}: cut the clip instead")

@@ -52,7 +52,9 @@ class TokenHeads(nn.Module):
     def high_logits(self, x_BND: Tensor, low_BN: Tensor) -> Tensor:
         """float [B, N, V_high]; `low_BN` are the low halves, looked at only where the heads are conditioned."""
         if self.conditioned:
-            x_BND = x_BND + F.gelu(self.mix(x_BND + self.embedding.low(low_BN)), approximate="tanh")
+            # Normed as the features are: the table's rows have a norm of about 1, and would be drowned.
+            low_BND = F.layer_norm(self.embedding.low(low_BN), x_BND.shape[-1:])
+            x_BND = x_BND + F.gelu(self.mix(x_BND + low_BND), approximate="tanh")
         return self.project(x_BND, self.embedding.high, self.high_bias)
 
     def project(self, x_BND: Tensor, half: nn.Embedding, bias: Tensor) -> Tensor:

@@ -130,6 +130,8 @@ class Trunk(nn.Module):
 
     def __init__(self, grid: tuple[int, int, int], width: int, depth: int, heads: int, causal: bool, dropout: float):
         super().__init__()
+        if min(width, depth, heads) < 1:
+            raise ValueError(f"width, depth and heads are at least 1, not {width}, {depth} and {heads}")
         if width % heads:
             raise ValueError(f"a width of {width} doesn't divide into {heads} heads")
         self.heads, self.width, self.tokens = heads, width, math.prod(grid)
