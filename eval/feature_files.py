@@ -13,6 +13,7 @@ from torch import Tensor
 from vidtok.extract import TokenDataset
 from vidtok.extract.clips import Clips
 from vidtok.extract.container import Entry
+from vidtok.extract.failures import read_failures
 from vidtok.tokenizer import VideoTokenizer
 
 from .labelled_clips import DIGITS, digits_of
@@ -26,7 +27,8 @@ FEATURES = {"tokens": "ids", "codes": "ids", "latents": "latents", "hidden": "hi
 class FeatureFiles:
     """The videos of one split in the files of `vidtok extract`.
 
-    input: what the head reads, a key of `FEATURES`. classes: names in order; None, those in the files.
+    input: what the head reads, a key of `FEATURES`. classes: names in order; None, those in the files. cache: see
+    `TokenDataset`; for drawing views at random. failures: [{name, reason}] of the videos that extraction failed on.
 
     Raises ValueError for features of another kind, of another tokenizer, of clips that aren't those of the protocol,
     without labels, or with labels that are none of the classes.
@@ -41,8 +43,9 @@ class FeatureFiles:
         protocol: Protocol,
         classes: Sequence[str] | None = None,
         seed: int = 0,
+        cache: str | Path | None = None,
     ):
-        dataset = TokenDataset(path, split)
+        dataset = TokenDataset(path, split, cache=cache)
         if dataset.feature != FEATURES.get(input):
             raise ValueError(
                 f"{path} holds {dataset.feature}; input {input!r} is made of {FEATURES.get(input, 'none')}"
@@ -60,6 +63,7 @@ class FeatureFiles:
             raise ValueError(f"{path}: {len(unknown)} labels are not among the classes: {', '.join(unknown[:5])}")
         refuse_other_clips(path, meta["sampler"], dataset.entries, protocol)
         self.dataset, self.seed = dataset, seed
+        self.failures = read_failures(Path(path), split)
         records: dict[str, list[int]] = {}
         for record, name in enumerate(dataset.ids):
             records.setdefault(name, []).append(record)
@@ -97,14 +101,14 @@ class FeatureFiles:
 
     def views(self, batch_size: int) -> Iterator[Views]:
         """All videos, in order; neighbours with the same number of views share a batch."""
-        start = 0
+        start, failures = 0, self.failures
         while start < len(self):
             stop = start + 1
             while stop < min(start + batch_size, len(self)) and len(self.records[stop]) == len(self.records[start]):
                 stop += 1
             x = torch.stack([self.all_views(index) for index in range(start, stop)])
-            yield Views(x, torch.tensor(self.labels[start:stop]), self.ids[start:stop], [])
-            start = stop
+            yield Views(x, torch.tensor(self.labels[start:stop]), self.ids[start:stop], failures)
+            start, failures = stop, []
 
     def all_views(self, index: int) -> Tensor:
         """[V,...]"""

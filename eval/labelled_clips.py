@@ -157,6 +157,8 @@ def load_views(
     encode: see `load_clips`; the pixels of many views may not fit, where their tokens do. augmentation: scale, flip
     and augment of `ClipSource.open`. A video of which one view fails has failed.
     """
+    if views < 1:
+        raise ValueError(f"want at least one view of each clip, not data.train_views={views}")
     whole, video, failures = None, None, {}
     for view in range(views):
         dataset = source.open(split, protocol, training=True, seed=view, on_error="return", **augmentation)

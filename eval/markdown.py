@@ -75,6 +75,11 @@ def probe_table(results: Mapping[str, Mapping]) -> str:
         cells.append(f"{result['data']['n_train']}, {result['n_used']}")
         cells += [_accuracy(entries[input]) if input in entries else "" for input in inputs]
         lines.append(_row([*cells, f"{100 * result['controls']['majority']['top1']['value']:.1f}"]))
+        shuffled = {entry["input"]: entry["shuffled_frames"] for entry in result["results"]}
+        if any(shuffled.values()):
+            cells = [f"{name}, frames shuffled", "", ""]
+            cells += [f"{100 * shuffled[input]['mean']:.1f}" if shuffled.get(input) else "" for input in inputs]
+            lines.append(_row([*cells, ""]))
     return "\n".join(lines)
 
 

@@ -159,12 +159,17 @@ def feature_material(
     batch_size: int = 16,
     seed: int = 0,
     groups_of: Callable[[Sequence[str]], list[str]] | None = None,
+    cache: str | None = None,
+    limits: tuple[int | None, int | None] = (None, None),
 ) -> Material:
-    """Of the files of `vidtok extract`. paths, splits: of training and test. groups_of: the group of each of some ids;
-    None, what the files know of groups. Raises ValueError where a video is in training and test."""
-    train = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol, seed=seed)
+    """Of the files of `vidtok extract`. paths, splits, limits: of training and test; limits: how many videos at most.
+    groups_of: the group of each of some ids; None, what the files know of groups. cache: of the training features, see
+    `TokenDataset`. Raises ValueError where a video is in training and test."""
+    train = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol, seed=seed, cache=cache)
     test = FeatureFiles(paths[1], splits[1], input, tokenizer, protocol, train.classes)
     train.refuse_overlap(test)
+    for files, limit in zip((train, test), limits, strict=True):
+        files.keep(range(len(files))[:limit])
     apart = None
     if select:
         groups = train.groups if groups_of is None else groups_of(train.ids)
@@ -184,4 +189,5 @@ def feature_material(
         None,
         None if apart is None else test_on(apart),
         train.classes,
+        train.failures,
     )

@@ -51,7 +51,7 @@ def features_of_clips(
             ids += batch.ids
     if not ids:
         raise ValueError(f"no clip could be read: {failures[0]['name']}: {failures[0]['reason']}")
-    return ProbeSide(np.concatenate(rows), np.array(labels), ids, source.groups(ids), failures), dataset.classes
+    return ProbeSide(np.concatenate(rows), np.array(labels), ids, None, failures), dataset.classes
 
 
 def features_of_files(files: FeatureFiles, input: str, tokenizer: VideoTokenizer, pool: str) -> ProbeSide:
@@ -62,7 +62,7 @@ def features_of_files(files: FeatureFiles, input: str, tokenizer: VideoTokenizer
     rows = [
         pool_features(_numbers(files.all_views(index)[None], input, tokenizer), pool) for index in range(len(files))
     ]
-    return ProbeSide(np.concatenate(rows), np.array(files.labels), files.ids)
+    return ProbeSide(np.concatenate(rows), np.array(files.labels), files.ids, failures=files.failures)
 
 
 def _numbers(x_NV: Tensor, input: str, tokenizer: VideoTokenizer) -> Tensor:

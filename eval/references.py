@@ -66,14 +66,15 @@ class FrameBackbone(nn.Module):
 class ReferenceEncoder:
     """A frozen network in the place of an `InputEncoder`: clips to its features.
 
-    network: an `I3D`, float32 [B,400], or a `FrameBackbone`. tokenizer: where it is given, the network sees what its
-    tokens keep of the clips.
+    network: an `I3D`, of which it takes what comes before the classifier, float32 [B,1024,t,1,1], or a `FrameBackbone`.
+    tokenizer: where it is given, the network sees what its tokens keep of the clips.
     """
 
     def __init__(self, network: I3D | FrameBackbone, tokenizer: VideoTokenizer | None = None):
         self.network, self.tokenizer = network, tokenizer
         self.kind = "i3d" if isinstance(network, I3D) else "frames"
+        self.features = network.forward_features if isinstance(network, I3D) else network
         self.prepare = InputEncoder("pixels" if tokenizer is None else "recon", tokenizer)
 
     def __call__(self, video_B3THW: Tensor) -> Tensor:
-        return self.network(self.prepare(video_B3THW).to(next(self.network.parameters()).device))
+        return self.features(self.prepare(video_B3THW).to(next(self.network.parameters()).device))

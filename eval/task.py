@@ -28,9 +28,10 @@ class RecognitionTask:
     rectangles of cells. mix_probability: of mixing a batch at all. classes: how many.
 
     select: gives the averaged head's predictions on clips that are part of neither training nor the test; the head of
-    the checkpoint that does best there is kept in the run's folder `best/`. None, no choice is made.
+    the checkpoint that does best there is kept in the run's folder `best/`. None, no choice is made. may_choose: the
+    steps whose checkpoints are candidates; None, all that are saved.
 
-    Raises ValueError for mixup of ids, and for an odd number of clips to be mixed.
+    Raises ValueError for smoothing outside 0 to 1, for mixup of ids, and for an odd number of clips to be mixed.
     """
 
     def __init__(
@@ -42,8 +43,12 @@ class RecognitionTask:
         cutmix: float = 0.0,
         mix_probability: float = 1.0,
         select: Callable[[nn.Module], Predictions] | None = None,
+        may_choose: Callable[[int], bool] | None = None,
     ):
+        if not 0 <= smoothing <= 1:
+            raise ValueError(f"labels are smoothed by a share of 0 to 1, not task.smoothing={smoothing}")
         self.classes, self.encode, self.smoothing, self.select = classes, encode, smoothing, select
+        self.may_choose = may_choose
         self.mix_ids = mixup == 0
         self.mix = None
         if mixup or cutmix:
@@ -69,7 +74,7 @@ class RecognitionTask:
 
     def validate(self, model: nn.Module, run: RunFolder, step: int) -> str | None:
         """Top-1 on the clips of `select`; keeps the head where it is the best so far (of equals, the lower loss)."""
-        if self.select is None:
+        if self.select is None or not (self.may_choose is None or self.may_choose(step)):
             return None
         found = self.select(model)
         own = found.probabilities[np.arange(len(found.labels)), found.labels]

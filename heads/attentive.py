@@ -42,6 +42,8 @@ class AttentiveProbe(Head):
         embed = make_embed(input, dim, project=False)
         D = embed.dim
         if D % heads:
+            if dim % heads:
+                raise ValueError(f"neither a width of {D} nor dim={dim} divides into {heads} heads")
             embed = make_embed(input, dim)  # such as 18 signs: too narrow to be split among heads
             D = dim
         super().__init__(D, num_classes, head_drop)

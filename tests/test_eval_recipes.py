@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from timm.data.auto_augment import rand_augment_transform
 
 from vidtok.cli.main import main
 from vidtok.cli.train import compose_config
@@ -100,6 +101,16 @@ def test_the_steps_are_the_epochs(recipe):
     steps = int(found[3].replace(",", "")) / cfg.data.batch_size
     assert cfg.trainer.max_steps == pytest.approx(int(found[2]) * steps, abs=1)
     assert cfg.trainer.warmup_steps == pytest.approx(float(found[1] or 0) * steps, abs=1)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_augmentation_is_as_strong_as_published(recipe):
+    """timm cuts magnitudes above 10 unless told otherwise."""
+    augment = compose_config("finetune", [f"recipe={recipe}", "data.source=x"]).data.augment
+    if augment is not None:
+        ops = rand_augment_transform(augment, {}).ops
+        assert all(op.magnitude <= (op.magnitude_max or 10) for op in ops)
+        assert f"-m{ops[0].magnitude}" in augment
 
 
 def test_every_set_has_every_recipe():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import vidtok.cli.extract
+from vidtok.builders import create_head
 from vidtok.cli.main import main
 from vidtok.datasets import write_video
 from vidtok.eval import markdown
@@ -19,10 +21,12 @@ from vidtok.eval.batches import LabelledBatches, MemorySource, VideoSource, cent
 from vidtok.eval.feature_files import FeatureFiles
 from vidtok.eval.inputs import INPUTS, InputEncoder, encode_all, join_segments, shuffle_frames, unpack
 from vidtok.eval.labelled_clips import ClipSource, load_clips, load_views
+from vidtok.eval.predict import Predictions
 from vidtok.eval.protocol import Protocol
-from vidtok.eval.task import RecognitionTask
+from vidtok.eval.task import RecognitionTask, read_best
 from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer
+from vidtok.train.folder import RunFolder
 
 CLASSES = ("bright", "dark", "rising")
 TINY = ["head=vivit-micro-factorised", "head_options={dim: 16, depth: 1, temporal_depth: 1, heads: 2}"]
@@ -203,10 +207,13 @@ def test_it_learns_brightness(capsys, csv, tokenizer_path, tmp_path):
 
 def test_a_finished_run_says_what_it_was_trained_with(capsys, csv, trained, tokenizer_path):
     before = (trained / "config.yaml").read_text()
-    more = ["input=tokens", "data.select=0.25", "optimizer.lr=0.5"]
-    assert "done at step 2" in run(capsys, *finetune(csv, tokenizer_path, trained, *more)).out
+    again = finetune(csv, tokenizer_path, trained, "input=tokens", "data.select=0.25")
+    assert "done at step 2" in run(capsys, *again, "trainer.max_steps=1").out
+    for other in ("optimizer.lr=0.5", "task.smoothing=0.2", "trainer.clip_norm=2"):
+        key = other.split("=")[0].split(".")[-1 if "trainer" in other else 0]
+        assert f"was filled with another {key} (" in fails(capsys, *again, other)
     assert (trained / "config.yaml").read_text() == before
-    assert json.loads((trained / "result.json").read_text())["config"]["optimizer"]["lr"] != 0.5
+    assert json.loads((trained / "result.json").read_text())["config"]["trainer"]["max_steps"] == 2
 
 
 def test_a_training_video_that_fails_is_counted(capsys, damaged, tokenizer_path, tmp_path):
@@ -221,7 +228,7 @@ def test_a_training_video_that_fails_is_counted(capsys, damaged, tokenizer_path,
 
 
 def test_a_run_resumes_exactly(capsys, csv, tokenizer_path, tmp_path):
-    more = ["input=tokens", "data.select=0", "task.cutmix=1.0", "trainer.warmup_steps=1"]
+    more = ["input=tokens", "data.select=0.25", "task.cutmix=1.0", "trainer.warmup_steps=1", "trainer.save_steps=3"]
     run(capsys, *finetune(csv, tokenizer_path, tmp_path / "whole", *more, "trainer.max_steps=4"))
     # The rate follows the share done, so that a run that is to be gone on with knows its end: stop it by a signal.
     once = iter([False, False, True])
@@ -235,9 +242,29 @@ def test_a_run_resumes_exactly(capsys, csv, tokenizer_path, tmp_path):
         run(capsys, *finetune(csv, tokenizer_path, tmp_path / "parts", *more, "trainer.max_steps=4"))
     assert torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)["step"] == 2
     assert not (tmp_path / "parts" / "result.json").exists()
+    assert not (tmp_path / "parts" / "best").exists()  # a stop is no candidate: steps 3 and 4 are
     run(capsys, *finetune(csv, tokenizer_path, tmp_path / "parts", *more, "trainer.max_steps=4"))
-    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "parts")]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    for kind in ("model", "best"):
+        weights = [load_file(tmp_path / name / kind / "model.safetensors") for name in ("whole", "parts")]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    chosen = [(tmp_path / name / "best" / "chosen.json").read_text() for name in ("whole", "parts")]
+    assert chosen[0] == chosen[1]
+
+
+def test_the_best_of_the_candidates_is_kept(tmp_path, tokenizer):
+    head = create_head("linear", "codes", 2, (2, 4, 4), bits=tokenizer.bits)
+    right = iter([0.6, 0.9, 0.8])
+
+    def select(_):
+        own = next(right)
+        return Predictions(np.array([[own, 1 - own], [1 - own, own]]), np.array([0, 1]), ["a", "b"], [])
+
+    run = RunFolder(tmp_path)
+    run.open("")
+    task = RecognitionTask(2, select=select, may_choose=lambda step: step % 5 == 0)
+    for step in (5, 7, 10, 15):
+        assert (task.validate(head, run, step) is None) == (step == 7)
+    assert read_best(tmp_path)["step"] == 10
 
 
 def test_layer_decay_reaches_the_rates(capsys, csv, tokenizer_path, tmp_path):
@@ -463,6 +490,14 @@ def test_flags_that_the_attentive_probe_has_no_use_for(capsys, csv, tokenizer_pa
     assert f"{flag[0]} goes without --classifier attentive" in fails(capsys, *command, *flag)
 
 
+def test_flags_of_other_inputs_and_classifiers(capsys, csv, tokenizer_path):
+    command = ["eval", "probe", csv, "--model", tokenizer_path, "--protocol", "5x2x1x1", "--size", 32]
+    for flag in (["--steps", 5], ["--run", "x"]):
+        assert f"{flag[0]} is of --classifier attentive" in fails(capsys, *command, *flag)
+    assert "--i3d is for --input i3d, not hidden" in fails(capsys, *command, "--i3d", "x")
+    assert "--backbone is for --input frames, not hidden" in fails(capsys, *command, "--backbone", "x")
+
+
 def test_a_probe_takes_its_test_from_another_file(capsys, csv, tokenizer_path, tmp_path):
     other = csv.parent / "test.csv"
     header, *rows = csv.read_text().splitlines()
@@ -538,7 +573,34 @@ def test_finetuning_on_extracted_features(capsys, csv, features, tokenizer_path,
     assert json.loads((tmp_path / "grouped" / "result.json").read_text())["data"]["n_train"] == 6
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["n_used"] == 6 and result["data"]["n_train"] == 9
+    cached = [f"run={tmp_path}/cached", f"data.cache={tmp_path}/cache", "data.protocol=5x2x2x1"]
+    run(capsys, *command, *cached)  # is another way to read the same
+    assert [*(tmp_path / "cache").glob("*.bin")]
+    heads = [(run / "model" / "model.safetensors").read_bytes() for run in (tmp_path, tmp_path / "cached")]
+    assert heads[0] == heads[1]
+    few = [f"run={tmp_path}/few", "data.train_clips=6", "data.val_clips=2", "data.protocol=5x2x2x1", "data.select=0"]
+    run(capsys, *command, *few)
+    result = json.loads((tmp_path / "few" / "result.json").read_text())
+    assert result["n_used"] == 2 and result["data"]["n_train"] == 6
+    for idle in ("data.cells=2", "data.train_views=2", "data.augment=rand-m7", "data.checked=x.csv"):
+        assert "takes videos, not extracted features" in fails(capsys, *command, idle)
     assert "is of others (dense:2, 9 x 2)" in fails(capsys, *command, "data.protocol=9x2x2x1")
+
+
+def test_videos_that_extraction_failed_on_count(capsys, csv, features, tokenizer_path, tmp_path):
+    copy = tmp_path / "features"
+    shutil.copytree(features, copy)
+    rows = ["x.mp4,x.mp4,val,the file is empty", "y.mp4,y.mp4,train,the file is empty"]
+    (copy / "failures.csv").write_text("\n".join(["id,path,split,reason", *rows]) + "\n")
+    command = finetune(csv, tokenizer_path, tmp_path, f"data.features={copy}", "data.protocol=5x2x2x1", "data.select=0")
+    run(capsys, *command, status=1)
+    probe = ["eval", "probe", "--features", copy, "--model", tokenizer_path, "--protocol", "5x2x2x1", "--size", 32]
+    run(capsys, *probe, "--input", "codes", "--json", tmp_path / "probe.json", status=1)
+    for name in ("result.json", "probe.json"):
+        result = json.loads((tmp_path / name).read_text())
+        assert (result["n_total"], result["n_used"]) == (7, 6)
+        assert result["failures"] == [{"name": "x.mp4", "reason": "the file is empty"}]
+        assert result["data"]["train_failures"] == [{"name": "y.mp4", "reason": "the file is empty"}]
 
 
 def test_a_label_of_features_that_is_no_class(features, tokenizer):

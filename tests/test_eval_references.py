@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from vidtok import VideoTokenizer
 from vidtok.cli.main import main
+from vidtok.eval import I3D
 from vidtok.eval.references import FrameBackbone, ReferenceEncoder
 
 NAME = "test_vit"  # timm's own, for tests: 0.4 M parameters
@@ -53,6 +54,17 @@ def test_on_reconstructions(backbone):
     seen = ReferenceEncoder(backbone, tokenizer)(video)
     decoded = tokenizer.decode(tokenizer.encode(((video + 1) * 127.5).round() / 127.5 - 1))
     torch.testing.assert_close(seen, backbone(((decoded + 1) * 127.5).round() / 127.5 - 1), atol=1e-3, rtol=1e-3)
+
+
+def test_i3d_gives_what_comes_before_its_classifier(monkeypatch, tmp_path):
+    monkeypatch.setattr("vidtok.eval.i3d.load_weights", lambda network, file: "0123456789abcdef")
+    (tmp_path / "weights").touch()
+    torch.manual_seed(0)
+    network = I3D(tmp_path / "weights")
+    video = (torch.rand(1, 3, 17, 32, 32) * 255).round() / 127.5 - 1
+    features = ReferenceEncoder(network)(video)
+    assert features.shape == (1, 1024, 2, 1, 1)
+    torch.testing.assert_close(network.logits(features).mean((2, 3, 4)), network(video))
 
 
 def test_probe_on_frames(weights, tmp_path, capsys):

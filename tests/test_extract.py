@@ -15,7 +15,7 @@ from vidtok.extract import open_reader
 from vidtok.extract.claims import Claims
 from vidtok.extract.clips import parse_clips
 from vidtok.extract.decoders import Decoders
-from vidtok.extract.failures import Failures
+from vidtok.extract.failures import Failures, read_failures
 from vidtok.extract.plan import Item, plan_dataset
 from vidtok.extract.reading import Reading, read_pieces
 from vidtok.padding import pad_chunks
@@ -255,13 +255,16 @@ def test_failures_are_listed_until_they_are_done(extract, videos, tmp_path):
 def test_a_row_of_failures_that_was_cut_short_costs_no_other(tmp_path):
     failures = Failures(tmp_path, Claims(tmp_path))
     for id in "abc":
-        failures.add(id, f"{id}.mp4", "broken, by whom?")
+        failures.add(id, f"{id}.mp4", "val", "broken, by whom?")
         with open(tmp_path / "failures.csv", "a") as file:
             file.write("cut")
     failures.tidy("b".__eq__)
     with open(tmp_path / "failures.csv", newline="") as file:
         rows = [*csv.DictReader(file)]
-    assert rows == [{"id": id, "path": f"{id}.mp4", "reason": "broken, by whom?"} for id in "ac"]
+    assert rows == [{"id": id, "path": f"{id}.mp4", "split": "val", "reason": "broken, by whom?"} for id in "ac"]
+    named = [{"name": id, "reason": "broken, by whom?"} for id in "ac"]
+    assert read_failures(tmp_path, "val") == read_failures(tmp_path, None) == named
+    assert not read_failures(tmp_path, "train")
 
 
 class Broken:

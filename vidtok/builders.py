@@ -1,5 +1,6 @@
 """From hydra configs to objects: the one module that reads a config. Everything it builds takes plain arguments."""
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from vidtok.lpips import LPIPS
     from vidtok.train.state import TrainState
 
+CANDIDATES = 10  # checkpoints of a run that one is chosen among
 AUGMENTATION = ("scale", "flip", "augment")  # of training clips of labelled videos
 
 
@@ -250,10 +252,12 @@ def hold_finetuning(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
     from vidtok.eval.clip_store import hold_to
 
     data = OmegaConf.to_container(cfg.data, resolve=True)
-    facts = {f"data.{key}": value for key, value in data.items() if key not in ("batch_size", "workers")}
+    facts = {f"data.{key}": value for key, value in data.items() if key not in ("batch_size", "workers", "cache")}
     facts |= {"command": "finetune", "input": cfg.input, "seed": cfg.seed, "tokenizer": tokenizer.weight_hash}
     plain = OmegaConf.to_container(cfg, resolve=True)
     facts |= {key: plain[key] for key in ("head", "head_options", "merge")}  # of other heads the weights might fit
+    facts |= {key: plain[key] for key in ("task", "optimizer")} | lasting(plain["trainer"])
+    facts = {key: value for key, value in facts.items() if key not in ("max_steps", "max_minutes")}  # may grow
     hold_to(Path(cfg.run), facts)
 
 
@@ -264,9 +268,8 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
     from vidtok.eval.material import feature_material, memory_material, video_material
 
     data, protocol = OmegaConf.to_container(cfg.data, resolve=True), build_protocol(cfg)
+    refuse_idle(data)
     if data["features"] is not None:
-        if data["joined"]:
-            raise ValueError("data.joined=true takes videos: extracted clips are seen one at a time")
         paths = data["features"], data["val_features"] or data["features"]
         splits = data["train_split"], data["val_split"]
         return feature_material(
@@ -279,6 +282,8 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
             data["batch_size"],
             cfg.seed,
             build_clip_sources(cfg)[0].groups if data["group_column"] else None,
+            data["cache"],
+            (data["train_clips"], data["val_clips"]),
         )
     source, test_source = build_clip_sources(cfg)
     splits = data["train_split"], data["val_split"]
@@ -300,6 +305,22 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
         train, test, encoder, train.video, x_test, x_shuffled, groups,
         data["select"], data["cells"], data["batch_size"], cfg.seed,
     )  # fmt: skip
+
+
+def refuse_idle(data: dict) -> None:
+    """Raises ValueError for a setting of the group `data` that would do nothing."""
+    if data["features"] is not None:
+        idle = ("joined", "train_views", "cells", "augment", "classes", "checked")
+        why = "takes videos, not extracted features"
+    elif not data["in_memory"]:
+        idle, why = ("train_views", "cells"), "takes data.in_memory=true"
+    else:
+        idle, why = ("augment",) if data["train_views"] is None else (), "takes data.train_views=N in memory"
+    for key in idle:
+        if data[key]:
+            raise ValueError(f"data.{key}={data[key]} {why}")
+    if data["cache"] and data["features"] is None:
+        raise ValueError("data.cache is of extracted features: give data.features=")
 
 
 def refuse_joined(data: dict) -> None:
@@ -344,11 +365,19 @@ def build_recognition_training(cfg: DictConfig, material: "Material", tokenizer:
         protocol=build_protocol(cfg).for_head(),
         class_counts=torch.bincount(torch.as_tensor(material.train.labels), minlength=head.num_classes).tolist(),
     )
-    task = RecognitionTask(len(material.classes), material.encode, **plain["task"], select=material.select)
     batches = LabelledBatches(material.train, plain["data"]["batch_size"], plain["seed"])
     if isinstance(material.train, MemorySource):
         plain["trainer"]["workers"] = 0  # there is nothing to make ahead, and a worker would copy it all
-    return {"task": task, "state": build_state(head, plain), "batches": batches, **build_schedule(plain)}
+    arguments, may_choose = build_schedule(plain), None
+    schedule, options = arguments["schedule"], arguments["options"]
+    if material.select is not None and schedule.max_minutes is None:
+        # By steps: a choice among checkpoints by the clock, or where a run was stopped, would not come out twice.
+        every = options.save_steps or math.ceil(schedule.max_steps / CANDIDATES)
+        arguments["options"] = replace(options, save_steps=every)
+        may_choose = lambda step: step % every == 0 or step >= schedule.max_steps  # noqa: E731
+    task = RecognitionTask(len(material.classes), material.encode, **plain["task"], select=material.select,
+                           may_choose=may_choose)  # fmt: skip
+    return {"task": task, "state": build_state(head, plain), "batches": batches, **arguments}
 
 
 def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison":
@@ -364,6 +393,7 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     if data["features"] is not None:
         raise ValueError("a comparison is of videos, whose pixels are one of the arms: data.features= is for finetune")
     refuse_joined(data)
+    refuse_idle(data | {"in_memory": True})
     (source, test_source), protocol = build_clip_sources(cfg), build_protocol(cfg)
     encoders = {arm: InputEncoder(arm, tokenizer, protocol.at_once) for arm in {*cfg.arms, "tokens", "recon"}}
     source.refuse_overlap(data["train_split"], test_source, data["val_split"])
@@ -395,13 +425,15 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
 
 
 def lasting(trainer: dict) -> dict:
-    """The trainer's settings that its result depends on: not how often it logs and saves, nor its workers."""
-    return {key: value for key, value in trainer.items() if not key.startswith(("log", "save", "work"))}
+    """The trainer's settings that its result depends on: not how often it logs, nor its workers. A choice among
+    checkpoints depends on the steps at which it saves, not on the clock."""
+    return {key: value for key, value in trainer.items() if key not in ("log_seconds", "save_seconds", "workers")}
 
 
 def build_generator_training(cfg: DictConfig) -> dict:
     """The arguments of `vidtok.train.loop.train` that a config determines: for `vidtok train generator`."""
     from vidtok.generator import GeneratorConfig, Objective, create_generator
+    from vidtok.generator.masks import draw_mask
     from vidtok.generator.task import GeneratorTask
 
     plain = OmegaConf.to_container(cfg, resolve=True)
@@ -438,7 +470,12 @@ def build_generator_training(cfg: DictConfig) -> dict:
         )
     )
     generator.check_sampling(**sampling)  # now, not at the first picture
+    for name, weight in task.objective.tasks.items():
+        if weight:
+            draw_mask(name, generator.config.grid, torch.Generator())  # likewise: not when it is first drawn
     if generator.config.kind == "diffusion":
+        if "latents" not in first:
+            raise ValueError("diffusion is trained on latents: give clips, or extract them with --features latents")
         generator.fit_scale(first["latents"])
     return {"task": task, "state": build_state(generator, plain), "batches": batches, **build_schedule(plain)}
 
@@ -487,6 +524,12 @@ def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: 
         batches = StoredBatches(tokens, seed)
         rates = {round(dataset.read(i).meta.fps, 3) for i in range(0, len(dataset), -(-len(dataset) // 32))}
         fps = rates.pop() if len(rates) == 1 else None
+        if fps is None:
+            message = (
+                f"{data['features']}: clips of different rates: real clips to compare with, and prefixes, will be read "
+                "at their own; extract with --fps for one of all"
+            )
+            warnings.warn(message, stacklevel=2)
     return batches, [] if data["classes"] == [] else dataset.classes, fps
 
 

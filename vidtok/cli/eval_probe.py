@@ -50,8 +50,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--protocol", default="17x4x1x1", metavar="FxSxSxC", help="(%(default)s)")
     parser.add_argument("--size", type=positive(int), default=128, metavar="PIXELS", help="of the crop (%(default)s)")
     parser.add_argument("--fps", type=positive(float), help="what the stride is counted in (default: native)")
-    parser.add_argument("--steps", type=positive(int), default=500, help="of the attentive probe (%(default)s)")
-    parser.add_argument("--run", default="runs/probe", metavar="DIR", help="of the attentive probe (%(default)s)")
+    parser.add_argument("--steps", type=positive(int), help="of the attentive probe (500)")
+    parser.add_argument("--run", metavar="DIR", help="of the attentive probe (runs/probe)")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode (%(default)s)")
     options.add_model(parser)
     parser.add_argument("--json", metavar="OUT", help="write the whole result, clip by clip")
@@ -86,6 +86,14 @@ def run(args: argparse.Namespace) -> int | None:
     protocol = Protocol.parse(args.protocol, args.size, args.fps)
     read = (of_files if args.features else of_clips)(args, tokenizer, protocol)
     inputs = args.input.split(",")
+    only = "is for --input {}, not " + args.input
+    options.refuse_idle((
+        ("--i3d", args.i3d and "i3d" not in inputs, only.format("i3d")),
+        ("--backbone", args.backbone and "frames" not in inputs, only.format("frames")),
+        ("--backbone-weights", args.backbone_weights and "frames" not in inputs, only.format("frames")),
+        ("--steps", args.steps is not None, "is of --classifier attentive"),
+        ("--run", args.run is not None, "is of --classifier attentive"),
+    ))  # fmt: skip
     if args.recon and not {"i3d", "frames"} & set(inputs):
         raise UserError(f"--recon is for --input i3d and frames, not {args.input}: there is --input recon")
     if len(set(inputs)) < len(inputs):
@@ -157,7 +165,7 @@ def of_clips(args: argparse.Namespace, tokenizer, protocol):
             sides[name], classes = features_of_clips(
                 where, split, protocol, encoder, args.pool, limit, args.workers, shuffle
             )
-        failures = sides["train"].failures
+        failures, sides["train"].groups = sides["train"].failures, source.groups(sides["train"].ids)
         return sides, data_record(source, {"train": args.train_split, "test": args.split}, classes, failures), encoder
 
     return read
@@ -202,7 +210,7 @@ def of_files(args: argparse.Namespace, tokenizer, protocol):
             columns = args.path_column, args.label_column, args.split_column, args.group_column
             sides["train"].groups = ClipSource(args.source, None, *columns).groups(train.ids)
         splits = {"train": args.train_split, "test": args.split}
-        return sides, data_record(ClipSource(args.features), splits, train.classes), None
+        return sides, data_record(ClipSource(args.features), splits, train.classes, train.failures), None
 
     return read
 
@@ -232,8 +240,8 @@ def attentive(args: argparse.Namespace) -> int | None:
         "head": "attentive",
         "input": args.input,
         "tokenizer": args.model,
-        "run": args.run,
-        "trainer.max_steps": args.steps,
+        "run": args.run or "runs/probe",
+        "trainer.max_steps": args.steps or 500,
         "data.source": args.source or args.features,
         "data.val_source": args.test_source,
         "data.features": args.features,
@@ -251,7 +259,7 @@ def attentive(args: argparse.Namespace) -> int | None:
     }
     overrides = [f"{key}={quoted(value)}" for key, value in values.items() if value is not None]
     status = eval_finetune.run(argparse.Namespace(overrides=overrides, config=False))
-    if args.json and (result := Path(args.run, "result.json")).exists():
+    if args.json and (result := Path(values["run"], "result.json")).exists():
         write_json(args.json, json.loads(result.read_text()))
     return status
 

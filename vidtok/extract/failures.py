@@ -1,4 +1,4 @@
-"""failures.csv: which videos have no features, and why."""
+"""failures.csv: which videos have no features, and why. Columns: id, path, split (of the annotations), reason."""
 
 import csv
 import os
@@ -8,8 +8,18 @@ from pathlib import Path
 from vidtok.extract.claims import Claims
 
 FILE = "failures.csv"
-COLUMNS = ("id", "path", "reason")
+COLUMNS = ("id", "path", "split", "reason")
 LOCK = f"\0{FILE}"  # no video's id
+
+
+def read_failures(features: Path, split: str | None) -> list[dict[str, str]]:
+    """[{name, reason}] of a split (None, all), of the folder or one of its files that `vidtok extract` wrote."""
+    file = (features if features.is_dir() else features.parent) / FILE
+    if not file.exists():
+        return []
+    with open(file, newline="") as rows:
+        found = [row for row in csv.DictReader(rows) if split is None or row.get("split") == split]
+    return [{"name": row["id"], "reason": row["reason"]} for row in found]
 
 
 class Failures:
@@ -18,7 +28,7 @@ class Failures:
     def __init__(self, folder: Path, claims: Claims):
         self._path, self._claims = folder / FILE, claims
 
-    def add(self, id: str, path: str, reason: str) -> None:
+    def add(self, id: str, path: str, split: str, reason: str) -> None:
         self._claims.wait(LOCK)
         try:
             with open(self._path, "a+b") as file:
@@ -27,7 +37,7 @@ class Failures:
                 cut_short = file.read(1) not in (b"", b"\n")  # the last row, by a full disk
             with open(self._path, "a", newline="") as file:
                 file.write("\r\n" if cut_short else "")
-                csv.writer(file).writerows([[id, path, reason]] if size else [COLUMNS, [id, path, reason]])
+                csv.writer(file).writerows([*([] if size else [COLUMNS]), [id, path, split, reason]])
         finally:
             self._claims.release(LOCK)
 

@@ -100,7 +100,7 @@ class Output:
         self._claims.close()
 
     def _note(self, item: Item, reason: str) -> None:
-        self._failures.add(item.id, item.path or "", reason)
+        self._failures.add(item.id, item.path or "", item.split or "", reason)
         self.errors.append((item, reason))
         self._meter.failed += 1
 
