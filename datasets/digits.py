@@ -1,6 +1,7 @@
 """A labelled set of videos that the package makes itself, in which a single frame says nothing about the label."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -37,14 +38,21 @@ class MovingDigits(LabelledDataset):
 
     Sample: video float32 [1,3,frames,size,size] in [-1, 1] (before `transform`), label 0..8, id "digit/motion",
     timestamps j/25 s. transform: see `LabelledVideos`; one that flips is refused, as left would be right.
-    Raises ValueError for bad arguments.
+    classes: names in the order of the numbers, as a trained head has them; None, the order above. Raises ValueError for
+    bad arguments, and for classes that lack a motion.
     """
 
     flip_keeps_label = False
     fps = 25.0
 
     def __init__(
-        self, split: str = "train", frames: int = 17, size: int = 64, seed: int = 0, transform: Transform | None = None
+        self,
+        split: str = "train",
+        frames: int = 17,
+        size: int = 64,
+        seed: int = 0,
+        transform: Transform | None = None,
+        classes: Sequence[str] | None = None,
     ):
         from sklearn.datasets import load_digits
 
@@ -53,24 +61,27 @@ class MovingDigits(LabelledDataset):
         if frames < 1 or size < 16:
             raise ValueError(f"{frames=} must be at least 1 and {size=} at least 16")
         self.split, self.frames, self.size = split, frames, size
-        self.classes = list(_MOTIONS)
+        self.classes = list(_MOTIONS if classes is None else classes)
+        if missing := [motion for motion in _MOTIONS if motion not in self.classes]:
+            raise ValueError(f"the digits move in ways that are none of the classes, such as {missing[0]!r}")
         self._digits = torch.from_numpy(load_digits().images).float() / 16
-        self._numbers = [n for n in range(len(self._digits)) if (n % 5 == 4) == (split == "val")]
-        self.labels = [label for _ in self._numbers for label in range(len(self.classes))]
-        self.ids = [f"{number:04d}/{motion}" for number in self._numbers for motion in self.classes]
+        numbers = [n for n in range(len(self._digits)) if (n % 5 == 4) == (split == "val")]
+        self.labels = [self.classes.index(motion) for _ in numbers for motion in _MOTIONS]
+        self.ids = [f"{number:04d}/{motion}" for number in numbers for motion in _MOTIONS]
         super().__init__(len(self.ids), transform, seed, on_error="raise")
 
     def _read(self, index: int, rng: np.random.Generator) -> Sample:
-        number, label = self._numbers[index // len(_MOTIONS)], self.labels[index]
-        own = np.random.default_rng([self.seed, number, label])  # the video is the same in every epoch
-        place, direction = _MOTIONS[self.classes[label]]
+        number, motion = self.ids[index].split("/")  # where only some are left, their places are others
+        # The video is the same in every epoch.
+        own = np.random.default_rng([self.seed, int(number), list(_MOTIONS).index(motion)])
+        place, direction = _MOTIONS[motion]
         states = np.tile(own.random(4), (self.frames, 1))  # x, y, angle, size, each in [0, 1)
         states[:, place] += direction * own.uniform(*_TRAVEL) * np.linspace(0, 1, self.frames)
-        video = self._render(self._digits[number], torch.from_numpy(states % 1).float(), own)[None]
+        video = self._render(self._digits[int(number)], torch.from_numpy(states % 1).float(), own)[None]
         if self.transform is not None:
             video = self.transform(video, rng)
         timestamps = torch.arange(self.frames, dtype=torch.float64) / self.fps
-        return Sample(video, label, self.ids[index], timestamps.expand(len(video), -1))
+        return Sample(video, self.labels[index], self.ids[index], timestamps.expand(len(video), -1))
 
     def _render(self, digit_HW: Tensor, states_T4: Tensor, rng: np.random.Generator) -> Tensor:
         """[3,T,size,size] in [-1, 1]: light on dark or dark on light, in two colours."""

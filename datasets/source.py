@@ -33,7 +33,7 @@ def open_dataset(
     """
     columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column}
     if str(source) == "digits":
-        return MovingDigits(split or "train", **reading)
+        return MovingDigits(split or "train", classes=classes, **reading)
     source = Path(source)
     if source.is_dir():
         return VideoFolder(source, split, classes=classes, **reading)

@@ -63,12 +63,12 @@ class FeatureFiles:
             raise ValueError(f"{path}: {len(unknown)} labels are not among the classes: {', '.join(unknown[:5])}")
         refuse_other_clips(path, meta["sampler"], dataset.entries, protocol)
         self.dataset, self.seed = dataset, seed
-        self.failures = read_failures(Path(path), split)
         records: dict[str, list[int]] = {}
         for record, name in enumerate(dataset.ids):
             records.setdefault(name, []).append(record)
         self.ids, self.records = list(records), list(records.values())
         self.labels = [self.classes.index(dataset.entries[rows[0]].label) for rows in self.records]
+        self.failures = [row for row in read_failures(Path(path), split) if row["name"] not in records]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -79,6 +79,11 @@ class FeatureFiles:
             values = getattr(self, name)
             setattr(self, name, [values[i] for i in indices])
         return self
+
+    def first(self, limit: int | None) -> None:
+        """Leaves only the first `limit` videos, and no failures, whose places nobody knows; None, all."""
+        if limit is not None:
+            self.keep(range(len(self))[:limit]).failures = []
 
     @property
     def groups(self) -> list[str] | None:

@@ -58,7 +58,7 @@ class ClipSource:
         if self.source == DIGITS:
             if protocol.views > 1 or protocol.stride != 1:
                 raise ValueError(f"the digits are made as long as needed: protocol FRAMESx1x1x1, not {protocol}")
-            dataset = MovingDigits(split or "train", protocol.frames, protocol.size, seed)
+            dataset = MovingDigits(split or "train", protocol.frames, protocol.size, seed, classes=self.classes)
         else:
             columns = {name: getattr(self, name) for name in ("path_column", "label_column", "split_column")}
             if training:

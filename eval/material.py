@@ -169,7 +169,7 @@ def feature_material(
     test = FeatureFiles(paths[1], splits[1], input, tokenizer, protocol, train.classes)
     train.refuse_overlap(test)
     for files, limit in zip((train, test), limits, strict=True):
-        files.keep(range(len(files))[:limit])
+        files.first(limit)
     apart = None
     if select:
         groups = train.groups if groups_of is None else groups_of(train.ids)

@@ -39,6 +39,8 @@ class AttentiveProbe(Head):
         position: bool = True,
         head_drop: float = 0.0,
     ):
+        if heads < 1:
+            raise ValueError(f"attention has at least 1 head, not {heads}")
         embed = make_embed(input, dim, project=False)
         D = embed.dim
         if D % heads:

@@ -25,9 +25,6 @@ def make_head(config: HeadConfig) -> Head:
     t, h, w = config.grid
     if m < 1 or h % m or w % m:
         raise ValueError(f"merge={m} takes a grid whose sides are multiples of {m}, not {h} x {w}")
-    dim, count = (arguments.get(key, 1) for key in ("dim", "heads"))
-    if count < 1 or (kind == "transformer" and dim % count):
-        raise ValueError(f"head {kind!r}: a width of {dim} doesn't divide into {count} heads")
     try:
         head = HEADS[kind](config.input, (t, h // m, w // m), config.num_classes, **arguments)
     except TypeError as error:  # an argument that it doesn't know: configs come from outside

@@ -47,6 +47,8 @@ class VideoTransformer(Head):
         drop_path: float = 0.0,
         head_drop: float = 0.0,
     ):
+        if heads < 1 or dim % heads:
+            raise ValueError(f"a width of {dim} doesn't divide into {heads} heads")
         super().__init__(dim, num_classes, head_drop)
         self.embed = make_embed(input, dim)
         self.position = Position(grid, dim)

@@ -29,6 +29,7 @@ from vidtok.datasets import (
     whole_windows,
     write_video,
 )
+from vidtok.eval.labelled_clips import cut
 
 TRAIN = {"sampler": partial(random_clip, frames=5, stride=2), "transform": TrainTransform(32)}
 EVAL = {"sampler": partial(dense_clips, frames=5, stride=2, clips=2), "transform": EvalTransform(32, crops=3)}
@@ -299,6 +300,20 @@ class TestMovingDigits:
         facts = np.array([[_facts(video[:, t]) for t in (0, 8, 16)] for video in videos]).reshape(120, 9, -1)
         errors = facts.std(axis=(0, 1)) / np.sqrt(120)
         assert (np.abs(facts.mean(0) - facts.mean((0, 1))) / errors).max() < 4.2
+
+    def test_classes_in_the_order_of_a_head(self):
+        ours, theirs = MovingDigits("val"), MovingDigits("val", classes=sorted(MovingDigits("val").classes))
+        assert [ours.classes[label] for label in ours.labels] == [theirs.classes[label] for label in theirs.labels]
+        assert torch.equal(ours[3].video, theirs[3].video) and ours[3].label != theirs[3].label
+        with pytest.raises(ValueError, match="none of the classes, such as 'left'"):
+            MovingDigits("val", classes=["up", "down"])
+
+    def test_some_of_them_stay_what_they_are(self):
+        whole, some = MovingDigits("val"), MovingDigits("val")
+        cut(some, np.array([14, 30]))
+        assert [some[i].id for i in range(2)] == [whole[14].id, whole[30].id]
+        assert all(torch.equal(some[i].video, whole[j].video) for i, j in enumerate((14, 30)))
+        assert [some[i].label for i in range(2)] == [14 % 9, 30 % 9]
 
     def test_bad_arguments(self):
         for wrong in ({"split": "test"}, {"frames": 0}, {"size": 8}, {"transform": TrainTransform(32)}):

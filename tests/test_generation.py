@@ -439,6 +439,7 @@ def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsy
         assert message in capsys.readouterr().err and not (own / "masked" / "checkpoint.pt").exists()
     for number, (wrong, message) in enumerate((
         (["real=nowhere"], "nowhere"),
+        (["other_split=nonsense"], "is not 'train' or 'val'"),
         (["kinds=[masked,foo]"], "unknown kind 'foo'"),
         (["kinds=[masked,diffusion]", "settings.diffusion.solver=foo"], "unknown solver 'foo'"),
         (["n_fake=0"], "n_fake=0 is no number of at least 1"),

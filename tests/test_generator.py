@@ -92,7 +92,8 @@ def test_an_overfitted_generator_gives_its_clip_back(kind):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    ids = generator.generate(2, seed=3)
+    # Without rare draws, behind which an autoregressive model has never been.
+    ids = generator.generate(2, seed=3, **({} if kind == "diffusion" else {"temperature": 0.5}))
     signs, wanted = ids_to_signs(ids.flatten(1), 18), ids_to_signs(batch["ids"][:2].flatten(1), 18)
     assert (signs == wanted).float().mean() > 0.9
 

@@ -226,7 +226,10 @@ def test_wrong_input_is_one_clear_line(kind, x, message):
         ({"depht": 3}, "depht"),
         ({"dim": 66}, "a width of 66 doesn't divide into 4 heads"),
         ({"heads": 0}, "0 heads"),
-        ({"name": "attentive", "input": "codes", "dim": 100}, "neither a width of 18 nor dim=100 divides into 16 heads"),
+        (
+            {"name": "attentive", "input": "codes", "dim": 100},
+            "neither a width of 18 nor dim=100 divides into 16 heads",
+        ),
     ],
 )
 def test_wrong_arguments_are_one_clear_line(arguments, message):

@@ -256,8 +256,9 @@ def hold_finetuning(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
     facts |= {"command": "finetune", "input": cfg.input, "seed": cfg.seed, "tokenizer": tokenizer.weight_hash}
     plain = OmegaConf.to_container(cfg, resolve=True)
     facts |= {key: plain[key] for key in ("head", "head_options", "merge")}  # of other heads the weights might fit
-    facts |= {key: plain[key] for key in ("task", "optimizer")} | lasting(plain["trainer"])
-    facts = {key: value for key, value in facts.items() if key not in ("max_steps", "max_minutes")}  # may grow
+    facts["task"] = plain["task"]
+    # The rate may change, as may what the loop is told: a run that ended in NaN goes on with a lower one.
+    facts["optimizer"] = {key: value for key, value in plain["optimizer"].items() if key != "lr"}
     hold_to(Path(cfg.run), facts)
 
 
@@ -320,7 +321,7 @@ def refuse_idle(data: dict) -> None:
         if data[key]:
             raise ValueError(f"data.{key}={data[key]} {why}")
     if data["cache"] and data["features"] is None:
-        raise ValueError("data.cache is of extracted features: give data.features=")
+        raise ValueError("data.cache is of extracted features, data.features, and not of videos")
 
 
 def refuse_joined(data: dict) -> None:
@@ -374,7 +375,10 @@ def build_recognition_training(cfg: DictConfig, material: "Material", tokenizer:
         # By steps: a choice among checkpoints by the clock, or where a run was stopped, would not come out twice.
         every = options.save_steps or math.ceil(schedule.max_steps / CANDIDATES)
         arguments["options"] = replace(options, save_steps=every)
-        may_choose = lambda step: step % every == 0 or step >= schedule.max_steps  # noqa: E731
+
+        def may_choose(step: int) -> bool:
+            return step % every == 0 or step >= schedule.max_steps
+
     task = RecognitionTask(len(material.classes), material.encode, **plain["task"], select=material.select,
                            may_choose=may_choose)  # fmt: skip
     return {"task": task, "state": build_state(head, plain), "batches": batches, **arguments}
@@ -409,6 +413,8 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     recipe = OmegaConf.to_container(cfg, resolve=True)
     training = {key: recipe[key] for key in ("head", "head_options", "merge", "task", "optimizer")}
     training |= lasting(recipe["trainer"])
+    if data["select"]:  # whose choice depends on what is saved
+        training["save_steps"] = recipe["trainer"]["save_steps"]
     chosen = ("batch_size", "cells", "select", *(["group_column"] if data["select"] else []))
     hold_to(Path(cfg.run) / "runs", training | {key: data[key] for key in chosen})
 
@@ -425,9 +431,8 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
 
 
 def lasting(trainer: dict) -> dict:
-    """The trainer's settings that its result depends on: not how often it logs, nor its workers. A choice among
-    checkpoints depends on the steps at which it saves, not on the clock."""
-    return {key: value for key, value in trainer.items() if key not in ("log_seconds", "save_seconds", "workers")}
+    """The trainer's settings that its result depends on: not how often it logs and saves, nor its workers."""
+    return {key: value for key, value in trainer.items() if not key.startswith(("log", "save", "work"))}
 
 
 def build_generator_training(cfg: DictConfig) -> dict:

@@ -18,6 +18,7 @@ where copies of training clips show; the result has their distances, and with --
 
 import argparse
 import statistics
+from pathlib import Path
 
 from vidtok.cli import options
 from vidtok.cli.generate import SAMPLING
@@ -88,14 +89,16 @@ def run(args: argparse.Namespace) -> None:
     rows["convention"] = f"{args.convention}; {result['n_real']} real clips, {how.folds} x {how.n_fake} generated"
     rows |= {f"detector of {name}": text for name, text in result["detector"].items()}
     print_rows({**rows, **summary(result["metrics"]), "seconds per clip": f"{result['seconds_per_clip']:.2f}"})
+    if args.json:
+        write_json(args.json, result)
     if args.neighbours:
         found = result["neighbours"] = draw_neighbours(args.neighbours, evaluation, generator, args.seed, sampling)
         middles = {name: f"{statistics.median(found[name]):.1f}" for name in ("generated", "others") if name in found}
         said = ", ".join(f"{name} {value}" for name, value in middles.items())
         print(f"generated clips, each beside the nearest of {found['n_real']} real ones: {args.neighbours}")
         print(f"distance to the nearest, median: {said}")
-    if args.json:
-        write_json(args.json, result)
+        if args.json:
+            write_json(args.json, result)
 
 
 def load_detectors(i3d: str | None, fid: str | None, head: str | None, tokenizer, device):
@@ -153,11 +156,12 @@ def draw_neighbours(path: str, evaluation, generator, seed: int, sampling: dict,
         asked.append(features(torch.cat(batches)[:rows].to(evaluation.device)))
     middle, nearest, n_real = video.shape[2] // 2, Neighbours(torch.cat(asked)), 0
     for real in evaluation.real.clips():
-        nearest.update(features(real.to(evaluation.device)), list(real[:, :, middle]))
+        nearest.update(features(real.to(evaluation.device)), list(real[:, :, middle].clone()))
         n_real += len(real)
     shown = zip(video, nearest.pictures[:rows], strict=True)
     cells = [torch.stack([clip[:, middle].cpu(), *near], 1) for clip, near in shown]
     picture = frame_rows(torch.stack(cells), columns=cells[0].shape[1])
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_video(path, picture[:, None], 1)
     distances = nearest.distances[:, 0].tolist()
     found = {"n_real": n_real, "generated": distances[:rows]}

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from vidtok.cli.eval_generation import load_detectors
     from vidtok.cli.jsonfile import write_json
     from vidtok.eval.clip_store import hold_to
-    from vidtok.eval.generation import convention, prepare
+    from vidtok.eval.generation import convention
     from vidtok.eval.generation_compare import SCHEMA, draw_chart, markdown_table, verdict
     from vidtok.eval.generation_run import Evaluation, Judge, smaller
     from vidtok.eval.real_clips import real_clips
@@ -59,15 +59,13 @@ def run(args: argparse.Namespace) -> None:
     if not (cfg.i3d or cfg.recogniser):
         raise UserError("nothing to measure: give i3d=FILE or recogniser=NAME")
     detectors = load_detectors(cfg.i3d, None, cfg.recogniser, tokenizer, device)
-
-    def opened(config):
-        return real_clips(cfg.real, cfg.real_root, cfg.real_split, cfg.other_split, config, how, cfg.sample_batch)
-
     for kind in cfg.kinds:
         config = check_kind(kind, args.overrides, folder / kind, how, bool(cfg.i3d))
-    if detectors.head is not None and config.classes:
-        Judge(detectors.head, config.classes, tokenizer)
-    prepare(next(iter(opened(config).clips())), how)
+    real = real_clips(cfg.real, cfg.real_root, cfg.real_split, cfg.other_split, config, how, cfg.sample_batch)
+    check_real(real, how)
+    if detectors.head is not None:
+        for classes in (config.classes, real.classes):
+            Judge(detectors.head, classes, tokenizer)
     training = {}
     with StopSignal() as stop:
         for kind in cfg.kinds:
@@ -76,7 +74,6 @@ def run(args: argparse.Namespace) -> None:
                 print("stopped: the same command goes on", flush=True)
                 return
     generators = {kind: from_pretrained(folder / kind / "model", device) for kind in cfg.kinds}
-    real = opened(config)
     # Not before: what can't be measured holds nothing.
     hold_to(folder, {key: value for key, value in plain.items() if key in MEASURED_WITH})
     evaluation = None
@@ -133,6 +130,16 @@ def check_kinds(plain: dict) -> None:
             raise ValueError(f"steps.{kind} is a list of numbers such as [12], or [null] for its own, not {steps}")
     if not plain["kinds"] or not is_count(plain["sample_batch"]):
         raise ValueError("kinds needs one kind at least, and sample_batch a number of at least 1")
+
+
+def check_real(real, how) -> None:
+    """Raises ValueError where there are no real clips, or none that the `Convention` how can score."""
+    from vidtok.eval.generation import prepare
+
+    first = next(iter(real.clips()), None)
+    if first is None or (real.others is not None and next(iter(real.others()), None) is None):
+        raise ValueError(f"{real.about['source']}: no real clip can be read")
+    prepare(first, how)
 
 
 def config_of(kind: str, overrides: list[str], own: Path):

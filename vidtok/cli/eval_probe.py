@@ -86,6 +86,10 @@ def run(args: argparse.Namespace) -> int | None:
     protocol = Protocol.parse(args.protocol, args.size, args.fps)
     read = (of_files if args.features else of_clips)(args, tokenizer, protocol)
     inputs = args.input.split(",")
+    if args.recon and not {"i3d", "frames"} & set(inputs):
+        raise UserError(f"--recon is for --input i3d and frames, not {args.input}: there is --input recon")
+    if len(set(inputs)) < len(inputs):
+        raise UserError(f"--input {args.input}: one of them is given twice")
     only = "is for --input {}, not " + args.input
     options.refuse_idle((
         ("--i3d", args.i3d and "i3d" not in inputs, only.format("i3d")),
@@ -94,10 +98,6 @@ def run(args: argparse.Namespace) -> int | None:
         ("--steps", args.steps is not None, "is of --classifier attentive"),
         ("--run", args.run is not None, "is of --classifier attentive"),
     ))  # fmt: skip
-    if args.recon and not {"i3d", "frames"} & set(inputs):
-        raise UserError(f"--recon is for --input i3d and frames, not {args.input}: there is --input recon")
-    if len(set(inputs)) < len(inputs):
-        raise UserError(f"--input {args.input}: one of them is given twice")
     entries, predictions, chosen = [], {}, []
     for input in inputs:
         sides, data, encoder = read(input)
@@ -199,8 +199,8 @@ def of_files(args: argparse.Namespace, tokenizer, protocol):
         path = args.test_features or args.features
         test = FeatureFiles(path, args.split, input, tokenizer, protocol, train.classes)
         train.refuse_overlap(test)
-        train.keep(range(len(train))[: args.train_clips])
-        test.keep(range(len(test))[: args.test_clips])
+        for files, limit in ((train, args.train_clips), (test, args.test_clips)):
+            files.first(limit)
         sides = {
             name: features_of_files(files, input, tokenizer, args.pool)
             for name, files in (("train", train), ("test", test))

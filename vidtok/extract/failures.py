@@ -17,9 +17,10 @@ def read_failures(features: Path, split: str | None) -> list[dict[str, str]]:
     file = (features if features.is_dir() else features.parent) / FILE
     if not file.exists():
         return []
-    with open(file, newline="") as rows:
-        found = [row for row in csv.DictReader(rows) if split is None or row.get("split") == split]
-    return [{"name": row["id"], "reason": row["reason"]} for row in found]
+    with open(file, newline="") as rows:  # of a run that was killed: several rows of a video, or one cut short
+        found = {row["id"]: row for row in csv.DictReader(rows) if row.get("reason") is not None}
+    kept = [row for row in found.values() if split is None or row.get("split") == split]
+    return [{"name": row["id"], "reason": row["reason"]} for row in kept]
 
 
 class Failures:

@@ -164,7 +164,8 @@ def train(
             if accelerator.is_main_process:
                 run.save_scalars(scalars, state.step)
                 say(f"{progress_line(scalars, state, schedule)}  {task.progress(scalars)}")
-        step_due = options.save_steps is not None and state.step % options.save_steps == 0
+        ends = schedule.progress(state.step, state.seconds) >= 1  # and is saved below
+        step_due = options.save_steps is not None and state.step % options.save_steps == 0 and not ends
         if (clock.save_due() or step_due) and accelerator.is_main_process:
             save_and_validate(task, state, run, say)
 
