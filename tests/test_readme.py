@@ -10,7 +10,7 @@ import pytest
 from vidtok.cli.main import VERBS
 from vidtok.datasets import demo_clip, write_video
 from vidtok.eval.generation_compare import markdown_table
-from vidtok.eval.markdown import probe_table
+from vidtok.eval.markdown import comparison_table, probe_table
 from vidtok.extract import Record, RecordMeta, open_writer
 from vidtok.shipped import PRETRAINED
 
@@ -160,11 +160,20 @@ def test_probes_are_those_of_the_result_files():
     assert f"<!-- probes -->\n{table}\n<!-- end of probes -->" in README
 
 
+def test_the_comparison_that_was_run_again_is_that_of_its_result_file():
+    result = json.loads((ROOT / ".bench" / "recognition-rt1.json").read_text())
+    assert comparison_table({"rt1, again": result}).splitlines()[-1] in README.splitlines()
+
+
 def test_generators_are_those_of_the_result_file():
     result = json.loads((ROOT / ".bench" / "generation.json").read_text())
     for line in markdown_table(result).splitlines():
         assert line in README.splitlines()
     assert result["verdict"][1:] in README.replace("\n", " ")  # begins with a capital there
+    metrics = json.loads((ROOT / ".bench" / "generation-digits.json").read_text())["metrics"]
+    for name, place in (("agreement", "agreement of {} of 900"), ("real_agreement", "is right on {} of 450")):
+        numbers = (100 * metrics[name][key] for key in ("value", "low", "high"))
+        assert place.format("{:.1f} % ({:.1f} to {:.1f})".format(*numbers)) in README.replace("\n", " ")
     metrics = json.loads((ROOT / ".bench" / "generation-droid.json").read_text())["metrics"]
     numbers = [metrics["fvd"]["mean"], metrics["fvd_reconstruction"]["value"], metrics["fvd_floor"]["value"]]
     assert "FVD {:.0f}; reconstructions of other real clips {:.0f}, these clips {:.0f}".format(*numbers) in README
