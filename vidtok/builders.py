@@ -491,9 +491,10 @@ def hold_generator(cfg: DictConfig, config: "GeneratorConfig") -> None:
     from pathlib import Path
 
     from vidtok.eval.clip_store import hold_to
+    from vidtok.generator.config import SCHEMA
 
     facts = {key: value for key, value in asdict(config).items() if key != "name"}
-    hold_to(Path(cfg.run), {"command": "train generator", **facts})
+    hold_to(Path(cfg.run), {"command": "train generator", "schema": SCHEMA, **facts})
 
 
 def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: VideoTokenizer, seed: int):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vidtok.config import load_config, save_config
 
-SCHEMA = "vidtok.generator/1"
+SCHEMA = "vidtok.generator/2"  # of 1 the heads did not norm the low half of a token
 
 
 @dataclass(frozen=True)
