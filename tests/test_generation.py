@@ -221,6 +221,16 @@ def test_wrong_wishes_of_generate_are_one_line(trained, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_clips_of_different_rates_are_said(tmp_path):
+    for fps in (10, 25):
+        write_video(tmp_path / f"{fps}.mp4", MovingDigits("train", 9, 32)[0].video, fps)
+    sources = [str(tmp_path / f"{fps}.mp4") for fps in (10, 25)]
+    assert main(["extract", *sources, "-o", str(tmp_path / "ids"), "--workers", "0"]) == 0
+    cfg = compose_config("train_generator", [f"data.features={tmp_path / 'ids'}", *SMALL[1:]])
+    with pytest.warns(UserWarning, match="clips of different rates"):
+        assert build_generator_training(cfg)["state"].model.config.fps is None
+
+
 def test_conventions_are_those_of_the_papers():
     k600, ucf, styleganv = (convention(name) for name in ("magvit-k600", "magvit-ucf", "stylegan-v-2048x16"))
     assert (k600.frames, k600.score_size, k600.given_frames, k600.n_fake, k600.folds) == (16, 64, 5, 50_000, 4)

@@ -269,7 +269,7 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
     from vidtok.eval.material import feature_material, memory_material, video_material
 
     data, protocol = OmegaConf.to_container(cfg.data, resolve=True), build_protocol(cfg)
-    refuse_idle(data)
+    refuse_idle_data(data)
     if data["features"] is not None:
         paths = data["features"], data["val_features"] or data["features"]
         splits = data["train_split"], data["val_split"]
@@ -308,7 +308,7 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
     )  # fmt: skip
 
 
-def refuse_idle(data: dict) -> None:
+def refuse_idle_data(data: dict) -> None:
     """Raises ValueError for a setting of the group `data` that would do nothing."""
     if data["features"] is not None:
         idle = ("joined", "train_views", "cells", "augment", "classes", "checked")
@@ -397,7 +397,7 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     if data["features"] is not None:
         raise ValueError("a comparison is of videos, whose pixels are one of the arms: data.features= is for finetune")
     refuse_joined(data)
-    refuse_idle(data | {"in_memory": True})
+    refuse_idle_data(data | {"in_memory": True})
     (source, test_source), protocol = build_clip_sources(cfg), build_protocol(cfg)
     encoders = {arm: InputEncoder(arm, tokenizer, protocol.at_once) for arm in {*cfg.arms, "tokens", "recon"}}
     source.refuse_overlap(data["train_split"], test_source, data["val_split"])
