@@ -18,8 +18,9 @@ class VideoTransformer(Head):
     """Joint: all cells of all times attend to each other, and the features are theirs, N = t*h*w. Factorised: `depth`
     layers on the cells of each time alone, whose mean is then one of t vectors for `temporal_depth` more layers, N = t.
 
-    Two transformers of one size and two inputs have the same parameters but for `embed`. Positions are one learned
-    vector per time, row and column; features are averaged, there is no class token.
+    Two transformers of one size and two inputs have the same parameters but for `embed`, and with one seed the same
+    initial values. Positions are one learned vector per time, row and column; features are averaged, there is no class
+    token.
 
     Args:
         input: see `make_embed`.
@@ -50,7 +51,6 @@ class VideoTransformer(Head):
         if heads < 1 or dim % heads:
             raise ValueError(f"a width of {dim} doesn't divide into {heads} heads")
         super().__init__(dim, num_classes, head_drop)
-        self.embed = make_embed(input, dim)
         self.position = Position(grid, dim)
         self.drop = nn.Dropout(drop)
         self.depth, self.factorised = depth, temporal_depth > 0
@@ -62,6 +62,8 @@ class VideoTransformer(Head):
         )
         self.space_norm = nn.LayerNorm(dim) if self.factorised else nn.Identity()
         named_apply(init_weights_vit_timm, self.blocks)
+        # Last, so that with one seed everything else begins alike, whatever the input.
+        self.embed = make_embed(input, dim)
 
     def encode(self, x_BthwD: Tensor) -> Tensor:
         x = self.drop(self.position(x_BthwD))
