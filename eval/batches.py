@@ -12,15 +12,18 @@ from vidtok.datasets import LabelledDataset
 from vidtok.datasets.ahead import made_ahead
 from vidtok.datasets.part import WHOLE, Part, rows_of
 
+from .inputs import crop_cells
+
 
 class Source(Protocol):
-    """Labelled things. draw(index, epoch): one of them as training sees it in that epoch, a function of the two."""
+    """Labelled things. draw(index, epoch): one of them as training sees it in that epoch, a function of the two, and
+    the label of what was drawn: another thing may stand in for one that can't be read."""
 
     labels: list[int] | np.ndarray
 
     def __len__(self) -> int: ...
 
-    def draw(self, index: int, epoch: int) -> Tensor: ...
+    def draw(self, index: int, epoch: int) -> tuple[Tensor, int]: ...
 
     def summary(self) -> str: ...
 
@@ -34,9 +37,10 @@ class VideoSource:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def draw(self, index: int, epoch: int) -> Tensor:
-        video_V3THW = self.dataset.draw(index, epoch).video
-        return video_V3THW[0] if len(video_V3THW) == 1 else video_V3THW  # several: what the head sees at once
+    def draw(self, index: int, epoch: int) -> tuple[Tensor, int]:
+        sample = self.dataset.draw(index, epoch)
+        several = len(sample.video) > 1  # that the head sees at once
+        return sample.video if several else sample.video[0], sample.label
 
     def summary(self) -> str:
         count = self.dataset.resampled
@@ -59,30 +63,16 @@ class MemorySource:
     def __len__(self) -> int:
         return len(self.x_NV)
 
-    def draw(self, index: int, epoch: int) -> Tensor:
+    def draw(self, index: int, epoch: int) -> tuple[Tensor, int]:
         rng = np.random.default_rng([self.seed, epoch, index])
         x = self.x_NV[index, rng.integers(self.x_NV.shape[1])]
-        if self.cells is None:
-            return x
-        places = [int(rng.integers(side // self.unit - self.cells, endpoint=True)) for side in x.shape[-2:]]
-        return crop_cells(x, *places, self.cells, self.unit)
+        if self.cells is not None:
+            places = [int(rng.integers(side // self.unit - self.cells, endpoint=True)) for side in x.shape[-2:]]
+            x = crop_cells(x, *places, self.cells, self.unit)
+        return x, int(self.labels[index])
 
     def summary(self) -> str:
         return ""
-
-
-def crop_cells(x: Tensor, top: int, left: int, cells: int, unit: int) -> Tensor:
-    """cells x cells of the grid, from the cell (top, left); `unit` values of the last two dimensions are one cell."""
-    (y, x0), side = (top * unit, left * unit), cells * unit
-    return x[..., y : y + side, x0 : x0 + side]
-
-
-def centre_cells(x: Tensor, cells: int | None, unit: int) -> Tensor:
-    """What a test sees of inputs that are trained on crops of `cells` x `cells`."""
-    if cells is None:
-        return x
-    top, left = ((side // unit - cells) // 2 for side in x.shape[-2:])
-    return crop_cells(x, top, left, cells, unit)
 
 
 class LabelledBatches:
@@ -102,9 +92,9 @@ class LabelledBatches:
 
     def part_of(self, number: int, part: Part) -> tuple[Tensor, Tensor]:
         """The rows that are `part` of batch `number`. Raises ValueError where it doesn't divide into such parts."""
-        chosen = [self._place(number * self.batch_size + row) for row in rows_of(part, self.batch_size)]
-        x = torch.stack([self.source.draw(index, epoch) for index, epoch in chosen])
-        return x, torch.tensor([int(self.source.labels[index]) for index, _ in chosen])
+        places = [number * self.batch_size + row for row in rows_of(part, self.batch_size)]
+        x, labels = zip(*(self.source.draw(*self._place(place)) for place in places), strict=True)
+        return torch.stack(x), torch.tensor(labels)
 
     def loader(self, start: int = 0, workers: int = 0, part: Part = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """That part of batches start, start + 1, ... for ever, made ahead by `workers` processes."""

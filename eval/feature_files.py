@@ -90,16 +90,22 @@ class FeatureFiles:
         """What must not be parted, as far as files know it: of the built-in digits the digit. None for others."""
         return digits_of(self.ids) if self.dataset.read(0).meta.reader == DIGITS else None
 
+    def refuse_other_views(self, protocol: Protocol) -> None:
+        """Of a test. Raises ValueError where a video has other than the protocol's number of views."""
+        for name, rows in zip(self.ids, self.records, strict=True):
+            if len(rows) != protocol.views:
+                raise ValueError(f"{name} has {len(rows)} records, and protocol {protocol} has {protocol.views} views")
+
     def refuse_overlap(self, test: "FeatureFiles") -> None:
         """Raises ValueError where a video is in both."""
         if both := sorted(set(self.ids) & set(test.ids)):
             raise ValueError(f"{len(both)} videos are in training and test, the first is {both[0]}")
 
-    def draw(self, index: int, epoch: int) -> Tensor:
-        """One view of a video, see `vidtok.eval.batches.Source`."""
+    def draw(self, index: int, epoch: int) -> tuple[Tensor, int]:
+        """One view of a video and its label, see `vidtok.eval.batches.Source`."""
         rows = self.records[index]
         view = np.random.default_rng([self.seed, epoch, index]).integers(len(rows))
-        return self.dataset[rows[view]]["features"]
+        return self.dataset[rows[view]]["features"], self.labels[index]
 
     def summary(self) -> str:
         return ""
@@ -121,9 +127,13 @@ class FeatureFiles:
 
 
 def refuse_other_clips(path: str | Path, sampler: str | None, entries: Sequence[Entry], protocol: Protocol) -> None:
-    """Raises ValueError unless all records are clips of the protocol, or whole videos of its length and size."""
+    """Raises ValueError unless all records are clips of the protocol, or whole videos of its length and size, of which
+    a protocol takes every frame."""
     name = "uniform" if protocol.stride is None else "dense"
     wanted = str(Clips(name, protocol.segments, protocol.frames, protocol.stride or 1, protocol.fps))
+    if sampler is None and (protocol.segments > 1 or protocol.stride not in (None, 1)):
+        own = f"{protocol.frames}x1x1x{protocol.crops}"
+        raise ValueError(f"{path} holds whole videos, which are protocol {own}, and not {protocol}")
     if sampler not in (None, wanted):
         raise ValueError(f"{path} holds clips ({sampler}), and protocol {protocol} is of others ({wanted})")
     seen = {(entry.frames, *entry.coded_size) for entry in entries}

@@ -46,6 +46,7 @@ class Convention:
         n_real: real clips; None, all that there are. windows, crops: clips of each real video, in time and in space.
         random: whether its clips begin anywhere, or are spread evenly, a single one in the middle.
         n_fake, folds: generated clips of a fold; independent folds, whose figures' mean and deviation are reported.
+        generated_size: pixels of the clips that are scored; None, any.
         given_frames: frames of a real clip that each generated one goes on from.
         real: which clips are the real ones, in words; of which split, and of what size clips are generated, is said
             beside it. Papers take the eval split of Kinetics-600, and the training splits elsewhere.
@@ -59,6 +60,7 @@ class Convention:
     random: bool = False
     n_fake: int = 2048
     folds: int = 1
+    generated_size: int | None = None
     given_frames: int = 0
     real: str = "as given"
 
@@ -67,9 +69,20 @@ CONVENTIONS = {
     "plain": Convention(),
     # MAGVIT, appendix B.3, which MAGVIT-v2 follows (Table 1).
     "magvit-k600": Convention(
-        16, 64, None, windows=2, crops=3, n_fake=50_000, folds=4, given_frames=5, real="6 clips of each video"
+        16,
+        64,
+        None,
+        windows=2,
+        crops=3,
+        n_fake=50_000,
+        folds=4,
+        generated_size=128,
+        given_frames=5,
+        real="6 clips of each video",
     ),
-    "magvit-ucf": Convention(16, 128, None, random=True, n_fake=10_000, folds=4, real="a random clip of each video"),
+    "magvit-ucf": Convention(
+        16, 128, None, random=True, n_fake=10_000, folds=4, generated_size=128, real="a random clip of each video"
+    ),
     # StyleGAN-V's fvd2048_16f.
     "stylegan-v-2048x16": Convention(
         16, None, 2048, random=True, n_fake=2048, real="a random clip of each of 2048 videos"
@@ -165,9 +178,11 @@ def frames_of(features: Features) -> Features:
     return lambda video: features(video.transpose(1, 2).flatten(0, 1))
 
 
-def describe(how: Convention, name: str, **more) -> dict:
-    """The protocol of a result."""
-    return {"convention": name, **asdict(how), **more}
+def describe(how: Convention, name: str, clip_size: int, **more) -> dict:
+    """The protocol of a result. clip_size: pixels of the clips; if they aren't the convention's, its name says so."""
+    if how.generated_size not in (None, clip_size):
+        name = f"{name}, but of clips of {clip_size} pixels"
+    return {"convention": name, **asdict(how), "clip_size": clip_size, **more}
 
 
 class Neighbours:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from vidtok.generator import Generator
+from vidtok.generator import Generator, GeneratorConfig
 from vidtok.generator.samples import generate_samples
 from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer
@@ -75,7 +75,10 @@ class Judge:
         self.numbers_K = torch.tensor([list(own).index(name) for name in classes], dtype=torch.long)
 
     def update(self, ids_Bthw: Tensor, label_B: Tensor) -> None:
-        """int64 ids, and class numbers on the CPU."""
+        """int64 ids, and class numbers on the CPU; those of -1, no class, don't count."""
+        ids_Bthw, label_B = ids_Bthw[label_B >= 0], label_B[label_B >= 0]
+        if not len(label_B):
+            return
         with torch.inference_mode():
             x = self.tokenizer.decode(ids_Bthw) if self.input == "pixels" else ids_Bthw
             seen = self.head(x).argmax(1).cpu()
@@ -119,17 +122,18 @@ class Evaluation:
             return found
         if self.kinds:
             count = self.how.n_fake
-            floor = score_clips((video for video, _ in self._others()), self.kinds, self.how, count)
-            decoded = (self.tokenizer.decode(self.tokenizer.encode(video)) for video, _ in self._others())
+            floor = score_clips((video for video, _ in self.other_clips()), self.kinds, self.how, count)
+            decoded = (self.tokenizer.decode(self.tokenizer.encode(video)) for video, _ in self.other_clips())
             passed = score_clips(decoded, self.kinds, self.how, count)
             for kind in self.kinds:
                 for name, scored in (("floor", floor), ("reconstruction", passed)):
                     found[f"{kind}_{name}"] = {"value": self.scored.distance(kind, scored), "n": scored.n}
         if self.detectors.head is not None:
             judge = Judge(self.detectors.head, self.real.classes, self.tokenizer)
-            for video, label in self._others():
+            for video, label in self.other_clips():
                 judge.update(self.tokenizer.encode(video), label)
-            found["real_agreement"] = judge.agreement()
+            if judge.n:
+                found["real_agreement"] = judge.agreement()
         return found
 
     def measure(self, generator: Generator, seed: int = 0, say=lambda done: None, **sampling) -> dict:
@@ -195,7 +199,7 @@ class Evaluation:
             return None, self._prefixes()
         return (list(range(classes)) if classes else None), None
 
-    def _others(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def other_clips(self) -> Iterator[tuple[Tensor, Tensor]]:
         """As many other real clips as a fold has, and their labels: the first clip of every video, then their second
         clips, ..., as clips of one video are too much alike to stand for several."""
         own, n = self.how.windows * self.how.crops, 0
@@ -210,21 +214,42 @@ class Evaluation:
         """The beginnings of the real clips, int64 [N, latents, h, w]: the first clips of as many videos as all folds
         need, then their second clips, ..."""
         own, wanted = self.how.windows * self.how.crops, self.how.n_fake * self.how.folds
-        latents = 1 + (self.how.given_frames - 1) // self.tokenizer.stride[0]
-        given = 1 + (latents - 1) * self.tokenizer.stride[0]
         ids, n = [], 0
         for video in self.real.clips():
-            ids.append(self.tokenizer.encode(video[:, :, :given].to(self.device)))
+            ids.append(self.tokenizer.encode(video[:, :, : self.how.given_frames].to(self.device)))
             n += len(video)
             if n >= wanted * own:
                 break
         return torch.cat(ids).unflatten(0, (-1, own)).transpose(0, 1).flatten(0, 1)
 
 
-def check_guidance(how: Convention, sampling: Mapping) -> None:
-    """Before the work. Raises ValueError where guidance is asked for and the convention gives frames, not classes."""
+def check_conditions(
+    how: Convention, config: GeneratorConfig, classes: Sequence[str], head: Head | None, tokenizer: VideoTokenizer,
+    sampling: Mapping,
+) -> None:  # fmt: skip
+    """Before the work.
+
+    Args:
+        classes: of the real clips. head: that agreement is measured by, or None. sampling: of `Generator.generate`.
+
+    Raises:
+        ValueError: where guidance or an agreement with classes is asked for and there are none, the head doesn't know
+            them, or the frames that the convention gives are no whole latent frames.
+    """
     if how.given_frames and sampling.get("guidance", 1) != 1:
         raise ValueError("guidance needs classes, and this convention gives frames instead")
+    if how.given_frames and (how.given_frames - 1) % tokenizer.stride[0]:
+        raise ValueError(
+            f"the convention gives {how.given_frames} frames, which aren't whole latent frames of {config.tokenizer}: "
+            f"1 and multiples of {tokenizer.stride[0]} more"
+        )
+    if head is None:
+        return
+    if how.given_frames or not config.classes:
+        why = "the convention gives frames instead" if how.given_frames else f"{config.name} has none"
+        raise ValueError(f"agreement is of generated clips with the classes that they are asked to be: {why}")
+    for names in (config.classes, classes):
+        Judge(head, names, tokenizer)
 
 
 def smaller(how: Convention, n_real: int | None, n_fake: int | None, folds: int | None) -> Convention:

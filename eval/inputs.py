@@ -32,18 +32,19 @@ class InputEncoder:
 
     kind: one of `INPUTS`. "tokens" and "codes" give int64 ids [B,t,h,w], "latents" and "hidden" float32 [B,C,t,h,w],
     "pixels" and "recon" float32 [B,3,T,H,W]. tokenizer: where it is, is the result; not needed for pixels.
+    cells: of a head trained on crops of the grid, their side: what is given is the central one; None, the whole grid.
     joined: J > 1, clips [B,J,3,T,H,W], each encoded alone, whose features then stand one after the other in time, J*t
     in place of t: what a head sees at once.
 
     Raises ValueError for another kind, a missing tokenizer, or pixels of several clips at once.
     """
 
-    def __init__(self, kind: str, tokenizer: VideoTokenizer | None = None, joined: int = 1):
+    def __init__(self, kind: str, tokenizer: VideoTokenizer | None = None, joined: int = 1, cells: int | None = None):
         if kind not in INPUTS:
             raise ValueError(f"unknown input {kind!r}: {nearest(kind, INPUTS)}")
         if tokenizer is None and kind != "pixels":
             raise ValueError(f"input {kind!r} comes from a tokenizer: give one")
-        self.kind, self.tokenizer, self.joined = kind, tokenizer, joined
+        self.kind, self.tokenizer, self.joined, self.cells = kind, tokenizer, joined, cells
         if joined > 1 and self.head_input == "pixels":
             raise ValueError(f"clips can be joined as tokens, codes, latents or hidden features, not as {kind}")
 
@@ -59,10 +60,14 @@ class InputEncoder:
 
     def __call__(self, video: Tensor) -> Tensor:
         if self.joined == 1:
-            return unpack(self.packed(video))
+            return self.cropped(unpack(self.packed(video)))
         x = unpack(self.packed(video.flatten(0, 1))).unflatten(0, (-1, self.joined))
         time = 1 if x.ndim == 5 else 2  # of ids [B,J,t,h,w] and features [B,J,C,t,h,w]
-        return x.movedim(1, time).flatten(time, time + 1)
+        return self.cropped(x.movedim(1, time).flatten(time, time + 1))
+
+    def cropped(self, x: Tensor) -> Tensor:
+        """What the head sees of a whole grid."""
+        return centre_cells(x, self.cells, self.unit)
 
     @torch.no_grad()
     def packed(self, video_B3THW: Tensor) -> Tensor:
@@ -71,12 +76,15 @@ class InputEncoder:
         if self.kind == "pixels":
             return video
         x = to_float(video.to(self.tokenizer.device))
-        if self.kind == "latents":
-            return self.tokenizer.encode_latents(x).half()
-        if self.kind == "hidden":
-            return self.tokenizer.forward_features(x).half()
-        ids = self.tokenizer.encode(x)
-        return ids if self.kind in ("tokens", "codes") else to_bytes(self.tokenizer.decode(ids))
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # in a loop's bf16, other tokens would be trained than tested
+            if self.kind == "latents":
+                return self.tokenizer.encode_latents(x).half()
+            if self.kind == "hidden":
+                return self.tokenizer.forward_features(x).half()
+            ids = self.tokenizer.encode(x)
+            return ids if self.kind in ("tokens", "codes") else to_bytes(self.tokenizer.decode(ids))
 
 
 def encode_all(encoder: InputEncoder, video_NV3THW: Tensor, batch_size: int = 4) -> Tensor:
@@ -91,6 +99,20 @@ def encode_all(encoder: InputEncoder, video_NV3THW: Tensor, batch_size: int = 4)
 def unpack(x: Tensor) -> Tensor:
     """What a head is given, of what `InputEncoder.packed` gave."""
     return to_float(x) if x.dtype == torch.uint8 else x.float() if x.is_floating_point() else x
+
+
+def crop_cells(x: Tensor, top: int, left: int, cells: int, unit: int) -> Tensor:
+    """cells x cells of the grid, from the cell (top, left); `unit` values of the last two dimensions are one cell."""
+    (y, x0), side = (top * unit, left * unit), cells * unit
+    return x[..., y : y + side, x0 : x0 + side]
+
+
+def centre_cells(x: Tensor, cells: int | None, unit: int) -> Tensor:
+    """What a test sees of inputs that are trained on crops of `cells` x `cells`."""
+    if cells is None:
+        return x
+    top, left = ((side // unit - cells) // 2 for side in x.shape[-2:])
+    return crop_cells(x, top, left, cells, unit)
 
 
 def to_float(video: Tensor) -> Tensor:

@@ -99,7 +99,8 @@ def _accuracy(top1: Mapping) -> str:
 
 
 def _ratio(ratio: Mapping) -> str:
-    return f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+    value, low, high = (float(ratio[key]) for key in ("value", "low", "high"))  # one without bound is a string in JSON
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _row(cells: Sequence[str]) -> str:

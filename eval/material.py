@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from vidtok.tokenizer import VideoTokenizer
 
-from .batches import MemorySource, Source, VideoSource, centre_cells
+from .batches import MemorySource, Source, VideoSource
 from .feature_files import FeatureFiles
 from .folds import split_off
-from .inputs import InputEncoder, unpack
+from .inputs import InputEncoder, centre_cells, unpack
 from .labelled_clips import ClipSet, ClipSource, cut
 from .predict import Predictions, predict, views_in_memory, views_of_dataset
 from .protocol import Protocol
 
 Test = Callable[[nn.Module], Predictions]
+TESTED_CLIPS = 32  # at a time, of videos
 
 
 @dataclass
@@ -53,7 +54,9 @@ class Material:
         if self.input == "pixels":
             T, H, W = self.example.shape[-3:]
             return 1 + (T - 1) // stride[0], H // stride[1], W // stride[2]
-        return tuple(self.example.shape[-3:]) if self.example.ndim > 3 else (self.example.shape[1], 1, 1)
+        if self.example.ndim > 3:
+            return tuple(self.example.shape[-3:])
+        return (self.example.shape[1] if self.example.ndim == 3 else 1), 1, 1
 
 
 def memory_material(
@@ -131,12 +134,15 @@ def video_material(
         cut(apart, chosen)
         cut(training, kept)
 
+    # A training batch is shared by many processes, and has one view of each video.
+    tested = max(1, min(batch_size, TESTED_CLIPS) // protocol.views)
+
     def test_on(videos, shuffle: bool = False) -> Test:
         at_once = encoder.joined
-        return lambda head: predict(head, views_of_dataset(videos, batch_size, workers, shuffle, at_once), encoder)
+        return lambda head: predict(head, views_of_dataset(videos, tested, workers, shuffle, at_once), encoder)
 
     videos = VideoSource(training)
-    example = encoder(videos.draw(0, 0)[None])
+    example = encoder(videos.draw(0, 0)[0][None])
     return Material(
         encoder.head_input,
         videos,
@@ -168,6 +174,7 @@ def feature_material(
     train = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol, seed=seed, cache=cache)
     test = FeatureFiles(paths[1], splits[1], input, tokenizer, protocol, train.classes)
     train.refuse_overlap(test)
+    test.refuse_other_views(protocol)
     for files, limit in zip((train, test), limits, strict=True):
         files.first(limit)
     apart = None
@@ -184,7 +191,7 @@ def feature_material(
         input,
         train,
         None,
-        train.draw(0, 0)[None],
+        train.draw(0, 0)[0][None],
         test_on(test),
         None,
         None if apart is None else test_on(apart),

@@ -36,8 +36,8 @@ def real_clips(
 
     Args:
         source, root, columns: see `vidtok.datasets.open_dataset`; "digits", the built-in set.
-        split: that others are compared with; others: a split of other real clips, or None. A folder without a folder
-            `split` is taken as a whole, where no others are asked for.
+        split: that others are compared with; None, "train", or all of a folder without a folder "train". others: a
+            split of other real clips, or None.
         how: windows and crops of each video.
         batch: videos at a time.
 
@@ -48,18 +48,18 @@ def real_clips(
     size, width = (n * stride for n, stride in zip(config.grid[1:], config.stride[1:], strict=True))
     if size != width:
         raise ValueError(f"clips of {size} x {width} pixels are compared with nothing: real clips are cut square")
+    if split is None and (source == "digits" or not Path(source).is_dir() or (Path(source) / "train").is_dir()):
+        split = "train"
     if others is not None and others == split:
         raise ValueError(f"other real clips than those of {split!r} are of another split than {others!r}")
 
     def opened(part: str | None) -> LabelledDataset:
         if source == "digits":
-            return MovingDigits(part or "train", frames, size)
+            return MovingDigits(part, frames, size)
         drawn = random_clip if how.random else dense_clips
         sampler = partial(drawn, frames=frames, clips=how.windows, at_fps=config.fps)
         reading = {"sampler": sampler, "transform": EvalTransform(size, how.crops), "on_error": "return"}
-        whole = others is None and Path(source).is_dir() and part is not None and not (Path(source) / part).is_dir()
-        own = None if whole else part
-        return open_dataset(source, root, own, config.classes or None, **columns, **reading)
+        return open_dataset(source, root, part, config.classes or None, **columns, **reading)
 
     def batches(part: str | None) -> Iterator[tuple[Tensor, Tensor]]:
         dataset = opened(part)
@@ -71,7 +71,7 @@ def real_clips(
                 labels = [label for sample in good for label in [sample.label] * len(sample.video)]
                 yield torch.cat([sample.video for sample in good]), torch.tensor(labels)
 
-    about = {"source": source, "split": split, "others": others, "clip_frames": frames, "clip_size": size}
+    about = {"source": source, "split": split or "all", "others": others, "clip_frames": frames, "clip_size": size}
     about |= {"order": "random, seed 0", "fps": config.fps or "native", "unreadable": "left out"}
     return Real(
         lambda: (video for video, _ in batches(split)),

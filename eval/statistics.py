@@ -92,9 +92,10 @@ def over_seeds(correct_SN: np.ndarray) -> dict:
 def paired_ratio(ours_SN: np.ndarray, theirs_SN: np.ndarray, same_heads: bool = False) -> dict:
     """Ratio and difference of two accuracies on the same N clips, with 95 % intervals.
 
-    Paired bootstrap: each resample draws one set of clips for both sides, and seeds for each side, since a seed of one
-    has nothing to do with the same seed of the other; or, where both are of the same heads, tested on other inputs, one
-    set of seeds, too. A resample in which theirs is never right counts as infinite.
+    Paired bootstrap: each resample draws one set of clips for both sides, and seeds for each side, since what heads of
+    one seed share (initial weights but for the embedding, order of the clips) is taken to matter little; or, where
+    both are of the same heads, tested on other inputs, one set of seeds, too. A resample in which theirs is never right
+    counts as infinite.
     """
     if ours_SN.shape[1] != theirs_SN.shape[1]:
         raise ValueError(f"not the same clips: {ours_SN.shape[1]} and {theirs_SN.shape[1]}")

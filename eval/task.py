@@ -118,8 +118,12 @@ def save_best(head: nn.Module, run: Path, score: dict) -> None:
     shutil.rmtree(new, ignore_errors=True)
     head.save_pretrained(new)
     (new / "chosen.json").write_text(json.dumps(score, indent=2) + "\n")
-    shutil.rmtree(final, ignore_errors=True)
+    old = run / f"{BEST}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)  # and not deleted: a kill in between would leave neither for long
     new.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def chosen_head(last: nn.Module, run: Path) -> tuple[nn.Module, dict]:

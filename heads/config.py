@@ -25,7 +25,8 @@ class HeadConfig:
             from one to the next, None where they are spread over the video, "fps": what the stride is counted in, where
             it isn't the video's own rate, "resize": the short side before crops, where it isn't the size, "clips": how
             many per video, "crops": 1 or 3, whose probabilities are averaged, "joined": true where the head sees the
-            features of all clips at once}. None, not known.
+            features of all clips at once, "cells": side of the central crop of the grid that is seen, where it was
+            trained on crops}. None, not known.
         class_counts: how many training clips each class had. None, not known.
         license: of the weights.
     """

@@ -74,6 +74,7 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
     def reset_classifier(self, num_classes: int) -> None:
         """A new last layer; the names of the old classes are forgotten."""
         self._set_classifier(num_classes)
+        self._file_hash = None
         self.config = replace(self.config, num_classes=num_classes, classes=None, class_counts=None)
 
     def _set_classifier(self, num_classes: int) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from vidtok.cli.jsonfile import write_json
 from vidtok.cli.main import VERBS, main
 from vidtok.config import TokenizerConfig
 from vidtok.datasets import demo_clip, iter_video, probe_video, read_video, write_video
@@ -205,6 +206,8 @@ def test_info(capsys, here, model, videos):
     out, _ = vidtok(capsys, "info", "t.npz")
     tokens = 3 * 5 * 7
     assert f"{18 * tokens / (6 * 37 * 51):.4f} bits per pixel" in out and "3 x 5 x 7 = 105" in out
+    out, _ = vidtok(capsys, "info", "digits-tokens")
+    assert "9: down, growing, left" in out and "vidtok-t, weights" in out and "stride 1" in out
     out, _ = vidtok(capsys, "info", model)
     assert VideoTokenizer.from_pretrained(model).weight_hash in out and "18 bits" in out
     out, _ = vidtok(capsys, "info", videos / "odd.mp4")
@@ -266,3 +269,8 @@ def test_wrong_usage(capsys):
         with pytest.raises(SystemExit) as stop:
             main(args)
         assert stop.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+def test_results_are_json_without_infinities(tmp_path):
+    write_json(tmp_path / "r.json", {"a": float("inf"), "b": [float("nan"), 1.5], "c": (2,)})
+    assert json.loads((tmp_path / "r.json").read_text()) == {"a": "inf", "b": ["nan", 1.5], "c": [2]}

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from vidtok.builders import create_head
 from vidtok.cli.main import main
 from vidtok.datasets import write_video
 from vidtok.eval import markdown
-from vidtok.eval.batches import LabelledBatches, MemorySource, VideoSource, centre_cells
-from vidtok.eval.feature_files import FeatureFiles
-from vidtok.eval.inputs import INPUTS, InputEncoder, encode_all, join_segments, shuffle_frames, unpack
+from vidtok.eval.batches import LabelledBatches, MemorySource, VideoSource
+from vidtok.eval.feature_files import FeatureFiles, refuse_other_clips
+from vidtok.eval.inputs import INPUTS, InputEncoder, centre_cells, encode_all, join_segments, shuffle_frames, unpack
 from vidtok.eval.labelled_clips import ClipSource, load_clips, load_views
+from vidtok.eval.material import video_material
 from vidtok.eval.predict import Predictions
 from vidtok.eval.protocol import Protocol
 from vidtok.eval.task import RecognitionTask, read_best
@@ -116,11 +118,19 @@ def test_crops_of_the_grid_are_the_same_for_pixels_and_tokens():
     pixels = cells.repeat_interleave(8, 3).repeat_interleave(8, 4)
     labels = np.zeros(4, dtype=int)
     ids, large = MemorySource(cells, labels, cells=3), MemorySource(pixels, labels, cells=3, unit=8)
-    places = {int(ids.draw(0, epoch)[0, 0, 0]) for epoch in range(40)}
+    places = {int(ids.draw(0, epoch)[0][0, 0, 0]) for epoch in range(40)}
     assert len(places) > 8  # of 16
     for epoch in range(3):
-        assert torch.equal(ids.draw(1, epoch), large.draw(1, epoch)[..., ::8, ::8])
+        assert torch.equal(ids.draw(1, epoch)[0], large.draw(1, epoch)[0][..., ::8, ::8])
     assert torch.equal(centre_cells(cells, 4, 1), centre_cells(pixels, 4, 8)[..., ::8, ::8])
+
+
+@pytest.mark.parametrize("kind", ["tokens", "hidden"])
+def test_a_loop_in_bf16_trains_on_the_tokens_that_are_tested(kind, tokenizer):
+    encoder, video = InputEncoder(kind, tokenizer), make_clip("rising", 0)[:, :, :5, :, :32]
+    expected = encoder(video)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encoder(video), expected)
 
 
 def test_shuffled_frames_are_the_same_frames():
@@ -152,6 +162,16 @@ def test_batches_follow_from_seed_and_number(csv):
     first = torch.cat([labels for _, labels in rows])[:12]
     assert torch.bincount(first).tolist() == [4, 4, 4]
     assert not torch.equal(rows[0][0], batches[3][0])
+
+
+def test_what_takes_the_place_of_a_bad_video_has_its_own_label(csv):
+    listed = csv.parent / "bad-first.csv"
+    (csv.parent / "none.mp4").write_bytes(b"no video")
+    listed.write_text("path,label,split\nnone.mp4,dark,train\nrising-0.mp4,rising,train\n")
+    dataset = ClipSource(str(listed)).open("train", Protocol(5, 1, size=32), training=True)
+    x, labels = LabelledBatches(VideoSource(dataset), batch_size=2)[0]
+    assert torch.equal(labels, torch.full((2,), dataset.classes.index("rising"))) and x.shape[0] == 2
+    assert VideoSource(dataset).summary()
 
 
 def test_mixing_is_repeatable_and_keeps_the_shares():
@@ -224,6 +244,30 @@ def test_a_training_video_that_fails_is_counted(capsys, damaged, tokenizer_path,
     data = json.loads((tmp_path / "result.json").read_text())["data"]
     assert [failure["name"].endswith("broken.mp4") for failure in data["train_failures"]] == [True]
     assert f"trained on {data['n_train']} clips, 1 more could not be read" in out
+
+
+def test_crops_of_the_grid_go_with_the_head(capsys, csv, tokenizer_path, tmp_path):
+    command = finetune(csv, tokenizer_path, tmp_path, "input=tokens", "data.in_memory=true", "data.select=0")
+    run(capsys, *command, "data.cells=2", "trainer.max_steps=8", "optimizer.lr=1e-2", "trainer.ema_decay=0")
+    elsewhere = ["eval", "recognition", tmp_path / "model", csv, "--model", tokenizer_path]
+    run(capsys, *elsewhere, "--json", tmp_path / "r.json")
+    there, here = (json.loads((tmp_path / name).read_text()) for name in ("result.json", "r.json"))
+    for a, b in zip(there["clips"], here["clips"], strict=True):
+        (own,), (other,) = a["predicted"].values(), b["predicted"].values()
+        assert own == other
+    assert Head.from_pretrained(tmp_path / "model").config.protocol["cells"] == 2
+
+
+def test_a_test_of_many_views_goes_in_small_parts(csv, tokenizer, monkeypatch):
+    seen = []
+    monkeypatch.setattr("vidtok.eval.material.TESTED_CLIPS", 6)
+    found = video_material(
+        ClipSource(str(csv)), ClipSource(str(csv)), ("train", "val"), Protocol(5, 1, 2, size=32),
+        InputEncoder("tokens", tokenizer), batch_size=512,
+    )  # fmt: skip
+    head = create_head("linear", "tokens", 3, (2, 4, 4), bits=tokenizer.bits)
+    head.register_forward_pre_hook(lambda module, x: seen.append(len(x[0])))
+    assert len(found.test(head.eval()).ids) == 6 and seen == [6, 6]  # three videos of two views at a time
 
 
 def test_a_run_resumes_exactly(capsys, csv, tokenizer_path, tmp_path):
@@ -368,7 +412,13 @@ def test_errors_are_one_clear_line(capsys, csv, trained, tokenizer_path, tmp_pat
     assert "the same digits" in fails(capsys, *finetune(both, tokenizer_path, tmp_path, *digits))
     assert "did you mean 'input'" in fails(capsys, *finetune(csv, tokenizer_path, tmp_path, "inputs=pixels"))
     assert "unknown input 'pixel'" in fails(capsys, *finetune(csv, tokenizer_path, tmp_path, "input=pixel"))
-    assert "can't be averaged" in fails(capsys, *finetune(csv, tokenizer_path, tmp_path, "task.mixup=0.5"))
+    for mixing, message in (
+        (["task.mixup=0.5"], "can't be averaged"),
+        (["input=pixels", "task.mixup=0.5", "data.batch_size=3"], "data.batch_size=3 is odd"),
+        (["data.val_features=x"], "goes with data.features"),
+    ):
+        assert message in fails(capsys, *finetune(csv, tokenizer_path, tmp_path / "held", *mixing))
+    assert not (tmp_path / "held").exists()  # so that the mended command can run there
     no_labels = fails(capsys, *finetune(csv, tokenizer_path, tmp_path, "data.label_column=verb"))
     assert "there is no column 'verb'" in no_labels
 
@@ -456,6 +506,18 @@ def test_what_is_there_is_not_made_again(capsys, comparison):
     out = run(capsys, *command, status=1).out
     assert "tokens, seed 0" in out and "codes, seed 1" not in out
     assert (folder / "runs" / "codes-1" / "checkpoint.pt").stat().st_mtime_ns == before
+    for wrong, message in (
+        (["merge=3"], "merge=3"),
+        (["task.mixup=0.5"], "can't be averaged"),
+        (["data.cells=9"], "crops are 1 to 4 cells"),
+        (["data.size=33"], "33"),
+        (["input=pixels"], "give arms="),
+        (["seed=1"], "give seeds="),
+        (["data.in_memory=false"], "data.in_memory=false is for finetune"),
+    ):
+        other = [word for word in command if not word.startswith("run=")]
+        assert message in fails(capsys, *other, *wrong, f"run={folder / 'held'}")
+    assert not (folder / "held").exists()
     assert "filled with another protocol (5x2x1x1)" in fails(capsys, *command, "data.protocol=5x1x1x1")
     assert "filled with another merge (1)" in fails(capsys, *command, "merge=2")
 
@@ -495,6 +557,15 @@ def test_flags_of_other_inputs_and_classifiers(capsys, csv, tokenizer_path):
         assert f"{flag[0]} is of --classifier attentive" in fails(capsys, *command, *flag)
     assert "--i3d is for --input i3d, not hidden" in fails(capsys, *command, "--i3d", "x")
     assert "--backbone is for --input frames, not hidden" in fails(capsys, *command, "--backbone", "x")
+    for wrong, message in (
+        (["--classifier", "logistik"], "did you mean 'logistic'"),
+        (["--input", "hidden,i3d"], "--input i3d needs --i3d FILE"),
+        (["--input", "hidden,tokns"], "unknown input 'tokns'"),
+        (["--group-column", "place"], "there is no column 'place'"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("vidtok.eval.probe_features.features_of_clips", lambda *args: pytest.fail("too late"))
+            assert message in fails(capsys, *command, *wrong)
 
 
 def test_a_probe_takes_its_test_from_another_file(capsys, csv, tokenizer_path, tmp_path):
@@ -563,6 +634,23 @@ def test_probe_of_extracted_features(capsys, csv, features, tokenizer_path, tmp_
     others = fails(capsys, *command[:-2], "--protocol", "5x1x2x1")
     assert "holds clips (dense:2, 5 x 2), and protocol 5x1x2x1 is of others (dense:2, 5 x 1)" in others
     assert "holds 5 frames of 32 x 32" in fails(capsys, *command[:-2], "--size", 64)
+    assert "features have labels of their own" in fails(capsys, *command[:-2], "--label-column", "label")
+
+
+def test_features_are_clips_of_the_protocol_or_whole_videos_that_it_takes_whole():
+    entries = [SimpleNamespace(frames=5, coded_size=(32, 32))]
+    for protocol in (Protocol(5, 1, size=32), Protocol(5, None, size=32)):
+        refuse_other_clips("x", None, entries, protocol)
+    for protocol in (Protocol(5, 4, size=32), Protocol(5, 1, 2, size=32)):
+        with pytest.raises(ValueError, match="whole videos, which are protocol 5x1x1x1"):
+            refuse_other_clips("x", None, entries, protocol)
+
+
+def test_a_test_on_features_has_all_views(features, tokenizer):
+    files = FeatureFiles(features, "val", "codes", tokenizer, Protocol(5, 2, 2, size=32))
+    files.refuse_other_views(Protocol(5, 2, 2, size=32))
+    with pytest.raises(ValueError, match="has 2 records, and protocol 5x2x2x3 has 6 views"):
+        files.refuse_other_views(Protocol(5, 2, 2, 3, size=32))
 
 
 def test_finetuning_on_extracted_features(capsys, csv, features, tokenizer_path, tmp_path):
@@ -582,7 +670,13 @@ def test_finetuning_on_extracted_features(capsys, csv, features, tokenizer_path,
     run(capsys, *command, *few)
     result = json.loads((tmp_path / "few" / "result.json").read_text())
     assert result["n_used"] == 2 and result["data"]["n_train"] == 6
-    for idle in ("data.cells=2", "data.train_views=2", "data.augment=rand-m7", "data.checked=x.csv"):
+    for idle in (
+        "data.label_column=label",
+        "data.cells=2",
+        "data.train_views=2",
+        "data.augment=rand-m7",
+        "data.checked=x.csv",
+    ):
         assert "takes videos, not extracted features" in fails(capsys, *command, idle)
     assert "is of others (dense:2, 9 x 2)" in fails(capsys, *command, "data.protocol=9x2x2x1")
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from vidtok.builders import build_generator_training
+from vidtok.builders import FIRST_SAMPLES, build_generator_training
 from vidtok.cli.eval_generation import load_detectors
 from vidtok.cli.main import main
 from vidtok.cli.train import compose_config
@@ -22,13 +22,15 @@ from vidtok.eval.generation import (
     CONVENTIONS,
     Neighbours,
     convention,
+    describe,
     frames_of,
     over_folds,
     prepare,
     score_clips,
 )
 from vidtok.eval.generation_compare import markdown_table, verdict
-from vidtok.eval.generation_run import Detectors, Evaluation, Judge, Real
+from vidtok.eval.generation_run import Detectors, Evaluation, Judge, Real, check_conditions
+from vidtok.eval.real_clips import real_clips
 from vidtok.extract import read_npz
 from vidtok.generator import from_pretrained
 from vidtok.heads import HeadConfig, make_head
@@ -171,6 +173,12 @@ def test_generate_writes_clips_pictures_and_tokens(trained, tmp_path, capsys):
     assert read_npz(tmp_path / "long" / "0000.npz")[0].features.shape == (5, 4, 4)
 
 
+def test_info_says_what_a_generator_is(trained, capsys):
+    assert main(["info", str(trained / "model")]) == 0
+    out = capsys.readouterr().out
+    assert "masked, masked" in out and "3 x 4 x 4 of 18 bits" in out and "9: left, right, up" in out
+
+
 def test_wrong_wishes_of_generate_are_one_line(trained, tmp_path, capsys):
     model = str(trained / "model")
     for arguments, message in (
@@ -213,6 +221,9 @@ def test_wrong_wishes_of_generate_are_one_line(trained, tmp_path, capsys):
         ([*SMALL, "size.depth=0"], "width, depth and heads are at least 1"),
         ([*SMALL, "generator=diffusion", "generator.arguments.betas=x"], "no noise schedule betas=x"),
         ([*SMALL, "data.frames=5", "objective.tasks.interpolation=1"], "interpolation needs at least 3 latent frames"),
+        ([*SMALL, "sampling.temperature=abc"], "temperature is a number, not 'abc'"),
+        ([*SMALL, "sampling.steps=2.5"], "steps is a whole number, not 2.5"),
+        ([*SMALL, "generator=autoregressive", "objective.tasks.inpainting=1"], "goes on from prefixes alone"),
         ([*stored, "generator=diffusion"], "diffusion is trained on latents"),
     ):
         assert main(["train", "generator", *overrides, f"run={tmp_path / 'run'}"]) == 1, overrides
@@ -363,6 +374,106 @@ def test_eval_generation_measures_agreement(trained, tmp_path, capsys):
     assert "agreement" in capsys.readouterr().out
     assert main(["eval", "generation", str(trained / "model"), "digits"]) == 1
     assert "nothing to measure" in capsys.readouterr().err
+    for wrong, message in (
+        (["--convention", "magvit-k600"], "asked to be: the convention gives frames instead"),
+        (["--split", "vall"], "is not 'train' or 'val'"),
+    ):
+        assert main([*arguments[:-2], *wrong]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_the_split_of_real_clips_is_the_one_that_is_recorded(tmp_path):
+    config = SimpleNamespace(stride=(4, 8, 8), grid=(3, 4, 4), fps=None, classes=())
+    clip = MovingDigits("train", 9, 32)[0].video
+    for name in ("whole/a", "split/train/a", "split/val/a"):
+        (tmp_path / name).mkdir(parents=True)
+        write_video(tmp_path / name / "clip.mp4", clip, 25)
+
+    def split_of(folder, split):
+        found = real_clips(str(tmp_path / folder), None, split, None, config, convention("plain"))
+        return found.about["split"], sum(map(len, found.clips()))
+
+    assert split_of("whole", None) == ("all", 1)
+    assert split_of("split", None) == ("train", 1) and split_of("split", "val") == ("val", 1)
+    for folder, split in (("split", "vall"), ("whole", "train")):
+        with pytest.raises(ValueError, match=split):
+            split_of(folder, split)
+
+
+def test_a_convention_of_other_sizes_says_so():
+    k600 = convention("magvit-k600")
+    assert describe(k600, "magvit-k600", 128)["convention"] == "magvit-k600"
+    assert describe(k600, "magvit-k600", 64)["convention"] == "magvit-k600, but of clips of 64 pixels"
+
+
+def test_a_prefix_is_whole_latent_frames_and_agreement_is_of_classes():
+    config = SimpleNamespace(name="some", classes=("a",), tokenizer="tok")
+    plain, k600 = convention("plain"), convention("magvit-k600")
+    wide, fine = SimpleNamespace(stride=(8, 8, 8)), SimpleNamespace(stride=(4, 8, 8))
+    check_conditions(k600, config, (), None, fine, {})
+    for how, head, tokenizer, sampling, message in (
+        (k600, None, wide, {}, "5 frames, which aren't whole latent frames of tok"),
+        (k600, None, fine, {"guidance": 2}, "guidance needs classes"),
+        (k600, "head", fine, {}, "the convention gives frames instead"),
+        (plain, SimpleNamespace(config=SimpleNamespace(name="h", input={"kind": "tokens"}, classes=["b"])), fine, {},
+         "knows no class 'a'"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            check_conditions(how, config, ("a",), head, tokenizer, sampling)
+
+
+def test_clips_are_encoded_a_few_at_a_time(monkeypatch):
+    cfg = compose_config("train_generator", [*SMALL, "data.batch_size=5", "samples=0"])
+    seen = []
+    built = build_generator_training(cfg)
+    task, batch = built["task"], built["batches"][0]
+    whole = task.encoded(batch)
+    monkeypatch.setattr("vidtok.generator.task.PIXELS_AT_ONCE", 2 * 9 * 32 * 32)
+    encode = task.tokenizer.encode_latents
+    monkeypatch.setattr(task.tokenizer, "encode_latents", lambda video: seen.append(len(video)) or encode(video))
+    torch.testing.assert_close(task.encoded(batch)["latents"], whole["latents"], atol=1e-4, rtol=1e-4)
+    assert seen == [2, 2, 1]
+
+
+def test_a_large_batch_is_not_made_to_learn_the_grid(monkeypatch):
+    made = []
+    draw = MovingDigits.draw
+    monkeypatch.setattr(MovingDigits, "draw", lambda self, *args: made.append(1) or draw(self, *args))
+    build_generator_training(compose_config("train_generator", [*SMALL, "data.batch_size=64", "samples=0"]))
+    assert len(made) == FIRST_SAMPLES
+
+
+def test_pictures_of_frame_prediction_go_on_from_held_out_clips():
+    only = [*SMALL, "objective.tasks={none: 0, prefix-2: 1}", "sampling.steps=1", "samples=3"]
+    with pytest.raises(ValueError, match="always given a prefix need"):
+        build_generator_training(compose_config("train_generator", only))
+    held = ["data.held_out=val", "data.held_out_samples=2"]
+    built = build_generator_training(compose_config("train_generator", [*only, *held]))
+    task, model, given = built["task"], built["state"].model, []
+    generate = model.generate
+
+    def watched(batch, label, prefix, **options):
+        given.append(prefix)
+        return generate(batch, label, prefix, **options)
+
+    model.generate = watched
+    assert task.draw(model).shape[0] == 3
+    begin = task.encoded(task.held_out)["ids"][:, :2]
+    assert torch.equal(given[0], begin[[0, 1, 0]])
+
+
+def test_an_unlabelled_clip_agrees_with_nothing():
+    class Head:
+        config = SimpleNamespace(name="head", classes=["a", "b"], input={"kind": "tokens"})
+
+        def __call__(self, ids):
+            return F.one_hot(ids[:, 0, 0, 0], 2)
+
+    judge = Judge(Head(), ["a", "b"], None)
+    judge.update(torch.ones(3, 1, 1, 1, dtype=torch.long), torch.tensor([-1, 1, -1]))
+    assert judge.agreement()["n"] == 1 and judge.agreement()["value"] == 1
+    judge.update(torch.ones(1, 1, 1, 1, dtype=torch.long), torch.tensor([-1]))
+    assert judge.n == 1
 
 
 def test_agreement_goes_by_the_names_of_classes():
@@ -417,7 +528,9 @@ def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsy
     sizes = [row["generator"]["parameters"] for row in result["rows"]]
     assert all(result["training"][kind]["samples"] == 4 for kind in kinds) and len(sizes) == 3
     assert {p.name for p in run.glob("*.png")} == {"chart.png", "masked.png", "autoregressive.png", "diffusion.png"}
-    assert (run / "table.md").read_text().count("\n") == 5
+    table = (run / "table.md").read_text()
+    assert table.count("\n") == 7
+    assert "split train, 1 x 4 generated ones of each row, agreement by tiny, weights" in table
     before = {p: p.stat().st_mtime_ns for p in (run / "measured").iterdir()}
     assert len(before) == 4
     rates = [OmegaConf.load(run / kind / "config.yaml").optimizer.lr for kind in kinds]
@@ -437,10 +550,16 @@ def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsy
         assert main([*arguments, f"run={run}", other]) == 1
         error = capsys.readouterr().err
         assert error.startswith("vidtok: ") and message in error and error.count("\n") == 1
+    head.reset_classifier(9)
+    head.save_pretrained(tmp_path / "head")  # another judge of the same name
+    assert main([*arguments, f"run={run}"]) == 1
+    assert "filled with another detectors" in capsys.readouterr().err
     settings = ["settings.masked.temperature=-1", "kinds=[masked]", f"run={tmp_path / 'other'}"]
     assert main([*arguments, *settings]) == 1 and "temperature is at least 0" in capsys.readouterr().err
     for wrong, message in (
-        (["data.classes=[]"], "without classes there is no agreement to measure"),
+        (["data.classes=[]"], "the classes that they are asked to be: masked has none"),
+        (["convention=magvit-k600"], "asked to be: the convention gives frames instead"),
+        (["settings.masked.temperature=warm"], "temperature is a number, not 'warm'"),
         (["data.classes=[]", "settings.masked.guidance=3"], "guidance needs classes"),
         (["convention=magvit-k600", "settings.masked.guidance=3"], "guidance needs classes, and this convention gives"),
     ):
@@ -471,13 +590,14 @@ def test_a_verdict_needs_folds_that_do_not_touch():
         generator = {"kind": kind, "parameters": 1000}
         return {"generator": generator, "metrics": {"fvd": fvd}, "steps": 1, "seconds_per_clip": 0.5}
 
-    assert verdict([row("masked", [10, 12]), row("diffusion", [13, 20])]).startswith("masked beats diffusion")
-    assert verdict([row("masked", [10, 14]), row("diffusion", [13, 20])]).startswith("no difference")
-    assert verdict([row("masked", [10]), row("diffusion", [13])]).startswith("one fold has no range")
-    assert verdict([row("masked", [30, 31]), row("diffusion", [13, 20])]).startswith("diffusion beats")
-    best = [row("masked", [50, 60]), row("masked", [10, 12]), row("diffusion", [13, 20])]
+    few, other = [10, 11, 12, 12], [13, 14, 20, 20]
+    assert verdict([row("masked", few), row("diffusion", other)]).startswith("masked beats diffusion")
+    assert verdict([row("masked", [10, 11, 12, 14]), row("diffusion", other)]).startswith("no difference")
+    assert verdict([row("masked", few[:3]), row("diffusion", other[:3])]).startswith("3 folds don't tell")
+    assert verdict([row("masked", [30, 31, 32, 33]), row("diffusion", other)]).startswith("diffusion beats")
+    best = [row("masked", [50, 60, 50, 60]), row("masked", few), row("diffusion", other)]
     assert verdict(best).startswith("masked beats")
     training = {kind: {"seconds": 60.0, "samples": 8} for kind in ("masked", "diffusion")}
     limits = {"fvd_floor": {"value": 1.0, "n": 5}, "fvd_reconstruction": {"value": 2.0, "n": 5}}
     table = markdown_table({"rows": best, "training": training, "limits": limits})
-    assert len(table.splitlines()) == 7 and "| masked | 1,000 | 60 | 8 | 1 | 0.50 | 11.0 |  |" in table
+    assert len(table.splitlines()) == 7 and "| masked | 1,000 | 60 | 8 | 1 | 0.50 | 11.2 |  |" in table

@@ -259,6 +259,13 @@ def recorded(name: str, kind: str) -> Head:
     return head
 
 
+def test_a_new_last_layer_is_another_checkpoint():
+    head = Head.from_pretrained("digits-tokens")
+    before = head.weight_hash
+    head.reset_classifier(4)
+    assert head.weight_hash != before
+
+
 @pytest.mark.parametrize("kind", ["tokens", "hidden", "pixels"])
 @pytest.mark.parametrize("name", SMALL)
 def test_saved_and_loaded(name, kind, tmp_path):

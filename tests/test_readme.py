@@ -175,10 +175,13 @@ def test_generators_are_those_of_the_result_file():
         numbers = (100 * metrics[name][key] for key in ("value", "low", "high"))
         assert place.format("{:.1f} % ({:.1f} to {:.1f})".format(*numbers)) in README.replace("\n", " ")
     metrics = json.loads((ROOT / ".bench" / "generation-droid.json").read_text())["metrics"]
-    numbers = [metrics["fvd"]["mean"], metrics["fvd_reconstruction"]["value"], metrics["fvd_floor"]["value"]]
-    assert "FVD {:.0f}; reconstructions of other real clips {:.0f}, these clips {:.0f}".format(*numbers) in README
+    numbers = [*(metrics["fvd"][key] for key in ("mean", "deviation"))]
+    numbers += [metrics["fvd_reconstruction"]["value"], metrics["fvd_floor"]["value"]]
+    assert (
+        "FVD {:.0f} ± {:.0f}; reconstructions of other real clips {:.0f}, these clips {:.0f}".format(*numbers) in README
+    )
     metrics = json.loads((ROOT / ".bench" / "generation-droid-class.json").read_text())["metrics"]
-    numbers = [metrics["fvd"]["mean"], metrics["fid"]["mean"]]
+    numbers = [metrics[kind][key] for kind in ("fvd", "fid") for key in ("mean", "deviation")]
     numbers += [metrics[f"{kind}_{of}"]["value"] for of in ("reconstruction", "floor") for kind in ("fvd", "fid")]
-    text = "FVD {:.0f}, FID of frames {:.0f}; reconstructions of other real clips {:.0f} and {:.0f}, these clips "
+    text = "FVD {:.0f} ± {:.0f}, FID of frames {:.0f} ± {:.0f}; reconstructions of other real clips {:.0f} and {:.0f}, these clips "
     assert f"{text}{{:.0f}} and {{:.0f}}".format(*numbers) in README.replace("\n", " ")

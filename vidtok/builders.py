@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -270,6 +270,7 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
 
     data, protocol = OmegaConf.to_container(cfg.data, resolve=True), build_protocol(cfg)
     refuse_idle_data(data)
+    refuse_mixing(OmegaConf.to_container(cfg, resolve=True), cfg.input)
     if data["features"] is not None:
         paths = data["features"], data["val_features"] or data["features"]
         splits = data["train_split"], data["val_split"]
@@ -311,7 +312,7 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
 def refuse_idle_data(data: dict) -> None:
     """Raises ValueError for a setting of the group `data` that would do nothing."""
     if data["features"] is not None:
-        idle = ("joined", "train_views", "cells", "augment", "classes", "checked")
+        idle = ("joined", "train_views", "cells", "augment", "classes", "checked", "label_column")
         why = "takes videos, not extracted features"
     elif not data["in_memory"]:
         idle, why = ("train_views", "cells"), "takes data.in_memory=true"
@@ -320,6 +321,8 @@ def refuse_idle_data(data: dict) -> None:
     for key in idle:
         if data[key]:
             raise ValueError(f"data.{key}={data[key]} {why}")
+    if data["val_features"] and data["features"] is None:
+        raise ValueError("data.val_features goes with data.features, those of the training")
     if data["cache"] and data["features"] is None:
         raise ValueError("data.cache is of extracted features, data.features, and not of videos")
 
@@ -347,23 +350,38 @@ def load_training_clips(
     return load_views(source, split, protocol, views, limit, workers, say, encode, **augmentation)
 
 
+def refuse_mixing(plain: dict, input: str) -> None:
+    """Before the work. Raises ValueError where clips can't be mixed as the group `task` says."""
+    task, batch = plain["task"], plain["data"]["batch_size"]
+    if task["mixup"] and input in ("tokens", "codes"):
+        raise ValueError("ids can't be averaged: set task.mixup=0 (cutmix exchanges cells, and is fine)")
+    if (task["mixup"] or task["cutmix"]) and batch % 2:
+        raise ValueError(f"mixup and cutmix pair the clips of a batch: data.batch_size={batch} is odd")
+
+
+def build_recognition_head(cfg: DictConfig, material: "Material", tokenizer: VideoTokenizer) -> "Head":
+    """Untrained, of the config's seed; of `material` the kind, classes and grid matter."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    own = {"bits": tokenizer.bits, "channels": material.channels, "stride": tuple(tokenizer.stride)}
+    torch.manual_seed(plain["seed"])  # of the initial weights
+    return build_head(
+        cfg, cfg.name, material.input, len(material.classes), material.grid(tokenizer.stride), plain["merge"], own,
+        plain["head_options"] or {},
+    )  # fmt: skip
+
+
 def build_recognition_training(cfg: DictConfig, material: "Material", tokenizer: VideoTokenizer) -> dict:
     """The arguments of `vidtok.train.loop.train` that config and material determine: for `vidtok eval finetune`."""
     from vidtok.eval.batches import LabelledBatches, MemorySource
     from vidtok.eval.task import RecognitionTask
 
     plain = OmegaConf.to_container(cfg, resolve=True)
-    own = {"bits": tokenizer.bits, "channels": material.channels, "stride": tuple(tokenizer.stride)}
-    torch.manual_seed(plain["seed"])  # of the initial weights
-    head = build_head(
-        cfg, cfg.name, material.input, len(material.classes), material.grid(tokenizer.stride), plain["merge"], own,
-        plain["head_options"] or {},
-    )  # fmt: skip
+    head = build_recognition_head(cfg, material, tokenizer)
     reads_tokens = cfg.input != "pixels"
     head.record(
         classes=list(material.classes),
         tokenizer={"name": tokenizer.config.name, "weight_hash": tokenizer.weight_hash} if reads_tokens else None,
-        protocol=build_protocol(cfg).for_head(),
+        protocol=build_protocol(cfg).for_head() | ({"cells": cells} if (cells := plain["data"]["cells"]) else {}),
         class_counts=torch.bincount(torch.as_tensor(material.train.labels), minlength=head.num_classes).tolist(),
     )
     batches = LabelledBatches(material.train, plain["data"]["batch_size"], plain["seed"])
@@ -401,6 +419,7 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     (source, test_source), protocol = build_clip_sources(cfg), build_protocol(cfg)
     encoders = {arm: InputEncoder(arm, tokenizer, protocol.at_once) for arm in {*cfg.arms, "tokens", "recon"}}
     source.refuse_overlap(data["train_split"], test_source, data["val_split"])
+    refuse_arms(cfg, encoders, source.open(data["train_split"], protocol).classes, tokenizer)
     depends_on = ("source", "root", "val_source", "val_root", "path_column", "label_column", "split_column", "classes")
     depends_on += ("checked",)
     depends_on += ("train_split", "val_split", "protocol", "size", "resize", "fps", "train_clips", "val_clips")
@@ -430,9 +449,30 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     )  # fmt: skip
 
 
+def refuse_arms(cfg: DictConfig, encoders: dict, classes: Sequence[str], tokenizer: VideoTokenizer) -> None:
+    """Before clips are decoded, and a folder is held to the settings. Raises ValueError for an arm that no head of the
+    config can read, or whose clips can't be mixed or cropped as it says."""
+    from vidtok.eval.batches import MemorySource
+    from vidtok.eval.inputs import unpack
+    from vidtok.eval.material import Material
+
+    plain, protocol = OmegaConf.to_container(cfg, resolve=True), build_protocol(cfg)
+    black = torch.full((1, 3, protocol.frames, protocol.size, protocol.size), -1.0)
+    for arm in cfg.arms:
+        encoder = encoders[arm]
+        x = unpack(encoder.packed(black))
+        example = MemorySource(x[None], [0], plain["data"]["cells"], encoder.unit).draw(0, 0)[0][None]
+        refuse_mixing(plain, encoder.head_input)
+        material = Material(encoder.head_input, None, None, example, None, None, None, list(classes))
+        build_recognition_head(OmegaConf.merge(cfg, {"input": arm}), material, tokenizer)(example)
+
+
 def lasting(trainer: dict) -> dict:
     """The trainer's settings that its result depends on: not how often it logs and saves, nor its workers."""
     return {key: value for key, value in trainer.items() if not key.startswith(("log", "save", "work"))}
+
+
+FIRST_SAMPLES = 16  # that tell a generator its grid, and diffusion the scale of latents
 
 
 def build_generator_training(cfg: DictConfig) -> dict:
@@ -458,7 +498,9 @@ def build_generator_training(cfg: DictConfig) -> dict:
     if data["held_out"]:
         same = data | {"classes": list(classes)}
         task.held_out = build_generator_batches(same, data["held_out"], count, tokenizer, plain["seed"])[0][0]
-    first = task.encoded(batches[0])
+    if task.samples and task.objective.given_prefix and task.held_out is None:
+        raise ValueError("pictures of a model that is always given a prefix need data.held_out=SPLIT, or samples=0")
+    first = task.encoded(batches.first(min(FIRST_SAMPLES, data["batch_size"])))
     torch.manual_seed(plain["seed"])  # of the initial weights
     generator = create_generator(
         GeneratorConfig(
@@ -476,6 +518,10 @@ def build_generator_training(cfg: DictConfig) -> dict:
     )
     generator.check_sampling(**sampling)  # now, not at the first picture
     for name, weight in task.objective.tasks.items():
+        if weight and generator.causal and not name.startswith(("none", "prefix")):  # it learns every prefix anyway
+            raise ValueError(
+                f"an autoregressive model goes on from prefixes alone: objective.tasks.{name} is for others"
+            )
         if weight:
             draw_mask(name, generator.config.grid, torch.Generator())  # likewise: not when it is first drawn
     if generator.config.kind == "diffusion":

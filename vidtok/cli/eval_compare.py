@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int | None:
     if args.config:
         print(OmegaConf.to_yaml(cfg))
         return None
-    refuse_settings(cfg)
+    refuse_settings(cfg, args.overrides)
 
     from vidtok.builders import build_clip_sources, build_comparison, build_protocol, build_recognition_training
     from vidtok.cli.jsonfile import write_json
@@ -107,8 +107,8 @@ def run(args: argparse.Namespace) -> int | None:
     return 1 if result["n_failed"] else 0
 
 
-def refuse_settings(cfg) -> None:
-    """Raises UserError for what would be found wrong only after the training."""
+def refuse_settings(cfg, overrides: list[str]) -> None:
+    """Raises UserError for what would be found wrong only after the training, or would do nothing."""
     from omegaconf import OmegaConf
 
     from vidtok.cli.error import UserError
@@ -116,6 +116,11 @@ def refuse_settings(cfg) -> None:
     from vidtok.eval.inputs import INPUTS
     from vidtok.hints import nearest
 
+    for idle, used in (("input", "arms=[...]"), ("seed", "seeds=[...]")):
+        if any(override.startswith(f"{idle}=") for override in overrides):
+            raise UserError(f"{idle}= is of a single head: give {used}")
+    if not cfg.data.in_memory:
+        raise UserError("a comparison keeps its clips in memory: data.in_memory=false is for finetune")
     for key in ("arms", "seeds"):
         if not OmegaConf.is_list(cfg[key]) or not cfg[key] or len(set(cfg[key])) < len(cfg[key]):
             raise UserError(f"{key}={cfg[key]}: want a list of at least one, and none of them twice")

@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="REAL", help="digits, a folder, or an annotation file")
     parser.add_argument("--convention", default="plain", help="plain (default), magvit-k600, magvit-ucf, ...")
     parser.add_argument("--root", help="folder of the videos (default: where the annotation file is)")
-    parser.add_argument("--split", default="train", help="of the real clips (%(default)s)")
+    parser.add_argument("--split", help="of the real clips (default: train, or all of a folder without a folder train)")
     parser.add_argument("--others", metavar="SPLIT", help="other real clips: the floor, and reconstructions")
     parser.add_argument("--label-column", metavar="NAME", help="in the header of a csv")
     parser.add_argument("--n-real", type=positive(int), metavar="N", help="real clips (default: the convention's)")
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     from vidtok.cli.progress import Progress
     from vidtok.cli.table import print_rows
     from vidtok.eval.generation import convention
-    from vidtok.eval.generation_run import Evaluation, check_guidance, smaller, summary
+    from vidtok.eval.generation_run import Evaluation, check_conditions, smaller, summary
     from vidtok.eval.real_clips import real_clips
     from vidtok.generator import from_pretrained, load_tokenizer
 
@@ -79,14 +79,16 @@ def run(args: argparse.Namespace) -> None:
     real = real_clips(args.source, args.root, args.split, args.others, generator.config, how, args.batch, **columns)
     sampling = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
     generator.check_sampling(**sampling)
-    check_guidance(how, sampling)
+    check_conditions(how, generator.config, real.classes, detectors.head, tokenizer, sampling)
     evaluation = Evaluation(real, detectors, tokenizer, how, args.convention, args.batch)
     limits = evaluation.limits()
     with Progress(how.folds * how.n_fake, "clips") as bar:
         result = evaluation.measure(generator, args.seed, bar.reach, **sampling)
     result["metrics"] |= limits
     rows = {"generator": f"{result['generator']['name']}, {result['generator']['parameters']:,} parameters"}
-    rows["convention"] = f"{args.convention}; {result['n_real']} real clips, {how.folds} x {how.n_fake} generated"
+    rows["convention"] = (
+        f"{result['protocol']['convention']}; {result['n_real']} real clips, {how.folds} x {how.n_fake} generated"
+    )
     rows |= {f"detector of {name}": text for name, text in result["detector"].items()}
     print_rows({**rows, **summary(result["metrics"]), "seconds per clip": f"{result['seconds_per_clip']:.2f}"})
     if args.json:
@@ -149,11 +151,11 @@ def draw_neighbours(path: str, evaluation, generator, seed: int, sampling: dict,
     asked = [features(video)]
     if evaluation.real.others is not None:
         batches = []
-        for other, _ in evaluation.real.others():
+        for other, _ in evaluation.other_clips():
             batches.append(other)
             if sum(map(len, batches)) >= rows:
                 break
-        asked.append(features(torch.cat(batches)[:rows].to(evaluation.device)))
+        asked.append(features(torch.cat(batches)[:rows]))
     middle, nearest, n_real = video.shape[2] // 2, Neighbours(torch.cat(asked)), 0
     for real in evaluation.real.clips():
         nearest.update(features(real.to(evaluation.device)), list(real[:, :, middle].clone()))

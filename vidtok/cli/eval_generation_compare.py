@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> None:
     from vidtok.cli.jsonfile import write_json
     from vidtok.eval.clip_store import hold_to
     from vidtok.eval.generation import convention
-    from vidtok.eval.generation_compare import SCHEMA, draw_chart, markdown_table, verdict
-    from vidtok.eval.generation_run import Evaluation, Judge, smaller
+    from vidtok.eval.generation_compare import SCHEMA, caption, draw_chart, markdown_table, verdict
+    from vidtok.eval.generation_run import Evaluation, check_conditions, smaller
     from vidtok.eval.real_clips import real_clips
     from vidtok.generator import from_pretrained
     from vidtok.tokenizer import VideoTokenizer
@@ -60,22 +60,24 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("nothing to measure: give i3d=FILE or recogniser=NAME")
     detectors = load_detectors(cfg.i3d, None, cfg.recogniser, tokenizer, device)
     for kind in cfg.kinds:
-        config = check_kind(kind, args.overrides, folder / kind, how, bool(cfg.i3d))
+        config = check_kind(kind, args.overrides, folder / kind)
+        if config.weight_hash != tokenizer.weight_hash:
+            raise ValueError(f"{folder / kind} was trained on tokens of another {cfg.tokenizer}: give another run=")
     real = real_clips(cfg.real, cfg.real_root, cfg.real_split, cfg.other_split, config, how, cfg.sample_batch)
+    for kind in cfg.kinds:
+        check_conditions(how, config, real.classes, detectors.head, tokenizer, given_settings(cfg, kind))
     check_real(real, how)
-    if detectors.head is not None:
-        for classes in (config.classes, real.classes):
-            Judge(detectors.head, classes, tokenizer)
     training = {}
     with StopSignal() as stop:
         for kind in cfg.kinds:
-            training[kind] = train_kind(kind, args.overrides, folder / kind, stop)
+            training[kind] = train_kind(kind, args.overrides, folder / kind, tokenizer.weight_hash, stop)
             if stop.asked:
                 print("stopped: the same command goes on", flush=True)
                 return
     generators = {kind: from_pretrained(folder / kind / "model", device) for kind in cfg.kinds}
-    # Not before: what can't be measured holds nothing.
-    hold_to(folder, {key: value for key, value in plain.items() if key in MEASURED_WITH})
+    # Not before: what can't be measured holds nothing. Names alone don't do: a file of a name can be a new one.
+    facts = {key: value for key, value in plain.items() if key in MEASURED_WITH}
+    hold_to(folder, facts | {"detectors": detectors.names, "tokenizer_weights": tokenizer.weight_hash})
     evaluation = None
 
     def measured(name: str, work) -> dict:
@@ -107,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
     if cfg.i3d:
         result["verdict"] = verdict(rows)
     write_json(folder / "result.json", result)
-    table = markdown_table(result)
+    table = f"{markdown_table(result)}\n\n{caption(result)}"
     (folder / "table.md").write_text(table + "\n")
     draw_chart(result, folder / "chart.png")
     print(table)
@@ -151,29 +153,24 @@ def config_of(kind: str, overrides: list[str], own: Path):
     return compose_config("generation_compare", [*overrides, *given])
 
 
-def check_kind(kind: str, overrides: list[str], own: Path, how, scored: bool):
-    """The `GeneratorConfig` of one kind. Raises ValueError where it can't be trained, or not be measured.
-
-    how: the `Convention` that it will be measured by; scored: whether by FVD, too, or by the agreement with its classes
-    alone.
-    """
+def check_kind(kind: str, overrides: list[str], own: Path):
+    """The `GeneratorConfig` of one kind. Raises ValueError where it can't be trained, or can't sample as asked."""
     from vidtok.builders import build_generator_training
-    from vidtok.eval.generation_run import check_guidance
     from vidtok.generator import from_pretrained
 
     cfg = config_of(kind, overrides, own)
     trained = (own / TRAINED).exists()
     model = from_pretrained(own / "model") if trained else build_generator_training(cfg)["state"].model
-    check_guidance(how, given_settings(cfg, kind))
     for steps in cfg.steps[kind]:
         model.check_sampling(steps, **given_settings(cfg, kind))
-    if not scored and (how.given_frames or not model.config.classes):
-        raise ValueError("without classes there is no agreement to measure: give i3d=FILE")
     return model.config
 
 
-def train_kind(kind: str, overrides: list[str], own: Path, stop) -> dict:
-    """Trains one kind until the budget is spent, or finds that it is; seconds, steps and samples of its training."""
+def train_kind(kind: str, overrides: list[str], own: Path, weights: str, stop) -> dict:
+    """Trains one kind until the budget is spent, or finds that it is; seconds, steps and samples of its training.
+
+    weights: hash of the tokenizer's.
+    """
     from omegaconf import OmegaConf
 
     from vidtok.builders import build_generator_training, lasting
@@ -184,7 +181,7 @@ def train_kind(kind: str, overrides: list[str], own: Path, stop) -> dict:
     cfg = config_of(kind, overrides, own)
     plain = OmegaConf.to_container(cfg, resolve=True)
     facts = {key: value for key, value in plain.items() if key in TRAINED_WITH}
-    hold_to(own, facts | {"trainer": lasting(plain["trainer"])})
+    hold_to(own, facts | {"trainer": lasting(plain["trainer"]), "tokenizer_weights": weights})
     file = own / TRAINED
     if not file.exists():
         arguments = build_generator_training(cfg)

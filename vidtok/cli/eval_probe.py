@@ -63,12 +63,13 @@ def run(args: argparse.Namespace) -> int | None:
 
     from vidtok.cli.error import UserError
     from vidtok.cli.jsonfile import refuse_existing, write_json
-    from vidtok.eval.probe import fit_probe, predict_probe
+    from vidtok.eval.probe import CLASSIFIERS, fit_probe, predict_probe
     from vidtok.eval.protocol import Protocol
     from vidtok.eval.recognition import correct_of, recognition_result, result_entry
     from vidtok.eval.references import ReferenceEncoder
     from vidtok.eval.statistics import paired_ratio
     from vidtok.eval.table import format_table
+    from vidtok.hints import nearest
     from vidtok.tokenizer import VideoTokenizer
 
     if args.source is None and args.features is None:
@@ -95,9 +96,15 @@ def run(args: argparse.Namespace) -> int | None:
         ("--i3d", args.i3d and "i3d" not in inputs, only.format("i3d")),
         ("--backbone", args.backbone and "frames" not in inputs, only.format("frames")),
         ("--backbone-weights", args.backbone_weights and "frames" not in inputs, only.format("frames")),
+        ("--label-column", args.features and args.label_column, "is of videos: features have labels of their own"),
         ("--steps", args.steps is not None, "is of --classifier attentive"),
         ("--run", args.run is not None, "is of --classifier attentive"),
     ))  # fmt: skip
+    if args.classifier not in CLASSIFIERS:
+        raise UserError(f"unknown classifier {args.classifier!r}: {nearest(args.classifier, CLASSIFIERS)}")
+    if args.features is None:
+        for input in inputs:  # not when their turn comes, after the work on others
+            find_encoder(args, input, tokenizer)
     entries, predictions, chosen = [], {}, []
     for input in inputs:
         sides, data, encoder = read(input)
@@ -152,7 +159,9 @@ def of_clips(args: argparse.Namespace, tokenizer, protocol):
     source = ClipSource(args.source, args.root, *columns, checked=args.checked)
     test_source = replace(source, source=args.test_source or args.source)
     source.refuse_overlap(args.train_split, test_source, args.split)
-    test_source = replace(test_source, classes=source.open(args.train_split, protocol).classes)
+    training = source.open(args.train_split, protocol)
+    source.groups(training.ids)  # where there is no such column, now
+    test_source = replace(test_source, classes=training.classes)
     parts = {
         "train": (source, args.train_split, args.train_clips, False),
         "test": (test_source, args.split, args.test_clips, False),
@@ -199,6 +208,7 @@ def of_files(args: argparse.Namespace, tokenizer, protocol):
         path = args.test_features or args.features
         test = FeatureFiles(path, args.split, input, tokenizer, protocol, train.classes)
         train.refuse_overlap(test)
+        test.refuse_other_views(protocol)
         for files, limit in ((train, args.train_clips), (test, args.test_clips)):
             files.first(limit)
         sides = {

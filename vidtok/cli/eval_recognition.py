@@ -112,7 +112,8 @@ def load_head(name: str, model: str | None, device: str, recon: bool = False, pr
             raise ValueError(f"head {config.name!r} names no tokenizer: give --model")
         tokenizer = VideoTokenizer.from_pretrained(model or named, head.device)
         head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
-    return head, InputEncoder(kind, tokenizer, found.at_once), found
+    cells = (config.protocol or {}).get("cells")
+    return head, InputEncoder(kind, tokenizer, found.at_once, cells), found
 
 
 def trained_on(config) -> str:

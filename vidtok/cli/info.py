@@ -1,12 +1,15 @@
-"""What a tokenizer, a folder or file of features, or a video is.
+"""What a tokenizer, a head, a generator, a folder or file of features, or a video is.
 
-vidtok info vidtok-t          # a shipped tokenizer, a folder or a hub id
+vidtok info vidtok-t           # a shipped tokenizer or head, a folder or a hub id (of a tokenizer)
+vidtok info runs/masked/model
 vidtok info tokens/            # features: a folder of `vidtok extract`, or one of its files
 vidtok info tokens/clip.npz
 vidtok info clip.mp4
 """
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from vidtok.cli.error import UserError
@@ -14,7 +17,7 @@ from vidtok.cli.table import print_rows
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("thing", metavar="THING", help="tokenizer, features (folder or file) or video")
+    parser.add_argument("thing", metavar="THING", help="tokenizer, head, generator, features (folder or file) or video")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -24,11 +27,65 @@ def run(args: argparse.Namespace) -> None:
     if (path / "settings.json").is_file() or path.suffix.lower() in (".parquet", ".tar"):
         folder_info(path)
     elif not path.is_file():
-        tokenizer_info(args.thing)
+        model_info(args.thing)
     elif path.suffix.lower() == ".npz":
         features_info(path)
     else:
         video_info(path)
+
+
+def model_info(name: str) -> None:
+    from vidtok.heads import list_shipped_heads
+    from vidtok.heads.config import SCHEMA as HEAD
+    from vidtok.shipped import CONFIG
+
+    file, schema = Path(name) / CONFIG, ""
+    if file.is_file():
+        found = json.loads(file.read_text())
+        schema = str(found.get("schema")) if isinstance(found, dict) else ""
+    if schema == HEAD or name in list_shipped_heads():
+        head_info(name)
+    elif schema.startswith("vidtok.generator/"):
+        generator_info(name)
+    else:
+        tokenizer_info(name)
+
+
+def head_info(name: str) -> None:
+    from vidtok.heads import Head
+
+    head = Head.from_pretrained(name)
+    config = head.config
+    print_rows(
+        {
+            "head": config.name,
+            "weights": head.weight_hash,
+            "parameters": _millions(head),
+            "net": _spec(config.net),
+            "input": f"{_spec(config.input)}, grid {' x '.join(map(str, config.grid))}",
+            "tokenizer": _tokenizer(config.tokenizer) if config.tokenizer else "none",
+            "clips": _spec(config.protocol) if config.protocol else "not known",
+            "classes": _classes(config.classes) if config.classes else config.num_classes,
+            "license": config.license,
+        }
+    )
+
+
+def generator_info(name: str) -> None:
+    from vidtok.generator import from_pretrained
+
+    generator = from_pretrained(name)
+    config = generator.config
+    print_rows(
+        {
+            "generator": f"{config.name}, {config.kind}",
+            "parameters": _millions(generator),
+            "trunk": f"{config.depth} layers, {config.width} wide, {config.heads} heads",
+            "tokenizer": _tokenizer({"name": config.tokenizer, "weight_hash": config.weight_hash}),
+            "tokens": f"{' x '.join(map(str, config.grid))} of {config.bits} bits",
+            "classes": _classes(config.classes) if config.classes else "none",
+        }
+    )
 
 
 def tokenizer_info(name: str) -> None:
@@ -39,14 +96,11 @@ def tokenizer_info(name: str) -> None:
     tokenizer = VideoTokenizer.from_pretrained(name)
     config = tokenizer.config
 
-    def millions(net) -> str:
-        return f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M"
-
     print_rows(
         {
             "tokenizer": config.name,
             "weights": tokenizer.weight_hash,
-            "parameters": f"encoder {millions(tokenizer.encoder)}, decoder {millions(tokenizer.decoder)}",
+            "parameters": f"encoder {_millions(tokenizer.encoder)}, decoder {_millions(tokenizer.decoder)}",
             "codebook": f"{tokenizer.bits:g} bits ({round(2**tokenizer.bits)} codes)",
             "pixels per token": _cell(*tokenizer.stride),
             "frames of a clip": legal_length(tokenizer.stride),
@@ -147,6 +201,19 @@ def video_info(path: Path) -> None:
             "codec": f"{info.codec}, {info.pixel_format}",
         }
     )
+
+
+def _millions(net) -> str:
+    return f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M"
+
+
+def _tokenizer(record: dict) -> str:
+    return f"{record['name']}, weights {record['weight_hash']}"
+
+
+def _classes(names: Sequence[str]) -> str:
+    more = f", and {len(names) - 12} more" if len(names) > 12 else ""
+    return f"{len(names)}: {', '.join(names[:12])}{more}"
 
 
 def _cell(frames: int, height: int, width: int) -> str:

@@ -114,8 +114,8 @@ class Recognizer:
             given = f"{meta.frames} frames of {meta.size[0]} x {meta.size[1]}"
             raise ValueError(f"it holds {given}, and the head sees clips of {self.protocol.frames} of {side} x {side}")
         features = np.stack([record.features for record in records])
-        ids = wanted == "ids"
-        return torch.from_numpy(features.astype(np.int64 if ids else np.float32)).to(self.head.device)
+        x = torch.from_numpy(features.astype(np.int64 if wanted == "ids" else np.float32))
+        return self.encoder.cropped(x.to(self.head.device))
 
     def _average(self, x):
         import torch

@@ -65,6 +65,12 @@ class Objective:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"objective.{name} is a share of 0 to 1, not {getattr(self, name)}")
 
+    @property
+    def given_prefix(self) -> int:
+        """Latent frames that every sample of training is given; 0 where some are free."""
+        tasks = [name for name, weight in self.tasks.items() if weight]
+        return int(tasks[0].partition("-")[2] or 1) if len(tasks) == 1 and tasks[0].startswith("prefix") else 0
+
 
 class Generator(nn.Module):
     """A model of token grids. Subclasses are the kinds; `vidtok.generator.create_generator` makes one.
@@ -223,6 +229,8 @@ class Generator(nn.Module):
         if prefix is not None:
             if prefix.ndim != 4 or prefix.shape[2:] != grid[1:] or len(prefix) not in (1, batch):
                 raise ValueError(f"a prefix is [{batch}, n, {grid[1]}, {grid[2]}], not {list(prefix.shape)}")
+            if prefix.dtype != torch.long:
+                raise ValueError(f"a prefix is of int64 token ids, not {prefix.dtype}")
             mask = masks.prefix(grid, prefix.shape[1])
             ids = torch.cat([prefix, prefix.new_zeros(len(prefix), grid[0] - prefix.shape[1], *grid[1:])], 1)
         if ids.shape[1:] != grid or len(ids) not in (1, batch) or mask.shape != grid or mask.dtype != torch.bool:

@@ -36,6 +36,10 @@ class StoredBatches:
     def __getitem__(self, number: int) -> Batch:
         return self._complete(number, self.tokens[number], WHOLE)
 
+    def first(self, count: int) -> Batch:
+        """The first `count` samples of the first batch."""
+        return {name: values[:count] for name, values in self[0].items()}
+
     def loader(self, start: int = 0, workers: int = 0, part: Part = WHOLE) -> Iterator[Batch]:
         """That part of batches start, start + 1, ... for ever, read ahead by `workers` processes."""
         read = self.tokens.loader(start, workers=workers, part=part)
@@ -77,6 +81,10 @@ class ClipBatches:
             "label": torch.tensor([sample.label for sample in samples]),
             "seed": seeds(self.seed, number, self.batch_size, part),
         }
+
+    def first(self, count: int) -> Batch:
+        """The first `count` samples of the first batch, of which the others aren't decoded."""
+        return ClipBatches(self.dataset, count, self.seed)[0]
 
     def loader(self, start: int = 0, workers: int = 0, part: Part = WHOLE) -> Iterator[Batch]:
         """That part of batches start, start + 1, ... for ever, made ahead by `workers` processes."""

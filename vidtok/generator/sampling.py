@@ -21,7 +21,12 @@ def check_numbers(settings: Mapping[str, object]) -> None:
     """Raises ValueError for a setting of sampling that is out of its range; None is none."""
     for name, (legal, words) in LEGAL.items():
         value = settings.get(name)
-        if value is not None and not (math.isfinite(value) and legal(value)):
+        if value is None:
+            continue
+        whole = name in ("steps", "top_k")
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            raise ValueError(f"{name} is a {'whole ' if whole else ''}number, not {value!r}")
+        if not (math.isfinite(value) and legal(value)):
             raise ValueError(f"{name} is {words}, not {value}")
 
 

@@ -12,6 +12,8 @@ from vidtok.generator.pictures import frame_rows
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.folder import RunFolder
 
+PIXELS_AT_ONCE = 1 << 22  # that are encoded, 15 clips of 17 x 128 x 128: a share of a published batch would fill a GPU
+
 
 class GeneratorTask:
     """Every kind of generator's own loss, on the batches of `vidtok.generator.batches`.
@@ -50,8 +52,9 @@ class GeneratorTask:
         batch = dict(batch)
         video = batch.pop("video")
         tokenizer = self.tokenizer.to(video.device)
+        some = max(1, PIXELS_AT_ONCE // video[0, 0].numel())
         with torch.autocast(video.device.type, enabled=False):  # tokens are those of the tokenizer's own precision
-            latents = tokenizer.encode_latents(video)
+            latents = torch.cat([tokenizer.encode_latents(part) for part in video.split(some)])
         return {**batch, "latents": latents, "ids": tokenizer.quantizer.codes_to_ids(latents)}
 
     def validate(self, model: Generator, run: RunFolder, step: int) -> str | None:
@@ -70,10 +73,15 @@ class GeneratorTask:
         return ", ".join(lines) or None
 
     def draw(self, model: Generator) -> Tensor:
-        """A picture [3, H, W] in [0, 1]: a row of frames of each sample."""
+        """A picture [3, H, W] in [0, 1]: a row of frames of each sample; of what held-out samples begin with, in turn,
+        where the model always is given a prefix."""
         classes = len(model.config.classes)
         label = [i % classes for i in range(self.samples)] if classes else None
-        ids = model.generate(self.samples, label, **self.sampling)
+        prefix = None
+        if latents := self.objective.given_prefix:
+            ids = self.encoded(self.held_out)["ids"]
+            prefix = ids[torch.arange(self.samples) % len(ids), :latents]
+        ids = model.generate(self.samples, label, prefix, **self.sampling)
         video = self.tokenizer.to(model.device).decode(ids)
         return (frame_rows(video.cpu()) + 1) / 2
 
