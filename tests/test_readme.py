@@ -183,5 +183,5 @@ def test_generators_are_those_of_the_result_file():
     metrics = json.loads((ROOT / ".bench" / "generation-droid-class.json").read_text())["metrics"]
     numbers = [metrics[kind][key] for kind in ("fvd", "fid") for key in ("mean", "deviation")]
     numbers += [metrics[f"{kind}_{of}"]["value"] for of in ("reconstruction", "floor") for kind in ("fvd", "fid")]
-    text = "FVD {:.0f} ± {:.0f}, FID of frames {:.0f} ± {:.0f}; reconstructions of other real clips {:.0f} and {:.0f}, these clips "
-    assert f"{text}{{:.0f}} and {{:.0f}}".format(*numbers) in README.replace("\n", " ")
+    text = "FVD {:.0f} ± {:.0f}, FID of frames {:.0f} ± {:.0f}; reconstructions of other real clips {:.0f} and {:.0f}, "
+    assert f"{text}these clips {{:.0f}} and {{:.0f}}".format(*numbers) in README.replace("\n", " ")
