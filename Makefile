@@ -4,7 +4,7 @@ demo:
 	vidtok demo
 
 test:
-	pytest
+	pytest -n 2 --dist loadfile
 
 slow:
 	pytest -m slow

@@ -50,6 +50,8 @@ def real_clips(
         raise ValueError(f"clips of {size} x {width} pixels are compared with nothing: real clips are cut square")
     if split is None and (source == "digits" or not Path(source).is_dir() or (Path(source) / "train").is_dir()):
         split = "train"
+    if others is not None and split is None:
+        raise ValueError(f"{source} has no folder train: give --split, of which {others!r} is no part")
     if others is not None and others == split:
         raise ValueError(f"other real clips than those of {split!r} are of another split than {others!r}")
 

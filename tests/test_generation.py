@@ -395,6 +395,8 @@ def test_the_split_of_real_clips_is_the_one_that_is_recorded(tmp_path):
 
     assert split_of("whole", None) == ("all", 1)
     assert split_of("split", None) == ("train", 1) and split_of("split", "val") == ("val", 1)
+    with pytest.raises(ValueError, match="no folder train: give --split"):
+        real_clips(str(tmp_path / "whole"), None, None, "val", config, convention("plain"))
     for folder, split in (("split", "vall"), ("whole", "train")):
         with pytest.raises(ValueError, match=split):
             split_of(folder, split)

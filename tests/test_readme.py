@@ -52,7 +52,7 @@ def write_tokens(folder):
 
 def test_ci_runs_the_two_commands_letter_by_letter():
     script = (ROOT / ".ci" / "run").read_text().splitlines()
-    for command in ("pip install -e . && vidtok demo", "pip install -e '.[test]' && pytest"):
+    for command in ("pip install -e . && vidtok demo", "pip install -e '.[test]' && pytest -n 2 --dist loadfile"):
         assert command in README.splitlines() and command in script
 
 
