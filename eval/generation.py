@@ -10,7 +10,8 @@ Result schema "vidtok.eval.generation/1":
     n_real, n_fake (clips; the latter of a fold), folds
     metrics      fvd, fid: {mean, deviation (sample standard deviation over folds; null for one), folds [..]};
                  fvd_floor (other real clips against the same real ones), fvd_reconstruction (these, decoded),
-                 agreement: {value, low, high} (Wilson), with that of the real clips' tokens beside it
+                 agreement: {value, low, high (Wilson), n, classes {name: share}}, real_agreement: the same of the other
+                 real clips' tokens
     neighbours   where they were drawn: n_real (clips that were looked at), generated: [distance of each to the nearest
                  of them, in the features of FVD]; others: [the same of other real clips]
     seconds_per_clip    of sampling

@@ -17,7 +17,7 @@ from vidtok.tokenizer import VideoTokenizer
 
 from .generation import SCHEMA, ClipStatistics, Convention, Features, describe, frames_of, over_folds, score_clips
 from .provenance import provenance
-from .statistics import wilson_interval
+from .statistics import share_of
 
 
 @dataclass
@@ -63,7 +63,8 @@ class Judge:
     """
 
     def __init__(self, head: Head, classes: Sequence[str], tokenizer: VideoTokenizer):
-        self.head, self.tokenizer, self.right, self.n = head, tokenizer, 0, 0
+        self.head, self.tokenizer, self.classes = head, tokenizer, list(classes)
+        self.right_K, self.n_K = torch.zeros(2, len(self.classes), dtype=torch.long)
         self.input = head.config.input["kind"]
         if self.input not in ("tokens", "codes", "pixels"):
             raise ValueError(f"the head {head.config.name!r} reads {self.input}: give one of tokens, codes or pixels")
@@ -82,13 +83,18 @@ class Judge:
         with torch.inference_mode():
             x = self.tokenizer.decode(ids_Bthw) if self.input == "pixels" else ids_Bthw
             seen = self.head(x).argmax(1).cpu()
-        self.right += int((seen == self.numbers_K[label_B]).sum())
-        self.n += len(ids_Bthw)
+        self.right_K += label_B[seen == self.numbers_K[label_B]].bincount(minlength=len(self.classes))
+        self.n_K += label_B.bincount(minlength=len(self.classes))
+
+    @property
+    def n(self) -> int:
+        return int(self.n_K.sum())
 
     def agreement(self) -> dict:
-        """{value, low, high (Wilson, 95 %), n}"""
-        low, high = wilson_interval(self.right, self.n)
-        return {"value": self.right / self.n, "low": low, "high": high, "n": self.n}
+        """{value, low, high (Wilson, 95 %), n, classes: {name: share of those of it}}"""
+        counts = zip(self.classes, self.right_K.tolist(), self.n_K.tolist(), strict=True)
+        classes = {name: right / n for name, right, n in counts if n}
+        return {**share_of(int(self.right_K.sum()), self.n), "n": self.n, "classes": classes}
 
 
 class Evaluation:

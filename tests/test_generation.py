@@ -496,6 +496,7 @@ def test_agreement_goes_by_the_names_of_classes():
             judge.update(ids[part], torch.tensor([0, 1, 2, 0])[part])
         found = judge.agreement()
         assert found["value"] == share and found["n"] == 4
+        assert found["classes"] == ({"a": 0.5, "b": 1, "c": 1} if kind == "tokens" else {"a": 0.5, "b": 0, "c": 0})
     with pytest.raises(ValueError, match="no class 'd'"):
         Judge(Head(), ["d"], decoder)
     with pytest.raises(ValueError, match="reads hidden"):
