@@ -171,9 +171,17 @@ def test_generators_are_those_of_the_result_file():
         assert line in README.splitlines()
     assert result["verdict"][1:] in README.replace("\n", " ")  # begins with a capital there
     metrics = json.loads((ROOT / ".bench" / "generation-digits.json").read_text())["metrics"]
-    for name, place in (("agreement", "agreement of {} of 900"), ("real_agreement", "is right on {} of 450")):
+    for name, place in (("agreement", "agreement of {} of {}"), ("real_agreement", "is right on {} of {}")):
         numbers = (100 * metrics[name][key] for key in ("value", "low", "high"))
-        assert place.format("{:.1f} % ({:.1f} to {:.1f})".format(*numbers)) in README.replace("\n", " ")
+        said = place.format("{:.1f} % ({:.1f} to {:.1f})".format(*numbers), metrics[name]["n"])
+        assert said in README.replace("\n", " ")
+    shares = {name: round(100 * share) for name, share in metrics["agreement"]["classes"].items()}
+    few = [shares.pop(name) for name in ("turning left", "turning right", "growing")]
+    said = (
+        "{} % of turning left and {} % of turning right, which the judge takes for each other, while growing has {} %"
+    )
+    said = f"{said} and the other six {{}} to {{}} %".format(*few, min(shares.values()), max(shares.values()))
+    assert said in README.replace("\n", " ")
     metrics = json.loads((ROOT / ".bench" / "generation-droid.json").read_text())["metrics"]
     numbers = [*(metrics["fvd"][key] for key in ("mean", "deviation"))]
     numbers += [metrics["fvd_reconstruction"]["value"], metrics["fvd_floor"]["value"]]
