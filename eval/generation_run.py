@@ -68,6 +68,7 @@ class Judge:
         self.input = head.config.input["kind"]
         if self.input not in ("tokens", "codes", "pixels"):
             raise ValueError(f"the head {head.config.name!r} reads {self.input}: give one of tokens, codes or pixels")
+        head.refuse_crops()
         own = head.config.classes
         if own is None:  # without names, both count alike
             own = classes

@@ -33,18 +33,23 @@ class InputEncoder:
     kind: one of `INPUTS`. "tokens" and "codes" give int64 ids [B,t,h,w], "latents" and "hidden" float32 [B,C,t,h,w],
     "pixels" and "recon" float32 [B,3,T,H,W]. tokenizer: where it is, is the result; not needed for pixels.
     cells: of a head trained on crops of the grid, their side: what is given is the central one; None, the whole grid.
+    pixels_per_cell: for such heads of pixels; None, the tokenizer's.
     joined: J > 1, clips [B,J,3,T,H,W], each encoded alone, whose features then stand one after the other in time, J*t
     in place of t: what a head sees at once.
 
     Raises ValueError for another kind, a missing tokenizer, or pixels of several clips at once.
     """
 
-    def __init__(self, kind: str, tokenizer: VideoTokenizer | None = None, joined: int = 1, cells: int | None = None):
+    def __init__(
+        self, kind: str, tokenizer: VideoTokenizer | None = None, joined: int = 1, cells: int | None = None,
+        pixels_per_cell: int | None = None,
+    ):  # fmt: skip
         if kind not in INPUTS:
             raise ValueError(f"unknown input {kind!r}: {nearest(kind, INPUTS)}")
         if tokenizer is None and kind != "pixels":
             raise ValueError(f"input {kind!r} comes from a tokenizer: give one")
         self.kind, self.tokenizer, self.joined, self.cells = kind, tokenizer, joined, cells
+        self.pixels_per_cell = pixels_per_cell or (tokenizer.stride[-1] if tokenizer else 1)
         if joined > 1 and self.head_input == "pixels":
             raise ValueError(f"clips can be joined as tokens, codes, latents or hidden features, not as {kind}")
 
@@ -56,7 +61,7 @@ class InputEncoder:
     @property
     def unit(self) -> int:
         """Values per cell of the token grid, in the last two dimensions of what the head reads."""
-        return self.tokenizer.stride[-1] if self.head_input == "pixels" and self.tokenizer else 1
+        return self.pixels_per_cell if self.head_input == "pixels" else 1
 
     def __call__(self, video: Tensor) -> Tensor:
         if self.joined == 1:

@@ -51,7 +51,10 @@ def real_clips(
     if split is None and (source == "digits" or not Path(source).is_dir() or (Path(source) / "train").is_dir()):
         split = "train"
     if others is not None and split is None:
-        raise ValueError(f"{source} has no folder train: give --split, of which {others!r} is no part")
+        raise ValueError(
+            f"{source} has no folder train: say which split others are compared with (--split, real_split=), or go "
+            f"without other real clips than those (--others, other_split={others})"
+        )
     if others is not None and others == split:
         raise ValueError(f"other real clips than those of {split!r} are of another split than {others!r}")
 

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 import vidtok.cli.extract
-from vidtok.builders import create_head
+from vidtok.builders import create_head, refuse_arms
 from vidtok.cli.main import main
+from vidtok.cli.train import compose_config
 from vidtok.datasets import write_video
 from vidtok.eval import markdown
 from vidtok.eval.batches import LabelledBatches, MemorySource, VideoSource
@@ -246,8 +247,9 @@ def test_a_training_video_that_fails_is_counted(capsys, damaged, tokenizer_path,
     assert f"trained on {data['n_train']} clips, 1 more could not be read" in out
 
 
-def test_crops_of_the_grid_go_with_the_head(capsys, csv, tokenizer_path, tmp_path):
-    command = finetune(csv, tokenizer_path, tmp_path, "input=tokens", "data.in_memory=true", "data.select=0")
+@pytest.mark.parametrize("kind", ["tokens", "pixels", "recon"])
+def test_crops_of_the_grid_go_with_the_head(capsys, csv, tokenizer_path, tmp_path, kind):
+    command = finetune(csv, tokenizer_path, tmp_path, f"input={kind}", "data.in_memory=true", "data.select=0")
     run(capsys, *command, "data.cells=2", "trainer.max_steps=8", "optimizer.lr=1e-2", "trainer.ema_decay=0")
     elsewhere = ["eval", "recognition", tmp_path / "model", csv, "--model", tokenizer_path]
     run(capsys, *elsewhere, "--json", tmp_path / "r.json")
@@ -255,7 +257,10 @@ def test_crops_of_the_grid_go_with_the_head(capsys, csv, tokenizer_path, tmp_pat
     for a, b in zip(there["clips"], here["clips"], strict=True):
         (own,), (other,) = a["predicted"].values(), b["predicted"].values()
         assert own == other
-    assert Head.from_pretrained(tmp_path / "model").config.protocol["cells"] == 2
+    head = Head.from_pretrained(tmp_path / "model")
+    assert head.config.protocol["cells"] == 2
+    with pytest.raises(ValueError, match="sees crops of 2 x 2 cells"):
+        head.refuse_crops()
 
 
 def test_a_test_of_many_views_goes_in_small_parts(csv, tokenizer, monkeypatch):
@@ -471,6 +476,11 @@ def test_the_head_of_an_arm_does_elsewhere_what_it_did_there(
         assert clip["predicted"][arm][0] == known["predicted"][arm][0]
     (there,) = (other["runs"][0] for other in before["results"] if other["name"] == arm)
     assert entry["runs"][0]["confusion"] == there["confusion"] and entry["runs"][0]["head"] == there["head"]
+
+
+def test_heads_with_batch_norm_are_arms_too(csv, tokenizer):
+    cfg = compose_config("compare", [f"data.source={csv}", *TINY[2:], "head=linear", "arms=[tokens,hidden]"])
+    refuse_arms(cfg, {arm: InputEncoder(arm, tokenizer) for arm in cfg.arms}, CLASSES, tokenizer)
 
 
 def test_the_page_holds_everything_itself(comparison):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from vidtok.builders import FIRST_SAMPLES, build_generator_training
+from vidtok.builders import FIRST_SAMPLES, build_generator_training, create_head
 from vidtok.cli.eval_generation import load_detectors
 from vidtok.cli.main import main
 from vidtok.cli.train import compose_config
@@ -32,7 +32,7 @@ from vidtok.eval.generation_compare import markdown_table, verdict
 from vidtok.eval.generation_run import Detectors, Evaluation, Judge, Real, check_conditions
 from vidtok.eval.real_clips import real_clips
 from vidtok.extract import read_npz
-from vidtok.generator import from_pretrained
+from vidtok.generator import Objective, from_pretrained
 from vidtok.heads import HeadConfig, make_head
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.folder import RunFolder
@@ -176,7 +176,7 @@ def test_generate_writes_clips_pictures_and_tokens(trained, tmp_path, capsys):
 def test_info_says_what_a_generator_is(trained, capsys):
     assert main(["info", str(trained / "model")]) == 0
     out = capsys.readouterr().out
-    assert "masked, masked" in out and "3 x 4 x 4 of 18 bits" in out and "9: left, right, up" in out
+    assert ", masked" in out and "3 x 4 x 4 of 18 bits" in out and "9: left, right, up" in out
 
 
 def test_wrong_wishes_of_generate_are_one_line(trained, tmp_path, capsys):
@@ -395,7 +395,7 @@ def test_the_split_of_real_clips_is_the_one_that_is_recorded(tmp_path):
 
     assert split_of("whole", None) == ("all", 1)
     assert split_of("split", None) == ("train", 1) and split_of("split", "val") == ("val", 1)
-    with pytest.raises(ValueError, match="no folder train: give --split"):
+    with pytest.raises(ValueError, match="no folder train: say which split"):
         real_clips(str(tmp_path / "whole"), None, None, "val", config, convention("plain"))
     for folder, split in (("split", "vall"), ("whole", "train")):
         with pytest.raises(ValueError, match=split):
@@ -411,13 +411,15 @@ def test_a_convention_of_other_sizes_says_so():
 def test_a_prefix_is_whole_latent_frames_and_agreement_is_of_classes():
     config = SimpleNamespace(name="some", classes=("a",), tokenizer="tok")
     plain, k600 = convention("plain"), convention("magvit-k600")
+    stranger = create_head("linear", "tokens", 1, (3, 4, 4))
+    stranger.record(classes=["b"])
     wide, fine = SimpleNamespace(stride=(8, 8, 8)), SimpleNamespace(stride=(4, 8, 8))
     check_conditions(k600, config, (), None, fine, {})
     for how, head, tokenizer, sampling, message in (
         (k600, None, wide, {}, "5 frames, which aren't whole latent frames of tok"),
         (k600, None, fine, {"guidance": 2}, "guidance needs classes"),
         (k600, "head", fine, {}, "the convention gives frames instead"),
-        (plain, SimpleNamespace(config=SimpleNamespace(name="h", input={"kind": "tokens"}, classes=["b"])), fine, {},
+        (plain, stranger, fine, {},
          "knows no class 'a'"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
@@ -446,6 +448,9 @@ def test_a_large_batch_is_not_made_to_learn_the_grid(monkeypatch):
 
 
 def test_pictures_of_frame_prediction_go_on_from_held_out_clips():
+    for tasks, latents in (({"none": 0, "prefix": 1, "prefix-2": 1}, 1), ({"prefix-2": 1}, 2), ({"prefix-x": 1}, 0)):
+        assert Objective(tasks=tasks).given_prefix == latents
+    assert Objective(tasks={"prefix-2": 1, "inpainting": 1}).given_prefix == 0
     only = [*SMALL, "objective.tasks={none: 0, prefix-2: 1}", "sampling.steps=1", "samples=3"]
     with pytest.raises(ValueError, match="always given a prefix need"):
         build_generator_training(compose_config("train_generator", only))
@@ -468,6 +473,9 @@ def test_an_unlabelled_clip_agrees_with_nothing():
     class Head:
         config = SimpleNamespace(name="head", classes=["a", "b"], input={"kind": "tokens"})
 
+        def refuse_crops(self):
+            pass
+
         def __call__(self, ids):
             return F.one_hot(ids[:, 0, 0, 0], 2)
 
@@ -484,6 +492,9 @@ def test_agreement_goes_by_the_names_of_classes():
 
         def __init__(self, kind="tokens"):
             self.config = SimpleNamespace(name="head", classes=["b", "c", "a"], input={"kind": kind})
+
+        def refuse_crops(self):
+            pass
 
         def __call__(self, ids):
             return F.one_hot(ids[:, 0, 0, 0], 3)

@@ -244,6 +244,10 @@ def build_protocol(cfg: DictConfig) -> "Protocol":
     return Protocol.parse(cfg.data.protocol, cfg.data.size, cfg.data.fps, cfg.data.resize, cfg.data.joined)
 
 
+# The optimizer's state goes by the order of the head's parameters: a run from before another order isn't gone on with.
+HEAD_ORDER = "embedding last"
+
+
 def hold_finetuning(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
     """Notes in the run folder what its head is trained and tested on. Raises ValueError where that was something else:
     the checkpoint would fit, and its result would be of neither."""
@@ -256,7 +260,7 @@ def hold_finetuning(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
     facts |= {"command": "finetune", "input": cfg.input, "seed": cfg.seed, "tokenizer": tokenizer.weight_hash}
     plain = OmegaConf.to_container(cfg, resolve=True)
     facts |= {key: plain[key] for key in ("head", "head_options", "merge")}  # of other heads the weights might fit
-    facts["task"] = plain["task"]
+    facts |= {"task": plain["task"], "parameters": HEAD_ORDER}
     # The rate may change, as may what the loop is told: a run that ended in NaN goes on with a lower one.
     facts["optimizer"] = {key: value for key, value in plain["optimizer"].items() if key != "lr"}
     hold_to(Path(cfg.run), facts)
@@ -431,7 +435,7 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     encoded = ClipStore(Path(cfg.run) / "encoded", {"tokenizer": tokenizer.weight_hash})
     recipe = OmegaConf.to_container(cfg, resolve=True)
     training = {key: recipe[key] for key in ("head", "head_options", "merge", "task", "optimizer")}
-    training |= lasting(recipe["trainer"])
+    training |= lasting(recipe["trainer"]) | {"parameters": HEAD_ORDER}
     if data["select"]:  # whose choice depends on what is saved
         training["save_steps"] = recipe["trainer"]["save_steps"]
     chosen = ("batch_size", "cells", "select", *(["group_column"] if data["select"] else []))
@@ -464,7 +468,9 @@ def refuse_arms(cfg: DictConfig, encoders: dict, classes: Sequence[str], tokeniz
         example = MemorySource(x[None], [0], plain["data"]["cells"], encoder.unit).draw(0, 0)[0][None]
         refuse_mixing(plain, encoder.head_input)
         material = Material(encoder.head_input, None, None, example, None, None, None, list(classes))
-        build_recognition_head(OmegaConf.merge(cfg, {"input": arm}), material, tokenizer)(example)
+        head = build_recognition_head(OmegaConf.merge(cfg, {"input": arm}), material, tokenizer).eval()
+        with torch.no_grad():
+            head(example.cpu())
 
 
 def lasting(trainer: dict) -> dict:

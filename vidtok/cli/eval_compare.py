@@ -13,6 +13,7 @@ every clip, encoding and head: the same command again goes on where it was stopp
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from vidtok.cli import options
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> int | None:
     return 1 if result["n_failed"] else 0
 
 
-def refuse_settings(cfg, overrides: list[str]) -> None:
+def refuse_settings(cfg, overrides: Sequence[str] = ()) -> None:
     """Raises UserError for what would be found wrong only after the training, or would do nothing."""
     from omegaconf import OmegaConf
 

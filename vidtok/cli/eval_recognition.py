@@ -112,8 +112,8 @@ def load_head(name: str, model: str | None, device: str, recon: bool = False, pr
             raise ValueError(f"head {config.name!r} names no tokenizer: give --model")
         tokenizer = VideoTokenizer.from_pretrained(model or named, head.device)
         head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
-    cells = (config.protocol or {}).get("cells")
-    return head, InputEncoder(kind, tokenizer, found.at_once, cells), found
+    cells, side = (config.protocol or {}).get("cells"), config.input.get("stride", [None])[-1]
+    return head, InputEncoder(kind, tokenizer, found.at_once, cells, side), found
 
 
 def trained_on(config) -> str:

@@ -67,9 +67,10 @@ class Objective:
 
     @property
     def given_prefix(self) -> int:
-        """Latent frames that every sample of training is given; 0 where some are free."""
-        tasks = [name for name, weight in self.tasks.items() if weight]
-        return int(tasks[0].partition("-")[2] or 1) if len(tasks) == 1 and tasks[0].startswith("prefix") else 0
+        """Latent frames that every sample of training begins with, at least; 0 where some have no prefix."""
+        tasks = [name.split("-") for name, weight in self.tasks.items() if weight]
+        counts = [(rest or ["1"])[0] if kind == "prefix" else "0" for kind, *rest in tasks]
+        return min(int(count) if count.isdigit() else 0 for count in counts)  # what is no number is refused elsewhere
 
 
 class Generator(nn.Module):
