@@ -10,7 +10,7 @@ import pytest
 from vidtok.cli.main import VERBS
 from vidtok.datasets import demo_clip, write_video
 from vidtok.eval.generation_compare import markdown_table, verdict
-from vidtok.eval.markdown import comparison_table, probe_table
+from vidtok.eval.markdown import comparison_table, cost_table, probe_table
 from vidtok.extract import Record, RecordMeta, open_writer
 from vidtok.shipped import PRETRAINED
 
@@ -160,9 +160,12 @@ def test_probes_are_those_of_the_result_files():
     assert f"<!-- probes -->\n{table}\n<!-- end of probes -->" in README
 
 
-def test_the_comparison_that_was_run_again_is_that_of_its_result_file():
-    result = json.loads((ROOT / ".bench" / "recognition-rt1.json").read_text())
-    assert comparison_table({"rt1, again": result}).splitlines()[-1] in README.splitlines()
+def test_comparisons_are_those_of_the_result_files():
+    results = {}
+    for name, called in (("digits", "digits"), ("rt1", "rt1"), ("droid", "droid"), ("grid", "grid, command")):
+        results[called] = json.loads((ROOT / ".bench" / f"recognition-{name}.json").read_text())
+    tables = f"{comparison_table(results)}\n\n{cost_table(results)}"
+    assert f"<!-- recognition -->\n{tables}\n<!-- end of recognition -->" in README
 
 
 def test_generators_are_those_of_the_result_file():
