@@ -46,6 +46,12 @@ def signs(ids: Tensor, bits: int) -> Tensor:
     return (ids.long()[:, :, None] >> shifts & 1) * 2.0 - 1
 
 
+def check_classifier(name: str) -> None:
+    """Raises ValueError for a name that is none of `CLASSIFIERS`."""
+    if name not in CLASSIFIERS:
+        raise ValueError(f"unknown classifier {name!r}: {nearest(name, CLASSIFIERS)}")
+
+
 def fit_probe(
     classifier: str, x_NVF: np.ndarray, labels: np.ndarray, groups: Sequence[str] | None = None
 ) -> tuple[object, dict]:
@@ -55,8 +61,7 @@ def fit_probe(
     clips alone, by group where there are groups; the views of a clip are never parted. Raises ValueError for another
     name, or a single class.
     """
-    if classifier not in CLASSIFIERS:
-        raise ValueError(f"unknown classifier {classifier!r}: {nearest(classifier, CLASSIFIERS)}")
+    check_classifier(classifier)
     if len(set(labels.tolist())) < 2:
         raise ValueError("all training clips are of one class")
     views = x_NVF.shape[1]

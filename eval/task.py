@@ -94,10 +94,7 @@ class RecognitionTask:
 
     def _mixed(self, x: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The batch mixed with itself in reverse order, and soft targets [B,classes]."""
-        if not x.is_floating_point() and not self.mix_ids:
-            raise ValueError("ids can't be averaged: set task.mixup=0 (cutmix exchanges cells, and is fine)")
-        if len(x) % 2:
-            raise ValueError(f"mixup and cutmix pair the clips of a batch, of its parts too: {len(x)} is odd")
+        refuse_mixing(not x.is_floating_point(), len(x), averaged=not self.mix_ids)
         before = np.random.get_state()  # timm draws from here
         np.random.seed(torch.randint(2**31, ()).item())  # the loop has seeded torch for this step
         try:
@@ -105,6 +102,14 @@ class RecognitionTask:
         finally:
             np.random.set_state(before)
         return flat.view_as(x), targets
+
+
+def refuse_mixing(ids: bool, clips: int, averaged: bool) -> None:
+    """Raises ValueError for mixup (averaged, not only rectangles exchanged) of ids, and for an odd number of clips."""
+    if ids and averaged:
+        raise ValueError("ids can't be averaged: set task.mixup=0 (cutmix exchanges cells, and is fine)")
+    if clips % 2:
+        raise ValueError(f"mixup and cutmix pair the clips of a batch, of its parts too: {clips} is odd")
 
 
 def read_best(run: Path) -> dict | None:

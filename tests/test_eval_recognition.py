@@ -419,7 +419,7 @@ def test_errors_are_one_clear_line(capsys, csv, trained, tokenizer_path, tmp_pat
     assert "unknown input 'pixel'" in fails(capsys, *finetune(csv, tokenizer_path, tmp_path, "input=pixel"))
     for mixing, message in (
         (["task.mixup=0.5"], "can't be averaged"),
-        (["input=pixels", "task.mixup=0.5", "data.batch_size=3"], "data.batch_size=3 is odd"),
+        (["input=pixels", "task.mixup=0.5", "data.batch_size=3"], "3 is odd"),
         (["data.val_features=x"], "goes with data.features"),
     ):
         assert message in fails(capsys, *finetune(csv, tokenizer_path, tmp_path / "held", *mixing))
@@ -480,7 +480,11 @@ def test_the_head_of_an_arm_does_elsewhere_what_it_did_there(
 
 def test_heads_with_batch_norm_are_arms_too(csv, tokenizer):
     cfg = compose_config("compare", [f"data.source={csv}", *TINY[2:], "head=linear", "arms=[tokens,hidden]"])
-    refuse_arms(cfg, {arm: InputEncoder(arm, tokenizer) for arm in cfg.arms}, CLASSES, tokenizer)
+    encoders = {arm: InputEncoder(arm, tokenizer) for arm in cfg.arms}
+    refuse_arms(cfg, encoders, CLASSES, tokenizer)
+    cfg.merge = 3
+    with pytest.raises(ValueError, match="merge=3"):
+        refuse_arms(cfg, encoders, CLASSES, tokenizer)
 
 
 def test_the_page_holds_everything_itself(comparison):

@@ -181,9 +181,7 @@ def test_generators_are_those_of_the_result_file():
         assert said in README.replace("\n", " ")
     shares = {name: round(100 * share) for name, share in metrics["agreement"]["classes"].items()}
     few = [shares.pop(name) for name in ("turning left", "turning right", "growing")]
-    said = (
-        "{} % of turning left and {} % of turning right, which the judge takes for each other, while growing has {} %"
-    )
+    said = "{} % of turning left and {} % of turning right, while growing has {} %"
     said = f"{said} and the other six {{}} to {{}} %".format(*few, min(shares.values()), max(shares.values()))
     assert said in README.replace("\n", " ")
     metrics = json.loads((ROOT / ".bench" / "generation-droid.json").read_text())["metrics"]

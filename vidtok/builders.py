@@ -274,7 +274,7 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
 
     data, protocol = OmegaConf.to_container(cfg.data, resolve=True), build_protocol(cfg)
     refuse_idle_data(data)
-    refuse_mixing(OmegaConf.to_container(cfg, resolve=True), cfg.input)
+    refuse_task(cfg, cfg.input)
     if data["features"] is not None:
         paths = data["features"], data["val_features"] or data["features"]
         splits = data["train_split"], data["val_split"]
@@ -354,13 +354,13 @@ def load_training_clips(
     return load_views(source, split, protocol, views, limit, workers, say, encode, **augmentation)
 
 
-def refuse_mixing(plain: dict, input: str) -> None:
+def refuse_task(cfg: DictConfig, input: str) -> None:
     """Before the work. Raises ValueError where clips can't be mixed as the group `task` says."""
-    task, batch = plain["task"], plain["data"]["batch_size"]
-    if task["mixup"] and input in ("tokens", "codes"):
-        raise ValueError("ids can't be averaged: set task.mixup=0 (cutmix exchanges cells, and is fine)")
-    if (task["mixup"] or task["cutmix"]) and batch % 2:
-        raise ValueError(f"mixup and cutmix pair the clips of a batch: data.batch_size={batch} is odd")
+    from vidtok.eval.task import refuse_mixing
+
+    mixup = bool(cfg.task.mixup)
+    if mixup or cfg.task.cutmix:
+        refuse_mixing(input in ("tokens", "codes"), cfg.data.batch_size, averaged=mixup)
 
 
 def build_recognition_head(cfg: DictConfig, material: "Material", tokenizer: VideoTokenizer) -> "Head":
@@ -460,13 +460,13 @@ def refuse_arms(cfg: DictConfig, encoders: dict, classes: Sequence[str], tokeniz
     from vidtok.eval.inputs import unpack
     from vidtok.eval.material import Material
 
-    plain, protocol = OmegaConf.to_container(cfg, resolve=True), build_protocol(cfg)
+    protocol = build_protocol(cfg)
     black = torch.full((1, 3, protocol.frames, protocol.size, protocol.size), -1.0)
     for arm in cfg.arms:
         encoder = encoders[arm]
         x = unpack(encoder.packed(black))
-        example = MemorySource(x[None], [0], plain["data"]["cells"], encoder.unit).draw(0, 0)[0][None]
-        refuse_mixing(plain, encoder.head_input)
+        example = MemorySource(x[None], [0], cfg.data.cells, encoder.unit).draw(0, 0)[0][None]
+        refuse_task(cfg, encoder.head_input)
         material = Material(encoder.head_input, None, None, example, None, None, None, list(classes))
         head = build_recognition_head(OmegaConf.merge(cfg, {"input": arm}), material, tokenizer).eval()
         with torch.no_grad():

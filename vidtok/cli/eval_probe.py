@@ -63,13 +63,12 @@ def run(args: argparse.Namespace) -> int | None:
 
     from vidtok.cli.error import UserError
     from vidtok.cli.jsonfile import refuse_existing, write_json
-    from vidtok.eval.probe import CLASSIFIERS, fit_probe, predict_probe
+    from vidtok.eval.probe import check_classifier, fit_probe, predict_probe
     from vidtok.eval.protocol import Protocol
     from vidtok.eval.recognition import correct_of, recognition_result, result_entry
     from vidtok.eval.references import ReferenceEncoder
     from vidtok.eval.statistics import paired_ratio
     from vidtok.eval.table import format_table
-    from vidtok.hints import nearest
     from vidtok.tokenizer import VideoTokenizer
 
     if args.source is None and args.features is None:
@@ -100,11 +99,7 @@ def run(args: argparse.Namespace) -> int | None:
         ("--steps", args.steps is not None, "is of --classifier attentive"),
         ("--run", args.run is not None, "is of --classifier attentive"),
     ))  # fmt: skip
-    if args.classifier not in CLASSIFIERS:
-        raise UserError(f"unknown classifier {args.classifier!r}: {nearest(args.classifier, CLASSIFIERS)}")
-    if args.features is None:
-        for input in inputs:  # not when their turn comes, after the work on others
-            find_encoder(args, input, tokenizer)
+    check_classifier(args.classifier)
     entries, predictions, chosen = [], {}, []
     for input in inputs:
         sides, data, encoder = read(input)
@@ -168,8 +163,11 @@ def of_clips(args: argparse.Namespace, tokenizer, protocol):
         "shuffled": (test_source, args.split, args.test_clips, True),
     }
 
+    # Not when their turn comes, after the work on others.
+    encoders = {input: find_encoder(args, input, tokenizer) for input in args.input.split(",")}
+
     def read(input: str) -> tuple[dict, dict, InputEncoder | ReferenceEncoder]:
-        encoder, sides = find_encoder(args, input, tokenizer), {}
+        encoder, sides = encoders[input], {}
         for name, (where, split, limit, shuffle) in parts.items():
             sides[name], classes = features_of_clips(
                 where, split, protocol, encoder, args.pool, limit, args.workers, shuffle

@@ -10,6 +10,7 @@ vidtok info clip.mp4
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from vidtok.cli.error import UserError
@@ -39,10 +40,9 @@ def model_info(name: str) -> None:
     from vidtok.heads.config import SCHEMA as HEAD
     from vidtok.shipped import CONFIG
 
-    file, schema = Path(name) / CONFIG, ""
-    if file.is_file():
-        found = json.loads(file.read_text())
-        schema = str(found.get("schema")) if isinstance(found, dict) else ""
+    schema = ""
+    with suppress(OSError, ValueError, AttributeError):  # no folder, no JSON, no object: what loads it says so
+        schema = str(json.loads((Path(name) / CONFIG).read_text()).get("schema"))
     if schema == HEAD or name in list_shipped_heads():
         head_info(name)
     elif schema.startswith("vidtok.generator/"):
