@@ -27,7 +27,7 @@ def hold_to(folder: Path, facts: Mapping) -> None:
         old, new = json.loads(file.read_text()), json.loads(text)
         if others := [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]:
             raise ValueError(f"{folder} was filled with another {others[0]} ({old.get(others[0])}): give another run=")
-    part = file.with_name(f".{FACTS}.{os.getpid()}.part")  # of several processes, each finds a whole file or none
+    part = _part_of(file)
     part.write_text(text)
     part.replace(file)
 
@@ -46,7 +46,10 @@ class ClipStore:
             found = load()
             _save({"video": found.video}, file)
             keys = ("ids", "classes", "failures", "paths")
-            side.write_text(json.dumps({key: getattr(found, key) for key in keys} | {"labels": found.labels.tolist()}))
+            facts = {key: getattr(found, key) for key in keys} | {"labels": found.labels.tolist()}
+            part = _part_of(side)
+            part.write_text(json.dumps(facts))
+            part.replace(side)
             return found
         known = json.loads(side.read_text())
         labels = np.array(known.pop("labels"))
@@ -68,6 +71,11 @@ class ClipStore:
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    part = path.with_suffix(".part")
+    part = _part_of(path)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
-    part.rename(path)
+    part.replace(path)
+
+
+def _part_of(file: Path) -> Path:
+    """What becomes the file when it is whole; several processes may be at it."""
+    return file.with_name(f".{file.name}.{os.getpid()}.part")

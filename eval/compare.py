@@ -113,7 +113,7 @@ class Comparison:
         if arm == "pixels":
             return video
         name = {"codes": "tokens"}.get(arm, arm)  # both are ids
-        return self.store.array(f"{name}-{side}", lambda: encode_all(self.encoder(arm), video, 4))
+        return self.store.array(f"{name}-{side}", lambda: encode_all(self.encoder(arm), video))
 
 
 def _done(folder: Path, arm: str, seed: int) -> bool:

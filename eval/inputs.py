@@ -23,6 +23,8 @@ INPUTS = {
     "recon": "pixels of the decoded tokens",
 }
 
+PIXELS_AT_ONCE, ON_CPU = 1 << 23, 1 << 20  # that are encoded: 120 clips of 17 x 64 x 64, and 15
+
 
 class InputEncoder:
     """Clips, float [B,3,T,H,W] in [-1,1] or uint8, to what a head reads; nothing in it is trained.
@@ -92,12 +94,14 @@ class InputEncoder:
             return ids if self.kind in ("tokens", "codes") else to_bytes(self.tokenizer.decode(ids))
 
 
-def encode_all(encoder: InputEncoder, video_NV3THW: Tensor, batch_size: int = 4) -> Tensor:
+def encode_all(encoder: InputEncoder, video_NV3THW: Tensor) -> Tensor:
     """Encodes uint8 clips once, to be kept in memory: x [N,V,...], packed (see `unpack`)."""
     assert encoder.joined == 1, "clips that are joined are random ones of each video"
     if encoder.kind == "pixels":
         return video_NV3THW
-    parts = [encoder.packed(part).cpu() for part in video_NV3THW.flatten(0, 1).split(batch_size)]
+    pixels = ON_CPU if encoder.tokenizer.device.type == "cpu" else PIXELS_AT_ONCE
+    at_once = pixels // video_NV3THW[0, 0, 0].numel()
+    parts = [encoder.packed(part).cpu() for part in video_NV3THW.flatten(0, 1).split(max(1, at_once))]
     return torch.cat(parts).unflatten(0, video_NV3THW.shape[:2])
 
 

@@ -133,15 +133,15 @@ def load_clips(
     cut(dataset, slice(limit))
     path_of = dict(zip(dataset.ids, dataset.paths or [""] * len(dataset), strict=True))
     clips, labels, ids, failures = [], [], [], []
-    for batch in dataset.loader(batch_size=1, workers=workers):
+    for batch in dataset.loader(batch_size=max(1, workers), workers=workers):
         for error in batch.failed:
             failures.append({"name": str(error.path), "reason": error.reason})
             say(str(error))
-        if batch.id:
-            video = to_bytes(batch.video[0])
+        for name, label, clip in zip(batch.id, batch.label.tolist(), batch.video if batch.id else (), strict=True):
+            video = to_bytes(clip)
             clips.append(video if encode is None else encode(video).cpu())
-            labels.append(int(batch.label[0]))
-            ids.append(batch.id[0])
+            labels.append(label)
+            ids.append(name)
     if not clips:
         raise ValueError(f"no clip could be read: {failures[0]['name']}: {failures[0]['reason']}")
     paths = [path_of[name] for name in ids]

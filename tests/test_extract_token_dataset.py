@@ -157,11 +157,21 @@ def test_batches_are_a_function_of_seed_and_number(lengths):
     assert all((make(first_only=True)[i]["start"] == 0).all() for i in range(4))
 
 
+def test_unpacked_records_are_those_of_the_files(lengths, tmp_path):
+    files, unpacked = TokenDataset(lengths), TokenDataset(lengths, cache=tmp_path)
+    assert files.entries == unpacked.entries and files.meta == unpacked.meta
+    for i in range(len(files)):
+        ours, theirs = unpacked.read(i), files.read(i)
+        assert ours.meta == theirs.meta and (ours.timestamps == theirs.timestamps).all()
+        assert (ours.features == theirs.features).all() and ours.features.dtype == theirs.features.dtype
+        assert (unpacked.features(i) == files.features(i)).all()
+
+
 def test_parts_of_token_batches_are_slices_and_read_their_own_records_alone(lengths, monkeypatch):
     batches, read = TokenBatches(TokenDataset(lengths), 4, window=2), []
     whole = list(batches.loader(start=1, stop=4))
-    original = TokenDataset.read
-    monkeypatch.setattr(TokenDataset, "read", lambda self, i: read.append(i) or original(self, i))
+    original = TokenDataset.features
+    monkeypatch.setattr(TokenDataset, "features", lambda self, i: read.append(i) or original(self, i))
     for i in range(2):
         read.clear()
         parts = list(batches.loader(start=1, stop=4, part=(i, 2)))

@@ -104,11 +104,11 @@ def test_tokens_on_disk_train_like_the_clips_they_are_of(tmp_path):
         )
         cfg = compose_config("train_generator", [f"data.features={folder}", *SMALL[1:], "data.source=null"])
         built = build_generator_training(cfg)
-        batch = built["batches"][0]
+        batch = built["task"].encoded(built["batches"][0])
         assert batch["ids"].shape == (2, 3, 4, 4) and ("latents" in batch) == (feature == "latents")
         assert built["state"].model.config.classes == ("left",)
         assert torch.equal(next(built["batches"].loader(start=5))["seed"], built["batches"][5]["seed"])
-        part = next(built["batches"].loader(part=(1, 2)))
+        part = built["task"].encoded(next(built["batches"].loader(part=(1, 2))))
         assert all(torch.equal(value[1:], part[name]) for name, value in batch.items())
         if feature == "ids":
             first = batch

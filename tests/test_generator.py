@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from vidtok.generator import KINDS, GeneratorConfig, Objective, create_generator, from_pretrained, masks
+from vidtok.generator.draws import Draws, pick_by_share, sample_draws
 from vidtok.generator.halves import ids_to_signs, join_ids, signs_to_ids, split_ids
-from vidtok.generator.sampling import keep_likely, pick, sample_generators
+from vidtok.generator.sampling import keep_likely, pick
 from vidtok.generator.schedules import guidance_scale, mask_share
 from vidtok.generator.slide import generate_long
 from vidtok.generator.tokens import TokenEmbedding
@@ -139,18 +140,22 @@ def test_masks_are_what_they_say():
     box = masks.inpainting(GRID, 1, 0, 1, 2)
     assert (~box).sum() == 4 * 2 and not box[:, 1, :2].any()
     assert torch.equal(masks.outpainting(GRID, 1, 0, 1, 2), ~box)
-    draw = torch.Generator().manual_seed(0)
+    draws = Draws(torch.arange(200))
     for task in TASKS:
-        for _ in range(20):
-            mask = masks.draw_mask(task, GRID, draw)
-            assert mask.shape == GRID and not mask.all() and mask.any() == (task != "none")
-    assert masks.draw_mask("prefix-2", GRID, draw).sum() == 2 * 6
+        masks.check_task(task, GRID)
+        drawn = masks.draw_masks(task, GRID, draws)
+        assert drawn.shape == (200, *GRID)
+        for mask in drawn:
+            assert not mask.all() and mask.any() == (task != "none")
+        assert (len(drawn.unique(dim=0)) > 1) == (task not in ("none", "prefix-2"))
+    assert (masks.draw_masks("prefix-2", GRID, draws).flatten(1).sum(1) == 2 * 6).all()
     for wrong in (
         lambda: masks.prefix(GRID, 4),
         lambda: masks.interpolation(GRID, 2, 2),
         lambda: masks.inpainting(GRID, 0, 2, 2, 2),
-        lambda: masks.draw_mask("prefx", GRID, draw),
-        lambda: masks.draw_mask("prefix", (1, 4, 4), draw),
+        lambda: masks.check_task("prefx", GRID),
+        lambda: masks.check_task("prefix", (1, 4, 4)),
+        lambda: masks.check_task("prefix-4", GRID),
     ):
         with pytest.raises(ValueError):
             wrong()
@@ -218,14 +223,56 @@ def test_top_k_and_top_p_keep_the_likeliest():
     assert torch.equal(keep_likely(logits), logits)
 
 
+def test_random_numbers_belong_to_samples():
+    seeds = torch.tensor([0, 1, 2, -5, 2**62])
+    together, alone = Draws(seeds), Draws(seeds[1:2])
+    for make in ("uniform", "normal", "gumbel"):
+        assert torch.equal(getattr(together, make)(3, 4)[1:2], getattr(alone, make)(3, 4))
+    # SplitMix64's own first numbers of seed 1234567, by the published algorithm, whose seed we hash first.
+    state, mask = 1234567, (1 << 64) - 1
+
+    def following(x):
+        x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ x >> 27) * 0x94D049BB133111EB) & mask
+        return x ^ x >> 31
+
+    start = following(state)
+    wanted = [(following(start + i * 0x9E3779B97F4A7C15 & mask) >> 41) + 0.5 for i in range(1, 6)]
+    assert (Draws(torch.tensor([state])).uniform(5)[0].double() * 2**23).tolist() == wanted
+
+
+def test_random_numbers_are_uniform_normal_and_whole():
+    draws = Draws(torch.arange(1000))
+    uniform, normal = draws.uniform(500).double(), draws.normal(500).double()
+    assert uniform.min() > 0 and uniform.max() < 1
+    shares = torch.histc(uniform.float(), 50, 0, 1) / uniform.numel()
+    assert (shares - 0.02).abs().max() < 0.0012  # six standard errors
+    assert abs(normal.mean()) < 0.006 and abs(normal.var() - 1) < 0.01 and abs((normal**4).mean() - 3) < 0.07
+    # Neighbours, in one sample and of neighbouring seeds, have nothing to do with each other.
+    for a, b in ((uniform[:, 1:], uniform[:, :-1]), (uniform[1:], uniform[:-1])):
+        assert abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) < 0.009
+    assert draws.whole(2, 4).unique().tolist() == [2, 3, 4]
+    high = torch.tensor([1, 3]).repeat(500)
+    assert (draws.whole(1, high) <= high).all()
+    share = torch.bincount(draws.choice([1.0, 0.0, 3.0]), minlength=3) / 1000
+    assert share.tolist() == pytest.approx([0.25, 0, 0.75], abs=0.08)
+
+
+def test_what_has_no_weight_is_never_picked():
+    weights = torch.tensor([0.0, 0.3, 0.0, 0.7, 0.0]).expand(3, 5)
+    ends = torch.tensor([2.0**-24, 0.5, 1 - 2.0**-24])
+    assert pick_by_share(weights, ends).tolist() == [1, 3, 3]
+
+
 def test_tokens_are_drawn_from_the_softmax():
     logits = torch.tensor([0.2, 0.5, 0.3]).log().expand(1, 20_000, 3)
-    generators = sample_generators(0, 0, 1)
-    shares = F.one_hot(pick(logits, generators), 3).double().mean((0, 1))
+    draws = sample_draws(0, 0, 1, torch.device("cpu"))
+    uniform = draws.uniform(20_000)
+    shares = F.one_hot(pick(logits, uniform), 3).double().mean((0, 1))
     assert shares.tolist() == pytest.approx([0.2, 0.5, 0.3], abs=0.015)
-    cold = F.one_hot(pick(logits, generators, temperature=0.5), 3).double().mean((0, 1))
+    cold = F.one_hot(pick(logits, uniform, temperature=0.5), 3).double().mean((0, 1))
     assert cold.tolist() == pytest.approx([0.04 / 0.38, 0.25 / 0.38, 0.09 / 0.38], abs=0.015)
-    assert (pick(logits, generators, temperature=0) == 1).all()
+    assert (pick(logits, uniform, temperature=0) == 1).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -266,7 +313,7 @@ def test_guidance_moves_away_from_no_class():
             for number in (label, torch.tensor([2]))
         ]
         wanted = (logits[1] + 3 * (logits[0] - logits[1])).argmax(-1)
-        found, _ = generator.predict(ids, hidden, label, [], 3.0, 0)
+        found, _ = generator.predict(ids, hidden, label, Draws(torch.tensor([0])), 3.0, 0)
     assert torch.equal(split_ids(found, 18)[0], wanted)
 
 

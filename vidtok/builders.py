@@ -149,7 +149,8 @@ def build_state(model: nn.Module, plain: dict) -> "TrainState":
     from vidtok.train.state import TrainState
 
     model.train()
-    ema = ModelEmaV3(model, decay=plain["trainer"]["ema_decay"], use_warmup=True)
+    # Buffers (and, in a state dict, tensors that two modules share) would count as weights, each time they are there.
+    ema = ModelEmaV3(model, decay=plain["trainer"]["ema_decay"], use_warmup=True, exclude_buffers=True)
     return TrainState(model, create_optimizer(model, **plain["optimizer"]), ema)
 
 
@@ -484,7 +485,7 @@ FIRST_SAMPLES = 16  # that tell a generator its grid, and diffusion the scale of
 def build_generator_training(cfg: DictConfig) -> dict:
     """The arguments of `vidtok.train.loop.train` that a config determines: for `vidtok train generator`."""
     from vidtok.generator import GeneratorConfig, Objective, create_generator
-    from vidtok.generator.masks import draw_mask
+    from vidtok.generator.masks import check_task
     from vidtok.generator.task import GeneratorTask
 
     plain = OmegaConf.to_container(cfg, resolve=True)
@@ -529,7 +530,7 @@ def build_generator_training(cfg: DictConfig) -> dict:
                 f"an autoregressive model goes on from prefixes alone: objective.tasks.{name} is for others"
             )
         if weight:
-            draw_mask(name, generator.config.grid, torch.Generator())  # likewise: not when it is first drawn
+            check_task(name, generator.config.grid)  # likewise: not when it is first drawn
     if generator.config.kind == "diffusion":
         if "latents" not in first:
             raise ValueError("diffusion is trained on latents: give clips, or extract them with --features latents")
@@ -568,7 +569,7 @@ def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: 
         batches = ClipBatches(dataset, batch_size, seed)
         fps = MovingDigits.fps if data["source"] == "digits" else data["fps"] and data["fps"] / data["stride"]
     else:
-        splits = {entry.split for entry in TokenDataset(data["features"]).entries}
+        splits = {entry.split for entry in TokenDataset(data["features"], cache=data["cache"]).entries}
         if splits == {None} and split != data["split"]:
             raise ValueError(f"{data['features']} has no splits, so that {split!r} can't be held out of it")
         chosen = split if splits != {None} else None

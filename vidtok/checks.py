@@ -82,7 +82,7 @@ def check_memory(net: nn.Module, shape, stride: Stride, device: torch.device, dt
     frames = min(shape[-3] * stride[0], MAX_LATENTS * net.stride[0])
     pixels = shape[0] * frames * shape[-2] * stride[1] * shape[-1] * stride[2]
     need = pixels * net.peak_values * dtype.itemsize
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = free_memory(device)
     if need > free:
         unit = math.lcm(64, *net.stride[1:])
         side = math.isqrt(int(shape[-2] * stride[1] * shape[-1] * stride[2] * free / need / 2)) // unit * unit
@@ -91,3 +91,11 @@ def check_memory(net: nn.Module, shape, stride: Stride, device: torch.device, dt
             f"{list(shape)} needs about {need / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free: "
             f"pass tile={side}, or a smaller batch"
         )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes; on a GPU with what torch has freed and keeps for itself."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept

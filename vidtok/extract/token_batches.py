@@ -110,7 +110,7 @@ class TokenBatches:
         for draw in draws:
             epoch, place = divmod(draw, len(self._usable))
             record = int(self._usable[_order(self.seed, epoch, len(self._usable))[place] if self.shuffle else place])
-            array, start = self.dataset.read(record).features, 0
+            array, start = self.dataset.features(record), 0
             if self.window is not None:
                 if not self.first_only:
                     room = int(self._lengths[record]) - self.window

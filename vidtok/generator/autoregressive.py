@@ -72,7 +72,7 @@ class AutoregressiveGenerator(Generator):
             cached: keep keys and values of the tokens so far; otherwise every token is computed from all before it,
                 which gives the same and costs N / 2 times as much.
         """
-        known_N, guidance, generators = request.known_N, request.guidance, request.generators
+        known_N, guidance = request.known_N, request.guidance
         N = len(known_N)
         start = int(known_N.sum())
         if not known_N[:start].all():
@@ -81,6 +81,7 @@ class AutoregressiveGenerator(Generator):
         condition_BD = self.guided(guidance, request.label_B)
         cache = self.trunk.new_cache(len(condition_BD)) if cached else None
         ids_BN = request.ids_BN.clone()
+        uniform_BN2 = request.draws.uniform(N, 2)
         for n in range(start, N):
             before_BN = ids_BN[:, :n].repeat(copies, 1)
             if cache is None or n == start:
@@ -89,9 +90,9 @@ class AutoregressiveGenerator(Generator):
                 x_BND = self.trunk(self.embed(before_BN[:, -1:]), condition_BD, cache)
             scale = guidance_scale(guidance_schedule, guidance, (n + 1) / N)
             low_logits = blend(self.heads.low_logits(x_BND), scale, len(ids_BN))
-            low_B1 = pick(keep_likely(low_logits, top_k, top_p, temperature), generators, temperature)
+            low_B1 = pick(keep_likely(low_logits, top_k, top_p, temperature), uniform_BN2[:, n, :1], temperature)
             high_logits = blend(self.heads.high_logits(x_BND, low_B1.repeat(copies, 1)), scale, len(ids_BN))
-            high_B1 = pick(keep_likely(high_logits, top_k, top_p, temperature), generators, temperature)
+            high_B1 = pick(keep_likely(high_logits, top_k, top_p, temperature), uniform_BN2[:, n, 1:], temperature)
             ids_BN[:, n] = join_ids(low_B1, high_B1, self.config.bits)[:, 0]
             request.progress(n + 1 - start, N - start)
         return ids_BN

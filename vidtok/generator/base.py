@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from vidtok.generator import masks
 from vidtok.generator.config import GeneratorConfig, write_config
-from vidtok.generator.sampling import check_numbers, sample_generators
+from vidtok.generator.draws import Draws, sample_draws
+from vidtok.generator.sampling import check_numbers
 from vidtok.generator.schedules import guidance_scale, mask_share
 from vidtok.generator.trunk import Trunk
 from vidtok.hints import nearest
@@ -30,7 +31,7 @@ class Request:
     Attributes:
         ids_BN: int64, the given tokens, 0 elsewhere; known_N: bool, which are given.
         label_B: int64, class numbers; no class is the number after the last.
-        generators: each sample's own.
+        draws: each sample's own random numbers.
         steps: of sampling. guidance: 1 is none.
         progress: called with the steps done and their number.
     """
@@ -38,7 +39,7 @@ class Request:
     ids_BN: Tensor
     known_N: Tensor
     label_B: Tensor
-    generators: list[torch.Generator]
+    draws: Draws
     steps: int
     guidance: float
     progress: Callable[[int, int], None]
@@ -106,23 +107,22 @@ class Generator(nn.Module):
         """
         raise NotImplementedError
 
-    def draw_conditions(
-        self, batch: Mapping[str, Tensor], objective: Objective
-    ) -> tuple[list[torch.Generator], Tensor, Tensor]:
-        """Each sample's generator; its class [B] (the number of classes where it is dropped); what it is given [B, N].
+    def draw_conditions(self, batch: Mapping[str, Tensor], objective: Objective) -> tuple[Draws, Tensor, Tensor]:
+        """Each sample's random numbers; its class [B] (the number of classes where it is dropped); what it is given
+        [B, N].
 
         All from the sample's own seed, so that it doesn't matter which process trains on it.
         """
-        generators = [torch.Generator().manual_seed(seed) for seed in batch["seed"].tolist()]
-        names, weights = list(objective.tasks), torch.tensor(list(objective.tasks.values()), dtype=torch.float)
-        known, drop = [], []
-        for generator in generators:
-            drop.append(torch.rand((), generator=generator) < objective.label_drop)
-            task = names[int(torch.multinomial(weights, 1, generator=generator))]
-            known.append(masks.draw_mask(task, self.config.grid, generator).flatten())
-        label = self.number_labels(batch["label"])
-        label = label.masked_fill(torch.stack(drop).to(label.device), len(self.config.classes))
-        return generators, label, torch.stack(known).to(self.device)
+        draws = Draws(batch["seed"].to(self.device))
+        label_B = self.number_labels(batch["label"])
+        label_B = label_B.masked_fill(draws.uniform() < objective.label_drop, len(self.config.classes))
+        tasks = {task: weight for task, weight in objective.tasks.items() if weight}
+        which_B = draws.choice(list(tasks.values()))
+        known_BN = torch.zeros(len(draws), self.tokens, dtype=torch.bool, device=self.device)
+        for number, task in enumerate(tasks):
+            mask_BN = masks.draw_masks(task, self.config.grid, draws).flatten(1)
+            known_BN = torch.where((which_B == number)[:, None], mask_BN, known_BN)
+        return draws, label_B, known_BN
 
     def number_labels(self, label_B: Tensor) -> Tensor:
         """-1, no class, as the last row of the embedding, and all of a model without classes."""
@@ -174,12 +174,12 @@ class Generator(nn.Module):
         self.check_sampling(steps, guidance, **options)
         label_B = self.check_label(label, batch)
         ids_BN, known_N = self.check_known(prefix, known, batch)
-        generators = sample_generators(seed, first, batch)
+        draws = sample_draws(seed, first, batch, self.device)
         training = self.training
         self.eval()
         try:
             steps = steps or self.default_steps
-            request = Request(ids_BN, known_N, label_B, generators, steps, guidance, progress)
+            request = Request(ids_BN, known_N, label_B, draws, steps, guidance, progress)
             ids_BN = self.sample(request, **options)
         finally:
             self.train(training)

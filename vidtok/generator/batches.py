@@ -1,8 +1,8 @@
 """Training batches for generators, each a pure function of (seed, number).
 
 A batch is a dict of tensors with the samples along dimension 0: label int64 [B], -1 for none; seed int64 [B], of each
-sample's random draws; and either ids int64 [B, t, h, w] (with latents float32 [B, K, t, h, w] where these are stored),
-or video float32 [B, 3, T, H, W], which the task encodes.
+sample's random draws; and ids int64 [B, t, h, w], latents float32 [B, K, t, h, w], whose signs are the ids, or video
+float32 [B, 3, T, H, W], which the task encodes.
 """
 
 import itertools
@@ -17,13 +17,12 @@ from vidtok.datasets import LabelledDataset
 from vidtok.datasets.ahead import made_ahead
 from vidtok.datasets.part import WHOLE, Part, rows_of
 from vidtok.extract.token_batches import TokenBatches
-from vidtok.quantize.lfq import pack_bits
 
 Batch = dict[str, Tensor]
 
 
 class StoredBatches:
-    """Extracted ids; or latents, and the ids that are their signs.
+    """Extracted ids or latents.
 
     Raises ValueError for other features.
     """
@@ -51,9 +50,7 @@ class StoredBatches:
     def _complete(self, number: int, read: Batch, part: Part) -> Batch:
         features = read["features"]
         batch = {"label": read["label"], "seed": seeds(self.seed, number, self.tokens.batch_size, part)}
-        if self.tokens.dataset.feature == "ids":
-            return {"ids": features, **batch}
-        return {"ids": pack_bits(features > 0), "latents": features, **batch}
+        return {self.tokens.dataset.feature: features, **batch}
 
 
 class ClipBatches:

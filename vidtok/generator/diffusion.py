@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from vidtok.generator.base import Generator, Objective, Request, blend
 from vidtok.generator.config import GeneratorConfig
 from vidtok.generator.halves import ids_to_signs, signs_to_ids
-from vidtok.generator.sampling import drawn
 from vidtok.generator.schedules import guidance_scale
 from vidtok.hints import nearest
 
@@ -79,10 +78,10 @@ class DiffusionGenerator(Generator):
 
     def forward(self, batch, objective: Objective) -> dict[str, Tensor]:
         """loss: mean squared error of the prediction, 0 where tokens are known, with latents of variance 1."""
-        generators, label_B, known_BN = self.draw_conditions(batch, objective)
+        draws, label_B, known_BN = self.draw_conditions(batch, objective)
         z_BNK = (batch["latents"].float().flatten(2).transpose(1, 2) - self.mean) / self.std
-        noise_BNK = drawn(torch.randn, generators, z_BNK.shape[1:], z_BNK.device)
-        time_B = (drawn(torch.rand, generators, (), z_BNK.device) * TRAIN_STEPS).long()
+        noise_BNK = draws.normal(*z_BNK.shape[1:])
+        time_B = draws.whole(0, TRAIN_STEPS - 1)
         x_BNK = self.noising.add_noise(z_BNK, noise_BNK, time_B)
         velocity = self.noising.config.prediction_type == "v_prediction"
         target = self.noising.get_velocity(z_BNK, noise_BNK, time_B) if velocity else noise_BNK
@@ -103,7 +102,7 @@ class DiffusionGenerator(Generator):
         kind = DDIMScheduler if solver == "ddim" else DPMSolverMultistepScheduler
         scheduler = kind.from_config(config)
         scheduler.set_timesteps(steps, device=ids_BN.device)
-        x_BNK = drawn(torch.randn, request.generators, (self.tokens, self.config.bits), ids_BN.device)
+        x_BNK = request.draws.normal(self.tokens, self.config.bits)
         for step, time in enumerate(scheduler.timesteps):
             scale = guidance_scale(guidance_schedule, request.guidance, (step + 1) / steps)
             copies = 1 if scale == 1 else 2

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from vidtok.generator.base import Generator, Objective, Request, blend
 from vidtok.generator.config import GeneratorConfig
+from vidtok.generator.draws import Draws
 from vidtok.generator.halves import join_ids, split_ids
-from vidtok.generator.sampling import drawn, gumbel, pick
+from vidtok.generator.sampling import pick
 from vidtok.generator.schedules import MEAN_SHARES, guidance_scale, mask_share
 from vidtok.generator.tokens import TokenEmbedding, TokenHeads
 
@@ -45,19 +46,18 @@ class MaskedGenerator(Generator):
         """loss: of each sample, the masked tokens' cross-entropy (mean of both halves), over how many are masked on
         average; bits: mean without smoothing, of a masked token; accuracy."""
         ids_BN = batch["ids"].flatten(1)
-        generators, label_B, known_BN = self.draw_conditions(batch, objective)
-        masked_BN = self.draw_masked(generators, known_BN)
+        draws, label_B, known_BN = self.draw_conditions(batch, objective)
+        masked_BN = self.draw_masked(draws, known_BN)
         x_BND = self.features(ids_BN, masked_BN, self.label_embed(label_B))
         # A mean over samples, so that it doesn't matter how a batch is divided; a sample counts by what it masks.
         usual = len(ids_BN) * self.tokens * MEAN_SHARES[self.schedule]
         return half_losses(self.heads, x_BND, ids_BN, masked_BN, objective.label_smoothing, usual)
 
-    def draw_masked(self, generators, known_BN: Tensor) -> Tensor:
+    def draw_masked(self, draws: Draws, known_BN: Tensor) -> Tensor:
         """Of each sample a random share of the unknown tokens, at least one."""
-        device = known_BN.device
-        share_B = drawn(torch.rand, generators, (), device).cpu().apply_(lambda u: mask_share(self.schedule, u))
-        count_B = (share_B.to(device) * (~known_BN).sum(1)).ceil().long().clamp(min=1)
-        order_BN = drawn(torch.rand, generators, (known_BN.shape[1],), device).masked_fill(known_BN, 2.0)
+        share_B = mask_share(self.schedule, draws.uniform())
+        count_B = (share_B * (~known_BN).sum(1)).ceil().long().clamp(min=1)
+        order_BN = draws.uniform(self.tokens).masked_fill(known_BN, 2.0)
         rank_BN = order_BN.argsort(1).argsort(1)
         return rank_BN < count_B[:, None]
 
@@ -78,18 +78,18 @@ class MaskedGenerator(Generator):
             choice_temperature: Gumbel noise on the confidence, falling linearly to 0 with the steps (MAGVIT: 4.5).
             guidance_schedule: how guidance grows over the steps: "constant", "linear" or "cosine".
         """
-        ids_BN, known_N, generators, steps = request.ids_BN, request.known_N, request.generators, request.steps
+        ids_BN, known_N, draws, steps = request.ids_BN, request.known_N, request.draws, request.steps
         B, N = ids_BN.shape
         unknown = left = int((~known_N).sum())
         masked_BN = (~known_N).expand(B, N)
         for step in range(steps):
             done = (step + 1) / steps
             scale = guidance_scale(guidance_schedule, request.guidance, done)
-            drawn_BN, confidence_BN = self.predict(ids_BN, masked_BN, request.label_B, generators, scale, temperature)
+            drawn_BN, confidence_BN = self.predict(ids_BN, masked_BN, request.label_B, draws, scale, temperature)
             ids_BN = torch.where(masked_BN, drawn_BN, ids_BN)
             # Every step decides at least one token (MaskGIT).
             left = 0 if step + 1 == steps else min(int(mask_share(schedule, done) * unknown), left - 1)
-            noise_BN = gumbel(generators, (N,), ids_BN.device)
+            noise_BN = draws.gumbel(N)
             confidence_BN = confidence_BN + choice_temperature * (1 - done) * noise_BN
             confidence_BN = confidence_BN.masked_fill(~masked_BN, torch.inf)
             rank_BN = confidence_BN.argsort(1).argsort(1)
@@ -99,15 +99,15 @@ class MaskedGenerator(Generator):
                 break
         return ids_BN
 
-    def predict(self, ids_BN, masked_BN, label_B, generators, scale: float, temperature: float):
+    def predict(self, ids_BN, masked_BN, label_B, draws: Draws, scale: float, temperature: float):
         """A draw for every token, int64 [B, N], and its log-probability under the model, float [B, N]."""
         copies = 1 if scale == 1 else 2
         condition = self.guided(scale, label_B)
         x_BND = self.features(ids_BN.repeat(copies, 1), masked_BN.repeat(copies, 1), condition)
         low_logits = blend(self.heads.low_logits(x_BND), scale, len(ids_BN))
-        low_BN = pick(low_logits, generators, temperature)
+        low_BN = pick(low_logits, draws.uniform(self.tokens), temperature)
         high_logits = blend(self.heads.high_logits(x_BND, low_BN.repeat(copies, 1)), scale, len(ids_BN))
-        high_BN = pick(high_logits, generators, temperature)
+        high_BN = pick(high_logits, draws.uniform(self.tokens), temperature)
         confidence_BN = log_probability(low_logits, low_BN) + log_probability(high_logits, high_BN)
         return join_ids(low_BN, high_BN, self.config.bits), confidence_BN
 

@@ -6,6 +6,7 @@ Frame prediction, interpolation, inpainting and outpainting are one model's work
 import torch
 from torch import Tensor
 
+from vidtok.generator.draws import Draws
 from vidtok.hints import nearest
 
 Grid = tuple[int, int, int]
@@ -49,32 +50,51 @@ def outpainting(grid: Grid, top: int, left: int, height: int, width: int) -> Ten
     return ~inpainting(grid, top, left, height, width)
 
 
-def draw_mask(task: str, grid: Grid, generator: torch.Generator) -> Tensor:
-    """A random mask of a task for training: a prefix of any length, ends of any length, a box of about half the side.
-
-    task: "none", "prefix", "prefix-N" with N latent frames, "interpolation", "inpainting" or "outpainting".
-    """
-
-    def draw(low: int, high: int) -> int:
-        return int(torch.randint(low, high + 1, (), generator=generator))
-
-    t, h, w = grid
+def check_task(task: str, grid: Grid) -> None:
+    """Raises ValueError for a task that there isn't, or that clips of this grid can't be given."""
     name, _, count = task.partition("-")
     if name not in TASKS or (count and (name != "prefix" or not count.isdigit())):
         raise ValueError(f"unknown task {task!r}: {nearest(task, TASKS)}")
-    if name == "none":
-        return nothing(grid)
+    t, h, w = grid
     if name == "prefix":
         _check(t >= 2, "a prefix needs clips of at least 2 latent frames, not 1")
-        return prefix(grid, int(count) if count else draw(1, t - 1))
+        if count:
+            prefix(grid, int(count))
+    _check(name != "interpolation" or t >= 3, f"interpolation needs at least 3 latent frames, not {t}")
+    _check(name != "outpainting" or h * w > 1, f"outpainting needs more than one cell, not {h} x {w}")
+
+
+def draw_masks(task: str, grid: Grid, draws: Draws) -> Tensor:
+    """Random masks of a task for training, [B, t, h, w]: a prefix of any length, ends of any length, a box of about
+    half the side.
+
+    task: "none", "prefix", "prefix-N" with N latent frames, "interpolation", "inpainting" or "outpainting".
+    """
+    t, h, w = grid
+    name, _, count = task.partition("-")
+    device = draws.start_B.device
+    if name == "none" or count:
+        same = prefix(grid, int(count)) if count else nothing(grid)
+        return same.to(device).expand(len(draws), *grid)
+    frames = torch.arange(t, device=device)
+    if name == "prefix":
+        return (frames < draws.whole(1, t - 1)[:, None])[:, :, None, None].expand(-1, -1, h, w)
     if name == "interpolation":
-        _check(t >= 3, f"interpolation needs at least 3 latent frames, not {t}")
-        first = draw(1, t - 2)
-        return interpolation(grid, first, draw(1, t - 1 - first))
-    _check(name == "inpainting" or h * w > 1, f"outpainting needs more than one cell, not {h} x {w}")
-    height, width = draw(-(-h // 4), max(1, 3 * h // 4)), draw(-(-w // 4), max(1, 3 * w // 4))
-    box = (draw(0, h - height), draw(0, w - width), height, width)
-    return inpainting(grid, *box) if name == "inpainting" else outpainting(grid, *box)
+        first_B = draws.whole(1, t - 2)
+        last_B = draws.whole(1, t - 1 - first_B)
+        ends_BT = (frames < first_B[:, None]) | (frames >= t - last_B[:, None])
+        return ends_BT[:, :, None, None].expand(-1, -1, h, w)
+    rows_BH, columns_BW = (_draw_span(side, draws) for side in (h, w))
+    box_BHW = rows_BH[:, :, None] & columns_BW[:, None]
+    return (box_BHW if name == "outpainting" else ~box_BHW)[:, None].expand(-1, t, -1, -1)
+
+
+def _draw_span(side: int, draws: Draws) -> Tensor:
+    """bool [B, side], true in a span of a quarter to three quarters of it."""
+    length_B = draws.whole(-(-side // 4), max(1, 3 * side // 4))
+    start_B = draws.whole(0, side - length_B)
+    places = torch.arange(side, device=start_B.device)
+    return (places >= start_B[:, None]) & (places < (start_B + length_B)[:, None])
 
 
 TASKS = ("none", "prefix", "interpolation", "inpainting", "outpainting")

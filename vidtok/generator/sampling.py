@@ -1,11 +1,12 @@
-"""Random draws that belong to a sample, not to its batch."""
+"""Settings of sampling, and the choice of a token."""
 
-import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+
+from vidtok.generator.draws import pick_by_share
 
 LEGAL: dict[str, tuple[Callable[[float], bool], str]] = {
     "steps": (lambda value: value >= 1, "at least 1"),
@@ -30,31 +31,12 @@ def check_numbers(settings: Mapping[str, object]) -> None:
             raise ValueError(f"{name} is {words}, not {value}")
 
 
-def sample_generators(seed: int, first: int, batch: int) -> list[torch.Generator]:
-    """One generator for each of the samples first, first + 1, ... of a seed, on the CPU."""
-    return [torch.Generator().manual_seed(_mixed(seed, first + i)) for i in range(batch)]
-
-
-def _mixed(seed: int, number: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:8], "big") >> 1
-
-
-def drawn(draw: Callable, generators: Sequence[torch.Generator], shape: Sequence[int], device) -> Tensor:
-    """`draw` (torch.rand, torch.randn) of `shape` from each generator, stacked: float32 [B, *shape]."""
-    return torch.stack([draw(tuple(shape), generator=generator) for generator in generators]).to(device)
-
-
-def gumbel(generators: Sequence[torch.Generator], shape: Sequence[int], device) -> Tensor:
-    """Standard Gumbel noise, float32 [B, *shape]."""
-    uniform = drawn(torch.rand, generators, shape, device).clamp_(1e-20, 1 - 1e-7)
-    return -torch.log(-torch.log(uniform))
-
-
-def pick(logits_BNV: Tensor, generators: Sequence[torch.Generator], temperature: float = 1.0) -> Tensor:
-    """One of V for every token, int64 [B, N], drawn from softmax(logits / temperature); 0 takes the likeliest."""
+def pick(logits_BNV: Tensor, uniform_BN: Tensor, temperature: float = 1.0) -> Tensor:
+    """One of V for every token, int64 [B, N], drawn from softmax(logits / temperature) by a uniform random number each;
+    0 takes the likeliest."""
     if temperature == 0:
         return logits_BNV.argmax(-1)
-    return (logits_BNV / temperature + gumbel(generators, logits_BNV.shape[1:], logits_BNV.device)).argmax(-1)
+    return pick_by_share((logits_BNV / temperature).softmax(-1), uniform_BN)
 
 
 def keep_likely(

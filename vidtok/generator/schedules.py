@@ -3,10 +3,13 @@
 import math
 from collections.abc import Callable
 
+import torch
+from torch import Tensor
+
 from vidtok.hints import nearest
 
-MASK_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "cosine": lambda u: math.cos(math.pi / 2 * u),  # MaskGIT, section 3.3
+MASK_SCHEDULES: dict[str, Callable] = {
+    "cosine": lambda u: (torch.cos if isinstance(u, Tensor) else math.cos)(math.pi / 2 * u),  # MaskGIT, section 3.3
     "uniform": lambda u: 1 - u,  # MAGVIT's for K600
 }
 MEAN_SHARES = {"cosine": 2 / math.pi, "uniform": 0.5}  # over u
@@ -17,9 +20,9 @@ GUIDANCE_SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-def mask_share(schedule: str, u: float) -> float:
+def mask_share(schedule: str, u: float | Tensor) -> float | Tensor:
     """Share of the unknown tokens that is masked at u in [0, 1]: 1 at the beginning, 0 at the end."""
-    return max(0.0, _pick(MASK_SCHEDULES, "mask schedule", schedule)(u))
+    return _pick(MASK_SCHEDULES, "mask schedule", schedule)(u)
 
 
 def guidance_scale(schedule: str, scale: float, u: float) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vidtok.generator.base import Generator, Objective
 from vidtok.generator.pictures import frame_rows
+from vidtok.quantize.lfq import pack_bits
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.folder import RunFolder
 
@@ -46,9 +47,11 @@ class GeneratorTask:
         return terms["objective"]
 
     def encoded(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """With ids and latents in place of a video."""
-        if "video" not in batch:
+        """With ids, and latents where there are any, in place of a video or of latents alone."""
+        if "ids" in batch:
             return batch
+        if "latents" in batch:
+            return {**batch, "ids": pack_bits(batch["latents"] > 0)}
         batch = dict(batch)
         video = batch.pop("video")
         tokenizer = self.tokenizer.to(video.device)
@@ -57,11 +60,14 @@ class GeneratorTask:
             latents = torch.cat([tokenizer.encode_latents(part) for part in video.split(some)])
         return {**batch, "latents": latents, "ids": tokenizer.quantizer.codes_to_ids(latents)}
 
+    def held_out_on(self, device: torch.device) -> dict[str, Tensor]:
+        return self.encoded({name: value.to(device) for name, value in self.held_out.items()})
+
     def validate(self, model: Generator, run: RunFolder, step: int) -> str | None:
         """The loss on held-out samples, and a picture of new ones."""
         lines = []
         if self.held_out is not None:
-            batch = {name: value.to(model.device) for name, value in self.encoded(self.held_out).items()}
+            batch = self.held_out_on(model.device)
             terms = model(batch, Objective(0.0, 0.0, self.objective.tasks))
             scalars = {f"held_out_{name}": value.item() for name, value in terms.items()}
             run.save_scalars(scalars, step)
@@ -79,7 +85,7 @@ class GeneratorTask:
         label = [i % classes for i in range(self.samples)] if classes else None
         prefix = None
         if latents := self.objective.given_prefix:
-            ids = self.encoded(self.held_out)["ids"]
+            ids = self.held_out_on(model.device)["ids"]
             prefix = ids[torch.arange(self.samples) % len(ids), :latents]
         ids = model.generate(self.samples, label, prefix, **self.sampling)
         video = self.tokenizer.to(model.device).decode(ids)
