@@ -51,13 +51,29 @@ def markdown_table(result: Mapping) -> str:
     for row in result["rows"]:
         own = result["training"][row["generator"]["kind"]]
         cells = [row["generator"]["kind"], f"{row['generator']['parameters']:,}", f"{own['seconds']:.0f}"]
-        cells += [f"{own['samples']:,}", f"{row['steps']}", f"{row['seconds_per_clip']:.2f}"]
+        cells += [f"{own['samples']:,}", f"{row['steps']}", f"{row['seconds_per_clip']:.2g}"]
         lines.append(_row([*cells, _fvd(row["metrics"].get("fvd")), _share(row["metrics"].get("agreement"))]))
     limits = result["limits"]
     for name, title in (("fvd_floor", "other real clips"), ("fvd_reconstruction", "reconstructions of those")):
         if name in limits:
             share = _share(limits.get("real_agreement")) if name == "fvd_floor" else ""
             lines.append(_row([title, "", "", "", "", "", f"{limits[name]['value']:.1f}", share]))
+    return "\n".join(lines)
+
+
+def guidance_table(results: Sequence[Mapping]) -> str:
+    """Of several results that differ in their guidance: a row for each, a column for each kind, FVD and agreement at
+    the number of steps that is best by FVD."""
+    kinds = list(dict.fromkeys(row["generator"]["kind"] for result in results for row in result["rows"]))
+    lines = [_row(["guidance", *kinds]), _row(["---"] * (1 + len(kinds)))]
+    for result in results:
+        best, settings = best_rows(result["rows"]), result["config"]["settings"]
+        guidances = dict.fromkeys(settings[kind]["guidance"] or 1 for kind in best)
+        cells = [", ".join(f"{guidance:g}" for guidance in guidances)]
+        for row in (best.get(kind) for kind in kinds):
+            parts = [] if row is None else [_fvd(row["metrics"].get("fvd")), _share(row["metrics"].get("agreement"))]
+            cells.append(", ".join(filter(None, parts)))
+        lines.append(_row(cells))
     return "\n".join(lines)
 
 

@@ -3,11 +3,13 @@
     python -m vidtok.eval.markdown runs/*/result.json
     python -m vidtok.eval.markdown runs/*/result.json --chart chart.png --into README.md
     python -m vidtok.eval.markdown droid-probe.json rt1-probe.json --into README.md
+    python -m vidtok.eval.markdown runs/generation*/result.json --into README.md
 
 A row for each result file of `vidtok eval compare`: top-1 in percent, mean over seeds and their deviation (one seed: 95
 % interval), of every arm; the majority class; tokens over pixels with its 95 % interval. Of two results of one set, the
-second is told apart by its steps. Of `vidtok eval probe`, a row likewise, with 95 % intervals. --into replaces what
-stands between the lines `<!-- recognition -->` and `<!-- end of recognition -->` of a file, or those of `probes`.
+second is told apart by its steps. Of `vidtok eval probe`, a row likewise, with 95 % intervals. Of `vidtok eval
+generation-compare`, a row for each guidance. --into replaces what stands between the lines `<!-- recognition -->` and
+`<!-- end of recognition -->` of a file, or those of `probes` or `guidance`.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from .charts import overview_chart
 from .compare import TRANSFER
+from .generation_compare import SCHEMA, guidance_table
 
 ORDER = ("tokens", "codes", "latents", "hidden", "pixels", TRANSFER, "recon")
 
@@ -107,9 +110,8 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _named(path: str) -> tuple[str, dict]:
+def _named(result: dict) -> tuple[str, dict]:
     """(name of the set, with the column of labels where it is not `label`; the result)."""
-    result = json.loads(Path(path).read_text())
     data = result["data"]
     name = Path(data["source"]).stem
     return name if data["label_column"] in (None, "label") else f"{name}, {data['label_column']}", result
@@ -117,11 +119,20 @@ def _named(path: str) -> tuple[str, dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", metavar="RESULT", help="result.json of comparisons, or of probes")
+    parser.add_argument(
+        "results", nargs="+", metavar="RESULT", help="result.json of comparisons, of probes, or of generators"
+    )
     parser.add_argument("--chart", metavar="PNG", help="accuracies of all, drawn")
     parser.add_argument("--into", metavar="FILE", help="put the tables there instead of printing them")
     args = parser.parse_args()
-    found, results = [_named(path) for path in args.results], {}
+    read = [json.loads(Path(path).read_text()) for path in args.results]
+    generation = [result["schema"] == SCHEMA for result in read]
+    if all(generation):
+        put(guidance_table(read), args.into, "guidance")
+        return
+    if any(generation):
+        parser.error("comparisons of recognition and of generators make two tables: give one kind")
+    found, results = [_named(result) for result in read], {}
     kinds = {result["kind"] for _, result in found}
     if kinds == {"probe"}:
         put(probe_table(dict(found)), args.into, "probes")

@@ -125,6 +125,21 @@ def test_long_clips_are_cut_inside_and_equal_the_stream(net):
     assert tokenizer.decode(ids).shape == video.shape
 
 
+def test_tokens_are_made_in_full_float32(monkeypatch):
+    """On a GPU as on a CPU: cuDNN's own default rounds."""
+    tokenizer, seen = build("patch"), []
+    original = type(tokenizer)._latents
+    monkeypatch.setattr(
+        type(tokenizer),
+        "_latents",
+        lambda *args: seen.append(torch.backends.cudnn.allow_tf32) or original(*args),
+    )
+    before = torch.backends.cudnn.allow_tf32
+    tokenizer.encode(torch.zeros(1, 3, 5, 32, 32))
+    list(tokenizer.stream_encode([torch.zeros(1, 3, 5, 32, 32)]))
+    assert seen and not any(seen) and torch.backends.cudnn.allow_tf32 == before
+
+
 def test_stream_state_belongs_to_the_stream(net):
     """Two interleaved streams don't disturb each other, and the model holds nothing."""
     tokenizer = build(net)

@@ -1,6 +1,7 @@
 """Videos of any length in bounded memory: the state of one stream is one of these objects, never the model."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -42,7 +43,9 @@ class EncodeStream:
             take = first + self.step * latents
             if chunk.shape[2] < first or take == 0:
                 break
-            yield self.encode(chunk[:, :, :take], self.state)
+            with exact_convolutions():
+                latents_BCthw = self.encode(chunk[:, :, :take], self.state)
+            yield latents_BCthw
             self.frames += take
             chunk = chunk[:, :, take:]
         self.pending = chunk.clone()  # not a view, which would keep the whole chunk
@@ -83,3 +86,15 @@ class DecodeStream:
         self.like = like
         for part in codes.split(MAX_LATENTS, 2):
             yield self.decode(part, self.state)
+
+
+@contextmanager
+def exact_convolutions():
+    """float32 convolutions in float32. cuDNN otherwise takes 10 bits of their inputs on a GPU (TF32), which on an H200
+    changed 9 of 10,240 ids of vidtok-t: tokens would depend on the machine."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

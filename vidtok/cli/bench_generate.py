@@ -35,4 +35,4 @@ def describe(row: dict) -> str:
 
 
 def seconds(times: dict) -> str:
-    return f"{times['median_s']:.2f} s"
+    return f"{times['median_s']:.3g} s"

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         f"{result['protocol']['convention']}; {result['n_real']} real clips, {how.folds} x {how.n_fake} generated"
     )
     rows |= {f"detector of {name}": text for name, text in result["detector"].items()}
-    print_rows({**rows, **summary(result["metrics"]), "seconds per clip": f"{result['seconds_per_clip']:.2f}"})
+    print_rows({**rows, **summary(result["metrics"]), "seconds per clip": f"{result['seconds_per_clip']:.2g}"})
     if args.json:
         write_json(args.json, result)
     if args.neighbours:

@@ -214,4 +214,4 @@ def one_line(row: dict) -> str:
     from vidtok.eval.generation_run import summary
 
     metrics = ", ".join(f"{name} {value}" for name, value in summary(row["metrics"]).items())
-    return f"{metrics}, {row['seconds_per_clip']:.2f} s per clip"
+    return f"{metrics}, {row['seconds_per_clip']:.2g} s per clip"
