@@ -1,6 +1,5 @@
 """Training batches that need no files."""
 
-import itertools
 from collections.abc import Iterator
 from functools import partial
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .ahead import made_ahead
 from .clip_size import check_clip, check_counts
 from .digits import MovingDigits
 from .part import WHOLE, Part, rows_of
@@ -48,10 +48,11 @@ class DigitClips:
         return torch.cat([digits[int(chosen[row])].video for row in rows])
 
     def loader(self, start: int = 0, workers: int = 0, part: Part = WHOLE) -> Iterator[Tensor]:
-        """That part of batches start, start + 1, ..., made here whatever `workers` says: it costs next to nothing."""
+        """That part of batches start, start + 1, ..., made ahead by `workers` processes if they are several: beside a
+        CPU's step it costs so little that a single one isn't worth its start, but a GPU would wait for it."""
         for size in (self.batch_size, self.image_batch_size):
             rows_of(part, size)  # now, not when its turn comes
-        return map(partial(self.part_of, part=part), itertools.count(start))
+        return made_ahead(partial(self.part_of, part=part), start, workers if workers > 1 else 0)
 
     def summary(self) -> str:
         return ""

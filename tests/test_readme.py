@@ -9,7 +9,7 @@ import pytest
 
 from vidtok.cli.main import VERBS
 from vidtok.datasets import demo_clip, write_video
-from vidtok.eval.generation_compare import markdown_table, verdict
+from vidtok.eval.generation_compare import guidance_table, markdown_table, verdict
 from vidtok.eval.markdown import comparison_table, cost_table, probe_table
 from vidtok.extract import Record, RecordMeta, open_writer
 from vidtok.shipped import PRETRAINED
@@ -133,19 +133,18 @@ def sampling_lines(result: dict) -> list[str]:
     first = result["rows"][0]
     what = "{steps} masked steps, {tokens} tokens, {depth} layers x {width}".format(**first, **first["trunk"])
     lines = [f"| {what} | masked, s | with cache, s | without, s | cache / masked | without / masked |"]
+    device = result["provenance"]["device"].replace("cpu", "CPU")
     for row in result["rows"]:
-        masked, cached = (f"{row[kind]['median_s']:.1f}" for kind in ("masked", "cached"))
-        uncached, times = "", ""
-        if "uncached" in row:
-            uncached, times = f"{row['uncached']['median_s']:.0f}", f"{row['over_uncached']['median']:.1f}"
-        over = f"{row['over_cached']['median']:.2f}"
-        lines.append(f"| batch {row['batch']} | {masked} | {cached} | {uncached} | {over} | {times} |")
+        times = [f"{row[kind]['median_s']:.3g}" if kind in row else "" for kind in ("masked", "cached", "uncached")]
+        times += [f"{row[kind]['median']:.3g}" if kind in row else "" for kind in ("over_cached", "over_uncached")]
+        lines.append(f"| {device}, batch {row['batch']} | {' | '.join(times)} |")
     return lines
 
 
 def test_sampling_is_that_of_the_benchmark():
-    for line in sampling_lines(json.loads((ROOT / ".bench" / "generate.json").read_text())):
-        assert line in README.splitlines()
+    for name in ("generate", "generate-h200"):
+        for line in sampling_lines(json.loads((ROOT / ".bench" / f"{name}.json").read_text())):
+            assert line in README.splitlines()
 
 
 def test_the_shipped_head_is_that_of_its_result_file():
@@ -170,20 +169,21 @@ def test_comparisons_are_those_of_the_result_files():
 
 
 def test_generators_are_those_of_the_result_file():
-    result = json.loads((ROOT / ".bench" / "generation.json").read_text())
-    for line in markdown_table(result).splitlines():
-        assert line in README.splitlines()
-    assert verdict(result["rows"]) in README.replace("\n", " ")
+    names = ("-guidance-1", "-guidance-1.5", "", "-guidance-3")
+    results = [json.loads((ROOT / ".bench" / f"generation{name}.json").read_text()) for name in names]
+    table = f"{markdown_table(results[2])}\n\n{verdict(results[2]['rows'])}"
+    assert f"<!-- generation -->\n{table}.\n<!-- end of generation -->" in README
+    assert f"<!-- guidance -->\n{guidance_table(results)}\n<!-- end of guidance -->" in README
+    assert f"all steps: {verdict([row for each in results for row in each['rows']])}" in README.replace("\n", " ")
     metrics = json.loads((ROOT / ".bench" / "generation-digits.json").read_text())["metrics"]
     for name, place in (("agreement", "agreement of {} of {}"), ("real_agreement", "is right on {} of {}")):
         numbers = (100 * metrics[name][key] for key in ("value", "low", "high"))
         said = place.format("{:.1f} % ({:.1f} to {:.1f})".format(*numbers), metrics[name]["n"])
         assert said in README.replace("\n", " ")
     shares = {name: round(100 * share) for name, share in metrics["agreement"]["classes"].items()}
-    few = [shares.pop(name) for name in ("turning left", "turning right", "growing")]
-    said = "{} % of turning left and {} % of turning right, while growing has {} %"
-    said = f"{said} and the other six {{}} to {{}} %".format(*few, min(shares.values()), max(shares.values()))
-    assert said in README.replace("\n", " ")
+    few = [shares.pop(name) for name in ("turning left", "turning right")]
+    said = "{} % of turning left and {} % of turning right, and the other seven {} to {} %"
+    assert said.format(*few, min(shares.values()), max(shares.values())) in README.replace("\n", " ")
     metrics = json.loads((ROOT / ".bench" / "generation-droid.json").read_text())["metrics"]
     numbers = [*(metrics["fvd"][key] for key in ("mean", "deviation"))]
     numbers += [metrics["fvd_reconstruction"]["value"], metrics["fvd_floor"]["value"]]

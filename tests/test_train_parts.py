@@ -36,6 +36,8 @@ def test_parts_of_digits_are_slices():
     for number in (0, 9):  # videos, images
         parts = [next(digits.loader(start=number, part=(i, 2))) for i in range(2)]
         assert torch.equal(torch.cat(parts), digits[number])
+    for batch, number in zip(digits.loader(start=8, workers=2), (8, 9, 10), strict=False):
+        assert torch.equal(batch, digits[number])
     with pytest.raises(ValueError, match="a batch of 4 doesn't divide into 3 equal parts"):
         digits.loader(part=(0, 3))
 
