@@ -51,7 +51,7 @@ def markdown_table(result: Mapping) -> str:
     for row in result["rows"]:
         own = result["training"][row["generator"]["kind"]]
         cells = [row["generator"]["kind"], f"{row['generator']['parameters']:,}", f"{own['seconds']:.0f}"]
-        cells += [f"{own['samples']:,}", f"{row['steps']}", f"{row['seconds_per_clip']:.2g}"]
+        cells += [f"{own['samples']:,}", f"{row['steps']}", short_seconds(row["seconds_per_clip"])]
         lines.append(_row([*cells, _fvd(row["metrics"].get("fvd")), _share(row["metrics"].get("agreement"))]))
     limits = result["limits"]
     for name, title in (("fvd_floor", "other real clips"), ("fvd_reconstruction", "reconstructions of those")):
@@ -75,6 +75,11 @@ def guidance_table(results: Sequence[Mapping]) -> str:
             cells.append(", ".join(filter(None, parts)))
         lines.append(_row(cells))
     return "\n".join(lines)
+
+
+def short_seconds(seconds: float) -> str:
+    """Two digits that count, however small; no exponent for large ones."""
+    return f"{seconds:.2g}" if seconds < 1 else f"{seconds:.1f}"
 
 
 def caption(result: Mapping) -> str:

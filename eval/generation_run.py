@@ -157,7 +157,7 @@ class Evaluation:
             judge = Judge(self.detectors.head, generator.config.classes, self.tokenizer)
         values: dict[str, list[float]] = {kind: [] for kind in self.kinds}
         seconds, done = 0.0, 0
-        if self.device.type == "cuda":  # what is loaded on first use isn't this generator's
+        if self.device.type == "cuda":  # kernels are loaded, and chosen for these shapes, on first use
             next(generate_samples(generator, self.how.n_fake, labels, prefixes, self.batch, seed=seed, **sampling))
         for fold in range(self.how.folds):
             own = None if prefixes is None else prefixes.roll(-fold * self.how.n_fake, 0)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidtok.checks import free_memory
 from vidtok.hints import nearest
 from vidtok.tokenizer import VideoTokenizer
 
@@ -23,7 +24,7 @@ INPUTS = {
     "recon": "pixels of the decoded tokens",
 }
 
-PIXELS_AT_ONCE, ON_CPU = 1 << 23, 1 << 20  # that are encoded: 120 clips of 17 x 64 x 64, and 15
+PIXELS_AT_ONCE, ON_CPU = 1 << 23, 1 << 20  # that are encoded, at most: 120 clips of 17 x 64 x 64, and 15
 
 
 class InputEncoder:
@@ -99,10 +100,16 @@ def encode_all(encoder: InputEncoder, video_NV3THW: Tensor) -> Tensor:
     assert encoder.joined == 1, "clips that are joined are random ones of each video"
     if encoder.kind == "pixels":
         return video_NV3THW
-    pixels = ON_CPU if encoder.tokenizer.device.type == "cpu" else PIXELS_AT_ONCE
-    at_once = pixels // video_NV3THW[0, 0, 0].numel()
+    at_once = _pixels_at_once(encoder.tokenizer) // video_NV3THW[0, 0, 0].numel()
     parts = [encoder.packed(part).cpu() for part in video_NV3THW.flatten(0, 1).split(max(1, at_once))]
     return torch.cat(parts).unflatten(0, video_NV3THW.shape[:2])
+
+
+def _pixels_at_once(tokenizer: VideoTokenizer) -> int:
+    if tokenizer.device.type == "cpu":
+        return ON_CPU
+    size = max(net.peak_values for net in (tokenizer.encoder, tokenizer.decoder)) * tokenizer.dtype.itemsize
+    return min(PIXELS_AT_ONCE, free_memory(tokenizer.device) // (4 * size))
 
 
 def unpack(x: Tensor) -> Tensor:

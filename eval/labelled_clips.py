@@ -137,7 +137,7 @@ def load_clips(
         for error in batch.failed:
             failures.append({"name": str(error.path), "reason": error.reason})
             say(str(error))
-        for name, label, clip in zip(batch.id, batch.label.tolist(), batch.video if batch.id else (), strict=True):
+        for name, label, clip in zip(batch.id, batch.label.tolist(), batch.video, strict=True):
             video = to_bytes(clip)
             clips.append(video if encode is None else encode(video).cpu())
             labels.append(label)

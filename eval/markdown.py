@@ -127,6 +127,8 @@ def main() -> None:
     args = parser.parse_args()
     read = [json.loads(Path(path).read_text()) for path in args.results]
     generation = [result["schema"] == SCHEMA for result in read]
+    if args.chart and (any(generation) or any(result["kind"] == "probe" for result in read if "kind" in result)):
+        parser.error("--chart is of comparisons of recognition")
     if all(generation):
         put(guidance_table(read), args.into, "guidance")
         return

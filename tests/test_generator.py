@@ -16,6 +16,7 @@ from vidtok.generator.slide import generate_long
 from vidtok.generator.tokens import TokenEmbedding
 from vidtok.generator.trunk import attention
 from vidtok.quantize import LFQ
+from vidtok.train.state import average_of
 
 GRID = (4, 2, 3)
 CONFIG = GeneratorConfig(
@@ -258,6 +259,16 @@ def test_random_numbers_are_uniform_normal_and_whole():
     assert share.tolist() == pytest.approx([0.25, 0, 0.75], abs=0.08)
 
 
+def test_tasks_and_weights_that_are_none_are_refused():
+    generator = make("masked")
+    with pytest.raises(ValueError, match="prefix"):
+        generator(batch_of(2), Objective(tasks={"prefx": 1.0}))
+    for weight in (math.inf, math.nan, -1.0, 0.0):
+        with pytest.raises(ValueError, match="weights of at least 0"):
+            Objective(tasks={"none": weight})
+    assert Draws(torch.arange(5)).choice([1e-50]).tolist() == [0] * 5
+
+
 def test_what_has_no_weight_is_never_picked():
     weights = torch.tensor([0.0, 0.3, 0.0, 0.7, 0.0]).expand(3, 5)
     ends = torch.tensor([2.0**-24, 0.5, 1 - 2.0**-24])
@@ -273,6 +284,8 @@ def test_tokens_are_drawn_from_the_softmax():
     cold = F.one_hot(pick(logits, uniform, temperature=0.5), 3).double().mean((0, 1))
     assert cold.tolist() == pytest.approx([0.04 / 0.38, 0.25 / 0.38, 0.09 / 0.38], abs=0.015)
     assert (pick(logits, uniform, temperature=0) == 1).all()
+    flat = torch.zeros(1, 20_000, 512)
+    assert torch.equal(pick(flat.bfloat16(), uniform), pick(flat, uniform))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -368,3 +381,20 @@ def test_plain_attention_is_the_fused_one(causal):
     wanted = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal)
     assert torch.allclose(attention(q, k, v, causal, 0.0).float(), wanted, atol=0.03)
     assert torch.equal(attention(q.float(), k.float(), v.float(), causal, 0.0), wanted)
+
+
+def test_tied_tables_are_averaged_once():
+    generator = make("masked")
+    ema = average_of(generator, 0.5)
+    before = ema.module.embed.low.weight.clone()
+    with torch.no_grad():
+        generator.embed.low.weight += 1
+    ema.update(generator, 1000)
+    assert ema.module.heads.embedding.low.weight is ema.module.embed.low.weight
+    assert torch.allclose(ema.module.embed.low.weight, before + 0.5, atol=1e-5)
+
+
+def test_a_samples_own_beginning_leads_to_its_end():
+    generator = make("autoregressive")
+    ids = generator.generate(2, "left", seed=4)
+    assert torch.equal(generator.generate(2, "left", ids[:, :2], seed=4), ids)

@@ -126,18 +126,22 @@ def test_long_clips_are_cut_inside_and_equal_the_stream(net):
 
 
 def test_tokens_are_made_in_full_float32(monkeypatch):
-    """On a GPU as on a CPU: cuDNN's own default rounds."""
+    """On a GPU as on a CPU: cuDNN's own default rounds. And whatever the user has set stays."""
     tokenizer, seen = build("patch"), []
-    original = type(tokenizer)._latents
-    monkeypatch.setattr(
-        type(tokenizer),
-        "_latents",
-        lambda *args: seen.append(torch.backends.cudnn.allow_tf32) or original(*args),
-    )
-    before = torch.backends.cudnn.allow_tf32
-    tokenizer.encode(torch.zeros(1, 3, 5, 32, 32))
-    list(tokenizer.stream_encode([torch.zeros(1, 3, 5, 32, 32)]))
-    assert seen and not any(seen) and torch.backends.cudnn.allow_tf32 == before
+    precise = hasattr(torch.backends.cudnn, "conv")  # else an old torch
+    owner, name = (torch.backends.cudnn.conv, "fp32_precision") if precise else (torch.backends.cudnn, "allow_tf32")
+    original = VideoTokenizer._latents
+    monkeypatch.setattr(VideoTokenizer, "_latents", lambda *args: seen.append(getattr(owner, name)) or original(*args))
+    before = getattr(owner, name)
+    try:
+        for setting in ("ieee", "tf32") if precise else (False, True):
+            setattr(owner, name, setting)
+            tokenizer.encode(clip(5, 16, 16))
+            list(tokenizer.stream_encode([clip(5, 16, 16)]))
+            assert getattr(owner, name) == setting
+    finally:
+        setattr(owner, name, before)
+    assert len(seen) == 4 and set(seen) == {"ieee" if precise else False}
 
 
 def test_stream_state_belongs_to_the_stream(net):

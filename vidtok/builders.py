@@ -143,14 +143,11 @@ def build_schedule(plain: dict) -> dict:
 
 def build_state(model: nn.Module, plain: dict) -> "TrainState":
     """The model in training mode with its optimiser and average, of the groups `optimizer` and `trainer`."""
-    from timm.utils import ModelEmaV3
-
     from vidtok.train.optimizer import create_optimizer
-    from vidtok.train.state import TrainState
+    from vidtok.train.state import TrainState, average_of
 
     model.train()
-    # Buffers (and, in a state dict, tensors that two modules share) would count as weights, each time they are there.
-    ema = ModelEmaV3(model, decay=plain["trainer"]["ema_decay"], use_warmup=True, exclude_buffers=True)
+    ema = average_of(model, plain["trainer"]["ema_decay"])
     return TrainState(model, create_optimizer(model, **plain["optimizer"]), ema)
 
 

@@ -91,10 +91,16 @@ class DecodeStream:
 @contextmanager
 def exact_convolutions():
     """float32 convolutions in float32. cuDNN otherwise takes 10 bits of their inputs on a GPU (TF32), which on an H200
-    changed 9 of 10,240 ids of vidtok-t: tokens would depend on the machine."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    changed 9 of 10,240 ids of vidtok-t: tokens would depend on the machine. (Matrix products are exact unless the user
+    says otherwise.)"""
+    convolutions = getattr(torch.backends.cudnn, "conv", None)
+    if hasattr(convolutions, "fp32_precision"):
+        owner, name, exact = convolutions, "fp32_precision", "ieee"
+    else:  # torch < 2.9
+        owner, name, exact = torch.backends.cudnn, "allow_tf32", False
+    before = getattr(owner, name)
+    setattr(owner, name, exact)
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        setattr(owner, name, before)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from timm.optim import create_optimizer_v2
-from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from vidtok.bench.memory import peak_mb
@@ -18,7 +17,7 @@ from vidtok.train.folder import RunFolder
 from vidtok.train.loop import TrainerOptions, train
 from vidtok.train.loss import LossWeights
 from vidtok.train.schedule import Schedule
-from vidtok.train.state import TrainState
+from vidtok.train.state import TrainState, average_of
 from vidtok.train.stop import StopSignal
 from vidtok.train.tokenizer import TokenizerTask
 
@@ -52,7 +51,7 @@ def training_run(name: str, clip: Clip, precision: str, critic_base: int | None,
     critic_base: width of the discriminator, None for a run without. Returns the seconds of each step but the first.
     """
     tokenizer = open_tokenizer(name, torch.device("cpu"), Variant("fp32")).train()
-    state = TrainState(tokenizer, create_optimizer_v2(tokenizer, opt="adamw", lr=1e-4), ModelEmaV3(tokenizer))
+    state = TrainState(tokenizer, create_optimizer_v2(tokenizer, opt="adamw", lr=1e-4), average_of(tokenizer))
     weights = LossWeights(perceptual=0, adversarial=0 if critic_base is None else 0.1)
     if critic_base is not None:
         state.critic = Discriminator((clip.frames, clip.side, clip.side), critic_base)

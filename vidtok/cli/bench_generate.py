@@ -35,4 +35,6 @@ def describe(row: dict) -> str:
 
 
 def seconds(times: dict) -> str:
-    return f"{times['median_s']:.3g} s"
+    from vidtok.eval.generation_compare import short_seconds
+
+    return f"{short_seconds(times['median_s'])} s"

@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
     from vidtok.cli.progress import Progress
     from vidtok.cli.table import print_rows
     from vidtok.eval.generation import convention
+    from vidtok.eval.generation_compare import short_seconds
     from vidtok.eval.generation_run import Evaluation, check_conditions, smaller, summary
     from vidtok.eval.real_clips import real_clips
     from vidtok.generator import from_pretrained, load_tokenizer
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
         f"{result['protocol']['convention']}; {result['n_real']} real clips, {how.folds} x {how.n_fake} generated"
     )
     rows |= {f"detector of {name}": text for name, text in result["detector"].items()}
-    print_rows({**rows, **summary(result["metrics"]), "seconds per clip": f"{result['seconds_per_clip']:.2g}"})
+    print_rows({**rows, **summary(result["metrics"]), "seconds per clip": short_seconds(result["seconds_per_clip"])})
     if args.json:
         write_json(args.json, result)
     if args.neighbours:

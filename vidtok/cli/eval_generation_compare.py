@@ -211,7 +211,8 @@ def draw_samples(path: Path, generator, tokenizer, seed: int, settings: dict) ->
 
 
 def one_line(row: dict) -> str:
+    from vidtok.eval.generation_compare import short_seconds
     from vidtok.eval.generation_run import summary
 
     metrics = ", ".join(f"{name} {value}" for name, value in summary(row["metrics"]).items())
-    return f"{metrics}, {row['seconds_per_clip']:.2g} s per clip"
+    return f"{metrics}, {short_seconds(row['seconds_per_clip'])} s per clip"

@@ -96,7 +96,8 @@ def _unpack(path: str | Path, arrays: Path, table: Path) -> None:
                     file.write(np.ascontiguousarray(array).data)
                 for key, value in own.items():
                     columns.setdefault(key, []).append(value)
-        common = {key: values[0] for key, values in columns.items() if all(value == values[0] for value in values)}
+        # Compared as text, since 30 == 30.0.
+        common = {key: own[0] for key, own in columns.items() if len({json.dumps(value) for value in own}) == 1}
         own = {key: values for key, values in columns.items() if key not in common}
         new_table.write_text(json.dumps({"count": len(reader), "common": common, "columns": own}))
         os.replace(new_arrays, arrays)

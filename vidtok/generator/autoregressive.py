@@ -81,7 +81,7 @@ class AutoregressiveGenerator(Generator):
         condition_BD = self.guided(guidance, request.label_B)
         cache = self.trunk.new_cache(len(condition_BD)) if cached else None
         ids_BN = request.ids_BN.clone()
-        uniform_BN2 = request.draws.uniform(N, 2)
+        uniform_BN2 = request.draws.uniform(N, 2)  # of known tokens, too: a sample's own beginning leads to its own end
         for n in range(start, N):
             before_BN = ids_BN[:, :n].repeat(copies, 1)
             if cache is None or n == start:

@@ -60,7 +60,8 @@ class Objective:
     tasks: Mapping[str, float] = field(default_factory=lambda: {"none": 1.0})
 
     def __post_init__(self):
-        if not self.tasks or any(weight < 0 for weight in self.tasks.values()) or sum(self.tasks.values()) <= 0:
+        weights = self.tasks.values()
+        if any(not (math.isfinite(weight) and weight >= 0) for weight in weights) or not sum(weights) > 0:
             raise ValueError(f"tasks need weights of at least 0, and one above it, not {dict(self.tasks)}")
         for name in ("label_smoothing", "label_drop"):
             if not 0 <= getattr(self, name) <= 1:

@@ -1,4 +1,4 @@
-"""Random numbers that belong to a sample: not to its batch, and not to the device.
+"""Random numbers that belong to a sample: not to its batch, nor (but for the last bit of a logarithm) to the device.
 
 Legend: B samples.
 """
@@ -54,7 +54,8 @@ class Draws:
 
     def choice(self, weights: Sequence[float]) -> Tensor:
         """int64 [B], places in `weights`, with chances in proportion to them."""
-        return pick_by_share(torch.tensor(weights, device=self.start_B.device).expand(len(self), -1), self.uniform())
+        weights_V = torch.tensor(weights, dtype=torch.float, device=self.start_B.device) / max(weights)
+        return pick_by_share(weights_V.expand(len(self), -1), self.uniform())
 
 
 def sample_draws(seed: int, first: int, batch: int, device: torch.device) -> Draws:
@@ -64,7 +65,8 @@ def sample_draws(seed: int, first: int, batch: int, device: torch.device) -> Dra
 
 
 def pick_by_share(weights_xV: Tensor, uniform_x: Tensor) -> Tensor:
-    """int64 [...]: of V weights [..., V], not normalised, the one in whose share of their sum [...] in (0, 1) lies."""
+    """int64 [...]: which of V weights [..., V] the numbers [...] in (0, 1) fall on, where the weights, not normalised,
+    lie side by side and fill that range."""
     sums_xV = weights_xV.cumsum(-1)
     # The factor keeps the product below the last sum when it is rounded: what has no weight is never picked.
     target_x = sums_xV[..., -1] * (uniform_x * (1 - 2.0**-22))

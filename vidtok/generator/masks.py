@@ -68,8 +68,10 @@ def draw_masks(task: str, grid: Grid, draws: Draws) -> Tensor:
     """Random masks of a task for training, [B, t, h, w]: a prefix of any length, ends of any length, a box of about
     half the side.
 
-    task: "none", "prefix", "prefix-N" with N latent frames, "interpolation", "inpainting" or "outpainting".
+    task: "none", "prefix", "prefix-N" with N latent frames, "interpolation", "inpainting" or "outpainting". Raises
+    ValueError as `check_task` does.
     """
+    check_task(task, grid)
     t, h, w = grid
     name, _, count = task.partition("-")
     device = draws.start_B.device

@@ -36,7 +36,8 @@ def pick(logits_BNV: Tensor, uniform_BN: Tensor, temperature: float = 1.0) -> Te
     0 takes the likeliest."""
     if temperature == 0:
         return logits_BNV.argmax(-1)
-    return pick_by_share((logits_BNV / temperature).softmax(-1), uniform_BN)
+    # In float32 whatever the model is: sums of half floats lose the small weights.
+    return pick_by_share((logits_BNV.float() / temperature).softmax(-1), uniform_BN)
 
 
 def keep_likely(

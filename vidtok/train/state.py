@@ -7,6 +7,12 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 
+def average_of(model: nn.Module, decay: float = 0.9999) -> ModelEmaV3:
+    """A moving average of the parameters; buffers are copied."""
+    # By parameters, not by names: tensors that two modules share have two names, and would be averaged twice.
+    return ModelEmaV3(model, decay=decay, use_warmup=True, exclude_buffers=True)
+
+
 @dataclass
 class TrainState:
     """What training changes. Batches and random numbers follow from `step`, so that nothing else is to be kept.
