@@ -161,11 +161,18 @@ def test_probes_are_those_of_the_result_files():
 
 def test_comparisons_are_those_of_the_result_files():
     results = {}
-    names = {"digits": "digits", "rt1": "rt1", "droid": "droid", "grid": "grid, command", "grid-digit": "grid, digit"}
+    names = {"digits": "digits", "digits-long": "digits, 1500 steps", "rt1": "rt1", "droid": "droid"}
+    names |= {"grid": "grid, command", "grid-digit": "grid, digit"}
     for name, called in names.items():
         results[called] = json.loads((ROOT / ".bench" / f"recognition-{name}.json").read_text())
     tables = f"{comparison_table(results)}\n\n{cost_table(results)}"
     assert f"<!-- recognition -->\n{tables}\n<!-- end of recognition -->" in README
+    ratios = {pair["ours"]: 100 * pair["ratio"]["value"] for pair in results["digits, 1500 steps"]["comparisons"]}
+    said = (
+        "has {:.1f} % of what one of pixels has, on all 3,231 clips of held-out digits, and one of the latents before "
+    )
+    said += " their signs {:.1f} %"
+    assert said.format(ratios["tokens"], ratios["latents"]) in README.replace("\n", " ")
 
 
 def test_generators_are_those_of_the_result_file():
