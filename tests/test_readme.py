@@ -159,6 +159,15 @@ def test_probes_are_those_of_the_result_files():
     assert f"<!-- probes -->\n{table}\n<!-- end of probes -->" in README
 
 
+def test_agreement_is_that_of_the_result_file():
+    ours, other = json.loads((ROOT / ".bench" / "agreement.json").read_text())["tokenizers"]
+    text, share = README.replace("\n", " "), (100 * ours["top1"][key] for key in ("value", "low", "high"))
+    assert "best class stays the best in {:.1f} % ({:.1f} to {:.1f})".format(*share) in text
+    seen = (ours["confidence"][key] for key in ("original", "reconstruction"))
+    assert "falls from {:.2f} to {:.2f}".format(*seen) in text
+    assert other["top1"]["value"] <= ours["top1"]["value"]
+
+
 def test_comparisons_are_those_of_the_result_files():
     results = {}
     names = {"digits": "digits", "digits-long": "digits, 1500 steps", "rt1": "rt1", "droid": "droid"}
@@ -168,10 +177,8 @@ def test_comparisons_are_those_of_the_result_files():
     tables = f"{comparison_table(results)}\n\n{cost_table(results)}"
     assert f"<!-- recognition -->\n{tables}\n<!-- end of recognition -->" in README
     ratios = {pair["ours"]: 100 * pair["ratio"]["value"] for pair in results["digits, 1500 steps"]["comparisons"]}
-    said = (
-        "has {:.1f} % of what one of pixels has, on all 3,231 clips of held-out digits, and one of the latents before "
-    )
-    said += " their signs {:.1f} %"
+    said = "has {:.1f} % of what one of pixels has, on all 3,231 clips of held-out digits, and one of the latents"
+    said += " before their signs {:.1f} %"
     assert said.format(ratios["tokens"], ratios["latents"]) in README.replace("\n", " ")
 
 
