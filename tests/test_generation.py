@@ -614,4 +614,4 @@ def test_a_verdict_needs_folds_that_do_not_touch():
     training = {kind: {"seconds": 60.0, "samples": 8} for kind in ("masked", "diffusion")}
     limits = {"fvd_floor": {"value": 1.0, "n": 5}, "fvd_reconstruction": {"value": 2.0, "n": 5}}
     table = markdown_table({"rows": best, "training": training, "limits": limits})
-    assert len(table.splitlines()) == 7 and "| masked | 1,000 | 60 | 8 | 1 | 0.50 | 11.2 |  |" in table
+    assert len(table.splitlines()) == 7 and "| masked | 1,000 | 60 | 8 | 1 | 0.5 | 11.2 |  |" in table

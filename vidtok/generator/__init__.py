@@ -7,7 +7,8 @@ diffusion       a DiT on the latents before the sign
 trunk, tokens   the transformer; tokens into it and out of it
 masks           frame prediction, interpolation, inpainting, outpainting
 schedules       of masking and guidance
-sampling        draws that belong to a sample
+draws           random numbers that belong to a sample
+sampling        settings of it, and the choice of a token
 samples, slide  many clips; clips longer than the grid
 pictures        several clips in one
 batches, task   what the trainer wants
