@@ -54,7 +54,8 @@ class Draws:
 
     def choice(self, weights: Sequence[float]) -> Tensor:
         """int64 [B], places in `weights`, with chances in proportion to them."""
-        weights_V = torch.tensor(weights, dtype=torch.float, device=self.start_B.device) / max(weights)
+        largest = max(weights)  # by which they are divided before they are rounded to float32
+        weights_V = torch.tensor([weight / largest for weight in weights], device=self.start_B.device)
         return pick_by_share(weights_V.expand(len(self), -1), self.uniform())
 
 
