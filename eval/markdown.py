@@ -126,8 +126,10 @@ def main() -> None:
     parser.add_argument("--into", metavar="FILE", help="put the tables there instead of printing them")
     args = parser.parse_args()
     read = [json.loads(Path(path).read_text()) for path in args.results]
+    if strange := [path for path, result in zip(args.results, read, strict=True) if "schema" not in result]:
+        parser.error(f"{strange[0]} is no result file")
     generation = [result["schema"] == SCHEMA for result in read]
-    if args.chart and (any(generation) or any(result["kind"] == "probe" for result in read if "kind" in result)):
+    if args.chart and (any(generation) or any(result.get("kind") == "probe" for result in read)):
         parser.error("--chart is of comparisons of recognition")
     if all(generation):
         put(guidance_table(read), args.into, "guidance")

@@ -10,7 +10,7 @@ import pytest
 from vidtok.cli.main import VERBS
 from vidtok.datasets import demo_clip, write_video
 from vidtok.eval.generation_compare import guidance_table, markdown_table, verdict
-from vidtok.eval.markdown import comparison_table, cost_table, probe_table
+from vidtok.eval.markdown import comparison_table, cost_table, main, probe_table
 from vidtok.extract import Record, RecordMeta, open_writer
 from vidtok.shipped import PRETRAINED
 
@@ -204,3 +204,22 @@ def test_generators_are_those_of_the_result_file():
         numbers += [metrics[limit]["value"] for limit in ("fvd_reconstruction", "fvd_floor")]
         said = "FVD {:.0f} ± {:.0f}; reconstructions of other real clips {:.0f}, these clips {:.0f}"
         assert said.format(*numbers) in README
+
+
+def test_tables_are_of_results_of_one_kind(capsys, monkeypatch):
+    bench = ROOT / ".bench"
+
+    def printed(*names: str) -> str:
+        monkeypatch.setattr("sys.argv", ["markdown", *(str(bench / f"{name}.json") for name in names)])
+        main()
+        return capsys.readouterr().out.strip()
+
+    names = ("generation-guidance-1", "generation")
+    assert printed(*names) == guidance_table([json.loads((bench / f"{name}.json").read_text()) for name in names])
+    for others, message in (
+        (("generation", "recognition-rt1"), "make two tables: give one kind"),
+        (("probes",), "is no result file"),
+    ):
+        with pytest.raises(SystemExit):
+            printed(*others)
+        assert message in capsys.readouterr().err
