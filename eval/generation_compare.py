@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .table import short_seconds
+
 SCHEMA = "vidtok.eval.generation-compare/1"
 FOLDS = 4  # ranges of as many folds of two equal generators lie apart in 2 of 70 cases; of 3 folds, in 2 of 20
 COLOURS = {"masked": "#3465a4", "autoregressive": "#4e9a06", "diffusion": "#cc0000"}
@@ -75,11 +77,6 @@ def guidance_table(results: Sequence[Mapping]) -> str:
             cells.append(", ".join(filter(None, parts)))
         lines.append(_row(cells))
     return "\n".join(lines)
-
-
-def short_seconds(seconds: float) -> str:
-    """Two digits that count, however small; no exponent for large ones."""
-    return f"{seconds:.2g}" if seconds < 1 else f"{seconds:.1f}"
 
 
 def caption(result: Mapping) -> str:

@@ -53,3 +53,8 @@ def _percent(share: float | None) -> str:
 
 def _interval(value: Mapping) -> str:
     return f"{_percent(value['low'])} - {_percent(value['high'])}"
+
+
+def short_seconds(seconds: float) -> str:
+    """Two digits that count, however small; no exponent for large ones."""
+    return f"{seconds:.2g}" if seconds < 1 else f"{seconds:.1f}"

@@ -35,6 +35,6 @@ def describe(row: dict) -> str:
 
 
 def seconds(times: dict) -> str:
-    from vidtok.eval.generation_compare import short_seconds
+    from vidtok.eval.table import short_seconds
 
     return f"{short_seconds(times['median_s'])} s"

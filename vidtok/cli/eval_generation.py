@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> None:
     from vidtok.cli.progress import Progress
     from vidtok.cli.table import print_rows
     from vidtok.eval.generation import convention
-    from vidtok.eval.generation_compare import short_seconds
     from vidtok.eval.generation_run import Evaluation, check_conditions, smaller, summary
     from vidtok.eval.real_clips import real_clips
+    from vidtok.eval.table import short_seconds
     from vidtok.generator import from_pretrained, load_tokenizer
 
     for out in (args.json, args.neighbours):

@@ -211,8 +211,8 @@ def draw_samples(path: Path, generator, tokenizer, seed: int, settings: dict) ->
 
 
 def one_line(row: dict) -> str:
-    from vidtok.eval.generation_compare import short_seconds
     from vidtok.eval.generation_run import summary
+    from vidtok.eval.table import short_seconds
 
     metrics = ", ".join(f"{name} {value}" for name, value in summary(row["metrics"]).items())
     return f"{metrics}, {short_seconds(row['seconds_per_clip'])} s per clip"

@@ -88,7 +88,7 @@ class ParquetFormat:
 
 
 class _Rows:
-    """A row group in numpy: taking a row out of pyarrow's own columns costs ten times as much."""
+    """A row group in numpy: taking a row out of pyarrow's own columns takes several times as long."""
 
     def __init__(self, table: pa.Table):
         self._descriptions = table["meta"].to_pylist()

@@ -100,7 +100,7 @@ class TokenDataset(Dataset):
         return self._reader.read(self._row(index))
 
     def features(self, index: int) -> np.ndarray:
-        """The array of item `index` as it is stored, to be read only. With a cache this costs a hundredth of `read`."""
+        """The array of item `index` as it is stored, to be read only. With a cache this costs next to nothing."""
         row = self._row(index)
         return self._reader.features(row) if self._unpacked else self._reader.read(row).features
 

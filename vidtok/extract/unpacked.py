@@ -2,8 +2,8 @@
 
 Two files in a cache folder, named by a hash of the files they were made of: NAME.bin, the arrays and times as they are
 stored, one after the other, and NAME.json, what is known of them, written last: where it exists, both are whole.
-NAME.json is columns, as they are read ten times as fast as a dict for each record: "common", what all records share,
-and "columns", a list of as many values as there are records for each other key. The keys are those of
+NAME.json is columns, as a dict for each record would take long to read: "common", what all records share, and
+"columns", a list of as many values as there are records for each other key. The keys are those of
 `vidtok.extract.record.describe`, and of features and of timestamps NAME_start (byte), NAME_dtype, NAME_shape.
 """
 
@@ -61,7 +61,7 @@ class UnpackedReader:
 
     def _array(self, name: str, index: int) -> np.ndarray:
         if self._map is None:
-            self._map = np.asarray(np.memmap(self._file, np.uint8, "r"))  # a plain view is sliced ten times as fast
+            self._map = np.asarray(np.memmap(self._file, np.uint8, "r"))  # the plain array: a memmap is slow to slice
         start, dtype, shape = (
             self._columns[key][index] if key in self._columns else self._common[key]
             for key in (f"{name}_start", f"{name}_dtype", f"{name}_shape")
