@@ -155,6 +155,7 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
     """The arguments of `vidtok.train.loop.train` that a config determines: for `vidtok train tokenizer`."""
     # Imported here: a tokenizer alone needs none of it.
     from vidtok.inflate import inflate
+    from vidtok.nets.grow import grow
     from vidtok.train.discriminator import Discriminator
     from vidtok.train.loss import LossWeights
     from vidtok.train.optimizer import create_optimizer
@@ -166,8 +167,8 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
     plain = OmegaConf.to_container(cfg, resolve=True)
     data, weights = plain["data"], LossWeights(**plain["loss"])
     arguments = build_schedule(plain)
-    if plain["init"] and plain["inflate"]:
-        raise ValueError("give either init= or inflate=: both say what the weights start as")
+    if len(starts := [key for key in ("init", "inflate", "grow") if plain[key]]) > 1:
+        raise ValueError(f"give one of {' and '.join(f'{key}=' for key in starts)}: all say what the weights start as")
 
     torch.manual_seed(plain["seed"])  # of the initial weights
     if plain["init"]:
@@ -177,6 +178,8 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
         tokenizer = build_tokenizer(cfg)
         if plain["inflate"]:
             inflate(VideoTokenizer.from_pretrained(plain["inflate"]), tokenizer)
+        if plain["grow"]:
+            grow(VideoTokenizer.from_pretrained(plain["grow"]), tokenizer)
     batches, fixed_clips = build_clips(plain, tokenizer.stride)
     state = build_state(tokenizer, plain)
     if weights.adversarial > 0:

@@ -5,7 +5,8 @@ CPU and a GPU are both at their best (depthwise kernels wait for memory). Activa
 linear layers need no permutation, and convolutions see channels-last memory.
 
 Time is causal: each block mixes the last three latents per channel before its convolution, and nothing else looks back.
-The first frame is a patch of its own, repeated to fill it. Legend as in `vidtok.layers`.
+The first frame is a patch of its own, repeated to fill it. Output patches may overlap in space (`overlap`): neighbors
+add up where they meet, so that no border between cells is left to be seen. Legend as in `vidtok.layers`.
 """
 
 import math
@@ -67,11 +68,21 @@ class Encoder(nn.Module):
     Args:
         out_channels: of the last 1x1x1 layer.
         width: channels on the token grid.
-        blocks: of the encoder (`decoder_blocks` is the decoder's).
+        blocks: of the encoder.
+        decoder_blocks, decoder_width, overlap: the decoder's, see `Decoder`.
         patch: frames, rows and columns of one token.
     """
 
-    def __init__(self, out_channels: int, width: int = 256, blocks: int = 4, decoder_blocks: int = 6, patch=(4, 8, 8)):
+    def __init__(
+        self,
+        out_channels: int,
+        width: int = 256,
+        blocks: int = 4,
+        decoder_blocks: int = 6,
+        patch=(4, 8, 8),
+        decoder_width: int | None = None,
+        overlap: int = 0,
+    ):
         super().__init__()
         if len(patch) != 3 or min(patch) < 1:
             raise ValueError(f"patch is frames, rows and columns, all above 0, not {patch}")
@@ -103,17 +114,59 @@ class Encoder(nn.Module):
         return self.head(self._features(x_B3THW, state)).movedim(-1, 1)
 
 
-class Decoder(nn.Module):
-    """[B, code_channels, 1+n, h, w] -> [B, 3, 1 + s_t n, s_h h, s_w w]. Arguments as in `Encoder`."""
+def overlap_add(patches: Tensor, stride: int, overlap: int, dim: int) -> Tensor:
+    """Join cells along one axis: [..., n, stride + 2 overlap, ...] at (dim, dim + 1) -> [..., n stride, ...] at dim.
 
-    def __init__(self, code_channels: int, width: int = 256, blocks: int = 4, decoder_blocks: int = 6, patch=(4, 8, 8)):
+    Each patch reaches `overlap` places into both neighbors and is added there. What reaches beyond the picture is
+    dropped. overlap is at most stride.
+    """
+    core = patches.narrow(dim + 1, overlap, stride)
+    if overlap:
+        n = patches.shape[dim]
+        before = patches.narrow(dim + 1, 0, overlap)  # belongs to the end of the cell before
+        after = patches.narrow(dim + 1, overlap + stride, overlap)
+        core = core.clone()
+        core.narrow(dim, 0, n - 1).narrow(dim + 1, stride - overlap, overlap).add_(before.narrow(dim, 1, n - 1))
+        core.narrow(dim, 1, n - 1).narrow(dim + 1, 0, overlap).add_(after.narrow(dim, 0, n - 1))
+    return core.flatten(dim, dim + 1)
+
+
+class Decoder(nn.Module):
+    """[B, code_channels, 1+n, h, w] -> [B, 3, 1 + s_t n, s_h h, s_w w].
+
+    Args:
+        code_channels: of the quantizer.
+        width, blocks, patch: as in `Encoder`.
+        decoder_blocks: of the decoder.
+        decoder_width: channels of the decoder (None: `width`).
+        overlap: pixels by which an output patch reaches into each neighbor, 0 to half a patch.
+
+    Raises:
+        ValueError: for another overlap.
+    """
+
+    def __init__(
+        self,
+        code_channels: int,
+        width: int = 256,
+        blocks: int = 4,
+        decoder_blocks: int = 6,
+        patch=(4, 8, 8),
+        decoder_width: int | None = None,
+        overlap: int = 0,
+    ):
         super().__init__()
-        self.stride = tuple(patch)
+        if not 0 <= 2 * overlap <= min(patch[1:]):
+            raise ValueError(f"overlap is 0 to half a patch of {list(patch[1:])} pixels, not {overlap}")
+        width = decoder_width or width
+        self.stride, self.overlap = tuple(patch), overlap
         self.peak_values = _peak_values(width, patch)
         self.embed = nn.Linear(code_channels, width)
         self.blocks = nn.ModuleList([Block(width) for _ in range(decoder_blocks)])
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 3 * math.prod(patch))
+        # Channels are (color, frame, row, column) of a patch with its margins.
+        self.patch = (patch[0], patch[1] + 2 * overlap, patch[2] + 2 * overlap)
+        self.head = nn.Linear(width, 3 * math.prod(self.patch))
 
     def forward(self, codes_BCthw: Tensor, state: State | None = None) -> Tensor:
         pt, ph, pw = self.stride
@@ -122,5 +175,6 @@ class Decoder(nn.Module):
             x = block(x, state)
         x = pointwise(self.norm(x), self.head)
         B, t, h, w, _ = x.shape
-        x = x.view(B, t, h, w, 3, pt, ph, pw).permute(0, 4, 1, 5, 2, 6, 3, 7)
+        x = x.view(B, t, h, w, 3, *self.patch).permute(0, 4, 1, 5, 2, 6, 3, 7)  # [B, 3, t, pt, h, rows, w, columns]
+        x = overlap_add(overlap_add(x, pw, self.overlap, 6), ph, self.overlap, 4)
         return drop_first(x.reshape(B, 3, t * pt, h * ph, w * pw), self, pt - 1, state)
