@@ -1,0 +1,35 @@
+#!/usr/bin/env python3
+"""Cut folders of clips into tar archives of at most 30 MB, for hosts that take uploads of limited size.
+
+    python .relay/pack.py DATA OUT FOLDER...
+
+Archives are DATA/FOLDER/FILE as FOLDER/FILE, uncompressed (the clips are), pack-00.tar and so on.
+"""
+
+import sys
+import tarfile
+from pathlib import Path
+
+LIMIT = 30_000_000
+BLOCK = 512  # of tar: a header, and padding to the next multiple
+
+
+def main(data: Path, out: Path, folders: list[str]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    archive, room, number = None, 0, 0
+    for folder in folders:
+        for file in sorted(path for path in (data / folder).rglob("*") if path.is_file()):
+            size = file.stat().st_size + 2 * BLOCK
+            if size > room:
+                if archive is not None:
+                    archive.close()
+                archive, room = tarfile.open(out / f"pack-{number:02}.tar", "w"), LIMIT - 20 * BLOCK
+                number += 1
+            archive.add(file, file.relative_to(data))
+            room -= size
+    archive.close()
+    print(f"{number} packs in {out}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
