@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +24,24 @@ from .part import WHOLE, Part, rows_of
 from .pool import DecodePool
 from .reader_pyav import PyAVReader
 from .tensor import frames_to_video
-from .window import read_window
+from .window import read_window, window_indices
+from .yuv_store import StoredVideo, YUVStore, add_videos
 
 Root = str | Path | Sequence[str | Path] | dict[str | Path, float]
+
+# Footage that is enlarged has no detail to learn: its blur would teach the decoder to blur.
+MAX_ENLARGEMENT = 9 / 8
+
+
+class StoredWindow(NamedTuple):
+    """Some frames of a stored video. indices: int64 [T]."""
+
+    video: StoredVideo
+    indices: np.ndarray
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.video.height, self.video.width
 
 
 class ClipFolder(Dataset):
@@ -40,11 +56,14 @@ class ClipFolder(Dataset):
     annotations: a file that names, by their paths below the root, the files to use (see `read_annotations`; None, all);
     split: which of its rows, where it has a column of splits.
     stride: of the tokenizer to train, (s_t, s_h, s_w). frames: 1 + a multiple of s_t. crop: pixels, a multiple of s_h
-    and s_w. size: short side before the crop; (low, high), drawn per crop; None, native.
+    and s_w. size: short side before the crop; (low, high), drawn per crop, but never more than 9/8 of the file's own;
+    None, native.
     crops_per_clip: how many crops share one decoded window (they must divide the batch sizes); these follow each other
     in the batch, so that they come in the same part of it.
     flip: mirror half of the crops. fps: resample by time (see `read_video`); None, native. images: use images too.
-    cache: folder for decoded frames (`vidtok.datasets.cache`); decoding is then paid once per video, not per window.
+    cache: folder for decoded videos (`vidtok.datasets.yuv_store`), filled here: each is decoded once, not per window.
+    cache_gb: its bound (1e9 bytes); a random choice of videos is stored up to it, and the others are decoded per window.
+    Which videos are drawn is the same with and without; the pixels of stored ones differ by the rounding of colors.
     A file that can't be used (broken, too short, too small) is warned about once, listed in `skipped`, and another
     one drawn. Raises ValueError for bad arguments and for folders that hold nothing to train on.
     """
@@ -64,6 +83,7 @@ class ClipFolder(Dataset):
         image_batch_size: int | None = None,
         image_fraction: float = 0.1,
         cache: str | Path | None = None,
+        cache_gb: float | None = None,
         stride: tuple[int, int, int] = (4, 8, 8),
         annotations: str | Path | None = None,
         split: str | None = None,
@@ -77,7 +97,6 @@ class ClipFolder(Dataset):
         if self.size and self.size[0] < crop:
             raise ValueError(f"crop={crop} does not fit into size={size}")
         self.frames, self.crop, self.crops_per_clip, self.flip, self.fps = frames, crop, crops_per_clip, flip, fps
-        self.cache = cache
         self.seed, self.batch_size, self.image_batch_size = seed, batch_size, image_batch_size
         names = None if annotations is None else _names(annotations, split)
         self.videos, self.video_shares = _find(root, VIDEO_SUFFIXES, names)
@@ -86,6 +105,12 @@ class ClipFolder(Dataset):
             which = "" if annotations is None else f" that {annotations} names"
             raise ValueError(f"no video{' or image' if images else ''}{which} in {root}")
         self.image_fraction = 0.0 if not self.images else 1.0 if not self.videos else image_fraction
+        self._store, self._stored = None, {}
+        if cache is not None and self.videos:
+            add_videos(cache, self.videos, cache_gb)
+            self._store = YUVStore(cache)
+            found = {path: self._store.find(path) for path in self.videos}
+            self._stored = {path: video for path, video in found.items() if video is not None}
         # Shared memory: a worker's finding is everyone's, and the main process can count.
         self.paths = self.videos + self.images
         self._bad = torch.zeros(len(self.paths), dtype=torch.bool, device="cpu").share_memory_()
@@ -117,8 +142,8 @@ class ClipFolder(Dataset):
         clips = []
         for window in range(first, 1 + (rows.stop - 1) // self.crops_per_clip):
             rng = np.random.default_rng([self.seed, index, window])
-            frames_THWC = self._draw(rng, index)
-            clips += [self._crop(frames_THWC, rng) for _ in range(self.crops_per_clip)]
+            drawn = self._draw(rng, index)
+            clips += [self._crop(drawn, rng) for _ in range(self.crops_per_clip)]
         offset = rows.start - first * self.crops_per_clip
         return torch.stack(clips[offset : offset + len(rows)])
 
@@ -161,8 +186,8 @@ class ClipFolder(Dataset):
                 _, error = next(spare.imap([number]))
         return error
 
-    def _draw(self, rng: np.random.Generator, number: int) -> np.ndarray:
-        """A random window of a random usable file for batch `number`, uint8 [T,H,W,3]."""
+    def _draw(self, rng: np.random.Generator, number: int) -> np.ndarray | StoredWindow:
+        """A random window of a random usable file for batch `number`, uint8 [T,H,W,3] where it isn't stored."""
         image = self.is_image_batch(number)
         shares, first = (self.image_shares, len(self.videos)) if image else (self.video_shares, 0)
         bad = self._bad[first : first + len(shares)]
@@ -183,31 +208,48 @@ class ClipFolder(Dataset):
             self.paths[first], f"and all {len(shares)} other {'images' if image else 'videos'} are unusable"
         )
 
-    def _read(self, path: str, position: float, image: bool) -> np.ndarray:
+    def _read(self, path: str, position: float, image: bool) -> np.ndarray | StoredWindow:
         if image:
             with PyAVReader(path) as reader:
-                frames_THWC = reader.frames([0])
+                window = reader.frames([0])
+        elif video := self._stored.get(path):
+            indices = window_indices(video.timestamps, video.fps, path, self.frames, self.fps, position)
+            window = StoredWindow(video, indices)
         else:
-            frames_THWC = read_window(path, self.frames, self.fps, position, self.cache)
-        short = min(frames_THWC.shape[1:3])
-        if short < self.crop * (short / self.size[0] if self.size else 1):
+            window = read_window(path, self.frames, self.fps, position)
+        short = min(_sides(window))
+        if self.size is None and short < self.crop:
             raise VideoError(path, f"{short} pixels are less than a crop of {self.crop}")
-        return frames_THWC
+        if self.size and self.size[0] < self.size[1] and short * MAX_ENLARGEMENT < self.size[0]:
+            raise VideoError(path, f"{short} pixels are too few for a short side of {self.size[0]}")
+        return window
 
-    def _crop(self, frames_THWC: np.ndarray, rng: np.random.Generator) -> Tensor:
+    def _crop(self, window: np.ndarray | StoredWindow, rng: np.random.Generator) -> Tensor:
         """A random crop, float32 [3,T,crop,crop]. Only the crop is resized, not the picture around it."""
-        height, width = frames_THWC.shape[1:3]
+        height, width = _sides(window)
         short = min(height, width)
-        target = rng.integers(self.size[0], self.size[1], endpoint=True) if self.size else short
-        side = min(short, round(self.crop * short / target))
-        top, left = rng.integers(height - side, endpoint=True), rng.integers(width - side, endpoint=True)
+        if self.size is None:
+            target = short
+        else:
+            low, high = self.size
+            target = rng.integers(low, high if low == high else min(high, int(short * MAX_ENLARGEMENT)), endpoint=True)
+        # Even, so that the crop of a stored video has whole samples of chroma.
+        side = 2 * min(short // 2, round(self.crop * short / target / 2))
+        top, left = (2 * rng.integers((length - side) // 2, endpoint=True) for length in (height, width))
         mirror = self.flip and rng.random() < 0.5
-        crop_THWC = frames_THWC[:, top : top + side, left : left + side]
+        if isinstance(window, StoredWindow):
+            return self._store.crop(*window, top, left, side, self.crop, mirror)
+        crop_THWC = window[:, top : top + side, left : left + side]
         clip_CTHW = frames_to_video(np.ascontiguousarray(crop_THWC[:, :, ::-1] if mirror else crop_THWC))
         if side == self.crop:
             return clip_CTHW
         clip_TCHW = F.interpolate(clip_CTHW.transpose(0, 1), (self.crop, self.crop), mode="bicubic", antialias=True)
         return clip_TCHW.clamp_(-1, 1).transpose(0, 1)
+
+
+def _sides(window: np.ndarray | StoredWindow) -> tuple[int, int]:
+    """(height, width) of its frames."""
+    return window.size if isinstance(window, StoredWindow) else window.shape[1:3]
 
 
 def _names(annotations: str | Path, split: str | None) -> set[str]:

@@ -20,7 +20,7 @@ class PyAVReader:
 
     Counting frames means decoding them all once, since only a decoder knows what will be presented; `iter_frames`
     needs no count. A frame that differs in size from the first is scaled to it (as ffmpeg does).
-    size: (height, width) as shown. turned: whether metadata turn or mirror the picture. error: the `VideoError` that
+    size: (height, width) as shown. coded_size: (width, height) before metadata turn the picture. turned: whether metadata turn or mirror the picture. error: the `VideoError` that
     ended the video early under on_error="keep", once decoding has come that far.
     """
 
@@ -42,7 +42,7 @@ class PyAVReader:
         self.fps = stream_fps(stream) if first.time is not None else float(stream.guessed_rate or 25)
         self._ahead, self._next = chain([first], self._decoder), 0  # what comes next, and its index
         self.start_time = self._time(first, 0)
-        self._size, matrix = (first.width, first.height), display_matrix(first)
+        self.coded_size, matrix = (first.width, first.height), display_matrix(first)
         self._exif = exif_matrix(self.path) if self.path.suffix.lower() in IMAGE_SUFFIXES else None
         matrix = self._exif or matrix
         self.turned = matrix is not None
@@ -75,7 +75,7 @@ class PyAVReader:
             index = self._next - 1
             if index in missing:
                 missing.remove(index)
-                pictures[index] = to_rgb(entry[1], *self._size, self._exif)
+                pictures[index] = to_rgb(entry[1], *self.coded_size, self._exif)
         if missing:
             raise ValueError(f"{self.path} has {self._next} frames, asked for index {max(missing)}")
         return np.stack([pictures[i] for i in wanted.tolist()])
@@ -83,17 +83,21 @@ class PyAVReader:
     def iter_frames(self, chunk: int = 16) -> Iterator[Chunk]:
         if chunk < 1:
             raise ValueError(f"chunk={chunk} must be at least 1")
-        if self._next:
-            self._restart()
         times, pictures = [], []
-        for time, frame in self._forward():
+        for time, frame in self.iter_decoded():
             times.append(time)
-            pictures.append(to_rgb(frame, *self._size, self._exif))
+            pictures.append(to_rgb(frame, *self.coded_size, self._exif))
             if len(times) == chunk:
                 yield Chunk(np.stack(pictures), np.array(times))
                 times, pictures = [], []
         if times:
             yield Chunk(np.stack(pictures), np.array(times))
+
+    def iter_decoded(self) -> Iterator[tuple[float, VideoFrame]]:
+        """(timestamp, frame as decoded: not converted, scaled or turned) of all frames in presentation order."""
+        if self._next:
+            self._restart()
+        yield from self._forward()
 
     def close(self) -> None:
         self._decoder.close()

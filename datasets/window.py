@@ -10,22 +10,20 @@ from .resample import resample_indices
 from .selection import read_selection
 
 
-def read_window(
-    path: str | Path, frames: int, fps: float | None, position: float, cache: str | Path | None = None
-) -> np.ndarray:
+def read_window(path: str | Path, frames: int, fps: float | None, position: float) -> np.ndarray:
     """`frames` consecutive frames -> uint8 [T,H,W,3].
 
     fps: resample by time (see `read_video`); None, native. position: 0..1, where between the first possible window and
-    the last one. cache: folder for decoded frames, see `cached_frames`. Raises `VideoError` where the video is shorter
-    than the window or can't be decoded.
+    the last one. Raises `VideoError` where the video is shorter than the window or can't be decoded.
     """
-    choose = partial(_indices, path=path, frames=frames, fps=fps, position=position)
-    return read_selection(path, choose, cache).frames
+    choose = partial(window_indices, path=path, frames=frames, fps=fps, position=position)
+    return read_selection(path, choose).frames
 
 
-def _indices(
+def window_indices(
     timestamps: np.ndarray, native_fps: float, path: str | Path, frames: int, fps: float | None, position: float
 ) -> np.ndarray:
+    """Frame numbers of a window, int64 [frames], from the video's timestamps, float64 [T]; see `read_window`."""
     if fps is None:
         starts = len(timestamps) - frames + 1
         if starts < 1:

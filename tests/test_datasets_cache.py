@@ -2,16 +2,17 @@
 
 import os
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-import torch
 
-from vidtok.datasets import ClipFolder, VideoError, demo_clip, open_video, write_video
+from vidtok.datasets import VideoError, demo_clip, open_video, write_video
 from vidtok.datasets.cache import cached_frames
-from vidtok.datasets.window import read_window
+from vidtok.datasets.selection import read_selection
+from vidtok.datasets.window import window_indices
 
 
 @pytest.fixture(scope="module")
@@ -20,19 +21,6 @@ def folder(tmp_path_factory) -> Path:
     for i, (name, fps) in enumerate([("a.mp4", 30), ("b.mkv", 24), ("c.gif", 15), ("d.mp4", 30000 / 1001)]):
         write_video(root / name, demo_clip(31 + 2 * i, 48, seed=i), fps)
     return root
-
-
-@pytest.mark.parametrize("fps", [None, 12.0])
-def test_batches_with_a_cache_are_the_batches_without(folder, tmp_path, fps):
-    make = lambda cache: ClipFolder(folder, 9, crop=32, batch_size=6, fps=fps, cache=cache)  # noqa: E731
-    plain, filling, filled = make(None), make(tmp_path), make(tmp_path)
-    for i in range(6):
-        assert torch.equal(plain[i], filling[i])
-    files = sorted(tmp_path.iterdir())
-    assert [f.suffix for f in files] == [".npz", ".rgb"] * 4
-    before = [f.stat().st_mtime_ns for f in files]
-    assert torch.equal(plain[2], filled[2])
-    assert [f.stat().st_mtime_ns for f in files] == before, "decoded again"
 
 
 def test_cached_frames_are_the_frames(folder, tmp_path):
@@ -74,5 +62,6 @@ def test_the_frame_rate_is_the_readers_own(tmp_path):
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     for position in np.linspace(0, 1, 40, endpoint=False):
-        plain, cached = (read_window(path, 9, 12.0, position, cache) for cache in (None, tmp_path / "cache"))
+        choose = partial(window_indices, path=path, frames=9, fps=12.0, position=position)
+        plain, cached = (read_selection(path, choose, cache).frames for cache in (None, tmp_path / "cache"))
         assert np.array_equal(plain, cached)
