@@ -163,7 +163,7 @@ def test_inflation_from_the_wrong_model_is_one_line(data, tmp_path, capsys):
     assert "vidtok: a magvit2 net of depth 1 is inflated into another magvit2 net" in capsys.readouterr().err
     overrides = [f"data.root={data / 'k600'}", f"run={tmp_path / 'run'}", "trainer.max_steps=1"]
     assert main(["train", "tokenizer", *overrides, "inflate=vidtok-t", "init=vidtok-t"]) == 1
-    assert "vidtok: give either init= or inflate=" in capsys.readouterr().err
+    assert "vidtok: give one of init= and inflate=" in capsys.readouterr().err
 
 
 def test_the_image_model_must_have_been_trained(data, tmp_path, capsys, monkeypatch):

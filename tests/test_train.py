@@ -275,7 +275,7 @@ def test_wrong_overrides_are_one_line(overrides, words, clips, tmp_path, capsys)
     assert words in error and error.startswith("vidtok: ") and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("experiment", ["vidtok-t", "vidtok-t-r"])
+@pytest.mark.parametrize("experiment", ["vidtok-t", "vidtok-t-r", "vidtok-s"])
 def test_experiments_build(experiment, clips, capsys):
     assert main(["train", "tokenizer", f"experiment={experiment}", f"data.root={clips}", "--config"]) == 0
     assert "opt: muon" in capsys.readouterr().out

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vidtok.heads import Head
     from vidtok.logits import LogitDistance
     from vidtok.lpips import LPIPS
+    from vidtok.train.branch import Branch
     from vidtok.train.state import TrainState
 
 CANDIDATES = 10  # checkpoints of a run that one is chosen among
@@ -131,14 +132,26 @@ def build_tokenizer(cfg: DictConfig) -> VideoTokenizer:
     return VideoTokenizer(TokenizerConfig(**model))
 
 
-def build_schedule(plain: dict) -> dict:
-    """The arguments `schedule` and `options` of `vidtok.train.loop.train`, of the group `trainer` and the seed."""
+def build_schedule(plain: dict, branch: "Branch | None" = None) -> dict:
+    """The arguments `schedule` and `options` of `vidtok.train.loop.train`, of the group `trainer` and the seed.
+
+    branch: where the run branched off, for one that did.
+    """
     from vidtok.train.loop import TrainerOptions
     from vidtok.train.schedule import Schedule
 
     trainer = {key: value for key, value in plain["trainer"].items() if key != "ema_decay"}
-    schedule = Schedule(**{key: trainer.pop(key) for key in ("max_steps", "max_minutes", "warmup_steps", "final_rate")})
-    return {"schedule": schedule, "options": TrainerOptions(seed=plain["seed"], **trainer)}
+    keys = ("max_steps", "max_minutes", "warmup_steps", "final_rate", "shape")
+    schedule = {key: trainer.pop(key) for key in keys}
+    if branch is not None:
+        schedule |= {"shape": "decay", "start_step": branch.step, "start_seconds": branch.seconds}
+        if schedule["max_steps"] is None and schedule["max_minutes"] is None:
+            schedule["max_steps"] = branch.decay_steps
+    elif schedule["shape"] == "decay":
+        raise ValueError(
+            "trainer.shape=decay is for a branch (vidtok train tokenizer branch=RUN): give cosine or constant"
+        )
+    return {"schedule": Schedule(**schedule), "options": TrainerOptions(seed=plain["seed"], **trainer)}
 
 
 def build_state(model: nn.Module, plain: dict) -> "TrainState":
@@ -152,13 +165,18 @@ def build_state(model: nn.Module, plain: dict) -> "TrainState":
 
 
 def build_tokenizer_training(cfg: DictConfig) -> dict:
-    """The arguments of `vidtok.train.loop.train` that a config determines: for `vidtok train tokenizer`."""
+    """The arguments of `vidtok.train.loop.train` that a config determines: for `vidtok train tokenizer`.
+
+    For a branch this starts its folder too, and completes `cfg`, which the folder keeps.
+    """
     # Imported here: a tokenizer alone needs none of it.
     from vidtok.inflate import inflate
     from vidtok.nets.grow import grow
+    from vidtok.train.branch import Branch, read_branch, start_branch, validate_branch
     from vidtok.train.discriminator import Discriminator
     from vidtok.train.loss import LossWeights
     from vidtok.train.optimizer import create_optimizer
+    from vidtok.train.processes import join_processes
     from vidtok.train.tokenizer import TokenizerTask
 
     perceptual = build_perceptual(cfg)
@@ -166,12 +184,17 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
         cfg.loss.perceptual = 0.0
     plain = OmegaConf.to_container(cfg, resolve=True)
     data, weights = plain["data"], LossWeights(**plain["loss"])
-    arguments = build_schedule(plain)
-    if len(starts := [key for key in ("init", "inflate", "grow") if plain[key]]) > 1:
-        raise ValueError(f"give one of {' and '.join(f'{key}=' for key in starts)}: all say what the weights start as")
+    if len(given := [key for key in ("branch", "init", "inflate", "grow") if plain[key]]) > 1:
+        raise ValueError(f"give one of {'= and '.join(given)}=: each says what the weights start as")
+    model = validate_branch(plain["branch"], plain["run"]) if plain["branch"] else None
+    # The branch point isn't known before the checkpoint is copied; until then this checks the settings.
+    arguments = build_schedule(plain, Branch(plain["branch"], 0, 0.0, model) if plain["branch"] else None)
 
     torch.manual_seed(plain["seed"])  # of the initial weights
-    if plain["init"]:
+    if plain["branch"]:
+        cfg.model = model
+        tokenizer = VideoTokenizer(TokenizerConfig(**model))
+    elif plain["init"]:
         tokenizer = VideoTokenizer.from_pretrained(plain["init"])
         cfg.model = asdict(tokenizer.config)  # the config that the run folder keeps names the model that was trained
     else:
@@ -187,6 +210,12 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
         state.critic = Discriminator(size, **plain["discriminator"])
         state.critic_optimizer = create_optimizer(state.critic, **plain["discriminator_optimizer"])
     task = TokenizerTask(weights, state.critic, perceptual, fixed_clips)
+    if plain["branch"]:  # last, so that a command that failed has started none
+        branch = start_branch(plain["branch"], plain["run"], join_processes())
+        arguments = build_schedule(plain, branch)
+        cfg.trainer.shape, cfg.trainer.max_steps = "decay", arguments["schedule"].max_steps
+    elif branch := read_branch(cfg.run):
+        raise ValueError(f"run={cfg.run} holds a branch: give branch={branch.run} to go on, or another run=")
     return {"task": task, "state": state, "batches": batches, **arguments}
 
 
@@ -394,6 +423,8 @@ def build_recognition_training(cfg: DictConfig, material: "Material", tokenizer:
         plain["trainer"]["workers"] = 0  # there is nothing to make ahead, and a worker would copy it all
     arguments, may_choose = build_schedule(plain), None
     schedule, options = arguments["schedule"], arguments["options"]
+    if not schedule.has_end:
+        raise ValueError("a head is tested at the end of its run: set trainer.max_steps or trainer.max_minutes")
     if material.select is not None and schedule.max_minutes is None:
         # By steps: a choice among checkpoints by the clock, or where a run was stopped, would not come out twice.
         every = options.save_steps or math.ceil(schedule.max_steps / CANDIDATES)
@@ -476,7 +507,9 @@ def refuse_arms(cfg: DictConfig, encoders: dict, classes: Sequence[str], tokeniz
 
 def lasting(trainer: dict) -> dict:
     """The trainer's settings that its result depends on: not how often it logs and saves, nor its workers."""
-    return {key: value for key, value in trainer.items() if not key.startswith(("log", "save", "work"))}
+    settings = {key: value for key, value in trainer.items() if not key.startswith(("log", "save", "work"))}
+    # Folders from before there were other shapes name none, and go on.
+    return {key: value for key, value in settings.items() if (key, value) != ("shape", "cosine")}
 
 
 FIRST_SAMPLES = 16  # that tell a generator its grid, and diffusion the scale of latents

@@ -2,7 +2,9 @@
 
     vidtok train tokenizer data.root=DIR trainer.max_minutes=60
     vidtok train tokenizer data.root=DIR trainer.max_minutes=60 init=vidtok-t     # go on from the shipped model
-    vidtok train tokenizer experiment=vidtok-t data.root=DIR                      # the recipe of the shipped model
+    vidtok train tokenizer data.root=DIR trainer.shape=constant run=A             # until it is stopped
+    vidtok train tokenizer data.root=DIR branch=A run=B trainer.max_steps=2000    # A's checkpoint, decaying rate
+    vidtok train tokenizer experiment=vidtok-t data.root=DIR                      # the recipe of the next shipped model
     vidtok train tokenizer --config data.root=DIR                                 # print the resolved config only
     torchrun --nproc-per-node 8 -m vidtok train tokenizer ...                     # eight processes share each batch
 
@@ -42,8 +44,7 @@ def run(args: argparse.Namespace) -> None:
     if args.config:
         print(OmegaConf.to_yaml(cfg))
         return
-    if cfg.get("init") and any(re.match(r"(model|quantizer)\b", override) for override in args.overrides):
-        raise UserError("init brings its own model: give either init=, or model= and quantizer=")
+    validate_start(cfg, args.overrides)
 
     from vidtok import builders
     from vidtok.train.folder import RunFolder
@@ -60,6 +61,11 @@ def run(args: argparse.Namespace) -> None:
     def say(line: str) -> None:
         processes.print(line, flush=True)
 
+    if cfg.get("branch"):
+        schedule = arguments["schedule"]
+        lengths = {"steps": schedule.max_steps, "minutes": schedule.max_minutes}
+        length = " or ".join(f"{number} {unit}" for unit, number in lengths.items() if number is not None)
+        say(f"branch of {cfg.branch} from step {schedule.start_step}: the learning rate decays over {length}")
     text = OmegaConf.to_yaml(cfg, resolve=True)
     try:
         with StopSignal() as stop:
@@ -73,6 +79,27 @@ def run(args: argparse.Namespace) -> None:
         ) from error
     say(f"model: {folder.path / 'model'}")
     processes.destroy_process_group()
+
+
+def validate_start(cfg, overrides: list[str]) -> None:
+    """Raise UserError for settings that contradict what the weights start as."""
+    own_model = any(re.match(r"(model|quantizer)\b", override) for override in overrides)
+    starts = ("branch", "init", "inflate", "grow")
+    given = [key for key in starts if cfg.get(key) and any(override.startswith(f"{key}=") for override in overrides)]
+    if len(given) > 1:
+        raise UserError(f"give one of {'= and '.join(given)}=: each says what the weights start as")
+    if given:  # instead of what an experiment names
+        for key in starts:
+            cfg[key] = cfg[key] if key in given else None
+    for key in ("init", "branch"):
+        if cfg.get(key) and own_model:
+            raise UserError(f"{key} brings its own model: give either {key}=, or model= and quantizer=")
+    if not cfg.get("branch"):
+        return
+    if any(re.match(r"trainer\.shape=(?!decay$)", override) for override in overrides):
+        raise UserError("the learning rate of a branch decays: leave out trainer.shape=")
+    if not any(override.startswith("run=") for override in overrides):
+        raise UserError("a branch needs a folder of its own: give run=DIR")
 
 
 def compose_config(name: str, overrides: list[str]):

@@ -6,6 +6,7 @@ state          all that a run needs to go on
 batch          parts of batches of any structure
 activations    computed again on the way back, to save memory
 schedule       learning rate over a run
+branch         a run that goes on from another run's checkpoint, in a folder of its own
 clock          what is due when
 processes      those of one run
 stop           SIGTERM and Ctrl-C as a wish

@@ -3,6 +3,7 @@
 config.yaml      the resolved config
 run.json         command, git hash, versions, machine
 checkpoint.pt    state to resume from (tensors and plain values only)
+branch.json      of a branch: the run, step and seconds at which it began, see `vidtok.train.branch`
 model/           the averaged weights, as the model's `from_pretrained` reads them
 scalars/         TensorBoard
 pictures/        what the validation draws, by name and step

@@ -71,7 +71,7 @@ def train(
     config_yaml: str = "",
     say=print,
 ) -> nn.Module:
-    """Trains until the schedule ends or somebody asks to stop, and saves either way.
+    """Trains until the schedule ends, if it does, or somebody asks to stop, and saves either way.
 
     Args:
         task: the objective. Where the state has a critic it is an `AdversarialTask`.
@@ -214,6 +214,7 @@ def save_and_validate(task: Task, state: TrainState, run: RunFolder, say) -> Non
 
 
 def progress_line(scalars: dict[str, float], state: TrainState, schedule: Schedule) -> str:
-    left = state.seconds * (1 / schedule.progress(state.step, state.seconds) - 1) / 60
-    done = f"step {state.step}  {state.seconds / 60:.1f} min, {left:.1f} left"
+    done = f"step {state.step}  {state.seconds / 60:.1f} min"
+    if (left := schedule.seconds_left(state.step, state.seconds)) is not None:
+        done += f", {left / 60:.1f} left"
     return f"{done}  {scalars['clips_per_second']:.1f} clips/s  loss {scalars['loss']:.4f}"

@@ -53,9 +53,14 @@ class TrainState:
         return {name: part.state_dict() for name, part in self._parts().items()} | scalars
 
     def load_state_dict(self, state: dict) -> None:
-        """Raises ValueError where the checkpoint is of another model or lacks a part."""
+        """Raises ValueError where the checkpoint is of another model or lacks a part.
+
+        A checkpoint that `vidtok.train.branch` has copied may lack the critic, which then starts fresh.
+        """
         for name, part in self._parts().items():
             if name not in state:
+                if state.get("branched") and name in ("critic", "critic_optimizer"):
+                    continue
                 raise ValueError(f"the checkpoint holds no {name}, it is of other settings: give another run=")
             try:
                 part.load_state_dict(state[name])
@@ -63,7 +68,7 @@ class TrainState:
                 # The first of what may be hundreds of mismatches.
                 reason = str(error).strip().splitlines()[-1].strip()
                 raise ValueError(
-                    f"the checkpoint's {name} is of another model ({reason}): give another run="
+                    f"the checkpoint's {name} is of another model ({reason}): restore its settings or give another run="
                 ) from error
         self.logit_averages.copy_(state["logit_averages"])
         self.step, self.seconds = state["step"], state["seconds"]
