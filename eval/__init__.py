@@ -4,7 +4,7 @@ from .clips import clip_protocol, validation_clips
 from .codebook import CodebookUsage, bits_per_pixel
 from .fvd import GaussianStatistics, frechet_distance
 from .i3d import I3D
-from .metrics import psnr, ssim
+from .metrics import block_edges, psnr, ssim
 from .reconstruction import evaluate_reconstruction, format_table
 from .trivial import trivial_reconstruction
 
@@ -13,6 +13,7 @@ __all__ = [
     "CodebookUsage",
     "GaussianStatistics",
     "bits_per_pixel",
+    "block_edges",
     "clip_protocol",
     "evaluate_reconstruction",
     "format_table",

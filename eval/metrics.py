@@ -1,6 +1,6 @@
-"""PSNR and SSIM of reconstructed clips.
+"""PSNR, SSIM and visible block edges of reconstructed clips.
 
-Both take float clips in [-1,1], so the peak (the data range) is 2, and give one value per clip: average them over
+All take float clips in [-1,1], so the peak (the data range) is 2, and give one value per clip: average them over
 clips yourself, over as many batches as there are. Nothing is rounded to 8 bits first.
 
 Shape suffixes: B batch, C channels (RGB), T time, H height, W width.
@@ -15,6 +15,7 @@ from vidtok.checks import check_values
 DATA_RANGE = 2.0
 PSNR_CAP = 100.0  # dB; an exact copy would be infinite and so would every mean that holds it
 SSIM_WINDOW = 11  # pixels, Gaussian of sigma 1.5
+FLAT = 1e-4  # added to mean gradients, an 80th of an 8-bit step: flat clips have finite ratios
 
 
 def psnr(x_BCTHW: Tensor, y_BCTHW: Tensor) -> Tensor:
@@ -54,6 +55,51 @@ def _frame_ssim(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
     )
     border = SSIM_WINDOW // 2
     return map_BCHW[..., border:-border, border:-border].double().mean((1, 2, 3))
+
+
+def block_edges(x_BCTHW: Tensor, y_BCTHW: Tensor, stride: tuple[int, int, int]) -> tuple[Tensor, Tensor] | None:
+    """Visibility of the token grid in a reconstruction: two float64 [B], both 1 for equal clips.
+
+    Gradients are absolute differences of neighboring pixels, vertical and horizontal, over RGB and frames. Their phase
+    is the position modulo the stride: the last phase crosses a border between two cells of the grid.
+
+    - ratio: (mean gradient across borders / mean gradient elsewhere) of the reconstruction over that of the original.
+      Above 1, block edges are visible.
+    - phases: mean gradient at each phase, relative to the original's; the largest over the smallest. It also rises with
+      a lattice inside the cells, which the ratio misses. Directions of one stride share their phases; of two strides,
+      it is the mean of both.
+
+    Args:
+        x_BCTHW: originals. y_BCTHW: reconstructions.
+        stride: of the tokenizer, (s_t, s_h, s_w). A direction of stride 1, or of one cell alone, has no borders.
+
+    Returns:
+        (ratio, phases), or None where neither direction has borders.
+
+    Raises:
+        ValueError: see `check_pair`.
+    """
+    check_pair(x_BCTHW, y_BCTHW)
+    directions = [(dim, s) for dim, s in ((3, stride[1]), (4, stride[2])) if 1 < s < x_BCTHW.shape[dim]]
+    if not directions:
+        return None
+    x_Bs, y_Bs = ([_gradient_phases(clip, dim, s) for dim, s in directions] for clip in (x_BCTHW, y_BCTHW))
+    ratio_B = _border_ratio(y_Bs) / _border_ratio(x_Bs)
+    if len({s for _, s in directions}) == 1:
+        x_Bs, y_Bs = [sum(x_Bs)], [sum(y_Bs)]
+    relative = [y / x for x, y in zip(x_Bs, y_Bs, strict=True)]
+    return ratio_B, torch.stack([phase_Bs.amax(1) / phase_Bs.amin(1) for phase_Bs in relative]).mean(0)
+
+
+def _gradient_phases(x_BCTHW: Tensor, dim: int, stride: int) -> Tensor:
+    """Mean absolute gradient along `dim` at each phase of the stride, float64 [B, stride]."""
+    gradient = x_BCTHW.float().diff(dim=dim).abs().movedim(dim, -1)
+    return torch.stack([gradient[..., p::stride].double().mean((1, 2, 3, 4)) for p in range(stride)], 1) + FLAT
+
+
+def _border_ratio(directions: list[Tensor]) -> Tensor:
+    border_B = sum(phase_Bs[:, -1] for phase_Bs in directions)
+    return border_B / sum(phase_Bs[:, :-1].mean(1) for phase_Bs in directions)
 
 
 def check_pair(x_BCTHW: Tensor, y_BCTHW: Tensor) -> None:

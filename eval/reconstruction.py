@@ -10,9 +10,10 @@ Result schema "vidtok.eval.reconstruction/1":
     failures        [{name, reason}]: clips that could not be read or coded; nothing takes their place
     metrics         name -> {mean, stderr, n}; stderr is the standard error over clips, null for n = 1
                     psnr, trivial_psnr, psnr_gain (dB; paired difference of the two), ssim, bits_per_pixel;
+                    block_ratio, block_phases (see `block_edges`) where the token grid has borders;
                     lpips where its network is given; rfvd ({mean: the distance, stderr: null, n}) likewise
     codebook        size, tokens, distinct, usage (distinct/size), entropy_bits, bit_balance [bits]
-    clips           [{name, psnr, trivial_psnr, ssim, psnr_gain, lpips, bits_per_pixel}], in order
+    clips           [{name, and each metric but rfvd}], in order
     provenance      git, versions, device, threads, date
     wall_time_s     seconds, reading included
 
@@ -32,7 +33,7 @@ from .clips import Clip
 from .codebook import CodebookUsage, bits_per_pixel
 from .fvd import GaussianStatistics, frechet_distance
 from .i3d import I3D, I3D_FEATURES
-from .metrics import psnr, ssim
+from .metrics import block_edges, psnr, ssim
 from .provenance import provenance
 from .trivial import trivial_reconstruction
 
@@ -88,6 +89,7 @@ def evaluate_reconstruction(
     if not run.rows:
         first = f"{run.failures[0]['name']}: {run.failures[0]['reason']}" if run.failures else "none was given"
         raise ValueError(f"no clip could be evaluated: {first}")
+    metrics = run.metrics()
     return {
         "schema": SCHEMA,
         "tokenizer": {
@@ -96,12 +98,12 @@ def evaluate_reconstruction(
             "stride": list(tokenizer.stride),
             "bits": tokenizer.bits,
         },
-        "protocol": {**protocol, **_metric_notes(lpips, fvd)},
+        "protocol": {**protocol, **_metric_notes(metrics, lpips)},
         "n_total": len(run.rows) + len(run.failures),
         "n_used": len(run.rows),
         "n_failed": len(run.failures),
         "failures": run.failures,
-        "metrics": run.metrics(),
+        "metrics": metrics,
         "codebook": run.usage.summary(),
         "clips": run.rows,
         "provenance": provenance(device),
@@ -169,6 +171,8 @@ class _Run:
             "ssim": ssim(x_BCTHW, y_BCTHW),
         }
         columns["psnr_gain"] = columns["psnr"] - columns["trivial_psnr"]
+        if (edges := block_edges(x_BCTHW, y_BCTHW, self.tokenizer.stride)) is not None:
+            columns["block_ratio"], columns["block_phases"] = edges
         if self.lpips is not None:
             columns["lpips"] = self.lpips.for_video(x_BCTHW, y_BCTHW)
         features = () if self.fvd is None else (self.fvd(x_BCTHW), self.fvd(y_BCTHW))
@@ -182,9 +186,9 @@ class _Run:
             self.rows.append({"name": name, **values, "bits_per_pixel": rate})
 
     def metrics(self) -> dict:
-        summaries = {
-            metric: _summary([row[metric] for row in self.rows]) for metric in self.rows[0] if metric != "name"
-        }
+        # Not every row has every metric: clips of one cell have no block edges.
+        names = dict.fromkeys(metric for row in self.rows for metric in row if metric != "name")
+        summaries = {metric: _summary([row[metric] for row in self.rows if metric in row]) for metric in names}
         if self.fvd is not None:
             summaries["rfvd"] = {"mean": frechet_distance(self.real, self.fake), "stderr": None, "n": self.real.n}
         return summaries
@@ -215,14 +219,14 @@ def _summary(values: list[float]) -> dict:
     return {"mean": x.mean().item(), "stderr": stderr, "n": len(x)}
 
 
-def _metric_notes(lpips: LPIPS | None, fvd: I3D | None) -> dict:
+def _metric_notes(metrics: Mapping, lpips: LPIPS | None) -> dict:
     notes = {
         "psnr": "per clip: MSE over frames and RGB, peak 2 in [-1,1], not rounded to 8 bits, at most 100 dB; mean",
         "trivial_psnr": "same, mean colour of each cell of the token grid, first frame alone, bicubic up",
         "ssim": "Gaussian 11x11, sigma 1.5, data range 2 in [-1,1]; mean over RGB, frames, clips",
+        "block_ratio": "per clip: mean gradient across cell borders over that elsewhere, relative to original; mean",
+        "block_phases": "per clip: mean gradient at each phase of the stride relative to original, max over min; mean",
+        "lpips": f"v0.1, {lpips.net if lpips else ''}; mean over frames and clips",
+        "rfvd": "I3D Kinetics-400 logits, all frames of the clip, bilinear to 224x224, unbiased covariances",
     }
-    if lpips is not None:
-        notes["lpips"] = f"v0.1, {lpips.net}; mean over frames and clips"
-    if fvd is not None:
-        notes["rfvd"] = "I3D Kinetics-400 logits, all frames of the clip, bilinear to 224x224, unbiased covariances"
-    return notes
+    return {metric: note for metric, note in notes.items() if metric in metrics}

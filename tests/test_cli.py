@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from vidtok.cli.eval_reconstruction import spread
 from vidtok.cli.jsonfile import write_json
 from vidtok.cli.main import VERBS, main
 from vidtok.config import TokenizerConfig
@@ -226,6 +227,11 @@ def test_eval_reconstruction(capsys, here, model, videos):
     assert "r/e.json exists" in fails(capsys, *command, "--model", model)
     good = [videos / name for name in sorted(p.name for p in videos.glob("*.mp4"))]
     vidtok(capsys, "eval", "reconstruction", *good, "--frames", 5, "--size", 32, "--model", model, status=0)
+    assert [spread(list("abcde"), n) for n in (1, 2, 3, 9)] == [["a"], ["a", "e"], ["a", "c", "e"], list("abcde")]
+    command = ["eval", "reconstruction", videos, "--frames", 5, "--size", 32, "--clips", 1, "--json", "r/one.json"]
+    vidtok(capsys, *command, "--model", model, status=0)
+    result = json.loads((here / "r/one.json").read_text())
+    assert (result["n_total"], result["protocol"]["clips"]) == (1, "1 of 3 files, evenly spread")
     (here / "zero.mp4").touch()
     assert "no clip could be evaluated" in fails(capsys, "eval", "reconstruction", "zero.mp4", "--model", model)
 

@@ -50,9 +50,10 @@ def test_result_schema():
         "provenance", "wall_time_s",
     }  # fmt: skip
     assert result["tokenizer"] == {"name": "gray", "weight_hash": "abc", "stride": [4, 8, 8], "bits": 8}
-    assert set(result["metrics"]) == {"psnr", "trivial_psnr", "psnr_gain", "ssim", "bits_per_pixel"}
+    blocks = {"block_ratio", "block_phases"}
+    assert set(result["metrics"]) == {"psnr", "trivial_psnr", "psnr_gain", "ssim", "bits_per_pixel"} | blocks
     assert all(set(summary) == {"mean", "stderr", "n"} for summary in result["metrics"].values())
-    assert {"source", "split", "frames", "size", "crop", "fps", "psnr", "ssim"} <= set(result["protocol"])
+    assert {"source", "split", "frames", "size", "crop", "fps", "psnr", "ssim"} | blocks <= set(result["protocol"])
     assert {"git", "versions", "device"} <= set(result["provenance"])
     assert result["codebook"]["tokens"] == 3 * 2 * 2 * 2
     assert json.loads(json.dumps(result, allow_nan=False)) == result
@@ -126,6 +127,14 @@ def test_no_usable_clip_is_an_error():
         evaluate([("bad", OSError("broken"))])
     with pytest.raises(ValueError, match="batch_size"):
         evaluate(clips(1), batch_size=0)
+
+
+def test_without_a_grid_there_are_no_block_edges():
+    class Frames(GrayTokenizer):
+        stride = (4, 1, 1)
+
+    result = evaluate_reconstruction(Frames(), clips(1), name="frames", protocol=PROTOCOL)
+    assert not {"block_ratio", "block_phases"} & ({*result["metrics"]} | {*result["protocol"]})
 
 
 def test_networks_add_their_metrics():

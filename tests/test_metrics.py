@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import correlate1d
 
-from vidtok.eval import psnr, ssim, trivial_reconstruction
+from vidtok.eval import block_edges, psnr, ssim, trivial_reconstruction
 
 
 @pytest.fixture
@@ -55,6 +55,41 @@ def test_ssim_is_the_published_formula(pair):
 
 def test_ssim_of_equal_clips_is_one(pair):
     assert ssim(pair[0], pair[0]).tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
+
+
+STRIDE = (4, 8, 8)
+
+
+def test_block_edges_of_equal_clips_are_one(pair):
+    for clip in (pair[0], torch.zeros(1, 3, 1, 16, 16)):
+        assert [v.unique().tolist() for v in block_edges(clip, clip, STRIDE)] == [[1.0], [1.0]]
+
+
+def test_block_edges_are_the_ratio_of_gradients():
+    ramp = torch.arange(16) * 0.02
+    x_BCTHW = (ramp[:, None] + ramp).expand(2, 3, 5, 16, 16)  # gradient 0.02 everywhere
+    steps = (torch.arange(16) // 8) * 0.1
+    y_BCTHW = (x_BCTHW + steps[:, None] + steps).clone()  # and 0.12 across the borders
+    y_BCTHW[1] = x_BCTHW[1]
+    ratio_B, phases_B = block_edges(x_BCTHW, y_BCTHW, STRIDE)
+    assert ratio_B.tolist() == pytest.approx([6, 1], rel=0.01)
+    assert phases_B.tolist() == pytest.approx([6, 1], rel=0.01)
+
+
+def test_a_lattice_inside_cells_shows_in_the_phases():
+    ramp = torch.arange(32) * 0.01 - 0.3
+    x_BCTHW = ramp.expand(1, 3, 1, 32, 32) + ramp[:, None]
+    steps = (torch.arange(32) + 4) // 8 * 0.05 - 0.1
+    ratio_B, phases_B = block_edges(x_BCTHW, x_BCTHW + steps + steps[:, None], STRIDE)
+    assert ratio_B.item() == pytest.approx(0.01 / ((6 * 0.01 + 0.06) / 7), rel=0.02)
+    assert phases_B.item() == pytest.approx(6, rel=0.02)
+
+
+def test_block_edges_need_borders(pair):
+    assert block_edges(*pair, (4, 1, 1)) is None
+    assert block_edges(*pair, (4, 24, 32)) is None
+    ratio_B, _ = block_edges(*pair, (4, 24, 16))  # one row of cells, two columns
+    assert ratio_B.isfinite().all()
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim])
