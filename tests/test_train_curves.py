@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from vidtok.train.curves import draw_curves, read_scalars, smooth
+from vidtok.train.curves import PANELS, draw_curves, present, read_scalars, smooth
 
 
 def test_scalars_of_a_resumed_run_and_their_picture(tmp_path):
@@ -28,3 +28,11 @@ def test_scalars_of_a_resumed_run_and_their_picture(tmp_path):
 def test_smooth_is_a_running_mean():
     assert smooth([1.0, 3.0, 5.0, 7.0], count=2) == [1.0, 2.0, 4.0, 6.0]
     assert smooth([1.0, 3.0]) == [1.0, 3.0]
+
+
+def test_a_panel_has_validation_at_every_size():
+    panel = PANELS["validation, PSNR in dB"]
+    names = ["validation_psnr_256", "validation_psnr_128", "validation_psnr_best", "reconstruction"]
+    assert present(panel, ["validation_psnr"]) == {"validation_psnr": ("", 1)}
+    assert present(panel, names) == {"validation_psnr_256": ("256 px", 1), "validation_psnr_128": ("128 px", 1)}
+    assert present(panel, ["reconstruction"]) == {}

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from vidtok.logits import LogitDistance, logit_distance
+from vidtok.train.fixed_clips import read_fixed_clips
 from vidtok.train.loss import LossWeights
 from vidtok.train.tokenizer import TokenizerTask, usage_bits
 
@@ -22,6 +23,40 @@ def test_a_collapsed_codebook_is_named():
     task, scalars = TokenizerTask(LossWeights()), {"reconstruction": 0.1, "usage_bits": 0.2}
     assert "used 0.20  COLLAPSE" in task.progress(scalars)
     assert "COLLAPSE" not in task.progress(scalars | {"usage_bits": 9.0})
+
+
+def test_validation_at_several_sizes(tmp_path):
+    clips = read_fixed_clips("digits", clips=2, frames=5, size=[32, 64], stride=(4, 8, 8))
+    assert [clip.shape[-1] for clip in clips] == [32, 32, 64, 64]
+
+    class Copy:
+        stride = (4, 8, 8)
+
+        def encode(self, video):
+            return video
+
+        def decode(self, ids):
+            return ids + 0.02 * (ids.shape[-1] == 64)
+
+    class Run:
+        scalars, pictures = {}, []
+
+        def save_scalars(self, scalars, step):
+            self.scalars |= scalars
+
+        def save_picture(self, name, image, step):
+            self.pictures.append(name)
+            return name
+
+    line = TokenizerTask(LossWeights(), fixed_clips=clips).validate(Copy(), run := Run(), 1)
+    assert run.scalars == pytest.approx({
+        "validation_psnr_32": 10 * math.log10(4e12), "validation_block_ratio_32": 1,
+        "validation_psnr_64": 40, "validation_block_ratio_64": 1,
+    }, rel=1e-4)  # fmt: skip
+    assert run.pictures == ["reconstruction_32", "reconstruction_64"] and "validation_64 40.00 dB" in line
+    assert TokenizerTask(LossWeights()).validate(Copy(), run, 1) is None
+    with pytest.raises(ValueError, match="different sizes"):
+        read_fixed_clips("digits", 2, 5, [32, 32], (4, 8, 8))
 
 
 def test_logit_distance_is_the_mean_square():

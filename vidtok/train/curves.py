@@ -15,6 +15,7 @@ BIT = math.log(2)  # nats
 PANELS = {
     "reconstruction, mean squared error": {"reconstruction": ("", 1)},
     "validation, PSNR in dB": {"validation_psnr": ("", 1)},
+    "validation, gradients at block edges": {"validation_block_ratio": ("", 1)},
     "perceptual distance": {"perceptual": ("", 1)},
     "bits: codebook entropy over, token entropy below": {
         "entropy_codebook": ("codebook", 1 / BIT),
@@ -26,7 +27,7 @@ PANELS = {
     "adversarial losses": {"adversarial": ("model", 1), "discriminator": ("discriminator", 1)},
     "discriminator accuracy": {"discriminator_accuracy": ("", 1)},
 }
-STYLES = ("-", "--")
+STYLES = ("-", "--", ":", "-.")
 LOGARITHMIC = ("reconstruction, mean squared error", "gradient norm")
 
 
@@ -56,6 +57,15 @@ def smooth(values: list[float], count: int = 40) -> list[float]:
     return means
 
 
+def present(scalars: dict[str, tuple[str, float]], names: list[str]) -> dict[str, tuple[str, float]]:
+    """The scalars of a panel that are among `names`; validation at several sizes has one of each, name_<size>."""
+    found = {name: style for name, style in scalars.items() if name in names}
+    for base in scalars:
+        sizes = [name.removeprefix(f"{base}_") for name in names if name.startswith(f"{base}_")]
+        found |= {f"{base}_{size}": (f"{size} px", 1) for size in sizes if size.isdecimal()}
+    return found
+
+
 def draw_curves(runs: dict[str, dict], path: str | Path) -> None:
     """runs: what `read_scalars` gives, by the name to show. Raises ValueError where no panel has a curve."""
     import matplotlib
@@ -63,9 +73,9 @@ def draw_curves(runs: dict[str, dict], path: str | Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    panels = {
-        title: scalars for title, scalars in PANELS.items() if any(n in run for run in runs.values() for n in scalars)
-    }
+    names = sorted({name for run in runs.values() for name in run}, key=lambda name: (len(name), name))
+    panels = {title: present(scalars, names) for title, scalars in PANELS.items()}
+    panels = {title: scalars for title, scalars in panels.items() if scalars}
     if not panels:
         raise ValueError(f"no curves in {', '.join(runs)}")
     columns = min(3, len(panels))

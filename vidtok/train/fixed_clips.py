@@ -1,7 +1,7 @@
 """The held-out clips by which a person sees how a run goes."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -16,7 +16,7 @@ def read_fixed_clips(
     root: str | Path | None,
     clips: int,
     frames: int,
-    size: int,
+    size: int | Sequence[int],
     stride: tuple[int, int, int],
     training_files: Iterable[str] = (),
 ) -> list[Tensor]:
@@ -25,7 +25,8 @@ def read_fixed_clips(
     Args:
         root: the folder; "digits", the ones that training doesn't see; None, no clips.
         clips: how many. Videos with fewer than `frames` frames are left out with a warning.
-        frames: of each; 1 takes images, too. size: of the centre crop, pixels.
+        frames: of each; 1 takes images, too.
+        size: of the centre crop, pixels; several give each video at every size, one size after the other.
         stride: of the tokenizer, which frames and size must fit.
         training_files: among which no file of the folder may be.
 
@@ -37,6 +38,11 @@ def read_fixed_clips(
         return []
     if clips < 1:
         raise ValueError(f"validation.clips={clips} must be at least 1; validation.root=null watches none")
+    if not isinstance(size, int):
+        if not size or len({*size}) < len(size):
+            raise ValueError(f"validation.size={list(size)} must be one or more different sizes")
+        arguments = (stride, list(training_files))
+        return [clip for one in size for clip in read_fixed_clips(root, clips, frames, one, *arguments)]
     if root == "digits":
         digits = MovingDigits("val", frames, size)
         found = [digits[i * len(digits) // clips].video for i in range(clips)]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from vidtok.eval.metrics import block_edges
 from vidtok.logits import LogitDistance
 from vidtok.lpips import LPIPS
 from vidtok.tokenizer import VideoTokenizer
@@ -29,7 +30,8 @@ class TokenizerTask(AdversarialTask):
         weights: of the terms.
         discriminator: the critic of the adversarial game, the same object as in the state; None plays none.
         perceptual: the distance of the perceptual term, needed where its weight isn't 0.
-        fixed_clips: [1, 3, T, H, W] each; their PSNR and pictures show how the run goes. May be empty.
+        fixed_clips: [1, 3, T, H, W] each, of one or more sizes; PSNR, block edges and pictures of them show how the run
+            goes. May be empty.
     """
 
     def __init__(
@@ -86,16 +88,35 @@ class TokenizerTask(AdversarialTask):
         return self.weights.critic_total(terms)
 
     def validate(self, model: VideoTokenizer, run: RunFolder, step: int) -> str | None:
-        """Of the fixed clips the PSNR (peak 2, mean over clips), and a picture of the first four."""
-        clips = self.fixed_clips
-        if not clips:
-            return None
-        decoded = [model.decode(model.encode(clip)).cpu() for clip in clips]
-        errors = [reconstruction_loss(a, b).item() for a, b in zip(decoded, clips, strict=True)]
-        psnr = sum(10 * math.log10(4 / max(error, 1e-12)) for error in errors) / len(clips)
-        run.save_scalars({"validation_psnr": psnr}, step)
-        picture = run.save_picture("reconstruction", comparison(torch.cat(clips[:4]), torch.cat(decoded[:4])), step)
-        return f"validation {psnr:.2f} dB on {len(clips)} fixed clips, {picture}"
+        """Measure the fixed clips, and draw the first four of each size.
+
+        Scalars: `validation_psnr` (peak 2, mean over clips) and `validation_block_ratio` (see `block_edges`; left out
+        for stride 1). With clips of several sizes, every name ends in `_<size>`.
+        """
+        sizes = sorted({clip.shape[-1] for clip in self.fixed_clips})
+        lines = []
+        for size in sizes:
+            suffix = f"_{size}" if len(sizes) > 1 else ""
+            clips = [clip for clip in self.fixed_clips if clip.shape[-1] == size]
+            lines.append(self._validate(clips, suffix, model, run, step))
+        return "; ".join(lines) or None
+
+    def _validate(self, clips: list[Tensor], suffix: str, model: VideoTokenizer, run: RunFolder, step: int) -> str:
+        shown, psnr, block_ratio = [], [], []
+        for clip in clips:  # one at a time: large frames take much memory
+            decoded = model.decode(model.encode(clip)).cpu()
+            psnr.append(10 * math.log10(4 / max(reconstruction_loss(decoded, clip).item(), 1e-12)))
+            if (edges := block_edges(clip, decoded, model.stride)) is not None:
+                block_ratio.append(edges[0].item())
+            if len(shown) < 4:
+                shown.append(decoded)
+        measured = {"psnr": psnr, "block_ratio": block_ratio}
+        means = {name: sum(values) / len(values) for name, values in measured.items() if values}
+        run.save_scalars({f"validation_{name}{suffix}": mean for name, mean in means.items()}, step)
+        image = comparison(torch.cat(clips[:4]), torch.cat(shown))
+        picture = run.save_picture(f"reconstruction{suffix}", image, step)
+        edges = f", block ratio {means['block_ratio']:.3f}," if block_ratio else ""
+        return f"validation{suffix} {means['psnr']:.2f} dB{edges} on {len(clips)} fixed clips, {picture}"
 
     def progress(self, scalars: dict[str, float]) -> str:
         parts = [f"l2 {scalars['reconstruction']:.4f}"]
