@@ -61,9 +61,10 @@ class ClipFolder(Dataset):
     crops_per_clip: how many crops share one decoded window (they must divide the batch sizes); these follow each other
     in the batch, so that they come in the same part of it.
     flip: mirror half of the crops. fps: resample by time (see `read_video`); None, native. images: use images too.
-    cache: folder for decoded videos (`vidtok.datasets.yuv_store`), filled here: each is decoded once, not per window.
-    cache_gb: its bound (1e9 bytes); a random choice of videos is stored up to it, and the others are decoded per window.
-    Which videos are drawn is the same with and without; the pixels of stored ones differ by the rounding of colors.
+    cache: folder for decoded videos (`vidtok.datasets.yuv_store`). `loader` or the first batch decodes each video into
+    it once, instead of each window when it is drawn. cache_gb: its bound (1e9 bytes). Up to it a random choice of
+    videos is stored; the others are decoded per window. Files, windows and crops are drawn the same with and without
+    a cache; the pixels of stored videos differ by rounding.
     A file that can't be used (broken, too short, too small) is warned about once, listed in `skipped`, and another
     one drawn. Raises ValueError for bad arguments and for folders that hold nothing to train on.
     """
@@ -105,12 +106,9 @@ class ClipFolder(Dataset):
             which = "" if annotations is None else f" that {annotations} names"
             raise ValueError(f"no video{' or image' if images else ''}{which} in {root}")
         self.image_fraction = 0.0 if not self.images else 1.0 if not self.videos else image_fraction
-        self._store, self._stored = None, {}
-        if cache is not None and self.videos:
-            add_videos(cache, self.videos, cache_gb)
-            self._store = YUVStore(cache)
-            found = {path: self._store.find(path) for path in self.videos}
-            self._stored = {path: video for path, video in found.items() if video is not None}
+        self._cache, self._cache_gb = cache, cache_gb
+        self._store: YUVStore | None = None
+        self._stored: dict[str, StoredVideo] = {}
         # Shared memory: a worker's finding is everyone's, and the main process can count.
         self.paths = self.videos + self.images
         self._bad = torch.zeros(len(self.paths), dtype=torch.bool, device="cpu").share_memory_()
@@ -137,6 +135,7 @@ class ClipFolder(Dataset):
 
         Raises ValueError where the batch doesn't divide into such parts.
         """
+        self._open_store()
         rows = rows_of(part, self.image_batch_size if self.is_image_batch(index) else self.batch_size)
         first = rows.start // self.crops_per_clip
         clips = []
@@ -166,6 +165,7 @@ class ClipFolder(Dataset):
         for size, used in ((self.batch_size, bool(self.videos)), (self.image_batch_size, self.image_fraction > 0)):
             if used:
                 rows_of(part, size)  # now, not when its turn comes
+        self._open_store(workers, time_limit)  # here, so that the processes below find it
         if not workers:
             yield from map(make, numbers)
             return
@@ -185,6 +185,15 @@ class ClipFolder(Dataset):
             with DecodePool(make, 1, time_limit, "batch {}".format) as spare:
                 _, error = next(spare.imap([number]))
         return error
+
+    def _open_store(self, workers: int = 0, time_limit: float = 600) -> None:
+        """Fill the cache, unless there is none or this has been done."""
+        if self._cache is None or self._store is not None or not self.videos:
+            return
+        add_videos(self._cache, self.videos, self._cache_gb, workers, time_limit)
+        self._store = YUVStore(self._cache)
+        found = {path: self._store.find(path) for path in self.videos}
+        self._stored = {path: video for path, video in found.items() if video is not None}
 
     def _draw(self, rng: np.random.Generator, number: int) -> np.ndarray | StoredWindow:
         """A random window of a random usable file for batch `number`, uint8 [T,H,W,3] where it isn't stored."""

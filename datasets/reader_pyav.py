@@ -20,8 +20,9 @@ class PyAVReader:
 
     Counting frames means decoding them all once, since only a decoder knows what will be presented; `iter_frames`
     needs no count. A frame that differs in size from the first is scaled to it (as ffmpeg does).
-    size: (height, width) as shown. coded_size: (width, height) before metadata turn the picture. turned: whether metadata turn or mirror the picture. error: the `VideoError` that
-    ended the video early under on_error="keep", once decoding has come that far.
+    size: (height, width) as shown. coded_size: (width, height) before metadata turn the picture. turned: whether they
+    turn or mirror it. error: the `VideoError` that ended the video early under on_error="keep", once decoding has come
+    that far.
     """
 
     backend = "pyav"

@@ -1,15 +1,17 @@
 """Decoded videos in one memory-mapped file, from which training crops are cut.
 
-A cache folder holds `frames.yuv`, the frames of all videos one after the other, each as planar 4:2:0 (Y, then U, then V:
-H W + 2 ceil(H/2) ceil(W/2) bytes, uint8), and `index.npz`, which says where each video lies. A frame is contiguous, so
-that a window of 17 frames is one range of pages. The file only grows: bytes that the index names never change, so that
-processes may read it while another one adds videos.
+A cache folder holds `frames.yuv` and `index.npz`. The former has the frames of all videos one after the other, each as
+planar 4:2:0: Y [H,W], then U and V [ceil(H/2),ceil(W/2)], uint8. The index says where each video lies. A frame is
+contiguous, so that a window of 17 frames is one range of pages. The file only grows: bytes that the index names never
+change, and processes may read it while another one adds videos.
 """
 
 import os
+import shutil
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +26,7 @@ from torch.nn import functional as F
 
 from .error import VideoError
 from .picture import display_matrix, to_rgb
+from .pool import DecodePool
 from .reader_pyav import PyAVReader
 
 # By FFmpeg's number of a stream's matrix; 0, 2 and 5 are read as BT.601, as swscale does where nothing is tagged.
@@ -37,9 +40,9 @@ SAVE_SECONDS = 10  # between two saves of the index: what a kill can cost
 class StoredVideo:
     """One video in `frames.yuv`.
 
-    offset: of its first byte. frames: how many; 0 for a file that could not be decoded to its end. height, width: pixels
-    as shown (rotation applied). fps: average frames per second. matrix: 601, 709 or 2020. full_range: luma 0..255, not
-    16..235. timestamps: float64 [frames], seconds from the first frame.
+    offset: of its first byte. frames: how many; 0 for a file that could not be decoded to its end. height, width: in
+    pixels, as shown (rotation applied). fps: average frames per second. matrix: 601, 709 or 2020. full_range: luma
+    0..255, not 16..235. timestamps: float64 [frames], seconds from the first frame.
     """
 
     offset: int
@@ -60,15 +63,18 @@ class StoredVideo:
         return self.offset + self.frames * self.frame_bytes
 
 
-class YUVStore:
-    """The videos of a cache folder, read-only: memory-mapped, or as one uint8 tensor on an accelerator.
+UNREADABLE = StoredVideo(0, 0, 0, 0, 0.0, 601, False, np.zeros(0))
 
-    folder: filled by `add_videos`. device: where crops are cut, resized and converted; anything but the CPU takes a copy
-    of the whole file. Pickles as its folder and index, so that every worker process maps the file itself.
+
+class YUVStore:
+    """The videos of a cache folder, read-only: memory-mapped, or as one uint8 tensor on a device.
+
+    folder: filled by `add_videos`. device: which takes a copy of the whole file, and where crops are cut, resized and
+    converted; None, the file is memory-mapped. Pickles as its folder and index: every worker process maps it itself.
     """
 
-    def __init__(self, folder: str | Path, device: str | torch.device = "cpu"):
-        self.folder, self.device = Path(folder), torch.device(device)
+    def __init__(self, folder: str | Path, device: str | torch.device | None = None):
+        self.folder, self.device = Path(folder), None if device is None else torch.device(device)
         self._videos = _read_index(self.folder)
         self._bytes: Tensor | None = None
 
@@ -80,10 +86,7 @@ class YUVStore:
 
     def find(self, path: str | Path) -> StoredVideo | None:
         """The stored frames of a file as it is now; None where there are none."""
-        try:
-            video = self._videos.get(_key(path))
-        except OSError:
-            return None
+        video = self._videos.get(_key(path))
         return video if video is not None and video.frames else None
 
     def planes(self, video: StoredVideo) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,7 +95,7 @@ class YUVStore:
             size = max(v.end for v in self._videos.values())
             # Not shared: the mapping is private, so that nothing written to the tensor reaches the file.
             mapped = torch.from_file(str(self.folder / "frames.yuv"), shared=False, size=size, dtype=torch.uint8)
-            self._bytes = mapped.to(self.device)
+            self._bytes = mapped if self.device is None else mapped.to(self.device, copy=True)
         frames = self._bytes[video.offset : video.end].view(video.frames, video.frame_bytes)
         luma, half = video.height * video.width, (-(-video.height // 2), -(-video.width // 2))
         y, u, v = frames.split((luma, half[0] * half[1], half[0] * half[1]), dim=1)
@@ -108,8 +111,10 @@ class YUVStore:
         """
         if top % 2 or left % 2 or side % 2:
             raise ValueError(f"{top=}, {left=} and {side=} must be even: chroma has half the resolution")
+        # The CPU resizes uint8 faster; accelerators have no such kernel.
+        dtype = torch.uint8 if self.device is None else torch.float32
         y, u, v = (
-            _cut(plane, indices, top // step, left // step, side // step, size)
+            _cut(plane, indices.tolist(), top // step, left // step, side // step, size, dtype)
             for plane, step in zip(self.planes(video), (1, 2, 2), strict=True)
         )
         if mirror:
@@ -117,16 +122,19 @@ class YUVStore:
         return yuv_to_video(y, u, v, video.matrix, video.full_range)
 
 
-def _cut(plane_THW: Tensor, indices: np.ndarray, top: int, left: int, side: int, size: int) -> Tensor:
-    """The square of some frames, resized -> [T,size,size]; uint8 on the CPU, float32 in 0..255 elsewhere."""
+def _cut(
+    plane_THW: Tensor, indices: list[int], top: int, left: int, side: int, size: int, dtype: torch.dtype
+) -> Tensor:
+    """The square of some frames, resized -> `dtype` [T,size,size] in 0..255."""
     view_THW = plane_THW[:, top : top + side, left : left + side]
-    square_THW = torch.stack([view_THW[i] for i in indices.tolist()])
-    if square_THW.device.type != "cpu":
-        square_THW = square_THW.float()  # uint8 resizing is a kernel of the CPU
-    if side == size:
-        return square_THW
-    resized_TCHW = F.interpolate(square_THW[:, None], (size, size), mode="bicubic", antialias=True)
-    return resized_TCHW[:, 0].clamp_(0, 255)
+    # As four channels of a picture: the uint8 kernel computes four anyway, and takes 0.4 times as long as for one.
+    padded = indices + indices[-1:] * (-len(indices) % 4)
+    square_THW = torch.stack([view_THW[i] for i in padded]).to(dtype)
+    if side != size:
+        square_NCHW = square_THW.view(-1, 4, side, side)
+        resized_NCHW = F.interpolate(square_NCHW, (size, size), mode="bicubic", antialias=True)
+        square_THW = resized_NCHW.clamp_(0, 255).flatten(0, 1)
+    return square_THW[: len(indices)]
 
 
 def yuv_to_video(y_THW: Tensor, u_THW: Tensor, v_THW: Tensor, matrix: int, full_range: bool) -> Tensor:
@@ -144,69 +152,92 @@ def yuv_to_video(y_THW: Tensor, u_THW: Tensor, v_THW: Tensor, matrix: int, full_
     return video_CTHW.clamp_(-1, 1)
 
 
-def add_videos(folder: str | Path, paths: Iterable[str], limit_gb: float | None = None) -> None:
+def add_videos(
+    folder: str | Path,
+    paths: Iterable[str],
+    limit_gb: float | None = None,
+    workers: int = 0,
+    time_limit: float = 600,
+) -> None:
     """Decode the videos that a cache folder lacks into it.
 
     Where they don't all fit, which ones are stored is random, but the same at every call. A video that can't be decoded
     to its end is noted as such and not tried again. One process at a time adds; others wait for it and find its videos.
     Killed at any time, the next call goes on from the last saved index.
 
-    limit_gb: the file never grows beyond so many GB (1e9 bytes); None, no limit.
+    limit_gb: the file never grows beyond so many GB (1e9 bytes); None, no limit. workers: processes that decode; 0,
+    this one. time_limit: seconds for a video, with workers.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     limit = float("inf") if limit_gb is None else limit_gb * 1e9
-    paths = sorted(set(paths))
     with FileLock(folder / "lock"):
+        for part in folder.glob("part-*.yuv"):  # of a killed process
+            part.unlink()
         videos = _read_index(folder)
-        end = max((video.end for video in videos.values()), default=0)
-        with open(os.open(folder / "frames.yuv", os.O_RDWR | os.O_CREAT, 0o666), "r+b") as handle:
-            handle.truncate(end)  # what a killed process wrote after it had last saved the index
-            saved = time.monotonic()
-            for i in np.random.default_rng(0).permutation(len(paths)):
-                try:
-                    key = _key(paths[i])
-                except OSError:  # gone since the folder was listed
-                    continue
-                if key in videos:
-                    continue
-                video = _append(paths[i], handle, end, limit)
-                if video is None:
-                    break
-                videos[key], end = video, video.end
-                if time.monotonic() - saved > SAVE_SECONDS:
-                    _save_index(folder, videos, handle)
-                    saved = time.monotonic()
-            handle.truncate(end)
-            _save_index(folder, videos, handle)
+        keys = {path: key for path in sorted(set(paths)) if (key := _key(path)) is not None}
+        order = [list(keys)[i] for i in np.random.default_rng(0).permutation(len(keys))]
+        missing = [path for path in order if keys[path] not in videos]
+        if not missing:
+            return
+        end, saved = max((video.end for video in videos.values()), default=0), time.monotonic()
+        with open(os.open(folder / "frames.yuv", os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+            file.truncate(end)  # what a killed process wrote after it had last saved the index
+            file.seek(end)
+            jobs = ((path, str(folder / f"part-{i}.yuv"), limit - end) for i, path in enumerate(missing))
+            try:
+                for (path, part, _), video in _decode_all(jobs, workers, time_limit):
+                    if video is None or end + video.frames * video.frame_bytes > limit:
+                        break
+                    if video.frames:
+                        with open(part, "rb") as decoded:
+                            shutil.copyfileobj(decoded, file, 1 << 22)
+                    Path(part).unlink(missing_ok=True)
+                    videos[keys[path]] = video = replace(video, offset=end)
+                    end = video.end
+                    if time.monotonic() - saved > SAVE_SECONDS:
+                        _save_index(folder, videos, file)
+                        saved = time.monotonic()
+            finally:
+                _save_index(folder, videos, file)
+        for part in folder.glob("part-*.yuv"):  # decoded ahead of the one that didn't fit
+            part.unlink()
 
 
-def _append(path: str, handle: BinaryIO, offset: int, limit: float) -> StoredVideo | None:
-    """Decode a video to `offset` of the file, a frame at a time; None where it would go beyond `limit` bytes."""
-    handle.seek(offset)
+Job = tuple[str, str, float]
+
+
+def _decode_all(jobs: Iterable[Job], workers: int, time_limit: float) -> Iterator[tuple[Job, StoredVideo | None]]:
+    if not workers:
+        yield from ((job, _decode(job)) for job in jobs)
+        return
+    with DecodePool(_decode, workers, time_limit, itemgetter(0)) as pool:
+        for job, video in pool.imap(jobs):
+            yield job, UNREADABLE if isinstance(video, VideoError) else video
+
+
+def _decode(job: Job) -> StoredVideo | None:
+    """Decode a video into a file of its own, a frame at a time; None where that would exceed a number of bytes."""
+    path, part, limit = job
     times = []
     try:
-        with PyAVReader(path) as reader:
+        with open(part, "wb") as file, PyAVReader(path) as reader:
             for timestamp, frame in reader.iter_decoded():
                 if not times:
                     height, width = reader.size
-                    is_direct = _is_direct(frame)
+                    is_direct, layout = _is_direct(frame), _layout(frame)
                     matrix = MATRICES[int(frame.colorspace)] if is_direct else 601
                     full = is_direct and _is_full_range(frame)
-                    layout = _layout(frame)
-                if is_direct and _layout(frame) == layout:
-                    planes = _planes(frame)
-                else:
-                    planes = _planes(_to_yuv(to_rgb(frame, *reader.coded_size), matrix, full))
-                if handle.tell() + sum(plane.size for plane in planes) > limit:
+                if not is_direct or _layout(frame) != layout:
+                    frame = _to_yuv(to_rgb(frame, *reader.coded_size), matrix, full)
+                for plane in _planes(frame):
+                    file.write(np.ascontiguousarray(plane))
+                if file.tell() > limit:
                     return None
-                for plane in planes:
-                    handle.write(np.ascontiguousarray(plane))
                 times.append(timestamp)
-            fps = reader.fps
-    except (VideoError, av.error.FFmpegError):  # the latter of colors that swscale can't convert
-        return StoredVideo(offset, 0, 0, 0, 0.0, 601, False, np.zeros(0))
-    return StoredVideo(offset, len(times), height, width, fps, matrix, full, np.array(times))
+            return StoredVideo(0, len(times), height, width, reader.fps, matrix, full, np.array(times))
+    except (VideoError, av.error.FFmpegError):  # the latter for colors that swscale can't convert
+        return UNREADABLE
 
 
 def _is_direct(frame: VideoFrame) -> bool:
@@ -242,19 +273,22 @@ def _planes(frame: VideoFrame) -> list[np.ndarray]:
     return planes
 
 
-def _key(path: str | Path) -> str:
-    """What tells a file from a changed one. Raises OSError where it is absent."""
-    status = os.stat(path)
+def _key(path: str | Path) -> str | None:
+    """What tells a file from a changed one; None where it is absent."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
     return f"{os.path.realpath(path)}:{status.st_size}:{status.st_mtime_ns}"
 
 
 FIELDS = ("offset", "frames", "height", "width", "fps", "matrix", "full_range")
 
 
-def _save_index(folder: Path, videos: dict[str, StoredVideo], handle: BinaryIO) -> None:
+def _save_index(folder: Path, videos: dict[str, StoredVideo], file: BinaryIO) -> None:
     """Write the index after the frames that it names, and rename it into place."""
-    handle.flush()
-    os.fsync(handle.fileno())
+    file.flush()
+    os.fsync(file.fileno())
     columns = {name: np.array([getattr(video, name) for video in videos.values()]) for name in FIELDS}
     timestamps = np.concatenate([video.timestamps for video in videos.values()] or [np.zeros(0)])
     new = folder / "index.new.npz"

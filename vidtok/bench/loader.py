@@ -1,7 +1,6 @@
 """How much of what one process decodes and resizes arrives through a loader of one process, or two."""
 
 import itertools
-import shutil
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ from vidtok.datasets import (
 )
 
 FRAMES, SIDE, BATCH = 17, 128, 8
+CACHE_GB = 2  # of decoded videos in the temporary folder
 RENDERED = 16  # clips, where the user gives none
 
 
@@ -40,36 +40,39 @@ def bench_loader(
         batches: of 8 clips, in each run. runs: of each. workers: numbers of processes.
 
     Yields:
-        A row for each of "labelled" (a labelled dataset's `loader`) and "training" (`ClipFolder`) and each number of
-        workers, 0 for this process alone: {"of", "workers", "clips_per_s" (median; "best_...", "worst_..."), "share"
-        (of what this process reads alone, median over the rounds), "cpu_ms" (processor time a clip takes in all
-        processes, median), "runs"}.
+        A row for each of "labelled" (a labelled dataset's `loader`), "training" (`ClipFolder`) and "training, cached"
+        (the same, its videos decoded beforehand, see `vidtok.datasets.yuv_store`) and each number of workers, 0 for
+        this process alone: {"of", "workers", "clips_per_s" (median; "best_...", "worst_..."), "share" (of what this
+        process reads alone, median over the rounds), "cpu_ms" (processor time a clip takes in all processes, median),
+        "runs"}.
 
     Raises:
         ValueError: where there are no videos.
     """
-    made = None if data else Path(tempfile.mkdtemp(prefix="vidtok-bench-"))
-    try:
-        if made:
+    with tempfile.TemporaryDirectory(prefix="vidtok-bench-") as made:
+        videos, cache = Path(made, "videos"), Path(made, "cache")
+        if data is None:
+            videos.mkdir()
             for i in range(RENDERED):
-                write_video(made / f"{i}.mp4", demo_clip(2 * FRAMES, 320, seed=i)[..., :240, :], 25)
-        labelled, training = _datasets(data or str(made), batches * BATCH)
+                write_video(videos / f"{i}.mp4", demo_clip(2 * FRAMES, 320, seed=i)[..., :240, :], 25)
+        labelled, training, cached = _datasets(data or str(videos), batches * BATCH, cache)
         yield from _rows("labelled", partial(_labelled, labelled), runs, workers)
         yield from _rows("training", partial(_training, training, batches), runs, workers)
-    finally:
-        if made:
-            shutil.rmtree(made)
+        yield from _rows("training, cached", partial(_training, cached, batches), runs, workers)
 
 
-def _datasets(data: str, clips: int) -> tuple[LabelledVideos, ClipFolder]:
+def _datasets(data: str, clips: int, cache: Path) -> tuple[LabelledVideos, ClipFolder, ClipFolder]:
     found = open_dataset(data)
     if not found.paths:
         raise ValueError(f"{data} is rendered, not decoded: give a folder of videos, or an annotation file")
     lists = (list(itertools.islice(itertools.cycle(x), clips)) for x in (found.paths, found.ids, found.labels))
     reading = {"sampler": partial(dense_clips, frames=FRAMES), "transform": EvalTransform(SIDE), "on_error": "return"}
     folder = data if Path(data).is_dir() else Path(data).parent
-    training = ClipFolder(folder, FRAMES, size=SIDE, crop=SIDE, images=False, batch_size=BATCH)
-    return LabelledVideos(*lists, found.classes, **reading), training
+    training, cached = (
+        ClipFolder(folder, FRAMES, size=SIDE, crop=SIDE, images=False, batch_size=BATCH, cache=where, cache_gb=CACHE_GB)
+        for where in (None, cache)
+    )
+    return LabelledVideos(*lists, found.classes, **reading), training, cached
 
 
 def _labelled(dataset: LabelledVideos, workers: int) -> Iterator[int]:
