@@ -16,19 +16,20 @@ BLOCK = 512  # of tar: a header, and padding to the next multiple
 
 def main(data: Path, out: Path, folders: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    archive, room, number = None, 0, 0
+    packs, room = [], 0
     for folder in folders:
         for file in sorted(path for path in (data / folder).rglob("*") if path.is_file()):
             size = file.stat().st_size + 2 * BLOCK
             if size > room:
-                if archive is not None:
-                    archive.close()
-                archive, room = tarfile.open(out / f"pack-{number:02}.tar", "w"), LIMIT - 20 * BLOCK
-                number += 1
-            archive.add(file, file.relative_to(data))
+                packs.append([])
+                room = LIMIT - 20 * BLOCK  # the end of an archive
+            packs[-1].append(file)
             room -= size
-    archive.close()
-    print(f"{number} packs in {out}")
+    for number, files in enumerate(packs):
+        with tarfile.open(out / f"pack-{number:02}.tar", "w") as archive:
+            for file in files:
+                archive.add(file, file.relative_to(data))
+    print(f"{len(packs)} packs in {out}")
 
 
 if __name__ == "__main__":
