@@ -39,8 +39,8 @@ def read_fixed_clips(
     if clips < 1:
         raise ValueError(f"validation.clips={clips} must be at least 1; validation.root=null watches none")
     if not isinstance(size, int):
-        if not size or len({*size}) < len(size):
-            raise ValueError(f"validation.size={list(size)} must be one or more different sizes")
+        if not size or len({*size}) < len(size) or not all(isinstance(one, int) for one in size):
+            raise ValueError(f"validation.size={size} must be one or more different sizes in pixels")
         arguments = (stride, list(training_files))
         return [clip for one in size for clip in read_fixed_clips(root, clips, frames, one, *arguments)]
     if root == "digits":
