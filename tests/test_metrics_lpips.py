@@ -68,6 +68,36 @@ def test_gradient_is_finite_on_black_images(random_alex):
     assert y.grad.isfinite().all()
 
 
+def test_gram_distance_is_gatys_formula_and_leaves_lpips_alone(random_alex):
+    metric = LPIPS("alex", random_alex)
+    x, y = images(7)
+    distance, gram = metric.with_gram(x, y)
+    torch.testing.assert_close(distance, metric(x, y))
+    expected = torch.zeros(2)
+    activations = [(image - metric.shift) / metric.scale for image in (x, y)]
+    for index, layer in enumerate(metric.features):
+        activations = [layer(a) for a in activations]
+        if index in metric.taps:
+            C, places = activations[0].shape[1], activations[0][0, 0].numel()
+            a, b = (torch.einsum("bihw,bjhw->bij", v, v) for v in activations)
+            expected += ((a - b) ** 2).sum((1, 2)) / (4 * C**2 * places**2) / 5
+    torch.testing.assert_close(gram, expected, rtol=1e-4, atol=0)
+    assert (gram > 0).all() and metric.with_gram(x, x)[1].tolist() == [0.0, 0.0]
+
+
+def test_gram_distance_has_a_gradient_and_ignores_places(random_alex):
+    metric = LPIPS("alex", random_alex)
+    x, y = images(8)
+    y.requires_grad_()
+    metric.with_gram(x, y)[1].sum().backward()
+    assert y.grad.isfinite().all() and y.grad.abs().sum() > 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert metric.with_gram(x, y)[1].dtype == torch.float32
+    distance, gram = metric.with_gram(x, x.flip(3))
+    other, changed = metric.with_gram(x, y)
+    assert (gram / distance < changed / other).all()
+
+
 def test_video_is_the_mean_over_frames(random_alex):
     metric = LPIPS("alex", random_alex)
     x, y = (torch.stack(v, dim=2) for v in zip(images(4), images(5), strict=True))

@@ -61,6 +61,8 @@ def test_weights_are_the_papers_and_entropy_falls_from_three_times():
     assert [weights.entropy_weight(step) for step in (0, 1000, 2000, 9000)] == pytest.approx([0.3, 0.2, 0.1, 0.1])
     terms = {name: torch.tensor(1.0) for name in ("reconstruction", "perceptual", "commitment", "entropy", "other")}
     assert weights.total(terms, 2000).item() == pytest.approx(5.0 + 0.1 + 0.25 + 0.1)
+    gram = LossWeights(perceptual=0, gram=0.3)
+    assert gram.total({"perceptual": torch.tensor(7.0), "gram": torch.tensor(2.0)}, 0).item() == pytest.approx(0.6)
 
 
 def test_reconstruction_loss_is_the_mean_square():

@@ -7,7 +7,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from vidtok.builders import build_perceptual
+from vidtok.cli.train import compose_config
+from vidtok.config import TokenizerConfig
 from vidtok.logits import LogitDistance, logit_distance
+from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.fixed_clips import read_fixed_clips
 from vidtok.train.loss import LossWeights
 from vidtok.train.tokenizer import TokenizerTask, usage_bits
@@ -55,8 +59,42 @@ def test_validation_at_several_sizes(tmp_path):
     }, rel=1e-4)  # fmt: skip
     assert run.pictures == ["reconstruction_32", "reconstruction_64"] and "validation_64 40.00 dB" in line
     assert TokenizerTask(LossWeights()).validate(Copy(), run, 1) is None
+    for sizes in (64, [32, 64]):
+        assert compose_config("train_tokenizer", ["data=digits", f"validation.size={sizes}"]).validation.size == sizes
     with pytest.raises(ValueError, match="different sizes"):
         read_fixed_clips("digits", 2, 5, [32, 32], (4, 8, 8))
+
+
+class FakeLPIPS(torch.nn.Module):
+    """Mean differences of images in place of a network's; counts the images."""
+
+    seen = 0
+
+    def with_gram(self, x, y):
+        self.seen += len(x)
+        return (x - y).abs().mean((1, 2, 3)), (x.mean((1, 2, 3)) - y.mean((1, 2, 3))).square()
+
+
+def test_the_gram_term_needs_no_perceptual_weight():
+    weights = LossWeights(reconstruction=0, perceptual=0, gram=2, commitment=0, entropy=0, perceptual_frames=2)
+    task = TokenizerTask(weights, perceptual=(lpips := FakeLPIPS()))
+    net = {"kind": "patch", "width": 32, "blocks": 1, "decoder_blocks": 1}
+    model = VideoTokenizer(TokenizerConfig("tiny", net, {"kind": "lfq", "bits": 18})).train()
+    terms, _ = task.terms(model, torch.rand(1, 3, 5, 16, 16), step=0)
+    total = task.total(terms, step=0)
+    total.backward()
+    assert lpips.seen == 2 and total.item() == pytest.approx(2 * terms["gram"].item())
+    assert all(p.grad.abs().sum() > 0 for p in model.decoder.parameters())
+    line = task.progress({name: term.item() for name, term in terms.items()})
+    assert f"gram {terms['gram'].item():.4f}" in line
+
+
+def test_the_gram_term_is_of_lpips_network():
+    with pytest.raises(ValueError, match=r"loss.gram=0.1 .* set perceptual=lpips"):
+        build_perceptual(compose_config("train_tokenizer", ["data=digits", "loss.gram=0.1", "perceptual=logits"]))
+    cfg = compose_config("train_tokenizer", ["data=digits", "loss.gram=0.1", "loss.perceptual=0"])
+    with pytest.warns(UserWarning, match="without the perceptual term and the Gram term"):
+        assert build_perceptual(cfg) is None
 
 
 def test_logit_distance_is_the_mean_square():

@@ -181,7 +181,7 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
 
     perceptual = build_perceptual(cfg)
     if perceptual is None:
-        cfg.loss.perceptual = 0.0
+        cfg.loss.perceptual = cfg.loss.gram = 0.0
     plain = OmegaConf.to_container(cfg, resolve=True)
     data, weights = plain["data"], LossWeights(**plain["loss"])
     if len(given := [key for key in ("branch", "init", "inflate", "grow") if plain[key]]) > 1:
@@ -236,18 +236,22 @@ def build_clips(plain: dict, stride: tuple[int, int, int]) -> tuple["ClipFolder 
 
 
 def build_perceptual(cfg: DictConfig) -> "LPIPS | LogitDistance | None":
-    """The perceptual distance, or None where its weight is 0 or its weights are absent (said in a warning)."""
+    """The perceptual distance, or None where the weights of both of its terms are 0 or those of its network are absent
+    (said in a warning)."""
     from vidtok.logits import LogitDistance
     from vidtok.lpips import LPIPS
 
-    if cfg.loss.perceptual == 0:
+    if cfg.loss.perceptual == 0 and cfg.loss.gram == 0:
         return None
     kinds = {"lpips": LPIPS, "logits": LogitDistance}
     if cfg.perceptual not in kinds:
         raise ValueError(f"unknown perceptual distance {cfg.perceptual!r}: {nearest(cfg.perceptual, kinds)}")
+    if cfg.loss.gram != 0 and cfg.perceptual != "lpips":
+        raise ValueError(f"loss.gram={cfg.loss.gram} compares features of LPIPS' network: set perceptual=lpips")
     net, weights = cfg[cfg.perceptual].net, cfg[cfg.perceptual].weights
     if weights is None:
-        message = f"no {cfg.perceptual}.weights=FILE (or URL): training without the perceptual term"
+        terms = "the perceptual term" + (" and the Gram term" if cfg.loss.gram else "")
+        message = f"no {cfg.perceptual}.weights=FILE (or URL): training without {terms}"
         warnings.warn(message, stacklevel=2)
         return None
     if weights == "download" and cfg.perceptual == "lpips":

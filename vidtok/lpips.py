@@ -76,6 +76,19 @@ class LPIPS(nn.Module):
         Raises:
             ValueError: shapes that differ or are not [B,3,H,W], or integer images.
         """
+        return self._distances(x_BCHW, y_BCHW, gram=False)[0]
+
+    def with_gram(self, x_BCHW: Tensor, y_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """LPIPS and the Gram distance of two batches of RGB images from one pass: float32 [B] each, see `forward`.
+
+        The Gram distance is the style loss of Gatys et al. 2016 ("Image Style Transfer Using Convolutional Neural
+        Networks", eq. 3-5): channel products F F^T of the activations F [C,H*W] at each of LPIPS' five layers, divided
+        by C*H*W; the squared differences of two images, summed over channel pairs and divided by 4; mean over layers.
+        AToken (arXiv:2509.14476) trains with it beside LPIPS, in place of an adversary.
+        """
+        return self._distances(x_BCHW, y_BCHW, gram=True)
+
+    def _distances(self, x_BCHW: Tensor, y_BCHW: Tensor, gram: bool) -> tuple[Tensor, Tensor]:
         if x_BCHW.shape != y_BCHW.shape or x_BCHW.ndim != 4 or x_BCHW.shape[1] != 3:
             raise ValueError(
                 f"LPIPS compares two tensors of one shape [B,3,H,W], got {[*x_BCHW.shape]} and {[*y_BCHW.shape]}"
@@ -84,6 +97,7 @@ class LPIPS(nn.Module):
             raise ValueError(f"LPIPS takes floats in [-1,1], got {x_BCHW.dtype} and {y_BCHW.dtype}")
         x_BCHW, y_BCHW = ((v - self.shift) / self.scale for v in (x_BCHW, y_BCHW))
         distance_B = torch.zeros(len(x_BCHW), device=x_BCHW.device)
+        gram_B = torch.zeros_like(distance_B)
         head = 0
         for index, layer in enumerate(self.features):
             x_BCHW, y_BCHW = layer(x_BCHW), layer(y_BCHW)
@@ -91,8 +105,11 @@ class LPIPS(nn.Module):
                 head_C = getattr(self, f"head{head}")
                 difference_BCHW = (_unit_length(x_BCHW) - _unit_length(y_BCHW)).square()
                 distance_B = distance_B + difference_BCHW.mean((2, 3)) @ head_C
+                if gram:
+                    difference_BCC = _gram_matrix(x_BCHW) - _gram_matrix(y_BCHW)
+                    gram_B = gram_B + difference_BCC.square().sum((1, 2)) / (4 * len(self.taps))
                 head += 1
-        return distance_B
+        return distance_B, gram_B
 
     def for_video(self, x_BCTHW: Tensor, y_BCTHW: Tensor) -> Tensor:
         """Mean LPIPS over the frames of clips, float [B,3,T,H,W] in [-1,1] -> float32 [B].
@@ -114,6 +131,14 @@ def _unit_length(x_BCHW: Tensor) -> Tensor:
     # gradient finite at places whose activations are all zero.
     x_BCHW = x_BCHW.float()
     return x_BCHW * (x_BCHW.square().sum(1, keepdim=True) + 1e-10).rsqrt()
+
+
+def _gram_matrix(x_BCHW: Tensor) -> Tensor:
+    """Products of channels, summed over places and divided by C*H*W: float32 [B,C,C]."""
+    # Not by autocast: sums of products overflow float16.
+    with torch.autocast(x_BCHW.device.type, enabled=False):
+        x_BCN = x_BCHW.float().flatten(2)
+        return x_BCN @ x_BCN.mT / x_BCHW[0].numel()
 
 
 def _build_features(layout: list, pool: tuple[int, int]) -> tuple[nn.Sequential, tuple[int, ...]]:

@@ -17,6 +17,7 @@ PANELS = {
     "validation, PSNR in dB": {"validation_psnr": ("", 1)},
     "validation, gradients at block edges": {"validation_block_ratio": ("", 1)},
     "perceptual distance": {"perceptual": ("", 1)},
+    "Gram distance": {"gram": ("", 1)},
     "bits: codebook entropy over, token entropy below": {
         "entropy_codebook": ("codebook", 1 / BIT),
         "entropy_per_sample": ("token", 1 / BIT),

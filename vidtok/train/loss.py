@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vidtok.lpips import LPIPS
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -14,7 +16,8 @@ class LossWeights:
     Attributes:
         reconstruction: of the mean squared error over pixels in [-1, 1].
         perceptual: of LPIPS or the logits' distance; 0 where its weights are not at hand.
-        perceptual_frames: it looks at this many frames of each clip, drawn at random (0: all).
+        gram: of the Gram distance of LPIPS' features, see `LPIPS.with_gram`; 0 leaves it out.
+        perceptual_frames: both look at this many frames of each clip, drawn at random (0: all).
         commitment: of mean (z - code)^2.
         codebook: of VQ's codebook term.
         entropy: of per-sample minus codebook entropy, in nats; it may be negative, see the README.
@@ -26,6 +29,7 @@ class LossWeights:
 
     reconstruction: float = 5.0
     perceptual: float = 0.1
+    gram: float = 0.0
     perceptual_frames: int = 0
     commitment: float = 0.25
     codebook: float = 1.0
@@ -48,6 +52,7 @@ class LossWeights:
         weights = {
             "reconstruction": self.reconstruction,
             "perceptual": self.perceptual,
+            "gram": self.gram,
             "commitment": self.commitment,
             "codebook": self.codebook,
             "adversarial": self.adversarial,
@@ -70,8 +75,22 @@ def perceptual_loss(
     distance: nn.Module, decoded_BCTHW: Tensor, video_BCTHW: Tensor, frames: int = 0, rng: torch.Generator | None = None
 ) -> Tensor:
     """Mean distance of `frames` frames (0: all), the same random ones of each clip; rng: a generator on the CPU."""
+    return distance(*_images(decoded_BCTHW, video_BCTHW, frames, rng)).mean()
+
+
+def perceptual_and_gram_loss(
+    lpips: LPIPS, decoded_BCTHW: Tensor, video_BCTHW: Tensor, frames: int = 0, rng: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """`perceptual_loss` by LPIPS and the mean Gram distance of the same frames, from one pass of the network."""
+    perceptual_B, gram_B = lpips.with_gram(*_images(decoded_BCTHW, video_BCTHW, frames, rng))
+    return perceptual_B.mean(), gram_B.mean()
+
+
+def _images(
+    decoded_BCTHW: Tensor, video_BCTHW: Tensor, frames: int, rng: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
     T = video_BCTHW.shape[2]
     if 0 < frames < T:
         chosen = torch.randperm(T, generator=rng)[:frames].to(video_BCTHW.device)
         decoded_BCTHW, video_BCTHW = decoded_BCTHW[:, :, chosen], video_BCTHW[:, :, chosen]
-    return distance(decoded_BCTHW.transpose(1, 2).flatten(0, 1), video_BCTHW.transpose(1, 2).flatten(0, 1)).mean()
+    return decoded_BCTHW.transpose(1, 2).flatten(0, 1), video_BCTHW.transpose(1, 2).flatten(0, 1)

@@ -14,7 +14,7 @@ from vidtok.tokenizer import VideoTokenizer
 from vidtok.train import adversarial
 from vidtok.train.discriminator import Discriminator
 from vidtok.train.folder import RunFolder
-from vidtok.train.loss import LossWeights, perceptual_loss, reconstruction_loss
+from vidtok.train.loss import LossWeights, perceptual_and_gram_loss, perceptual_loss, reconstruction_loss
 from vidtok.train.task import AdversarialTask, bare
 
 BIT = math.log(2)  # nats
@@ -29,7 +29,8 @@ class TokenizerTask(AdversarialTask):
     Args:
         weights: of the terms.
         discriminator: the critic of the adversarial game, the same object as in the state; None plays none.
-        perceptual: the distance of the perceptual term, needed where its weight isn't 0.
+        perceptual: the distance of the perceptual term, needed where its weight isn't 0; LPIPS where the weight of the
+            Gram term isn't 0.
         fixed_clips: [1, 3, T, H, W] each, of one or more sizes; PSNR, block edges and pictures of them show how the run
             goes. May be empty.
     """
@@ -56,7 +57,11 @@ class TokenizerTask(AdversarialTask):
         if self.perceptual is not None:
             frames = torch.Generator().manual_seed(step)
             distance = self.perceptual.to(batch.device)
-            terms["perceptual"] = perceptual_loss(distance, decoded, batch, self.weights.perceptual_frames, frames)
+            looked_at = (decoded, batch, self.weights.perceptual_frames, frames)
+            if self.weights.gram:
+                terms["perceptual"], terms["gram"] = perceptual_and_gram_loss(distance, *looked_at)
+            else:
+                terms["perceptual"] = perceptual_loss(distance, *looked_at)
         if self.plays(step):
             # Not the wrapped one: nothing here is for the discriminator to learn from.
             self.discriminator.requires_grad_(False)
@@ -120,7 +125,7 @@ class TokenizerTask(AdversarialTask):
 
     def progress(self, scalars: dict[str, float]) -> str:
         parts = [f"l2 {scalars['reconstruction']:.4f}"]
-        for name in ("perceptual", "commitment", "adversarial", "discriminator"):
+        for name in ("perceptual", "gram", "commitment", "adversarial", "discriminator"):
             if name in scalars:
                 parts.append(f"{name} {scalars[name]:.4f}")
         if "discriminator_accuracy" in scalars:
