@@ -11,7 +11,7 @@ import tarfile
 from pathlib import Path
 
 LIMIT = 30_000_000
-BLOCK = 512  # of tar: a header, and padding to the next multiple
+BLOCK, RECORD = 512, 10_240  # of tar: a file takes a header and whole blocks, an archive whole records
 
 
 def main(data: Path, out: Path, folders: list[str]) -> None:
@@ -19,14 +19,14 @@ def main(data: Path, out: Path, folders: list[str]) -> None:
     packs, room = [], 0
     for folder in folders:
         for file in sorted(path for path in (data / folder).rglob("*") if path.is_file()):
-            size = file.stat().st_size + 2 * BLOCK
+            size = (1 + -(-file.stat().st_size // BLOCK)) * BLOCK
             if size > room:
                 packs.append([])
-                room = LIMIT - 20 * BLOCK  # the end of an archive
+                room = LIMIT - 2 * RECORD
             packs[-1].append(file)
             room -= size
     for number, files in enumerate(packs):
-        with tarfile.open(out / f"pack-{number:02}.tar", "w") as archive:
+        with tarfile.open(out / f"pack-{number:02}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
             for file in files:
                 archive.add(file, file.relative_to(data))
     print(f"{len(packs)} packs in {out}")
