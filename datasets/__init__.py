@@ -1,28 +1,20 @@
 """Reading and writing video, and the datasets made of it."""
 
-from .annotations import read_annotations
-from .check import check_video, check_videos, find_overlap, refuse_overlap
-from .clips import ClipFolder
-from .digit_clips import DigitClips
-from .digits import MovingDigits
-from .error import VideoError
-from .kinetics import Kinetics
-from .labelled import LabelledDataset
-from .labelled_videos import LabelledVideos
-from .open import open_video
-from .pool import DecodePool
-from .read import VideoInfo, VideoStream, iter_video, probe_video, read_video
-from .reader import Chunk, VideoReader
-from .sample import Batch, Sample, collate_samples
-from .samplers import dense_clips, random_clip, random_segments, uniform_segments, whole_windows
-from .something import SomethingSomethingV2
-from .source import files_by_split, open_dataset
-from .synthetic import demo_clip
-from .tensor import frames_to_video, plan_resize, resize_video, video_to_frames
-from .transforms import EvalTransform, SquareTransform, TrainTransform
-from .video_folder import VideoFolder
-from .video_list import VideoList
-from .write import VideoWriter, write_video
+from vidtok.datasets.annotations import read_annotations
+from vidtok.datasets.backends import open_video
+from vidtok.datasets.checking import check_video, check_videos, find_overlap, refuse_overlap
+from vidtok.datasets.clips import ClipFolder
+from vidtok.datasets.decode import Chunk, VideoReader
+from vidtok.datasets.demo import demo_clip
+from vidtok.datasets.digits import DigitClips, MovingDigits
+from vidtok.datasets.frames import frames_to_video, plan_resize, resize_video, video_to_frames
+from vidtok.datasets.labelled import Batch, LabelledDataset, LabelledVideos, Sample, collate_samples
+from vidtok.datasets.loading import DecodePool
+from vidtok.datasets.samplers import dense_clips, random_clip, random_segments, uniform_segments, whole_windows
+from vidtok.datasets.sources import Kinetics, SomethingSomethingV2, VideoFolder, VideoList, files_by_split, open_dataset
+from vidtok.datasets.transforms import EvalTransform, SquareTransform, TrainTransform
+from vidtok.datasets.video import VideoInfo, VideoStream, VideoWriter, iter_video, probe_video, read_video, write_video
+from vidtok.errors import VideoError
 
 __all__ = [
     "Batch", "Chunk", "ClipFolder", "DecodePool", "DigitClips", "EvalTransform", "Kinetics", "LabelledDataset",

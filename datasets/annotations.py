@@ -1,15 +1,323 @@
-"""Annotation files, of whatever format, as one kind of table. They come from outside: data, never code."""
+"""Annotation files, of whatever format, as one kind of table. They come from outside: data, never code.
+
+Annotations as csv with a header: Kinetics' own, and anyone's with columns that have a name.
+
+Annotations as lists without a header: `path label` lines, in the dialects that training codes have.
+
+Something-Something-v2 annotations, and what other json files of videos are.
+
+What is said of annotations that can't be read, and how the confusable ones are told apart.
+"""
 
 import csv
+import io
 import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from .annotation_json import read_json
-from .annotation_list import read_list
-from .annotation_misfit import UNDERSTOOD, Misfit
-from .annotation_table import find_header, read_table
+from vidtok.datasets.decode import MEDIA_SUFFIXES
+
+UNDERSTOOD = (
+    "Formats understood: Kinetics csv (label,youtube_id,time_start,time_end,split); Something-Something-v2 json "
+    "([{id, template}] or [{id}]); csv with a header (path, label, split); list of 'path label' or 'path,label' lines"
+)
+
+
+class Misfit(Exception):
+    """Why a file, or one line of it, is none of the formats. `str()` goes after the name of the file."""
+
+    def __init__(self, why: str, number: int | None = None, line: str | None = None):
+        shown = "" if line is None else f": {line if len(line) <= 200 else line[:200] + '...'!r}"
+        super().__init__(f"{'' if number is None else f', line {number}'}{shown}: {why}")
+
+
+def is_whole(word: str) -> bool:
+    return re.fullmatch(r"-?\d+", word) is not None
+
+
+def is_media(word: str) -> bool:
+    return word.lower().endswith(MEDIA_SUFFIXES)
+
+
+def is_several(label: str) -> bool:
+    """Whether a label is several: [1, 2] or 1,2 or a;b or a|b."""
+    parts = label.split(",")
+    numbers = len(parts) > 1 and all(part.strip().isdigit() for part in parts)
+    return numbers or (label.startswith("[") and label.endswith("]")) or ";" in label or "|" in label
+
+
+def is_class_list(names: Sequence[str], labels: Sequence[str | None]) -> bool:
+    """Whether two columns number names: one holds 0..n-1 or 1..n, the other n different words, most without digits."""
+    for numbers, words in (([name.rstrip(":.)") for name in names], labels), (labels, names)):
+        if not all(numbers) or not all(words) or not all(map(is_whole, numbers)) or len(set(words)) < len(words):
+            continue
+        if any(is_whole(word) or is_media(word) or "/" in word for word in words):
+            continue
+        first = min(map(int, numbers), default=-1)
+        counts = first in (0, 1) and set(map(int, numbers)) == set(range(first, first + len(numbers)))
+        if counts and 2 * sum(re.search(r"\d", word) is None for word in words) > len(words):
+            return True
+    return False
+
+
+# In order of preference, compared in lower case.
+_NAMES = {
+    "path": ("path", "video_path", "file_path", "filepath", "clip_path", "relative_path", "filename", "file_name",
+             "file", "video_file", "video", "video_name", "clip_name", "clip"),
+    "id": ("youtube_id", "id", "video_id", "vid", "clip_id"),
+    "label": ("label", "class", "class_name", "label_name", "category", "action", "tag", "target", "labels",
+              "class_label", "action_label", "label_id", "class_id", "label_idx", "class_idx"),
+    "split": ("split", "subset", "partition"),
+    "start": ("time_start", "start", "start_time"),
+    "end": ("time_end", "end", "end_time"),
+}  # fmt: skip
+_TEXT = {"caption", "captions", "sentence", "text", "description", "question", "narration", "summary"}
+_TABLE_SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", " ": "space"}
+_SECONDS = re.compile(r"\d+(\.\d*)?")
+
+
+@dataclass(frozen=True)
+class Header:
+    """separator: a key of _SEPARATORS. names: the columns as written. places: path or id, label, ... -> column.
+    format: its name."""
+
+    separator: str
+    names: list[str]
+    places: dict[str, int]
+    format: str
+
+
+def find_header(text: str, columns: dict[str, str | None]) -> Header | None:
+    """The header of `text`, or None where its first line is no header.
+
+    columns: path, label, split -> the name that was asked for, or None. Raises `Misfit` where that isn't there, or the
+    header has no column of labels.
+    """
+    line = next(line for line in text.split("\n") if line.strip())
+    wanted = {kind: name for kind, name in columns.items() if name}
+    separator = max(
+        _TABLE_SEPARATORS,
+        key=lambda s: (sum(n in _cells(line, s) for n in wanted.values()), len(_known(_cells(line, s)))),
+    )
+    names = _cells(line, separator)
+    for name in wanted.values():
+        if name not in names:
+            raise Misfit(f"there is no column {name!r} in the header", 1, line)
+    places = _known(names) | {kind: names.index(name) for kind, name in wanted.items()}
+    if not wanted and (not {"path", "id"} & set(places) or any(is_media(n) or is_whole(n) for n in names)):
+        return None
+    kinetics = {"youtube_id", "time_start", "time_end"} <= {name.lower() for name in names}
+    if "path" in places and "id" in places:
+        del places["path" if kinetics and "path" not in wanted else "id"]
+    if not {"path", "id"} & set(places):
+        raise Misfit("no column of paths or ids is known by its name: give path_column", 1, line)
+    others = {name.lower() for place, name in enumerate(names) if place not in places.values() and name}
+    if "label" not in places and others and not kinetics:
+        if others & _TEXT:
+            raise Misfit("looks like captions; for a column that holds classes give label_column", 1, line)
+        if others == {"name"}:
+            raise Misfit("looks like a class list, not like annotations of videos", 1, line)
+        raise Misfit("no column of labels is known by its name: give label_column", 1, line)
+    return Header(separator, names, places, "kinetics csv" if kinetics else "csv with a header")
+
+
+def read_table(text: str, header: Header) -> tuple[dict[str, list], str]:
+    """The columns that are known, and the name of the format. Raises `Misfit` for a row that doesn't fit."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=header.separator, skipinitialspace=True)
+    rows = ([cell.strip() for cell in row] for row in reader if any(cell.strip() for cell in row))
+    next(rows)  # the header
+    columns: dict[str, list] = {kind: [] for kind in header.places}
+    for row in rows:
+        misfit = partial(Misfit, number=reader.line_num, line=header.separator.join(row))
+        if len(row) != len(header.names):
+            raise misfit(f"{len(row)} fields under a header of {len(header.names)}")
+        for kind, place in header.places.items():
+            cell = row[place]
+            if kind in ("path", "id") and not cell:
+                raise misfit(f"no {header.names[place]}")
+            if kind == "label" and is_several(cell):
+                raise misfit("looks like multi-label rows")
+            if kind in ("start", "end") and not _SECONDS.fullmatch(cell):
+                raise misfit(f"{header.names[place]} is not a number of seconds")
+            columns[kind].append(float(cell) if kind in ("start", "end") else cell)
+    if {"path", "start"} <= set(columns) and not any(map(is_media, columns["path"])):
+        raise Misfit("looks like a list of frame-folders with the frames to take")
+    key = "path" if "path" in columns else "id"
+    if not columns[key]:
+        raise Misfit("a header without rows")
+    columns.setdefault("label", [None] * len(columns[key]))
+    if key == "id" and is_class_list(columns["id"], columns["label"]):
+        raise Misfit("looks like a class list, not like annotations of videos")
+    unlabelled = "" if any(columns["label"]) else " without labels"
+    return columns, f"{header.format} separated by {_TABLE_SEPARATORS[header.separator]}{unlabelled}"
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
+
+
+def _known(names: list[str]) -> dict[str, int]:
+    lower = [name.lower() for name in names]
+    found = {kind: next((lower.index(n) for n in known if n in lower), None) for kind, known in _NAMES.items()}
+    return {kind: place for kind, place in found.items() if place is not None}
+
+
+_LIST_SEPARATORS = {
+    "\t": "tab",
+    "::": "::",
+    ";": "semicolon",
+    ",": "comma",
+    " ": "space",
+}  # of equals, the first is taken
+_SUFFIX_INSIDE = re.compile(rf"({'|'.join(map(re.escape, MEDIA_SUFFIXES))})(\s|$)", re.IGNORECASE)
+_NUMBER_FIRST = re.compile(r"\d+[ ,;\t]")
+
+
+def read_list(path: Path, text: str) -> tuple[dict[str, list], str]:
+    """Columns path and label, and the name of the format. Raises `Misfit` with the first line that doesn't fit."""
+    if re.search(r"_test_split\d\.txt$", path.name):
+        raise Misfit("looks like a split of HMDB51: its numbers say train or test, the class is in the file's name")
+    if text.startswith(("<", "version https://git-lfs")):
+        raise Misfit("a web page or a Git LFS pointer, not the file that was meant")
+    if re.match(r"#\s*\d+\n", text):
+        raise Misfit("looks like a list of proposals (temporal localisation)")
+    numbered = [(number, line.strip(" ")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = [line for _, line in numbered]
+    # A thousand lines tell the separator; trying all of them on all of Kinetics takes seconds.
+    best = max(_LIST_SEPARATORS, key=lambda s: sum(isinstance(_fit(line, s), tuple) for line in lines[:1000]))
+    fits = [_fit(line, best) for line in lines]
+    rows = [fit for fit in fits if isinstance(fit, tuple)]
+    if not rows and _are_names(lines):
+        return {"path": lines, "label": [None] * len(lines)}, "list of paths without labels"
+    if 2 * len(rows) < len(lines):
+        raise _misfit_of_all(lines)
+    paths, labels = zip(*rows, strict=True)
+    if is_class_list(paths, labels):
+        raise Misfit("looks like a class list, not like annotations of videos")
+    if len(rows) == len(lines) > 2 and not is_whole(labels[0]) and all(map(is_whole, labels[1:])):
+        raise Misfit("looks like a header: give path_column and label_column", *numbered[0])
+    for (number, line), fit in zip(numbered, fits, strict=True):
+        if isinstance(fit, str):
+            header = "" if line != lines[0] else "; if it is a header, give path_column and label_column"
+            raise Misfit(f"{fit}, and other lines are 'path{best}label'{header}", number, line)
+    return {"path": list(paths), "label": list(labels)}, f"list separated by {_LIST_SEPARATORS[best]}"
+
+
+def _fit(line: str, separator: str) -> tuple[str, str] | str:
+    """(path, label), or why not. A separator inside the path is told by the suffix that ends the path."""
+    if separator == "::":
+        cells = line.split("::")
+    else:
+        cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True))
+    *front, label = [cell.strip() for cell in cells]
+    if not front:
+        return "one column"
+    if len(front) > 1:
+        if not is_media(front[-1]) or any(map(is_media, front[:-1])):
+            several = is_media(front[0]) and all(map(is_whole, [*front[1:], label]))
+            return "looks like multi-label rows" if several else f"{len(cells)} columns"
+        front = [line.rpartition(separator)[0].rstrip()]
+    name = front[0]
+    if not name:
+        return "no path"
+    if _SUFFIX_INSIDE.search(label):
+        return "a path where the label should be"
+    if is_several(label):
+        return "looks like multi-label rows"
+    if label[:1] == "0" and label != "0" and is_whole(label) and not is_media(name):
+        return "a number with leading zeros is no class"  # but a time (AVA)
+    # Any text of two words a line would do otherwise.
+    if label and not is_whole(label) and not is_media(name) and not re.search(r"[\d/]", name):
+        return "neither path nor label looks like one"
+    return name, label
+
+
+def _are_names(lines: list[str]) -> bool:
+    """Whether lines of one column are paths, or bare numbers that may be names: each once, none with leading zeros."""
+    if all(map(is_media, lines)):
+        return not all(map(_NUMBER_FIRST.match, lines))
+    plain = all(str(int(line)) == line if is_whole(line) else is_media(line) for line in lines)
+    return plain and len(set(lines)) == len(lines)
+
+
+def _misfit_of_all(lines: list[str]) -> Misfit:
+    """What a file is of which few lines fit."""
+    for separator in (r"\s+", r"[\s,;]+"):
+        rows = [re.split(separator, line.replace('"', "")) for line in lines]
+        if all(len(row) > 1 for row in rows):
+            break
+    widths = {len(row) for row in rows}
+    if all(len(row) > 2 and all(map(is_whole, row[1:])) for row in rows):
+        if is_media(rows[0][0]) or not widths <= {3, 4}:
+            return Misfit("looks like multi-label rows", 1, lines[0])
+        what = "folder, frames, label" if widths == {3} else "folder, first frame, frames, label"
+        return Misfit(f"looks like a frame-folder list ({what}); only video and image files are read", 1, lines[0])
+    if all(len(row) > 1 and is_media(row[-1]) for row in rows):
+        return Misfit("label before path; the path comes first", 1, lines[0])
+    if all(is_media(row[0]) and is_several(row[-1]) for row in rows):
+        return Misfit("looks like multi-label rows", 1, lines[0])
+    if all(is_media(row[0]) and len(row) > 2 for row in rows):
+        return Misfit("looks like captions, or a table without a header", 1, lines[0])
+    if widths == {8} or widths == {7}:
+        return Misfit("looks like boxes in time (AVA's kind)", 1, lines[0])
+    if widths == {2} and all(row[1].startswith("0") for row in rows):
+        return Misfit("numbers with leading zeros are no classes; looks like times (AVA's kind)", 1, lines[0])
+    if not any(re.search(r"[\t;/\\.]", line) for line in lines):
+        return Misfit("looks like a class list, not like annotations of videos", 1, lines[0])
+    return Misfit("not annotations that are known here", 1, lines[0])
+
+
+def read_json(document: list | dict) -> tuple[dict[str, list], str]:
+    """Columns id and label out of [{id, template, ...}] or [{id}]. Raises `Misfit` for any other document."""
+    if isinstance(document, dict) or not document or not all(isinstance(entry, dict) for entry in document):
+        raise Misfit(_looks_like(document))
+    ids_only = all(set(entry) == {"id"} for entry in document)
+    for number, entry in enumerate(document):
+        if (not ids_only and not isinstance(entry.get("template"), str)) or not _is_id(entry.get("id")):
+            keys = ", ".join(map(str, entry))
+            raise Misfit(f"entry {number} has {keys or 'nothing'}, not id and template: {_looks_like(document)}")
+    labels = [None] * len(document) if ids_only else [without_brackets(entry["template"]) for entry in document]
+    name = "something-something-v2 json" + (" without labels" if ids_only else "")
+    return {"id": [str(entry["id"]) for entry in document], "label": labels}, name
+
+
+def without_brackets(template: str) -> str:
+    """ "Holding [something] next to [something]" -> the name of the class, as the official labels file has it."""
+    return template.replace("[", "").replace("]", "")
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool) and value != ""
+
+
+def _looks_like(document: list | dict) -> str:
+    """The kinds of json that are around datasets of videos."""
+    if isinstance(document, dict):
+        if "database" in document or _any_key(document.values(), {"segment", "annotations", "segments", "timestamps"}):
+            return "looks like temporal localisation (ActivityNet's kind), or Kinetics json; Kinetics' csv can be read"
+        if {"images", "annotations"} <= set(document) or {"videos", "annotations"} <= set(document):
+            return "looks like annotations in COCO's manner (boxes, captions)"
+        if document and all(isinstance(value, int | str) for value in document.values()):
+            return "looks like a class list, not like annotations of videos"
+        return f"an object with keys {', '.join(list(document)[:5])}: not annotations that are known here"
+    if _any_key(document, {"caption", "captions", "sentence", "sentences", "conversations", "text", "question"}):
+        return "looks like captions or conversations"
+    if _any_key(document, {"segment", "start_frame", "start", "timestamps", "bbox", "boxes"}):
+        return "looks like temporal or spatial localisation"
+    if any(isinstance(entry, dict) and isinstance(entry.get("label"), list | dict) for entry in document):
+        return "looks like multi-label annotations"
+    if document and all(isinstance(value, str) for value in document):
+        return "looks like a class list, not like annotations of videos"
+    return "not annotations that are known here" if document else "an empty list"
+
+
+def _any_key(entries, keys: set[str]) -> bool:
+    return any(isinstance(entry, dict) and keys & set(entry) for entry in entries)
 
 
 def read_annotations(

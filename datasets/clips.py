@@ -14,18 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from .annotations import read_annotations
-from .clip_size import check_clip, check_counts
-from .container import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from .error import VideoError
-from .files import find_media
-from .labels import of_split
-from .part import WHOLE, Part, rows_of
-from .pool import DecodePool
-from .reader_pyav import PyAVReader
-from .tensor import frames_to_video
-from .window import read_window, window_indices
-from .yuv_store import StoredVideo, YUVStore, add_videos
+from vidtok.datasets.annotations import read_annotations
+from vidtok.datasets.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES, PyAVReader
+from vidtok.datasets.frames import frames_to_video
+from vidtok.datasets.loading import WHOLE, DecodePool, Part, check_clip, check_counts, rows_of
+from vidtok.datasets.seek import read_window, window_indices
+from vidtok.datasets.sources import find_media, of_split
+from vidtok.datasets.yuv_store import StoredVideo, YUVStore, add_videos
+from vidtok.errors import VideoError
 
 Root = str | Path | Sequence[str | Path] | dict[str | Path, float]
 

@@ -1,15 +1,19 @@
-"""A labelled set of videos that the package makes itself, in which a single frame says nothing about the label."""
+"""A labelled set of videos that the package makes itself, in which a single frame says nothing about the label.
+
+Training batches that need no files.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .labelled import LabelledDataset
-from .sample import Sample, Transform
+from vidtok.datasets.labelled import LabelledDataset, Sample, Transform
+from vidtok.datasets.loading import WHOLE, Part, check_clip, check_counts, made_ahead, rows_of
 
 # Per motion: what moves through its range, and which way. Ranges are circles: position wraps around the picture's
 # edges, the size jumps from largest to smallest. So each of them is uniform at every moment, whatever moves.
@@ -103,3 +107,48 @@ class MovingDigits(LabelledDataset):
 def _wrapped(distance: Tensor) -> Tensor:
     """The distance to the nearest of the copies that repeat every 2."""
     return torch.remainder(distance + 1, 2) - 1
+
+
+class DigitClips:
+    """Batches as `ClipFolder` gives them, of `MovingDigits`: batch i is a pure function of (seed, i).
+
+    `dataset[i]` is float32 in [-1, 1], [batch_size, 3, frames, crop, crop], every tenth batch [image_batch_size, 3, 1,
+    crop, crop]. split: "train" or "val". stride: of the tokenizer to train, which frames and crop
+    must fit. Raises ValueError for bad arguments.
+    """
+
+    def __init__(
+        self,
+        frames: int = 17,
+        crop: int = 64,
+        batch_size: int = 8,
+        image_batch_size: int | None = None,
+        seed: int = 0,
+        split: str = "train",
+        stride: tuple[int, int, int] = (4, 8, 8),
+    ):
+        self.seed, self.batch_size, self.image_batch_size = seed, batch_size, image_batch_size or 4 * batch_size
+        check_counts(batch_size=self.batch_size, image_batch_size=self.image_batch_size)
+        check_clip(frames, crop, stride)
+        self.videos, self.images = (MovingDigits(split, count, crop, seed) for count in (frames, 1))
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.part_of(index, WHOLE)
+
+    def part_of(self, index: int, part: Part) -> Tensor:
+        """The rows that are `part` of `dataset[index]`. Raises ValueError where it doesn't divide into such parts."""
+        rng = np.random.default_rng([self.seed, index])
+        images = index % 10 == 9
+        digits, size = (self.images, self.image_batch_size) if images else (self.videos, self.batch_size)
+        rows, chosen = rows_of(part, size), rng.integers(len(digits), size=size)
+        return torch.cat([digits[int(chosen[row])].video for row in rows])
+
+    def loader(self, start: int = 0, workers: int = 0, part: Part = WHOLE) -> Iterator[Tensor]:
+        """That part of batches start, start + 1, ..., made ahead by `workers` processes if they are several: beside a
+        CPU's step it costs so little that a single one isn't worth its start, but a GPU would wait for it."""
+        for size in (self.batch_size, self.image_batch_size):
+            rows_of(part, size)  # now, not when its turn comes
+        return made_ahead(partial(self.part_of, part=part), start, workers if workers > 1 else 0)
+
+    def summary(self) -> str:
+        return ""

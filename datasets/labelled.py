@@ -1,17 +1,68 @@
-"""What all labelled datasets have in common: samples, failures, batches."""
+"""What a labelled dataset hands out, one at a time and in batches.
+
+What all labelled datasets have in common: samples, failures, batches.
+
+Labelled videos in files: what Kinetics, Something-Something-v2, lists and folders have in common.
+"""
 
 import itertools
+import os
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from .error import VideoError
-from .pool import DecodePool
-from .sample import Batch, Sample, Transform, collate_samples
+from vidtok.datasets.frames import frames_to_video
+from vidtok.datasets.loading import DecodePool
+from vidtok.datasets.seek import indices_at, read_selection
+from vidtok.errors import VideoError
+
+Sampler = Callable[[float, float, np.random.Generator], np.ndarray]
+Transform = Callable[[Tensor, np.random.Generator], Tensor]
+
+
+class Sample(NamedTuple):
+    """One video. video: float32 [V,3,T,H,W] in [-1, 1], V views (clips x crops). label: class number, -1 where there is
+    none. id: what its annotation calls it. timestamps: float64 [V,T], seconds from the first frame."""
+
+    video: Tensor
+    label: int
+    id: str
+    timestamps: Tensor
+
+
+class Batch(NamedTuple):
+    """Several. video: [B,V,3,T,H,W]. label: int64 [B]. id: B strings. timestamps: [B,V,T]. failed: one error for each
+    video that could not be read; nothing stands in its place, so B is less by so many, and may be 0."""
+
+    video: Tensor
+    label: Tensor
+    id: list[str]
+    timestamps: Tensor
+    failed: list[VideoError]
+
+
+def collate_samples(samples: Sequence[Sample | VideoError]) -> Batch:
+    """A batch of samples of one shape (for DataLoader's collate_fn). Raises ValueError where the shapes differ."""
+    good = [sample for sample in samples if not isinstance(sample, VideoError)]
+    if len(shapes := {tuple(sample.video.shape) for sample in good}) > 1:
+        raise ValueError(f"videos of {sorted(shapes)} in one batch: give a sampler and a transform, or batches of one")
+    stack = torch.stack if good else lambda _: torch.empty(0)
+    return Batch(
+        stack([sample.video for sample in good]),
+        torch.tensor([sample.label for sample in good], dtype=torch.int64),
+        [sample.id for sample in good],
+        stack([sample.timestamps for sample in good]),
+        [sample for sample in samples if isinstance(sample, VideoError)],
+    )
+
 
 OnError = Literal["raise", "return", "resample"]
 _ATTEMPTS = 100
@@ -141,3 +192,69 @@ class LabelledDataset(Dataset):
     def _note(self, index: int, error: VideoError) -> None:
         self._resampled[index] += 1
         warnings.warn(f"{error}; another video takes its place in this epoch", stacklevel=3)
+
+
+class LabelledVideos(LabelledDataset):
+    """Files with labels; see `LabelledDataset` for what a dataset is.
+
+    paths, ids, labels: of each video. classes: names of the class numbers. What the subclasses take as `**reading`:
+      sampler    which moments are seen, see `vidtok.datasets.samplers`; None, all frames of the video
+      transform  (video [V,3,T,H,W], rng) -> video [V',3,T,h,w], V' a multiple of V; None, as it is in the file
+      seed       of everything that is random
+      on_error   what happens to a video that can't be read: "raise", "return" or "resample", see `LabelledDataset`
+      checked    table of `vidtok check`, DataFrame or csv file: videos that are not ok in it are left out, which is
+                 warned about; `left_out` lists their paths
+      cache      folder for decoded frames, see `cached_frames`
+
+    Raises ValueError for arguments that don't fit each other.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        ids: Sequence[str],
+        labels: Sequence[int],
+        classes: Sequence[str],
+        split: str | None = None,
+        sampler: Sampler | None = None,
+        transform: Transform | None = None,
+        seed: int = 0,
+        on_error: OnError = "raise",
+        checked: pd.DataFrame | str | Path | None = None,
+        cache: str | Path | None = None,
+    ):
+        bad = set() if checked is None else _not_ok(checked)
+        kept = [not bad or os.path.abspath(path) not in bad for path in paths]
+        self.paths, self.ids, self.labels = ([*itertools.compress(x, kept)] for x in (paths, ids, labels))
+        self.left_out = [path for path, is_kept in zip(paths, kept, strict=True) if not is_kept]
+        if self.left_out:
+            warnings.warn(f"{len(self.left_out)} of {len(paths)} videos left out: not ok when checked", stacklevel=3)
+        if not self.paths:
+            raise ValueError(f"no video{f' in split {split!r}' if split else ''}{' is left' if self.left_out else ''}")
+        super().__init__(len(self.paths), transform, seed, on_error)
+        self.classes, self.split, self.sampler, self.cache = list(classes), split, sampler, cache
+
+    def _read(self, index: int, rng: np.random.Generator) -> Sample:
+        frames_VTHWC, timestamps_VT = read_selection(self.paths[index], partial(self._choose, rng=rng), self.cache)
+        video = torch.stack([frames_to_video(frames_THWC) for frames_THWC in frames_VTHWC])
+        if self.transform is not None:
+            video = self.transform(video, rng)
+        times = torch.from_numpy(timestamps_VT)
+        times = times.repeat_interleave(len(video) // len(times), dim=0)  # crops of one clip stand together
+        return Sample(video, self.labels[index], self.ids[index], times)
+
+    def _choose(self, timestamps: np.ndarray, fps: float, rng: np.random.Generator) -> np.ndarray:
+        """Indices [V,T]."""
+        if self.sampler is None:
+            return np.arange(len(timestamps))[None]
+        return indices_at(timestamps, self.sampler(timestamps[-1] + 1 / fps, fps, rng))
+
+    def _name(self, job: tuple[int, int]) -> str:
+        return self.paths[job[0]]
+
+
+def _not_ok(checked: pd.DataFrame | str | Path) -> set[str]:
+    table = checked if isinstance(checked, pd.DataFrame) else pd.read_csv(checked, dtype={"path": str})
+    if not {"path", "status"} <= set(table):
+        raise ValueError("checked: not a table of `vidtok check` (it has columns path and status)")
+    return {os.path.abspath(path) for path in table.loc[table["status"] != "ok", "path"]}

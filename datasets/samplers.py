@@ -1,6 +1,6 @@
 """Which moments of a video a model gets to see: the field's samplers, as pure functions.
 
-Each returns times, float64 [clips, frames], in seconds from the first frame; `indices_at` (vidtok.datasets.resample)
+Each returns times, float64 [clips, frames], in seconds from the first frame; `indices_at` (vidtok.datasets.seek)
 turns them into frames: the ones shown at those times. duration: seconds, the last frame's display time included. fps:
 frames per second of the video. rng: for what is random. A dataset takes one with its settings filled in:
 `functools.partial(dense_clips, frames=16, stride=4, clips=5)`.

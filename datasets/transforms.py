@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from .tensor import frames_to_video, video_to_frames
+from vidtok.datasets.frames import frames_to_video, video_to_frames
 
 
 def resize_short_side(video: Tensor, size: int) -> Tensor:

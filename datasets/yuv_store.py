@@ -24,10 +24,10 @@ from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
 
-from .error import VideoError
-from .picture import display_matrix, to_rgb
-from .pool import DecodePool
-from .reader_pyav import PyAVReader
+from vidtok.datasets.decode import PyAVReader
+from vidtok.datasets.frames import display_matrix, to_rgb
+from vidtok.datasets.loading import DecodePool
+from vidtok.errors import VideoError
 
 # By FFmpeg's number of a stream's matrix; 0, 2 and 5 are read as BT.601, as swscale does where nothing is tagged.
 MATRICES = {0: 601, 1: 709, 2: 601, 5: 601, 6: 601, 9: 2020}

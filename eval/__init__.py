@@ -1,12 +1,16 @@
 """Measuring tokenizers: quality of reconstructions, use of the codebook, cost in bits."""
 
-from .clips import clip_protocol, validation_clips
-from .codebook import CodebookUsage, bits_per_pixel
-from .fvd import GaussianStatistics, frechet_distance
-from .i3d import I3D
-from .metrics import block_edges, psnr, ssim
-from .reconstruction import evaluate_reconstruction, format_table
-from .trivial import trivial_reconstruction
+from vidtok.eval.metrics.codebook import CodebookUsage, bits_per_pixel
+from vidtok.eval.metrics.frechet import GaussianStatistics, frechet_distance
+from vidtok.eval.metrics.i3d import I3D
+from vidtok.eval.metrics.image import block_edges, psnr, ssim
+from vidtok.eval.reconstruction.run import (
+    clip_protocol,
+    evaluate_reconstruction,
+    format_table,
+    trivial_reconstruction,
+    validation_clips,
+)
 
 __all__ = [
     "I3D",

@@ -1,12 +1,12 @@
 """Heads that recognise what a clip shows, from tokens, codes, features or pixels; all on timm's contract."""
 
-from .attentive import AttentiveProbe
-from .config import HeadConfig
-from .embed import INPUTS
-from .head import Head, list_shipped_heads
-from .make import HEADS, make_head
-from .pooled import LinearHead, MlpHead
-from .transformer import VideoTransformer
+from vidtok.heads.attentive import AttentiveProbe
+from vidtok.heads.config import HeadConfig
+from vidtok.heads.embed import INPUTS
+from vidtok.heads.factory import HEADS, make_head
+from vidtok.heads.head import Head, list_shipped_heads
+from vidtok.heads.pooled import LinearHead, MlpHead
+from vidtok.heads.transformer import VideoTransformer
 
 __all__ = [
     "HEADS", "INPUTS", "AttentiveProbe", "Head", "HeadConfig", "LinearHead", "MlpHead", "VideoTransformer",

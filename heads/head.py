@@ -16,10 +16,17 @@ from huggingface_hub import PyTorchModelHubMixin
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from vidtok.shipped import CONFIG, PRETRAINED, WEIGHTS, find_pretrained, list_shipped
-from vidtok.weights import hash_weights, load_weights, save_weights
-
-from .config import HeadConfig, read_head_config, write_head_config
+from vidtok.heads.config import HeadConfig, read_head_config, write_head_config
+from vidtok.hub import (
+    CONFIG,
+    PRETRAINED,
+    WEIGHTS,
+    find_pretrained,
+    hash_weights,
+    list_shipped,
+    load_weights,
+    save_weights,
+)
 
 SHIPPED = PRETRAINED / "heads"
 
@@ -165,7 +172,7 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
         Raises:
             ValueError: for a name that is none of these, or a folder without or with other weights.
         """
-        from .make import make_head  # which knows all subclasses
+        from vidtok.heads.factory import make_head  # which knows all subclasses
 
         config, weights = find_pretrained(name, "head", SHIPPED, **hub_arguments)
         head = make_head(read_head_config(config))

@@ -3,8 +3,8 @@
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from .embed import make_embed
-from .head import Head
+from vidtok.heads.embed import make_embed
+from vidtok.heads.head import Head
 
 
 class LinearHead(Head):

@@ -9,9 +9,8 @@ from timm.models import named_apply
 from timm.models.vision_transformer import Block, init_weights_vit_timm
 from torch import Tensor, nn
 
-from .embed import make_embed
-from .head import Head
-from .position import Position
+from vidtok.heads.embed import Position, make_embed
+from vidtok.heads.head import Head
 
 
 class VideoTransformer(Head):

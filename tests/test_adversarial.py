@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from vidtok.train.adversarial import accuracy, discriminator_loss, generator_loss, lecam_penalty, r1_penalty
-from vidtok.train.discriminator import BlurPool, Conv, Discriminator
+from vidtok.nets.discriminator import BlurPool, Conv, Discriminator
+from vidtok.train.losses import accuracy, discriminator_loss, generator_loss, lecam_penalty, r1_penalty
 
 REAL, FAKE = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0])
 

@@ -8,17 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from vidtok.bench.generation import bench_generation
+from vidtok.bench.generation import bench_generation, describe
 from vidtok.bench.loader import bench_loader
-from vidtok.bench.loss import bench_loss
-from vidtok.bench.memory import peak_mb
-from vidtok.bench.rates import convolutions_of, count_flops
-from vidtok.bench.suite import QUICK
-from vidtok.bench.targets import check_targets
-from vidtok.bench.timing import ratio, summary, time_together
+from vidtok.bench.peers import bench_loss
+from vidtok.bench.suite import QUICK, check_targets
+from vidtok.bench.timing import convolutions_of, count_flops, peak_mb, ratio, summary, time_together
 from vidtok.bench.tokenizer import NAIVE, Clip, Variant, bench_tokenizer, open_tokenizer
 from vidtok.bench.training import bench_training
-from vidtok.cli.bench_generate import describe
 from vidtok.cli.main import main
 from vidtok.config import TokenizerConfig
 from vidtok.tokenizer import VideoTokenizer

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from vidtok.cli.eval_reconstruction import spread
-from vidtok.cli.jsonfile import write_json
+from vidtok.cli.eval.reconstruction import spread
 from vidtok.cli.main import VERBS, main
 from vidtok.config import TokenizerConfig
 from vidtok.datasets import demo_clip, iter_video, probe_video, read_video, write_video
-from vidtok.extract import read_npz
-from vidtok.padding import pad_chunks
+from vidtok.extraction import read_npz
+from vidtok.files import write_json
+from vidtok.streaming import pad_chunks
 from vidtok.tokenizer import VideoTokenizer
 
 SIZES = {"odd.mp4": (6, 37, 51), "sub/even.mp4": (17, 32, 48), "sub/one.mp4": (1, 24, 24)}  # T, H, W

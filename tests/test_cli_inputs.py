@@ -2,8 +2,8 @@
 
 import pytest
 
-from vidtok.cli.error import UserError
-from vidtok.cli.inputs import find_files, plan_jobs
+from vidtok.errors import UserError
+from vidtok.files import find_files, plan_jobs
 
 
 @pytest.fixture

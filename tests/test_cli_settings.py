@@ -4,17 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from vidtok.builders import hold_finetuning
-from vidtok.cli.error import UserError
-from vidtok.cli.eval_compare import refuse_settings
-from vidtok.cli.jsonfile import refuse_existing
 from vidtok.cli.main import one_line_once
-from vidtok.cli.train import compose_config
-from vidtok.eval.clip_store import hold_to
-from vidtok.shipped import find_pretrained
+from vidtok.configs.compose import compose_config
+from vidtok.errors import UserError
+from vidtok.eval.recognition.comparison import refuse_settings
+from vidtok.eval.recognition.finetuning import hold_finetuning
+from vidtok.files import refuse_existing
+from vidtok.hub import find_pretrained, read_state
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train import processes
-from vidtok.weights import read_state
+from vidtok.train import distributed
+from vidtok.train.run_folder import hold_to
 
 
 @pytest.mark.parametrize(
@@ -126,6 +125,6 @@ def test_a_warning_is_said_once():
 
 
 def test_a_comparison_is_one_process(monkeypatch):
-    monkeypatch.setattr(processes, "join_processes", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(distributed, "join_processes", lambda: SimpleNamespace(num_processes=2))
     with pytest.raises(ValueError, match="eval compare is one process, not 2: start it without torchrun"):
-        processes.only_process("eval compare")
+        distributed.only_process("eval compare")

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from vidtok.datasets import VideoError, demo_clip, open_video, write_video
-from vidtok.datasets.cache import cached_frames
-from vidtok.datasets.selection import read_selection
-from vidtok.datasets.window import window_indices
+from vidtok.datasets.seek import cached_frames, read_selection, window_indices
 
 
 @pytest.fixture(scope="module")

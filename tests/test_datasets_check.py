@@ -21,7 +21,7 @@ from vidtok.datasets import (
     refuse_overlap,
     write_video,
 )
-from vidtok.datasets.reader_decord import has_decord
+from vidtok.datasets.backends import has_decord
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from vidtok.datasets import ClipFolder, VideoError, demo_clip, open_video, write_video
-from vidtok.datasets.window import read_window
+from vidtok.datasets.seek import read_window
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from vidtok.datasets import (
     whole_windows,
     write_video,
 )
-from vidtok.eval.labelled_clips import cut
+from vidtok.eval.recognition.clips import cut
 
 TRAIN = {"sampler": partial(random_clip, frames=5, stride=2), "transform": TrainTransform(32)}
 EVAL = {"sampler": partial(dense_clips, frames=5, stride=2, clips=2), "transform": EvalTransform(32, crops=3)}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from vidtok.datasets import DecodePool, VideoError
-from vidtok.datasets.parcel import Slots, pack
+from vidtok.datasets.loading import Slots, pack
 
 
 def answer(job):

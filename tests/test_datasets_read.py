@@ -24,7 +24,7 @@ from vidtok.datasets import (
     video_to_frames,
     write_video,
 )
-from vidtok.datasets.resample import resample_indices
+from vidtok.datasets.seek import resample_indices
 
 SHARED = Path(os.environ.get("VIDTOK_SHARED", Path(__file__).parents[2] / "shared"))
 

@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 from scipy.linalg import sqrtm
 
 from vidtok.eval import I3D, GaussianStatistics, frechet_distance
-from vidtok.eval.i3d import _pad_same
-from vidtok.eval.i3d_weights import _ArrayUnpickler, convert_i3d, fold_batch_norm
+from vidtok.eval.metrics.i3d import _ArrayUnpickler, _pad_same, convert_i3d, fold_batch_norm
 
 WEIGHTS = Path(os.environ.get("VIDTOK_WEIGHTS", "weights")) / "i3d_k400.safetensors"
 

@@ -12,8 +12,14 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from vidtok.eval.inception import InceptionFID, inception, stretch
-from vidtok.eval.inception_weights import convert_inception, script_tensors, torchvision_state
+from vidtok.eval.metrics.inception import (
+    InceptionFID,
+    convert_inception,
+    inception,
+    script_tensors,
+    stretch,
+    torchvision_state,
+)
 
 WEIGHTS = Path(os.environ.get("VIDTOK_WEIGHTS", "weights")) / "inception_fid.safetensors"
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from vidtok.eval.charts import draw_charts, overview_chart
-from vidtok.eval.page import beside, choose_clips, write_page
-from vidtok.eval.predict import Predictions
-from vidtok.eval.recognition import correct_of, recognition_result, result_entry
-from vidtok.eval.statistics import paired_ratio
+from vidtok.eval.metrics.intervals import paired_ratio
+from vidtok.eval.recognition.prediction import Predictions
+from vidtok.eval.recognition.results import correct_of, recognition_result, result_entry
+from vidtok.eval.report.charts import draw_charts, overview_chart
+from vidtok.eval.report.page import beside, choose_clips, write_page
 
 CLASSES = [
     "left & <right>",

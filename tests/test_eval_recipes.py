@@ -11,7 +11,7 @@ import torch
 from timm.data.auto_augment import rand_augment_transform
 
 from vidtok.cli.main import main
-from vidtok.cli.train import compose_config
+from vidtok.configs.compose import compose_config
 from vidtok.datasets import write_video
 
 RECIPES = sorted(path.name.removesuffix(".yaml") for path in files("vidtok.configs").joinpath("recipe").iterdir())

@@ -14,22 +14,30 @@ import torch
 from safetensors.torch import load_file
 
 import vidtok.cli.extract
-from vidtok.builders import create_head, refuse_arms
 from vidtok.cli.main import main
-from vidtok.cli.train import compose_config
+from vidtok.configs.compose import compose_config
 from vidtok.datasets import write_video
-from vidtok.eval import markdown
-from vidtok.eval.batches import LabelledBatches, MemorySource, VideoSource
-from vidtok.eval.feature_files import FeatureFiles, refuse_other_clips
-from vidtok.eval.inputs import INPUTS, InputEncoder, centre_cells, encode_all, join_segments, shuffle_frames, unpack
-from vidtok.eval.labelled_clips import ClipSource, load_clips, load_views
-from vidtok.eval.material import video_material
-from vidtok.eval.predict import Predictions
-from vidtok.eval.protocol import Protocol
-from vidtok.eval.task import RecognitionTask, read_best
+from vidtok.eval.recognition.clips import ClipSource, load_clips, load_views
+from vidtok.eval.recognition.comparison import refuse_arms
+from vidtok.eval.recognition.data import LabelledBatches, MemorySource, VideoSource, video_material
+from vidtok.eval.recognition.finetuning import RecognitionTask, read_best
+from vidtok.eval.recognition.inputs import (
+    INPUTS,
+    InputEncoder,
+    centre_cells,
+    encode_all,
+    join_segments,
+    shuffle_frames,
+    unpack,
+)
+from vidtok.eval.recognition.prediction import Predictions
+from vidtok.eval.recognition.protocol import Protocol
+from vidtok.eval.recognition.store import FeatureFiles, refuse_other_clips
+from vidtok.eval.report import markdown
 from vidtok.heads import Head
+from vidtok.heads.factory import create_head
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.folder import RunFolder
+from vidtok.train.run_folder import RunFolder
 
 CLASSES = ("bright", "dark", "rising")
 TINY = ["head=vivit-micro-factorised", "head_options={dim: 16, depth: 1, temporal_depth: 1, heads: 2}"]
@@ -265,7 +273,7 @@ def test_crops_of_the_grid_go_with_the_head(capsys, csv, tokenizer_path, tmp_pat
 
 def test_a_test_of_many_views_goes_in_small_parts(csv, tokenizer, monkeypatch):
     seen = []
-    monkeypatch.setattr("vidtok.eval.material.TESTED_CLIPS", 6)
+    monkeypatch.setattr("vidtok.eval.recognition.data.TESTED_CLIPS", 6)
     found = video_material(
         ClipSource(str(csv)), ClipSource(str(csv)), ("train", "val"), Protocol(5, 1, 2, size=32),
         InputEncoder("tokens", tokenizer), batch_size=512,
@@ -280,13 +288,13 @@ def test_a_run_resumes_exactly(capsys, csv, tokenizer_path, tmp_path):
     run(capsys, *finetune(csv, tokenizer_path, tmp_path / "whole", *more, "trainer.max_steps=4"))
     # The rate follows the share done, so that a run that is to be gone on with knows its end: stop it by a signal.
     once = iter([False, False, True])
-    from vidtok.train import stop
+    from vidtok.train import loop
 
-    class Stop(stop.StopSignal):
+    class Stop(loop.StopSignal):
         asked = property(lambda self: next(once, True), lambda self, value: None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stop, "StopSignal", Stop)
+        patch.setattr(loop, "StopSignal", Stop)
         run(capsys, *finetune(csv, tokenizer_path, tmp_path / "parts", *more, "trainer.max_steps=4"))
     assert torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)["step"] == 2
     assert not (tmp_path / "parts" / "result.json").exists()
@@ -578,7 +586,7 @@ def test_flags_of_other_inputs_and_classifiers(capsys, csv, tokenizer_path):
         (["--group-column", "place"], "there is no column 'place'"),
     ):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("vidtok.eval.probe_features.features_of_clips", lambda *args: pytest.fail("too late"))
+            patch.setattr("vidtok.eval.recognition.probing.features_of_clips", lambda *args: pytest.fail("too late"))
             assert message in fails(capsys, *command, *wrong)
 
 
@@ -612,8 +620,8 @@ def test_a_probe_takes_its_test_from_another_file(capsys, csv, tokenizer_path, t
 
 def test_renderings_of_a_digit_stay_together(tokenizer_path, tokenizer, tmp_path, monkeypatch):
     command = ["extract", "digits", "--split", "val", "--renderings", 2, "-o", tmp_path, "--model", tokenizer_path]
-    plan = vidtok.cli.extract.plan
-    monkeypatch.setattr("vidtok.cli.extract.plan", lambda args: plan(args)[:40])
+    plan = vidtok.extraction.run.plan
+    monkeypatch.setattr("vidtok.extraction.run.plan", lambda args: plan(args)[:40])
     assert main([str(a) for a in [*command, "--size", 16, "--clips", "dense:1", "--frames", 5]]) == 0
     files = FeatureFiles(tmp_path, "val", "codes", tokenizer, Protocol(5, 1, size=16))
     assert {"0004/left", "0004/left/1"} < set(files.ids)
@@ -719,7 +727,7 @@ def test_a_label_of_features_that_is_no_class(features, tokenizer):
 
 
 def test_a_signal_stops_a_comparison(capsys, csv, tokenizer_path, tmp_path, monkeypatch):
-    from vidtok.eval import compare
+    from vidtok.eval.recognition import comparison as compare
 
     fit = compare.memory_material
 
@@ -739,7 +747,7 @@ def test_a_signal_stops_a_comparison(capsys, csv, tokenizer_path, tmp_path, monk
 
 
 def test_agreement_of_a_classifier(tokenizer):
-    from vidtok.eval.agreement import evaluate_agreement, format_agreement
+    from vidtok.eval.reconstruction.classifier_agreement import evaluate_agreement, format_agreement
 
     def classifier(video):  # by mean brightness, and by nothing else
         level = video.mean((1, 2, 3, 4))

@@ -11,7 +11,7 @@ from vidtok.eval import (
     trivial_reconstruction,
     validation_clips,
 )
-from vidtok.eval.reconstruction import SCHEMA
+from vidtok.eval.reconstruction.run import SCHEMA
 
 PROTOCOL = clip_protocol("synthetic", split="val", frames=5, size=16)
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from vidtok import VideoTokenizer
 from vidtok.cli.main import main
 from vidtok.eval import I3D
-from vidtok.eval.references import FrameBackbone, ReferenceEncoder
+from vidtok.eval.recognition.probing import FrameBackbone, ReferenceEncoder
 
 NAME = "test_vit"  # timm's own, for tests: 0.4 M parameters
 
@@ -57,7 +57,7 @@ def test_on_reconstructions(backbone):
 
 
 def test_i3d_gives_what_comes_before_its_classifier(monkeypatch, tmp_path):
-    monkeypatch.setattr("vidtok.eval.i3d.load_weights", lambda network, file: "0123456789abcdef")
+    monkeypatch.setattr("vidtok.eval.metrics.i3d.load_weights", lambda network, file: "0123456789abcdef")
     (tmp_path / "weights").touch()
     torch.manual_seed(0)
     network = I3D(tmp_path / "weights")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from vidtok.eval.folds import folds, split_off
-from vidtok.eval.protocol import Protocol
-from vidtok.eval.statistics import accuracy, majority, over_seeds, paired_ratio, rank_of_label, wilson_interval
+from vidtok.eval.metrics.intervals import accuracy, majority, over_seeds, paired_ratio, rank_of_label, wilson_interval
+from vidtok.eval.recognition.clips import folds, split_off
+from vidtok.eval.recognition.protocol import Protocol
 
 RNG = np.random.default_rng(0)
 

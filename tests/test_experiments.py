@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import vidtok
-from vidtok import builders
 from vidtok.cli.main import main
-from vidtok.cli.train import compose_config
+from vidtok.configs.compose import compose_config
 from vidtok.datasets import demo_clip, write_video
-from vidtok.train.loss import LossWeights
+from vidtok.train.losses import LossWeights
 from vidtok.train.state import TrainState
+from vidtok.train.tokenizer import build_clips, build_tokenizer_training
 
 # stride, tokens of a training clip, and the steps as epochs x samples / batch.
 EXPERIMENTS = {
@@ -76,7 +76,7 @@ def build(experiment, data, monkeypatch):
     monkeypatch.setattr(torch, "Generator", lambda device=None: make())  # timm's average wants one on "meta"
     cfg = compose_config("train_tokenizer", [*where(experiment, data), "inflate=null"])
     with torch.device("meta"), pytest.warns(UserWarning, match="without the perceptual term"):
-        return cfg, builders.build_tokenizer_training(cfg)
+        return cfg, build_tokenizer_training(cfg)
 
 
 def test_there_are_these():
@@ -122,7 +122,7 @@ def test_the_image_model_is_the_video_models(data):
 
 def test_images_of_any_size_become_crops(data):
     cfg = compose_config("train_tokenizer", [*where("imagenet-8x", data), "data.image_batch_size=4"])
-    batches, _ = builders.build_clips(OmegaConf.to_container(cfg), (1, 8, 8))
+    batches, _ = build_clips(OmegaConf.to_container(cfg), (1, 8, 8))
     batch = batches[0]
     assert batch.shape == (4, 3, 1, 128, 128)
 

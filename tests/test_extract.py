@@ -11,14 +11,11 @@ import torch
 from vidtok.cli.main import main
 from vidtok.datasets import MovingDigits, VideoError, VideoFolder, demo_clip, iter_video, write_video
 from vidtok.datasets.transforms import EvalTransform
-from vidtok.extract import open_reader
-from vidtok.extract.claims import Claims
-from vidtok.extract.clips import parse_clips
-from vidtok.extract.decoders import Decoders
-from vidtok.extract.failures import Failures, read_failures
-from vidtok.extract.plan import Item, plan_dataset
-from vidtok.extract.reading import Reading, read_pieces
-from vidtok.padding import pad_chunks
+from vidtok.extraction import open_reader
+from vidtok.extraction.decoding import Decoders, Reading, read_pieces
+from vidtok.extraction.output import Claims, Failures, read_failures
+from vidtok.extraction.sources import Item, parse_clips, plan_dataset
+from vidtok.streaming import pad_chunks
 from vidtok.tokenizer import VideoTokenizer
 
 STRIDE = (4, 8, 8)
@@ -287,7 +284,7 @@ def test_frames_that_do_not_fit_memory_fail_alone(extract, videos, monkeypatch):
         if shape[-1] > 48:
             raise MemoryError("needs about 99 GiB: pass tile=64")
 
-    monkeypatch.setattr("vidtok.extract.features.check_memory", check)
+    monkeypatch.setattr("vidtok.extraction.model.check_memory", check)
     for batch in (1, 3):
         records, out, err = extract(videos, "--batch", batch, status=1, out=f"b{batch}")
         assert {id for id, _ in records} == {"a.mp4", "b.mp4", "c.mp4"} and "3 of 4 videos" in out
@@ -371,7 +368,7 @@ def test_wrong_input_is_one_line(capsys, tmp_path, model, videos, monkeypatch, a
 
 def test_measure_prints_speeds_and_writes_nothing(capsys, tmp_path, model, videos, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vidtok.extract.measure.FRAMES", 60)
+    monkeypatch.setattr("vidtok.extraction.engine.FRAMES", 60)
     assert main(["extract", str(videos), "-o", "out", "--model", model, "--measure", "--workers", "0"]) == 0
     out = capsys.readouterr().out
     assert out.count("frames/s") == 3 and "of 1/(1/decode + 1/model)" in out and "of the slower stage" in out

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vidtok.extract import Record, RecordMeta, open_reader, open_writer, shards
+from vidtok.extraction import Record, RecordMeta, containers, open_reader, open_writer
 
 META = RecordMeta(
     feature="ids", model="test", weight_hash="0123456789abcdef", precision="fp32", bits=18, stride=(4, 8, 8),
@@ -92,7 +92,7 @@ def test_other_features(tmp_path, container, features, changes):
 
 @pytest.mark.parametrize("container", SHARDED)
 def test_shards_end_and_are_found_by_others(tmp_path, container, monkeypatch):
-    monkeypatch.setattr(shards, "VIDEOS", 2)
+    monkeypatch.setattr(containers, "VIDEOS", 2)
     ours, theirs = open_writer(tmp_path, container), open_writer(tmp_path, container)
     assert ours.write(video(0)) == [] and theirs.find("a.b/0.mp4") is None and not files_of(tmp_path)
     assert ours.write(video(1)) == ["a.b/0.mp4", "a.b/1.mp4"]

@@ -17,8 +17,8 @@ import torch
 from vidtok.cli.main import main
 from vidtok.config import TokenizerConfig
 from vidtok.datasets import demo_clip, write_video
-from vidtok.extract import open_reader
-from vidtok.extract.tar import TarShard
+from vidtok.extraction import open_reader
+from vidtok.extraction.webdataset import TarShard
 from vidtok.tokenizer import VideoTokenizer
 
 CLIPS = 60
@@ -28,9 +28,9 @@ CONTAINERS = ["npz", "parquet", "webdataset"]
 SERVER = """
 import json, os, sys
 import pyarrow.parquet, torch
-import vidtok.cli.extract, vidtok.cli.extraction, vidtok.cli.inputs, vidtok.cli.main, vidtok.extract.shards
+import vidtok.cli.extract, vidtok.extraction.run, vidtok.files, vidtok.cli.main, vidtok.extraction.containers
 torch.set_num_threads(1)
-vidtok.extract.shards.VIDEOS = 7
+vidtok.extraction.containers.VIDEOS = 7
 for line in sys.stdin:
     job = json.loads(line)
     if "wait" in job:
@@ -200,7 +200,7 @@ def test_a_full_disk(setup, tmp_path, capsys, container):
 def test_a_write_that_fails(setup, tmp_path, capsys, monkeypatch, container):
     args, clean = setup
     command = [*args, "-o", str(tmp_path / "out"), "--container", container]
-    monkeypatch.setattr("vidtok.extract.shards.VIDEOS", 7)
+    monkeypatch.setattr("vidtok.extraction.containers.VIDEOS", 7)
     move, moves = (os.replace, os.rename), []
 
     def full(*paths):

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vidtok.extract import Record, RecordMeta, open_reader, read_npz, write_npz
-from vidtok.extract.npz_folder import npz_name
-from vidtok.extract.record import id_type
+from vidtok.extraction import Record, RecordMeta, open_reader, read_npz, write_npz
+from vidtok.extraction.npz import npz_name
+from vidtok.extraction.record import id_type
 
 META = RecordMeta(
     feature="ids", model="test", weight_hash="0123456789abcdef", precision="fp32", bits=18, stride=(4, 8, 8),

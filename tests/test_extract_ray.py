@@ -22,9 +22,9 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from vidtok.cli.main import main  # noqa: E402
 from vidtok.config import TokenizerConfig  # noqa: E402
 from vidtok.datasets import demo_clip, write_video  # noqa: E402
-from vidtok.extract import fleet, open_reader  # noqa: E402
-from vidtok.extract.meter import Meter  # noqa: E402
-from vidtok.extract.plan import Item  # noqa: E402
+from vidtok.extraction import open_reader, ray_engine  # noqa: E402
+from vidtok.extraction.output import Meter  # noqa: E402
+from vidtok.extraction.sources import Item  # noqa: E402
 from vidtok.tokenizer import VideoTokenizer  # noqa: E402
 
 CLIPS = 30
@@ -81,7 +81,7 @@ def assert_same(ours, theirs):
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers can't import a test
 
 
-class Halting(fleet.Worker):
+class Halting(ray_engine.Worker):
     """An actor that stops in the middle of a chunk until the file `gate` is there, and says who and where it is."""
 
     gate = ""
@@ -115,9 +115,9 @@ def test_a_process_is_killed_and_a_node_removed(cluster, setup, tmp_path, monkey
     args, clean = setup
     out, gate = tmp_path / "out", tmp_path / "gate"
     monkeypatch.setattr(Halting, "gate", str(gate))
-    monkeypatch.setattr(fleet, "Worker", Halting)
-    monkeypatch.setattr(fleet, "CHUNK", 2 * GIVEN)
-    places, start = [], fleet.Fleet._start
+    monkeypatch.setattr(ray_engine, "Worker", Halting)
+    monkeypatch.setattr(ray_engine, "CHUNK", 2 * GIVEN)
+    places, start = [], ray_engine.Fleet._start
 
     def remember(self, number):
         actor = start(self, number)
@@ -125,7 +125,7 @@ def test_a_process_is_killed_and_a_node_removed(cluster, setup, tmp_path, monkey
             places.append(ray.get(actor.place.remote()))
         return actor
 
-    monkeypatch.setattr(fleet.Fleet, "_start", remember)
+    monkeypatch.setattr(ray_engine.Fleet, "_start", remember)
     happened = []
 
     def misfortune():
@@ -171,10 +171,10 @@ def test_shares_of_a_cluster(monkeypatch, nodes, gpus, asked, share):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(sum(nodes)), "GPU": float(gpus)})
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": float(cpus)}} for cpus in nodes])
     asked = {"videos": 100, "actors": None, "workers": None, "threads": None} | asked
-    assert fleet.share_cluster(**asked) == fleet.Share(*share)
+    assert ray_engine.share_cluster(**asked) == ray_engine.Share(*share)
 
 
-class Pretended(fleet.Fleet):
+class Pretended(ray_engine.Fleet):
     """Without a cluster: actors that die over some videos, and report each other."""
 
     deadly = ("3", "8")
@@ -185,7 +185,7 @@ class Pretended(fleet.Fleet):
             for item in items:
                 if item.id in self.deadly:
                     self.chunks.append(len(items))
-                    self._results.put(fleet._Lost(list(left.values()), "killed"))
+                    self._results.put(ray_engine._Lost(list(left.values()), "killed"))
                     break
                 del left[item.id]
                 self._results.put((item.id, ValueError("no") if item.id == "5" else []))
@@ -197,7 +197,7 @@ def test_a_video_that_actors_die_over_has_failed_and_nothing_else(monkeypatch):
     Pretended.chunks = []
     items = [Item(str(i), f"{i}.mp4") for i in range(40)]
     waiting = list(items)
-    share = fleet.Share(actors=2, cpus=1, gpus=0, workers=0, threads=1)
+    share = ray_engine.Share(actors=2, cpus=1, gpus=0, workers=0, threads=1)
     with Pretended(None, None, share, 60, Meter(len(items))) as pretended:
         done = list(pretended.extract(lambda: waiting.pop(0) if waiting else None))
         assert list(pretended.extract(lambda: None)) == []
@@ -214,11 +214,11 @@ def test_what_an_actor_raises_is_raised(monkeypatch):
             self._results.put(ValueError("of ours"))
 
     monkeypatch.setattr(ray, "put", lambda model: model)
-    share = fleet.Share(actors=1, cpus=1, gpus=0, workers=0, threads=1)
+    share = ray_engine.Share(actors=1, cpus=1, gpus=0, workers=0, threads=1)
     with Raising(None, None, share, 60, Meter(1)) as raising, pytest.raises(ValueError, match="of ours"):
         list(raising.extract(iter([Item("a", "a.mp4"), None]).__next__))
 
 
 def test_no_cluster_is_one_line():
     with pytest.raises(ValueError, match=r"no Ray cluster at '127.0.0.1:1': .*refused"):
-        fleet.connect("127.0.0.1:1")
+        ray_engine.connect("127.0.0.1:1")

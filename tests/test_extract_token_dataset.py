@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import vidtok
-from vidtok.extract import Record, RecordMeta, TokenBatches, TokenDataset, open_writer
+from vidtok.extraction import Record, RecordMeta, TokenBatches, TokenDataset, open_writer
 
 META = RecordMeta(
     feature="ids", model="test", weight_hash="0123456789abcdef", precision="fp32", bits=18, stride=(4, 8, 8),

@@ -13,29 +13,30 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 
-from vidtok.builders import FIRST_SAMPLES, build_generator_training, create_head
-from vidtok.cli.eval_generation import load_detectors
 from vidtok.cli.main import main
-from vidtok.cli.train import compose_config
+from vidtok.configs.compose import compose_config
 from vidtok.datasets import MovingDigits, read_video, write_video
-from vidtok.eval.generation import (
+from vidtok.eval.generation.comparison import markdown_table, verdict
+from vidtok.eval.generation.conventions import (
     CONVENTIONS,
     Neighbours,
+    Real,
     convention,
     describe,
     frames_of,
     over_folds,
     prepare,
+    real_clips,
     score_clips,
 )
-from vidtok.eval.generation_compare import markdown_table, verdict
-from vidtok.eval.generation_run import Detectors, Evaluation, Judge, Real, check_conditions
-from vidtok.eval.real_clips import real_clips
-from vidtok.extract import read_npz
+from vidtok.eval.generation.run import Detectors, Evaluation, Judge, check_conditions, load_detectors
+from vidtok.extraction import read_npz
 from vidtok.generator import Objective, from_pretrained
+from vidtok.generator.training import FIRST_SAMPLES, build_generator_training
 from vidtok.heads import HeadConfig, make_head
+from vidtok.heads.factory import create_head
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.folder import RunFolder
+from vidtok.train.run_folder import RunFolder
 
 SMALL = ["data.source=digits", "data.frames=9", "data.size=32", "data.batch_size=2", "size.width=32", "size.depth=1"]
 SMALL += ["size.heads=2", "trainer.max_steps=4", "trainer.log_seconds=0", "trainer.workers=0", "samples=2"]
@@ -432,7 +433,7 @@ def test_clips_are_encoded_a_few_at_a_time(monkeypatch):
     built = build_generator_training(cfg)
     task, batch = built["task"], built["batches"][0]
     whole = task.encoded(batch)
-    monkeypatch.setattr("vidtok.generator.task.PIXELS_AT_ONCE", 2 * 9 * 32 * 32)
+    monkeypatch.setattr("vidtok.generator.training.PIXELS_AT_ONCE", 2 * 9 * 32 * 32)
     encode = task.tokenizer.encode_latents
     monkeypatch.setattr(task.tokenizer, "encode_latents", lambda video: seen.append(len(video)) or encode(video))
     torch.testing.assert_close(task.encoded(batch)["latents"], whole["latents"], atol=1e-4, rtol=1e-4)

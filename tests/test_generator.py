@@ -8,14 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from vidtok.generator import KINDS, GeneratorConfig, Objective, create_generator, from_pretrained, masks
-from vidtok.generator.draws import Draws, pick_by_share, sample_draws
-from vidtok.generator.halves import ids_to_signs, join_ids, signs_to_ids, split_ids
-from vidtok.generator.sampling import keep_likely, pick
-from vidtok.generator.schedules import guidance_scale, mask_share
-from vidtok.generator.slide import generate_long
-from vidtok.generator.tokens import TokenEmbedding
-from vidtok.generator.trunk import attention
+from vidtok.generator.long import generate_long
+from vidtok.generator.sampling import Draws, guidance_scale, keep_likely, mask_share, pick, pick_by_share, sample_draws
+from vidtok.generator.transformer import TokenEmbedding, attention
 from vidtok.quantize import LFQ
+from vidtok.quantize.bits import ids_to_signs, join_ids, signs_to_ids, split_ids
 from vidtok.train.state import average_of
 
 GRID = (4, 2, 3)

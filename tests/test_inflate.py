@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vidtok.config import TokenizerConfig
-from vidtok.inflate import inflate
+from vidtok.nets.inflate import inflate
 from vidtok.tokenizer import VideoTokenizer
 
 LFQ = {"kind": "lfq", "bits": 18}

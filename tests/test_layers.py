@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vidtok.layers import AdaptiveGroupNorm, CausalConv3d, DepthToSpace, FrameGroupNorm
+from vidtok.nets.layers import AdaptiveGroupNorm, CausalConv3d, DepthToSpace, FrameGroupNorm
 
 
 def test_causal_convolution_is_a_convolution_with_zeros_in_front():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vidtok.lpips import LPIPS
+from vidtok.train.perceptual import LPIPS
 
 WEIGHTS = Path(os.environ.get("VIDTOK_WEIGHTS", "weights"))
 FILES = {"vgg": "vgg16.safetensors", "alex": "alexnet.safetensors"}

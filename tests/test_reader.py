@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vidtok.datasets import VideoError, open_video
-from vidtok.datasets.selection import read_selection
+from vidtok.datasets.seek import read_selection
 
 BITS, N = 8, 100
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vidtok.datasets.error import VideoError
-from vidtok.datasets.reader_pyav import PyAVReader
+from vidtok.datasets.decode import PyAVReader
+from vidtok.errors import VideoError
 
 FRAMES = 60
 REORDERED = 3  # x264's B-frames in a row

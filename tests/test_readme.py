@@ -9,10 +9,10 @@ import pytest
 
 from vidtok.cli.main import VERBS
 from vidtok.datasets import demo_clip, write_video
-from vidtok.eval.generation_compare import guidance_table, markdown_table, verdict
-from vidtok.eval.markdown import comparison_table, cost_table, main, probe_table
-from vidtok.extract import Record, RecordMeta, open_writer
-from vidtok.shipped import PRETRAINED
+from vidtok.eval.generation.comparison import guidance_table, markdown_table, verdict
+from vidtok.eval.report.markdown import comparison_table, cost_table, main, probe_table
+from vidtok.extraction import Record, RecordMeta, open_writer
+from vidtok.hub import PRETRAINED
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -122,10 +122,10 @@ def speed_lines(result: dict) -> list[str]:
 
 
 def test_speed_is_that_of_the_benchmark():
-    result = json.loads((ROOT / ".bench" / "speed.json").read_text())
+    result = json.loads((ROOT / "eval/results" / "speed.json").read_text())
     for line in speed_lines(result):
         assert line in README.splitlines()
-    assert (ROOT / ".bench" / "speed.png").is_file()
+    assert (ROOT / "eval/results" / "speed.png").is_file()
 
 
 def sampling_lines(result: dict) -> list[str]:
@@ -143,7 +143,7 @@ def sampling_lines(result: dict) -> list[str]:
 
 def test_sampling_is_that_of_the_benchmark():
     for name in ("generate", "generate-h200"):
-        for line in sampling_lines(json.loads((ROOT / ".bench" / f"{name}.json").read_text())):
+        for line in sampling_lines(json.loads((ROOT / "eval/results" / f"{name}.json").read_text())):
             assert line in README.splitlines()
 
 
@@ -155,12 +155,12 @@ def test_the_shipped_head_is_that_of_its_result_file():
 
 
 def test_probes_are_those_of_the_result_files():
-    table = probe_table(json.loads((ROOT / ".bench" / "probes.json").read_text()))
+    table = probe_table(json.loads((ROOT / "eval/results" / "probes.json").read_text()))
     assert f"<!-- probes -->\n{table}\n<!-- end of probes -->" in README
 
 
 def test_agreement_is_that_of_the_result_file():
-    ours, other = json.loads((ROOT / ".bench" / "agreement.json").read_text())["tokenizers"]
+    ours, other = json.loads((ROOT / "eval/results" / "agreement.json").read_text())["tokenizers"]
     text, share = README.replace("\n", " "), (100 * ours["top1"][key] for key in ("value", "low", "high"))
     assert "best class stays the best in {:.1f} % ({:.1f} to {:.1f})".format(*share) in text
     seen = (ours["confidence"][key] for key in ("original", "reconstruction"))
@@ -173,7 +173,7 @@ def test_comparisons_are_those_of_the_result_files():
     names = {"digits": "digits", "digits-long": "digits, 1500 steps", "rt1": "rt1", "rt1-views": "rt1, 800 steps"}
     names |= {"droid": "droid", "grid": "grid, command", "grid-digit": "grid, digit"}
     for name, called in names.items():
-        results[called] = json.loads((ROOT / ".bench" / f"recognition-{name}.json").read_text())
+        results[called] = json.loads((ROOT / "eval/results" / f"recognition-{name}.json").read_text())
     tables = f"{comparison_table(results)}\n\n{cost_table(results)}"
     assert f"<!-- recognition -->\n{tables}\n<!-- end of recognition -->" in README
     ratios = {pair["ours"]: 100 * pair["ratio"]["value"] for pair in results["digits, 1500 steps"]["comparisons"]}
@@ -184,12 +184,12 @@ def test_comparisons_are_those_of_the_result_files():
 
 def test_generators_are_those_of_the_result_file():
     names = ("-guidance-1", "-guidance-1.5", "", "-guidance-3")
-    results = [json.loads((ROOT / ".bench" / f"generation{name}.json").read_text()) for name in names]
+    results = [json.loads((ROOT / "eval/results" / f"generation{name}.json").read_text()) for name in names]
     table = f"{markdown_table(results[2])}\n\n{verdict(results[2]['rows'])}"
     assert f"<!-- generation -->\n{table}.\n<!-- end of generation -->" in README
     assert f"<!-- guidance -->\n{guidance_table(results)}\n<!-- end of guidance -->" in README
     assert f"all steps: {verdict([row for each in results for row in each['rows']])}" in README.replace("\n", " ")
-    metrics = json.loads((ROOT / ".bench" / "generation-digits.json").read_text())["metrics"]
+    metrics = json.loads((ROOT / "eval/results" / "generation-digits.json").read_text())["metrics"]
     for name, place in (("agreement", "agreement of {} of {}"), ("real_agreement", "is right on {} of {}")):
         numbers = (100 * metrics[name][key] for key in ("value", "low", "high"))
         said = place.format("{:.1f} % ({:.1f} to {:.1f})".format(*numbers), metrics[name]["n"])
@@ -199,7 +199,7 @@ def test_generators_are_those_of_the_result_file():
     said = "{} % of turning left and {} % of turning right, and the other seven {} to {} %"
     assert said.format(*few, min(shares.values()), max(shares.values())) in README.replace("\n", " ")
     for name in ("droid", "droid-class"):
-        metrics = json.loads((ROOT / ".bench" / f"generation-{name}.json").read_text())["metrics"]
+        metrics = json.loads((ROOT / "eval/results" / f"generation-{name}.json").read_text())["metrics"]
         numbers = [metrics["fvd"]["mean"], metrics["fvd"]["deviation"]]
         numbers += [metrics[limit]["value"] for limit in ("fvd_reconstruction", "fvd_floor")]
         said = "FVD {:.0f} ± {:.0f}; reconstructions of other real clips {:.0f}, these clips {:.0f}"
@@ -207,7 +207,7 @@ def test_generators_are_those_of_the_result_file():
 
 
 def test_tables_are_of_results_of_one_kind(capsys, monkeypatch):
-    bench = ROOT / ".bench"
+    bench = ROOT / "eval/results"
 
     def printed(*names: str) -> str:
         monkeypatch.setattr("sys.argv", ["markdown", *(str(bench / f"{name}.json") for name in names)])

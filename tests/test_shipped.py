@@ -11,7 +11,7 @@ import torch
 import vidtok
 from vidtok.datasets import VideoError, demo_clip
 from vidtok.eval import psnr, trivial_reconstruction
-from vidtok.shipped import PRETRAINED
+from vidtok.hub import PRETRAINED
 
 SHIPPED = ["vidtok-t", "vidtok-t-r"]
 CLIPS = Path(os.environ.get("VIDTOK_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data" / "video-val.tar"

@@ -8,12 +8,18 @@ import torch
 
 import vidtok
 from vidtok.cli.main import main
-from vidtok.cli.tiles import stream_decode, stream_encode
 from vidtok.config import TokenizerConfig
 from vidtok.datasets import ClipFolder, demo_clip, read_video, write_video
 from vidtok.eval import bits_per_pixel, clip_protocol, evaluate_reconstruction, trivial_reconstruction, validation_clips
-from vidtok.padding import cut_chunks, pad_chunks
-from vidtok.tiling import decode_tiles, encode_tiles, tile_cells
+from vidtok.streaming import (
+    cut_chunks,
+    decode_tiles,
+    encode_tiles,
+    pad_chunks,
+    stream_decode,
+    stream_encode,
+    tile_cells,
+)
 from vidtok.tokenizer import VideoTokenizer
 
 NETS = {

@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import vidtok
 from vidtok.cli.main import main
 from vidtok.datasets import demo_clip, write_video
-from vidtok.train.loss import LossWeights, perceptual_loss, reconstruction_loss
-from vidtok.train.schedule import Schedule
+from vidtok.train.losses import LossWeights, perceptual_loss, reconstruction_loss
+from vidtok.train.state import Schedule
 
 TINY = ["model.net.width=16", "model.net.blocks=1", "model.net.decoder_blocks=1", "loss=starter", "optimizer=muon"]
 TINY += ["data.crop=32", "data.batch_size=2", "data.image_batch_size=2", "trainer.workers=0", "trainer.log_seconds=0"]

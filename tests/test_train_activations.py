@@ -6,7 +6,7 @@ from torch import nn
 
 from vidtok.config import TokenizerConfig
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.activations import checkpoint_blocks
+from vidtok.train.loop import checkpoint_blocks
 
 NETS = {
     "patch": {"kind": "patch", "width": 32, "blocks": 4, "decoder_blocks": 6},

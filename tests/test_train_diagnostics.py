@@ -7,14 +7,12 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from vidtok.builders import build_perceptual
-from vidtok.cli.train import compose_config
 from vidtok.config import TokenizerConfig
-from vidtok.logits import LogitDistance, logit_distance
+from vidtok.configs.compose import compose_config
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.fixed_clips import read_fixed_clips
-from vidtok.train.loss import LossWeights
-from vidtok.train.tokenizer import TokenizerTask, usage_bits
+from vidtok.train.losses import LossWeights
+from vidtok.train.perceptual import LogitDistance, build_perceptual, logit_distance
+from vidtok.train.tokenizer import TokenizerTask, read_fixed_clips, usage_bits
 
 
 def test_usage_is_the_entropy_of_the_ids():

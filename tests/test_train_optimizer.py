@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from vidtok.train import optimizer
-from vidtok.train.optimizer import _timms as timms
-from vidtok.train.optimizer import create_optimizer
+from vidtok.train import state
+from vidtok.train.state import _timms as timms
+from vidtok.train.state import create_optimizer
 
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_muon_steps_in_fp32_where_bf16_is_emulated(monkeypatch, fast):
     """Either way a step has singular values near 1."""
     used = []
-    monkeypatch.setattr(optimizer, "_timms", lambda *args, **kwargs: used.append(timms(*args, **kwargs)) or used[-1])
-    monkeypatch.setattr(optimizer, "has_fast_bf16", lambda: fast)
+    monkeypatch.setattr(state, "_timms", lambda *args, **kwargs: used.append(timms(*args, **kwargs)) or used[-1])
+    monkeypatch.setattr(state, "has_fast_bf16", lambda: fast)
     torch.manual_seed(0)
     layer = torch.nn.Linear(24, 16, bias=False)
     before = layer.weight.detach().clone()
@@ -27,8 +27,8 @@ def test_muon_steps_in_fp32_where_bf16_is_emulated(monkeypatch, fast):
 
 
 def test_a_weight_on_another_device_is_timms_own_matter(monkeypatch):
-    monkeypatch.setattr(optimizer, "has_fast_bf16", lambda: False)
+    monkeypatch.setattr(state, "has_fast_bf16", lambda: False)
     called = {}
-    monkeypatch.setattr(optimizer, "_timms", lambda G, *args, **kwargs: called.update(kwargs))
-    optimizer._orthogonalise(torch.empty(2, 2, device="meta"), 5, [])
+    monkeypatch.setattr(state, "_timms", lambda G, *args, **kwargs: called.update(kwargs))
+    state._orthogonalise(torch.empty(2, 2, device="meta"), 5, [])
     assert called == {}

@@ -6,8 +6,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vidtok.cli.main import main
 from vidtok.datasets import DigitClips, MovingDigits
-from vidtok.generator.batches import ClipBatches
-from vidtok.train.batch import part_of, samples
+from vidtok.generator.training import ClipBatches
+from vidtok.train.loop import part_of, samples
 
 TINY = ["data=digits", "data.crop=32", "data.frames=5", "data.batch_size=8", "data.image_batch_size=8"]
 TINY += ["model.net.width=16", "model.net.blocks=1", "model.net.decoder_blocks=1", "loss=magvit2", "loss.perceptual=0"]

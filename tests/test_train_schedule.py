@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
-from vidtok.builders import lasting
 from vidtok.cli.main import main
 from vidtok.train import loop
 from vidtok.train.branch import Branch, read_branch
-from vidtok.train.schedule import Schedule
+from vidtok.train.run_folder import lasting
+from vidtok.train.state import Schedule
 
 TINY = ["data=digits", "data.crop=16", "data.frames=5", "data.batch_size=2", "data.image_batch_size=2", "loss=starter"]
 TINY += ["model.net.width=16", "model.net.blocks=1", "model.net.decoder_blocks=1"]
@@ -160,7 +160,7 @@ def test_a_killed_branch_ends_like_an_undisturbed_one(source, tmp_path, at_step,
 
 def test_a_branch_killed_while_it_copies_starts_anew(source, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("vidtok.train.folder.RunFolder.save_checkpoint", lambda *_: kill())
+        patch.setattr("vidtok.train.run_folder.RunFolder.save_checkpoint", lambda *_: kill())
         with pytest.raises(Killed):
             train(tmp_path / "new", f"branch={source}")
     assert (tmp_path / "new" / "branch.json").exists() and read_branch(tmp_path / "new") is None

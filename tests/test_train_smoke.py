@@ -7,9 +7,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vidtok.cli.main import main
 from vidtok.datasets import DigitClips
+from vidtok.nets.discriminator import Discriminator
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.adversarial import generator_loss
-from vidtok.train.discriminator import Discriminator
+from vidtok.train.losses import generator_loss
 
 
 def test_the_smoke_recipe(tmp_path, capsys):

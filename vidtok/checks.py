@@ -6,11 +6,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from vidtok.streaming import MAX_LATENTS
-from vidtok.tiling import LEAST
+from vidtok.streaming import LEAST, MAX_LATENTS
 
 OVERSHOOT = 1.05  # resampling filters overshoot by a few percent; more is another range
-
 
 Stride = tuple[int, int, int]  # frames, rows and columns per token; the first frame has tokens of its own
 
@@ -99,3 +97,19 @@ def free_memory(device: torch.device) -> int:
         return psutil.virtual_memory().available
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def pick_device(name: str):
+    """A torch.device; "auto" is CUDA where there is one. Raises UserError for one that isn't there."""
+    import torch
+
+    from vidtok.errors import UserError
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r}: {str(error).splitlines()[0]}") from error
+    return device

@@ -1,12 +1,27 @@
-"""Videos of any length in bounded memory: the state of one stream is one of these objects, never the model."""
+"""Videos of any length in bounded memory: the state of one stream is one of these objects, never the model.
 
-from collections.abc import Callable, Iterator
+Frames too large for memory, in overlapping spatial tiles.
+
+A tile's border lacks the context that the whole frame has there, so that tiled and whole results differ a little. The
+encoder keeps the middle of each tile up to half the overlap; the decoder blends linearly across it.
+
+Frames of any number and size to what a tokenizer takes, and back.
+
+The right and bottom edge are repeated up to a multiple of the stride, the last frame up to the next legal
+length. Both are undone exactly by cutting.
+
+Streams in spatial tiles: one stream per tile, all in step, so that frame size and length are both unbounded.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from vidtok.layers import State
+from vidtok.nets.layers import State
 
 MAX_LATENTS = 16  # latents per pass through a network; longer chunks are cut
 
@@ -104,3 +119,161 @@ def exact_convolutions():
         yield
     finally:
         setattr(owner, name, before)
+
+
+Cell = tuple[int, int]  # (height, width) of a token in pixels
+LEAST = 4  # tokens along a side of a tile
+
+
+def tile_cells(tile: int | tuple[int, int], cell: Cell) -> tuple[int, int]:
+    """(rows, columns) of a tile given by its side(s) in pixels. Raises ValueError for sides off the grid."""
+    sides = (tile, tile) if isinstance(tile, int) else tuple(tile)
+    if len(sides) != 2 or any(side < LEAST * c or side % c for side, c in zip(sides, cell, strict=True)):
+        legal = " or ".join(f"multiples of {c} and at least {LEAST * c}" for c in dict.fromkeys(cell))
+        raise ValueError(f"tile is one or two sides in pixels, {legal}, not {tile}")
+    return sides[0] // cell[0], sides[1] // cell[1]
+
+
+def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+    """Starts and ends of tiles that cover 0 .. length and share at least `overlap`."""
+    if length <= tile:
+        return [(0, length)]
+    starts = [*range(0, length - tile, tile - overlap), length - tile]
+    return [(start, start + tile) for start in starts]
+
+
+def _grid(h: int, w: int, tile: tuple[int, int]):
+    """(rows, columns) of every tile, in cells, and the overlap in cells."""
+    overlap = tuple(max(side // 4, 1) for side in tile)
+    rows, columns = _spans(h, tile[0], overlap[0]), _spans(w, tile[1], overlap[1])
+    return [(row, column) for row in rows for column in columns], overlap
+
+
+def encode_tiles(encode: Callable[[Tensor], Tensor], video: Tensor, tile: int | tuple[int, int], cell: Cell) -> Tensor:
+    """`encode` ([B, 3, T, H, W] -> [B, C, t, h, w]) over tiles of `video`."""
+    h, w = video.shape[3] // cell[0], video.shape[4] // cell[1]
+    tiles, overlap = _grid(h, w, tile_cells(tile, cell))
+    out = None
+    for (top, bottom), (left, right) in tiles:
+        z = encode(video[..., top * cell[0] : bottom * cell[0], left * cell[1] : right * cell[1]])
+        if out is None:
+            out = z.new_empty(*z.shape[:3], h, w)
+        y, x = top and overlap[0] // 2, left and overlap[1] // 2
+        out[..., top + y : bottom, left + x : right] = z[..., y:, x:]
+    return out
+
+
+def _ramp(span: tuple[int, int], length: int, overlap: int, cell: int) -> Tensor:
+    """Weight of each pixel of a tile: 1 inside, falling to 0 across the overlap where there is a neighbour."""
+    pixels = torch.arange((span[1] - span[0]) * cell) + 0.5
+    weight = torch.ones(len(pixels))
+    if span[0] > 0:
+        weight = torch.minimum(weight, pixels / (overlap * cell))
+    if span[1] < length:
+        weight = torch.minimum(weight, pixels.flip(0) / (overlap * cell))
+    return weight
+
+
+def decode_tiles(decode: Callable[[Tensor], Tensor], ids: Tensor, tile: int | tuple[int, int], cell: Cell) -> Tensor:
+    """`decode` ([B, t, h, w] -> [B, 3, T, H, W]) over tiles of `ids`, blended."""
+    h, w = ids.shape[2:]
+    tiles, overlap = _grid(h, w, tile_cells(tile, cell))
+    out = total = None
+    for row, column in tiles:
+        video = decode(ids[..., row[0] : row[1], column[0] : column[1]])
+        weight = _ramp(row, h, overlap[0], cell[0])[:, None] * _ramp(column, w, overlap[1], cell[1])
+        weight = weight.to(video.device)
+        if out is None:
+            out = video.new_zeros(*video.shape[:3], h * cell[0], w * cell[1])
+            total = video.new_zeros(h * cell[0], w * cell[1])
+        place = (slice(row[0] * cell[0], row[1] * cell[0]), slice(column[0] * cell[1], column[1] * cell[1]))
+        out[(..., *place)] += video * weight
+        total[place] += weight
+    return out / total
+
+
+LATENTS = 4  # per chunk: small enough for large frames, and no slower than more
+
+
+def coded_size(size: tuple[int, int], stride: tuple[int, int, int]) -> tuple[int, int]:
+    """(height, width) rounded up to multiples of the stride."""
+    return -(-size[0] // stride[1]) * stride[1], -(-size[1] // stride[2]) * stride[2]
+
+
+def pad_chunks(chunks: Iterable[Tensor], stride: tuple[int, int, int]) -> Iterator[Tensor]:
+    """[1, 3, any, H, W] chunks of one video to chunks of 1 + s_t n frames first, then s_t n, with padded sides.
+
+    Every chunk that comes out completes as many latents as it has: this module and `vidtok.extraction` rely on it.
+    """
+    step = stride[0]
+    first, pending = True, None
+    for chunk in chunks:
+        height, width = coded_size(chunk.shape[3:], stride)
+        sides = (0, width - chunk.shape[4], 0, height - chunk.shape[3], 0, 0)
+        chunk = F.pad(chunk, sides, mode="replicate") if any(sides) else chunk
+        pending = chunk if pending is None else torch.cat([pending, chunk], 2)
+        while pending.shape[2] >= (take := step * LATENTS + first):
+            yield pending[:, :, :take]
+            first, pending = False, pending[:, :, take:].clone()  # no view, which would keep the whole chunk
+    if pending is not None and pending.shape[2]:
+        missing = -(pending.shape[2] - first) % step
+        yield F.pad(pending, (0, 0, 0, 0, 0, missing), mode="replicate") if missing else pending
+
+
+def cut_chunks(chunks: Iterable[Tensor], frames: int, size: tuple[int, int]) -> Iterator[Tensor]:
+    """The first `frames` frames of [1, 3, any, H, W] chunks, cut to `size` (height, width)."""
+    for chunk in chunks:
+        chunk = chunk[:, :, :frames, : size[0], : size[1]]
+        frames -= chunk.shape[2]
+        if chunk.shape[2]:
+            yield chunk
+
+
+def stream_encode(tokenizer, chunks: Iterable[Tensor], tile: int | None) -> Iterator[Tensor]:
+    """`tokenizer.stream_encode` of chunks as `pad_chunks` makes them; with `tile`, over tiles of that side."""
+    if tile is None:
+        yield from tokenizer.stream_encode(chunks)
+        return
+    encode = _Streams(tokenizer.stream_encode)
+    for chunk in chunks:
+        # The tiling moves [B, C, t, h, w]; ids are one channel.
+        yield encode_tiles(lambda part: encode(part)[:, None], chunk, tile, tokenizer.stride[1:])[:, 0]
+        encode.rewind()
+
+
+def stream_decode(tokenizer, id_chunks: Iterable[Tensor], tile: int | None) -> Iterator[Tensor]:
+    """`tokenizer.stream_decode`; with `tile`, over tiles of that side in pixels, blended."""
+    if tile is None:
+        yield from tokenizer.stream_decode(id_chunks)
+        return
+    decode = _Streams(tokenizer.stream_decode)
+    for ids in id_chunks:
+        yield decode_tiles(decode, ids, tile, tokenizer.stride[1:])
+        decode.rewind()
+
+
+class _Streams:
+    """Called with the parts of a chunk in a fixed order, hands each to the stream of its place."""
+
+    def __init__(self, stream: Callable[[Iterable[Tensor]], Iterator[Tensor]]):
+        self.stream = stream
+        self.streams: list[tuple[deque, Iterator[Tensor]]] = []
+        self.place = 0
+
+    def __call__(self, part: Tensor) -> Tensor:
+        if self.place == len(self.streams):
+            inbox: deque[Tensor] = deque()
+            self.streams.append((inbox, self.stream(_drain(inbox))))
+        inbox, outputs = self.streams[self.place]
+        self.place += 1
+        inbox.append(part)
+        # One chunk of whole latents, no more than a network takes at once, is one output.
+        return next(outputs)
+
+    def rewind(self) -> None:
+        self.place = 0
+
+
+def _drain(inbox: deque) -> Iterator[Tensor]:
+    while inbox:
+        yield inbox.popleft()

@@ -6,20 +6,22 @@ the model at hand, T = 1 + s_t (t - 1), H = s_h h, W = s_w w.
 
 import os
 from collections.abc import Iterable, Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from vidtok import checks, tiling
+from vidtok import checks, streaming
 from vidtok.config import TokenizerConfig, read_config, write_config
-from vidtok.hints import nearest
+from vidtok.errors import nearest
+from vidtok.hub import CONFIG, WEIGHTS, find_pretrained, hash_weights, load_weights, save_weights
 from vidtok.nets import NETS
 from vidtok.quantize import QUANTIZERS
-from vidtok.shipped import CONFIG, WEIGHTS, find_pretrained
 from vidtok.streaming import DecodeStream, EncodeStream
-from vidtok.weights import hash_weights, load_weights, save_weights
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -110,7 +112,7 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
         """
         checks.check_ids(ids, self.bits)
         if tile is not None:
-            return tiling.decode_tiles(self.decode, ids, tile, self.stride[1:])
+            return streaming.decode_tiles(self.decode, ids, tile, self.stride[1:])
         checks.check_memory(self.decoder, ids.shape, self.stride, self.device, self.dtype)
         return torch.cat(list(self.stream_decode([ids])), 2)
 
@@ -156,7 +158,7 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
     def _encode(self, video: Tensor, tile, encode_chunk) -> Tensor:
         checks.check_video(video, self.stride, values=False)
         if tile is not None:
-            return tiling.encode_tiles(
+            return streaming.encode_tiles(
                 lambda part: self._encode(part, None, encode_chunk), video, tile, self.stride[1:]
             )
         checks.check_memory(self.encoder, video.shape, (1, 1, 1), self.device, self.dtype)
@@ -233,3 +235,39 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
         write_config(self.config, save_directory / CONFIG)
         card = f"# {self.config.name}\n\nA video tokenizer for vidtok: `VideoTokenizer.from_pretrained(PATH)`.\n"
         (save_directory / "README.md").write_text(card)
+
+
+def list_tokenizers() -> list[str]:
+    """Names that `create_tokenizer` takes: the files of `vidtok/configs/model`."""
+    return sorted(p.name.removesuffix(".yaml") for p in files("vidtok.configs").joinpath("model").iterdir())
+
+
+def create_tokenizer(name: str, quantizer: str | None = None) -> VideoTokenizer:
+    """An untrained tokenizer by config name, in training mode on the CPU.
+
+    Args:
+        name: one of `list_tokenizers()`.
+        quantizer: name of a config in `vidtok/configs/quantizer` ("lfq", "lfq-residual", "fsq", "vq") instead of the
+            model's own.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in list_tokenizers():
+        raise ValueError(f"unknown tokenizer {name!r}: {nearest(name, list_tokenizers())}")
+    overrides = [f"+model={name}"]
+    if quantizer is not None:
+        known = [p.name.removesuffix(".yaml") for p in files("vidtok.configs").joinpath("quantizer").iterdir()]
+        if quantizer not in known:
+            raise ValueError(f"unknown quantizer {quantizer!r}: {nearest(quantizer, known)}")
+        overrides.append(f"+quantizer={quantizer}")
+    with initialize_config_module("vidtok.configs", version_base="1.3"):
+        return build_tokenizer(compose(overrides=overrides))
+
+
+def build_tokenizer(cfg: DictConfig) -> VideoTokenizer:
+    """The tokenizer of the groups `model` and, where chosen, `quantizer`."""
+    model = OmegaConf.to_container(cfg.model, resolve=True)
+    if "quantizer" in cfg:
+        model["quantizer"] = OmegaConf.to_container(cfg.quantizer, resolve=True)
+    return VideoTokenizer(TokenizerConfig(**model))

@@ -56,3 +56,24 @@ def bench_generation(
             once = time_together({"masked": works["masked"], **uncached}, device, 1, warmup=0)
             row |= {"uncached": summary(once["uncached"]), "over_uncached": ratio(once["uncached"], once["masked"])}
         yield row
+
+
+TARGET = 20  # times as fast as uncached autoregressive sampling
+
+
+def describe(row: dict) -> str:
+    trunk = row["trunk"]
+    line = (
+        f"batch {row['batch']}, {row['tokens']} tokens, {trunk['depth']} layers x {trunk['width']}: masked, "
+        f"{row['steps']} steps {seconds(row['masked'])}; autoregressive with cache {seconds(row['cached'])} "
+        f"({row['over_cached']['median']:.1f} x)"
+    )
+    if "uncached" not in row:
+        return line
+    return f"{line}, without {seconds(row['uncached'])} ({row['over_uncached']['median']:.1f} x, target {TARGET})"
+
+
+def seconds(times: dict) -> str:
+    from vidtok.eval.report.table import short_seconds
+
+    return f"{short_seconds(times['median_s'])} s"

@@ -1,16 +1,27 @@
-"""Speed, memory and arithmetic of a tokenizer's encode and decode."""
+"""Speed, memory and arithmetic of a tokenizer's encode and decode.
 
-from collections.abc import Callable
+Latency of a stream: from the frames of one latent to its ids, and from its ids to its frames.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from vidtok.bench.memory import peak_mb
-from vidtok.bench.rates import MATMUL_SIDE, convolutions_of, count_flops, in_layout, matmul
-from vidtok.bench.timing import summary, time_together
-from vidtok.builders import create_tokenizer, list_tokenizers
-from vidtok.shipped import list_shipped
-from vidtok.tokenizer import PRECISIONS, VideoTokenizer
+from vidtok.bench.timing import (
+    MATMUL_SIDE,
+    convolutions_of,
+    count_flops,
+    in_layout,
+    matmul,
+    peak_mb,
+    summary,
+    time_together,
+)
+from vidtok.hub import list_shipped
+from vidtok.tokenizer import PRECISIONS, VideoTokenizer, create_tokenizer, list_tokenizers
 
 
 class Clip(NamedTuple):
@@ -81,7 +92,7 @@ def bench_tokenizer(
         "gflop_per_s", "conv_gflop_per_s", "matmul_gflop_per_s", "share_of_conv", "peak_mb"}, and the seconds of every
         round by "what variant". conv_gflop_per_s is of the model's own convolutions without the model, in the faster
         of both memory layouts; matmul_gflop_per_s of a square product; both in the row's precision and in the same
-        rounds. peak_mb as `vidtok.bench.memory.peak_mb`, or None where not asked for.
+        rounds. peak_mb as `vidtok.bench.timing.peak_mb`, or None where not asked for.
     """
     works, flops = {}, {}
     for variant in variants:
@@ -130,3 +141,44 @@ def bench_tokenizer(
                 }
             )
     return rows, seconds
+
+
+def bench_streaming(
+    name: str, device: torch.device, side: int = 128, precisions: tuple[str, ...] = ("fp32", "bf16"), runs: int = 30
+) -> list[dict]:
+    """Times one latent after another of endless streams.
+
+    Returns:
+        One row for encode and decode in each precision: {"what", "precision", "side", "frames" (that a latent stands
+        for), "frames_per_s", "median_s", "best_s", "worst_s", "runs"}.
+    """
+    works, frames = {}, {}
+    for precision in precisions:
+        tokenizer = open_tokenizer(name, device, Variant(precision))
+        depth, height, width = tokenizer.stride
+
+        def clips(first: int, depth: int = depth) -> Iterator[Tensor]:
+            yield torch.rand(1, 3, first, side, side, device=device) * 2 - 1
+            while True:
+                yield torch.rand(1, 3, depth, side, side, device=device) * 2 - 1
+
+        def ids(shape=(1, 1, side // height, side // width), bits: float = tokenizer.bits) -> Iterator[Tensor]:
+            while True:
+                yield torch.randint(0, int(2**bits), shape, device=device)
+
+        works["encode", precision] = partial(next, tokenizer.stream_encode(clips(1)))
+        works["decode", precision] = partial(next, tokenizer.stream_decode(ids()))
+        frames[precision] = depth
+    # The warm-up holds the first latent, which is one frame.
+    seconds = time_together(works, device, runs, warmup=3)
+    return [
+        {
+            "what": what,
+            "precision": precision,
+            "side": side,
+            "frames": frames[precision],
+            "frames_per_s": frames[precision] / (times := summary(seconds[what, precision]))["median_s"],
+            **times,
+        }
+        for what, precision in works
+    ]

@@ -8,17 +8,14 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor
 
-from vidtok.bench.memory import peak_mb
-from vidtok.bench.timing import summary
+from vidtok.bench.timing import peak_mb, summary
 from vidtok.bench.tokenizer import Clip, Variant, open_tokenizer
-from vidtok.datasets.part import Part
-from vidtok.train.discriminator import Discriminator
-from vidtok.train.folder import RunFolder
-from vidtok.train.loop import TrainerOptions, train
-from vidtok.train.loss import LossWeights
-from vidtok.train.schedule import Schedule
-from vidtok.train.state import TrainState, average_of
-from vidtok.train.stop import StopSignal
+from vidtok.datasets.loading import Part
+from vidtok.nets.discriminator import Discriminator
+from vidtok.train.loop import StopSignal, TrainerOptions, train
+from vidtok.train.losses import LossWeights
+from vidtok.train.run_folder import RunFolder
+from vidtok.train.state import Schedule, TrainState, average_of
 from vidtok.train.tokenizer import TokenizerTask
 
 CLIP = Clip(2, 17, 64)

@@ -12,13 +12,13 @@ splits, under whatever name, is an error. Exit status 1 where anything is wrong.
 import argparse
 import itertools
 
-from vidtok.cli import options
+from vidtok.cli import common
 
 SHOWN = 30  # bad videos on the console; the table has all
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    positive = options.positive
+    positive = common.positive
     parser.add_argument("datasets", nargs="+", metavar="DATASET", help="folders or annotation files")
     parser.add_argument("--root", help="folder of the videos (default: where the annotation file is)")
     parser.add_argument("--path-column", metavar="NAME", help="in the header of a csv, where it is not found by itself")
@@ -36,10 +36,10 @@ def run(args: argparse.Namespace) -> int:
 
     import pandas as pd
 
-    from vidtok.cli.error import UserError
-    from vidtok.cli.jsonfile import refuse_existing
     from vidtok.cli.progress import track
     from vidtok.datasets import check_videos, files_by_split, find_overlap
+    from vidtok.errors import UserError
+    from vidtok.files import refuse_existing
 
     refuse_existing(args.output, args.force)
     columns = {name: getattr(args, name) for name in ("path_column", "label_column", "split_column")}

@@ -12,25 +12,25 @@ that made the tokens: a file of other weights is refused.
 import argparse
 from pathlib import Path
 
-from vidtok.cli import options
+from vidtok.cli import common
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="IN", help="token files, folders of them, glob patterns")
-    options.add_output(parser, "folder, or a name in .mp4, .mov, .mkv, .gif, .png for one file")
-    options.add_model(parser)
-    options.add_precision(parser)
-    options.add_tile(parser)
+    common.add_output(parser, "folder, or a name in .mp4, .mov, .mkv, .gif, .png for one file")
+    common.add_model(parser)
+    common.add_precision(parser)
+    common.add_tile(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from vidtok.cli.batch import run_jobs
-    from vidtok.cli.videos import decode_chunks, split_ids
+    from vidtok.cli.progress import run_jobs
     from vidtok.datasets import VideoWriter
-    from vidtok.padding import cut_chunks
+    from vidtok.extraction.videos import decode_chunks, split_ids
+    from vidtok.streaming import cut_chunks
 
     jobs = plan(args)
-    tokenizer = options.load_tokenizer(args)
+    tokenizer = common.load_tokenizer(args)
 
     def work(job, count):
         record = jobs[job]()
@@ -55,9 +55,9 @@ def plan(args: argparse.Namespace) -> dict:
     """{job: what reads its record}: one for each .npz, as many as there are videos for each shard."""
     from functools import partial
 
-    from vidtok.cli.inputs import MOVIES, Job, find_files, plan_jobs
-    from vidtok.extract import open_reader, read_npz
-    from vidtok.extract.npz_folder import npz_name
+    from vidtok.extraction import open_reader, read_npz
+    from vidtok.extraction.npz import npz_name
+    from vidtok.files import MOVIES, Job, find_files, plan_jobs
 
     files = find_files(args.inputs, (".npz", ".parquet", ".tar"))
     shards = [file for file, _ in files if file.suffix in (".parquet", ".tar")]

@@ -10,37 +10,34 @@ vidtok-demo, it writes over the files of the last time.
 """
 
 import argparse
-import time
 from pathlib import Path
 
-from vidtok.cli import options
-from vidtok.cli.error import UserError
+from vidtok.cli import common
+from vidtok.errors import UserError
 
-FRAMES = 129  # of a clip at most: it is held in memory
 FOLDER = "vidtok-demo"
-HEAD = "digits-tokens"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("clip", nargs="?", metavar="CLIP", help="a video (default: rendered)")
     parser.add_argument("-o", "--output", default=FOLDER, metavar="DIR", help="folder to write to (%(default)s)")
     parser.add_argument("--force", action="store_true", help="overwrite what exists in DIR")
-    options.add_model(parser)
-    options.add_precision(parser)
+    common.add_model(parser)
+    common.add_precision(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     import torch
 
-    from vidtok.cli.picture import draw_picture
-    from vidtok.cli.table import print_rows
-    from vidtok.cli.videos import Source, collect_ids, decode_chunks, encode_chunks, split_ids
+    from vidtok.cli.common import print_rows
     from vidtok.datasets import demo_clip, write_video
+    from vidtok.demo import FRAMES, _timed, draw_picture, tell_actions
     from vidtok.eval import CodebookUsage, psnr, ssim
-    from vidtok.extract import write_npz
-    from vidtok.padding import cut_chunks
+    from vidtok.extraction import write_npz
+    from vidtok.extraction.videos import Source, collect_ids, decode_chunks, encode_chunks, split_ids
+    from vidtok.streaming import cut_chunks
 
-    tokenizer = options.load_tokenizer(args)
+    tokenizer = common.load_tokenizer(args)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / name for name in ("original.mp4", "reconstruction.mp4", "tokens.npz", "picture.png")}
@@ -97,36 +94,6 @@ def run(args: argparse.Namespace) -> None:
         print_rows(tell_actions(tokenizer, files["actions.mp4"]))
 
 
-def tell_actions(tokenizer, file: Path) -> dict[str, str]:
-    """The first held-out digit in all its motions, seen as tokens: a row for each, truth and what the head says.
-
-    file: gets the clips, three by three.
-    """
-    import torch
-
-    from vidtok.datasets import MovingDigits, write_video
-    from vidtok.heads import Head
-
-    head = Head.from_pretrained(HEAD, tokenizer.device)
-    protocol, classes = head.config.protocol, head.config.classes
-    digits = MovingDigits("val", protocol["frames"], protocol["size"])
-    samples = [digits[i] for i in range(len(digits.classes))]
-    video = torch.cat([sample.video for sample in samples])
-    rows = [torch.cat(list(video[i : i + 3]), -1) for i in range(0, len(video), 3)]
-    write_video(file, torch.cat(rows, -2)[None], digits.fps)
-    if head.config.tokenizer["weight_hash"] != tokenizer.weight_hash:
-        return {"actions": f"head {HEAD} reads tokens of {head.config.tokenizer['name']}, not of this model"}
-    with torch.no_grad():
-        probabilities = head(tokenizer.encode(video)).softmax(1)
-    truth = [digits.classes[sample.label] for sample in samples]
-    told = [(classes[i], p) for p, i in zip(*(x.tolist() for x in probabilities.max(1)), strict=True)]
-    right = sum(name == label for name, (label, _) in zip(truth, told, strict=True))
-    about = f"a held-out digit in {len(truth)} motions, told by head {HEAD} from {head.config.input['kind']}"
-    return {"action": f"{about}: {right} right"} | {
-        f"  {name}": f"{label} ({p:.0%})" for name, (label, p) in zip(truth, told, strict=True)
-    }
-
-
 def refuse_overwriting(args: argparse.Namespace, files) -> None:
     """Raises UserError where a file is in the way, or is the clip itself."""
     for file in files:
@@ -134,10 +101,3 @@ def refuse_overwriting(args: argparse.Namespace, files) -> None:
             raise UserError(f"{args.clip} would be overwritten by the demo: give another -o DIR")
         if file.exists() and args.output != FOLDER and not args.force:
             raise UserError(f"{file} exists: --force overwrites it")
-
-
-def _timed(work):
-    """(its result, seconds) of the second of two runs: the first one warms up."""
-    work()
-    start = time.perf_counter()
-    return work(), time.perf_counter() - start

@@ -8,23 +8,23 @@
 Videos of any length are read in pieces. Sides and lengths that the model's stride doesn't divide (multiples of 8 and
 1 + 4k frames for vidtok-t) are padded, at the right, the bottom and the end; `vidtok decode` cuts that off again. A
 folder holds one model and one setting; what is complete in it is skipped, and the rest is done. A file that fails is
-named, and in failures.csv, and the run goes on. The format of token files is described in vidtok/extract/npz.py;
+named, and in failures.csv, and the run goes on. The format of token files is described in vidtok/extraction/npz.py;
 `vidtok info FILE` shows one.
 """
 
 import argparse
 
-from vidtok.cli import options
-from vidtok.cli.extract import add_running
+from vidtok.cli import common
+from vidtok.cli.common import add_running
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders of videos, glob patterns")
-    options.add_output(parser, "folder, or a name in .npz for one video")
-    options.add_model(parser)
-    options.add_precision(parser)
-    options.add_reading(parser)
-    options.add_tile(parser)
+    common.add_output(parser, "folder, or a name in .npz for one video")
+    common.add_model(parser)
+    common.add_precision(parser)
+    common.add_reading(parser)
+    common.add_tile(parser)
     add_running(parser)
     parser.set_defaults(features="ids", pool=None, dtype="float32", crop=None, head=None, measure=False)
 
@@ -32,9 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from vidtok.cli.extraction import Extraction
-    from vidtok.cli.inputs import find_videos, plan_jobs
-    from vidtok.extract.plan import plan_files, refuse_twins
+    from vidtok.extraction.run import Extraction
+    from vidtok.extraction.sources import plan_files, refuse_twins
+    from vidtok.files import find_videos, plan_jobs
 
     files = find_videos(args.inputs)
     jobs = plan_jobs(files, args.output, ".npz", (".npz",))
@@ -50,10 +50,10 @@ def run(args: argparse.Namespace) -> int:
 
 def report_agreement(args: argparse.Namespace, extraction) -> None:
     """Says how far the tokens are those of fp32."""
-    from vidtok.cli.agreement import Agreement
     from vidtok.datasets import VideoError
+    from vidtok.extraction.videos import Agreement
 
-    agreement = Agreement(extraction.tokenizer, options.load_tokenizer(args, precision="fp32"))
+    agreement = Agreement(extraction.tokenizer, common.load_tokenizer(args, precision="fp32"))
     for item in extraction.items:
         try:
             agreement.add(item.path, args.size, args.fps, args.tile)

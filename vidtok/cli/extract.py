@@ -19,17 +19,18 @@ says which; else one is started on this machine. Only this process writes to OUT
 
 OUT holds one model and one setting (settings.json); anything else is refused. What is complete and verified is skipped,
 the rest is done. Several processes may fill one folder at once. Videos that fail are listed in OUT/failures.csv, and
-the exit status is 1. The formats are described in vidtok/extract/: record.py, npz.py, parquet.py, tar.py.
+the exit status is 1. The formats are described in vidtok/extraction/: record.py, npz.py, parquet.py, webdataset.py.
 """
 
 import argparse
 from pathlib import Path
 
-from vidtok.cli import options
+from vidtok.cli import common
+from vidtok.cli.common import add_running
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    positive = options.positive
+    positive = common.positive
     parser.add_argument("sources", nargs="+", metavar="SRC", help="videos, folders, patterns, annotations, digits")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder")
     parser.add_argument("--features", default="ids", help="ids (default), codes, latents, hidden, embedding")
@@ -37,14 +38,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", help="of stored floats: float32 (default) or float16")
     parser.add_argument("--head", metavar="NAME", help="trained head, for --features embedding")
     parser.add_argument("--container", default="npz", help="npz (default), parquet, webdataset")
-    options.add_model(parser)
-    options.add_precision(parser)
-    options.add_reading(parser)
+    common.add_model(parser)
+    common.add_precision(parser)
+    common.add_reading(parser)
     parser.add_argument("--crop", help="centre, or with --clips three: squares of --size (default: none)")
     parser.add_argument("--clips", metavar="SAMPLER", help="uniform:N, dense:N, windows[:HOP] (default: whole videos)")
     parser.add_argument("--frames", type=positive(int), help="of a clip (16)")
     parser.add_argument("--stride", type=positive(int), help="from frame to frame of a clip (1)")
-    options.add_tile(parser)
+    common.add_tile(parser)
     parser.add_argument("--root", help="folder of the videos (default: where the annotation file is)")
     parser.add_argument("--split", help="of the annotations, one of them (default: all)")
     parser.add_argument("--renderings", type=positive(int), metavar="N", help="of each of the digits (1)")
@@ -58,32 +59,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--ray-address", metavar="ADDRESS", help="running cluster: auto, or HOST:PORT (default: a new one)"
     )
     parser.add_argument(
-        "--actors", type=options.positive(int), metavar="N", help="of Ray (default: one per GPU, or two CPUs)"
+        "--actors", type=common.positive(int), metavar="N", help="of Ray (default: one per GPU, or two CPUs)"
     )
     parser.add_argument("--measure", action="store_true", help="write nothing; measure decoding, model and both")
 
 
-def add_running(parser: argparse.ArgumentParser) -> None:
-    positive = options.positive
-    parser.add_argument("--batch", type=positive(int), help="streams per pass (default: 1 on a CPU, 8 on a GPU)")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="decode processes (default: by videos and CPUs); 0: none"
-    )
-    parser.add_argument("--threads", type=positive(int), metavar="N", help="of the model on a CPU (default: torch's)")
-    parser.add_argument(
-        "--time-limit",
-        type=positive(float),
-        default=60,
-        metavar="S",
-        help="for a decoder that gives nothing (%(default)s s)",
-    )
-
-
 def run(args: argparse.Namespace) -> int:
-    from vidtok.cli.error import UserError
-    from vidtok.cli.extraction import Extraction
-    from vidtok.extract.clips import parse_clips
-    from vidtok.extract.open import SUFFIXES
+    from vidtok.errors import UserError
+    from vidtok.extraction.containers import SUFFIXES
+    from vidtok.extraction.run import Extraction, plan
+    from vidtok.extraction.sources import parse_clips
 
     if Path(args.output).suffix in SUFFIXES.values() or Path(args.output).is_file():
         raise UserError(f"-o {args.output}: extract fills a folder (vidtok encode writes one .npz of one video, too)")
@@ -110,26 +95,4 @@ def refuse_idle(args: argparse.Namespace) -> None:
         ("--measure", args.measure and on_ray, "is of this machine, without --engine ray"),
         ("--device", args.device != "auto" and on_ray, "is not for --engine ray, whose actors take GPUs"),
     )
-    options.refuse_idle(flags)
-
-
-def plan(args: argparse.Namespace) -> list:
-    """The videos of all sources, in order."""
-    from vidtok.cli.error import UserError
-    from vidtok.cli.inputs import find_videos
-    from vidtok.extract.plan import is_dataset, plan_dataset, plan_files, refuse_twins
-
-    columns = {name: getattr(args, name) for name in ("path_column", "label_column", "split_column")}
-    given = [f"--{name.replace('_', '-')}" for name in (*columns, "root", "split") if getattr(args, name) is not None]
-    items = []
-    for source in args.sources:
-        if is_dataset(source) or args.class_folders:
-            annotated = source != "digits" and not Path(source).is_dir()
-            if not annotated and (unfit := [flag for flag in given if flag != "--split"]):
-                raise UserError(f"{source}: {', '.join(unfit)} is for annotations")
-            items += plan_dataset(source, args.root, args.split, args.renderings or 1, **columns)
-        elif given:
-            raise UserError(f"{source}: {', '.join(given)} is for annotations and --class-folders")
-        else:
-            items += plan_files(find_videos([source]))
-    return refuse_twins(items)
+    common.refuse_idle(flags)

@@ -13,28 +13,16 @@ them. Flags of sampling belong to kinds of generators: --schedule and --choice-t
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from vidtok.cli import options
-
-SAMPLING = {
-    "steps": (int, "of sampling (default: the kind's own)"),
-    "guidance": (float, "strength of classifier-free guidance, 1 is none (default)"),
-    "guidance_schedule": (str, "constant (default), linear, cosine"),
-    "temperature": (float, "of the tokens drawn (default 1)"),
-    "choice_temperature": (float, "masked: noise on what is kept (default 4.5)"),
-    "schedule": (str, "masked: cosine (default) or uniform"),
-    "top_k": (int, "autoregressive: of each half of a token"),
-    "top_p": (float, "autoregressive: of each half of a token"),
-    "solver": (str, "diffusion: ddim (default) or dpm"),
-}
+from vidtok.cli import common
+from vidtok.cli.common import SAMPLING
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    positive = options.positive
+    positive = common.positive
     parser.add_argument("generator", metavar="MODEL", help="folder or hub id of a generator")
-    options.add_output(parser, "folder, or one .png, .gif or .mp4 of all")
+    common.add_output(parser, "folder, or one .png, .gif or .mp4 of all")
     parser.add_argument("--tokenizer", metavar="NAME", help="where the generator's tokenizer is (default: by its name)")
     parser.add_argument("--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
     parser.add_argument("--number", type=positive(int), help="of clips (default: one of each class, or one per prefix)")
@@ -55,12 +43,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import torch
 
-    from vidtok.cli.error import UserError
+    from vidtok.checks import pick_device
     from vidtok.cli.progress import Progress
     from vidtok.datasets import write_video
+    from vidtok.datasets.frames import frame_rows, tiled
+    from vidtok.errors import UserError
     from vidtok.generator import from_pretrained, load_tokenizer
-    from vidtok.generator.pictures import frame_rows, tiled
-    from vidtok.generator.samples import generate_samples
+    from vidtok.generator.long import generate_samples
+    from vidtok.generator.run import latents_of, name_of, named, read_prefixes, write_ids
 
     target = Path(args.output)
     single = target.suffix.lower() in (".png", ".gif", ".mp4")
@@ -70,11 +60,11 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--tokens needs a folder: give -o DIR")
     if args.label and args.free:
         raise UserError("give --label or --free, not both")
-    options.refuse_idle((
+    common.refuse_idle((
         ("--format", args.format and single, f"is of clips in a folder, not of {target.name}"),
         ("--prefix-frames", args.prefix_frames and not args.prefix, "is of --prefix CLIP"),
     ))  # fmt: skip
-    device = options.pick_device(args.device)
+    device = pick_device(args.device)
     generator = from_pretrained(args.generator, device)
     config = generator.config
     tokenizer = load_tokenizer(config, args.tokenizer, device)
@@ -123,58 +113,3 @@ def run(args: argparse.Namespace) -> None:
     elif single:
         write_video(target, tiled(torch.stack(clips)), fps)
     print(f"{number} clips of {config.name} in {target}")
-
-
-def named(label: str, classes: Sequence[str]) -> int | str:
-    """A class by its name, which may be a number, too, or else by its number."""
-    return int(label) if label.isdigit() and label not in classes else label
-
-
-def name_of(labels: list | None, number: int) -> str:
-    """What the file of a sample is called before its number."""
-    return "" if labels is None else f"{str(labels[number % len(labels)]).replace(' ', '_').replace('/', '_')}-"
-
-
-def latents_of(frames: int, stride: int) -> int:
-    if frames % stride != 1 % stride:
-        raise ValueError(f"a clip has 1 + {stride}k frames, not {frames}")
-    return 1 + (frames - 1) // stride
-
-
-def read_prefixes(args: argparse.Namespace, tokenizer, config):
-    """int64 [clips, latents, h, w]: the beginnings of the clips, cut to the generator's size."""
-    import torch
-
-    from vidtok.datasets import VideoError, read_video
-
-    size = (config.grid[1] * config.stride[1], config.grid[2] * config.stride[2])
-    frames = args.prefix_frames or 5
-    latents = latents_of(frames, config.stride[0])
-    ids = []
-    for file in args.prefix:
-        video = read_video(file, config.fps, size, frames, config.stride)
-        if video.shape[2] < frames:
-            raise VideoError(file, f"fewer than {frames} frames")
-        ids.append(tokenizer.encode(video)[:, :latents])
-    return torch.cat(ids)
-
-
-def write_ids(path: Path, name: str, label, ids, config, fps: float) -> None:
-    """A token file, as `vidtok extract` writes it, of a clip that never was."""
-    import numpy as np
-
-    from vidtok.extract import Record, RecordMeta, write_npz
-    from vidtok.extract.record import id_type
-
-    t, h, w = ids.shape
-    frames, size = 1 + config.stride[0] * (t - 1), (config.stride[1] * h, config.stride[2] * w)
-    dtype = id_type(config.bits)
-    meta = RecordMeta(
-        feature="ids", model=config.tokenizer, weight_hash=config.weight_hash, precision="fp32", bits=config.bits,
-        stride=config.stride, dtype=dtype.name, fps=fps, frames=frames, size=size, coded_size=size, native_size=size,
-        native_fps=fps, source="", source_bytes=None, reader=f"generator {config.name}",
-        bytes_per_token=dtype.itemsize,
-    )  # fmt: skip
-    label = config.classes[label] if isinstance(label, int) else label
-    times = np.arange(frames) / fps
-    write_npz(path, [Record(name, label, None, ids.numpy().astype(dtype), times, meta)])

@@ -8,13 +8,9 @@ vidtok info clip.mp4
 """
 
 import argparse
-import json
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from vidtok.cli.error import UserError
-from vidtok.cli.table import print_rows
+from vidtok.errors import UserError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +18,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from vidtok.info import features_info, folder_info, model_info, video_info
+
     path = Path(args.thing)
     if not path.exists() and path.suffix:
         raise UserError(f"{path}: no such file")
@@ -33,198 +31,3 @@ def run(args: argparse.Namespace) -> None:
         features_info(path)
     else:
         video_info(path)
-
-
-def model_info(name: str) -> None:
-    from vidtok.heads import list_shipped_heads
-    from vidtok.heads.config import SCHEMA as HEAD
-    from vidtok.shipped import CONFIG
-
-    schema = ""
-    with suppress(OSError, ValueError, AttributeError):  # no folder, no JSON, no object: what loads it says so
-        schema = str(json.loads((Path(name) / CONFIG).read_text()).get("schema"))
-    if schema == HEAD or name in list_shipped_heads():
-        head_info(name)
-    elif schema.startswith("vidtok.generator/"):
-        generator_info(name)
-    else:
-        tokenizer_info(name)
-
-
-def head_info(name: str) -> None:
-    from vidtok.heads import Head
-
-    head = Head.from_pretrained(name)
-    config = head.config
-    print_rows(
-        {
-            "head": config.name,
-            "weights": head.weight_hash,
-            "parameters": _millions(head),
-            "net": _spec(config.net),
-            "input": f"{_spec(config.input)}, grid {' x '.join(map(str, config.grid))}",
-            "tokenizer": _tokenizer(config.tokenizer) if config.tokenizer else "none",
-            "clips": _spec(config.protocol) if config.protocol else "not known",
-            "classes": _classes(config.classes) if config.classes else config.num_classes,
-            "license": config.license,
-        }
-    )
-
-
-def generator_info(name: str) -> None:
-    from vidtok.generator import from_pretrained
-
-    generator = from_pretrained(name)
-    config = generator.config
-    print_rows(
-        {
-            "generator": f"{config.name}, {config.kind}",
-            "parameters": _millions(generator),
-            "trunk": f"{config.depth} layers, {config.width} wide, {config.heads} heads",
-            "tokenizer": _tokenizer({"name": config.tokenizer, "weight_hash": config.weight_hash}),
-            "tokens": f"{' x '.join(map(str, config.grid))} of {config.bits} bits",
-            "classes": _classes(config.classes) if config.classes else "none",
-        }
-    )
-
-
-def tokenizer_info(name: str) -> None:
-    from vidtok.checks import legal_length, legal_size
-    from vidtok.shipped import PRETRAINED
-    from vidtok.tokenizer import VideoTokenizer
-
-    tokenizer = VideoTokenizer.from_pretrained(name)
-    config = tokenizer.config
-
-    print_rows(
-        {
-            "tokenizer": config.name,
-            "weights": tokenizer.weight_hash,
-            "parameters": f"encoder {_millions(tokenizer.encoder)}, decoder {_millions(tokenizer.decoder)}",
-            "codebook": f"{tokenizer.bits:g} bits ({round(2**tokenizer.bits)} codes)",
-            "pixels per token": _cell(*tokenizer.stride),
-            "frames of a clip": legal_length(tokenizer.stride),
-            "height and width": legal_size(tokenizer.stride),
-            "net": _spec(config.net),
-            "quantizer": _spec(config.quantizer),
-            "preprocessing": _spec(config.preprocessing),
-            "license": config.license,
-        }
-    )
-    folder = PRETRAINED / name if (PRETRAINED / name).is_dir() else Path(name)
-    if (folder / "README.md").is_file():
-        card = (folder / "README.md").read_text()
-        tables = [line for line in card.splitlines() if line.startswith("|")]
-        print("", f"model card: {folder / 'README.md'}", *tables, sep="\n")
-
-
-def folder_info(path: Path) -> None:
-    from collections import Counter
-    from dataclasses import asdict
-
-    from vidtok.extract import open_reader
-
-    reader = open_reader(path)
-    entries, settings = reader.entries, reader.settings
-    labels = Counter(entry.label for entry in entries if entry.label is not None)
-    splits = Counter(entry.split for entry in entries if entry.split is not None)
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    print_rows(
-        {
-            "features": f"{settings.feature} in {path} ({sum(file.stat().st_size for file in files)} bytes)",
-            "videos": f"{len({entry.id for entry in entries})}, {len(entries)} records",
-            "labels": f"{len(labels)} classes" if labels else "none",
-            "splits": ", ".join(f"{count} {name}" for name, count in splits.items()) or "none",
-            **{name: value for name, value in asdict(settings).items() if name != "feature" and value is not None},
-        }
-    )
-
-
-def features_info(path: Path) -> None:
-    from vidtok.extract import read_npz
-
-    records = read_npz(path)
-    record, meta = records[0], records[0].meta
-    kind = meta.feature + (f", {meta.pool} over the grid" if meta.pool else "")
-    rows = {
-        "features": f"{kind} ({path}, {path.stat().st_size} bytes)",
-        "tokenizer": f"{meta.model}, weights {meta.weight_hash}, {meta.precision}",
-        "video": f"{meta.source or record.id}: {_size(meta.native_size)}, {meta.native_fps:g} frames/s "
-        f"(read by {meta.reader})",
-        "label": f"{record.label} (split {record.split})",
-        "clips": "the whole video" if meta.clips is None else f"{meta.clips} by {meta.sampler}",
-        "coded frames": f"{meta.frames} of {_size(meta.size)} at {meta.fps:g} frames/s",
-        "duration": f"{record.timestamps[-1] + 1 / meta.fps - record.timestamps[0]:.3f} s",
-        "resized to": "native" if meta.resize is None else f"short side {meta.resize}",
-        "crop": "whole frames" if meta.crop is None else meta.crop,
-        "tiles": "whole frames" if meta.tile is None else f"{meta.tile} pixels",
-        "array": f"{record.features.dtype} {list(record.features.shape)}"
-        + (f", {meta.bytes_per_token:g} bytes per token before compression" if meta.bytes_per_token else ""),
-    }
-    print_rows({name: text for name, text in rows.items() if name != "label" or record.label is not None})
-    if meta.feature == "ids":
-        print_rows(_token_rows(records))
-
-
-def _token_rows(records: list) -> dict[str, str]:
-    import math
-
-    import numpy as np
-    from torch import from_numpy
-
-    from vidtok.eval import CodebookUsage
-
-    meta, ids = records[0].meta, np.stack([record.features for record in records]).astype(np.int64)
-    usage = CodebookUsage(round(2**meta.bits))
-    usage.update(from_numpy(ids))
-    bits = meta.bits * records[0].features.size
-    pixels = meta.frames * math.prod(meta.size)
-    return {
-        "tokens": " x ".join(map(str, ids.shape[1:])) + f" = {ids[0].size}, frames padded to {_size(meta.coded_size)}",
-        "rate": f"{bits / pixels:.4f} bits per pixel, {bits * meta.fps / meta.frames / 1000:.1f} kbit/s",
-        "codes used": f"{usage.distinct} of {usage.size}",
-        "entropy": f"{usage.entropy_bits:.2f} bits (at most {math.log2(ids.size):.2f} for so few tokens)",
-    }
-
-
-def video_info(path: Path) -> None:
-    from vidtok.datasets import probe_video
-
-    info = probe_video(path)
-    print_rows(
-        {
-            "video": path,
-            "size": _size((info.height, info.width)),
-            "frames": "not in the header" if info.num_frames is None else f"{info.num_frames} (as the header says)",
-            "rate": f"{info.fps:g} frames/s",
-            "duration": "not in the header" if info.duration is None else f"{info.duration:.3f} s",
-            "codec": f"{info.codec}, {info.pixel_format}",
-        }
-    )
-
-
-def _millions(net) -> str:
-    return f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M"
-
-
-def _tokenizer(record: dict) -> str:
-    return f"{record['name']}, weights {record['weight_hash']}"
-
-
-def _classes(names: Sequence[str]) -> str:
-    more = f", and {len(names) - 12} more" if len(names) > 12 else ""
-    return f"{len(names)}: {', '.join(names[:12])}{more}"
-
-
-def _cell(frames: int, height: int, width: int) -> str:
-    if frames == 1:
-        return f"1 frame x {height} x {width}"
-    return f"{frames} frames x {height} x {width}; the first frame has tokens of its own"
-
-
-def _spec(spec: dict) -> str:
-    return ", ".join(f"{key} {value}" for key, value in spec.items())
-
-
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"

@@ -1,7 +1,7 @@
 """`vidtok VERB ...`. A verb's module is imported only when it runs, so that --help is quick.
 
 Every module in `vidtok.cli` named here has `configure(parser)` and `run(args)`, which returns the exit status or None;
-or it has KINDS, kind -> what it does, and the module VERB_KIND has the two (`vidtok eval probe`: `eval_probe.py`).
+or it is a package with KINDS, kind -> what it does, whose modules have the two (`vidtok eval probe`: `eval/probe.py`).
 What the user did wrong (see `is_expected`) becomes one line and exit status 1.
 """
 
@@ -11,7 +11,7 @@ import sys
 import warnings
 from importlib import import_module
 
-from vidtok.cli.error import UserError
+from vidtok.errors import is_expected, one_line
 
 VERBS = {
     "demo": "show what a tokenizer does to one clip",
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     module, rest, name = import_module(f"vidtok.cli.{args.verb}"), argv[1:], args.verb
     if hasattr(module, "KINDS"):
         kind = pick_kind(module, args.verb, rest[:1])
-        module, rest = import_module(f"vidtok.cli.{args.verb}_{kind.replace('-', '_')}"), rest[1:]
+        module, rest = import_module(f"vidtok.cli.{args.verb}.{kind.replace('-', '_')}"), rest[1:]
         name = f"{args.verb} {kind}"
     verb_parser = argparse.ArgumentParser(
         prog=f"vidtok {name}",
@@ -94,23 +94,3 @@ def pick_kind(module, verb: str, argv: list[str]) -> str:
     for kind, text in module.KINDS.items():
         kinds.add_parser(kind, help=text, add_help=False)
     return parser.parse_args(argv).kind
-
-
-def is_expected(error: Exception) -> bool:
-    """Whether it is about what the user gave or has, and no fault of the program."""
-    if isinstance(error, (UserError, ValueError, OSError, MemoryError, FloatingPointError)):
-        return True
-    # Imported late: they bring torch.
-    from torch import OutOfMemoryError
-
-    from vidtok.datasets import VideoError
-
-    # Where a GPU raises OutOfMemoryError, the CPU's allocator raises a plain RuntimeError.
-    return isinstance(error, (VideoError, OutOfMemoryError)) or "can't allocate memory" in str(error)
-
-
-def one_line(error: Exception) -> str:
-    """The text of an error, without the decoration of an OSError and without line breaks."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__

@@ -8,29 +8,29 @@ The same as `encode` and `decode`, in one pass and with nothing kept in between.
 
 import argparse
 
-from vidtok.cli import options
+from vidtok.cli import common
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders of videos, glob patterns")
-    options.add_output(parser, "folder, or a name in .mp4, .mov, .mkv, .gif, .png for one video")
+    common.add_output(parser, "folder, or a name in .mp4, .mov, .mkv, .gif, .png for one video")
     parser.add_argument("--side-by-side", action="store_true", help="the original on the left")
-    options.add_model(parser)
-    options.add_precision(parser)
-    options.add_reading(parser)
-    options.add_tile(parser)
+    common.add_model(parser)
+    common.add_precision(parser)
+    common.add_reading(parser)
+    common.add_tile(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from vidtok.cli.batch import run_jobs
-    from vidtok.cli.inputs import MOVIES, find_videos, plan_jobs
-    from vidtok.cli.videos import Echo, Source, decode_chunks, encode_chunks
+    from vidtok.cli.progress import run_jobs
     from vidtok.datasets import VideoWriter
+    from vidtok.extraction.videos import Echo, Source, decode_chunks, encode_chunks
+    from vidtok.files import MOVIES, find_videos, plan_jobs
 
     jobs = plan_jobs(find_videos(args.inputs), args.output, ".mp4", MOVIES)
-    tokenizer = options.load_tokenizer(args)
+    tokenizer = common.load_tokenizer(args)
 
     def work(job, count):
         with Source(job.source, args.size, args.fps, args.max_frames, count) as source:

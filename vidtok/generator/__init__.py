@@ -18,11 +18,9 @@ import os
 
 import torch
 
-from vidtok.generator.base import Generator, Objective
-from vidtok.generator.config import GeneratorConfig, read_config
-from vidtok.hints import nearest
-from vidtok.shipped import PRETRAINED, find_pretrained
-from vidtok.weights import load_weights
+from vidtok.errors import nearest
+from vidtok.generator.base import Generator, GeneratorConfig, Objective, read_config
+from vidtok.hub import PRETRAINED, find_pretrained, load_weights
 
 SHIPPED = PRETRAINED / "generators"
 KINDS = ("masked", "autoregressive", "diffusion")

@@ -6,13 +6,11 @@ Legend: B batch, N tokens, D width, V half vocabulary.
 import torch
 from torch import Tensor, nn
 
-from vidtok.generator.base import Generator, Objective, Request, blend
-from vidtok.generator.config import GeneratorConfig
-from vidtok.generator.halves import join_ids
+from vidtok.generator.base import Generator, GeneratorConfig, Objective, Request, blend
 from vidtok.generator.masked import half_losses
-from vidtok.generator.sampling import keep_likely, pick
-from vidtok.generator.schedules import guidance_scale
-from vidtok.generator.tokens import TokenEmbedding, TokenHeads
+from vidtok.generator.sampling import guidance_scale, keep_likely, pick
+from vidtok.generator.transformer import TokenEmbedding, TokenHeads
+from vidtok.quantize.bits import join_ids
 
 
 class AutoregressiveGenerator(Generator):

@@ -1,4 +1,6 @@
-"""What all generators have in common: conditions, checks, loading and saving.
+"""What a generator is made of, as config.json stores it.
+
+What all generators have in common: conditions, checks, loading and saving.
 
 Legend: B batch, N tokens, D width, t h w the token grid, N = t h w in this order ("raster order in time").
 """
@@ -13,15 +15,62 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vidtok.config import load_config, save_config
+from vidtok.errors import nearest
 from vidtok.generator import masks
-from vidtok.generator.config import GeneratorConfig, write_config
-from vidtok.generator.draws import Draws, sample_draws
-from vidtok.generator.sampling import check_numbers
-from vidtok.generator.schedules import guidance_scale, mask_share
-from vidtok.generator.trunk import Trunk
-from vidtok.hints import nearest
-from vidtok.shipped import CONFIG, WEIGHTS
-from vidtok.weights import save_weights
+from vidtok.generator.sampling import Draws, check_numbers, guidance_scale, mask_share, sample_draws
+from vidtok.generator.transformer import Trunk
+from vidtok.hub import CONFIG, WEIGHTS, save_weights
+
+SCHEMA = "vidtok.generator/2"  # of 1 the heads did not norm the low half of a token
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """All that is needed to rebuild a generator.
+
+    Attributes:
+        name: what results and files call it.
+        kind: "masked", "autoregressive" or "diffusion".
+        tokenizer, weight_hash: name and weights of the tokenizer that its tokens are of.
+        bits: log2 of the codebook size.
+        grid: (t, h, w) of its tokens.
+        stride: pixels per token in (time, height, width); the first frame has tokens of its own.
+        fps: of the clips that it was trained on, or None.
+        classes: names; empty for a model without classes.
+        width, depth, heads, dropout: of the trunk.
+        arguments: of the kind, see its class.
+        license: of the weights.
+    """
+
+    name: str
+    kind: str
+    tokenizer: str
+    weight_hash: str
+    bits: int
+    grid: tuple[int, int, int]
+    stride: tuple[int, int, int] = (4, 8, 8)
+    fps: float | None = None
+    classes: tuple[str, ...] = ()
+    width: int = 256
+    depth: int = 6
+    heads: int = 4
+    dropout: float = 0.0
+    arguments: dict = field(default_factory=dict)
+    license: str = "apache-2.0"
+
+    def __post_init__(self):
+        for name in ("grid", "stride", "classes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON and hydra have lists
+
+
+def read_config(path: Path) -> GeneratorConfig:
+    """Raises ValueError, naming the file, where it is no generator's config or of another schema."""
+    return load_config(path, SCHEMA, GeneratorConfig, "generator")
+
+
+def write_config(config: GeneratorConfig, path: Path) -> None:
+    save_config(config, SCHEMA, path)
 
 
 @dataclass(frozen=True)

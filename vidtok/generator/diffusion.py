@@ -9,11 +9,10 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
-from vidtok.generator.base import Generator, Objective, Request, blend
-from vidtok.generator.config import GeneratorConfig
-from vidtok.generator.halves import ids_to_signs, signs_to_ids
-from vidtok.generator.schedules import guidance_scale
-from vidtok.hints import nearest
+from vidtok.errors import nearest
+from vidtok.generator.base import Generator, GeneratorConfig, Objective, Request, blend
+from vidtok.generator.sampling import guidance_scale
+from vidtok.quantize.bits import ids_to_signs, signs_to_ids
 
 SOLVERS = ("ddim", "dpm")
 TRAIN_STEPS = 1000

@@ -9,13 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidtok.generator.base import Generator, Objective, Request, blend
-from vidtok.generator.config import GeneratorConfig
-from vidtok.generator.draws import Draws
-from vidtok.generator.halves import join_ids, split_ids
-from vidtok.generator.sampling import pick
-from vidtok.generator.schedules import MEAN_SHARES, guidance_scale, mask_share
-from vidtok.generator.tokens import TokenEmbedding, TokenHeads
+from vidtok.generator.base import Generator, GeneratorConfig, Objective, Request, blend
+from vidtok.generator.sampling import MEAN_SHARES, Draws, guidance_scale, mask_share, pick
+from vidtok.generator.transformer import TokenEmbedding, TokenHeads
+from vidtok.quantize.bits import join_ids, split_ids
 
 IGNORED = -100  # as a target of a cross-entropy
 

@@ -6,8 +6,8 @@ Frame prediction, interpolation, inpainting and outpainting are one model's work
 import torch
 from torch import Tensor
 
-from vidtok.generator.draws import Draws
-from vidtok.hints import nearest
+from vidtok.errors import nearest
+from vidtok.generator.sampling import Draws
 
 Grid = tuple[int, int, int]
 

@@ -9,7 +9,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidtok.layers import AdaptiveGroupNorm, CausalConv3d, DepthToSpace, FrameGroupNorm, ResBlock, State
+from vidtok.nets.layers import AdaptiveGroupNorm, CausalConv3d, DepthToSpace, FrameGroupNorm, ResBlock, State
 
 
 def halvings(stages: int, halve_time, depth: int) -> list[tuple[int, int, int]]:

@@ -6,7 +6,7 @@ linear layers need no permutation, and convolutions see channels-last memory.
 
 Time is causal: each block mixes the last three latents per channel before its convolution, and nothing else looks back.
 The first frame is a patch of its own, repeated to fill it. Output patches may overlap in space (`overlap`): neighbors
-add up where they meet, so that no border between cells is left to be seen. Legend as in `vidtok.layers`.
+add up where they meet, so that no border between cells is left to be seen. Legend as in `vidtok.nets.layers`.
 """
 
 import math
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidtok.layers import State, causal_pad, drop_first
+from vidtok.nets.layers import State, causal_pad, drop_first
 
 TAPS = 3  # latents that a block mixes: the present one and two before
 

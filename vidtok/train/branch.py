@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from vidtok.config import read_config
-from vidtok.train.folder import RunFolder
+from vidtok.train.run_folder import RunFolder
 
 FILE = "branch.json"
 DECAY_SHARE = 0.15  # of all steps, those of the run before the branch included

@@ -2,26 +2,135 @@
 
 Batch i is a pure function of (seed, i) and every step seeds its own random numbers, so that a run resumes exactly from
 `TrainState`, and k processes, each of which makes a k-th of each batch, do what one does with the whole.
+
+SIGTERM and Ctrl-C as a wish to stop at the next step.
+
+Seconds per step, clips per second, and when the next line or checkpoint is due.
+
+Batches of any structure: a tensor, or a nested dict, list or tuple of tensors with the samples along dimension 0.
+
+Less memory for more work: the activations inside blocks are computed again on the way back.
 """
 
+import signal
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import find_batch_size, recursively_apply, send_to_device
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from vidtok.hints import nearest
+from vidtok.datasets.loading import Part, rows_of
+from vidtok.errors import nearest
 from vidtok.tokenizer import PRECISIONS
-from vidtok.train.activations import checkpoint_blocks
-from vidtok.train.batch import part_of, samples, to_device
-from vidtok.train.clock import Clock
-from vidtok.train.folder import RunFolder
-from vidtok.train.optimizer import has_fast_bf16
-from vidtok.train.schedule import Schedule
-from vidtok.train.state import TrainState
-from vidtok.train.stop import StopSignal
-from vidtok.train.task import Batches, Task
+from vidtok.train.distributed import add_mean, together
+from vidtok.train.run_folder import RunFolder
+from vidtok.train.state import Schedule, TrainState, has_fast_bf16
+from vidtok.train.task import Batch, Batches, Task
+
+if TYPE_CHECKING:
+    from vidtok.train.branch import Branch
+
+
+class StopSignal:
+    """A context in which the two signals only set `asked`; the handlers from before come back after it."""
+
+    def __init__(self):
+        self.asked = False
+
+    def _ask(self, *_) -> None:
+        self.asked = True
+
+    def __enter__(self) -> "StopSignal":
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class Clock:
+    """log_seconds, save_seconds: between progress lines; between checkpoints."""
+
+    def __init__(self, log_seconds: float, save_seconds: float):
+        self.log_seconds, self.save_seconds = log_seconds, save_seconds
+        self.last = self.logged = self.saved = time.monotonic()
+        self.clips = 0
+
+    def tick(self, clips: int) -> float:
+        """Counts the clips of one step; the seconds since the last one."""
+        now = time.monotonic()
+        passed, self.last = now - self.last, now
+        self.clips += clips
+        return passed
+
+    def log_due(self) -> bool:
+        return self.last - self.logged >= self.log_seconds
+
+    def clips_per_second(self) -> float:
+        """Since the last call."""
+        rate = self.clips / max(self.last - self.logged, 1e-9)
+        self.logged, self.clips = self.last, 0
+        return rate
+
+    def save_due(self) -> bool:
+        """Whether it is time, and if so the next time is set."""
+        due = self.last - self.saved >= self.save_seconds
+        if due:
+            self.saved = self.last
+        return due
+
+
+def samples(batch: Batch) -> int:
+    """How many there are."""
+    return find_batch_size(batch)
+
+
+def part_of(batch: Batch, part: Part) -> Batch:
+    """One of several equal parts. Raises ValueError where the batch doesn't divide into these."""
+    rows = rows_of(part, samples(batch))
+    return recursively_apply(lambda tensor: tensor[rows.start : rows.stop], batch)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return send_to_device(batch, device, non_blocking=True)
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Makes every block of the model keep only its input for the backward pass.
+
+    Blocks are the members of module lists, the innermost ones where lists are nested. Weights, their names and results
+    stay the same.
+
+    Raises:
+        ValueError: for a model without module lists.
+    """
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    blocks = [block for blocks in lists for block in blocks if not _has_list(block)]
+    if not blocks:
+        raise ValueError(f"{type(model).__name__} has no blocks: trainer.checkpoint_activations does nothing for it")
+    for block in blocks:
+        block.forward = _checkpointed(block.forward)
+
+
+def _has_list(block: nn.Module) -> bool:
+    return any(isinstance(module, nn.ModuleList) for module in block.modules())
+
+
+def _checkpointed(forward):
+    @wraps(forward)
+    def again(*inputs, **options):
+        if not torch.is_grad_enabled():
+            return forward(*inputs, **options)
+        return checkpoint(forward, *inputs, use_reentrant=False, **options)
+
+    return again
 
 
 @dataclass(frozen=True)
@@ -183,20 +292,6 @@ def peak_rates(optimizer: torch.optim.Optimizer) -> list[float]:
     return [group["lr"] * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
 
 
-def together(accelerator: Accelerator, *values: float) -> list[float]:
-    """The means over processes: their clocks and signals differ, but what follows from them must not."""
-    if accelerator.num_processes == 1:
-        return list(values)
-    return accelerator.reduce(torch.tensor([float(v) for v in values], device=accelerator.device), "mean").tolist()
-
-
-def add_mean(means: dict[str, Tensor], terms: dict[str, Tensor], parts: int) -> None:
-    """Adds the terms of one of so many parts to their means."""
-    for name, term in terms.items():
-        share = term.detach().float() / parts
-        means[name] = means[name] + share if name in means else share
-
-
 def check_finite(norm: str, means: dict[str, Tensor], step: int) -> None:
     """Asks the gradient's norm, which is the same in all processes, so that they end together."""
     if not means[norm].isfinite():
@@ -218,3 +313,23 @@ def progress_line(scalars: dict[str, float], state: TrainState, schedule: Schedu
     if (left := schedule.seconds_left(state.step, state.seconds)) is not None:
         done += f", {left / 60:.1f} left"
     return f"{done}  {scalars['clips_per_second']:.1f} clips/s  loss {scalars['loss']:.4f}"
+
+
+def build_schedule(plain: dict, branch: "Branch | None" = None) -> dict:
+    """The arguments `schedule` and `options` of `vidtok.train.loop.train`, of the group `trainer` and the seed.
+
+    branch: where the run branched off, for one that did.
+    """
+
+    trainer = {key: value for key, value in plain["trainer"].items() if key != "ema_decay"}
+    keys = ("max_steps", "max_minutes", "warmup_steps", "final_rate", "shape")
+    schedule = {key: trainer.pop(key) for key in keys}
+    if branch is not None:
+        schedule |= {"shape": "decay", "start_step": branch.step, "start_seconds": branch.seconds}
+        if schedule["max_steps"] is None and schedule["max_minutes"] is None:
+            schedule["max_steps"] = branch.decay_steps
+    elif schedule["shape"] == "decay":
+        raise ValueError(
+            "trainer.shape=decay is for a branch (vidtok train tokenizer branch=RUN): give cosine or constant"
+        )
+    return {"schedule": Schedule(**schedule), "options": TrainerOptions(seed=plain["seed"], **trainer)}

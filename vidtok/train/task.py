@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from vidtok.datasets.part import Part
-from vidtok.train.folder import RunFolder
+from vidtok.datasets.loading import Part
+from vidtok.train.run_folder import RunFolder
 
 Batch = Any  # a tensor, or a nested dict, list or tuple of tensors, all with the samples along dimension 0
 
@@ -76,8 +76,3 @@ class AdversarialTask(Task, Protocol):
 
     def critic_total(self, terms: dict[str, Tensor], step: int) -> Tensor:
         """The weighted sum that the critic minimises."""
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """The model itself, out of the wrapper for several processes."""
-    return getattr(model, "module", model)

@@ -1,21 +1,41 @@
-"""The task of training a tokenizer: MAGVIT-v2's objective, and reconstructions of fixed clips to watch it."""
+"""The task of training a tokenizer: MAGVIT-v2's objective, and reconstructions of fixed clips to watch it.
+
+The held-out clips by which a person sees how a run goes.
+"""
 
 import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from vidtok.eval.metrics import block_edges
-from vidtok.logits import LogitDistance
-from vidtok.lpips import LPIPS
-from vidtok.tokenizer import VideoTokenizer
-from vidtok.train import adversarial
-from vidtok.train.discriminator import Discriminator
-from vidtok.train.folder import RunFolder
-from vidtok.train.loss import LossWeights, perceptual_and_gram_loss, perceptual_loss, reconstruction_loss
-from vidtok.train.task import AdversarialTask, bare
+from vidtok.checks import check_video
+from vidtok.config import TokenizerConfig
+from vidtok.datasets import MovingDigits, read_video, refuse_overlap
+from vidtok.datasets.decode import MEDIA_SUFFIXES, VIDEO_SUFFIXES
+from vidtok.datasets.sources import find_media
+from vidtok.errors import nearest
+from vidtok.eval.metrics.image import block_edges
+from vidtok.nets.discriminator import Discriminator
+from vidtok.tokenizer import VideoTokenizer, build_tokenizer
+from vidtok.train import losses
+from vidtok.train.distributed import bare
+from vidtok.train.loop import build_schedule
+from vidtok.train.losses import LossWeights, perceptual_and_gram_loss, perceptual_loss, reconstruction_loss
+from vidtok.train.perceptual import LPIPS, LogitDistance, build_perceptual
+from vidtok.train.run_folder import RunFolder
+from vidtok.train.state import build_state
+from vidtok.train.task import AdversarialTask
+
+if TYPE_CHECKING:
+    from vidtok.datasets import ClipFolder, DigitClips
 
 BIT = math.log(2)  # nats
 
@@ -65,7 +85,7 @@ class TokenizerTask(AdversarialTask):
         if self.plays(step):
             # Not the wrapped one: nothing here is for the discriminator to learn from.
             self.discriminator.requires_grad_(False)
-            terms["adversarial"] = adversarial.generator_loss(self.discriminator(decoded))
+            terms["adversarial"] = losses.generator_loss(self.discriminator(decoded))
             self.discriminator.requires_grad_(True)
         return terms, decoded.detach()
 
@@ -78,15 +98,15 @@ class TokenizerTask(AdversarialTask):
         real = batch.requires_grad_(self.weights.r1 > 0)
         real_logits, fake_logits = critic(torch.cat([real, carried])).chunk(2)
         terms = {
-            "discriminator": adversarial.discriminator_loss(real_logits, fake_logits),
-            "lecam": adversarial.lecam_penalty(real_logits, fake_logits, averages),
-            "discriminator_accuracy": adversarial.accuracy(real_logits, fake_logits),
+            "discriminator": losses.discriminator_loss(real_logits, fake_logits),
+            "lecam": losses.lecam_penalty(real_logits, fake_logits, averages),
+            "discriminator_accuracy": losses.accuracy(real_logits, fake_logits),
             "real_logit": real_logits.detach().mean(),
             "fake_logit": fake_logits.detach().mean(),
         }
         if self.weights.r1 > 0:
             with torch.autocast(batch.device.type, enabled=False):
-                terms["r1"] = adversarial.r1_penalty(real_logits, real)
+                terms["r1"] = losses.r1_penalty(real_logits, real)
         return terms
 
     def critic_total(self, terms: dict[str, Tensor], step: int) -> Tensor:
@@ -154,3 +174,118 @@ def comparison(video_BCTHW: Tensor, decoded_BCTHW: Tensor) -> Tensor:
     frames = sorted({0, T // 2, T - 1})
     rows = [x[:, :, frames].transpose(1, 2).flatten(0, 1) for x in (video_BCTHW, decoded_BCTHW)]
     return make_grid(torch.cat(rows).float().cpu(), nrow=len(rows[0]), normalize=True, value_range=(-1, 1))
+
+
+def read_fixed_clips(
+    root: str | Path | None,
+    clips: int,
+    frames: int,
+    size: int | Sequence[int],
+    stride: tuple[int, int, int],
+    training_files: Iterable[str] = (),
+) -> list[Tensor]:
+    """The first frames of some videos spread over a folder, float32 [1, 3, frames, size, size] in [-1, 1] each.
+
+    Args:
+        root: the folder; "digits", the ones that training doesn't see; None, no clips.
+        clips: how many. Videos with fewer than `frames` frames are left out with a warning.
+        frames: of each; 1 takes images, too.
+        size: of the centre crop, pixels; several give each video at every size, one size after the other.
+        stride: of the tokenizer, which frames and size must fit.
+        training_files: among which no file of the folder may be.
+
+    Raises:
+        ValueError: for a shape that doesn't fit the stride, a folder without videos (or with too short ones alone), and
+            files of the training.
+    """
+    if root is None:
+        return []
+    if clips < 1:
+        raise ValueError(f"validation.clips={clips} must be at least 1; validation.root=null watches none")
+    if not isinstance(size, int):
+        if not size or len({*size}) < len(size) or not all(isinstance(one, int) for one in size):
+            raise ValueError(f"validation.size={size} must be one or more different sizes in pixels")
+        arguments = (stride, list(training_files))
+        return [clip for one in size for clip in read_fixed_clips(root, clips, frames, one, *arguments)]
+    if root == "digits":
+        digits = MovingDigits("val", frames, size)
+        found = [digits[i * len(digits) // clips].video for i in range(clips)]
+    else:
+        files = find_media(root, MEDIA_SUFFIXES if frames == 1 else VIDEO_SUFFIXES)
+        refuse_overlap(training_files, files)
+        chosen = files[:: max(1, len(files) // max(1, clips))][:clips]
+        read = [read_video(path, size=(size, size), max_frames=frames) for path in chosen]
+        found = [clip for clip in read if clip.shape[2] == frames]
+        if len(found) < len(read):
+            warnings.warn(f"{len(read) - len(found)} validation clips have fewer than {frames} frames", stacklevel=2)
+        if not found:
+            raise ValueError(f"validation.root={root} holds no video of {frames} frames or more")
+    check_video(found[0], stride)
+    return found
+
+
+def build_tokenizer_training(cfg: DictConfig) -> dict:
+    """The arguments of `vidtok.train.loop.train` that a config determines: for `vidtok train tokenizer`.
+
+    For a branch this starts its folder too, and completes `cfg`, which the folder keeps.
+    """
+    # Imported here: a tokenizer alone needs none of it.
+    from vidtok.nets.grow import grow
+    from vidtok.nets.inflate import inflate
+    from vidtok.train.branch import Branch, read_branch, start_branch, validate_branch
+    from vidtok.train.distributed import join_processes
+    from vidtok.train.state import create_optimizer
+
+    perceptual = build_perceptual(cfg)
+    if perceptual is None:
+        cfg.loss.perceptual = cfg.loss.gram = 0.0
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    data, weights = plain["data"], LossWeights(**plain["loss"])
+    if len(given := [key for key in ("branch", "init", "inflate", "grow") if plain[key]]) > 1:
+        raise ValueError(f"give one of {'= and '.join(given)}=: each says what the weights start as")
+    model = validate_branch(plain["branch"], plain["run"]) if plain["branch"] else None
+    # The branch point isn't known before the checkpoint is copied; until then this checks the settings.
+    arguments = build_schedule(plain, Branch(plain["branch"], 0, 0.0, model) if plain["branch"] else None)
+
+    torch.manual_seed(plain["seed"])  # of the initial weights
+    if plain["branch"]:
+        cfg.model = model
+        tokenizer = VideoTokenizer(TokenizerConfig(**model))
+    elif plain["init"]:
+        tokenizer = VideoTokenizer.from_pretrained(plain["init"])
+        cfg.model = asdict(tokenizer.config)  # the config that the run folder keeps names the model that was trained
+    else:
+        tokenizer = build_tokenizer(cfg)
+        if plain["inflate"]:
+            inflate(VideoTokenizer.from_pretrained(plain["inflate"]), tokenizer)
+        if plain["grow"]:
+            grow(VideoTokenizer.from_pretrained(plain["grow"]), tokenizer)
+    batches, fixed_clips = build_clips(plain, tokenizer.stride)
+    state = build_state(tokenizer, plain)
+    if weights.adversarial > 0:
+        size = (data["frames"], data["crop"], data["crop"])
+        state.critic = Discriminator(size, **plain["discriminator"])
+        state.critic_optimizer = create_optimizer(state.critic, **plain["discriminator_optimizer"])
+    task = TokenizerTask(weights, state.critic, perceptual, fixed_clips)
+    if plain["branch"]:  # last, so that a command that failed has started none
+        branch = start_branch(plain["branch"], plain["run"], join_processes())
+        arguments = build_schedule(plain, branch)
+        cfg.trainer.shape, cfg.trainer.max_steps = "decay", arguments["schedule"].max_steps
+    elif branch := read_branch(cfg.run):
+        raise ValueError(f"run={cfg.run} holds a branch: give branch={branch.run} to go on, or another run=")
+    return {"task": task, "state": state, "batches": batches, **arguments}
+
+
+def build_clips(plain: dict, stride: tuple[int, int, int]) -> tuple["ClipFolder | DigitClips", list[torch.Tensor]]:
+    """Training batches of the group `data`, and the fixed clips of `validation`, which are none of theirs."""
+    from vidtok.datasets import ClipFolder, DigitClips
+
+    data, files = dict(plain["data"]), []
+    if (kind := data.pop("kind")) == "folder":
+        batches = ClipFolder(data.pop("root"), stride=stride, seed=plain["seed"], **data)
+        files = batches.videos + batches.images
+    elif kind == "digits":
+        batches = DigitClips(seed=plain["seed"], stride=stride, **data)
+    else:
+        raise ValueError(f"unknown data.kind {kind!r}: {nearest(kind, ['folder', 'digits'])}")
+    return batches, read_fixed_clips(**plain["validation"], stride=stride, training_files=files)

@@ -1,0 +1,151 @@
+"""Frames as tensors: uint8 pictures to [-1, 1] and back, and the one way sizes are changed.
+
+From a decoded FFmpeg frame to the picture a viewer sees.
+
+Several clips in one picture or one video.
+
+Legend: B clips, T H W video.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from av import VideoFrame
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.utils import make_grid
+
+Size = int | tuple[int, int] | None
+
+
+def frames_to_video(frames_THWC: np.ndarray | Tensor) -> Tensor:
+    """uint8 [T,H,W,3] -> float32 [3,T,H,W] in [-1, 1]."""
+    frames_CTHW = torch.as_tensor(frames_THWC).permute(3, 0, 1, 2)
+    return frames_CTHW.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+
+
+def video_to_frames(video_CTHW: Tensor) -> np.ndarray:
+    """Float [3,T,H,W] in [-1, 1] (clamped) or uint8 [3,T,H,W] -> uint8 [T,H,W,3], rounded to nearest."""
+    if video_CTHW.dtype != torch.uint8:
+        video_CTHW = video_CTHW.float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return video_CTHW.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+
+
+def resize_video(video_CTHW: Tensor, size: Size, multiple: int = 8) -> Tensor:
+    """Resize float [3,T,H,W] in [-1, 1]: bicubic, antialiased, aspect kept, then cut at the centre.
+
+    size: int, the short side becomes `size` and the long side is cut to a multiple of `multiple`; (h, w), resized to
+    cover and cut to exactly h x w; None, native size with both sides cut to a multiple of `multiple`.
+    Raises ValueError for a size below 1, or where nothing would be left.
+    """
+    height, width = video_CTHW.shape[-2:]
+    (new_h, new_w), (cut_h, cut_w) = plan_resize(height, width, size, multiple)
+    if (new_h, new_w) != (height, width):
+        video_TCHW = F.interpolate(video_CTHW.transpose(0, 1), (new_h, new_w), mode="bicubic", antialias=True)
+        video_CTHW = video_TCHW.clamp_(-1, 1).transpose(0, 1)
+    top, left = (new_h - cut_h) // 2, (new_w - cut_w) // 2
+    return video_CTHW[..., top : top + cut_h, left : left + cut_w].contiguous()
+
+
+def check_size(size: Size) -> None:
+    """Raises ValueError unless None, a positive int or two of them."""
+    sides = size if isinstance(size, tuple | list) else (size, size)
+    if size is not None and (len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides)):
+        raise ValueError(f"size is None, pixels of the short side, or (height, width), all above 0, not {size!r}")
+
+
+def plan_resize(height: int, width: int, size: Size, multiple: int = 8) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((h, w) to resize to, (h, w) left after the centre cut) for pictures of height x width; see `resize_video`."""
+    if size is None:
+        resized, cut = (height, width), (height // multiple * multiple, width // multiple * multiple)
+    elif isinstance(size, int):
+        scale = size / min(height, width)
+        resized = max(size, round(height * scale)), max(size, round(width * scale))
+        cut = tuple(s if s == size else s // multiple * multiple for s in resized)
+    else:
+        scale = max(size[0] / height, size[1] / width)
+        resized, cut = (max(size[0], round(height * scale)), max(size[1], round(width * scale))), tuple(size)
+    if min(cut) < 1:
+        raise ValueError(f"size={size} leaves nothing of {height}x{width} pictures (sides are cut to {multiple}n)")
+    return resized, cut
+
+
+Matrix = tuple[int, int, int, int]
+
+# Of EXIF's orientations 2 to 8: what a pixel at (x, y) is shown at, see `display_matrix`.
+_ORIENTATIONS: dict[int, Matrix] = {
+    2: (-1, 0, 0, 1),
+    3: (-1, 0, 0, -1),
+    4: (1, 0, 0, -1),
+    5: (0, 1, 1, 0),
+    6: (0, 1, -1, 0),
+    7: (0, -1, -1, 0),
+    8: (0, -1, 1, 0),
+}
+
+
+def to_rgb(frame: VideoFrame, width: int, height: int, matrix: Matrix | None = None) -> np.ndarray:
+    """Decoded frame -> uint8 [H,W,3] RGB, scaled to width x height (coded orientation) if it differs, then turned: by
+    `matrix`, or by the frame's own."""
+    image_HWC = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+    return orient(image_HWC, matrix or display_matrix(frame))
+
+
+def exif_matrix(path: Path) -> Matrix | None:
+    """The display matrix that an image file's EXIF orientation stands for; None: upright, or nothing is said."""
+    try:
+        with Image.open(path) as image:
+            return _ORIENTATIONS.get(image.getexif().get(0x0112))
+    except (OSError, SyntaxError, ValueError):  # FFmpeg can read it, Pillow can't
+        return None
+
+
+def display_matrix(frame: VideoFrame) -> Matrix | None:
+    """(a, b, c, d) of the frame's display matrix: a pixel at (x, y) is shown at (ax + cy, bx + dy). None: upright."""
+    try:
+        side_data = frame.side_data
+    except ValueError:  # PyAV stumbles over kinds it does not know; the angle it still tells, mirrors are lost
+        turn = round(frame.rotation / 90) * math.pi / 2
+        cos, sin = round(math.cos(turn)), round(math.sin(turn))
+        return (cos, -sin, sin, cos) if turn else None
+    for data in side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            m = np.frombuffer(bytes(data), dtype=np.int32)
+            return int(m[0]), int(m[1]), int(m[3]), int(m[4])
+    return None
+
+
+def swaps_sides(matrix: Matrix | None) -> bool:
+    """Whether the matrix lays rows down as columns."""
+    return matrix is not None and abs(matrix[1]) + abs(matrix[2]) > abs(matrix[0]) + abs(matrix[3])
+
+
+def orient(image_HWC: np.ndarray, matrix: Matrix | None) -> np.ndarray:
+    """Apply a display matrix of quarter turns and mirrors, the way ffmpeg's autorotate does."""
+    if matrix is None:
+        return image_HWC
+    a, b, c, d = matrix
+    if swaps_sides(matrix):
+        image_HWC, a, d = image_HWC.transpose(1, 0, 2), c, b
+    return image_HWC[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+COLUMNS = 6  # frames of each clip that a picture shows
+
+
+def frame_rows(video_BCTHW: Tensor, columns: int = COLUMNS) -> Tensor:
+    """[3, H', W'] in [-1, 1]: a row for each clip, of frames spread evenly over it."""
+    last = video_BCTHW.shape[2] - 1
+    frames = sorted({round(place) for place in torch.linspace(0, last, columns).tolist()})
+    rows = video_BCTHW[:, :, frames].transpose(1, 2).flatten(0, 1)
+    return make_grid(rows.clamp(-1, 1), nrow=len(frames), pad_value=1)
+
+
+def tiled(video_BCTHW: Tensor) -> Tensor:
+    """[3, T, H', W'] in [-1, 1]: the clips side by side, in a square as far as possible."""
+    across = math.ceil(math.sqrt(len(video_BCTHW)))
+    frames = [make_grid(frame.clamp(-1, 1), nrow=across, pad_value=1) for frame in video_BCTHW.unbind(2)]
+    return torch.stack(frames, 1)

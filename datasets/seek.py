@@ -1,0 +1,260 @@
+"""A file's frames by its packets alone: no decoding, and a proof that this is enough.
+
+Another frame rate: which frame is shown at which time.
+
+Single frames out of a video, without decoding what comes before where possible.
+
+A window of consecutive frames out of the middle of a video.
+
+Decoded frames kept on disk, for training runs that read the same short videos again and again.
+
+One video is two files, named by a hash of its path, size and modification time: NAME.rgb, raw uint8 [T,H,W,3], and
+NAME.npz (timestamps float64 [T] in seconds, shape int64 [T,H,W,3], fps float64), written last: where it exists both are
+whole. 144p costs about 110 KB a frame.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import chain
+from pathlib import Path
+
+import av
+import numpy as np
+
+from vidtok.datasets.decode import Chunk, PyAVReader, describe, open_container, stream_fps
+from vidtok.datasets.frames import to_rgb
+from vidtok.errors import VideoError
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """pts: int64 [N], presentation times of all packets, ascending, in ticks of `tick` seconds. keys: int64 [K], those
+    of the keyframes. fps: average frames per second. doubt: why the packets do not prove what a decoder will present,
+    or None where they do: no packet is discarded (edit lists) or corrupt, times are all there, distinct and from 0 on,
+    and there are as many packets as the header says frames. open_gop: whether a keyframe is followed by frames shown
+    before it; a decoder that seeks and then counts, as decord does, goes wrong there."""
+
+    pts: np.ndarray
+    keys: np.ndarray
+    tick: float
+    fps: float
+    doubt: str | None
+    open_gop: bool
+
+    @property
+    def timestamps(self) -> np.ndarray:
+        """float64 [N], seconds from the first frame."""
+        return (self.pts - self.pts[0]) * self.tick
+
+
+def read_timeline(path: str | Path) -> Timeline:
+    """Demux `path` to its end. Raises `VideoError` where it can't be opened."""
+    container, stream = open_container(path)
+    with container:
+        pts, key_places, doubts = [], [], set()
+        try:
+            for packet in container.demux(stream):
+                if not packet.size:
+                    continue
+                if packet.is_discard:
+                    doubts.add("packets marked for discarding (an edit list)")
+                if packet.is_corrupt:
+                    doubts.add("packets marked corrupt")
+                if packet.pts is None:
+                    doubts.add("packets without a time")
+                    continue
+                if packet.is_keyframe:
+                    key_places.append(len(pts))
+                pts.append(packet.pts)
+        except av.error.FFmpegError as e:
+            doubts.add(f"demuxing ends in an error ({describe(e)})")
+        pts = np.array(pts, dtype=np.int64)
+        ascending, keys = np.sort(pts), pts[key_places]
+        if not len(pts):
+            doubts.add("no packets")
+        elif ascending[0] < 0:
+            doubts.add("times below zero")
+        if (np.diff(ascending) == 0).any():
+            doubts.add("two packets with one time")
+        if not len(keys) or keys[0] != ascending[0]:
+            doubts.add("does not begin with a keyframe")
+        if stream.frames and stream.frames != len(pts):
+            doubts.add(f"{len(pts)} packets for {stream.frames} frames in the header")
+        return Timeline(
+            ascending,
+            np.sort(keys),
+            float(stream.time_base),
+            stream_fps(stream),
+            "; ".join(sorted(doubts)) or None,
+            open_gop=bool((np.searchsorted(ascending, keys) != key_places).any()),
+        )
+
+
+TOLERANCE = 1e-3  # seconds: containers that count milliseconds round 1/30 s to 33 or 34 ms
+
+
+def resample_indices(timestamps: np.ndarray, fps: float, start: float = 0.0, count: int | None = None) -> np.ndarray:
+    """int64 indices of the frames shown at start, start + 1/fps, ...: the latest frame not after each time.
+
+    timestamps: float64 [N] ascending seconds. A time within 1 ms before a frame counts as its time. count: how many;
+    None, as many as come before the last timestamp plus one mean frame gap.
+    """
+    if count is None:
+        gap = (timestamps[-1] - timestamps[0]) / max(len(timestamps) - 1, 1)
+        count = max(1, int(np.ceil((timestamps[-1] + gap - start) * fps - TOLERANCE * fps)))
+    return indices_at(timestamps, start + np.arange(count) / fps)
+
+
+def indices_at(timestamps: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """int64 indices of the frames shown at `times` (seconds, any shape); before the first frame, that one."""
+    return np.maximum(np.searchsorted(timestamps, times + TOLERANCE, side="right") - 1, 0)
+
+
+def resample_chunks(chunks: Iterator[Chunk], fps: float, last_display: float, size: int) -> Iterator[Chunk]:
+    """The same rule on a stream, holding one frame back. Yields chunks of `size` frames, timestamps j/fps.
+
+    last_display: seconds the last frame is shown.
+    """
+    pictures: list[np.ndarray] = []
+    emitted = 0
+    held = None
+
+    def due(until: float) -> Iterator[Chunk]:
+        nonlocal emitted, pictures
+        while emitted / fps + TOLERANCE < until:
+            pictures.append(held)
+            emitted += 1
+            if len(pictures) == size:
+                yield Chunk(np.stack(pictures), np.arange(emitted - size, emitted) / fps)
+                pictures = []
+
+    time = 0.0
+    for frames, times in chunks:
+        for frame, time in zip(frames, times, strict=True):
+            if held is not None:
+                yield from due(time)
+            held = frame
+    yield from due(max(time + last_display, 2 * TOLERANCE))
+    if pictures:
+        yield Chunk(np.stack(pictures), np.arange(emitted - len(pictures), emitted) / fps)
+
+
+def cached_frames(path: str | Path, folder: str | Path) -> tuple[np.ndarray, np.ndarray, float]:
+    """(frames uint8 [T,H,W,3], memory-mapped; timestamps float64 [T]; fps as the reader has it).
+
+    Decoded on the first call, in bounded memory. Raises `VideoError` where the video can't be decoded.
+    """
+    folder = Path(folder)
+    status = os.stat(path)
+    key = f"{os.path.realpath(path)}:{status.st_size}:{status.st_mtime_ns}"
+    name = hashlib.sha256(key.encode()).hexdigest()[:24]
+    frames_file, facts_file = folder / f"{name}.rgb", folder / f"{name}.npz"
+    if not facts_file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _decode(path, frames_file, facts_file)
+    with np.load(facts_file, allow_pickle=False) as facts:
+        shape, timestamps, fps = tuple(facts["shape"].tolist()), facts["timestamps"], float(facts["fps"])
+    return np.memmap(frames_file, np.uint8, "r", shape=shape), timestamps, fps
+
+
+def _decode(path: str | Path, frames_file: Path, facts_file: Path) -> None:
+    """Both files are renamed into place, so that several processes may be at it and a kill leaves nothing half done."""
+    new_frames, new_facts = (f.with_suffix(f".{os.getpid()}.new{f.suffix}") for f in (frames_file, facts_file))
+    times = []
+    try:
+        with PyAVReader(path) as reader, open(new_frames, "wb") as handle:
+            for chunk in reader.iter_frames():
+                handle.write(np.ascontiguousarray(chunk.frames).data)
+                times.append(chunk.timestamps)
+                frame_shape, fps = chunk.frames.shape[1:], reader.fps
+        timestamps = np.concatenate(times)
+        np.savez(new_facts, timestamps=timestamps, shape=np.array([len(timestamps), *frame_shape]), fps=fps)
+        os.replace(new_frames, frames_file)
+        os.replace(new_facts, facts_file)
+    finally:  # what a broken video got to
+        new_frames.unlink(missing_ok=True)
+        new_facts.unlink(missing_ok=True)
+
+
+Choose = Callable[[np.ndarray, float], np.ndarray]
+
+
+def read_selection(path: str | Path, choose: Choose, cache: str | Path | None = None) -> Chunk:
+    """The frames that `choose(timestamps, fps)` asks for by index: int64 of any shape, repeats allowed.
+
+    Returns frames uint8 [*shape,H,W,3] and their timestamps float64 [*shape]. cache: folder for decoded frames, see
+    `cached_frames`. Raises `VideoError` where the video can't be decoded.
+    """
+    if cache is not None:
+        pictures, timestamps, fps = cached_frames(path, cache)
+        indices = choose(timestamps, fps)
+        return Chunk(np.array(pictures[indices]), timestamps[indices])
+    timeline, frames_NHWC = _timeline(str(path)), None
+    if timeline.doubt is None:
+        timestamps = timeline.timestamps
+        indices = choose(timestamps, timeline.fps)
+        frames_NHWC = _seek(path, timeline, indices.ravel())
+    if frames_NHWC is None:
+        with PyAVReader(path) as reader:
+            timestamps = reader.timestamps
+            indices = choose(timestamps, reader.fps)
+            frames_NHWC = reader.frames(indices.ravel())
+    return Chunk(frames_NHWC.reshape(*indices.shape, *frames_NHWC.shape[1:]), timestamps[indices])
+
+
+_timeline = lru_cache(maxsize=20_000)(read_timeline)
+
+
+def _seek(path: str | Path, timeline: Timeline, indices: np.ndarray) -> np.ndarray | None:
+    """Decode from the last keyframe that is not after the first index; None where seeking leads anywhere else, as it
+    does in containers without an index (MPEG-TS and -PS)."""
+    wanted = set(timeline.pts[indices].tolist())
+    first, last, pictures = min(wanted), max(wanted), {}
+    container, stream = open_container(path)
+    with container:
+        container.seek(int(timeline.keys[np.searchsorted(timeline.keys, first, side="right") - 1]), stream=stream)
+        packets = container.demux(stream)
+        try:
+            start = next(packets)
+            if not start.is_keyframe or start.pts is None or start.pts > first:
+                return None
+            for frame in chain(start.decode(), chain.from_iterable(packet.decode() for packet in packets)):
+                if frame.pts in wanted:
+                    pictures[frame.pts] = to_rgb(frame, stream.codec_context.width, stream.codec_context.height)
+                if frame.pts is None or frame.pts >= last:
+                    break
+        except av.error.FFmpegError as e:
+            what = f"frames {indices.min()} to {indices.max()}"
+            raise VideoError(path, f"the stream breaks while reading {what} ({describe(e)})") from e
+    if len(pictures) != len(wanted):
+        what = f"frames {indices.min()} to {indices.max()}"
+        raise VideoError(path, f"{what}: {len(pictures)} of {len(wanted)} were decoded")
+    return np.stack([pictures[p] for p in timeline.pts[indices].tolist()])
+
+
+def read_window(path: str | Path, frames: int, fps: float | None, position: float) -> np.ndarray:
+    """`frames` consecutive frames -> uint8 [T,H,W,3].
+
+    fps: resample by time (see `read_video`); None, native. position: 0..1, where between the first possible window and
+    the last one. Raises `VideoError` where the video is shorter than the window or can't be decoded.
+    """
+    choose = partial(window_indices, path=path, frames=frames, fps=fps, position=position)
+    return read_selection(path, choose).frames
+
+
+def window_indices(
+    timestamps: np.ndarray, native_fps: float, path: str | Path, frames: int, fps: float | None, position: float
+) -> np.ndarray:
+    """Frame numbers of a window, int64 [frames], from the video's timestamps, float64 [T]; see `read_window`."""
+    if fps is None:
+        starts = len(timestamps) - frames + 1
+        if starts < 1:
+            raise VideoError(path, f"{len(timestamps)} frames are less than a window of {frames}")
+        return min(int(position * starts), starts - 1) + np.arange(frames)
+    room = timestamps[-1] + 1 / native_fps - frames / fps
+    if room < -1e-3:
+        raise VideoError(path, f"{timestamps[-1] + 1 / native_fps:.2f} s are less than {frames} frames at {fps} fps")
+    return resample_indices(timestamps, fps, start=position * max(room, 0.0), count=frames)

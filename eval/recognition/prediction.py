@@ -1,0 +1,203 @@
+"""A head's probabilities for labelled videos.
+
+Legend: B batch, V views of one video, N videos, K classes.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vidtok.checks import pick_device
+from vidtok.datasets import LabelledDataset
+from vidtok.eval.recognition.inputs import join_segments, shuffle_frames
+
+
+class Views(NamedTuple):
+    """A batch to be tested: x [B,V,...], labels int64 [B], ids, and what could not be read: [{name, reason}]."""
+
+    x: Tensor
+    labels: Tensor
+    ids: list[str]
+    failures: list[dict]
+
+
+@dataclass
+class Predictions:
+    """probabilities: float64 [N,K]; labels: int [N]; ids; failures: [{name, reason}]."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    ids: list[str]
+    failures: list[dict] = field(default_factory=list)
+
+    @property
+    def correct_N(self) -> np.ndarray:
+        return self.probabilities.argmax(1) == self.labels
+
+
+def views_of_dataset(
+    dataset: LabelledDataset, batch_size: int, workers: int = 0, shuffle: bool = False, joined: int = 1
+) -> Iterator[Views]:
+    """Videos as they are read; a failed one (on_error="return") is counted, nothing takes its place. shuffle: their
+    frames in random order, see `shuffle_frames`. joined: clips that the head sees at once, see `join_segments`."""
+    for batch in dataset.loader(batch_size, workers):
+        failures = [{"name": str(error.path), "reason": error.reason} for error in batch.failed]
+        x = shuffle_frames(batch.video, batch.id) if shuffle and batch.id else batch.video
+        yield Views(join_segments(x, joined) if batch.id else x, batch.label, batch.id, failures)
+
+
+def views_in_memory(x_NV: Tensor, labels: np.ndarray, ids: list[str], batch_size: int) -> Iterator[Views]:
+    for start in range(0, len(ids), batch_size):
+        part = slice(start, start + batch_size)
+        yield Views(x_NV[part], torch.from_numpy(labels[part]), ids[part], [])
+
+
+@torch.no_grad()
+def predict(head: nn.Module, batches: Iterable[Views], encode: Callable[[Tensor], Tensor] | None = None) -> Predictions:
+    """Softmax of the head's logits, averaged over the views of each video.
+
+    head: in evaluation mode. encode: what stands between the videos and the head, see `InputEncoder`. The result does
+    not depend on how the videos are batched, but for the rounding of float32.
+
+    Raises ValueError where nothing could be read, FloatingPointError where the logits are not finite.
+    """
+    device = next(head.parameters()).device
+    rows, labels, ids, failures = [], [], [], []
+    for batch in batches:
+        failures += batch.failures
+        if not batch.ids:
+            continue
+        x = batch.x.flatten(0, 1).to(device)
+        logits = head(x if encode is None else encode(x)).double()
+        if not logits.isfinite().all():
+            raise FloatingPointError(f"the head's logits are not finite, first for {batch.ids[0]}")
+        rows.append(logits.softmax(1).unflatten(0, batch.x.shape[:2]).mean(1).cpu().numpy())
+        labels += batch.labels.tolist()
+        ids += batch.ids
+    if not ids:
+        reason = f"{failures[0]['name']}: {failures[0]['reason']}" if failures else "the split is empty"
+        raise ValueError(f"no video could be classified: {reason}")
+    return Predictions(np.concatenate(rows), np.array(labels), ids, failures)
+
+
+class Recognizer:
+    """A head, and the tokenizer that its input comes from.
+
+    Args:
+        head: name or folder of the head. model: of its tokenizer; None, by the recorded name. device: of both.
+
+    Attributes:
+        head: the `Head`. protocol: how it sees a video. encoder: what stands between the two, an `InputEncoder`.
+
+    Raises ValueError for a head that isn't there or doesn't say what it was trained on, and for another tokenizer.
+    """
+
+    def __init__(self, head: str, model: str | None, device: str):
+
+        self.head, self.encoder, self.protocol = load_head(head, model, device)
+
+    def file(self, path: Path):
+        """(probabilities [classes], number of views they are averaged over) of a video or a token file."""
+        if path.suffix.lower() == ".npz":
+            x = self._tokens(path)
+            return self._average(x), len(x)
+        from vidtok.datasets import LabelledVideos
+
+        videos = LabelledVideos(
+            [str(path)], [path.name], [-1], [], sampler=self.protocol.sampler(), transform=self.protocol.transform()
+        )
+        return self.video(videos[0].video), self.protocol.views
+
+    def video(self, video_V3THW):
+        """Probabilities [classes] of the views of one video, float [V, 3, T, H, W] in [-1, 1]."""
+
+        views = join_segments(video_V3THW[None], self.encoder.joined)[0]
+        return self._average(self.encoder(views.to(self.head.device)))
+
+    def top(self, probabilities, count: int) -> list[tuple[str, float]]:
+        """(label, probability) of the most probable classes."""
+        values, indices = probabilities.topk(min(count, len(probabilities)))
+        classes = self.head.config.classes
+        return [(classes[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
+
+    def _tokens(self, path: Path):
+        import numpy as np
+        import torch
+
+        from vidtok.extraction import read_npz
+
+        records = read_npz(path)
+        meta, kind = records[0].meta, self.encoder.kind
+        wanted = "ids" if kind in ("tokens", "codes") else kind
+        if meta.feature != wanted:
+            raise ValueError(f"it holds {meta.feature}, and head {self.head.config.name!r} reads {kind}")
+        if self.encoder.joined > 1:
+            raise ValueError(f"head {self.head.config.name!r} sees {self.encoder.joined} clips at once: give the video")
+        self.head.check_tokenizer(meta.model, meta.weight_hash)
+        side = self.protocol.size
+        if meta.frames != self.protocol.frames or meta.size != (side, side):
+            given = f"{meta.frames} frames of {meta.size[0]} x {meta.size[1]}"
+            raise ValueError(f"it holds {given}, and the head sees clips of {self.protocol.frames} of {side} x {side}")
+        features = np.stack([record.features for record in records])
+        x = torch.from_numpy(features.astype(np.int64 if wanted == "ids" else np.float32))
+        return self.encoder.cropped(x.to(self.head.device))
+
+    def _average(self, x):
+        import torch
+
+        with torch.no_grad():
+            return self.head(x).softmax(1).mean(0).cpu()
+
+
+RECONSTRUCTS = "vidtok-t"  # what clips go through for a head that was trained with no tokenizer
+
+
+def load_head(name: str, model: str | None, device: str, recon: bool = False, protocol: str | None = None):
+    """(head, the `InputEncoder` before it, `Protocol`). model: of the tokenizer; None, the one that the head names.
+    recon: a head of pixels sees reconstructions. protocol: instead of the head's own.
+
+    Raises ValueError for a head that doesn't say what its classes are or how it sees clips, or for a tokenizer that
+    isn't its own."""
+    from vidtok.eval.recognition.inputs import InputEncoder
+    from vidtok.heads import Head
+    from vidtok.tokenizer import VideoTokenizer
+
+    head = Head.from_pretrained(name, pick_device(device))
+    config, kind = head.config, trained_on(head.config)
+    if config.classes is None:
+        raise ValueError(f"head {config.name!r} doesn't say what its classes are")
+    if recon and config.input["kind"] != "pixels":
+        raise ValueError(f"--recon is for heads of pixels, and {config.name!r} reads {kind}")
+    kind, tokenizer = "recon" if recon else kind, None
+    found = find_protocol(config, protocol)
+    if kind != "pixels":
+        named = config.tokenizer["name"] if config.tokenizer else RECONSTRUCTS if recon else None
+        if model is None and named is None:
+            raise ValueError(f"head {config.name!r} names no tokenizer: give --model")
+        tokenizer = VideoTokenizer.from_pretrained(model or named, head.device)
+        head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
+    cells, side = (config.protocol or {}).get("cells"), config.input.get("stride", [None])[-1]
+    return head, InputEncoder(kind, tokenizer, found.at_once, cells, side), found
+
+
+def trained_on(config) -> str:
+    """Of `vidtok.eval.recognition.inputs.INPUTS`: pixels that come from a tokenizer are reconstructions."""
+    kind = config.input["kind"]
+    return "recon" if kind == "pixels" and config.tokenizer is not None else kind
+
+
+def find_protocol(config, name: str | None):
+    """The head's protocol, with other frames, stride, segments and crops where they are given."""
+    from vidtok.eval.recognition.protocol import Protocol
+
+    if config.protocol is None and name is None:
+        raise ValueError(f"head {config.name!r} names no protocol: give --protocol")
+    own = Protocol.of_head(config.protocol) if config.protocol else Protocol()
+    if name is None:
+        return own
+    return Protocol.parse(name, own.size, None if "xu" in name else own.fps, own.resize, own.joined)

@@ -1,0 +1,142 @@
+"""Results of recognition, all kinds in one form.
+
+Result schema "vidtok.recognition/1":
+
+    schema          that string
+    kind            "recognition", "probe", "finetune" or "compare"
+    data            source, root, splits {train, test}, label_column, classes [names], n_train
+    protocol        name (frames x stride x segments x crops: 17x4x1x1), frames, stride, segments, crops, size, fps
+    tokenizer       name, weight_hash, stride, bits; or null
+    results         one for each head or arm:
+      name            what the table calls it
+      input           what the head reads; tested_on: what it was tested on, mostly the same
+      top1            over seeds: mean, deviation (null for one seed), seeds, low, high (95 %), interval (its kind)
+      top5, mean_class   means over seeds; top5 is null for five classes or fewer
+      shuffled_frames    top1 of the same heads on clips whose frames are in random order; or null
+      runs            one for each seed: seed; top1, top5, top1_of_total, mean_class: {value, low, high} (95 %:
+                      Wilson; mean_class: bootstrap over clips); confusion [K][K], true class by row; n_total,
+                      n_used, n_failed; head: name, weight_hash; and what was spent: steps, seconds
+    controls        majority: the most frequent training class: class, top1, ...
+    comparisons     [{ours, theirs, ratio, difference, method}]: paired bootstrap, see `paired_ratio`
+    costs           see `vidtok.eval.recognition.comparison`; for kind "compare" only
+    n_total         clips of the test split = n_used + n_failed
+    n_used, n_failed
+    failures        [{name, reason}]: clips that could not be read; nothing takes their place
+    clips           [{id, label, predicted: {name of a result: [class for each seed]}}]
+    config          all settings
+    provenance      git, versions, device, threads, date
+    wall_time_s     seconds
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from vidtok.eval.metrics.intervals import accuracy, majority, over_seeds
+from vidtok.eval.recognition.clips import ClipSource
+from vidtok.eval.recognition.prediction import Predictions
+from vidtok.provenance import provenance
+from vidtok.tokenizer import VideoTokenizer
+
+SCHEMA = "vidtok.recognition/1"
+
+
+def result_entry(
+    name: str,
+    input: str,
+    runs: Sequence[tuple[Mapping, Predictions]],
+    tested_on: str | None = None,
+    shuffled: Sequence[Predictions] | None = None,
+) -> dict:
+    """One of `results`. runs: ({"seed", "head", ...}, predictions) of each seed, all for the same clips; shuffled: of
+    the same heads for shuffled frames."""
+    rows = [{**facts, **accuracy(found.probabilities, found.labels, len(found.failures))} for facts, found in runs]
+    top5 = None if rows[0]["top5"] is None else float(np.mean([row["top5"]["value"] for row in rows]))
+    return {
+        "name": name,
+        "input": input,
+        "tested_on": tested_on or input,
+        "top1": over_seeds(correct_of([found for _, found in runs])),
+        "top5": top5,
+        "mean_class": float(np.mean([row["mean_class"]["value"] for row in rows])),
+        "shuffled_frames": over_seeds(correct_of(shuffled)) if shuffled else None,
+        "runs": rows,
+    }
+
+
+def correct_of(predictions: Sequence[Predictions]) -> np.ndarray:
+    """bool [S,N]. Raises ValueError where the seeds have not seen the same clips."""
+    if len({tuple(found.ids) for found in predictions}) > 1:
+        raise ValueError("the runs have not been tested on the same clips")
+    return np.stack([found.correct_N for found in predictions])
+
+
+def recognition_result(
+    kind: str,
+    entries: Sequence[dict],
+    predictions: Mapping[str, Sequence[Predictions]],
+    *,
+    data: Mapping,
+    train_labels: Sequence[int],
+    protocol: Mapping,
+    tokenizer: VideoTokenizer | None,
+    config: Mapping,
+    wall_time_s: float,
+    device: str = "cpu",
+    **more,
+) -> dict:
+    """The whole result, see the top of this file. predictions: of each entry, by its name; train_labels: of the clips
+    that were trained on, for the majority class; more: `comparisons`, `costs`."""
+    first = next(iter(predictions.values()))[0]
+    classes = data["classes"]
+    control = None
+    if len(train_labels):
+        control = majority(np.asarray(train_labels), first.labels, len(classes), len(first.failures))
+        control["class"] = classes[control["class"]]
+    clips = [
+        {
+            "id": name,
+            "label": classes[label],
+            "predicted": {
+                entry: [classes[found.probabilities[i].argmax()] for found in seeds]
+                for entry, seeds in predictions.items()
+            },
+        }
+        for i, (name, label) in enumerate(zip(first.ids, first.labels, strict=True))
+    ]
+    return {
+        "schema": SCHEMA,
+        "kind": kind,
+        "data": {**data, "n_train": len(train_labels)},
+        "protocol": dict(protocol),
+        "tokenizer": None if tokenizer is None else tokenizer_record(tokenizer),
+        "results": list(entries),
+        "controls": {"majority": control},
+        **more,
+        "n_total": len(first.ids) + len(first.failures),
+        "n_used": len(first.ids),
+        "n_failed": len(first.failures),
+        "failures": first.failures,
+        "clips": clips,
+        "config": dict(config),
+        "provenance": provenance(device),
+        "wall_time_s": wall_time_s,
+    }
+
+
+def data_record(
+    source: ClipSource, splits: Mapping[str, str | None], classes: Sequence[str], train_failures: Sequence[dict] = ()
+) -> dict:
+    """train_failures: training clips that could not be read, {name, reason}; those read anew are resampled instead."""
+    record = {**asdict(source), "splits": dict(splits), "classes": list(classes)}
+    return {**record, "train_failures": list(train_failures)}
+
+
+def tokenizer_record(tokenizer: VideoTokenizer) -> dict:
+    return {
+        "name": tokenizer.config.name,
+        "weight_hash": tokenizer.weight_hash,
+        "stride": list(tokenizer.stride),
+        "bits": tokenizer.bits,
+    }

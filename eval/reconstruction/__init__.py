@@ -1,0 +1,1 @@
+"""Evaluate reconstructions of a tokenizer."""

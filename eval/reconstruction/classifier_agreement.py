@@ -1,0 +1,158 @@
+"""Does a classifier see the same in a clip and in what the tokens keep of it? No labels are needed.
+
+Result schema "vidtok.agreement/1":
+
+    schema          that string
+    classifier      name of the network, weights {file, sha256 (16 hex digits)}
+    protocol        as in `vidtok.eval.reconstruction.run`
+    n_total, n_used, n_failed, failures [{name, reason}]
+    tokenizers      one for each: name, weight_hash, stride, bits; bits_per_pixel;
+      top1            share of clips whose best class stays the best: {value, low, high}, 95 %, Wilson
+      top5            share of clips whose best class is still among the best five: likewise
+      confidence      mean probability of the original's best class: original, reconstruction, drop {mean, stderr}
+    clips           [{name, best: class of the original, confidence, tokenizers: {name: {best, confidence}}}]
+    provenance      git, versions, device, threads, date
+    wall_time_s     seconds
+
+Legend: N clips, K classes.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vidtok.eval.metrics.codebook import bits_per_pixel
+from vidtok.eval.metrics.i3d import I3D
+from vidtok.eval.metrics.intervals import share_of
+from vidtok.eval.recognition.results import tokenizer_record
+from vidtok.eval.reconstruction.run import Clip
+from vidtok.provenance import provenance
+from vidtok.tokenizer import VideoTokenizer
+
+SCHEMA = "vidtok.agreement/1"
+
+
+@torch.inference_mode()
+def evaluate_agreement(
+    classifier: I3D,
+    tokenizers: Sequence[VideoTokenizer],
+    videos: Iterable[Clip],
+    *,
+    weights: str | Path,
+    protocol: Mapping,
+    classes: Sequence[str] | None = None,
+    device: str | torch.device = "cpu",
+) -> dict:
+    """Classifies every clip, and its reconstruction by each tokenizer.
+
+    classifier, tokenizers: on `device`. videos: (name, float [1,3,T,H,W] in [-1,1] or why there is none). weights: the
+    classifier's file, for the record. classes: names of its classes; None, numbers.
+
+    Raises ValueError where no clip could be used, or for another number of names.
+    """
+    start = time.perf_counter()
+    rows, failures, rates = [], [], {}
+    originals, others = [], {tokenizer.config.name: [] for tokenizer in tokenizers}
+    if len(others) < len(tokenizers):
+        raise ValueError("two tokenizers have the same name")
+    for name, clip in videos:
+        if isinstance(clip, Exception):
+            failures.append({"name": name, "reason": str(clip).removeprefix(f"{name}: ")})
+            continue
+        x = clip.to(device)
+        probabilities = classifier(x).softmax(1).cpu()
+        found = {}
+        for tokenizer in tokenizers:
+            again = tokenizer.decode(tokenizer.encode(x))
+            found[tokenizer.config.name] = classifier(again).softmax(1).cpu()
+            rates[tokenizer.config.name] = bits_per_pixel(tokenizer.bits, tokenizer.stride, *x.shape[2:])
+        if classes is not None and len(classes) != probabilities.shape[1]:
+            raise ValueError(f"{len(classes)} class names for {probabilities.shape[1]} classes")
+        originals.append(probabilities)
+        for other, values in found.items():
+            others[other].append(values)
+        best = int(probabilities.argmax())
+        rows.append(
+            {
+                "name": name,
+                "best": _class(best, classes),
+                "confidence": float(probabilities[0, best]),
+                "tokenizers": {
+                    other: {"best": _class(int(p.argmax()), classes), "confidence": float(p[0, best])}
+                    for other, p in found.items()
+                },
+            }
+        )
+    if not rows:
+        raise ValueError(f"no clip could be used: {failures[0]['name']}: {failures[0]['reason']}")
+    original_NK = torch.cat(originals)
+    return {
+        "schema": SCHEMA,
+        "classifier": {
+            "name": "I3D, Kinetics-400",
+            "weights": {"file": str(weights), "sha256": classifier.weight_hash},
+        },
+        "protocol": dict(protocol),
+        "n_total": len(rows) + len(failures),
+        "n_used": len(rows),
+        "n_failed": len(failures),
+        "failures": failures,
+        "tokenizers": [
+            {
+                **tokenizer_record(tokenizer),
+                "bits_per_pixel": rates[tokenizer.config.name],
+                **agreement(original_NK, torch.cat(others[tokenizer.config.name])),
+            }
+            for tokenizer in tokenizers
+        ],
+        "clips": rows,
+        "provenance": provenance(device),
+        "wall_time_s": time.perf_counter() - start,
+    }
+
+
+def agreement(original_NK: Tensor, other_NK: Tensor) -> dict:
+    """top1, top5 and confidence, see the top of this file, of the probabilities for N clips."""
+    best_N1 = original_NK.argmax(1, keepdim=True)
+    five = min(5, other_NK.shape[1])
+    same = int((other_NK.argmax(1, keepdim=True) == best_N1).sum())
+    among = int((other_NK.topk(five, 1).indices == best_N1).any(1).sum())
+    before, after = original_NK.gather(1, best_N1).double(), other_NK.gather(1, best_N1).double()
+    drop, n = before - after, len(best_N1)
+    return {
+        "top1": share_of(same, n),
+        "top5": share_of(among, n),
+        "confidence": {
+            "original": float(before.mean()),
+            "reconstruction": float(after.mean()),
+            "drop": {"mean": float(drop.mean()), "stderr": float(drop.std() / n**0.5) if n > 1 else None},
+        },
+    }
+
+
+def format_agreement(result: Mapping) -> str:
+    """The result as a few lines for a terminal."""
+    protocol = result["protocol"]
+    lines = [
+        f"{result['classifier']['name']} on {protocol['source']} ({protocol['crop']}, fps {protocol['fps']})",
+        f"{result['n_used']} of {result['n_total']} clips used, {result['n_failed']} failed",
+        "",
+        f"{'':<16}{'bits/pixel':>11}{'top-1':>8}{'95 %':>16}{'top-5':>8}{'confidence':>13}{'drop':>18}",
+    ]
+    for row in result["tokenizers"]:
+        top1, drop = row["top1"], row["confidence"]["drop"]
+        stderr = "" if drop["stderr"] is None else f" +- {drop['stderr']:.3f}"
+        interval = f"{100 * top1['low']:.1f} - {100 * top1['high']:.1f}"
+        lines.append(
+            f"{row['name']:<16}{row['bits_per_pixel']:>11.4f}{100 * top1['value']:>8.1f}{interval:>16}"
+            f"{100 * row['top5']['value']:>8.1f}{row['confidence']['original']:>13.3f}{drop['mean']:>10.3f}{stderr}"
+        )
+    lines += [f"failed: {failure['name']}: {failure['reason']}" for failure in result["failures"]]
+    return "\n".join(lines)
+
+
+def _class(number: int, classes: Sequence[str] | None) -> str | int:
+    return number if classes is None else classes[number]

@@ -1,0 +1,1 @@
+"""Report results: tables, charts, pages, Markdown."""

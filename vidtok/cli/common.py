@@ -1,0 +1,116 @@
+"""Flags that several verbs share, and the tokenizer they ask for.
+
+Small tables on stdout, as plain text that can be piped.
+"""
+
+import argparse
+from collections.abc import Mapping
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default="vidtok-t", metavar="NAME", help="shipped name, folder or hub id (%(default)s)"
+    )
+    parser.add_argument("--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--precision", default="fp32", help="of the networks: fp32 (default) or bf16")
+
+
+def add_output(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help=what)
+    parser.add_argument("--force", action="store_true", help="overwrite what exists")
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", type=positive(int), metavar="PIXELS", help="resize the short side (default: native)")
+    parser.add_argument("--fps", type=positive(float), help="resample by time (default: native)")
+    parser.add_argument("--max-frames", type=positive(int), metavar="N", help="stop after N frames")
+
+
+def add_tile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tile", type=positive(int), metavar="PIXELS", help="spatial tiles, for frames that don't fit")
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides")
+    parser.add_argument("--config", action="store_true", help="print the resolved config and exit")
+
+
+def refuse_idle(flags) -> None:
+    """flags: (flag, whether it was given and would do nothing, why). Raises UserError for the first of these."""
+    from vidtok.errors import UserError
+
+    for flag, idle, why in flags:
+        if idle:
+            raise UserError(f"{flag} {why}")
+
+
+def positive(kind: type):
+    """An argparse type: `kind` above 0."""
+
+    def parse(text: str):
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def load_tokenizer(args: argparse.Namespace, precision: str | None = None):
+    """The `VideoTokenizer` of --model, --device and --precision (or another one), ready for inference."""
+    from vidtok.checks import pick_device
+    from vidtok.tokenizer import VideoTokenizer
+
+    tokenizer = VideoTokenizer.from_pretrained(args.model, pick_device(args.device), precision or args.precision)
+    if getattr(args, "tile", None) is not None:
+        from vidtok.streaming import tile_cells
+
+        tile_cells(args.tile, tokenizer.stride[1:])  # a wrong one is one error, not one for every file
+    return tokenizer
+
+
+def print_rows(rows: Mapping[str, object]) -> None:
+    """One `name  value` line each, values aligned."""
+    width = max(map(len, rows)) + 2
+    for name, value in rows.items():
+        print(f"{name:<{width}}{value}")
+
+
+SAMPLING = {
+    "steps": (int, "of sampling (default: the kind's own)"),
+    "guidance": (float, "strength of classifier-free guidance, 1 is none (default)"),
+    "guidance_schedule": (str, "constant (default), linear, cosine"),
+    "temperature": (float, "of the tokens drawn (default 1)"),
+    "choice_temperature": (float, "masked: noise on what is kept (default 4.5)"),
+    "schedule": (str, "masked: cosine (default) or uniform"),
+    "top_k": (int, "autoregressive: of each half of a token"),
+    "top_p": (float, "autoregressive: of each half of a token"),
+    "solver": (str, "diffusion: ddim (default) or dpm"),
+}
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch", type=positive(int), help="streams per pass (default: 1 on a CPU, 8 on a GPU)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="decode processes (default: by videos and CPUs); 0: none"
+    )
+    parser.add_argument("--threads", type=positive(int), metavar="N", help="of the model on a CPU (default: torch's)")
+    parser.add_argument(
+        "--time-limit",
+        type=positive(float),
+        default=60,
+        metavar="S",
+        help="for a decoder that gives nothing (%(default)s s)",
+    )
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", metavar="DIR", help="of the videos (default: the folder of the annotations)")
+    parser.add_argument("--path-column", metavar="NAME", help="of the csv, where it has no usual name")
+    parser.add_argument("--label-column", metavar="NAME", help="likewise")
+    parser.add_argument("--split-column", metavar="NAME", help="likewise")
+    parser.add_argument("--checked", metavar="FILE", help="table of vidtok check: leave out what is not ok in it")

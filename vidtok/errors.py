@@ -1,0 +1,54 @@
+"""What the user can put right.
+
+The one exception of reading.
+
+'Did you mean': the part of an error message that names what is legal.
+"""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Its text is the one line that the user sees."""
+
+
+class VideoError(Exception):
+    """A file that can't be read as video. `str()` is one line: the file, then the reason.
+
+    path: the file. reason: why, without the file's name. good_frames: how many frames could be decoded before the
+    stream broke, or None where it never started.
+    """
+
+    def __init__(self, path: str | Path, reason: str, good_frames: int | None = None):
+        super().__init__(path, reason, good_frames)  # all three in args: the error survives pickling out of a worker
+        self.path, self.reason, self.good_frames = Path(path), reason, good_frames
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def nearest(given: str, legal: Iterable[str]) -> str:
+    """The legal name most like `given` where one is close, else all of them."""
+    legal = list(legal)
+    close = difflib.get_close_matches(given, legal, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(map(str, legal)) or 'none'}"
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether it is about what the user gave or has, and no fault of the program."""
+    if isinstance(error, (UserError, ValueError, OSError, MemoryError, FloatingPointError)):
+        return True
+    # Imported late: they bring torch.
+    from torch import OutOfMemoryError
+
+    # Where a GPU raises OutOfMemoryError, the CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, (VideoError, OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error, without the decoration of an OSError and without line breaks."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

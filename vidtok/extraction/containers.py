@@ -1,0 +1,223 @@
+"""The door to all containers.
+
+Many videos to a file: what parquet and webdataset tar have in common.
+
+A shard in the making is a hidden file, locked by the process that makes it; it gets its name when it is complete. Every
+process makes shards of its own, under names that nobody else has.
+"""
+
+import fcntl
+import os
+import time
+import uuid
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from vidtok.errors import nearest
+from vidtok.extraction.npz import NpzReader, NpzWriter
+from vidtok.extraction.record import (
+    Entry,
+    Reader,
+    Record,
+    Settings,
+    Writer,
+    check_record,
+    describe,
+    differences,
+    entry_of,
+)
+
+VIDEOS, BYTES, SECONDS = 1000, 1 << 28, 300  # a shard ends at the first of these: what a kill can cost at most
+
+
+class Shard(Protocol):
+    """A file in the making. size: bytes so far."""
+
+    size: int
+
+    def add(self, record: Record) -> None: ...
+    def finish(self) -> None:
+        """Writes what is still missing. The file stays open: it is the caller's."""
+
+
+class Format(Protocol):
+    """What a shard looks like. suffix: of its name."""
+
+    suffix: str
+
+    def create(self, file: BinaryIO, name: str) -> Shard: ...
+    def index(self, path: Path, verify: bool) -> tuple[Settings, list[Entry]]:
+        """Of a complete shard. verify: read all of it and compare its checksums. Raises ValueError where damaged."""
+
+    def read(self, path: Path, row: int) -> Record:
+        """Record `row`, checked. Raises ValueError where damaged."""
+
+
+class ShardWriter:
+    """See `vidtok.extraction.record.Writer`. A damaged shard is put aside, hidden, and its videos are done again."""
+
+    def __init__(self, folder: Path, form: Format):
+        self.folder, self.form, self.written = folder, form, 0
+        self._name, self._count = f"part-{uuid.uuid4().hex[:12]}", 0
+        self._known: set[str] = set()  # names of shards whose videos are in _found
+        self._found: dict[str, Entry] = {}
+        self._looked = False  # whether those that were there at first are in it
+        self._shard: Shard | None = None
+        self._part: Path | None = None  # the hidden file
+        _remove_abandoned(folder)
+
+    def find(self, id: str) -> Entry | None:
+        if id not in self._found:
+            self._look()
+        return self._found.get(id)
+
+    def write(self, records: Sequence[Record]) -> list[str]:
+        for record in records:
+            check_record(record)
+        if self._shard is None:
+            self._begin()
+        shard, self._shard = self._shard, None  # an interrupt in the middle leaves nothing that could be completed
+        for record in records:
+            shard.add(record)
+        self._entries[records[0].id] = entry_of(describe(records[0]))
+        self._shard = shard
+        full = len(self._entries) >= VIDEOS or shard.size >= BYTES or time.monotonic() - self._since >= SECONDS
+        return self.close() if full else []
+
+    def close(self) -> list[str]:
+        if self._shard is None:
+            return []
+        shard, self._shard = self._shard, None
+        shard.finish()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        name = f"{self._name}-{self._count:05d}{self.form.suffix}"
+        os.rename(self._part, self.folder / name)
+        self._part = None
+        self.written += self._file.tell()
+        self._file.close()
+        self._count += 1
+        self._known.add(name)
+        self._found |= self._entries
+        return [*self._entries]
+
+    def abandon(self) -> None:
+        """Removes what is in the making, after an error."""
+        self._shard = None
+        if self._part is not None:
+            self._part.unlink(missing_ok=True)
+
+    def _begin(self) -> None:
+        self._entries: dict[str, Entry] = {}
+        name = f"{self._name}-{self._count:05d}"
+        self._part = self.folder / f".{name}{self.form.suffix}.part"
+        while True:
+            self._file = open(self._part, "wb")  # noqa: SIM115 - it lives as long as the shard
+            fcntl.flock(self._file, fcntl.LOCK_EX)  # the kernel's to release, however this process ends
+            if self._part.exists():
+                break
+            self._file.close()  # another process has just found it without its lock, and removed it
+        self._shard, self._since = self.form.create(self._file, name), time.monotonic()
+
+    def _look(self) -> None:
+        """Takes in shards that were completed since the last time, by this process or another."""
+        for name in sorted(os.listdir(self.folder)):
+            if name in self._known or name.startswith(".") or not name.endswith(self.form.suffix):
+                continue
+            path = self.folder / name
+            try:
+                # Those that others complete while this process runs are verified by the next run.
+                entries = self.form.index(path, verify=not self._looked)[1]
+            except ValueError as error:
+                warnings.warn(f"{error}; its videos are done again", stacklevel=2)
+                os.rename(path, path.with_name(f".{name}.damaged"))
+                continue
+            self._known.add(name)
+            for entry in entries:
+                self._found.setdefault(entry.id, entry)
+        self._looked = True
+
+
+class ShardReader:
+    """See `vidtok.extraction.record.Reader`."""
+
+    def __init__(self, files: Sequence[Path], form: Format):
+        self.form = form
+        self.entries: list[Entry] = []
+        self._places: list[tuple[Path, int]] = []
+        seen: set[tuple[str, int | None]] = set()
+        for file in files:
+            settings, entries = form.index(file, verify=False)
+            if file == files[0]:
+                self.settings = settings
+            elif other := differences(self.settings, settings):
+                raise ValueError(f"{file} is of other settings than {files[0]}: {other}")
+            for row, entry in enumerate(entries):
+                if (entry.id, entry.clip) not in seen:
+                    seen.add((entry.id, entry.clip))
+                    self.entries.append(entry)
+                    self._places.append((file, row))
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def read(self, index: int) -> Record:
+        return self.form.read(*self._places[index])
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Shards in the making whose process has died: nobody holds their lock."""
+    for path in folder.glob(".part-*.part"):
+        try:
+            with open(path, "r+b") as file:  # NFS locks only what may be written
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        except (BlockingIOError, FileNotFoundError):
+            continue
+
+
+SUFFIXES = {"npz": ".npz", "parquet": ".parquet", "webdataset": ".tar"}
+CONTAINERS = tuple(SUFFIXES)
+
+
+def check_container(container: str) -> None:
+    """Raises ValueError for a name that is not one of `CONTAINERS`."""
+    if container not in CONTAINERS:
+        raise ValueError(f"unknown container {container!r}: {nearest(container, CONTAINERS)}")
+
+
+def open_writer(folder: str | Path, container: str) -> Writer:
+    """container: one of `CONTAINERS`. Raises ValueError for another one."""
+    check_container(container)
+    return NpzWriter(Path(folder)) if container == "npz" else ShardWriter(Path(folder), _form(container))
+
+
+def open_reader(path: str | Path) -> Reader:
+    """Of a folder of any container, or of one of its files.
+
+    Raises:
+        ValueError: where there are no features, or features of several settings.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder")
+    for container, suffix in SUFFIXES.items():
+        files = sorted(path.rglob(f"*{suffix}")) if path.is_dir() else [path] * (path.suffix == suffix)
+        if files := [file for file in files if file.is_file() and not file.name.startswith(".")]:
+            return NpzReader(files) if container == "npz" else ShardReader(files, _form(container))
+    raise ValueError(f"{path}: no features here ({', '.join(SUFFIXES.values())})")
+
+
+def _form(container: str):
+    """The `vidtok.extraction.containers.Format` of a container; pyarrow is needed for parquet alone."""
+    if container == "webdataset":
+        from vidtok.extraction.webdataset import TarFormat
+
+        return TarFormat()
+    try:
+        from vidtok.extraction.parquet import ParquetFormat
+    except ImportError as error:
+        raise ValueError("parquet needs pyarrow: pip install 'vidtok[parquet]'") from error
+    return ParquetFormat()

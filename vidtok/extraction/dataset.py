@@ -1,0 +1,363 @@
+"""Extracted features as a torch dataset and as a pandas frame.
+
+Batches of extracted features, for heads and generators to be trained on.
+
+All arrays of a folder of features in one file that is memory-mapped.
+
+Two files in a cache folder, named by a hash of the files they were made of: NAME.bin, the arrays and times as they are
+stored, one after the other, and NAME.json, what is known of them, written last: where it exists, both are whole.
+NAME.json is columns, as a dict for each record would take long to read: "common", what all records share, and
+"columns", a list of as many values as there are records for each other key. The keys are those of
+`vidtok.extraction.record.describe`, and of features and of timestamps NAME_start (byte), NAME_dtype, NAME_shape.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vidtok.datasets import DecodePool, VideoError
+from vidtok.datasets.loading import WHOLE, Part, rows_of
+from vidtok.errors import nearest
+from vidtok.extraction.containers import open_reader
+from vidtok.extraction.record import Entry, Record, describe, make_record, settings_of
+
+_ALIGNMENT = 64  # bytes
+_ARRAYS = ("features", "timestamps")
+_PLACES = {f"{array}_{fact}" for array in _ARRAYS for fact in ("start", "dtype", "shape")}
+
+
+class UnpackedReader:
+    """See `vidtok.extraction.record.Reader`. Unpacks what lies below `path` on the first call."""
+
+    def __init__(self, path: str | Path, cache: str | Path):
+        name = _fingerprint(Path(path))
+        self._file, table = Path(cache) / f"{name}.bin", Path(cache) / f"{name}.json"
+        if not table.exists():
+            Path(cache).mkdir(parents=True, exist_ok=True)
+            _unpack(path, self._file, table)
+        content = json.loads(table.read_text())
+        self._common, self._columns, self._count = content["common"], content["columns"], content["count"]
+        self.settings = settings_of(self._common)
+        fields = {field: self._column(field) for field in Entry._fields}
+        fields["coded_size"] = map(tuple, fields["coded_size"])
+        self.entries = list(map(Entry, *fields.values()))
+        self._map: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_map": None}  # each process maps the file, nobody copies it
+
+    def read(self, index: int) -> Record:
+        own = {name: values[index] for name, values in self._columns.items()}
+        known = {name: value for name, value in (self._common | own).items() if name not in _PLACES}
+        return make_record(known, *(self._array(name, index) for name in _ARRAYS))
+
+    def features(self, index: int) -> np.ndarray:
+        """The array of a record alone, which was checked when it was unpacked."""
+        return self._array("features", index)
+
+    def _column(self, name: str):
+        return self._columns[name] if name in self._columns else repeat(self._common[name], self._count)
+
+    def _array(self, name: str, index: int) -> np.ndarray:
+        if self._map is None:
+            self._map = np.asarray(np.memmap(self._file, np.uint8, "r"))  # the plain array: a memmap is slow to slice
+        start, dtype, shape = (
+            self._columns[key][index] if key in self._columns else self._common[key]
+            for key in (f"{name}_start", f"{name}_dtype", f"{name}_shape")
+        )
+        return np.ndarray(shape, dtype, self._map, start)
+
+
+def _fingerprint(path: Path) -> str:
+    digest = hashlib.sha256(f"columns:{os.path.realpath(path)}".encode())
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if not file.exists():
+            raise ValueError(f"{file}: no such file or folder")
+        status = file.stat()
+        digest.update(f"{file}:{status.st_size}:{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:24]
+
+
+def _unpack(path: str | Path, arrays: Path, table: Path) -> None:
+    """Both files are renamed into place, so that several processes may be at it and a kill leaves nothing half done."""
+    reader, columns = open_reader(path), {}
+    new_arrays, new_table = (file.with_suffix(f".{os.getpid()}.new{file.suffix}") for file in (arrays, table))
+    try:
+        with open(new_arrays, "wb") as file:
+            for index in range(len(reader)):
+                record = reader.read(index)
+                own = describe(record)
+                for name, array in zip(_ARRAYS, (record.features, record.timestamps), strict=True):
+                    file.write(bytes(-file.tell() % _ALIGNMENT))
+                    own |= {f"{name}_start": file.tell(), f"{name}_dtype": array.dtype.str}
+                    own[f"{name}_shape"] = list(array.shape)
+                    file.write(np.ascontiguousarray(array).data)
+                for key, value in own.items():
+                    columns.setdefault(key, []).append(value)
+        # Compared as text, since 30 == 30.0.
+        common = {key: own[0] for key, own in columns.items() if len({json.dumps(value) for value in own}) == 1}
+        own = {key: values for key, values in columns.items() if key not in common}
+        new_table.write_text(json.dumps({"count": len(reader), "common": common, "columns": own}))
+        os.replace(new_arrays, arrays)
+        os.replace(new_table, table)
+    finally:
+        new_arrays.unlink(missing_ok=True)
+        new_table.unlink(missing_ok=True)
+
+
+class TokenDataset(Dataset):
+    """The features below `path` (a folder that `vidtok extract` wrote, or one of its files), one item a record.
+
+    `dataset[i]` is a dict:
+
+        id          string; the clips of one video share it
+        label       int: index into `classes`, -1 where there is none
+        features    ids: int64 [t,h,w]; codes, latents, hidden: float32 [C,t,h,w], pooled [C]; embedding: float32 [C]
+        timestamps  float64 [frames], seconds from the first frame of the video, of the frames that were coded
+
+    Records are read when they are asked for. Going through in order streams the files, in memory that doesn't grow with
+    them. cache: a folder in which all arrays are once unpacked into one file; that is memory-mapped, the quickest for
+    random access, and shared by all processes. The dataset pickles: for DataLoader's workers, too.
+
+    split: one of those in the files. labels: names of the classes to keep. ids: of the videos to keep. classes: names
+    in the order of the numbers, where a model was trained with them; None, `labels` in their order, or else all names
+    in the files, sorted, those of other splits included. What has a label that is no class is left out.
+
+    Attributes:
+        classes: names. labels: the class numbers of all items; ids: their ids. entries: what else is known of them
+        without reading. feature: its kind. meta: dict of what all records have in common, see `Settings`.
+
+    Raises:
+        ValueError: where there are no features or none is left, for a split, label or id that isn't there, and, naming
+        the file, when a damaged one is read.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str | None = None,
+        labels: Sequence[str] | None = None,
+        ids: Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
+        cache: str | Path | None = None,
+    ):
+        self.path, self.split = Path(path), split
+        self._unpacked = cache is not None
+        self._reader = UnpackedReader(path, cache) if self._unpacked else open_reader(path)
+        self.meta = asdict(self._reader.settings)
+        self.feature = self.meta["feature"]
+        found = self._reader.entries
+        names = sorted({entry.label for entry in found if entry.label is not None})
+        self._refuse_unknown("label", labels, names)
+        self._refuse_unknown("id", ids, {entry.id for entry in found} if ids is not None else ())
+        self._refuse_unknown("split", None if split is None else [split], {e.split for e in found if e.split})
+        self.classes = list(classes if classes is not None else names if labels is None else labels)
+        kept_labels = {*self.classes, None} if labels is None else set(labels)
+        kept_ids = None if ids is None else set(ids)
+        self._rows = [
+            row
+            for row, entry in enumerate(found)
+            if (split is None or entry.split == split)
+            and entry.label in kept_labels
+            and (kept_ids is None or entry.id in kept_ids)
+        ]
+        if not self._rows:
+            raise ValueError(f"{path}: none of the {len(found)} records is of that split, label and id")
+        numbers = {name: number for number, name in enumerate(self.classes)} | {None: -1}
+        self.entries: list[Entry] = [found[row] for row in self._rows]
+        self.labels: list[int] = [numbers[entry.label] for entry in self.entries]
+        self.ids: list[str] = [entry.id for entry in self.entries]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, str | int | Tensor]:
+        record = self.read(index)
+        return {
+            "id": record.id,
+            "label": self.labels[index],
+            "features": self.tensor(record.features),
+            "timestamps": torch.from_numpy(np.array(record.timestamps)),
+        }
+
+    def __iter__(self) -> Iterator[dict[str, str | int | Tensor]]:
+        return map(self.__getitem__, range(len(self)))
+
+    def read(self, index: int) -> Record:
+        """Item `index` as the record it is."""
+        return self._reader.read(self._row(index))
+
+    def features(self, index: int) -> np.ndarray:
+        """The array of item `index` as it is stored, to be read only. With a cache this costs next to nothing."""
+        row = self._row(index)
+        return self._reader.features(row) if self._unpacked else self._reader.read(row).features
+
+    def _row(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"no item {index} of {len(self)}")
+        return self._rows[index]
+
+    def tensor(self, features: np.ndarray) -> Tensor:
+        """An array as stored, in the type of `features` above; a copy."""
+        return torch.from_numpy(features.astype(np.int64 if self.feature == "ids" else np.float32))
+
+    def to_pandas(self, features: bool = True) -> pd.DataFrame:
+        """A row per item: id, label, split (strings), clip, source_bytes, frames, coded_size; and where `features` are
+        wanted, which reads them all, features (arrays as stored), timestamps, and the rest of `RecordMeta` that isn't
+        common to all; what is, `meta`, is in its `attrs`."""
+        table = pd.DataFrame(self.entries, columns=list(Entry._fields))
+        table = table.astype({"clip": "Int64", "source_bytes": "Int64"})
+        if not features:
+            table.attrs = dict(self.meta)
+            return table
+        records = [self.read(index) for index in range(len(self))]
+        own = pd.DataFrame([asdict(record.meta) for record in records])
+        own = own.drop(columns=[name for name in own if name in table or name in self.meta])
+        own.insert(0, "features", pd.Series([np.array(record.features) for record in records], dtype=object))
+        own.insert(1, "timestamps", pd.Series([np.array(record.timestamps) for record in records], dtype=object))
+        table = pd.concat([table, own], axis=1)
+        table.attrs = dict(self.meta)
+        return table
+
+    def _refuse_unknown(self, what: str, asked: Sequence[str] | None, there) -> None:
+        if isinstance(asked, str):
+            raise ValueError(f"{what}s is a list of names, not {asked!r}")
+        unknown = [name for name in asked or () if name not in there]
+        if unknown:
+            known = nearest(unknown[0], sorted(there)[:1000])
+            raise ValueError(f"{self.path}: no {what} {unknown[0]!r} here: {known}")
+
+
+class TokenBatches:
+    """Batch i of an endless run over a `TokenDataset`, as a pure function of (seed, i).
+
+    That is the whole state: any number of workers gives the same batches, and a run resumes at `loader(start=n)`. The
+    records come epoch by epoch, each once, in an order drawn from (seed, epoch); `shuffle=False`: in that of the files.
+    `batches[i]` is a dict of tensors:
+
+        features    [batch_size, ...], see `TokenDataset`; with a window [batch_size, (C,) window, h, w]
+        label       int64 [batch_size], -1 where there is none
+        index       int64 [batch_size], number of the record in the dataset
+        start       int64 [batch_size], where the window begins, in latents; 0 without one
+
+    window: records of whole videos differ in length; of each, `window` latents from a random place. Latents are those
+    of a causal stream: the first one of a video stands for 1 frame, all others for 4 (the stride in time), and each
+    depends on the frames before it. So a window at 0 is what the video's first 1 + 4 (window - 1) frames are encoded
+    to, and can be decoded; one from the middle (`start` > 0) stands for 4 window frames, was encoded with knowledge of
+    what came before, and is no clip that the decoder could be given alone. Recognition may not mind; where whole clips
+    are to be learned, `first_only` takes the windows at 0 alone, or extract clips instead of whole videos, which have
+    many beginnings. Records shorter than a window are left out; `summary()` says how many.
+
+    Raises ValueError for bad arguments, records of several sizes, and where no record is long enough.
+    """
+
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        batch_size: int,
+        window: int | None = None,
+        first_only: bool = False,
+        seed: int = 0,
+        shuffle: bool = True,
+    ):
+        if batch_size < 1 or (window is not None and window < 1):
+            raise ValueError(f"{batch_size=} and {window=} must be at least 1")
+        if pooled := dataset.meta["pool"] is not None or dataset.feature == "embedding":
+            if window is not None:
+                raise ValueError(f"window={window}: these features are pooled over time")
+        elif len(sizes := {entry.coded_size for entry in dataset.entries}) > 1:
+            raise ValueError(f"{dataset.path}: frames of {min(sizes)} to {max(sizes)} don't make batches")
+        self.dataset, self.batch_size, self.window, self.first_only = dataset, batch_size, window, first_only
+        self.seed, self.shuffle = seed, shuffle
+        stride = dataset.meta["stride"][0]
+        self._lengths = np.array([1 + -(-(entry.frames - 1) // stride) for entry in dataset.entries])
+        self._usable = np.flatnonzero(self._lengths >= (window or 1))
+        if not len(self._usable):
+            raise ValueError(f"window={window}: the longest record has {self._lengths.max()} latents")
+        if window is None and not pooled and len(lengths := np.unique(self._lengths)) > 1:
+            raise ValueError(f"records of {lengths[0]} to {lengths[-1]} latents don't make batches: give a window")
+
+    @property
+    def epoch_length(self) -> float:
+        """Batches an epoch; an epoch may end in the middle of one."""
+        return len(self._usable) / self.batch_size
+
+    def summary(self) -> str:
+        """What isn't used, as one line; "" where all of it is."""
+        short = len(self.dataset) - len(self._usable)
+        return f"{short} of {len(self.dataset)} records are shorter than {self.window} latents" if short else ""
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self._batch(range(index * self.batch_size, (index + 1) * self.batch_size))
+
+    def loader(
+        self, start: int = 0, stop: int | None = None, workers: int = 0, part: Part = WHOLE
+    ) -> Iterator[dict[str, Tensor]]:
+        """Batches start, start+1, ... up to `stop` (None: for ever), read ahead by `workers` processes.
+
+        part: of each batch, of which only those records are read. Raises ValueError where the batch size doesn't divide
+        into such parts.
+        """
+        numbers = itertools.count(start) if stop is None else range(start, stop)
+        rows = rows_of(part, self.batch_size)
+        draws = (range(i * self.batch_size + rows.start, i * self.batch_size + rows.stop) for i in numbers)
+        return self._load(draws, workers)
+
+    def epoch(self, number: int = 0, workers: int = 0) -> Iterator[dict[str, Tensor]]:
+        """The batches of one epoch, each record once; the last batch is what is left."""
+        count = len(self._usable)
+        draws = range(number * count, (number + 1) * count)
+        return self._load((draws[i : i + self.batch_size] for i in range(0, count, self.batch_size)), workers)
+
+    def _load(self, jobs: Iterator[range], workers: int) -> Iterator[dict[str, Tensor]]:
+        if not workers:
+            yield from map(self._batch, jobs)
+            return
+        with DecodePool(self._batch, workers, 600, lambda _: self.dataset.path) as pool:
+            for _, batch in pool.imap(jobs):
+                if isinstance(batch, VideoError):  # it crashed or hung; what is damaged is a ValueError
+                    raise batch
+                yield batch
+
+    def _batch(self, draws: range) -> dict[str, Tensor]:
+        """draws: numbers of records in the endless sequence of all epochs."""
+        records, starts, features = [], [], []
+        for draw in draws:
+            epoch, place = divmod(draw, len(self._usable))
+            record = int(self._usable[_order(self.seed, epoch, len(self._usable))[place] if self.shuffle else place])
+            array, start = self.dataset.features(record), 0
+            if self.window is not None:
+                if not self.first_only:
+                    room = int(self._lengths[record]) - self.window
+                    start = int(np.random.default_rng([self.seed, draw]).integers(room, endpoint=True))
+                array = array[..., start : start + self.window, :, :]
+            records.append(record)
+            starts.append(start)
+            features.append(self.dataset.tensor(array))
+        return {
+            "features": torch.stack(features),
+            "label": torch.tensor([self.dataset.labels[record] for record in records]),
+            "index": torch.tensor(records),
+            "start": torch.tensor(starts),
+        }
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, count]).permutation(count)

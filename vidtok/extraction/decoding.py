@@ -1,0 +1,306 @@
+"""From a video to what the encoder takes: pieces of a few latents, in order, in bounded memory.
+
+Runs in the decode processes.
+
+Decoding beside the model: a thread for each decode process puts pieces into one queue of bounded length.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from vidtok.datasets import DecodePool, MovingDigits, VideoError, frames_to_video, iter_video
+from vidtok.datasets.seek import indices_at, read_selection, resample_indices
+from vidtok.datasets.transforms import centre_crop, resize_short_side, three_crops
+from vidtok.extraction.sources import Clips, Item
+from vidtok.streaming import pad_chunks
+
+CLIPS_AT_ONCE = 8  # decoded together, to be held in memory
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How videos are read.
+
+    stride: of the model, (frames, rows, columns) per token. size: short side to resize to in pixels, or None, native.
+    crop: None, all of the picture; "centre", or with clips "three", squares of `size`. clips: None, the whole video,
+    fps: at that rate (None: native), max_frames: cut there.
+    """
+
+    stride: tuple[int, int, int]
+    size: int | None = None
+    crop: str | None = None
+    fps: float | None = None
+    max_frames: int | None = None
+    clips: Clips | None = None
+
+    def __post_init__(self):
+        if self.crop not in (None, "centre", "three"):
+            raise ValueError(f"crop={self.crop!r} is not 'centre' or 'three'")
+        if self.crop is not None and self.size is None:
+            raise ValueError(f"a {self.crop} crop needs a size")
+        if self.crop == "three" and self.clips is None:
+            raise ValueError("three crops are taken of clips, not of whole videos")
+        if self.clips is not None and self.max_frames is not None:
+            raise ValueError("max_frames cuts whole videos, not clips")
+
+
+@dataclass(frozen=True)
+class Info:
+    """What is known of a stream at its end; for the names see `vidtok.extraction.record.RecordMeta`."""
+
+    fps: float
+    size: tuple[int, int]
+    native_size: tuple[int, int]
+    native_fps: float
+    reader: str
+    source_bytes: int | None
+    timestamps: np.ndarray
+    clips: int | None
+
+
+class Piece(NamedTuple):
+    """A part of a stream; a stream is a whole video, or clip number `clip` of one.
+
+    video: float32 [1, 3, T, H, W] in [-1, 1], T = 1 + s_t n for the first piece, s_t n for others, padded as
+    `vidtok.streaming` says. info: with the last piece.
+    """
+
+    video: Tensor
+    clip: int | None
+    first: bool
+    info: Info | None
+
+    @property
+    def ends_item(self) -> bool:
+        return self.info is not None and (self.info.clips is None or self.clip == self.info.clips - 1)
+
+
+def read_pieces(item: Item, reading: Reading) -> Iterator[Piece]:
+    """All of a video. Raises `VideoError` where it can't be read, for whatever reason: one in a million must not end
+    the run for all others."""
+    try:
+        if item.digit is not None:
+            yield from _digit(item.digit, reading)
+        elif reading.clips is None:
+            yield from _whole(item.path, reading)
+        else:
+            yield from _clips(item.path, reading)
+    except VideoError:
+        raise
+    except Exception as error:
+        raise VideoError(str(item), f"{type(error).__name__}: {error}") from error
+
+
+def _whole(path: str, reading: Reading) -> Iterator[Piece]:
+    size = reading.size if reading.crop is None else (reading.size, reading.size)
+    with iter_video(path, reading.fps, size, multiple=1) as stream:
+
+        def info() -> Info:
+            times = stream.timestamps[: reading.max_frames]
+            native = (tuple(stream.native_size), stream.native_fps)
+            return Info(stream.fps, tuple(stream.size), *native, stream.backend, Path(path).stat().st_size, times, None)
+
+        yield from _pieces(_cut(stream, reading.max_frames), reading, None, info)
+
+
+def _clips(path: str, reading: Reading) -> Iterator[Piece]:
+    known: dict = {}
+
+    def choose(timestamps: np.ndarray, fps: float, start: int) -> np.ndarray:
+        indices = indices_at(timestamps, reading.clips.times(timestamps[-1] + 1 / fps, fps))
+        known.update(count=len(indices), fps=fps)
+        return indices[start : start + CLIPS_AT_ONCE]
+
+    start = 0
+    while start < known.get("count", 1):
+        frames_VTHWC, timestamps_VT = read_selection(path, partial(choose, start=start))
+        for i, (frames_THWC, times) in enumerate(zip(frames_VTHWC, timestamps_VT, strict=True), start):
+            source = (known["fps"], "pyav", Path(path).stat().st_size)
+            yield from _crops(frames_to_video(frames_THWC), times, reading, i, known["count"], *source)
+        start += CLIPS_AT_ONCE
+
+
+def _digit(digit: tuple[str, int, int], reading: Reading) -> Iterator[Piece]:
+    split, number, seed = digit
+    dataset = _digits(split, seed, reading.size)
+    sample = dataset[number]
+    video_CTHW, timestamps, fps = sample.video[0], sample.timestamps[0].numpy(), dataset.fps
+    if reading.clips is None:
+        indices = np.arange(len(timestamps)) if reading.fps is None else resample_indices(timestamps, reading.fps)
+        indices_VT = indices[None, : reading.max_frames]
+    else:
+        indices_VT = indices_at(timestamps, reading.clips.times(timestamps[-1] + 1 / fps, fps))
+    for i, indices in enumerate(indices_VT):
+        times = timestamps[indices]
+        yield from _crops(video_CTHW[:, indices], times, reading, i, len(indices_VT), fps, "digits", None)
+
+
+@lru_cache(maxsize=64)
+def _digits(split: str, seed: int, size: int | None) -> MovingDigits:
+    """Made at the size that is asked for: as whoever trains on digits sees them, and not blurred by resizing."""
+    return MovingDigits(split, seed=seed) if size is None else MovingDigits(split, size=size, seed=seed)
+
+
+def _crops(
+    video_CTHW: Tensor,
+    times: np.ndarray,
+    reading: Reading,
+    number: int,
+    count: int,
+    native_fps: float,
+    reader: str,
+    source_bytes: int | None,
+) -> Iterator[Piece]:
+    """The pieces of one clip, or of several crops of it; of a whole video, where there are no clips."""
+    native_size = tuple(video_CTHW.shape[-2:])
+    views = video_CTHW[None] if reading.size is None else resize_short_side(video_CTHW[None], reading.size)
+    if reading.crop is not None:
+        views = (centre_crop if reading.crop == "centre" else three_crops)(views, reading.size)
+    span = times[-1] - times[0]
+    fps = float((len(times) - 1) / span) if span > 0 else native_fps
+    clips = None if reading.clips is None else count * len(views)
+    info = Info(fps, tuple(views.shape[-2:]), native_size, native_fps, reader, source_bytes, times, clips)
+    for i, view in enumerate(views):
+        clip = None if clips is None else number * len(views) + i
+        yield from _pieces([view[None]], reading, clip, lambda: info)
+
+
+def _pieces(chunks: Iterable[Tensor], reading: Reading, clip: int | None, info: Callable[[], Info]) -> Iterator[Piece]:
+    held, first = None, True
+    for video in pad_chunks(chunks, reading.stride):
+        if held is not None:
+            yield Piece(held, clip, first, None)
+            first = False
+        held = video
+    yield Piece(held, clip, first, info())
+
+
+def _cut(chunks: Iterable[Tensor], max_frames: int | None) -> Iterator[Tensor]:
+    """The first `max_frames` frames."""
+    left = max_frames
+    for chunk in chunks:
+        yield chunk if left is None else chunk[:, :, :left]
+        if left is not None:
+            left -= chunk.shape[2]
+            if left <= 0:
+                return
+
+
+def next_piece(job: tuple[Item, int], reading: Reading) -> Piece | None:
+    """Piece number k of an item, in a decode process, which is asked for them in order; None after the last."""
+    item, k = job
+    if k == 0:
+        _open[:] = [(item, read_pieces(item, reading))]
+    if not _open or _open[0][0] != item:
+        return None
+    return next(_open[0][1], None)
+
+
+_open: list[tuple[Item, Iterator[Piece]]] = []  # what this process is at
+
+PATIENCE = 2  # seconds for a decoder to come to an end, when all is over
+AHEAD = 2  # pieces per decoder that wait in the queue
+
+
+class Decoders:
+    """`put` items, `get` their pieces: in order for each item, those of several items mixed.
+
+    workers: processes, each at one item; one that gives no piece for `time_limit` seconds is killed, and its video has
+    failed. 0: this process decodes whenever it is asked, which nothing protects from a decoder that hangs or crashes.
+    """
+
+    def __init__(self, reading: Reading, workers: int, time_limit: float):
+        self._reading = reading
+        self._items: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self.slots = max(workers, 1)  # items that are decoded at once
+        self._pieces: queue.Queue = queue.Queue(AHEAD * self.slots)
+        self._closed = False
+        function = partial(next_piece, reading=reading)
+        self._pools = [DecodePool(function, 1, time_limit, path_of=_path) for _ in range(workers)]
+        self._here = self._from_here()
+        self._threads = [threading.Thread(target=self._feed, args=(pool,), daemon=True) for pool in self._pools]
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, item: Item) -> None:
+        self._items.put(item)
+
+    def get(self) -> tuple[Item, Piece | VideoError]:
+        """The next piece of any item, or the error that ended one. Raises what no video is to blame for."""
+        item, piece = self._pieces.get() if self._pools else next(self._here)
+        if isinstance(piece, Exception) and not isinstance(piece, VideoError):
+            raise piece
+        return item, piece
+
+    def close(self) -> None:
+        self._closed = True
+        self._here.close()
+        for _ in self._threads:
+            self._items.put(None)
+        deadline = time.monotonic() + PATIENCE
+        for thread in self._threads:
+            while thread.is_alive() and time.monotonic() < deadline:
+                self._drain()
+                thread.join(0.05)
+        for pool in self._pools:
+            pool.close()
+
+    def __enter__(self) -> "Decoders":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _feed(self, pool: DecodePool) -> None:
+        try:
+            for item, piece in self._from_pool(pool):
+                self._pieces.put((item, piece))
+        except Exception as error:  # the main thread's to raise
+            self._pieces.put((None, error))
+
+    def _next_item(self) -> Item | None:
+        item = self._items.get()
+        return None if self._closed else item
+
+    def _from_here(self) -> Iterator[tuple[Item, Piece | VideoError]]:
+        while (item := self._next_item()) is not None:
+            try:
+                for piece in read_pieces(item, self._reading):
+                    yield item, piece
+            except VideoError as error:
+                yield item, error
+
+    def _from_pool(self, pool: DecodePool) -> Iterator[tuple[Item, Piece | VideoError]]:
+        ended: set[Item] = set()  # items of which no more is asked
+
+        def jobs() -> Iterator[tuple[Item, int]]:
+            while (item := self._next_item()) is not None:
+                k = 0
+                while item not in ended and not self._closed:
+                    yield item, k
+                    k += 1
+                ended.discard(item)
+
+        for (item, _), piece in pool.imap(jobs()):
+            if piece is None:  # asked for before the last piece had come
+                continue
+            if isinstance(piece, VideoError) or piece.ends_item:
+                ended.add(item)
+            yield item, piece
+
+    def _drain(self) -> None:
+        while not self._pieces.empty():
+            self._pieces.get()
+
+
+def _path(job: tuple[Item, int]) -> str:
+    return str(job[0])

@@ -1,0 +1,291 @@
+"""The run: videos in, records out, the model busy while others decode.
+
+Which pieces go through the model together: next ones of different streams, of one shape.
+
+How fast decoding, the model, and both together are, in one run on the same videos.
+"""
+
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+
+from vidtok.datasets import VideoError
+from vidtok.extraction.decoding import Decoders, Info, Piece
+from vidtok.extraction.model import FeatureModel, Stream
+from vidtok.extraction.output import Meter, Output
+from vidtok.extraction.record import Record, RecordMeta, Settings
+from vidtok.extraction.sources import Item
+from vidtok.streaming import coded_size
+
+
+@dataclass
+class _Lane:
+    item: Item
+    clip: int | None
+    stream: Stream = field(default_factory=Stream)
+    waiting: deque[Piece] = field(default_factory=deque)
+
+
+class Batches:
+    """Pieces wait here until a batch is full, or until `limit` of them are waiting."""
+
+    def __init__(self, model: FeatureModel):
+        self.model = model
+        self.limit = 4 * model.batch
+        self.waiting = 0
+        self._lanes: dict[tuple[str, int | None], _Lane] = {}
+
+    def add(self, item: Item, piece: Piece) -> None:
+        lane = self._lanes.setdefault((item.id, piece.clip), _Lane(item, piece.clip))
+        lane.waiting.append(piece)
+        self.waiting += 1
+
+    def drop(self, item: Item) -> None:
+        """All of an item that failed."""
+        for key in [key for key, lane in self._lanes.items() if lane.item == item]:
+            self.waiting -= len(self._lanes.pop(key).waiting)
+
+    def choose(self, flush: bool) -> list[_Lane]:
+        """Whose next pieces to run: a full batch; or the fullest, with `flush` or too many waiting; or none."""
+        heads = {key: _kind(lane) for key, lane in self._lanes.items() if lane.waiting}
+        if not heads:
+            return []
+        kind, count = Counter(heads.values()).most_common(1)[0]
+        if count < self.model.batch and not flush and self.waiting < self.limit:
+            return []
+        return [self._lanes[key] for key, other in heads.items() if other == kind][: self.model.batch]
+
+    def run(self, lanes: list[_Lane]) -> list[tuple[Item, int | None, Info, object]]:
+        """One pass of the model. Returns (item, clip, info, features) of the streams that ended with it."""
+        pieces = [lane.waiting.popleft() for lane in lanes]
+        self.waiting -= len(pieces)
+        self.model.push([lane.stream for lane in lanes], [piece.video for piece in pieces])
+        ended = []
+        for lane, piece in zip(lanes, pieces, strict=True):
+            if piece.info is not None:
+                del self._lanes[lane.item.id, lane.clip]
+                ended.append((lane.item, lane.clip, piece.info, self.model.finish(lane.stream)))
+        return ended
+
+
+def _kind(lane: _Lane) -> tuple:
+    piece = lane.waiting[0]
+    return tuple(piece.video.shape), piece.first
+
+
+Result = tuple[Item, "list[Record] | Exception"]
+NextItem = Callable[[], "Item | None"]
+
+
+def run(
+    output: Output, extract: Callable[[NextItem], Iterator[Result]], report: Callable[[], None] = lambda: None
+) -> None:
+    """Does all that `output` has to do. report: called whenever something was done.
+
+    extract: the function below with a model and decoders, or `Fleet.extract`, the same on other machines.
+
+    Raises:
+        OSError: where the disk is full, ...; all that is complete stays.
+    """
+    try:
+        while True:
+            for item, result in extract(output.next):
+                if isinstance(result, Exception):
+                    output.fail(item, reason(result))
+                else:
+                    output.take(item, result)
+                report()
+            if not output.flush():
+                break
+    except KeyboardInterrupt:
+        output.close()
+        raise
+    except BaseException:
+        output.abandon()
+        raise
+    output.close()
+
+
+def extract(next_item: NextItem, decoders: Decoders, model: FeatureModel, meter: Meter) -> Iterator[Result]:
+    """All records of one video after the other, or the error that it ended in, in the order in which they end.
+
+    next_item: gives the videos, and None when there are no more. Only those that are being decoded, and a few pieces
+    of them, are in memory.
+    """
+    batches = Batches(model)
+    decoding: dict[str, Item] = {}  # pieces are still to come
+    clips: dict[str, list[Record]] = {}  # of videos that are not complete
+    failed: set[str] = set()  # videos that the model could not take, of which pieces are still to come
+    more = True
+    while True:
+        while more and len(decoding) < 2 * decoders.slots:
+            item = next_item()
+            more = item is not None
+            if more:
+                decoding[item.id] = item
+                decoders.put(item)
+        if decoding:
+            with meter.stage("read"):
+                item, piece = decoders.get()
+            ends = isinstance(piece, VideoError) or piece.ends_item
+            if ends:
+                del decoding[item.id]
+            if item.id in failed:
+                failed -= {item.id} if ends else set()
+            elif isinstance(piece, VideoError):
+                batches.drop(item)
+                clips.pop(item.id, None)
+                yield item, piece
+            else:
+                batches.add(item, piece)
+        while lanes := batches.choose(flush=not decoding):
+            try:
+                with meter.stage("infer"):
+                    ended = batches.run(lanes)
+            except (MemoryError, torch.OutOfMemoryError) as error:
+                for item in {lane.item.id: lane.item for lane in lanes}.values():
+                    batches.drop(item)
+                    clips.pop(item.id, None)
+                    failed |= {item.id} & decoding.keys()
+                    yield item, error
+                continue
+            for item, clip, info, features in ended:
+                records = clips.setdefault(item.id, [])
+                records.append(make_record(item, clip, info, features, model.settings))
+                meter.frames += len(info.timestamps)
+                if len(records) == (info.clips or 1):
+                    yield item, sorted(clips.pop(item.id), key=lambda record: record.meta.clip or 0)
+        if not decoding and not more:
+            return
+
+
+def make_record(item: Item, clip: int | None, info: Info, features: np.ndarray, settings: Settings) -> Record:
+    cells = features.size if settings.feature == "ids" else features[0].size
+    meta = RecordMeta(
+        **asdict(settings),
+        fps=info.fps,
+        frames=len(info.timestamps),
+        size=info.size,
+        coded_size=coded_size(info.size, settings.stride),
+        native_size=info.native_size,
+        native_fps=info.native_fps,
+        source=item.path.rpartition("/")[2] if item.path else "",
+        source_bytes=info.source_bytes,
+        reader=info.reader,
+        bytes_per_token=features.nbytes / cells if features.ndim > 1 else None,
+        clip=clip,
+        clips=info.clips,
+    )
+    return Record(item.id, item.label, item.split, features, info.timestamps, meta)
+
+
+def reason(error: Exception) -> str:
+    """Why a video failed, on one line, without its name."""
+    text = error.reason if isinstance(error, VideoError) else str(error)
+    return " ".join(text.split())
+
+
+ROUNDS = 3
+FRAMES = 2000  # their pieces are held in memory, for the model alone
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Frames per second: decode and model, each alone; together, with files written. All of one round."""
+
+    decode: float
+    model: float
+    together: float
+
+    @property
+    def of_serial(self) -> float:
+        """Share of what one after the other would reach, 1 / (1 / decode + 1 / model); above 1 where they overlap."""
+        return self.together * (1 / self.decode + 1 / self.model)
+
+    @property
+    def of_slower(self) -> float:
+        """Share of the slower stage's speed."""
+        return self.together / min(self.decode, self.model)
+
+
+def measure(items: Iterable[Item], decoders: Decoders, model: FeatureModel, container: str) -> tuple[int, list[Speeds]]:
+    """(frames, speeds of each of `ROUNDS` rounds) on the first videos, up to `FRAMES` frames. Nothing is kept.
+
+    Raises:
+        ValueError: where no video can be read.
+    """
+    pieces: dict[Item, list[Piece]] = {}
+    frames = 0
+
+    def keep(item: Item, piece: Piece | VideoError) -> bool:
+        nonlocal frames
+        if isinstance(piece, VideoError):
+            pieces.pop(item, None)
+        else:
+            # A copy: the decoder wants its memory back.
+            pieces.setdefault(item, []).append(piece._replace(video=piece.video.clone()))
+            frames += piece.video.shape[2]
+        return frames < FRAMES
+
+    _decode(items, decoders, keep)
+    if not pieces:
+        raise ValueError("no video could be read")
+    good = [*pieces]
+    parts = [(item, piece) for item in good for piece in pieces[item]]
+    frames = sum(len(piece.info.timestamps) for _, piece in parts if piece.info is not None)
+    _encode(parts[:1], model)  # warms up
+    rounds = []
+    for _ in range(ROUNDS):
+        seconds = [
+            _time(lambda: _decode(good, decoders, lambda item, piece: True)),
+            _time(lambda: _encode(parts, model)),
+            _time(lambda: _extract(good, decoders, model, container)),
+        ]
+        rounds.append(Speeds(*(frames / s for s in seconds)))
+    return frames, rounds
+
+
+def _decode(items: Iterable[Item], decoders: Decoders, take: Callable[[Item, Piece | VideoError], bool]) -> None:
+    """take: gets the pieces, and says whether to begin with more items."""
+    items, under_way, more = iter(items), 0, True
+    while True:
+        while more and under_way < 2 * decoders.slots:
+            item = next(items, None)
+            more = item is not None
+            if more:
+                decoders.put(item)
+                under_way += 1
+        if not under_way:
+            return
+        item, piece = decoders.get()
+        under_way -= isinstance(piece, VideoError) or piece.ends_item
+        more = take(item, piece) and more
+
+
+def _encode(pieces: list[tuple[Item, Piece]], model: FeatureModel) -> None:
+    batches = Batches(model)
+    for item, piece in pieces:
+        batches.add(item, piece)
+        while lanes := batches.choose(flush=False):
+            batches.run(lanes)
+    while lanes := batches.choose(flush=True):
+        batches.run(lanes)
+
+
+def _extract(items: list[Item], decoders: Decoders, model: FeatureModel, container: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        meter = Meter(len(items))
+        extract_here = partial(extract, decoders=decoders, model=model, meter=meter)
+        run(Output(folder, model.settings, container, items, meter), extract_here)
+
+
+def _time(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -1,0 +1,131 @@
+"""The model's side: pieces of several streams in, their features out. A plain object, which an actor can hold."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidtok.checks import check_memory
+from vidtok.extraction.record import Settings
+from vidtok.nets.layers import State
+from vidtok.streaming import encode_tiles
+from vidtok.tokenizer import VideoTokenizer
+
+
+class Stream:
+    """What is kept of one stream between its pieces.
+
+    states: of the encoder, one for each tile. parts: features so far, [C, t, h, w] each. count: cells in a pooled sum.
+    """
+
+    def __init__(self):
+        self.states: list[State] = []
+        self.parts: list[np.ndarray] = []
+        self.count = 0
+
+
+# What a head's input is made of.
+_INPUTS = {"tokens": "ids", "codes": "ids", "latents": "latents", "hidden": "hidden"}
+
+
+class FeatureModel:
+    """Args:
+    tokenizer: loaded for inference.
+    settings: feature, dtype, pool and tile say what comes out.
+    batch: every pass is of so many streams; where there are fewer, the first one fills up.
+    head: of `vidtok.heads`, whose features before the last layer are the embedding.
+
+    Raises ValueError for a head whose input is none of the tokenizer's.
+    """
+
+    def __init__(self, tokenizer: VideoTokenizer, settings: Settings, batch: int = 1, head=None):
+        self.tokenizer, self.settings, self.batch, self.head = tokenizer, settings, batch, head
+        self._grid = settings.feature
+        if head is not None:
+            kind = head.config.input["kind"]
+            if kind not in _INPUTS:
+                raise ValueError(f"head {head.config.name!r} reads {kind}, and no tokenizer makes that")
+            head.refuse_crops()
+            self._grid = _INPUTS[kind]
+
+    @torch.no_grad()
+    def push(self, streams: Sequence[Stream], videos: Sequence[Tensor]) -> None:
+        """The next piece of each stream, [1, 3, T, H, W] of one shape, all first ones or none.
+
+        Raises:
+            MemoryError: where they can't fit the memory at hand.
+        """
+        fill = self.batch - len(streams)
+        video = torch.cat([*videos, *[videos[0]] * fill]) if self.batch > 1 else videos[0]
+        stride, place = self.tokenizer.stride, 0
+
+        def encode(part: Tensor) -> Tensor:
+            nonlocal place
+            before = [stream.states[place] if place < len(stream.states) else {} for stream in streams]
+            state = _join([*before, *[before[0]] * fill])
+            out = self._net(part.to(self.tokenizer.device), state)
+            for stream, after in zip(streams, _split(state, self.batch), strict=False):
+                stream.states[place : place + 1] = [after]
+            place += 1
+            return out
+
+        if self.settings.tile is None:
+            check_memory(self.tokenizer.encoder, video.shape, (1, 1, 1), self.tokenizer.device, self.tokenizer.dtype)
+            out_BCthw = encode(video)
+        else:
+            out_BCthw = encode_tiles(encode, video, self.settings.tile, stride[1:])
+        for stream, features in zip(streams, self._kind(out_BCthw), strict=False):
+            self._keep(stream, features)
+
+    def finish(self, stream: Stream) -> np.ndarray:
+        """The features of a stream that has ended, as `vidtok.extraction.record` says."""
+        if self.settings.pool == "mean":
+            return (stream.parts[0] / stream.count).astype(self.settings.dtype)
+        array = np.concatenate(stream.parts, 0 if self._grid == "ids" else 1)
+        return array if self.head is None else self._embed(array)
+
+    def _net(self, video: Tensor, state: State) -> Tensor:
+        encoder, video = self.tokenizer.encoder, video.to(self.tokenizer.dtype)
+        if self._grid == "hidden":
+            return encoder.forward_features(video, state).float()
+        return self.tokenizer.quantizer.latents(encoder(video, state))
+
+    def _kind(self, out_BCthw: Tensor) -> np.ndarray:
+        """Of latents what is asked for, in the type that is stored."""
+        quantizer = self.tokenizer.quantizer
+        if self._grid in ("ids", "codes"):
+            out_BCthw = quantizer.codes_to_ids(out_BCthw)
+        if self._grid == "codes":
+            out_BCthw = quantizer.ids_to_codes(out_BCthw)
+        array = out_BCthw.cpu().numpy()
+        return array if self.settings.pool == "mean" or self.head is not None else array.astype(self.settings.dtype)
+
+    @torch.no_grad()
+    def _embed(self, grid: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(grid)[None].to(self.tokenizer.device)
+        embedding_BD = self.head.forward_head(self.head.forward_features(x), pre_logits=True)
+        return embedding_BD[0].float().cpu().numpy().astype(self.settings.dtype)
+
+    def _keep(self, stream: Stream, features: np.ndarray) -> None:
+        if self.settings.pool != "mean":
+            stream.parts.append(features)
+            return
+        total = features.sum((1, 2, 3), dtype=np.float64)
+        stream.parts = [stream.parts[0] + total if stream.parts else total]
+        stream.count += features[0].size
+
+
+def _join(states: Sequence[State]) -> State:
+    """Of several streams that are equally far; all are empty before their first piece."""
+    if len(states) == 1:
+        return dict(states[0])
+    return {layer: torch.cat([state[layer] for state in states]) for layer in states[0]}
+
+
+def _split(state: State, count: int) -> list[State]:
+    """A layer that only marks that a clip has begun keeps an empty tensor, which all streams share."""
+    return [
+        {layer: kept[i : i + 1] if count > 1 and kept.numel() else kept for layer, kept in state.items()}
+        for i in range(count)
+    ]

@@ -1,0 +1,196 @@
+"""The npz container: a file per video, readable without vidtok.
+
+A NumPy `.npz` (a zip with a checksum for each entry) of deflated arrays:
+
+    ids | codes | latents | hidden | embedding   the features, under the name of their kind, laid out as in
+                                                 `vidtok.extraction.record`; of clips stacked, [clips, ...]
+    timestamps                                   float64 [frames]; of clips [clips, frames]
+    meta                                         one string: a JSON object with "schema": "vidtok.features/1", id,
+                                                 label, split and the fields of `RecordMeta` ("clip" is null)
+
+A folder of npz files, one per video, in the tree of their ids.
+"""
+
+import io
+import json
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import numpy as np
+
+from vidtok.datasets.decode import MEDIA_SUFFIXES
+from vidtok.extraction.record import (
+    Entry,
+    Record,
+    check_record,
+    describe,
+    differences,
+    entry_of,
+    make_record,
+    parse_description,
+    settings_of,
+)
+
+
+def write_npz(path: str | os.PathLike, records: Sequence[Record]) -> None:
+    """Writes the records of one video: one, or all its clips. The file appears complete or not at all."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(npz_bytes(records))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def npz_bytes(records: Sequence[Record]) -> bytes:
+    """The content of the file. Raises ValueError where a record is none, or these are not all clips of one video."""
+    for record in records:
+        check_record(record)
+    first = records[0]
+    if [record.meta.clip for record in records] != ([None] if first.meta.clips is None else [*range(first.meta.clips)]):
+        raise ValueError(f"{first.id}: {len(records)} records are not all of its {first.meta.clips or 1}")
+    if first.meta.clips is None:
+        return npz_of(first)
+    features = np.stack([record.features for record in records])
+    timestamps = np.stack([record.timestamps for record in records])
+    return _pack(describe(first) | {"clip": None}, features, timestamps)
+
+
+def npz_of(record: Record) -> bytes:
+    """The same of one record, a clip or a whole video; here "clip" says which."""
+    return _pack(describe(record), record.features, record.timestamps)
+
+
+def _pack(description: dict, features: np.ndarray, timestamps: np.ndarray) -> bytes:
+    file, meta = io.BytesIO(), np.array(json.dumps(description))
+    np.savez_compressed(file, **{description["feature"]: features}, timestamps=timestamps, meta=meta)
+    return file.getvalue()
+
+
+def read_npz(path: str | os.PathLike) -> list[Record]:
+    """The records of a file: one, or all clips of the video. All of it is read and its checksums are verified.
+
+    Raises:
+        ValueError: naming the file, where it holds no features, is damaged, or of another schema.
+        FileNotFoundError: where there is none.
+    """
+    with damage_named(path), open(path, "rb") as file:
+        return parse_npz(file)
+
+
+def parse_npz(file: BinaryIO) -> list[Record]:
+    """`read_npz` of an open file; raises whatever damage leads to."""
+    with np.load(file, allow_pickle=False) as arrays:
+        description = parse_description(str(arrays["meta"]))
+        features, timestamps, clips = arrays[description["feature"]], arrays["timestamps"], description["clips"]
+    if clips is None or description["clip"] is not None:
+        return [make_record(description, features, timestamps)]
+    if len(features) != clips or len(timestamps) != clips:
+        raise ValueError(f"{len(features)} arrays and {len(timestamps)} timestamps of {clips} clips")
+    return [make_record(description | {"clip": i}, features[i], timestamps[i]) for i in range(clips)]
+
+
+def read_description(path: str | os.PathLike) -> dict:
+    """What a file says of its records (`record.describe`); the arrays aren't read. Raises as above."""
+    with damage_named(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        description = parse_description(str(arrays["meta"]))
+        settings_of(description)
+        return description
+
+
+@contextmanager
+def damage_named(path: str | os.PathLike) -> Iterator[None]:
+    """What bytes that are not what they should be lead to becomes a ValueError that names the file."""
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except _DAMAGE as error:
+        raise ValueError(f"{path}: not a file of features that can be read ({_reason(error)})") from error
+
+
+# What zipfile, zlib, tarfile, numpy and json raise on bytes that are not what they should be.
+_DAMAGE = (
+    ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, MemoryError, NotImplementedError, RuntimeError,
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, SyntaxError, OverflowError, IndexError,
+)  # fmt: skip
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "allow_pickle" in text:  # numpy takes whatever it doesn't know for a pickle
+        return "no .npz"
+    return f"no {error}" if isinstance(error, KeyError) else text or type(error).__name__
+
+
+def npz_name(id: str) -> str:
+    """Path of a video's file below the folder: its id with .npz in place of a video's suffix.
+
+    Parts that would lead out of the folder ("/", "..") are left out.
+    """
+    parts = [part for part in PurePosixPath(id.replace("\\", "/")).parts if part not in ("/", ".", "..")]
+    path = PurePosixPath(*parts)
+    stem = path.name[: -len(path.suffix)] if path.suffix.lower() in MEDIA_SUFFIXES else path.name
+    return str(path.with_name(f"{stem}.npz"))
+
+
+class NpzWriter:
+    """See `vidtok.extraction.record.Writer`. A file that is damaged counts as none and is written anew."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.written = folder, 0
+
+    def path_of(self, id: str) -> Path:
+        return self.folder / npz_name(id)
+
+    def find(self, id: str) -> Entry | None:
+        try:
+            return entry_of(describe(read_npz(self.path_of(id))[0]))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def write(self, records: Sequence[Record]) -> list[str]:
+        path = self.path_of(records[0].id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_npz(path, records)
+        self.written += path.stat().st_size
+        return [records[0].id]
+
+    def close(self) -> list[str]:
+        return []
+
+    def abandon(self) -> None:
+        pass
+
+
+class NpzReader:
+    """See `vidtok.extraction.record.Reader`."""
+
+    def __init__(self, files: Sequence[Path]):
+        self.entries: list[Entry] = []
+        self._places: list[tuple[Path, int]] = []
+        for file in files:
+            description = read_description(file)
+            settings = settings_of(description)
+            if not self.entries:
+                self.settings = settings
+            elif other := differences(self.settings, settings):
+                raise ValueError(f"{file} is of other settings than {files[0]}: {other}")
+            for i in range(description["clips"] or 1):
+                clip = None if description["clips"] is None else i
+                self.entries.append(entry_of(description | {"clip": clip}))
+                self._places.append((file, i))
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def read(self, index: int) -> Record:
+        path, clip = self._places[index]
+        return read_npz(path)[clip]

@@ -1,0 +1,364 @@
+"""The folder that a run fills: what is still to do in it, and what becomes of it.
+
+Where the time of a run goes.
+
+The settings of a run, and the file that holds a folder to them.
+
+failures.csv: which videos have no features, and why. Columns: id, path, split (of the annotations), reason.
+
+Several processes on one folder: who is at which video.
+"""
+
+import csv
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from vidtok.errors import nearest
+from vidtok.extraction.containers import SUFFIXES, check_container, open_writer
+from vidtok.extraction.record import (
+    FEATURES,
+    SCHEMA,
+    Entry,
+    Record,
+    Settings,
+    Writer,
+    differences,
+    id_type,
+    parse_description,
+    settings_of,
+)
+from vidtok.extraction.sources import Item
+from vidtok.quantize import LFQ
+
+STAGES = ("read", "infer", "write")
+
+
+class Meter:
+    """Attributes:
+    total: videos of the run. done, skipped, failed: videos so far; skipped ones were complete already.
+    frames, records, tokens: of what was done. bytes: of the files that were completed.
+    seconds: {"read": waited for the decoders, "infer": in the model, "write": finding and writing files}.
+    """
+
+    def __init__(self, total: int):
+        self.total = total
+        self.done = self.skipped = self.failed = self.frames = self.records = self.tokens = self.bytes = 0
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self._start
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds, or None before the first video."""
+        worked = self.done + self.failed
+        return None if not worked else self.elapsed / worked * (self.total - worked - self.skipped)
+
+    def shares(self) -> str:
+        """ "read 10 %, infer 85 %, write 2 %" of the time."""
+        return ", ".join(f"{name} {self.seconds[name] / self.elapsed:.0%}" for name in STAGES)
+
+    def size(self) -> str:
+        """ "1.23 MB, 1.50 bytes per token", or "" where nothing was written."""
+        per_token = f", {self.bytes / self.tokens:.2f} bytes per token" if self.tokens else ""
+        return f"{self.bytes / 1e6:.3g} MB{per_token}" if self.bytes else ""
+
+    def speed(self) -> str:
+        return f"{self.done / self.elapsed:.1f} videos/s, {self.frames / self.elapsed:.0f} frames/s"
+
+
+LOCKS_FILE = ".claims"
+
+
+class Claims:
+    """A video is claimed by a lock on one byte of one file, at a place that its id gives.
+
+    The kernel releases the locks of a process that ends, however it ends, so that no claim is ever stale; the file
+    itself stays empty. They are POSIX record locks, which work between machines where the file system supports them
+    (NFS, Lustre with -o flock, ...), and belong to the process: it may open this file only once.
+    """
+
+    def __init__(self, folder: Path):
+        self._file = os.open(folder / LOCKS_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+
+    def take(self, id: str) -> bool:
+        """Whether the video is this process' now; not, where another one is at it."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _place(id))
+        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the system likes
+            return False
+        return True
+
+    def wait(self, id: str) -> None:
+        """`take`, as soon as it is free."""
+        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _place(id))
+
+    def release(self, id: str) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _place(id))
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def _place(id: str) -> int:
+    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:7], "big")
+
+
+FLOATS = ("float32", "float16")
+SETTINGS_FILE = "settings.json"
+SETTINGS_LOCK = f"\0{SETTINGS_FILE}"  # no video's id
+
+
+def make_settings(
+    tokenizer, feature: str = "ids", precision: str = "fp32", dtype: str = "float32", **asked
+) -> Settings:
+    """The settings for features of a tokenizer.
+
+    Args:
+        tokenizer: a `VideoTokenizer`. feature: one of `FEATURES`. precision: the one it was loaded with.
+        dtype: "float32" or "float16", how floats are stored.
+        asked: pool, head, resize, crop, resample, max_frames, sampler, tile: see `Settings`.
+
+    Raises:
+        ValueError: for settings that don't fit each other.
+    """
+    if feature not in FEATURES:
+        raise ValueError(f"unknown feature {feature!r}: {nearest(feature, FEATURES)}")
+    if dtype not in FLOATS:
+        raise ValueError(f"floats are stored as {' or '.join(FLOATS)}, not {dtype!r}")
+    if asked.get("pool") not in (None, "mean"):
+        raise ValueError(f"features are pooled by 'mean', not {asked['pool']!r}")
+    if asked.get("pool") is not None and feature not in ("hidden", "latents"):
+        raise ValueError(f"{feature} can't be pooled: hidden and latents can")
+    if (feature == "embedding") != (asked.get("head") is not None):
+        raise ValueError("embedding is what a trained head makes: it needs a head, and nothing else does")
+    if feature == "ids":
+        dtype = id_type(tokenizer.bits).name
+    elif feature == "codes" and isinstance(tokenizer.quantizer, LFQ):
+        dtype = "int8"  # signs
+    return Settings(
+        feature=feature,
+        model=tokenizer.config.name,
+        weight_hash=tokenizer.weight_hash,
+        precision=precision,
+        bits=tokenizer.bits,
+        stride=tuple(tokenizer.stride),
+        dtype=dtype,
+        **asked,
+    )
+
+
+def hold_folder(folder: Path, settings: Settings, container: str, claims: Claims) -> None:
+    """Writes the settings of a new folder, or compares them with those it was begun with.
+
+    Raises:
+        ValueError: that names what differs; or where the folder holds features that nobody knows the settings of.
+    """
+    check_container(container)
+    path, suffix = folder / SETTINGS_FILE, SUFFIXES[container]
+    ours = {"schema": SCHEMA, "container": container, **asdict(settings)}
+    claims.wait(SETTINGS_LOCK)
+    try:
+        if not path.exists():
+            if (file := next(folder.rglob(f"[!.]*{suffix}"), None)) is not None:
+                raise ValueError(f"{file} is there, but {path} isn't, which says what it is of: give another folder")
+            part = path.with_name(f".{SETTINGS_FILE}.part")
+            part.write_text(json.dumps(ours, indent=2) + "\n")
+            os.replace(part, path)
+            return
+    finally:
+        claims.release(SETTINGS_LOCK)
+    theirs_container, theirs = read_settings(path)
+    if theirs_container != container:
+        raise ValueError(f"{folder} holds {theirs_container}, not {container}: give another folder")
+    if other := differences(settings, theirs):
+        raise ValueError(f"{folder} holds features of other settings: {other}. Give another folder")
+
+
+def read_settings(path: Path) -> tuple[str, Settings]:
+    """(container, settings) of a folder's settings.json. Raises ValueError where it is none."""
+    try:
+        description = parse_description(path.read_text())
+        return description["container"], settings_of(description)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the settings of extracted features ({error})") from error
+
+
+FAILURES_FILE = "failures.csv"
+COLUMNS = ("id", "path", "split", "reason")
+FAILURES_LOCK = f"\0{FAILURES_FILE}"  # no video's id
+
+
+def read_failures(features: Path, split: str | None) -> list[dict[str, str]]:
+    """[{name, reason}] of a split (None, all), of the folder or one of its files that `vidtok extract` wrote."""
+    file = (features if features.is_dir() else features.parent) / FAILURES_FILE
+    if not file.exists():
+        return []
+    with open(file, newline="") as rows:  # of a run that was killed: several rows of a video, or one cut short
+        found = {row["id"]: row for row in csv.DictReader(rows) if row.get("reason") is not None}
+    kept = [row for row in found.values() if split is None or row.get("split") == split]
+    return [{"name": row["id"], "reason": row["reason"]} for row in kept]
+
+
+class Failures:
+    """Rows are added at once, so that a killed run has them; at the end those that were done after all are left out."""
+
+    def __init__(self, folder: Path, claims: Claims):
+        self._path, self._claims = folder / FAILURES_FILE, claims
+
+    def add(self, id: str, path: str, split: str, reason: str) -> None:
+        self._claims.wait(FAILURES_LOCK)
+        try:
+            with open(self._path, "a+b") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(size - 1, 0))
+                cut_short = file.read(1) not in (b"", b"\n")  # the last row, by a full disk
+            with open(self._path, "a", newline="") as file:
+                file.write("\r\n" if cut_short else "")
+                csv.writer(file).writerows([*([] if size else [COLUMNS]), [id, path, split, reason]])
+        finally:
+            self._claims.release(FAILURES_LOCK)
+
+    def tidy(self, is_done: Callable[[str], bool]) -> None:
+        """Leaves the last row of each video, and none where is_done(id)."""
+        self._claims.wait(FAILURES_LOCK)
+        try:
+            if not self._path.exists():
+                return
+            with open(self._path, newline="") as file:
+                # A row that was cut short is of a video that is done again.
+                last = {row[0]: row for row in csv.reader(file) if len(row) == len(COLUMNS)}
+            last.pop(COLUMNS[0], None)
+            rows = [row for id, row in last.items() if not is_done(id)]
+            if not rows:
+                self._path.unlink()
+                return
+            part = self._path.with_name(f".{FAILURES_FILE}.part")
+            with open(part, "w", newline="") as file:
+                csv.writer(file).writerows([COLUMNS, *rows])
+            os.replace(part, self._path)
+        finally:
+            self._claims.release(FAILURES_LOCK)
+
+
+PATIENCE = 0.2  # seconds between two looks at what another process is at
+
+
+class Output:
+    """Gives out the videos that nobody has done or is doing, and takes their records.
+
+    Every process that fills the folder has one of these. A video is claimed when it is given out; the claim ends when
+    its records are complete on disk, or with the process. force: give out what is complete, too.
+
+    Raises:
+        ValueError: where the folder was begun with other settings, see `hold_folder`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: Settings,
+        container: str,
+        items: Iterable[Item],
+        meter: Meter,
+        force: bool = False,
+    ):
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._claims = Claims(folder)
+        hold_folder(folder, settings, container, self._claims)
+        self._writer: Writer = open_writer(folder, container)
+        self._failures = Failures(folder, self._claims)
+        self._todo, self._meter, self._force = deque(items), meter, force
+        self._elsewhere: deque[Item] = deque()  # another process is at these
+        self.errors: list[tuple[Item, str]] = []
+
+    def next(self) -> Item | None:
+        """The next video to do, or None where there is none for now."""
+        while self._todo:
+            item = self._todo.popleft()
+            with self._meter.stage("write"):
+                if not self._claims.take(item.id):
+                    self._elsewhere.append(item)
+                    continue
+                entry = None if self._force else self._writer.find(item.id)
+                if entry is None:
+                    return item
+                self._claims.release(item.id)
+            if (why := another(item, entry)) is not None:
+                self._note(item, why)
+            else:
+                self._meter.skipped += 1
+        return None
+
+    def take(self, item: Item, records: Sequence[Record]) -> None:
+        """Raises OSError where the disk is full, ..."""
+        with self._meter.stage("write"):
+            complete = self._writer.write(records)
+        self._release(complete)
+        self._meter.done += 1
+        self._meter.records += len(records)
+        self._meter.tokens += sum(record.features.size for record in records if record.meta.feature == "ids")
+
+    def fail(self, item: Item, reason: str) -> None:
+        self._note(item, reason)
+        self._claims.release(item.id)
+
+    def flush(self) -> bool:
+        """Completes what was taken, and looks again at what other processes were at; whether there is any of that."""
+        with self._meter.stage("write"):
+            self._release(self._writer.close())
+        if not self._elsewhere:
+            return False
+        time.sleep(PATIENCE)
+        self._todo, self._elsewhere = self._elsewhere, self._todo
+        return True
+
+    def close(self) -> None:
+        """Completes what was taken; failures.csv lists what is missing now."""
+        self._release(self._writer.close())
+        failed = {item.id for item, _ in self.errors}  # what is there under such a name may be of another file
+        self._failures.tidy(lambda id: id not in failed and self._writer.find(id) is not None)
+        self._claims.close()
+
+    def abandon(self) -> None:
+        """Ends after an error of the disk: what was not complete is left out."""
+        self._writer.abandon()
+        self._claims.close()
+
+    def _note(self, item: Item, reason: str) -> None:
+        self._failures.add(item.id, item.path or "", item.split or "", reason)
+        self.errors.append((item, reason))
+        self._meter.failed += 1
+
+    def _release(self, ids: Iterable[str]) -> None:
+        self._meter.bytes = self._writer.written
+        for id in ids:
+            self._claims.release(id)
+
+
+def another(item: Item, entry: Entry) -> str | None:
+    """Why what is there is not of this item, or None."""
+    if item.path is not None and Path(item.path).exists() and Path(item.path).stat().st_size != entry.source_bytes:
+        return f"under its name there are features of another file, of {entry.source_bytes} bytes: give another folder"
+    if (item.label, item.split) != (entry.label, entry.split):
+        return f"its features are there with label {entry.label} and split {entry.split}: give another folder"
+    return None

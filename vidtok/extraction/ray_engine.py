@@ -1,0 +1,245 @@
+"""Extraction on Ray: models and decoders on the machines of a cluster; this process gives out videos and writes.
+
+What comes back is kept by the same `Output` as without Ray, so that output and resuming are the same, and only this
+machine needs the folder. The videos must have the same paths everywhere, and vidtok must be installed.
+
+Plain actors of Ray, not Ray Data with a pool of them. Ray Data takes its input before it starts; here videos are given
+out one after the other, as they are claimed. It hands over, and does again, whole blocks; and when an actor dies, it
+tries the block again without end or fails the whole run; here the video that is to blame fails alone.
+"""
+
+import logging
+import os
+import queue
+import socket
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+
+from vidtok.extraction.decoding import Decoders, Reading
+from vidtok.extraction.engine import NextItem, Result, extract
+from vidtok.extraction.model import FeatureModel
+from vidtok.extraction.output import Meter
+from vidtok.extraction.sources import Item
+
+CHUNK = 16  # videos per decoder that an actor gets at once: it is idle for a moment between two chunks
+DEATHS = 3  # of the actors that were at it, and a video has failed
+STARTS = 3  # attempts to start an actor that never was
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one actor takes of the cluster. actors: how many. cpus, gpus: of each. workers: decode processes of each.
+    threads: of the model on a CPU."""
+
+    actors: int
+    cpus: int
+    gpus: int
+    workers: int
+    threads: int
+
+
+def connect(address: str | None) -> None:
+    """To a running cluster ("auto", or "host:port"), or to a new local one where the address is None.
+
+    Raises:
+        ValueError: where there is no cluster at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to Ray's makers unasked
+    how = {"ignore_reinit_error": True, "log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address is None:
+            ray.init("local", include_dashboard=False, **how)
+            return
+        host, colon, port = address.rpartition(":")
+        if colon and "/" not in host:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), 10).close()
+        ray.init(address, **how)
+    except Exception as error:  # Ray raises plain ones, too, where a node is slow to start
+        raise ValueError(f"no Ray cluster at {address or 'local'!r}: {_first_line(error)}") from error
+
+
+def share_cluster(videos: int, actors: int | None, workers: int | None, threads: int | None) -> Share:
+    """Of the cluster at hand: an actor per GPU with its share of the CPUs, or, where there are none, per two CPUs, one
+    of which decodes. What isn't None is as given; of GPUs no actor has less than one."""
+    cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
+    largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
+    actors = min(actors or gpus, gpus) if gpus else actors
+    of_each = cpus // gpus if gpus else 2 if workers is None else workers + 1
+    of_each = max(1, min(largest, of_each, cpus // actors if actors else of_each))
+    workers = of_each - 1 if workers is None else workers
+    threads = threads or max(1, of_each - workers)
+    return Share(max(1, min(actors or cpus // of_each, videos)), of_each, int(gpus > 0), workers, threads)
+
+
+class Worker:
+    """The actor: a model and decode processes of its own."""
+
+    def __init__(self, model: FeatureModel, reading: Reading, share: Share, time_limit: float):
+        torch.set_num_threads(share.threads)
+        device = "cuda" if share.gpus else "cpu"
+        model.tokenizer.to(device)
+        if model.head is not None:
+            model.head.to(device)
+        self._model = model
+        self._decoders = Decoders(reading, share.workers, time_limit)
+
+    def ready(self) -> None:
+        pass
+
+    def work(self, items: list[Item]) -> Iterator[tuple[str, "list | Exception"]]:
+        """(id, records or error) of each item, as they are done."""
+        waiting = deque(items)
+        next_item = lambda: waiting.popleft() if waiting else None  # noqa: E731
+        for item, result in extract(next_item, self._decoders, self._model, Meter(len(items))):
+            yield item.id, result
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """Items whose actor died before it gave their records; at most one of them is why."""
+
+    items: list[Item]
+    why: str
+
+
+class Fleet:
+    """Actors that a thread each keeps busy; one that dies is started again, wherever there is room, and what it had not
+    handed over is done again by any of them. A video that three actors died over has failed.
+
+    model: on the CPU; it is copied to the actors. Raises ValueError where actors can't be started.
+    """
+
+    def __init__(self, model: FeatureModel, reading: Reading, share: Share, time_limit: float, meter: Meter):
+        self.share, self._meter = share, meter
+        self._arguments = (ray.put(model), reading, share, time_limit)
+        self._chunks: queue.SimpleQueue[list[Item] | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue = queue.SimpleQueue()
+        self._closed = False
+        self._actors: dict[int, ray.actor.ActorHandle] = {}
+        self._threads = [threading.Thread(target=self._serve, args=(i,), daemon=True) for i in range(share.actors)]
+        for thread in self._threads:
+            thread.start()
+
+    def extract(self, next_item: NextItem) -> Iterator[Result]:
+        """As `vidtok.extraction.engine.extract`."""
+        at: dict[str, Item] = {}  # given out, not done
+        deaths: Counter[str] = Counter()
+        chunks, more = 0, True  # under way
+        while True:
+            while more and chunks <= self.share.actors:  # one waits for who is done first
+                items = []
+                while more and len(items) < self._chunk_size(len(at)):
+                    item = next_item()
+                    more = item is not None
+                    if more:
+                        items.append(item)
+                        at[item.id] = item
+                if items:
+                    self._give(items)
+                    chunks += 1
+            if not at and not chunks:
+                return
+            with self._meter.stage("read"):
+                answer = self._results.get()
+            if answer is None:
+                chunks -= 1
+            elif isinstance(answer, _Lost):
+                for item in answer.items:
+                    deaths[item.id] += 1
+                    if deaths[item.id] < DEATHS:
+                        self._give([at[item.id]])  # alone: another death tells which of them is to blame
+                        chunks += 1
+                    else:
+                        yield at.pop(item.id), RuntimeError(f"{DEATHS} actors died over it: {answer.why}")
+            elif isinstance(answer, Exception):
+                raise answer
+            else:
+                id, result = answer
+                if not isinstance(result, Exception):
+                    self._meter.frames += sum(record.meta.frames for record in result)
+                yield at.pop(id), result
+
+    def close(self) -> None:
+        self._closed = True
+        for _ in self._threads:
+            self._chunks.put(None)
+        for actor in list(self._actors.values()):
+            ray.kill(actor)
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> "Fleet":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _chunk_size(self, given: int) -> int:
+        """Full chunks at first, smaller ones towards the end, so that all actors end together."""
+        left = self._meter.total - self._meter.done - self._meter.skipped - self._meter.failed - given
+        return max(1, min(CHUNK * max(self.share.workers, 1), left // (2 * self.share.actors)))
+
+    def _give(self, items: list[Item]) -> None:
+        # Elsewhere, another folder is the current one.
+        paths = [None if item.path is None else str(Path(item.path).absolute()) for item in items]
+        self._chunks.put([replace(item, path=path) for item, path in zip(items, paths, strict=True)])
+
+    def _serve(self, number: int) -> None:
+        """The life of a thread: chunks in, results out, each chunk ended by None."""
+        try:
+            actor = self._start(number)
+            while not self._closed and (items := self._chunks.get()) is not None:
+                left = {item.id: item for item in items}
+                try:
+                    for answer in actor.work.options(num_returns="streaming").remote(items):
+                        id, result = ray.get(answer)
+                        del left[id]
+                        self._results.put((id, result))
+                except RayTaskError as error:  # no death: what the actor raised
+                    raise error.cause from error
+                except RayError as error:
+                    if self._closed:
+                        return
+                    self._results.put(_Lost(list(left.values()), _first_line(error)))
+                    self._results.put(None)
+                    ray.kill(actor)  # where only what it handed over was lost, it would keep its CPUs
+                    actor = self._start(number)
+                else:
+                    self._results.put(None)
+        except Exception as error:  # the main thread's to raise
+            if not self._closed:
+                self._results.put(error)
+
+    def _start(self, number: int) -> ray.actor.ActorHandle:
+        """An actor that is up, as soon as there is room for one."""
+        share, error = self.share, None
+        for _ in range(STARTS):
+            # A restart by Ray itself would not tell which results are lost.
+            options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0}
+            actor = self._actors[number] = ray.remote(Worker).options(**options).remote(*self._arguments)
+            up = actor.ready.remote()
+            try:
+                while not ray.wait([up], timeout=1)[0]:
+                    if self._closed:
+                        return actor
+                ray.get(up)
+                return actor
+            except RayError as failure:
+                error = failure
+                if self._closed:
+                    break
+        raise ValueError(f"an actor doesn't start: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1 if "error raised in its creation task" in lines[0] else 0]  # a traceback says it at its end

@@ -1,0 +1,128 @@
+"""The work: one item per video, whatever it came from.
+
+Clips of a video by a named sampler.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vidtok.datasets import MovingDigits, dense_clips, open_dataset, read_annotations, uniform_segments, whole_windows
+from vidtok.errors import nearest
+from vidtok.extraction.npz import npz_name
+
+
+@dataclass(frozen=True)
+class Item:
+    """One video to do. path: its file, or None for one that is rendered: `digit` is then its split, number and seed.
+    id, label, split: what its record will say."""
+
+    id: str
+    path: str | None = None
+    label: str | None = None
+    split: str | None = None
+    digit: tuple[str, int, int] | None = None
+
+    def __str__(self) -> str:
+        return self.path or self.id
+
+
+def plan_files(files: Iterable[tuple[Path, Path]]) -> list[Item]:
+    """Of (file, its path below the folder it was found in), without labels."""
+    return [Item(below.as_posix(), str(file)) for file, below in files]
+
+
+def plan_dataset(
+    source: str, root: str | None = None, split: str | None = None, renderings: int = 1, **columns: str | None
+) -> list[Item]:
+    """Of a labelled dataset, see `vidtok.datasets.open_dataset`; split: None, all there are. renderings: of each of the
+    digits, which are made with seeds 0, 1, ...
+
+    Raises:
+        ValueError: where it is none.
+    """
+    items: list[Item] = []
+    for name in [split] if split is not None else _splits(source, columns):
+        dataset = open_dataset(source, root, name, **columns)
+        for i, (id, label) in enumerate(zip(dataset.ids, dataset.labels, strict=True)):
+            label = dataset.classes[label] if label >= 0 else None
+            if isinstance(dataset, MovingDigits):
+                for seed in range(renderings):
+                    items.append(Item(f"{id}/{seed}" if seed else id, None, label, name, (name, i, seed)))
+            else:
+                items.append(Item(id, dataset.paths[i], label, name))
+    return items
+
+
+def refuse_twins(items: Sequence[Item]) -> list[Item]:
+    """The items, each once. Raises ValueError where two videos would be kept under one name."""
+    owners: dict[str, Item] = {}
+    for item in items:
+        other = owners.setdefault(npz_name(item.id), item)
+        if other != item:
+            raise ValueError(f"{other} and {item} would both become {npz_name(item.id)}: extract them into two folders")
+    return [*owners.values()]
+
+
+def _splits(source: str, columns: dict[str, str | None]) -> list[str | None]:
+    if source == "digits":
+        return ["train", "val"]
+    path = Path(source)
+    if path.is_dir():
+        return [name for name in ("train", "val", "validation", "test") if (path / name).is_dir()] or [None]
+    if not path.is_file():
+        raise ValueError(f"{source}: no such file or folder, nor 'digits'")
+    table = read_annotations(source, **columns)
+    return [*dict.fromkeys(table["split"])] if "split" in table else [None]
+
+
+def is_dataset(source: str) -> bool:
+    """Whether `plan_dataset` is what it is for: "digits", or an annotation file by its suffix."""
+    return source == "digits" or (Path(source).is_file() and Path(source).suffix.lower() in (".csv", ".json", ".txt"))
+
+
+SAMPLERS = ("uniform", "dense", "windows")
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Which clips: the samplers of `vidtok.datasets.samplers`, without chance.
+
+    Args:
+        name: "uniform" (`uniform_segments`), "dense" (`dense_clips`) or "windows" (`whole_windows`).
+        number: of clips; of windows, the frames from one to the next (None: end to end).
+        frames: of a clip. stride: from one to the next, in frames of `fps`. fps: None, the video's own.
+    """
+
+    name: str
+    number: int | None
+    frames: int
+    stride: int = 1
+    fps: float | None = None
+
+    def times(self, duration: float, fps: float) -> np.ndarray:
+        """Seconds [clips, frames] in a video of that duration and rate."""
+        if self.name == "uniform":
+            return uniform_segments(duration, fps, frames=self.frames, clips=self.number)
+        pace = {"frames": self.frames, "stride": self.stride, "at_fps": self.fps}
+        if self.name == "dense":
+            return dense_clips(duration, fps, clips=self.number, **pace)
+        return whole_windows(duration, fps, hop=self.number, **pace)
+
+    def __str__(self) -> str:
+        rate = "" if self.fps is None else f" at {self.fps:g} fps"
+        return f"{self.name}:{self.number}, {self.frames} x {self.stride}{rate}"
+
+
+def parse_clips(text: str, frames: int, stride: int = 1, fps: float | None = None) -> Clips:
+    """ "uniform:4", "dense:5", "windows" or "windows:8"; see `Clips`. Raises ValueError for anything else."""
+    name, colon, number = text.partition(":")
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown sampler {name!r}: {nearest(name, SAMPLERS)}")
+    if colon and not (number.isdecimal() and int(number) > 0):
+        raise ValueError(f"clips are NAME or NAME:NUMBER, not {text!r}")
+    if name == "uniform" and (stride != 1 or fps is not None):
+        raise ValueError("uniform clips span the whole video: they have no stride and no rate of their own")
+    return Clips(name, int(number) if colon else None if name == "windows" else 1, frames, stride, fps)

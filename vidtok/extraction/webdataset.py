@@ -1,0 +1,76 @@
+"""The webdataset container: tar files whose samples the `webdataset` package reads.
+
+    KEY.npz    one record: the arrays and `meta` of `vidtok.extraction.npz`, a clip on its own
+    KEY.json   the same `meta`, for who doesn't want the arrays
+
+KEY is the shard's name and a number. `webdataset.WebDataset(files).decode()` gives {"__key__", "npz", "json"}. Every
+member of an npz has a checksum; a tar that doesn't end in its two empty blocks is incomplete.
+"""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import BinaryIO
+
+from vidtok.extraction.npz import damage_named, npz_of, parse_npz
+from vidtok.extraction.record import Entry, Record, Settings, describe, entry_of, parse_description, settings_of
+
+
+class TarShard:
+    def __init__(self, file: BinaryIO, name: str):
+        self._file, self._name, self._count = file, name, 0
+        self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+
+    @property
+    def size(self) -> int:
+        return self._file.tell()
+
+    def add(self, record: Record) -> None:
+        for suffix, data in (("npz", npz_of(record)), ("json", json.dumps(describe(record)).encode())):
+            member = tarfile.TarInfo(f"{self._name}-{self._count:06d}.{suffix}")
+            member.size = len(data)
+            self._tar.addfile(member, io.BytesIO(data))
+        self._count += 1
+
+    def finish(self) -> None:
+        self._tar.close()
+
+
+class TarFormat:
+    suffix = ".tar"
+
+    def __init__(self):
+        self._offsets: dict[Path, list[int]] = {}  # of the npz members
+
+    def create(self, file: BinaryIO, name: str) -> TarShard:
+        return TarShard(file, name)
+
+    def index(self, path: Path, verify: bool) -> tuple[Settings, list[Entry]]:
+        with damage_named(path), open(path, "rb") as file:
+            file.seek(-min(1024, os.path.getsize(path)), os.SEEK_END)
+            if file.read().strip(b"\0") or os.path.getsize(path) % tarfile.RECORDSIZE:
+                raise ValueError("it is cut off")
+            file.seek(0)
+            descriptions, self._offsets[path] = [], []
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    data = tar.extractfile(member)
+                    if member.name.endswith(".json"):
+                        descriptions.append(parse_description(data.read().decode()))
+                        continue
+                    self._offsets[path].append(member.offset)
+                    if verify:
+                        parse_npz(io.BytesIO(data.read()))
+            if not descriptions or len(descriptions) != len(self._offsets[path]):
+                raise ValueError(f"{len(self._offsets[path])} records with {len(descriptions)} descriptions")
+            return settings_of(descriptions[0]), [entry_of(description) for description in descriptions]
+
+    def read(self, path: Path, row: int) -> Record:
+        if path not in self._offsets:
+            self.index(path, verify=False)
+        with damage_named(path), open(path, "rb") as file:
+            file.seek(self._offsets[path][row])
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                return parse_npz(io.BytesIO(tar.extractfile(tar.next()).read()))[0]

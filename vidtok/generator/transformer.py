@@ -1,0 +1,236 @@
+"""The transformer that all generators share, bidirectional or causal.
+
+Legend: B batch, N tokens, D width, h heads, d values per head, t height width: the token grid, N = t * height * width.
+
+Tokens into the trunk and out of it: two summed embeddings, two heads tied to them (MAGVIT-v2, section 3.2).
+
+Legend: B batch, N tokens, D width, V half vocabularies (low and high).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from vidtok.quantize.bits import half_bits, ids_to_signs, split_ids
+
+
+class Cache:
+    """Keys and values of the tokens seen so far, for causal sampling.
+
+    Args:
+        depth, batch, heads, tokens, head_dim: what there is room for.
+        like: a tensor of the dtype and device of the trunk.
+    """
+
+    def __init__(self, depth: int, batch: int, heads: int, tokens: int, head_dim: int, like: Tensor):
+        self.keys = like.new_zeros(depth, batch, heads, tokens, head_dim)
+        self.values = torch.zeros_like(self.keys)
+        self.length = 0
+
+    def extend(self, layer: int, k_BhNd: Tensor, v_BhNd: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores one layer's new keys and values; returns all of them so far."""
+        end = self.length + k_BhNd.shape[2]
+        self.keys[layer, :, :, self.length : end] = k_BhNd
+        self.values[layer, :, :, self.length : end] = v_BhNd
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class Rotary(nn.Module):
+    """Rotary positions on three axes (Su et al. 2021): pairs of channels are shared out to t, height and width.
+
+    Args:
+        grid: (t, height, width); head_dim: even, at least 6.
+    """
+
+    def __init__(self, grid: tuple[int, int, int], head_dim: int):
+        super().__init__()
+        if head_dim % 2 or head_dim < 6:
+            raise ValueError(f"a head needs an even number of at least 6 values for three axes, not {head_dim}")
+        pairs = head_dim // 2
+        shares = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3]
+        places = torch.stack(torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij"), -1).flatten(0, 2).float()
+        angles = []
+        for axis, share in enumerate(shares):
+            # From a turn of one radian a cell down to one of the whole axis in about half a radian.
+            slowest = 1 / (2 * max(grid))
+            rates = slowest ** (torch.arange(share) / max(share - 1, 1))
+            angles.append(places[:, axis, None] * rates)
+        angles_Nd = torch.cat(angles, 1).repeat(1, 2)
+        self.register_buffer("cos", angles_Nd.cos(), persistent=False)
+        self.register_buffer("sin", angles_Nd.sin(), persistent=False)
+
+    def forward(self, x_BhNd: Tensor, start: int = 0) -> Tensor:
+        """Turns queries or keys of the tokens start, start + 1, ..."""
+        end = start + x_BhNd.shape[2]
+        cos, sin = self.cos[start:end].to(x_BhNd.dtype), self.sin[start:end].to(x_BhNd.dtype)
+        left, right = x_BhNd.chunk(2, -1)
+        return x_BhNd * cos + torch.cat([-right, left], -1) * sin
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each scaled, shifted and gated by the condition."""
+
+    def __init__(self, width: int, heads: int, causal: bool, dropout: float):
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.qkv = nn.Linear(width, 3 * width)
+        self.sharpness = nn.Parameter(torch.ones(heads, 1, 1))  # of attention, whose queries and keys are normed
+        self.out = nn.Linear(width, width)
+        self.mlp = Mlp(width, 4 * width, act_layer=lambda: nn.GELU(approximate="tanh"), drop=dropout)
+        self.dropout = dropout
+
+    def forward(self, x_BND: Tensor, modulation_6B1D: tuple[Tensor, ...], rotary: Rotary, cache, layer: int) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation_6B1D
+        y = modulate(x_BND, shift1, scale1)
+        x_BND = x_BND + gate1 * self.attend(y, rotary, cache, layer)
+        return x_BND + gate2 * self.mlp(modulate(x_BND, shift2, scale2))
+
+    def attend(self, x_BND: Tensor, rotary: Rotary, cache: Cache | None, layer: int) -> Tensor:
+        B, N, D = x_BND.shape
+        q, k, v = self.qkv(x_BND).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        start = 0 if cache is None else cache.length
+        q, k = (rotary(F.rms_norm(part, part.shape[-1:]), start) for part in (q, k))
+        q = q * self.sharpness.to(q.dtype)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+        assert start == 0 or N == 1, "beyond the first call a cache takes one token at a time"
+        dropout = self.dropout if self.training else 0.0
+        y = attention(q, k, v, self.causal and N > 1, dropout)
+        return self.out(y.transpose(1, 2).reshape(B, N, D))
+
+
+def attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, causal: bool, dropout: float) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, [B, h, N, d]. causal: a token sees none behind it.
+
+    On a CPU in bf16 in plain products: forth and back, torch's fused kernel takes 2 to 9 times as long there.
+    """
+    if v_BhNd.device.type != "cpu" or v_BhNd.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q_BhNd, k_BhNd, v_BhNd, is_causal=causal, dropout_p=dropout)
+    scores_BhNN = q_BhNd * q_BhNd.shape[-1] ** -0.5 @ k_BhNd.transpose(-2, -1)
+    if causal:
+        future_NN = torch.ones(scores_BhNN.shape[-2:], dtype=torch.bool).triu(1)
+        scores_BhNN = scores_BhNN.masked_fill(future_NN, -torch.inf)
+    return F.dropout(scores_BhNN.softmax(-1), dropout) @ v_BhNd
+
+
+def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
+    return F.layer_norm(x_BND, x_BND.shape[-1:]) * (1 + scale_B1D) + shift_B1D
+
+
+class Trunk(nn.Module):
+    """Transformer blocks over a grid of tokens, told of their condition by adaptive layer norm.
+
+    One linear layer turns the condition into scales, shifts and gates for all blocks, to which each block adds a table
+    of its own ("adaLN-single", Chen et al. 2023, arXiv:2310.00426): class and time reach every token at little cost in
+    parameters.
+
+    Args:
+        grid: (t, height, width) of the tokens.
+        width, depth, heads: of the transformer; the MLP is 4 x width.
+        causal: whether a token sees earlier ones only.
+        dropout: in attention and MLP.
+    """
+
+    def __init__(self, grid: tuple[int, int, int], width: int, depth: int, heads: int, causal: bool, dropout: float):
+        super().__init__()
+        if min(width, depth, heads) < 1:
+            raise ValueError(f"width, depth and heads are at least 1, not {width}, {depth} and {heads}")
+        if width % heads:
+            raise ValueError(f"a width of {width} doesn't divide into {heads} heads")
+        self.heads, self.width, self.tokens = heads, width, math.prod(grid)
+        self.rotary = Rotary(grid, width // heads)
+        self.positions = nn.ParameterList([nn.Parameter(torch.randn(n, width) * 0.02) for n in grid])
+        self.blocks = nn.ModuleList([Block(width, heads, causal, dropout) for _ in range(depth)])
+        self.modulation = nn.Linear(width, 6 * width)
+        self.tables = nn.Parameter(torch.zeros(depth, 6, width))
+        self.last_table = nn.Parameter(torch.zeros(2, width))
+        # The condition begins without effect, and every block as the identity: behind open gates, so that its last
+        # layers learn from the first step.
+        self.tables.data[:, [2, 5]] = 1
+        for layer in (self.modulation, *(part for block in self.blocks for part in (block.out, block.mlp.fc2))):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x_BND: Tensor, condition_BD: Tensor, cache: Cache | None = None) -> Tensor:
+        """Features of the tokens, normed.
+
+        Args:
+            x_BND: embedded tokens without positions: all of them, or with a cache the next ones.
+            condition_BD: of each sample.
+            cache: of the tokens before; is moved on.
+        """
+        start = 0 if cache is None else cache.length
+        end = start + x_BND.shape[1]
+        x = x_BND + self.embed_positions()[start:end]
+        shared_B6D = self.modulation(F.silu(condition_BD)).unflatten(1, (6, self.width))
+        for layer, block in enumerate(self.blocks):
+            modulation = (shared_B6D + self.tables[layer])[:, :, None].to(x.dtype).unbind(1)
+            x = block(x, modulation, self.rotary, cache, layer)
+        if cache is not None:
+            cache.length = end
+        shift, scale = (shared_B6D[:, :2] + self.last_table)[:, :, None].to(x.dtype).unbind(1)
+        return modulate(x, shift, scale)
+
+    def embed_positions(self) -> Tensor:
+        """[N, D]: the sum of a learned vector for each coordinate."""
+        t, height, width = self.positions
+        return (t[:, None, None] + height[:, None] + width).flatten(0, 2)
+
+    def new_cache(self, batch: int) -> Cache:
+        like = self.modulation.weight
+        return Cache(len(self.blocks), batch, self.heads, self.tokens, self.width // self.heads, like)
+
+
+class TokenEmbedding(nn.Module):
+    """ids -> sum of a vector for the low and one for the high half.
+
+    The tables begin linear in the bits of the ids, for LFQ's bits have a meaning: ids that share most of them look
+    alike, and what is learned of one at the start holds for the others. The tied heads begin so, too.
+    """
+
+    def __init__(self, bits: int, width: int):
+        super().__init__()
+        self.bits = bits
+        self.low, self.high = (nn.Embedding(2**half, width) for half in half_bits(bits))
+        for table, half in zip((self.low, self.high), half_bits(bits), strict=True):
+            signs_VK = ids_to_signs(torch.arange(2**half), half)
+            table.weight.data = signs_VK @ torch.randn(half, width) / (half * width) ** 0.5
+
+    def forward(self, ids_BN: Tensor) -> Tensor:
+        low, high = split_ids(ids_BN, self.bits)
+        return self.low(low) + self.high(high)
+
+
+class TokenHeads(nn.Module):
+    """Features -> logits of both halves, the output weights being those of the embedding.
+
+    Args:
+        embedding: shared with the input.
+        conditioned: the high half is predicted knowing the low one, as p(low) p(high | low); otherwise independently.
+    """
+
+    def __init__(self, embedding: TokenEmbedding, width: int, conditioned: bool):
+        super().__init__()
+        self.embedding, self.conditioned = embedding, conditioned
+        self.dense = nn.Linear(width, width)
+        self.low_bias, self.high_bias = (nn.Parameter(torch.zeros(2**half)) for half in half_bits(embedding.bits))
+        self.mix = nn.Linear(width, width) if conditioned else None
+
+    def low_logits(self, x_BND: Tensor) -> Tensor:
+        """float [B, N, V_low]."""
+        return self.project(x_BND, self.embedding.low, self.low_bias)
+
+    def high_logits(self, x_BND: Tensor, low_BN: Tensor) -> Tensor:
+        """float [B, N, V_high]; `low_BN` are the low halves, looked at only where the heads are conditioned."""
+        if self.conditioned:
+            # Normed as the features are: the table's rows have a norm of about 1, and would be drowned.
+            low_BND = F.layer_norm(self.embedding.low(low_BN), x_BND.shape[-1:])
+            x_BND = x_BND + F.gelu(self.mix(x_BND + low_BND), approximate="tanh")
+        return self.project(x_BND, self.embedding.high, self.high_bias)
+
+    def project(self, x_BND: Tensor, half: nn.Embedding, bias: Tensor) -> Tensor:
+        y = F.layer_norm(F.gelu(self.dense(x_BND), approximate="tanh"), x_BND.shape[-1:])
+        return F.linear(y, half.weight, bias).float()

@@ -1,0 +1,126 @@
+"""Where a model's files are: in the package, in a folder, or on the Hugging Face hub.
+
+Weights as safetensors: half precision on disk, float32 in memory.
+"""
+
+import hashlib
+import pickle
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vidtok.errors import nearest
+
+PRETRAINED = Path(__file__).parent / "pretrained"  # the models that the package ships, one folder each
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+PARTS = ("best", "model")  # of a run folder, where its models are
+
+
+def list_shipped(root: Path = PRETRAINED) -> list[str]:
+    """Names of the models below `root`."""
+    return sorted(path.parent.name for path in root.glob(f"*/{CONFIG}"))
+
+
+def find_pretrained(name: str | Path, what: str, root: Path = PRETRAINED, **hub_arguments) -> tuple[Path, Path]:
+    """(config file, weight file) of a model.
+
+    Args:
+        name: a folder below `root`, any other folder, or a hub id ("owner/name").
+        what: "tokenizer" or "head", for the error.
+        hub_arguments: of `huggingface_hub.hf_hub_download`.
+
+    Raises:
+        ValueError: for a name that is none of these, or a folder that lacks a file.
+    """
+    if name is None:
+        raise ValueError(f"a {what} is needed, by its name or folder, and null is none")
+    shipped = list_shipped(root)
+    folder = root / str(name) if str(name) in shipped else Path(name)
+    if folder.is_dir():
+        missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
+        if missing:
+            inside = [part for part in PARTS if (folder / part / CONFIG).is_file()]
+            hint = f"; did you mean {folder / inside[0]}?" if inside else ""
+            raise ValueError(f"{folder} is no {what}: it has no {' and no '.join(missing)}{hint}")
+        return folder / CONFIG, folder / WEIGHTS
+    if str(name).count("/") != 1 or folder.parent.is_dir():
+        # Only what can be no path is asked of the hub, which takes half a minute to give up where it is offline.
+        raise ValueError(f"no shipped {what} and no folder {str(name)!r}: {nearest(str(name), shipped)}")
+    config, weights = (Path(hf_hub_download(str(name), file, **hub_arguments)) for file in (CONFIG, WEIGHTS))
+    return config, weights
+
+
+def load_weights(module: nn.Module, path: Path) -> str:
+    """Fills `module`; returns the first 16 hex digits of the file's sha256.
+
+    Raises:
+        ValueError: where the file is damaged, or holds other tensors than the module does: the first of them.
+    """
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
+    wanted = module.state_dict()
+    for name in sorted(wanted.keys() | tensors.keys()):
+        shapes = [list(part[name].shape) if name in part else "none" for part in (tensors, wanted)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"the weights in {path} don't fit their config: {name} is {shapes[0]}, not {shapes[1]}")
+    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def fetch(where: str | Path) -> Path:
+    """The file at a path or URL, downloaded once and then kept by torch.hub.
+
+    Raises:
+        FileNotFoundError: no such file, or the download failed.
+    """
+    if str(where).startswith(("http://", "https://")):
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        path = folder / Path(urlparse(str(where)).path).name
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                torch.hub.download_url_to_file(str(where), str(path), progress=False)
+            except OSError as error:
+                message = f"could not download {where} ({error}): fetch it on another machine and give the file"
+                raise FileNotFoundError(message) from error
+        return path
+    path = Path(where)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    return path
+
+
+def read_state(where: str | Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file, or of a checkpoint of tensors alone, at a path or URL (see `fetch`).
+
+    Raises:
+        FileNotFoundError: no such file, or the download failed.
+        ValueError: the file is damaged, or holds more than tensors.
+    """
+    path = fetch(where)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(f"{path} can't be read: {str(error).splitlines()[0]}") from error
+
+
+def hash_weights(module: nn.Module) -> str:
+    """The first 16 hex digits of the sha256 of the weights in memory, for a module that came from no file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    save_file({name: tensor.detach().half().contiguous().cpu() for name, tensor in module.state_dict().items()}, path)

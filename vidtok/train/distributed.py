@@ -1,0 +1,54 @@
+"""The processes of one run, as torchrun or a cluster starts them."""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, PartialState
+from torch import Tensor, nn
+
+PATIENCE = timedelta(hours=6)  # of the others, while one validates or tests: libraries give up after minutes
+
+
+def join_processes() -> PartialState:
+    """Joins the process group that the environment describes; alone where it describes none."""
+    # Without an accelerator, accelerate joins ranks only where it is told to use the CPU, and trains one model each
+    # otherwise.
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return PartialState(cpu=several and not torch.accelerator.is_available(), timeout=PATIENCE)
+
+
+def only_process(command: str) -> torch.device:
+    """The device of a command that trains one model after another, in one process: several would fill its folder with
+    each other's. Raises ValueError where torchrun started them."""
+    state = join_processes()
+    if state.num_processes > 1:
+        raise ValueError(f"vidtok {command} is one process, not {state.num_processes}: start it without torchrun")
+    return state.device
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether an exchange between the processes failed, which is so where one of them has ended or can't be reached."""
+    # Gloo raises plain RuntimeErrors.
+    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model itself, out of the wrapper for several processes."""
+    return getattr(model, "module", model)
+
+
+def together(accelerator: Accelerator, *values: float) -> list[float]:
+    """The means over processes: their clocks and signals differ, but what follows from them must not."""
+    if accelerator.num_processes == 1:
+        return list(values)
+    return accelerator.reduce(torch.tensor([float(v) for v in values], device=accelerator.device), "mean").tolist()
+
+
+def add_mean(means: dict[str, Tensor], terms: dict[str, Tensor], parts: int) -> None:
+    """Adds the terms of one of so many parts to their means."""
+    for name, term in terms.items():
+        share = term.detach().float() / parts
+        means[name] = means[name] + share if name in means else share

@@ -1,0 +1,121 @@
+"""The run folder: everything a training run leaves behind.
+
+config.yaml      the resolved config
+run.json         command, git hash, versions, machine
+checkpoint.pt    state to resume from (tensors and plain values only)
+branch.json      of a branch: the run, step and seconds at which it began, see `vidtok.train.branch`
+model/           the averaged weights, as the model's `from_pretrained` reads them
+scalars/         TensorBoard
+pictures/        what the validation draws, by name and step
+"""
+
+import json
+import os
+import platform
+import shutil
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import save_image
+
+from vidtok.provenance import git_hash
+
+
+class RunFolder:
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def open(self, config_yaml: str | None) -> None:
+        """Makes the folder and begins to write; only the main process of a run does. config_yaml: None where nothing is
+        left to train: the folder goes on saying what its model was trained with."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.writer = SummaryWriter(str(self.path / "scalars"))
+        if config_yaml is None:
+            return
+        (self.path / "config.yaml").write_text(config_yaml)
+        facts = {
+            "command": " ".join(sys.argv),
+            "git": git_hash(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
+        }
+        (self.path / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+    def load_checkpoint(self) -> dict | None:
+        """The state saved last, or None at the beginning of a run. Raises ValueError for a damaged file."""
+        file = self.path / "checkpoint.pt"
+        if not file.exists():
+            return None
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{file} is damaged or no checkpoint: delete it to begin anew")
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+    def save_checkpoint(self, state: dict) -> None:
+        """Atomic: a kill at any moment leaves the old or the new one."""
+        new = self.path / "checkpoint.pt.new"
+        torch.save(state, new)
+        os.replace(new, self.path / "checkpoint.pt")
+
+    def save_model(self, model) -> Path:
+        """Writes model/ beside the old one, then puts it in its place (a kill in between leaves model.new/ whole)."""
+        new, old, final = self.path / "model.new", self.path / "model.old", self.path / "model"
+        shutil.rmtree(new, ignore_errors=True)
+        model.save_pretrained(new)
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            final.rename(old)
+        new.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+        return final
+
+    def save_scalars(self, scalars: dict[str, float], step: int) -> None:
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def save_picture(self, name: str, image_CHW: Tensor, step: int) -> Path:
+        """An image in [0, 1], as a file and in TensorBoard."""
+        path = self.path / "pictures" / f"{name}-{step:07d}.png"
+        path.parent.mkdir(exist_ok=True)
+        save_image(image_CHW, path)
+        self.writer.add_image(name, image_CHW, step)
+        self.writer.flush()
+        return path
+
+
+FACTS = "depends_on.json"
+
+
+def hold_to(folder: Path, facts: Mapping) -> None:
+    """Notes in a folder what its content depends on. Raises ValueError where it was filled with other facts, or can't
+    be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder} can't be made ({error.strerror}): give another run=") from error
+    file, text = folder / FACTS, json.dumps(facts, indent=2, sort_keys=True) + "\n"
+    if file.exists():
+        old, new = json.loads(file.read_text()), json.loads(text)
+        if others := [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]:
+            raise ValueError(f"{folder} was filled with another {others[0]} ({old.get(others[0])}): give another run=")
+    part = _part_of(file)
+    part.write_text(text)
+    part.replace(file)
+
+
+def _part_of(file: Path) -> Path:
+    """What becomes the file when it is whole; several processes may be at it."""
+    return file.with_name(f".{file.name}.{os.getpid()}.part")
+
+
+def lasting(trainer: dict) -> dict:
+    """The trainer's settings that its result depends on: not how often it logs and saves, nor its workers."""
+    settings = {key: value for key, value in trainer.items() if not key.startswith(("log", "save", "work"))}
+    # Folders from before there were other shapes name none, and go on.
+    return {key: value for key, value in settings.items() if (key, value) != ("shape", "cosine")}
