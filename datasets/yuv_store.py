@@ -9,6 +9,7 @@ change, and processes may read it while another one adds videos.
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from operator import itemgetter
@@ -93,8 +94,11 @@ class YUVStore:
         """Views of Y [T,H,W], U and V [T,ceil(H/2),ceil(W/2)], uint8."""
         if self._bytes is None:
             size = max(v.end for v in self._videos.values())
-            # Not shared: the mapping is private, so that nothing written to the tensor reaches the file.
-            mapped = torch.from_file(str(self.folder / "frames.yuv"), shared=False, size=size, dtype=torch.uint8)
+            # Read-only and shared: of a private mapping Linux wants as much free memory as the file is large.
+            mapped_file = np.memmap(self.folder / "frames.yuv", np.uint8, "r", shape=(size,))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing here writes
+                mapped = torch.from_numpy(mapped_file)
             self._bytes = mapped if self.device is None else mapped.to(self.device, copy=True)
         frames = self._bytes[video.offset : video.end].view(video.frames, video.frame_bytes)
         luma, half = video.height * video.width, (-(-video.height // 2), -(-video.width // 2))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from vidtok.datasets import ClipFolder, demo_clip, open_video, video_to_frames, write_video
-from vidtok.datasets.yuv_store import YUVStore, add_videos, yuv_to_video
+from vidtok.datasets.yuv_store import YUVStore, _key, _save_index, add_videos, yuv_to_video
 
 
 def write(path, frames, height, width, pix_fmt="yuv420p", matrix=2, range=0, turn=0) -> Path:
@@ -132,6 +133,19 @@ def test_planes_are_the_decoders(tmp_path):
             y, u, v = (plane[t] for plane in store.planes(video))
             assert np.array_equal(y, wanted[:50])
             assert np.array_equal(torch.cat([u.flatten(), v.flatten()]), wanted[50:].ravel())
+
+
+def test_a_file_larger_than_memory_is_mapped(tmp_path):
+    """The frames lie at the end of a file of 1 TB, which takes no room on the disk."""
+    path = write(tmp_path / "a.mkv", 3, 32, 32)
+    _, video = stored(path, tmp_path)
+    frames = (tmp_path / "frames.yuv").read_bytes()
+    far = replace(video, offset=10**12)
+    with open(tmp_path / "frames.yuv", "r+b") as file:
+        file.seek(far.offset)
+        file.write(frames)
+        _save_index(tmp_path, {_key(path): far}, file)
+    assert YUVStore(tmp_path).planes(far)[0].numpy().tobytes()[:1024] == frames[:1024]
 
 
 @pytest.fixture(scope="module")
