@@ -2,7 +2,7 @@
 
 from vidtok.datasets.annotations import read_annotations
 from vidtok.datasets.backends import open_video
-from vidtok.datasets.checking import check_video, check_videos, find_overlap, refuse_overlap
+from vidtok.datasets.checking import check_video, check_videos, find_overlap, validate_disjoint
 from vidtok.datasets.clips import ClipFolder
 from vidtok.datasets.decode import Chunk, VideoReader
 from vidtok.datasets.demo import demo_clip
@@ -17,11 +17,48 @@ from vidtok.datasets.video import VideoInfo, VideoStream, VideoWriter, iter_vide
 from vidtok.errors import VideoError
 
 __all__ = [
-    "Batch", "Chunk", "ClipFolder", "DecodePool", "DigitClips", "EvalTransform", "Kinetics", "LabelledDataset",
-    "LabelledVideos", "MovingDigits", "Sample", "SomethingSomethingV2", "SquareTransform", "TrainTransform",
-    "VideoError", "VideoFolder", "VideoInfo", "VideoList", "VideoReader", "VideoStream", "VideoWriter", "check_video",
-    "check_videos", "collate_samples", "demo_clip", "dense_clips", "files_by_split", "find_overlap", "frames_to_video",
-    "iter_video", "open_dataset", "open_video", "plan_resize", "probe_video", "random_clip", "random_segments",
-    "read_annotations", "read_video", "refuse_overlap", "resize_video", "uniform_segments", "video_to_frames",
-    "whole_windows", "write_video",
+    "Batch",
+    "Chunk",
+    "ClipFolder",
+    "DecodePool",
+    "DigitClips",
+    "EvalTransform",
+    "Kinetics",
+    "LabelledDataset",
+    "LabelledVideos",
+    "MovingDigits",
+    "Sample",
+    "SomethingSomethingV2",
+    "SquareTransform",
+    "TrainTransform",
+    "VideoError",
+    "VideoFolder",
+    "VideoInfo",
+    "VideoList",
+    "VideoReader",
+    "VideoStream",
+    "VideoWriter",
+    "check_video",
+    "check_videos",
+    "collate_samples",
+    "demo_clip",
+    "dense_clips",
+    "files_by_split",
+    "find_overlap",
+    "frames_to_video",
+    "iter_video",
+    "open_dataset",
+    "open_video",
+    "plan_resize",
+    "probe_video",
+    "random_clip",
+    "random_segments",
+    "read_annotations",
+    "read_video",
+    "resize_video",
+    "uniform_segments",
+    "validate_disjoint",
+    "video_to_frames",
+    "whole_windows",
+    "write_video",
 ]  # fmt: skip

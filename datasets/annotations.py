@@ -28,7 +28,7 @@ UNDERSTOOD = (
 )
 
 
-class Misfit(Exception):
+class AnnotationFormatError(Exception):
     """Why a file, or one line of it, is none of the formats. `str()` goes after the name of the file."""
 
     def __init__(self, why: str, number: int | None = None, line: str | None = None):
@@ -95,8 +95,8 @@ class Header:
 def find_header(text: str, columns: dict[str, str | None]) -> Header | None:
     """The header of `text`, or None where its first line is no header.
 
-    columns: path, label, split -> the name that was asked for, or None. Raises `Misfit` where that isn't there, or the
-    header has no column of labels.
+    columns: path, label, split -> the name that was asked for, or None. Raises `AnnotationFormatError` where
+    that isn't there, or the header has no column of labels.
     """
     line = next(line for line in text.split("\n") if line.strip())
     wanted = {kind: name for kind, name in columns.items() if name}
@@ -107,7 +107,7 @@ def find_header(text: str, columns: dict[str, str | None]) -> Header | None:
     names = _cells(line, separator)
     for name in wanted.values():
         if name not in names:
-            raise Misfit(f"there is no column {name!r} in the header", 1, line)
+            raise AnnotationFormatError(f"there is no column {name!r} in the header", 1, line)
     places = _known(names) | {kind: names.index(name) for kind, name in wanted.items()}
     if not wanted and (not {"path", "id"} & set(places) or any(is_media(n) or is_whole(n) for n in names)):
         return None
@@ -115,44 +115,46 @@ def find_header(text: str, columns: dict[str, str | None]) -> Header | None:
     if "path" in places and "id" in places:
         del places["path" if kinetics and "path" not in wanted else "id"]
     if not {"path", "id"} & set(places):
-        raise Misfit("no column of paths or ids is known by its name: give path_column", 1, line)
+        raise AnnotationFormatError("no column of paths or ids is known by its name: give path_column", 1, line)
     others = {name.lower() for place, name in enumerate(names) if place not in places.values() and name}
     if "label" not in places and others and not kinetics:
         if others & _TEXT:
-            raise Misfit("looks like captions; for a column that holds classes give label_column", 1, line)
+            raise AnnotationFormatError(
+                "looks like captions; for a column that holds classes give label_column", 1, line
+            )
         if others == {"name"}:
-            raise Misfit("looks like a class list, not like annotations of videos", 1, line)
-        raise Misfit("no column of labels is known by its name: give label_column", 1, line)
+            raise AnnotationFormatError("looks like a class list, not like annotations of videos", 1, line)
+        raise AnnotationFormatError("no column of labels is known by its name: give label_column", 1, line)
     return Header(separator, names, places, "kinetics csv" if kinetics else "csv with a header")
 
 
 def read_table(text: str, header: Header) -> tuple[dict[str, list], str]:
-    """The columns that are known, and the name of the format. Raises `Misfit` for a row that doesn't fit."""
+    """The columns that are known, and the name of the format. Raises `AnnotationFormatError` for other rows."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=header.separator, skipinitialspace=True)
     rows = ([cell.strip() for cell in row] for row in reader if any(cell.strip() for cell in row))
     next(rows)  # the header
     columns: dict[str, list] = {kind: [] for kind in header.places}
     for row in rows:
-        misfit = partial(Misfit, number=reader.line_num, line=header.separator.join(row))
+        error = partial(AnnotationFormatError, number=reader.line_num, line=header.separator.join(row))
         if len(row) != len(header.names):
-            raise misfit(f"{len(row)} fields under a header of {len(header.names)}")
+            raise error(f"{len(row)} fields under a header of {len(header.names)}")
         for kind, place in header.places.items():
             cell = row[place]
             if kind in ("path", "id") and not cell:
-                raise misfit(f"no {header.names[place]}")
+                raise error(f"no {header.names[place]}")
             if kind == "label" and is_several(cell):
-                raise misfit("looks like multi-label rows")
+                raise error("looks like multi-label rows")
             if kind in ("start", "end") and not _SECONDS.fullmatch(cell):
-                raise misfit(f"{header.names[place]} is not a number of seconds")
+                raise error(f"{header.names[place]} is not a number of seconds")
             columns[kind].append(float(cell) if kind in ("start", "end") else cell)
     if {"path", "start"} <= set(columns) and not any(map(is_media, columns["path"])):
-        raise Misfit("looks like a list of frame-folders with the frames to take")
+        raise AnnotationFormatError("looks like a list of frame-folders with the frames to take")
     key = "path" if "path" in columns else "id"
     if not columns[key]:
-        raise Misfit("a header without rows")
+        raise AnnotationFormatError("a header without rows")
     columns.setdefault("label", [None] * len(columns[key]))
     if key == "id" and is_class_list(columns["id"], columns["label"]):
-        raise Misfit("looks like a class list, not like annotations of videos")
+        raise AnnotationFormatError("looks like a class list, not like annotations of videos")
     unlabelled = "" if any(columns["label"]) else " without labels"
     return columns, f"{header.format} separated by {_TABLE_SEPARATORS[header.separator]}{unlabelled}"
 
@@ -179,13 +181,15 @@ _NUMBER_FIRST = re.compile(r"\d+[ ,;\t]")
 
 
 def read_list(path: Path, text: str) -> tuple[dict[str, list], str]:
-    """Columns path and label, and the name of the format. Raises `Misfit` with the first line that doesn't fit."""
+    """Columns path and label, and the name of the format. Raises `AnnotationFormatError` for other lines."""
     if re.search(r"_test_split\d\.txt$", path.name):
-        raise Misfit("looks like a split of HMDB51: its numbers say train or test, the class is in the file's name")
+        raise AnnotationFormatError(
+            "looks like a split of HMDB51: its numbers say train or test, the class is in the file's name"
+        )
     if text.startswith(("<", "version https://git-lfs")):
-        raise Misfit("a web page or a Git LFS pointer, not the file that was meant")
+        raise AnnotationFormatError("a web page or a Git LFS pointer, not the file that was meant")
     if re.match(r"#\s*\d+\n", text):
-        raise Misfit("looks like a list of proposals (temporal localisation)")
+        raise AnnotationFormatError("looks like a list of proposals (temporal localisation)")
     numbered = [(number, line.strip(" ")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     lines = [line for _, line in numbered]
     # A thousand lines tell the separator; trying all of them on all of Kinetics takes seconds.
@@ -195,16 +199,16 @@ def read_list(path: Path, text: str) -> tuple[dict[str, list], str]:
     if not rows and _are_names(lines):
         return {"path": lines, "label": [None] * len(lines)}, "list of paths without labels"
     if 2 * len(rows) < len(lines):
-        raise _misfit_of_all(lines)
+        raise _format_error(lines)
     paths, labels = zip(*rows, strict=True)
     if is_class_list(paths, labels):
-        raise Misfit("looks like a class list, not like annotations of videos")
+        raise AnnotationFormatError("looks like a class list, not like annotations of videos")
     if len(rows) == len(lines) > 2 and not is_whole(labels[0]) and all(map(is_whole, labels[1:])):
-        raise Misfit("looks like a header: give path_column and label_column", *numbered[0])
+        raise AnnotationFormatError("looks like a header: give path_column and label_column", *numbered[0])
     for (number, line), fit in zip(numbered, fits, strict=True):
         if isinstance(fit, str):
             header = "" if line != lines[0] else "; if it is a header, give path_column and label_column"
-            raise Misfit(f"{fit}, and other lines are 'path{best}label'{header}", number, line)
+            raise AnnotationFormatError(f"{fit}, and other lines are 'path{best}label'{header}", number, line)
     return {"path": list(paths), "label": list(labels)}, f"list separated by {_LIST_SEPARATORS[best]}"
 
 
@@ -245,7 +249,7 @@ def _are_names(lines: list[str]) -> bool:
     return plain and len(set(lines)) == len(lines)
 
 
-def _misfit_of_all(lines: list[str]) -> Misfit:
+def _format_error(lines: list[str]) -> AnnotationFormatError:
     """What a file is of which few lines fit."""
     for separator in (r"\s+", r"[\s,;]+"):
         rows = [re.split(separator, line.replace('"', "")) for line in lines]
@@ -254,33 +258,39 @@ def _misfit_of_all(lines: list[str]) -> Misfit:
     widths = {len(row) for row in rows}
     if all(len(row) > 2 and all(map(is_whole, row[1:])) for row in rows):
         if is_media(rows[0][0]) or not widths <= {3, 4}:
-            return Misfit("looks like multi-label rows", 1, lines[0])
+            return AnnotationFormatError("looks like multi-label rows", 1, lines[0])
         what = "folder, frames, label" if widths == {3} else "folder, first frame, frames, label"
-        return Misfit(f"looks like a frame-folder list ({what}); only video and image files are read", 1, lines[0])
+        return AnnotationFormatError(
+            f"looks like a frame-folder list ({what}); only video and image files are read", 1, lines[0]
+        )
     if all(len(row) > 1 and is_media(row[-1]) for row in rows):
-        return Misfit("label before path; the path comes first", 1, lines[0])
+        return AnnotationFormatError("label before path; the path comes first", 1, lines[0])
     if all(is_media(row[0]) and is_several(row[-1]) for row in rows):
-        return Misfit("looks like multi-label rows", 1, lines[0])
+        return AnnotationFormatError("looks like multi-label rows", 1, lines[0])
     if all(is_media(row[0]) and len(row) > 2 for row in rows):
-        return Misfit("looks like captions, or a table without a header", 1, lines[0])
+        return AnnotationFormatError("looks like captions, or a table without a header", 1, lines[0])
     if widths == {8} or widths == {7}:
-        return Misfit("looks like boxes in time (AVA's kind)", 1, lines[0])
+        return AnnotationFormatError("looks like boxes in time (AVA's kind)", 1, lines[0])
     if widths == {2} and all(row[1].startswith("0") for row in rows):
-        return Misfit("numbers with leading zeros are no classes; looks like times (AVA's kind)", 1, lines[0])
+        return AnnotationFormatError(
+            "numbers with leading zeros are no classes; looks like times (AVA's kind)", 1, lines[0]
+        )
     if not any(re.search(r"[\t;/\\.]", line) for line in lines):
-        return Misfit("looks like a class list, not like annotations of videos", 1, lines[0])
-    return Misfit("not annotations that are known here", 1, lines[0])
+        return AnnotationFormatError("looks like a class list, not like annotations of videos", 1, lines[0])
+    return AnnotationFormatError("not annotations that are known here", 1, lines[0])
 
 
 def read_json(document: list | dict) -> tuple[dict[str, list], str]:
-    """Columns id and label out of [{id, template, ...}] or [{id}]. Raises `Misfit` for any other document."""
+    """Columns id and label out of [{id, template, ...}] or [{id}]. Raises `AnnotationFormatError` for others."""
     if isinstance(document, dict) or not document or not all(isinstance(entry, dict) for entry in document):
-        raise Misfit(_looks_like(document))
+        raise AnnotationFormatError(_looks_like(document))
     ids_only = all(set(entry) == {"id"} for entry in document)
     for number, entry in enumerate(document):
         if (not ids_only and not isinstance(entry.get("template"), str)) or not _is_id(entry.get("id")):
             keys = ", ".join(map(str, entry))
-            raise Misfit(f"entry {number} has {keys or 'nothing'}, not id and template: {_looks_like(document)}")
+            raise AnnotationFormatError(
+                f"entry {number} has {keys or 'nothing'}, not id and template: {_looks_like(document)}"
+            )
     labels = [None] * len(document) if ids_only else [without_brackets(entry["template"]) for entry in document]
     name = "something-something-v2 json" + (" without labels" if ids_only else "")
     return {"id": [str(entry["id"]) for entry in document], "label": labels}, name
@@ -355,7 +365,7 @@ def read_annotations(
         raise ValueError(f"{path}: the file is empty")
     try:
         rows, name = _read(path, text, {"path": path_column, "label": label_column, "split": split_column})
-    except Misfit as e:
+    except AnnotationFormatError as e:
         raise ValueError(f"{path}{e}. {UNDERSTOOD}") from e
     except csv.Error as e:
         raise ValueError(f"{path}: not a list or a table ({e}). {UNDERSTOOD}") from e
@@ -379,7 +389,7 @@ def _json(path: Path, text: str) -> list | dict | None:
         document = json.loads(text)
     except json.JSONDecodeError as e:
         if path.suffix.lower() == ".json" or text.lstrip()[0] == "{":
-            raise Misfit(f"not JSON that can be read ({e.msg}); JSON lines, perhaps", e.lineno) from e
+            raise AnnotationFormatError(f"not JSON that can be read ({e.msg}); JSON lines, perhaps", e.lineno) from e
         return None
     return document if isinstance(document, list | dict) else None
 

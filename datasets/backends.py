@@ -18,7 +18,7 @@ from vidtok.datasets.seek import read_timeline
 from vidtok.errors import VideoError
 
 
-class ProvenReader:
+class VerifiedReader:
     """Base of the backends that seek. A subclass names its `backend`, opens in `_open` and decodes in `_get`.
 
     The packets prove count and times (see `Timeline`), the first frame's picture is compared with PyAV's. Any doubt is
@@ -29,8 +29,8 @@ class ProvenReader:
 
     def __init__(self, path: str | Path):
         self.path, timeline = Path(path), read_timeline(path)
-        if timeline.doubt is not None:
-            raise self._distrust(timeline.doubt)
+        if timeline.unreliable is not None:
+            raise self._distrust(timeline.unreliable)
         if timeline.open_gop:
             raise self._distrust("frames after a keyframe are shown before it (open GOP)")
         self.fps, self.timestamps = timeline.fps, timeline.timestamps
@@ -60,7 +60,7 @@ class ProvenReader:
             stop = min(start + chunk, self.num_frames)
             yield Chunk(self._get(list(range(start, stop))), self.timestamps[start:stop])
 
-    def __enter__(self) -> "ProvenReader":
+    def __enter__(self) -> "VerifiedReader":
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -110,7 +110,7 @@ def has_decord() -> bool:
     return find_spec("decord") is not None
 
 
-class DecordReader(ProvenReader):
+class DecordReader(VerifiedReader):
     """Random access by decord, on files it is proven right on. See `VideoReader`."""
 
     backend = "decord"
@@ -139,7 +139,7 @@ class DecordReader(ProvenReader):
         self._decoder = None
 
 
-class TorchCodecReader(ProvenReader):
+class TorchCodecReader(VerifiedReader):
     """Random access by torchcodec in exact mode, on files it is proven right on. See `VideoReader`.
 
     Raises ImportError where torchcodec, or the FFmpeg it needs, can't be loaded.

@@ -73,7 +73,7 @@ def find_overlap(train: Files, val: Files) -> list[tuple[str, str]]:
     return sorted(pair for group in groups.values() for pair in itertools.product(*group))
 
 
-def refuse_overlap(train: Files, val: Files) -> None:
+def validate_disjoint(train: Files, val: Files) -> None:
     """Raises ValueError that lists the pairs of `find_overlap` (20 of them at most), where there are any."""
     if pairs := find_overlap(train, val):
         listed = [f"{ours} = {theirs}" for ours, theirs in pairs[:SHOWN]]

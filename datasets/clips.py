@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from vidtok.datasets.annotations import read_annotations
 from vidtok.datasets.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES, PyAVReader
 from vidtok.datasets.frames import frames_to_video
-from vidtok.datasets.loading import WHOLE, DecodePool, Part, check_clip, check_counts, rows_of
+from vidtok.datasets.loading import WHOLE, DecodePool, Shard, check_clip, check_counts, shard_rows
 from vidtok.datasets.seek import read_window, window_indices
 from vidtok.datasets.sources import find_media, of_split
 from vidtok.datasets.yuv_store import StoredVideo, YUVStore, add_videos
@@ -124,15 +124,15 @@ class ClipFolder(Dataset):
         return int((index + 1) * self.image_fraction) > int(index * self.image_fraction)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.part_of(index, WHOLE)
+        return self.shard_of(index, WHOLE)
 
-    def part_of(self, index: int, part: Part) -> Tensor:
+    def shard_of(self, index: int, shard: Shard) -> Tensor:
         """The rows that are `part` of `dataset[index]`; only the windows that they are cut from are decoded.
 
         Raises ValueError where the batch doesn't divide into such parts.
         """
         self._open_store()
-        rows = rows_of(part, self.image_batch_size if self.is_image_batch(index) else self.batch_size)
+        rows = shard_rows(shard, self.image_batch_size if self.is_image_batch(index) else self.batch_size)
         first = rows.start // self.crops_per_clip
         clips = []
         for window in range(first, 1 + (rows.stop - 1) // self.crops_per_clip):
@@ -148,19 +148,19 @@ class ClipFolder(Dataset):
         stop: int | None = None,
         workers: int = 0,
         time_limit: float = 600,
-        part: Part = WHOLE,
+        shard: Shard = WHOLE,
     ) -> Iterator[Tensor]:
         """Batches start, start+1, ... up to `stop` (None: for ever), decoded ahead by `workers` processes.
 
-        part: of each batch, see `part_of`. time_limit: seconds for it. With workers, the file that is being read when
+        part: of each batch, see `shard_of`. time_limit: seconds for it. With workers, the file that is being read when
         they are over, or that crashes its decoder, is one that can't be used; without, it hangs or crashes this
         process.
         """
         numbers = itertools.count(start) if stop is None else range(start, stop)
-        make = partial(self.part_of, part=part)
+        make = partial(self.shard_of, shard=shard)
         for size, used in ((self.batch_size, bool(self.videos)), (self.image_batch_size, self.image_fraction > 0)):
             if used:
-                rows_of(part, size)  # now, not when its turn comes
+                shard_rows(shard, size)  # now, not when its turn comes
         self._open_store(workers, time_limit)  # here, so that the processes below find it
         if not workers:
             yield from map(make, numbers)

@@ -133,7 +133,7 @@ def describe(e: Exception) -> str:
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
-def is_cut_off(path: Path, container: InputContainer, stream: VideoStream, end: float) -> bool:
+def is_truncated(path: Path, container: InputContainer, stream: VideoStream, end: float) -> bool:
     """Whether the file is shorter than its header says, and so is the video, which ends at `end` (seconds).
 
     Both, so that neither a wrong header nor a missing index behind the last frame makes a good video a bad one.
@@ -310,7 +310,11 @@ class PyAVReader:
                 begun = begun or not frame.is_corrupt
                 good, last = good + 1, frame.time
                 yield frame
-        if why is None and last is not None and is_cut_off(self.path, container, stream, last + 1 / stream_fps(stream)):
+        if (
+            why is None
+            and last is not None
+            and is_truncated(self.path, container, stream, last + 1 / stream_fps(stream))
+        ):
             why = "the file is cut off"
         if why is not None:
             words = f"the stream breaks after {good} good frames ({why})" if good else why

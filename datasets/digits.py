@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidtok.datasets.labelled import LabelledDataset, Sample, Transform
-from vidtok.datasets.loading import WHOLE, Part, check_clip, check_counts, made_ahead, rows_of
+from vidtok.datasets.loading import WHOLE, Shard, check_clip, check_counts, prefetch, shard_rows
 
 # Per motion: what moves through its range, and which way. Ranges are circles: position wraps around the picture's
 # edges, the size jumps from largest to smallest. So each of them is uniform at every moment, whatever moves.
@@ -133,22 +133,22 @@ class DigitClips:
         self.videos, self.images = (MovingDigits(split, count, crop, seed) for count in (frames, 1))
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.part_of(index, WHOLE)
+        return self.shard_of(index, WHOLE)
 
-    def part_of(self, index: int, part: Part) -> Tensor:
+    def shard_of(self, index: int, shard: Shard) -> Tensor:
         """The rows that are `part` of `dataset[index]`. Raises ValueError where it doesn't divide into such parts."""
         rng = np.random.default_rng([self.seed, index])
         images = index % 10 == 9
         digits, size = (self.images, self.image_batch_size) if images else (self.videos, self.batch_size)
-        rows, chosen = rows_of(part, size), rng.integers(len(digits), size=size)
+        rows, chosen = shard_rows(shard, size), rng.integers(len(digits), size=size)
         return torch.cat([digits[int(chosen[row])].video for row in rows])
 
-    def loader(self, start: int = 0, workers: int = 0, part: Part = WHOLE) -> Iterator[Tensor]:
+    def loader(self, start: int = 0, workers: int = 0, shard: Shard = WHOLE) -> Iterator[Tensor]:
         """That part of batches start, start + 1, ..., made ahead by `workers` processes if they are several: beside a
         CPU's step it costs so little that a single one isn't worth its start, but a GPU would wait for it."""
         for size in (self.batch_size, self.image_batch_size):
-            rows_of(part, size)  # now, not when its turn comes
-        return made_ahead(partial(self.part_of, part=part), start, workers if workers > 1 else 0)
+            shard_rows(shard, size)  # now, not when its turn comes
+        return prefetch(partial(self.shard_of, shard=shard), start, workers if workers > 1 else 0)
 
     def summary(self) -> str:
         return ""

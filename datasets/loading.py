@@ -39,7 +39,7 @@ _ALIGNMENT = 64  # bytes: what vector instructions like
 _LARGEST = 1 << 28  # bytes; above that, memory is not what a sample spends its time on
 
 
-class Parcel(NamedTuple):
+class SharedMessage(NamedTuple):
     """body: the pickle without its arrays. size: bytes of these. places: where in the shared memory they begin and end,
     or None where they are in `arrays`, since there was no room."""
 
@@ -49,7 +49,7 @@ class Parcel(NamedTuple):
     arrays: list[bytes]
 
 
-def pack(value: Any, memory: Tensor | None) -> Parcel:
+def pack(value: Any, memory: Tensor | None) -> SharedMessage:
     """memory: uint8 [N], shared with the receiver; arrays and tensors of `value` are copied into it if they fit."""
     body, buffers = BytesIO(), []
     _Pickler(body, protocol=5, buffer_callback=buffers.append).dump(value)
@@ -59,31 +59,31 @@ def pack(value: Any, memory: Tensor | None) -> Parcel:
         places.append((size, size + buffer.nbytes))
         size += -(-buffer.nbytes // _ALIGNMENT) * _ALIGNMENT
     if memory is None or size > len(memory):
-        return Parcel(body.getvalue(), size, None, [buffer.tobytes() for buffer in raw])
+        return SharedMessage(body.getvalue(), size, None, [buffer.tobytes() for buffer in raw])
     to = memoryview(memory.numpy())
     for buffer, (start, stop) in zip(raw, places, strict=True):
         to[start:stop] = buffer
-    return Parcel(body.getvalue(), size, places, [])
+    return SharedMessage(body.getvalue(), size, places, [])
 
 
-class Slot:
-    """memory: uint8 [N], shared. key: (N, number), unique in its `Slots`."""
+class SharedBuffer:
+    """memory: uint8 [N], shared. key: (N, number), unique in its `SharedMemoryPool`."""
 
     def __init__(self, size: int, number: int):
         self.memory, self.key = torch.empty(size, dtype=torch.uint8).share_memory_(), (size, number)
 
 
-class Slots:
+class SharedMemoryPool:
     """The receiver's shared memory, a slot for each parcel that is under way or in use.
 
     Slots have the size of the largest parcel so far. `take` one for the sender, `unpack` what comes back.
     """
 
     def __init__(self):
-        self._free: list[Slot] = []
+        self._free: list[SharedBuffer] = []
         self._size, self._count = 0, 0
 
-    def take(self) -> Slot | None:
+    def take(self) -> SharedBuffer | None:
         """A free slot, or None as long as there are none: at first, and where the system has no shared memory left."""
         while self._free:
             if (slot := self._free.pop()).key[0] == self._size:
@@ -92,27 +92,27 @@ class Slots:
             return None
         self._count += 1
         try:
-            return Slot(self._size, self._count)
+            return SharedBuffer(self._size, self._count)
         except (RuntimeError, OSError):
             self._size = 0
             return None
 
-    def give_back(self, slot: Slot | None) -> None:
+    def give_back(self, slot: SharedBuffer | None) -> None:
         if slot is not None:
             self._free.append(slot)
 
-    def unpack(self, parcel: Parcel, slot: Slot | None) -> Any:
+    def unpack(self, message: SharedMessage, slot: SharedBuffer | None) -> Any:
         """The value. Its arrays lie in the slot, which is free again when the last of them, and all that looks into
         them, is gone."""
-        if parcel.places is None:
+        if message.places is None:
             self.give_back(slot)
-            if self._size < parcel.size <= _LARGEST and (slot is not None or not self._count):
-                self._size = parcel.size + parcel.size // 8
-            return pickle.loads(parcel.body, buffers=map(bytearray, parcel.arrays))  # from our own process
+            if self._size < message.size <= _LARGEST and (slot is not None or not self._count):
+                self._size = message.size + message.size // 8
+            return pickle.loads(message.body, buffers=map(bytearray, message.arrays))  # from our own process
         # Of a memoryview, because NumPy would trace a slice of a slice back to the slot itself and forget this one.
         whole = np.frombuffer(memoryview(slot.memory.numpy()), np.uint8)
         weakref.finalize(whole, self._free.append, slot).atexit = False
-        return pickle.loads(parcel.body, buffers=[whole[start:stop] for start, stop in parcel.places])
+        return pickle.loads(message.body, buffers=[whole[start:stop] for start, stop in message.places])
 
 
 class _Pickler(pickle.Pickler):
@@ -154,7 +154,7 @@ class DecodePool:
         if workers < 1 or not time_limit > 0:
             raise ValueError(f"{workers=} must be at least 1 and {time_limit=} above 0")
         self._function, self._time_limit, self._path_of = function, time_limit, path_of
-        self._slots = Slots()
+        self._slots = SharedMemoryPool()
         self._workers = [_Worker(self._function, self._slots) for _ in range(workers)]
 
     def imap(self, jobs: Iterable[Job], ahead: int = 2, queue: int = 2) -> Iterator[tuple[Job, Answer]]:
@@ -240,7 +240,9 @@ class _Worker:
     """A process and its queue. tasks: (number, job, slot for the answer), the first is the one it is at. since: when
     that began, or later, if nobody looked. ready: whether it has started up."""
 
-    def __init__(self, function: Callable[[Job], Answer], slots: Slots, tasks: Iterable[tuple[int, Job]] = ()):
+    def __init__(
+        self, function: Callable[[Job], Answer], slots: SharedMemoryPool, tasks: Iterable[tuple[int, Job]] = ()
+    ):
         context = get_context("forkserver")
         context.set_forkserver_preload([__name__])  # torch is imported once, not again in each process
         self.pipe, end = context.Pipe()
@@ -248,7 +250,7 @@ class _Worker:
         self._process.start()
         end.close()  # so that the pipe ends with the process
         self._slots, self._known = slots, set()
-        self.tasks: deque[tuple[int, Job, Slot | None]] = deque()
+        self.tasks: deque[tuple[int, Job, SharedBuffer | None]] = deque()
         self.since, self.ready = 0.0, False
         self._later = list(tasks)
 
@@ -315,7 +317,7 @@ def _work(pipe: connection.Connection, function: Callable[[Job], Answer]) -> Non
             message = ("error", (RuntimeError, f"{type(e).__name__}: {e}", traceback.format_exc()))
 
 
-def _answer(function: Callable[[Job], Answer], job: Job, memory: torch.Tensor | None) -> Parcel:
+def _answer(function: Callable[[Job], Answer], job: Job, memory: torch.Tensor | None) -> SharedMessage:
     try:
         return pack(function(job), memory)
     except VideoError as e:
@@ -336,7 +338,7 @@ class _Numbered(Dataset):
         return self._make(number)
 
 
-def made_ahead(make: Callable[[int], Any], start: int, workers: int) -> Iterator[Any]:
+def prefetch(make: Callable[[int], Any], start: int, workers: int) -> Iterator[Any]:
     """make(start), make(start + 1), ... by `workers` processes (0: by this one); `make` must pickle."""
     # Not fork: FFmpeg in a forked child of a process that has used it hangs.
     loader = DataLoader(
@@ -355,13 +357,13 @@ def _leave_group(worker: int) -> None:
     os.setsid()
 
 
-Part = tuple[int, int]  # (index, count): that one of `count` equal slices of a batch
-WHOLE: Part = (0, 1)
+Shard = tuple[int, int]  # (index, count): that one of `count` equal slices of a batch
+WHOLE: Shard = (0, 1)
 
 
-def rows_of(part: Part, size: int) -> range:
+def shard_rows(shard: Shard, size: int) -> range:
     """The rows of a part of a batch of `size`. Raises ValueError where the batch doesn't divide into such parts."""
-    index, count = part
+    index, count = shard
     rows, rest = divmod(size, count)
     if rest:
         raise ValueError(f"a batch of {size} doesn't divide into {count} equal parts: change the batch size")

@@ -41,7 +41,7 @@ class Timeline:
     keys: np.ndarray
     tick: float
     fps: float
-    doubt: str | None
+    unreliable: str | None
     open_gop: bool
 
     @property
@@ -193,7 +193,7 @@ def read_selection(path: str | Path, choose: Choose, cache: str | Path | None = 
         indices = choose(timestamps, fps)
         return Chunk(np.array(pictures[indices]), timestamps[indices])
     timeline, frames_NHWC = _timeline(str(path)), None
-    if timeline.doubt is None:
+    if timeline.unreliable is None:
         timestamps = timeline.timestamps
         indices = choose(timestamps, timeline.fps)
         frames_NHWC = _seek(path, timeline, indices.ravel())

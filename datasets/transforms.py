@@ -23,7 +23,7 @@ def resize_short_side(video: Tensor, size: int) -> Tensor:
     return _resize(video, max(size, round(height * scale)), max(size, round(width * scale)))
 
 
-def centre_crop(video: Tensor, size: int) -> Tensor:
+def center_crop(video: Tensor, size: int) -> Tensor:
     """size x size from the middle. Raises ValueError for a smaller video."""
     top, left = _margins(video, size)
     return video[..., top // 2 : top // 2 + size, left // 2 : left // 2 + size]
@@ -164,7 +164,7 @@ class EvalTransform:
 
     def __call__(self, video: Tensor, rng: np.random.Generator) -> Tensor:
         video = resize_short_side(video, self.resize or self.size)
-        return centre_crop(video, self.size) if self.crops == 1 else three_crops(video, self.size)
+        return center_crop(video, self.size) if self.crops == 1 else three_crops(video, self.size)
 
 
 def _margins(video: Tensor, size: int) -> tuple[int, int]:

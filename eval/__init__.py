@@ -5,10 +5,10 @@ from vidtok.eval.metrics.frechet import GaussianStatistics, frechet_distance
 from vidtok.eval.metrics.i3d import I3D
 from vidtok.eval.metrics.image import block_edges, psnr, ssim
 from vidtok.eval.reconstruction.run import (
+    block_mean_baseline,
     clip_protocol,
     evaluate_reconstruction,
     format_table,
-    trivial_reconstruction,
     validation_clips,
 )
 
@@ -18,12 +18,12 @@ __all__ = [
     "GaussianStatistics",
     "bits_per_pixel",
     "block_edges",
+    "block_mean_baseline",
     "clip_protocol",
     "evaluate_reconstruction",
     "format_table",
     "frechet_distance",
     "psnr",
     "ssim",
-    "trivial_reconstruction",
     "validation_clips",
 ]

@@ -25,7 +25,7 @@ from vidtok.errors import nearest
 SCALE = 0.06
 
 
-def merge_cells(x_BthwC: Tensor, m: int) -> Tensor:
+def merge_patches(x_BthwC: Tensor, m: int) -> Tensor:
     """[B, t, h, w, C] -> [B, t, h/m, w/m, m*m*C]. Raises ValueError where h or w is no multiple of m."""
     B, t, h, w, C = x_BthwC.shape
     if m == 1:
@@ -66,7 +66,7 @@ class TokenEmbed(nn.Module):
         check_ids(ids_Bthw, self.bits)
         ids = ids_Bthw.long()
         x_BthwD = self.low(ids & ((1 << self.low_bits) - 1)) + self.high(ids >> self.low_bits)
-        return self.join(merge_cells(x_BthwD, self.merge))
+        return self.join(merge_patches(x_BthwD, self.merge))
 
 
 class CodeEmbed(nn.Module):
@@ -87,7 +87,7 @@ class CodeEmbed(nn.Module):
 
     def forward(self, ids_Bthw: Tensor) -> Tensor:
         check_ids(ids_Bthw, self.bits)
-        return self.project(merge_cells(_signs(ids_Bthw.long(), self.bits), self.merge))
+        return self.project(merge_patches(_signs(ids_Bthw.long(), self.bits), self.merge))
 
 
 class FeatureEmbed(nn.Module):
@@ -113,7 +113,7 @@ class FeatureEmbed(nn.Module):
             wanted = f"[B, {C}, t, h, w], [B, N, {C}] or [B, {C}]"
             raise ValueError(f"features are float {wanted}, not {x.dtype} {list(x.shape)}")
         x_BthwC = x.movedim(1, -1) if x.ndim == 5 else x.reshape(len(x), -1, 1, 1, self.channels)
-        return self.project(merge_cells(x_BthwC, self.merge))
+        return self.project(merge_patches(x_BthwC, self.merge))
 
 
 class PixelEmbed(nn.Module):

@@ -131,7 +131,7 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
         given["class_counts"] = class_counts
         self.config = replace(self.config, **{key: value for key, value in given.items() if value is not None})
 
-    def refuse_crops(self) -> None:
+    def validate_uncropped(self) -> None:
         """Where whole grids are given. Raises ValueError for a head that was trained on crops of the grid."""
         if cells := (self.config.protocol or {}).get("cells"):
             raise ValueError(f"head {self.config.name!r} sees crops of {cells} x {cells} cells, and here all are given")

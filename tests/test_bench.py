@@ -104,7 +104,7 @@ def test_peer_has_the_same_entropies():
 
 
 def test_training_step(model, monkeypatch):
-    monkeypatch.setattr("vidtok.bench.training.CRITIC_BASE", 2)
+    monkeypatch.setattr("vidtok.bench.training.DISCRIMINATOR_BASE", 2)
     rows = bench_training(model, CPU, CLIP, ("fp32",), runs=2, memory=False)
     assert [(row["what"], row["critic_base"], row["runs"]) for row in rows] == [
         ("step", None, 2),

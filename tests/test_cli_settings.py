@@ -7,13 +7,13 @@ import pytest
 from vidtok.cli.main import one_line_once
 from vidtok.configs.compose import compose_config
 from vidtok.errors import UserError
-from vidtok.eval.recognition.comparison import refuse_settings
-from vidtok.eval.recognition.finetuning import hold_finetuning
-from vidtok.files import refuse_existing
+from vidtok.eval.recognition.comparison import validate_settings
+from vidtok.eval.recognition.finetuning import check_finetuning
+from vidtok.files import validate_output
 from vidtok.hub import find_pretrained, read_state
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train import distributed
-from vidtok.train.run_folder import hold_to
+from vidtok.train.run_folder import check_fingerprint
 
 
 @pytest.mark.parametrize(
@@ -59,17 +59,17 @@ def test_other_kinds_of_values_are_refused(override, message):
 def test_a_comparison_is_checked_before_the_training(override, message):
     cfg = compose_config("compare", ["data.source=x", override])
     if message is None:
-        refuse_settings(cfg)
+        validate_settings(cfg)
     else:
         with pytest.raises(UserError, match=message):
-            refuse_settings(cfg)
+            validate_settings(cfg)
 
 
 def test_a_finetuning_goes_on_with_the_same_clips_only(tokenizer_path, tmp_path):
     tokenizer = VideoTokenizer.from_pretrained(tokenizer_path)
 
     def hold(*overrides, folder=tmp_path / "run"):
-        hold_finetuning(compose_config("finetune", ["data.source=x", f"run={folder}", *overrides]), tokenizer)
+        check_finetuning(compose_config("finetune", ["data.source=x", f"run={folder}", *overrides]), tokenizer)
 
     hold()
     hold("optimizer.lr=1e-4", "data.batch_size=2", "trainer.max_steps=9")  # what one changes to go on
@@ -79,7 +79,7 @@ def test_a_finetuning_goes_on_with_the_same_clips_only(tokenizer_path, tmp_path)
     ):  # fmt: skip
         with pytest.raises(ValueError, match=rf"run was filled with another {name} \(.*\): give another run="):
             hold(override)
-    hold_to(tmp_path / "compared", {"command": "compare"})
+    check_fingerprint(tmp_path / "compared", {"command": "compare"})
     with pytest.raises(ValueError, match=r"another command \(compare\)"):
         hold(folder=tmp_path / "compared")
     (tmp_path / "file").write_text("x")
@@ -89,12 +89,12 @@ def test_a_finetuning_goes_on_with_the_same_clips_only(tokenizer_path, tmp_path)
 
 def test_a_result_that_could_not_be_written_is_refused_first(tmp_path):
     (tmp_path / "file").write_text("x")
-    refuse_existing(str(tmp_path / "new" / "folder" / "r.json"), force=False)
+    validate_output(str(tmp_path / "new" / "folder" / "r.json"), force=False)
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="file is no folder"):
-        refuse_existing(str(tmp_path / "file" / "r.json"), force=False)
+        validate_output(str(tmp_path / "file" / "r.json"), force=False)
     with pytest.raises(UserError, match="--force overwrites it"):
-        refuse_existing(str(tmp_path / "file"), force=False)
+        validate_output(str(tmp_path / "file"), force=False)
 
 
 def test_no_tokenizer_is_one_line():

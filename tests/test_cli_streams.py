@@ -7,7 +7,7 @@ import torch
 
 from vidtok import streaming
 from vidtok.config import TokenizerConfig
-from vidtok.extraction.videos import Echo, decode_chunks, encode_chunks, split_ids
+from vidtok.extraction.videos import Echo, chunk_ids, decode_chunks, encode_chunks
 from vidtok.streaming import coded_size, cut_chunks, pad_chunks
 from vidtok.tokenizer import VideoTokenizer
 
@@ -55,7 +55,7 @@ def test_streams_equal_the_library(tokenizer, tile):
     expected = tokenizer.encode(padded, tile=tile)
     assert ids.shape == expected.shape == (1, 11, 8, 11)
     assert (ids == expected).float().mean() > 0.999  # a latent within rounding of zero may differ
-    decoded = torch.cat(list(streaming.stream_decode(tokenizer, split_ids(expected[0].numpy()), tile)), 2)
+    decoded = torch.cat(list(streaming.stream_decode(tokenizer, chunk_ids(expected[0].numpy()), tile)), 2)
     assert torch.allclose(decoded, tokenizer.decode(expected, tile=tile), atol=1e-4)
 
 

@@ -18,7 +18,7 @@ from vidtok.datasets import (
     files_by_split,
     find_overlap,
     open_dataset,
-    refuse_overlap,
+    validate_disjoint,
     write_video,
 )
 from vidtok.datasets.backends import has_decord
@@ -81,7 +81,7 @@ def test_what_hangs_is_corrupt(folder):
 def test_the_same_video_in_training_and_validation(folder):
     train, val = (VideoFolder(folder, split).paths for split in ("train", "val"))
     assert find_overlap(train, val) == []
-    refuse_overlap(train, val)
+    validate_disjoint(train, val)
     good = folder / "train" / "a" / "good.mp4"
     copy, link = folder / "val" / "a" / "copy.mp4", folder / "val" / "a" / "link.mp4"
     copy.write_bytes(good.read_bytes())
@@ -93,17 +93,17 @@ def test_the_same_video_in_training_and_validation(folder):
         with pytest.raises(
             ValueError, match=rf"2 files are in training and validation: {good} = {copy}; .*short.mp4 ="
         ):
-            refuse_overlap(*pair)
+            validate_disjoint(*pair)
     changed = bytearray(good.read_bytes())
     changed[50] ^= 1  # same size, same end
     copy.write_bytes(changed)
     assert len(find_overlap(train, val)) == 1
-    refuse_overlap(MovingDigits("train"), MovingDigits("val"))
+    validate_disjoint(MovingDigits("train"), MovingDigits("val"))
     twins = [folder / "train" / f"{i}.mp4" for i in range(30)]
     for twin in twins:
         twin.write_bytes(good.read_bytes())
     with pytest.raises(ValueError, match=r"30 files .*; \.\.\. and 10 more"):
-        refuse_overlap(twins, [good])
+        validate_disjoint(twins, [good])
 
 
 def run(*argv) -> int:

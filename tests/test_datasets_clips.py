@@ -138,21 +138,21 @@ def test_a_part_is_a_slice_and_opens_its_own_files_alone(folder, crops_per_clip,
         rows = len(whole) // count
         for i in range(count):
             opened.clear()
-            assert torch.equal(data.part_of(index, (i, count)), whole[i * rows : (i + 1) * rows])
+            assert torch.equal(data.shard_of(index, (i, count)), whole[i * rows : (i + 1) * rows])
             assert opened == windows[i * rows // crops_per_clip : -(-(i + 1) * rows // crops_per_clip)]
 
 
 def test_parts_of_a_loader_make_the_whole(folder):
     data = ClipFolder(folder, frames=5, crop=32, batch_size=4, image_fraction=0.5)
-    halves = [list(data.loader(stop=3, workers=workers, part=(i, 2))) for i, workers in ((0, 0), (1, 1))]
+    halves = [list(data.loader(stop=3, workers=workers, shard=(i, 2))) for i, workers in ((0, 0), (1, 1))]
     for whole, *parts in zip(data.loader(stop=3), *halves, strict=True):
         assert torch.equal(whole, torch.cat(parts))
     with pytest.raises(ValueError, match="a batch of 4 doesn't divide into 3 equal parts"):
-        next(data.loader(part=(0, 3)))
+        next(data.loader(shard=(0, 3)))
     with pytest.raises(
         ValueError, match="a batch of 6 doesn't divide into 4 equal parts"
     ):  # of images, which come later
-        next(ClipFolder(folder, crop=32, batch_size=4, image_batch_size=6).loader(part=(0, 4)))
+        next(ClipFolder(folder, crop=32, batch_size=4, image_batch_size=6).loader(shard=(0, 4)))
 
 
 class Trap(ClipFolder):

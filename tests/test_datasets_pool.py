@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from vidtok.datasets import DecodePool, VideoError
-from vidtok.datasets.loading import Slots, pack
+from vidtok.datasets.loading import SharedMemoryPool, pack
 
 
 def answer(job):
@@ -96,7 +96,7 @@ def test_arrays_come_back_as_they_were_and_stay():
 
 
 def test_a_slot_is_free_when_the_last_view_is_gone():
-    slots = Slots()
+    slots = SharedMemoryPool()
     assert slots.take() is None
     sent = {"x": torch.ones(100), "y": [np.zeros(3)]}
     slots.unpack(pack(sent, None), None)  # the first one tells how large they are

@@ -8,7 +8,7 @@ import torch
 
 from vidtok.datasets import EvalTransform, SquareTransform, TrainTransform, demo_clip
 from vidtok.datasets.transforms import (
-    centre_crop,
+    center_crop,
     rand_augment,
     random_flip,
     random_resized_crop,
@@ -32,7 +32,7 @@ def test_short_side(video):
 
 
 def test_crops(video):
-    assert torch.equal(centre_crop(video, 64), video[..., 16:80])
+    assert torch.equal(center_crop(video, 64), video[..., 16:80])
     crops = three_crops(video, 64)
     assert crops.shape == (6, 3, 5, 64, 64)
     for k, left in enumerate((0, 16, 32)):
@@ -42,7 +42,7 @@ def test_crops(video):
     for k, left in enumerate((0, 32, 64)):
         assert torch.equal(small[k], video[0, ..., 16:48, left : left + 32])
     with pytest.raises(ValueError, match="does not fit"):
-        centre_crop(video, 65)
+        center_crop(video, 65)
 
 
 def test_a_square_crop_stretches_nothing():

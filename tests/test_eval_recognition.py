@@ -18,13 +18,13 @@ from vidtok.cli.main import main
 from vidtok.configs.compose import compose_config
 from vidtok.datasets import write_video
 from vidtok.eval.recognition.clips import ClipSource, load_clips, load_views
-from vidtok.eval.recognition.comparison import refuse_arms
-from vidtok.eval.recognition.data import LabelledBatches, MemorySource, VideoSource, video_material
+from vidtok.eval.recognition.comparison import validate_arms
+from vidtok.eval.recognition.data import LabelledBatches, MemorySource, VideoSource, video_head_data
 from vidtok.eval.recognition.finetuning import RecognitionTask, read_best
 from vidtok.eval.recognition.inputs import (
     INPUTS,
     InputEncoder,
-    centre_cells,
+    center_crop_cells,
     encode_all,
     join_segments,
     shuffle_frames,
@@ -32,7 +32,7 @@ from vidtok.eval.recognition.inputs import (
 )
 from vidtok.eval.recognition.prediction import Predictions
 from vidtok.eval.recognition.protocol import Protocol
-from vidtok.eval.recognition.store import FeatureFiles, refuse_other_clips
+from vidtok.eval.recognition.store import FeatureFiles, validate_clips
 from vidtok.eval.report import markdown
 from vidtok.heads import Head
 from vidtok.heads.factory import create_head
@@ -131,7 +131,7 @@ def test_crops_of_the_grid_are_the_same_for_pixels_and_tokens():
     assert len(places) > 8  # of 16
     for epoch in range(3):
         assert torch.equal(ids.draw(1, epoch)[0], large.draw(1, epoch)[0][..., ::8, ::8])
-    assert torch.equal(centre_cells(cells, 4, 1), centre_cells(pixels, 4, 8)[..., ::8, ::8])
+    assert torch.equal(center_crop_cells(cells, 4, 1), center_crop_cells(pixels, 4, 8)[..., ::8, ::8])
 
 
 @pytest.mark.parametrize("kind", ["tokens", "hidden"])
@@ -166,7 +166,7 @@ def test_batches_follow_from_seed_and_number(csv):
         x, labels = next(loader)
         assert torch.equal(x, rows[number][0]) and torch.equal(labels, rows[number][1])
     for i in range(5):
-        x, labels = next(again.loader(start=1, part=(i, 5)))
+        x, labels = next(again.loader(start=1, shard=(i, 5)))
         assert torch.equal(x[0], rows[1][0][i]) and labels.item() == rows[1][1][i]
     first = torch.cat([labels for _, labels in rows])[:12]
     assert torch.bincount(first).tolist() == [4, 4, 4]
@@ -268,13 +268,13 @@ def test_crops_of_the_grid_go_with_the_head(capsys, csv, tokenizer_path, tmp_pat
     head = Head.from_pretrained(tmp_path / "model")
     assert head.config.protocol["cells"] == 2
     with pytest.raises(ValueError, match="sees crops of 2 x 2 cells"):
-        head.refuse_crops()
+        head.validate_uncropped()
 
 
 def test_a_test_of_many_views_goes_in_small_parts(csv, tokenizer, monkeypatch):
     seen = []
     monkeypatch.setattr("vidtok.eval.recognition.data.TESTED_CLIPS", 6)
-    found = video_material(
+    found = video_head_data(
         ClipSource(str(csv)), ClipSource(str(csv)), ("train", "val"), Protocol(5, 1, 2, size=32),
         InputEncoder("tokens", tokenizer), batch_size=512,
     )  # fmt: skip
@@ -489,10 +489,10 @@ def test_the_head_of_an_arm_does_elsewhere_what_it_did_there(
 def test_heads_with_batch_norm_are_arms_too(csv, tokenizer):
     cfg = compose_config("compare", [f"data.source={csv}", *TINY[2:], "head=linear", "arms=[tokens,hidden]"])
     encoders = {arm: InputEncoder(arm, tokenizer) for arm in cfg.arms}
-    refuse_arms(cfg, encoders, CLASSES, tokenizer)
+    validate_arms(cfg, encoders, CLASSES, tokenizer)
     cfg.merge = 3
     with pytest.raises(ValueError, match="merge=3"):
-        refuse_arms(cfg, encoders, CLASSES, tokenizer)
+        validate_arms(cfg, encoders, CLASSES, tokenizer)
 
 
 def test_the_page_holds_everything_itself(comparison):
@@ -662,17 +662,17 @@ def test_probe_of_extracted_features(capsys, csv, features, tokenizer_path, tmp_
 def test_features_are_clips_of_the_protocol_or_whole_videos_that_it_takes_whole():
     entries = [SimpleNamespace(frames=5, coded_size=(32, 32))]
     for protocol in (Protocol(5, 1, size=32), Protocol(5, None, size=32)):
-        refuse_other_clips("x", None, entries, protocol)
+        validate_clips("x", None, entries, protocol)
     for protocol in (Protocol(5, 4, size=32), Protocol(5, 1, 2, size=32)):
         with pytest.raises(ValueError, match="whole videos, which are protocol 5x1x1x1"):
-            refuse_other_clips("x", None, entries, protocol)
+            validate_clips("x", None, entries, protocol)
 
 
 def test_a_test_on_features_has_all_views(features, tokenizer):
     files = FeatureFiles(features, "val", "codes", tokenizer, Protocol(5, 2, 2, size=32))
-    files.refuse_other_views(Protocol(5, 2, 2, size=32))
+    files.validate_views(Protocol(5, 2, 2, size=32))
     with pytest.raises(ValueError, match="has 2 records, and protocol 5x2x2x3 has 6 views"):
-        files.refuse_other_views(Protocol(5, 2, 2, 3, size=32))
+        files.validate_views(Protocol(5, 2, 2, 3, size=32))
 
 
 def test_finetuning_on_extracted_features(capsys, csv, features, tokenizer_path, tmp_path):
@@ -729,7 +729,7 @@ def test_a_label_of_features_that_is_no_class(features, tokenizer):
 def test_a_signal_stops_a_comparison(capsys, csv, tokenizer_path, tmp_path, monkeypatch):
     from vidtok.eval.recognition import comparison as compare
 
-    fit = compare.memory_material
+    fit = compare.memory_head_data
 
     def interrupted(*args, **more):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -737,7 +737,7 @@ def test_a_signal_stops_a_comparison(capsys, csv, tokenizer_path, tmp_path, monk
 
     command = ["eval", "compare", f"data.source={csv}", f"tokenizer={tokenizer_path}", f"run={tmp_path}", *TINY]
     command += ["arms=[codes]", "seeds=[0]", "trainer.max_steps=3", "reference=codes"]
-    monkeypatch.setattr(compare, "memory_material", interrupted)
+    monkeypatch.setattr(compare, "memory_head_data", interrupted)
     assert "stopped: the same command goes on" in run(capsys, *command).out
     monkeypatch.undo()
     assert "codes" in run(capsys, *command).out and (tmp_path / "result.json").exists()
@@ -776,11 +776,11 @@ def test_what_is_checked_as_bad_is_left_out(damaged, tmp_path):
 
 def test_views_are_random_clips_of_the_same_videos(csv, damaged):
     source, protocol = ClipSource(str(damaged)), Protocol.parse("5x2x1x1", 32)
-    clips = load_views(source, "val", protocol, 3, say=lambda line: None)
+    clips = load_views(source, "val", protocol, 3, log=lambda line: None)
     assert clips.video.shape == (6, 3, 3, 5, 32, 32) and len(clips.failures) == 1
-    assert clips.ids == load_clips(source.open("val", protocol), say=lambda line: None).ids
+    assert clips.ids == load_clips(source.open("val", protocol), log=lambda line: None).ids
     assert not torch.equal(clips.video[:, 0], clips.video[:, 1])
-    again = load_views(source, "val", protocol, 3, say=lambda line: None)
+    again = load_views(source, "val", protocol, 3, log=lambda line: None)
     assert torch.equal(clips.video, again.video)
     digits = load_views(ClipSource("digits"), "train", Protocol.parse("5x1x1x1", 16), 2, limit=9)
     assert digits.video.shape == (9, 2, 3, 5, 16, 16) and not torch.equal(digits.video[:, 0], digits.video[:, 1])
@@ -789,8 +789,8 @@ def test_views_are_random_clips_of_the_same_videos(csv, damaged):
 def test_views_are_kept_as_tokens(damaged, tokenizer_path):
     source, protocol = ClipSource(str(damaged)), Protocol.parse("5x2x1x1", 32)
     encoder = InputEncoder("tokens", VideoTokenizer.from_pretrained(tokenizer_path))
-    clips = load_views(source, "val", protocol, 2, say=lambda line: None)
-    kept = load_views(source, "val", protocol, 2, say=lambda line: None, encode=encoder.packed)
+    clips = load_views(source, "val", protocol, 2, log=lambda line: None)
+    kept = load_views(source, "val", protocol, 2, log=lambda line: None, encode=encoder.encode_compact)
     assert torch.equal(kept.video, encode_all(encoder, clips.video)) and kept.ids == clips.ids
 
 

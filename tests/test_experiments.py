@@ -99,13 +99,13 @@ def test_each_is_built_as_the_paper_has_it(experiment, data, monkeypatch):
     assert (frames, crop) == {"imagenet-8x": (1, 128)}.get(experiment, (17, 128) if experiment in VIDEOS else (1, 256))
     # The schedule, Adam for both sides, the average.
     assert parts["schedule"].max_steps == math.ceil(samples / BATCH)
-    for optimizer in (state.optimizer, state.critic_optimizer):
+    for optimizer in (state.optimizer, state.discriminator_optimizer):
         assert isinstance(optimizer, torch.optim.Adam)
         group = optimizer.param_groups[0]
         assert (group["lr"], tuple(group["betas"]), group["weight_decay"]) == (1e-4, (0.0, 0.99), 0.0)
     assert state.ema.decay == 0.999
     # The discriminator sees what the tokenizer is trained on.
-    kernels = {m.kernel_size[0] for m in state.critic.modules() if isinstance(m, torch.nn.Conv3d)}
+    kernels = {m.kernel_size[0] for m in state.discriminator.modules() if isinstance(m, torch.nn.Conv3d)}
     assert kernels == ({1, 3} if experiment in VIDEOS else {1})
     # 256 samples a batch, images or videos, and nothing else.
     batches = parts["batches"]

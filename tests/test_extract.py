@@ -12,9 +12,9 @@ from vidtok.cli.main import main
 from vidtok.datasets import MovingDigits, VideoError, VideoFolder, demo_clip, iter_video, write_video
 from vidtok.datasets.transforms import EvalTransform
 from vidtok.extraction import open_reader
-from vidtok.extraction.decoding import Decoders, Reading, read_pieces
-from vidtok.extraction.output import Claims, Failures, read_failures
-from vidtok.extraction.sources import Item, parse_clips, plan_dataset
+from vidtok.extraction.decoding import Decoders, ReadConfig, read_chunks
+from vidtok.extraction.output import Failures, VideoLocks, read_failures
+from vidtok.extraction.sources import WorkItem, parse_clips, plan_dataset
 from vidtok.streaming import pad_chunks
 from vidtok.tokenizer import VideoTokenizer
 
@@ -195,15 +195,15 @@ def test_digits(model, tokenizer):
     items = plan_dataset("digits", split="val")
     dataset = MovingDigits("val")
     assert len(items) == len(dataset) and items[5].label == dataset.classes[5]
-    (piece,) = read_pieces(items[5], Reading(STRIDE))
+    (piece,) = read_chunks(items[5], ReadConfig(STRIDE))
     assert torch.equal(piece.video, dataset[5].video) and len(piece.info.timestamps) == 17
-    (small,) = read_pieces(items[5], Reading(STRIDE, size=32))
+    (small,) = read_chunks(items[5], ReadConfig(STRIDE, size=32))
     assert torch.equal(small.video, MovingDigits("val", size=32)[5].video)  # made at that size, not resized
     renderings = plan_dataset("digits", split="val", renderings=2)
     assert [item.id for item in renderings[10:12]] == [items[5].id, f"{items[5].id}/1"]
-    (other,) = read_pieces(renderings[11], Reading(STRIDE))
+    (other,) = read_chunks(renderings[11], ReadConfig(STRIDE))
     assert torch.equal(other.video, MovingDigits("val", seed=1)[5].video) and renderings[11].label == items[5].label
-    pieces = [*read_pieces(items[5], Reading(STRIDE, clips=parse_clips("uniform:3", 4)))]
+    pieces = [*read_chunks(items[5], ReadConfig(STRIDE, clips=parse_clips("uniform:3", 4)))]
     assert [p.clip for p in pieces] == [0, 1, 2] and pieces[-1].ends_item and pieces[0].video.shape[2] == 5
 
 
@@ -250,7 +250,7 @@ def test_failures_are_listed_until_they_are_done(extract, videos, tmp_path):
 
 
 def test_a_row_of_failures_that_was_cut_short_costs_no_other(tmp_path):
-    failures = Failures(tmp_path, Claims(tmp_path))
+    failures = Failures(tmp_path, VideoLocks(tmp_path))
     for id in "abc":
         failures.add(id, f"{id}.mp4", "val", "broken, by whom?")
         with open(tmp_path / "failures.csv", "a") as file:
@@ -273,8 +273,8 @@ class Broken:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_whatever_happens_to_a_video_is_its_failure(videos, workers):
-    with Decoders(Reading(STRIDE, clips=Broken()), workers, time_limit=60) as decoders:
-        decoders.put(Item("a.mp4", str(videos / "a.mp4")))
+    with Decoders(ReadConfig(STRIDE, clips=Broken()), workers, time_limit=60) as decoders:
+        decoders.put(WorkItem("a.mp4", str(videos / "a.mp4")))
         _, answer = decoders.get()
     assert isinstance(answer, VideoError) and answer.reason == "ZeroDivisionError: division by zero"
 
@@ -317,9 +317,9 @@ class Sleeper:
 
 def test_a_decoder_that_hangs_or_crashes_costs_one_video(videos, tmp_path):
     write_video(tmp_path / "e.mp4", demo_clip(60, 64)[..., :32, :32], 24)
-    items = [Item(name, str(videos / name)) for name in ("a.mp4", "c.mp4", "b.mp4")]
-    items.insert(2, Item("e.mp4", str(tmp_path / "e.mp4")))
-    with Decoders(Reading(STRIDE, clips=Sleeper()), 1, time_limit=2) as decoders:
+    items = [WorkItem(name, str(videos / name)) for name in ("a.mp4", "c.mp4", "b.mp4")]
+    items.insert(2, WorkItem("e.mp4", str(tmp_path / "e.mp4")))
+    with Decoders(ReadConfig(STRIDE, clips=Sleeper()), 1, time_limit=2) as decoders:
         for item in items:
             decoders.put(item)
         answers = [decoders.get() for _ in items]

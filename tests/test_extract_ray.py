@@ -23,8 +23,8 @@ from vidtok.cli.main import main  # noqa: E402
 from vidtok.config import TokenizerConfig  # noqa: E402
 from vidtok.datasets import demo_clip, write_video  # noqa: E402
 from vidtok.extraction import open_reader, ray_engine  # noqa: E402
-from vidtok.extraction.output import Meter  # noqa: E402
-from vidtok.extraction.sources import Item  # noqa: E402
+from vidtok.extraction.output import ExtractionStats  # noqa: E402
+from vidtok.extraction.sources import WorkItem  # noqa: E402
 from vidtok.tokenizer import VideoTokenizer  # noqa: E402
 
 CLIPS = 30
@@ -117,7 +117,7 @@ def test_a_process_is_killed_and_a_node_removed(cluster, setup, tmp_path, monkey
     monkeypatch.setattr(Halting, "gate", str(gate))
     monkeypatch.setattr(ray_engine, "Worker", Halting)
     monkeypatch.setattr(ray_engine, "CHUNK", 2 * GIVEN)
-    places, start = [], ray_engine.Fleet._start
+    places, start = [], ray_engine.RayExtractor._start
 
     def remember(self, number):
         actor = start(self, number)
@@ -125,7 +125,7 @@ def test_a_process_is_killed_and_a_node_removed(cluster, setup, tmp_path, monkey
             places.append(ray.get(actor.place.remote()))
         return actor
 
-    monkeypatch.setattr(ray_engine.Fleet, "_start", remember)
+    monkeypatch.setattr(ray_engine.RayExtractor, "_start", remember)
     happened = []
 
     def misfortune():
@@ -167,14 +167,14 @@ def test_a_process_is_killed_and_a_node_removed(cluster, setup, tmp_path, monkey
         ([64], 0, {"videos": 3, "workers": 0, "threads": 4}, (3, 1, 0, 0, 4)),
     ],
 )
-def test_shares_of_a_cluster(monkeypatch, nodes, gpus, asked, share):
+def test_shares_of_a_cluster(monkeypatch, nodes, gpus, requested, share):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(sum(nodes)), "GPU": float(gpus)})
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": float(cpus)}} for cpus in nodes])
-    asked = {"videos": 100, "actors": None, "workers": None, "threads": None} | asked
-    assert ray_engine.share_cluster(**asked) == ray_engine.Share(*share)
+    requested = {"videos": 100, "actors": None, "workers": None, "threads": None} | requested
+    assert ray_engine.share_cluster(**requested) == ray_engine.ActorResources(*share)
 
 
-class Pretended(ray_engine.Fleet):
+class Pretended(ray_engine.RayExtractor):
     """Without a cluster: actors that die over some videos, and report each other."""
 
     deadly = ("3", "8")
@@ -195,10 +195,10 @@ class Pretended(ray_engine.Fleet):
 def test_a_video_that_actors_die_over_has_failed_and_nothing_else(monkeypatch):
     monkeypatch.setattr(ray, "put", lambda model: model)
     Pretended.chunks = []
-    items = [Item(str(i), f"{i}.mp4") for i in range(40)]
+    items = [WorkItem(str(i), f"{i}.mp4") for i in range(40)]
     waiting = list(items)
-    share = ray_engine.Share(actors=2, cpus=1, gpus=0, workers=0, threads=1)
-    with Pretended(None, None, share, 60, Meter(len(items))) as pretended:
+    share = ray_engine.ActorResources(actors=2, cpus=1, gpus=0, workers=0, threads=1)
+    with Pretended(None, None, share, 60, ExtractionStats(len(items))) as pretended:
         done = list(pretended.extract(lambda: waiting.pop(0) if waiting else None))
         assert list(pretended.extract(lambda: None)) == []
     assert sorted(item.id for item, _ in done) == sorted(item.id for item in items)
@@ -214,9 +214,9 @@ def test_what_an_actor_raises_is_raised(monkeypatch):
             self._results.put(ValueError("of ours"))
 
     monkeypatch.setattr(ray, "put", lambda model: model)
-    share = ray_engine.Share(actors=1, cpus=1, gpus=0, workers=0, threads=1)
-    with Raising(None, None, share, 60, Meter(1)) as raising, pytest.raises(ValueError, match="of ours"):
-        list(raising.extract(iter([Item("a", "a.mp4"), None]).__next__))
+    share = ray_engine.ActorResources(actors=1, cpus=1, gpus=0, workers=0, threads=1)
+    with Raising(None, None, share, 60, ExtractionStats(1)) as raising, pytest.raises(ValueError, match="of ours"):
+        list(raising.extract(iter([WorkItem("a", "a.mp4"), None]).__next__))
 
 
 def test_no_cluster_is_one_line():

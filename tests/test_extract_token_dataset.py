@@ -174,12 +174,12 @@ def test_parts_of_token_batches_are_slices_and_read_their_own_records_alone(leng
     monkeypatch.setattr(TokenDataset, "features", lambda self, i: read.append(i) or original(self, i))
     for i in range(2):
         read.clear()
-        parts = list(batches.loader(start=1, stop=4, part=(i, 2)))
+        parts = list(batches.loader(start=1, stop=4, shard=(i, 2)))
         assert read == torch.cat([batch["index"][2 * i : 2 * i + 2] for batch in whole]).tolist()
         for batch, part in zip(whole, parts, strict=True):
             assert all(torch.equal(value[2 * i : 2 * i + 2], part[key]) for key, value in batch.items())
     with pytest.raises(ValueError, match="a batch of 4 doesn't divide into 3 equal parts"):
-        batches.loader(part=(0, 3))
+        batches.loader(shard=(0, 3))
 
 
 def test_epochs(lengths):

@@ -19,17 +19,23 @@ from vidtok.datasets import MovingDigits, read_video, write_video
 from vidtok.eval.generation.comparison import markdown_table, verdict
 from vidtok.eval.generation.conventions import (
     CONVENTIONS,
-    Neighbours,
-    Real,
-    convention,
+    Neighbors,
+    RealClips,
     describe,
     frames_of,
+    get_convention,
     over_folds,
     prepare,
     real_clips,
     score_clips,
 )
-from vidtok.eval.generation.run import Detectors, Evaluation, Judge, check_conditions, load_detectors
+from vidtok.eval.generation.run import (
+    ClassAgreement,
+    Evaluation,
+    FeatureExtractors,
+    check_conditions,
+    load_feature_extractors,
+)
 from vidtok.extraction import read_npz
 from vidtok.generator import Objective, from_pretrained
 from vidtok.generator.training import FIRST_SAMPLES, build_generator_training
@@ -109,7 +115,7 @@ def test_tokens_on_disk_train_like_the_clips_they_are_of(tmp_path):
         assert batch["ids"].shape == (2, 3, 4, 4) and ("latents" in batch) == (feature == "latents")
         assert built["state"].model.config.classes == ("left",)
         assert torch.equal(next(built["batches"].loader(start=5))["seed"], built["batches"][5]["seed"])
-        part = built["task"].encoded(next(built["batches"].loader(part=(1, 2))))
+        part = built["task"].encoded(next(built["batches"].loader(shard=(1, 2))))
         assert all(torch.equal(value[1:], part[name]) for name, value in batch.items())
         if feature == "ids":
             first = batch
@@ -244,13 +250,13 @@ def test_clips_of_different_rates_are_said(tmp_path):
 
 
 def test_conventions_are_those_of_the_papers():
-    k600, ucf, styleganv = (convention(name) for name in ("magvit-k600", "magvit-ucf", "stylegan-v-2048x16"))
+    k600, ucf, styleganv = (get_convention(name) for name in ("magvit-k600", "magvit-ucf", "stylegan-v-2048x16"))
     assert (k600.frames, k600.score_size, k600.given_frames, k600.n_fake, k600.folds) == (16, 64, 5, 50_000, 4)
     assert k600.windows * k600.crops == 6
     assert (ucf.frames, ucf.n_fake, ucf.folds) == (16, 10_000, 4)
     assert (styleganv.frames, styleganv.n_real, styleganv.n_fake) == (16, 2048, 2048)
     with pytest.raises(ValueError, match="did you mean 'magvit-k600'"):
-        convention("magvit_k600")
+        get_convention("magvit_k600")
     video = torch.rand(2, 3, 17, 128, 160) * 2 - 1
     scored = prepare(video, k600)
     assert scored.shape == (2, 3, 16, 64, 64)
@@ -265,7 +271,7 @@ def test_clips_are_scored_as_they_stream_by():
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randn(4000, 3, 1, 2, 2, generator=draw) for _ in range(2))
     networks = {"mean": lambda video: video.mean((2, 3, 4)) * 2, "frames": frames_of(lambda x: x[:, :, 0, 0])}
-    plain = convention("plain")
+    plain = get_convention("plain")
     whole, parts = (score_clips(a.split(size), networks, plain) for size in (4000, 7))
     assert whole.n == parts.n == 4000 and whole.kinds["frames"].n == 4000
     torch.testing.assert_close(parts.kinds["mean"].covariance, whole.kinds["mean"].covariance)
@@ -284,8 +290,8 @@ def test_prefixes_are_of_different_videos_first():
     tokenizer = VideoTokenizer.from_pretrained("vidtok-t")
     videos = torch.linspace(-1, 1, 5).view(5, 1, 1, 1, 1).expand(5, 3, 9, 16, 16)
     clips = [torch.cat([video[None], -video[None].clamp(min=-0.9)]) for video in videos]  # two windows each
-    how = replace(convention("plain"), windows=2, given_frames=5, n_fake=2, folds=2)
-    evaluation = Evaluation(Real(lambda: clips, None, (), {}), Detectors(), tokenizer, how, "plain")
+    convention = replace(get_convention("plain"), windows=2, given_frames=5, n_fake=2, folds=2)
+    evaluation = Evaluation(RealClips(lambda: clips, None, (), {}), FeatureExtractors(), tokenizer, convention, "plain")
     found = evaluation.conditions(SimpleNamespace(config=SimpleNamespace(classes=())))[1]
     assert found.shape == (8, 2, 2, 2)  # of the four videos that two folds of two take
     assert torch.equal(found[:4], tokenizer.encode(videos[:4, :, :5]))
@@ -308,13 +314,13 @@ def test_limits_are_of_different_videos_first():
     tokenizer = VideoTokenizer.from_pretrained("vidtok-t")
     videos = torch.linspace(-1, 1, 6).view(6, 1, 1, 1, 1).expand(6, 3, 9, 16, 16)
     clips = [torch.cat([video[None], torch.ones_like(video[None])]) for video in videos]  # two windows each
-    how = replace(convention("plain"), windows=2, n_fake=6)
-    real = Real(lambda: [videos], lambda: [(clip, torch.zeros(2)) for clip in clips], (), {})
-    limits = Evaluation(real, Detectors(fvd=Brightness()), tokenizer, how, "plain").limits()
+    convention = replace(get_convention("plain"), windows=2, n_fake=6)
+    real = RealClips(lambda: [videos], lambda: [(clip, torch.zeros(2)) for clip in clips], (), {})
+    limits = Evaluation(real, FeatureExtractors(fvd=Brightness()), tokenizer, convention, "plain").limits()
     assert limits["fvd_floor"] == {"value": pytest.approx(0, abs=1e-6), "n": 6}  # the six videos, no second clip
     decoded = tokenizer.decode(tokenizer.encode(videos))
-    passed = score_clips([decoded], {"fvd": Brightness()}, how)
-    there = score_clips([videos], {"fvd": Brightness()}, how)
+    passed = score_clips([decoded], {"fvd": Brightness()}, convention)
+    there = score_clips([videos], {"fvd": Brightness()}, convention)
     assert limits["fvd_reconstruction"]["value"] == pytest.approx(there.distance("fvd", passed), abs=1e-6)
 
 
@@ -338,7 +344,7 @@ def test_folds_and_neighbours():
     assert over_folds([1.0, 3.0]) == {"mean": 2.0, "deviation": pytest.approx(2**0.5), "folds": [1.0, 3.0]}
     assert over_folds([1.0])["deviation"] is None
     real = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
-    nearest = Neighbours(real[[5, 47]] + 1e-3, count=4)
+    nearest = Neighbors(real[[5, 47]] + 1e-3, count=4)
     for part in torch.arange(50).split(7):
         nearest.update(real[part], list(part))
     distances = torch.cdist(real[[5, 47]].double() + 1e-3, real.double()).topk(4, largest=False)
@@ -350,10 +356,10 @@ def test_folds_and_neighbours():
 @pytest.mark.skipif(not I3D_WEIGHTS.exists(), reason="no i3d_k400.safetensors in $VIDTOK_WEIGHTS")
 def test_black_against_white_has_the_reference_fvd():
     """151.39: 30 frames of -1 against 30 of +1, by what `vidtok eval generation` measures with."""
-    detectors = load_detectors(str(I3D_WEIGHTS), None, None, None, torch.device("cpu"))
+    detectors = load_feature_extractors(str(I3D_WEIGHTS), None, None, None, torch.device("cpu"))
     networks = {"fvd": detectors.fvd}
     black, white = (
-        score_clips([torch.full((1, 3, 30, 32, 32), value)], networks, convention("plain")) for value in (-1.0, 1.0)
+        score_clips([torch.full((1, 3, 30, 32, 32), value)], networks, get_convention("plain")) for value in (-1.0, 1.0)
     )
     assert black.distance("fvd", white) == pytest.approx(151.39, abs=0.01)
     assert detectors.names["fvd"].startswith("I3D Kinetics-400 logits, weights ")
@@ -391,32 +397,32 @@ def test_the_split_of_real_clips_is_the_one_that_is_recorded(tmp_path):
         write_video(tmp_path / name / "clip.mp4", clip, 25)
 
     def split_of(folder, split):
-        found = real_clips(str(tmp_path / folder), None, split, None, config, convention("plain"))
+        found = real_clips(str(tmp_path / folder), None, split, None, config, get_convention("plain"))
         return found.about["split"], sum(map(len, found.clips()))
 
     assert split_of("whole", None) == ("all", 1)
     assert split_of("split", None) == ("train", 1) and split_of("split", "val") == ("val", 1)
     with pytest.raises(ValueError, match="no folder train: say which split"):
-        real_clips(str(tmp_path / "whole"), None, None, "val", config, convention("plain"))
+        real_clips(str(tmp_path / "whole"), None, None, "val", config, get_convention("plain"))
     for folder, split in (("split", "vall"), ("whole", "train")):
         with pytest.raises(ValueError, match=split):
             split_of(folder, split)
 
 
 def test_a_convention_of_other_sizes_says_so():
-    k600 = convention("magvit-k600")
+    k600 = get_convention("magvit-k600")
     assert describe(k600, "magvit-k600", 128)["convention"] == "magvit-k600"
     assert describe(k600, "magvit-k600", 64)["convention"] == "magvit-k600, but of clips of 64 pixels"
 
 
 def test_a_prefix_is_whole_latent_frames_and_agreement_is_of_classes():
     config = SimpleNamespace(name="some", classes=("a",), tokenizer="tok")
-    plain, k600 = convention("plain"), convention("magvit-k600")
+    plain, k600 = get_convention("plain"), get_convention("magvit-k600")
     stranger = create_head("linear", "tokens", 1, (3, 4, 4))
     stranger.record(classes=["b"])
     wide, fine = SimpleNamespace(stride=(8, 8, 8)), SimpleNamespace(stride=(4, 8, 8))
     check_conditions(k600, config, (), None, fine, {})
-    for how, head, tokenizer, sampling, message in (
+    for convention, head, tokenizer, sampling, message in (
         (k600, None, wide, {}, "5 frames, which aren't whole latent frames of tok"),
         (k600, None, fine, {"guidance": 2}, "guidance needs classes"),
         (k600, "head", fine, {}, "the convention gives frames instead"),
@@ -424,7 +430,7 @@ def test_a_prefix_is_whole_latent_frames_and_agreement_is_of_classes():
          "knows no class 'a'"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            check_conditions(how, config, ("a",), head, tokenizer, sampling)
+            check_conditions(convention, config, ("a",), head, tokenizer, sampling)
 
 
 def test_clips_are_encoded_a_few_at_a_time(monkeypatch):
@@ -474,13 +480,13 @@ def test_an_unlabelled_clip_agrees_with_nothing():
     class Head:
         config = SimpleNamespace(name="head", classes=["a", "b"], input={"kind": "tokens"})
 
-        def refuse_crops(self):
+        def validate_uncropped(self):
             pass
 
         def __call__(self, ids):
             return F.one_hot(ids[:, 0, 0, 0], 2)
 
-    judge = Judge(Head(), ["a", "b"], None)
+    judge = ClassAgreement(Head(), ["a", "b"], None)
     judge.update(torch.ones(3, 1, 1, 1, dtype=torch.long), torch.tensor([-1, 1, -1]))
     assert judge.agreement()["n"] == 1 and judge.agreement()["value"] == 1
     judge.update(torch.ones(1, 1, 1, 1, dtype=torch.long), torch.tensor([-1]))
@@ -494,7 +500,7 @@ def test_agreement_goes_by_the_names_of_classes():
         def __init__(self, kind="tokens"):
             self.config = SimpleNamespace(name="head", classes=["b", "c", "a"], input={"kind": kind})
 
-        def refuse_crops(self):
+        def validate_uncropped(self):
             pass
 
         def __call__(self, ids):
@@ -503,16 +509,16 @@ def test_agreement_goes_by_the_names_of_classes():
     ids = torch.tensor([2, 0, 1, 1]).view(4, 1, 1, 1)
     decoder = SimpleNamespace(decode=lambda ids: (ids + 1) % 3)
     for kind, share in (("tokens", 0.75), ("pixels", 0.25)):
-        judge = Judge(Head(kind), ["a", "b", "c"], decoder)
+        judge = ClassAgreement(Head(kind), ["a", "b", "c"], decoder)
         for part in (slice(0, 3), slice(3, 4)):
             judge.update(ids[part], torch.tensor([0, 1, 2, 0])[part])
         found = judge.agreement()
         assert found["value"] == share and found["n"] == 4
         assert found["classes"] == ({"a": 0.5, "b": 1, "c": 1} if kind == "tokens" else {"a": 0.5, "b": 0, "c": 0})
     with pytest.raises(ValueError, match="no class 'd'"):
-        Judge(Head(), ["d"], decoder)
+        ClassAgreement(Head(), ["d"], decoder)
     with pytest.raises(ValueError, match="reads hidden"):
-        Judge(Head("hidden"), ["a"], decoder)
+        ClassAgreement(Head("hidden"), ["a"], decoder)
 
 
 def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsys):

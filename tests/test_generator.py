@@ -9,11 +9,19 @@ import torch.nn.functional as F
 
 from vidtok.generator import KINDS, GeneratorConfig, Objective, create_generator, from_pretrained, masks
 from vidtok.generator.long import generate_long
-from vidtok.generator.sampling import Draws, guidance_scale, keep_likely, mask_share, pick, pick_by_share, sample_draws
+from vidtok.generator.sampling import (
+    PerSampleRNG,
+    guidance_scale,
+    mask_ratio,
+    pick,
+    pick_by_share,
+    sample_rngs,
+    top_k_top_p_filter,
+)
 from vidtok.generator.transformer import TokenEmbedding, attention
 from vidtok.quantize import LFQ
-from vidtok.quantize.bits import ids_to_signs, join_ids, signs_to_ids, split_ids
-from vidtok.train.state import average_of
+from vidtok.quantize.bits import combine_ids, factorize_ids, ids_to_signs, signs_to_ids
+from vidtok.train.state import make_ema
 
 GRID = (4, 2, 3)
 CONFIG = GeneratorConfig(
@@ -46,9 +54,9 @@ def batch_of(size: int) -> dict:
 @pytest.mark.parametrize("bits", [13, 18])
 def test_halves_and_signs_are_exact(bits):
     ids = torch.randint(0, 2**bits, (2, 50), generator=torch.Generator().manual_seed(0))
-    low, high = split_ids(ids, bits)
+    low, high = factorize_ids(ids, bits)
     assert low.max() < 2 ** math.ceil(bits / 2) and high.max() < 2 ** (bits // 2)
-    assert torch.equal(join_ids(low, high, bits), ids)
+    assert torch.equal(combine_ids(low, high, bits), ids)
     signs = ids_to_signs(ids, bits)
     assert torch.equal(signs_to_ids(signs), ids)
     assert torch.equal(LFQ(bits).codes_to_ids(signs.mT[..., None, None])[..., 0, 0], ids)
@@ -138,15 +146,15 @@ def test_masks_are_what_they_say():
     box = masks.inpainting(GRID, 1, 0, 1, 2)
     assert (~box).sum() == 4 * 2 and not box[:, 1, :2].any()
     assert torch.equal(masks.outpainting(GRID, 1, 0, 1, 2), ~box)
-    draws = Draws(torch.arange(200))
+    rng = PerSampleRNG(torch.arange(200))
     for task in TASKS:
         masks.check_task(task, GRID)
-        drawn = masks.draw_masks(task, GRID, draws)
+        drawn = masks.draw_masks(task, GRID, rng)
         assert drawn.shape == (200, *GRID)
         for mask in drawn:
             assert not mask.all() and mask.any() == (task != "none")
         assert (len(drawn.unique(dim=0)) > 1) == (task not in ("none", "prefix-2"))
-    assert (masks.draw_masks("prefix-2", GRID, draws).flatten(1).sum(1) == 2 * 6).all()
+    assert (masks.draw_masks("prefix-2", GRID, rng).flatten(1).sum(1) == 2 * 6).all()
     for wrong in (
         lambda: masks.prefix(GRID, 4),
         lambda: masks.interpolation(GRID, 2, 2),
@@ -160,12 +168,12 @@ def test_masks_are_what_they_say():
 
 
 def test_schedules():
-    assert [mask_share("cosine", u) for u in (0, 2 / 3, 1)] == pytest.approx([1, 0.5, 0])
-    assert [mask_share("uniform", u) for u in (0, 0.25, 1)] == [1, 0.75, 0]
+    assert [mask_ratio("cosine", u) for u in (0, 2 / 3, 1)] == pytest.approx([1, 0.5, 0])
+    assert [mask_ratio("uniform", u) for u in (0, 0.25, 1)] == [1, 0.75, 0]
     assert [guidance_scale(name, 3.0, 0.5) for name in ("constant", "linear", "cosine")] == pytest.approx([3, 2, 2])
     assert guidance_scale("cosine", 3.0, 1.0) == pytest.approx(3.0)
     with pytest.raises(ValueError, match="did you mean 'cosine'"):
-        mask_share("cosin", 0.5)
+        mask_ratio("cosin", 0.5)
 
 
 def test_masked_decoding_keeps_what_it_has_decided():
@@ -181,7 +189,7 @@ def test_masked_decoding_keeps_what_it_has_decided():
     final = generator.generate(2, steps=5).flatten(1)
     counts = [int(masked[0].sum()) for _, masked in seen]
     N = math.prod(GRID)
-    assert counts == [N] + [int(mask_share("cosine", step / 5) * N) for step in range(1, 5)]
+    assert counts == [N] + [int(mask_ratio("cosine", step / 5) * N) for step in range(1, 5)]
     for (before, hidden), (after, still) in zip(seen, [*seen[1:], (final, None)], strict=True):
         assert torch.equal(before[~hidden], after[~hidden])
         assert still is None or (still <= hidden).all()
@@ -215,15 +223,15 @@ def test_the_cache_changes_nothing(guidance):
 
 def test_top_k_and_top_p_keep_the_likeliest():
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))[[2, 0, 3, 1]].expand(1, 1, 4)
-    assert keep_likely(logits, top_k=2).isfinite()[0, 0].tolist() == [False, True, False, True]
-    assert keep_likely(logits, top_p=0.6).isfinite()[0, 0].tolist() == [False, True, False, True]
-    assert keep_likely(logits, top_p=0.5).isfinite()[0, 0].tolist() == [False, True, False, False]
-    assert torch.equal(keep_likely(logits), logits)
+    assert top_k_top_p_filter(logits, top_k=2).isfinite()[0, 0].tolist() == [False, True, False, True]
+    assert top_k_top_p_filter(logits, top_p=0.6).isfinite()[0, 0].tolist() == [False, True, False, True]
+    assert top_k_top_p_filter(logits, top_p=0.5).isfinite()[0, 0].tolist() == [False, True, False, False]
+    assert torch.equal(top_k_top_p_filter(logits), logits)
 
 
 def test_random_numbers_belong_to_samples():
     seeds = torch.tensor([0, 1, 2, -5, 2**62])
-    together, alone = Draws(seeds), Draws(seeds[1:2])
+    together, alone = PerSampleRNG(seeds), PerSampleRNG(seeds[1:2])
     for make in ("uniform", "normal", "gumbel"):
         assert torch.equal(getattr(together, make)(3, 4)[1:2], getattr(alone, make)(3, 4))
     # SplitMix64's own first numbers of seed 1234567, by the published algorithm, whose seed we hash first.
@@ -236,23 +244,23 @@ def test_random_numbers_belong_to_samples():
 
     start = following(state)
     wanted = [(following(start + i * 0x9E3779B97F4A7C15 & mask) >> 41) + 0.5 for i in range(1, 6)]
-    assert (Draws(torch.tensor([state])).uniform(5)[0].double() * 2**23).tolist() == wanted
+    assert (PerSampleRNG(torch.tensor([state])).uniform(5)[0].double() * 2**23).tolist() == wanted
 
 
 def test_random_numbers_are_uniform_normal_and_whole():
-    draws = Draws(torch.arange(1000))
-    uniform, normal = draws.uniform(500).double(), draws.normal(500).double()
+    rng = PerSampleRNG(torch.arange(1000))
+    uniform, normal = rng.uniform(500).double(), rng.normal(500).double()
     assert uniform.min() > 0 and uniform.max() < 1
     shares = torch.histc(uniform.float(), 50, 0, 1) / uniform.numel()
     assert (shares - 0.02).abs().max() < 0.0012  # six standard errors
     assert abs(normal.mean()) < 0.006 and abs(normal.var() - 1) < 0.01 and abs((normal**4).mean() - 3) < 0.07
-    # Neighbours, in one sample and of neighbouring seeds, have nothing to do with each other.
+    # Neighbors, in one sample and of neighbouring seeds, have nothing to do with each other.
     for a, b in ((uniform[:, 1:], uniform[:, :-1]), (uniform[1:], uniform[:-1])):
         assert abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) < 0.009
-    assert draws.whole(2, 4).unique().tolist() == [2, 3, 4]
+    assert rng.whole(2, 4).unique().tolist() == [2, 3, 4]
     high = torch.tensor([1, 3]).repeat(500)
-    assert (draws.whole(1, high) <= high).all()
-    share = torch.bincount(draws.choice([1.0, 0.0, 3.0]), minlength=3) / 1000
+    assert (rng.whole(1, high) <= high).all()
+    share = torch.bincount(rng.choice([1.0, 0.0, 3.0]), minlength=3) / 1000
     assert share.tolist() == pytest.approx([0.25, 0, 0.75], abs=0.08)
 
 
@@ -263,7 +271,7 @@ def test_tasks_and_weights_that_are_none_are_refused():
     for weight in (math.inf, math.nan, -1.0, 0.0):
         with pytest.raises(ValueError, match="weights of at least 0"):
             Objective(tasks={"none": weight})
-    assert Draws(torch.arange(5)).choice([1e-50]).tolist() == [0] * 5
+    assert PerSampleRNG(torch.arange(5)).choice([1e-50]).tolist() == [0] * 5
 
 
 def test_what_has_no_weight_is_never_picked():
@@ -274,8 +282,8 @@ def test_what_has_no_weight_is_never_picked():
 
 def test_tokens_are_drawn_from_the_softmax():
     logits = torch.tensor([0.2, 0.5, 0.3]).log().expand(1, 20_000, 3)
-    draws = sample_draws(0, 0, 1, torch.device("cpu"))
-    uniform = draws.uniform(20_000)
+    rng = sample_rngs(0, 0, 1, torch.device("cpu"))
+    uniform = rng.uniform(20_000)
     shares = F.one_hot(pick(logits, uniform), 3).double().mean((0, 1))
     assert shares.tolist() == pytest.approx([0.2, 0.5, 0.3], abs=0.015)
     cold = F.one_hot(pick(logits, uniform, temperature=0.5), 3).double().mean((0, 1))
@@ -323,8 +331,8 @@ def test_guidance_moves_away_from_no_class():
             for number in (label, torch.tensor([2]))
         ]
         wanted = (logits[1] + 3 * (logits[0] - logits[1])).argmax(-1)
-        found, _ = generator.predict(ids, hidden, label, Draws(torch.tensor([0])), 3.0, 0)
-    assert torch.equal(split_ids(found, 18)[0], wanted)
+        found, _ = generator.predict(ids, hidden, label, PerSampleRNG(torch.tensor([0])), 3.0, 0)
+    assert torch.equal(factorize_ids(found, 18)[0], wanted)
 
 
 def test_wrong_wishes_are_one_clear_line():
@@ -382,7 +390,7 @@ def test_plain_attention_is_the_fused_one(causal):
 
 def test_tied_tables_are_averaged_once():
     generator = make("masked")
-    ema = average_of(generator, 0.5)
+    ema = make_ema(generator, 0.5)
     before = ema.module.embed.low.weight.clone()
     with torch.no_grad():
         generator.embed.low.weight += 1

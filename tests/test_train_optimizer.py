@@ -30,5 +30,5 @@ def test_a_weight_on_another_device_is_timms_own_matter(monkeypatch):
     monkeypatch.setattr(state, "has_fast_bf16", lambda: False)
     called = {}
     monkeypatch.setattr(state, "_timms", lambda G, *args, **kwargs: called.update(kwargs))
-    state._orthogonalise(torch.empty(2, 2, device="meta"), 5, [])
+    state._orthogonalize(torch.empty(2, 2, device="meta"), 5, [])
     assert called == {}

@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vidtok.cli.main import main
 from vidtok.datasets import DigitClips, MovingDigits
 from vidtok.generator.training import ClipBatches
-from vidtok.train.loop import part_of, samples
+from vidtok.train.loop import samples, shard_of
 
 TINY = ["data=digits", "data.crop=32", "data.frames=5", "data.batch_size=8", "data.image_batch_size=8"]
 TINY += ["model.net.width=16", "model.net.blocks=1", "model.net.decoder_blocks=1", "loss=magvit2", "loss.perceptual=0"]
@@ -24,27 +24,27 @@ def run(folder, *overrides):
 
 def test_parts_of_nested_batches():
     batch = {"x": torch.arange(6), "more": (torch.arange(12).view(6, 2), torch.zeros(6))}
-    part = part_of(batch, (1, 3))
+    part = shard_of(batch, (1, 3))
     assert samples(batch) == 6 and samples(part) == 2
     assert part["x"].tolist() == [2, 3] and part["more"][0].tolist() == [[4, 5], [6, 7]]
     with pytest.raises(ValueError, match="a batch of 6 doesn't divide into 4 equal parts"):
-        part_of(batch, (0, 4))
+        shard_of(batch, (0, 4))
 
 
 def test_parts_of_digits_are_slices():
     digits = DigitClips(frames=5, crop=16, batch_size=4)
     for number in (0, 9):  # videos, images
-        parts = [next(digits.loader(start=number, part=(i, 2))) for i in range(2)]
+        parts = [next(digits.loader(start=number, shard=(i, 2))) for i in range(2)]
         assert torch.equal(torch.cat(parts), digits[number])
     for batch, number in zip(digits.loader(start=8, workers=2), (8, 9, 10), strict=False):
         assert torch.equal(batch, digits[number])
     with pytest.raises(ValueError, match="a batch of 4 doesn't divide into 3 equal parts"):
-        digits.loader(part=(0, 3))
+        digits.loader(shard=(0, 3))
 
 
 def test_parts_of_labelled_clips_are_slices():
     batches = ClipBatches(MovingDigits("train", 5, 16), batch_size=4)
-    whole, parts = batches[3], [next(batches.loader(start=3, part=(i, 2))) for i in range(2)]
+    whole, parts = batches[3], [next(batches.loader(start=3, shard=(i, 2))) for i in range(2)]
     for name, value in whole.items():
         assert torch.equal(torch.cat([part[name] for part in parts]), value)
 

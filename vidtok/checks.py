@@ -75,11 +75,11 @@ def check_codes(codes: Tensor, channels: int) -> None:
 def check_memory(net: nn.Module, shape, stride: Stride, device: torch.device, dtype: torch.dtype) -> None:
     """Raises MemoryError if one pass of `net` over [B, (3,) t, h, w] x stride pixels can't fit the free memory.
 
-    The estimate is rough: values alive at the peak, `net.peak_values` per pixel of the longest chunk.
+    The estimate is rough: values alive at the peak, `net.activation_elems_per_pixel` per pixel of the longest chunk.
     """
     frames = min(shape[-3] * stride[0], MAX_LATENTS * net.stride[0])
     pixels = shape[0] * frames * shape[-2] * stride[1] * shape[-1] * stride[2]
-    need = pixels * net.peak_values * dtype.itemsize
+    need = pixels * net.activation_elems_per_pixel * dtype.itemsize
     free = free_memory(device)
     if need > free:
         unit = math.lcm(64, *net.stride[1:])

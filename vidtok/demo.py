@@ -68,12 +68,12 @@ def draw_picture(path: Path, original: Tensor, decoded: Tensor, ids: np.ndarray,
     error = (original - decoded).abs().mean(1, keepdim=True) / 2
     gain = error_gain(error)
     stride, (height, width) = tokenizer.stride, original.shape[3:]
-    colours = token_colours(ids, tokenizer.bits).repeat(stride[1], 1).repeat(stride[2], 2)[:, :height, :width]
+    colors = token_colors(ids, tokenizer.bits).repeat(stride[1], 1).repeat(stride[2], 2)[:, :height, :width]
     rows = [
         ("original", [_pixels(original[0, :, T]) for T in frames]),
         ("reconstruction", [_pixels(decoded[0, :, T]) for T in frames]),
-        (f"error\n(x {gain})", [_grey(error[0, :, T] * gain) for T in frames]),
-        ("tokens", [colours[-(-T // stride[0])] for T in frames]),
+        (f"error\n(x {gain})", [_gray(error[0, :, T] * gain) for T in frames]),
+        ("tokens", [colors[-(-T // stride[0])] for T in frames]),
     ]
     left, top, rest, gap = 1.3, 0.75, 0.12, 0.08  # inches: the row labels, the lines above, the other edges, between
     across = max(1.9, 4.2 / len(frames))  # room for the caption
@@ -116,7 +116,7 @@ def error_gain(error: Tensor) -> int:
     return int(2 ** np.clip(np.floor(-np.log2(max(high, 1e-6))), 0, 6))
 
 
-def token_colours(ids: np.ndarray, bits: float) -> np.ndarray:
+def token_colors(ids: np.ndarray, bits: float) -> np.ndarray:
     """Colours [..., 3] in [0, 1]: the bits as signs, by a fixed projection, so that few bits apart look alike."""
     places = np.arange(int(np.ceil(bits)))
     signs = (ids[..., None] >> places & 1) * 2.0 - 1
@@ -124,7 +124,7 @@ def token_colours(ids: np.ndarray, bits: float) -> np.ndarray:
     return 1 / (1 + np.exp(-1.8 * signs @ projection))
 
 
-def _grey(error_1HW: Tensor) -> np.ndarray:
+def _gray(error_1HW: Tensor) -> np.ndarray:
     """White where there is none."""
     return (1 - error_1HW.clamp(0, 1)).expand(3, -1, -1).permute(1, 2, 0).numpy()
 

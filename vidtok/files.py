@@ -108,7 +108,7 @@ def _fixed_parts(pattern: Path) -> Iterable[str]:
         yield part
 
 
-def refuse_existing(path: str | None, force: bool) -> None:
+def validate_output(path: str | None, force: bool) -> None:
     """Raises UserError where a result would be overwritten unasked, or can't be written: before the work, not after
     it."""
     if path is None:

@@ -8,7 +8,7 @@ from vidtok.eval.report.table import short_seconds
 
 SCHEMA = "vidtok.eval.generation-compare/1"
 FOLDS = 4  # ranges of as many folds of two equal generators lie apart in 2 of 70 cases; of 3 folds, in 2 of 20
-COLOURS = {"masked": "#3465a4", "autoregressive": "#4e9a06", "diffusion": "#cc0000"}
+COLORS = {"masked": "#3465a4", "autoregressive": "#4e9a06", "diffusion": "#cc0000"}
 
 
 def best_rows(rows: Sequence[Mapping]) -> dict[str, Mapping]:
@@ -115,8 +115,8 @@ def draw_chart(result: Mapping, path: Path) -> None:
                 ends = [(100 * value["low"], 100 * value["high"]) for value in metric]
             error = [[a - low for a, (low, _) in zip(y, ends, strict=True)]]
             error.append([high - a for a, (_, high) in zip(y, ends, strict=True)])
-            colour = COLOURS.get(kind)
-            place.errorbar([row[x] for row in rows], y, error, fmt="o-", color=colour, label=kind, capsize=3)
+            color = COLORS.get(kind)
+            place.errorbar([row[x] for row in rows], y, error, fmt="o-", color=color, label=kind, capsize=3)
     for name, style in (("fvd_floor", "--"), ("fvd_reconstruction", ":")):
         if scored and name in result["limits"]:
             for place in axes:
@@ -180,14 +180,14 @@ def check_kinds(plain: dict) -> None:
         raise ValueError("kinds needs one kind at least, and sample_batch a number of at least 1")
 
 
-def check_real(real, how) -> None:
+def check_real(real, convention) -> None:
     """Raises ValueError where there are no real clips, or none that the `Convention` how can score."""
     from vidtok.eval.generation.conventions import prepare
 
     first = next(iter(real.clips()), None)
     if first is None or (real.others is not None and next(iter(real.others()), None) is None):
         raise ValueError(f"{real.about['source']}: no real clip can be read")
-    prepare(first, how)
+    prepare(first, convention)
 
 
 def config_of(kind: str, overrides: list[str], own: Path):
@@ -221,20 +221,20 @@ def train_kind(kind: str, overrides: list[str], own: Path, weights: str, stop) -
 
     from vidtok.generator.training import build_generator_training
     from vidtok.train.loop import train
-    from vidtok.train.run_folder import RunFolder, hold_to, lasting
+    from vidtok.train.run_folder import RunFolder, check_fingerprint, lasting
 
     cfg = config_of(kind, overrides, own)
     plain = OmegaConf.to_container(cfg, resolve=True)
     facts = {key: value for key, value in plain.items() if key in TRAINED_WITH}
-    hold_to(own, facts | {"trainer": lasting(plain["trainer"]), "tokenizer_weights": weights})
+    check_fingerprint(own, facts | {"trainer": lasting(plain["trainer"]), "tokenizer_weights": weights})
     file = own / TRAINED
     if not file.exists():
         arguments = build_generator_training(cfg)
         text = OmegaConf.to_yaml(cfg, resolve=True)
-        train(**arguments, run=RunFolder(own), stop=stop, config_yaml=text, say=lambda line: print(line, flush=True))
+        train(**arguments, run=RunFolder(own), stop=stop, config_yaml=text, log=lambda line: print(line, flush=True))
         state = arguments["state"]
         facts = {"seconds": state.seconds, "steps": state.step, "samples": state.step * cfg.data.batch_size}
-        if stop.asked:
+        if stop.requested:
             return facts
         file.write_text(json.dumps(facts) + "\n")
     return json.loads(file.read_text())

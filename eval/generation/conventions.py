@@ -104,33 +104,33 @@ CONVENTIONS = {
 }
 
 
-def convention(name: str) -> Convention:
+def get_convention(name: str) -> Convention:
     """Raises ValueError for an unknown name."""
     if name not in CONVENTIONS:
         raise ValueError(f"unknown convention {name!r}: {nearest(name, CONVENTIONS)}")
     return CONVENTIONS[name]
 
 
-def prepare(video_BCTHW: Tensor, how: Convention) -> Tensor:
+def prepare(video_BCTHW: Tensor, convention: Convention) -> Tensor:
     """The clips as the convention scores them.
 
     Raises:
         ValueError: for clips of fewer frames than it scores.
     """
     T = video_BCTHW.shape[2]
-    if how.frames is not None and how.frames > T:
-        raise ValueError(f"the convention scores {how.frames} frames, and clips have {T}")
-    video = video_BCTHW[:, :, : how.frames]
-    if how.score_size is None:
+    if convention.frames is not None and convention.frames > T:
+        raise ValueError(f"the convention scores {convention.frames} frames, and clips have {T}")
+    video = video_BCTHW[:, :, : convention.frames]
+    if convention.score_size is None:
         return video
     height, width = video.shape[3:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     video = video[..., top : top + side, left : left + side]
-    if side == how.score_size:
+    if side == convention.score_size:
         return video
     frames = video.transpose(1, 2).flatten(0, 1)
-    frames = F.interpolate(frames, (how.score_size, how.score_size), mode="bilinear", align_corners=False)
+    frames = F.interpolate(frames, (convention.score_size, convention.score_size), mode="bilinear", align_corners=False)
     return frames.unflatten(0, (len(video), -1)).transpose(1, 2)
 
 
@@ -142,14 +142,14 @@ class ClipStatistics:
         kinds: name of each network -> its `GaussianStatistics`, of float64.
     """
 
-    def __init__(self, networks: Mapping[str, Features], how: Convention):
-        self.networks, self.how = networks, how
+    def __init__(self, networks: Mapping[str, Features], convention: Convention):
+        self.networks, self.convention = networks, convention
         self.n = 0
         self.kinds: dict[str, GaussianStatistics] = {}
 
     def update(self, video_BCTHW: Tensor) -> None:
         """Raises ValueError for clips that the convention can't score."""
-        scored = prepare(video_BCTHW, self.how)
+        scored = prepare(video_BCTHW, self.convention)
         for kind, network in self.networks.items():
             with torch.inference_mode():
                 features = network(scored)
@@ -164,14 +164,14 @@ class ClipStatistics:
 
 
 def score_clips(
-    clips: Iterable[Tensor], networks: Mapping[str, Features], how: Convention, count: int | None = None
+    clips: Iterable[Tensor], networks: Mapping[str, Features], convention: Convention, count: int | None = None
 ) -> ClipStatistics:
     """Of clips [B, 3, T, H, W] that come in batches, the first `count` at most.
 
     Raises:
         ValueError: where there are none.
     """
-    found = ClipStatistics(networks, how)
+    found = ClipStatistics(networks, convention)
     for video in clips:
         found.update(video if count is None else video[: count - found.n])
         if found.n == count:
@@ -192,14 +192,14 @@ def frames_of(features: Features) -> Features:
     return lambda video: features(video.transpose(1, 2).flatten(0, 1))
 
 
-def describe(how: Convention, name: str, clip_size: int, **more) -> dict:
+def describe(convention: Convention, name: str, clip_size: int, **more) -> dict:
     """The protocol of a result. clip_size: pixels of the clips; if they aren't the convention's, its name says so."""
-    if how.generated_size not in (None, clip_size):
+    if convention.generated_size not in (None, clip_size):
         name = f"{name}, but of clips of {clip_size} pixels"
-    return {"convention": name, **asdict(how), "clip_size": clip_size, **more}
+    return {"convention": name, **asdict(convention), "clip_size": clip_size, **more}
 
 
-class Neighbours:
+class Neighbors:
     """Of each of N generated clips the `count` nearest of all real clips that pass by, by their features."""
 
     def __init__(self, fake_ND: Tensor, count: int = 3):
@@ -219,7 +219,7 @@ class Neighbours:
 
 
 @dataclass
-class Real:
+class RealClips:
     """Real clips, whose features are measured once for any number of generators.
 
     Attributes:
@@ -241,10 +241,10 @@ def real_clips(
     split: str | None,
     others: str | None,
     config: GeneratorConfig,
-    how: Convention,
+    convention: Convention,
     batch: int = 8,
     **columns: str | None,
-) -> Real:
+) -> RealClips:
     """Clips of the size and length that a generator makes.
 
     Args:
@@ -274,9 +274,9 @@ def real_clips(
     def opened(part: str | None) -> LabelledDataset:
         if source == "digits":
             return MovingDigits(part, frames, size)
-        drawn = random_clip if how.random else dense_clips
-        sampler = partial(drawn, frames=frames, clips=how.windows, at_fps=config.fps)
-        reading = {"sampler": sampler, "transform": EvalTransform(size, how.crops), "on_error": "return"}
+        drawn = random_clip if convention.random else dense_clips
+        sampler = partial(drawn, frames=frames, clips=convention.windows, at_fps=config.fps)
+        reading = {"sampler": sampler, "transform": EvalTransform(size, convention.crops), "on_error": "return"}
         return open_dataset(source, root, part, config.classes or None, **columns, **reading)
 
     def batches(part: str | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -291,7 +291,7 @@ def real_clips(
 
     about = {"source": source, "split": split or "all", "others": others, "clip_frames": frames, "clip_size": size}
     about |= {"order": "random, seed 0", "fps": config.fps or "native", "unreadable": "left out"}
-    return Real(
+    return RealClips(
         lambda: (video for video, _ in batches(split)),
         None if others is None else lambda: batches(others),
         opened(split).classes,

@@ -16,7 +16,7 @@ from vidtok.eval.generation.conventions import (
     ClipStatistics,
     Convention,
     Features,
-    Real,
+    RealClips,
     describe,
     frames_of,
     over_folds,
@@ -31,7 +31,7 @@ from vidtok.tokenizer import VideoTokenizer
 
 
 @dataclass
-class Detectors:
+class FeatureExtractors:
     """Networks that score clips; None leaves their metrics out.
 
     Attributes:
@@ -45,7 +45,7 @@ class Detectors:
     names: dict[str, str] = field(default_factory=dict)
 
 
-class Judge:
+class ClassAgreement:
     """Counts how often a head sees the class that goes with the tokens.
 
     Args:
@@ -61,7 +61,7 @@ class Judge:
         self.input = head.config.input["kind"]
         if self.input not in ("tokens", "codes", "pixels"):
             raise ValueError(f"the head {head.config.name!r} reads {self.input}: give one of tokens, codes or pixels")
-        head.refuse_crops()
+        head.validate_uncropped()
         own = head.config.classes
         if own is None:  # without names, both count alike
             own = classes
@@ -101,9 +101,21 @@ class Evaluation:
     """
 
     def __init__(
-        self, real: Real, detectors: Detectors, tokenizer: VideoTokenizer, how: Convention, name: str, batch: int = 8
+        self,
+        real: RealClips,
+        detectors: FeatureExtractors,
+        tokenizer: VideoTokenizer,
+        convention: Convention,
+        name: str,
+        batch: int = 8,
     ):
-        self.real, self.detectors, self.tokenizer, self.how, self.name = real, detectors, tokenizer, how, name
+        self.real, self.detectors, self.tokenizer, self.convention, self.name = (
+            real,
+            detectors,
+            tokenizer,
+            convention,
+            name,
+        )
         self.batch = batch
         self.device = tokenizer.device
         self.kinds: dict[str, Features] = {}
@@ -112,7 +124,7 @@ class Evaluation:
         if detectors.fid is not None:
             self.kinds["fid"] = frames_of(detectors.fid)
         moved = (video.to(self.device) for video in real.clips())
-        self.scored = score_clips(moved, self.kinds, how, how.n_real) if self.kinds else None
+        self.scored = score_clips(moved, self.kinds, convention, convention.n_real) if self.kinds else None
 
     def limits(self) -> dict:
         """What a perfect generator, and one that is held back by the tokenizer alone, would get; and the head's own
@@ -121,22 +133,22 @@ class Evaluation:
         if self.real.others is None:
             return found
         if self.kinds:
-            count = self.how.n_fake
-            floor = score_clips((video for video, _ in self.other_clips()), self.kinds, self.how, count)
+            count = self.convention.n_fake
+            floor = score_clips((video for video, _ in self.other_clips()), self.kinds, self.convention, count)
             decoded = (self.tokenizer.decode(self.tokenizer.encode(video)) for video, _ in self.other_clips())
-            passed = score_clips(decoded, self.kinds, self.how, count)
+            passed = score_clips(decoded, self.kinds, self.convention, count)
             for kind in self.kinds:
                 for name, scored in (("floor", floor), ("reconstruction", passed)):
                     found[f"{kind}_{name}"] = {"value": self.scored.distance(kind, scored), "n": scored.n}
         if self.detectors.head is not None:
-            judge = Judge(self.detectors.head, self.real.classes, self.tokenizer)
+            judge = ClassAgreement(self.detectors.head, self.real.classes, self.tokenizer)
             for video, label in self.other_clips():
                 judge.update(self.tokenizer.encode(video), label)
             if judge.n:
                 found["real_agreement"] = judge.agreement()
         return found
 
-    def measure(self, generator: Generator, seed: int = 0, say=lambda done: None, **sampling) -> dict:
+    def measure(self, generator: Generator, seed: int = 0, log=lambda done: None, **sampling) -> dict:
         """The result of one generator, without the limits.
 
         Args:
@@ -147,17 +159,19 @@ class Evaluation:
         labels, prefixes = self.conditions(generator)
         judge = None
         if labels is not None and self.detectors.head is not None:
-            judge = Judge(self.detectors.head, generator.config.classes, self.tokenizer)
+            judge = ClassAgreement(self.detectors.head, generator.config.classes, self.tokenizer)
         values: dict[str, list[float]] = {kind: [] for kind in self.kinds}
         seconds, done = 0.0, 0
         if self.device.type == "cuda":  # kernels are loaded, and chosen for these shapes, on first use
-            next(generate_samples(generator, self.how.n_fake, labels, prefixes, self.batch, seed=seed, **sampling))
-        for fold in range(self.how.folds):
-            own = None if prefixes is None else prefixes.roll(-fold * self.how.n_fake, 0)
-            stream = generate_samples(
-                generator, self.how.n_fake, labels, own, self.batch, seed=seed + 7919 * fold, **sampling
+            next(
+                generate_samples(generator, self.convention.n_fake, labels, prefixes, self.batch, seed=seed, **sampling)
             )
-            found, number = ClipStatistics(self.kinds, self.how), 0
+        for fold in range(self.convention.folds):
+            own = None if prefixes is None else prefixes.roll(-fold * self.convention.n_fake, 0)
+            stream = generate_samples(
+                generator, self.convention.n_fake, labels, own, self.batch, seed=seed + 7919 * fold, **sampling
+            )
+            found, number = ClipStatistics(self.kinds, self.convention), 0
             start = time.perf_counter()
             for ids in stream:
                 if self.device.type == "cuda":
@@ -168,7 +182,7 @@ class Evaluation:
                 if self.kinds:
                     found.update(self.tokenizer.decode(ids))
                 number, done = number + len(ids), done + len(ids)
-                say(done)
+                log(done)
                 start = time.perf_counter()
             for kind in self.kinds:
                 values[kind].append(self.scored.distance(kind, found))
@@ -184,11 +198,11 @@ class Evaluation:
                 "tokenizer": {"name": generator.config.tokenizer, "weight_hash": generator.config.weight_hash},
             },
             "sampling": {"seed": seed, **sampling},
-            "protocol": describe(self.how, self.name, **self.real.about),
+            "protocol": describe(self.convention, self.name, **self.real.about),
             "detector": self.detectors.names,
             "n_real": self.scored.n if self.kinds else 0,
-            "n_fake": self.how.n_fake,
-            "folds": self.how.folds,
+            "n_fake": self.convention.n_fake,
+            "folds": self.convention.folds,
             "metrics": metrics,
             "seconds_per_clip": seconds / done,
             "provenance": provenance(self.device),
@@ -197,28 +211,28 @@ class Evaluation:
     def conditions(self, generator: Generator) -> tuple[list[int] | None, Tensor | None]:
         """(classes, prefixes), each taken in turn or None: what generated clips are asked to be, or to go on from."""
         classes = len(generator.config.classes)
-        if self.how.given_frames:
+        if self.convention.given_frames:
             return None, self._prefixes()
         return (list(range(classes)) if classes else None), None
 
     def other_clips(self) -> Iterator[tuple[Tensor, Tensor]]:
         """As many other real clips as a fold has, and their labels: the first clip of every video, then their second
         clips, ..., as clips of one video are too much alike to stand for several."""
-        own, n = self.how.windows * self.how.crops, 0
+        own, n = self.convention.windows * self.convention.crops, 0
         for clip in range(own):
             for video, label in self.real.others():
                 yield video[clip::own].to(self.device), label[clip::own]
                 n += len(video) // own
-                if n >= self.how.n_fake:
+                if n >= self.convention.n_fake:
                     return
 
     def _prefixes(self) -> Tensor:
         """The beginnings of the real clips, int64 [N, latents, h, w]: the first clips of as many videos as all folds
         need, then their second clips, ..."""
-        own, wanted = self.how.windows * self.how.crops, self.how.n_fake * self.how.folds
+        own, wanted = self.convention.windows * self.convention.crops, self.convention.n_fake * self.convention.folds
         ids, n = [], 0
         for video in self.real.clips():
-            ids.append(self.tokenizer.encode(video[:, :, : self.how.given_frames].to(self.device)))
+            ids.append(self.tokenizer.encode(video[:, :, : self.convention.given_frames].to(self.device)))
             n += len(video)
             if n >= wanted * own:
                 break
@@ -226,9 +240,13 @@ class Evaluation:
 
 
 def check_conditions(
-    how: Convention, config: GeneratorConfig, classes: Sequence[str], head: Head | None, tokenizer: VideoTokenizer,
+    convention: Convention,
+    config: GeneratorConfig,
+    classes: Sequence[str],
+    head: Head | None,
+    tokenizer: VideoTokenizer,
     sampling: Mapping,
-) -> None:  # fmt: skip
+) -> None:
     """Before the work.
 
     Args:
@@ -238,30 +256,30 @@ def check_conditions(
         ValueError: where guidance or an agreement with classes is asked for and there are none, the head doesn't know
             them, or the frames that the convention gives are no whole latent frames.
     """
-    if how.given_frames and sampling.get("guidance", 1) != 1:
+    if convention.given_frames and sampling.get("guidance", 1) != 1:
         raise ValueError("guidance needs classes, and this convention gives frames instead")
-    if how.given_frames and (how.given_frames - 1) % tokenizer.stride[0]:
+    if convention.given_frames and (convention.given_frames - 1) % tokenizer.stride[0]:
         raise ValueError(
-            f"the convention gives {how.given_frames} frames, which aren't whole latent frames of {config.tokenizer}: "
-            f"1 and multiples of {tokenizer.stride[0]} more"
+            f"the convention gives {convention.given_frames} frames, which aren't whole latent frames "
+            f"of {config.tokenizer}: 1 and multiples of {tokenizer.stride[0]} more"
         )
     if head is None:
         return
-    if how.given_frames or not config.classes:
-        why = "the convention gives frames instead" if how.given_frames else f"{config.name} has none"
+    if convention.given_frames or not config.classes:
+        why = "the convention gives frames instead" if convention.given_frames else f"{config.name} has none"
         raise ValueError(f"agreement is of generated clips with the classes that they are asked to be: {why}")
     for names in (config.classes, classes):
-        Judge(head, names, tokenizer)
+        ClassAgreement(head, names, tokenizer)
 
 
-def smaller(how: Convention, n_real: int | None, n_fake: int | None, folds: int | None) -> Convention:
+def smaller(convention: Convention, n_real: int | None, n_fake: int | None, folds: int | None) -> Convention:
     """The convention with other numbers; None keeps its own. Raises ValueError for one that is no count."""
     given = {"n_real": n_real, "n_fake": n_fake, "folds": folds}
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value} is no number of at least 1")
-    return replace(how, **given)
+    return replace(convention, **given)
 
 
 def summary(metrics: Mapping) -> dict[str, str]:
@@ -278,13 +296,13 @@ def summary(metrics: Mapping) -> dict[str, str]:
     return lines
 
 
-def load_detectors(i3d: str | None, fid: str | None, head: str | None, tokenizer, device):
-    """The `Detectors` of weight files and of a head."""
+def load_feature_extractors(i3d: str | None, fid: str | None, head: str | None, tokenizer, device):
+    """The `FeatureExtractors` of weight files and of a head."""
     from vidtok.eval import I3D
     from vidtok.eval.metrics.inception import InceptionFID
     from vidtok.hub import hash_weights
 
-    found = Detectors()
+    found = FeatureExtractors()
     if i3d:
         found.fvd = I3D(i3d).to(device)
         found.names["fvd"] = f"I3D Kinetics-400 logits, weights {found.fvd.weight_hash}"
@@ -298,7 +316,7 @@ def load_detectors(i3d: str | None, fid: str | None, head: str | None, tokenizer
     return found
 
 
-def draw_neighbours(path: str, evaluation, generator, seed: int, sampling: dict, rows: int = 6) -> dict:
+def draw_neighbors(path: str, evaluation, generator, seed: int, sampling: dict, rows: int = 6) -> dict:
     """Each row: a middle frame of a generated clip, then those of the three real clips with the nearest features.
 
     Returns:
@@ -309,26 +327,26 @@ def draw_neighbours(path: str, evaluation, generator, seed: int, sampling: dict,
 
     from vidtok.datasets import write_video
     from vidtok.datasets.frames import frame_rows
-    from vidtok.eval.generation.conventions import Neighbours, prepare
+    from vidtok.eval.generation.conventions import Neighbors, prepare
 
-    how, network = evaluation.how, evaluation.kinds["fvd"]
+    convention, network = evaluation.convention, evaluation.kinds["fvd"]
 
     def features(video):
         with torch.inference_mode():
-            return network(prepare(video, how)).cpu()
+            return network(prepare(video, convention)).cpu()
 
     conditions = evaluation.conditions(generator)
     ids = torch.cat(list(generate_samples(generator, rows, *conditions, evaluation.batch, seed=seed, **sampling)))
     video = evaluation.tokenizer.decode(ids)
-    asked = [features(video)]
+    requested = [features(video)]
     if evaluation.real.others is not None:
         batches = []
         for other, _ in evaluation.other_clips():
             batches.append(other)
             if sum(map(len, batches)) >= rows:
                 break
-        asked.append(features(torch.cat(batches)[:rows]))
-    middle, nearest, n_real = video.shape[2] // 2, Neighbours(torch.cat(asked)), 0
+        requested.append(features(torch.cat(batches)[:rows]))
+    middle, nearest, n_real = video.shape[2] // 2, Neighbors(torch.cat(requested)), 0
     for real in evaluation.real.clips():
         nearest.update(features(real.to(evaluation.device)), list(real[:, :, middle].clone()))
         n_real += len(real)
@@ -339,4 +357,4 @@ def draw_neighbours(path: str, evaluation, generator, seed: int, sampling: dict,
     write_video(path, picture[:, None], 1)
     distances = nearest.distances[:, 0].tolist()
     found = {"n_real": n_real, "generated": distances[:rows]}
-    return found | ({"others": distances[rows:]} if len(asked) > 1 else {})
+    return found | ({"others": distances[rows:]} if len(requested) > 1 else {})

@@ -35,9 +35,9 @@ class GaussianStatistics:
         if n == 0:
             return
         mean = x_ND.mean(0)
-        centred_ND = x_ND - mean
+        centered_ND = x_ND - mean
         shift = mean - self.mean
-        self.scatter += centred_ND.T @ centred_ND + torch.outer(shift, shift) * (self.n * n / (self.n + n))
+        self.scatter += centered_ND.T @ centered_ND + torch.outer(shift, shift) * (self.n * n / (self.n + n))
         self.mean += shift * (n / (self.n + n))
         self.n += n
 

@@ -19,7 +19,7 @@ from sklearn.model_selection import (
 )
 from torch import Tensor
 
-from vidtok.datasets import LabelledDataset, MovingDigits, open_dataset, read_annotations, refuse_overlap
+from vidtok.datasets import LabelledDataset, MovingDigits, open_dataset, read_annotations, validate_disjoint
 from vidtok.eval.recognition.inputs import to_bytes
 from vidtok.eval.recognition.protocol import Protocol
 
@@ -97,13 +97,13 @@ class ClipSource:
             raise ValueError(f"{self.source}: no {self.group_column} for {missing[0]}")
         return [group[name] for name in ids]
 
-    def refuse_overlap(self, split: str | None, test: "ClipSource", test_split: str | None) -> None:
+    def validate_disjoint(self, split: str | None, test: "ClipSource", test_split: str | None) -> None:
         """Raises ValueError where a video of this training split is in a test split, too."""
         digits = [source.source == DIGITS for source in (self, test)]
         if all(digits) and (split or "train") == (test_split or "train"):
             raise ValueError(f"training and test are the same digits: split {split!r}")
         if not any(digits):
-            refuse_overlap(self.open(split, Protocol()).paths, test.open(test_split, Protocol()).paths)
+            validate_disjoint(self.open(split, Protocol()).paths, test.open(test_split, Protocol()).paths)
 
 
 def digits_of(ids: Sequence[str]) -> list[str]:
@@ -134,7 +134,7 @@ class ClipSet:
 
 
 def load_clips(
-    dataset: LabelledDataset, limit: int | None = None, workers: int = 0, say=print, encode: Encode | None = None
+    dataset: LabelledDataset, limit: int | None = None, workers: int = 0, log=print, encode: Encode | None = None
 ) -> ClipSet:
     """Decodes a dataset once: the first `limit` videos, or all. What can't be read is named in `failures`.
 
@@ -147,7 +147,7 @@ def load_clips(
     for batch in dataset.loader(batch_size=max(1, workers), workers=workers):
         for error in batch.failed:
             failures.append({"name": str(error.path), "reason": error.reason})
-            say(str(error))
+            log(str(error))
         for name, label, clip in zip(batch.id, batch.label.tolist(), batch.video, strict=True):
             video = to_bytes(clip)
             clips.append(video if encode is None else encode(video).cpu())
@@ -161,7 +161,7 @@ def load_clips(
 
 def load_views(
     source: ClipSource, split: str | None, protocol: Protocol, views: int, limit: int | None = None, workers: int = 0,
-    say=print, encode: Encode | None = None, **augmentation,
+    log=print, encode: Encode | None = None, **augmentation,
 ) -> ClipSet:  # fmt: skip
     """The first `limit` videos of a training split, `views` random clips and crops of each (of digits: renderings).
 
@@ -173,8 +173,8 @@ def load_views(
     whole, video, failures = None, None, {}
     for view in range(views):
         dataset = source.open(split, protocol, training=True, seed=view, on_error="return", **augmentation)
-        found = load_clips(dataset, limit, workers, say, encode)
-        say(f"{len(found)} training clips, view {view + 1} of {views}")
+        found = load_clips(dataset, limit, workers, log, encode)
+        log(f"{len(found)} training clips, view {view + 1} of {views}")
         failures |= {failure["name"]: failure for failure in found.failures}
         if whole is None:
             whole, video = found, found.video.new_empty(len(found), views, *found.video.shape[2:])
@@ -257,9 +257,9 @@ def load_training_clips(
     kept of them; None, pixels."""
     from accelerate import PartialState
 
-    say = PartialState().print  # of several processes one speaks
+    log = PartialState().print  # of several processes one speaks
     split, limit, workers, views = (data[key] for key in ("train_split", "train_clips", "workers", "train_views"))
     if views is None:
-        return load_clips(source.open(split, protocol), limit, workers, say, encode)
+        return load_clips(source.open(split, protocol), limit, workers, log, encode)
     augmentation = {key: data[key] for key in AUGMENTATION}
-    return load_views(source, split, protocol, views, limit, workers, say, encode, **augmentation)
+    return load_views(source, split, protocol, views, limit, workers, log, encode, **augmentation)

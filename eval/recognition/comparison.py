@@ -32,13 +32,13 @@ from vidtok.datasets import LabelledDataset
 from vidtok.eval.metrics.intervals import paired_ratio
 from vidtok.eval.recognition.clips import ClipSet, build_clip_sources, load_training_clips
 from vidtok.eval.recognition.data import (
-    Material,
+    HeadData,
     Test,
-    memory_material,
+    memory_head_data,
     memory_test,
-    refuse_idle_data,
-    refuse_joined,
-    refuse_task,
+    validate_data_settings,
+    validate_no_concat,
+    validate_task,
 )
 from vidtok.eval.recognition.finetuning import HEAD_ORDER, build_recognition_head
 from vidtok.eval.recognition.inputs import InputEncoder, encode_all, shuffle_frames
@@ -49,7 +49,7 @@ from vidtok.eval.recognition.store import ClipStore
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.run_folder import lasting
 
-Fit = Callable[[Material, str, int, Path], tuple[nn.Module, dict] | None]
+Fit = Callable[[HeadData, str, int, Path], tuple[nn.Module, dict] | None]
 TRANSFER = "pixels on recon"  # the paper's protocol: trained on pixels, tested on what the tokens keep of them
 
 
@@ -78,7 +78,7 @@ class Comparison:
         self.train, self.test, self.batch_size, self.select, self.groups = train, test, batch_size, select, groups
         self.sides = {"train": train.video, "test": test.video, "shuffled": shuffle_frames(test.video, test.ids)}
 
-    def run(self, fit: Fit, folder: Path, say=print) -> bool:
+    def run(self, fit: Fit, folder: Path, log=print) -> bool:
         """Trains and tests what is missing; False where it was stopped."""
         for arm in self.arms:
             missing = [seed for seed in self.seeds if not _done(folder, arm, seed)]
@@ -86,20 +86,20 @@ class Comparison:
                 continue
             encoded = [self.encoded(arm, side) for side in ("train", "test", "shuffled")]
             for seed in missing:
-                say(f"{arm}, seed {seed}")
-                material = memory_material(
+                log(f"{arm}, seed {seed}")
+                head_data = memory_head_data(
                     self.train, self.test, self.encoder(arm), *encoded,
                     self.groups, self.select, self.cells, self.batch_size, seed,
                 )  # fmt: skip
                 own = folder / "runs" / f"{arm}-{seed}"
-                fitted = fit(material, arm, seed, own)
+                fitted = fit(head_data, arm, seed, own)
                 if fitted is None:
                     return False
                 head, facts = fitted
-                tests = {"test": material.test, "shuffled": material.shuffled} | self._transfer(arm)
+                tests = {"test": head_data.test, "shuffled": head_data.shuffled} | self._transfer(arm)
                 found = {name: test(head) for name, test in tests.items()}
                 _save(own, facts, found)
-                say(f"{arm}, seed {seed}: " + ", ".join(f"{k} {v.correct_N.mean():.3f}" for k, v in found.items()))
+                log(f"{arm}, seed {seed}: " + ", ".join(f"{k} {v.correct_N.mean():.3f}" for k, v in found.items()))
         return True
 
     def results(self, folder: Path, reference: str) -> tuple[list[dict], dict[str, list[Predictions]], list[dict]]:
@@ -215,24 +215,24 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     """The clips and arms of `vidtok eval compare`; decodes the clips where its folder doesn't hold them yet."""
 
     from vidtok.eval.recognition.clips import load_clips
-    from vidtok.train.run_folder import hold_to
+    from vidtok.train.run_folder import check_fingerprint
 
     data = OmegaConf.to_container(cfg.data, resolve=True)
     if data["features"] is not None:
         raise ValueError("a comparison is of videos, whose pixels are one of the arms: data.features= is for finetune")
-    refuse_joined(data)
-    refuse_idle_data(data | {"in_memory": True})
+    validate_no_concat(data)
+    validate_data_settings(data | {"in_memory": True})
     (source, test_source), protocol = build_clip_sources(cfg), build_protocol(cfg)
     encoders = {arm: InputEncoder(arm, tokenizer, protocol.at_once) for arm in {*cfg.arms, "tokens", "recon"}}
-    source.refuse_overlap(data["train_split"], test_source, data["val_split"])
-    refuse_arms(cfg, encoders, source.open(data["train_split"], protocol).classes, tokenizer)
+    source.validate_disjoint(data["train_split"], test_source, data["val_split"])
+    validate_arms(cfg, encoders, source.open(data["train_split"], protocol).classes, tokenizer)
     depends_on = ("source", "root", "val_source", "val_root", "path_column", "label_column", "split_column", "classes")
     depends_on += ("checked",)
     depends_on += ("train_split", "val_split", "protocol", "size", "resize", "fps", "train_clips", "val_clips")
     if data["train_views"] is not None:
         depends_on += ("train_views", "scale", "flip", "augment")
     facts = {key: data[key] for key in depends_on}
-    hold_to(Path(cfg.run), {"command": "compare"})  # and not a run of finetune
+    check_fingerprint(Path(cfg.run), {"command": "compare"})  # and not a run of finetune
     store = ClipStore(Path(cfg.run) / "clips", facts)
     encoded = ClipStore(Path(cfg.run) / "encoded", {"tokenizer": tokenizer.weight_hash})
     recipe = OmegaConf.to_container(cfg, resolve=True)
@@ -241,7 +241,7 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     if data["select"]:  # whose choice depends on what is saved
         training["save_steps"] = recipe["trainer"]["save_steps"]
     chosen = ("batch_size", "cells", "select", *(["group_column"] if data["select"] else []))
-    hold_to(Path(cfg.run) / "runs", training | {key: data[key] for key in chosen})
+    check_fingerprint(Path(cfg.run) / "runs", training | {key: data[key] for key in chosen})
 
     def load_test() -> "ClipSet":
         videos = replace(test_source, classes=train.classes).open(data["val_split"], protocol)
@@ -255,7 +255,7 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     )  # fmt: skip
 
 
-def refuse_arms(cfg: DictConfig, encoders: dict, classes: Sequence[str], tokenizer: VideoTokenizer) -> None:
+def validate_arms(cfg: DictConfig, encoders: dict, classes: Sequence[str], tokenizer: VideoTokenizer) -> None:
     """Before clips are decoded, and a folder is held to the settings. Raises ValueError for an arm that no head of the
     config can read, or whose clips can't be mixed or cropped as it says."""
     from vidtok.eval.recognition.data import MemorySource
@@ -265,16 +265,16 @@ def refuse_arms(cfg: DictConfig, encoders: dict, classes: Sequence[str], tokeniz
     black = torch.full((1, 3, protocol.frames, protocol.size, protocol.size), -1.0)
     for arm in cfg.arms:
         encoder = encoders[arm]
-        x = unpack(encoder.packed(black))
+        x = unpack(encoder.encode_compact(black))
         example = MemorySource(x[None], [0], cfg.data.cells, encoder.unit).draw(0, 0)[0][None]
-        refuse_task(cfg, encoder.head_input)
-        material = Material(encoder.head_input, None, None, example, None, None, None, list(classes))
-        head = build_recognition_head(OmegaConf.merge(cfg, {"input": arm}), material, tokenizer).eval()
+        validate_task(cfg, encoder.head_input)
+        head_data = HeadData(encoder.head_input, None, None, example, None, None, None, list(classes))
+        head = build_recognition_head(OmegaConf.merge(cfg, {"input": arm}), head_data, tokenizer).eval()
         with torch.no_grad():
             head(example.cpu())
 
 
-def refuse_settings(cfg, overrides: Sequence[str] = ()) -> None:
+def validate_settings(cfg, overrides: Sequence[str] = ()) -> None:
     """Raises UserError for what would be found wrong only after the training, or would do nothing."""
 
     from vidtok.errors import UserError, nearest

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from vidtok.datasets import LabelledDataset
-from vidtok.datasets.loading import WHOLE, Part, made_ahead, rows_of
+from vidtok.datasets.loading import WHOLE, Shard, prefetch, shard_rows
 from vidtok.eval.recognition.clips import (
     AUGMENTATION,
     ClipSet,
@@ -26,7 +26,7 @@ from vidtok.eval.recognition.clips import (
     load_training_clips,
     split_off,
 )
-from vidtok.eval.recognition.inputs import InputEncoder, centre_cells, crop_cells, unpack
+from vidtok.eval.recognition.inputs import InputEncoder, center_crop_cells, crop_cells, unpack
 from vidtok.eval.recognition.prediction import Predictions, predict, views_in_memory, views_of_dataset
 from vidtok.eval.recognition.protocol import Protocol, build_protocol
 from vidtok.eval.recognition.store import FeatureFiles
@@ -106,17 +106,17 @@ class LabelledBatches:
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        return self.part_of(number, WHOLE)
+        return self.shard_of(number, WHOLE)
 
-    def part_of(self, number: int, part: Part) -> tuple[Tensor, Tensor]:
+    def shard_of(self, number: int, shard: Shard) -> tuple[Tensor, Tensor]:
         """The rows that are `part` of batch `number`. Raises ValueError where it doesn't divide into such parts."""
-        places = [number * self.batch_size + row for row in rows_of(part, self.batch_size)]
+        places = [number * self.batch_size + row for row in shard_rows(shard, self.batch_size)]
         x, labels = zip(*(self.source.draw(*self._place(place)) for place in places), strict=True)
         return torch.stack(x), torch.tensor(labels)
 
-    def loader(self, start: int = 0, workers: int = 0, part: Part = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+    def loader(self, start: int = 0, workers: int = 0, shard: Shard = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """That part of batches start, start + 1, ... for ever, made ahead by `workers` processes."""
-        return made_ahead(partial(self.part_of, part=part), start, workers)
+        return prefetch(partial(self.shard_of, shard=shard), start, workers)
 
     def summary(self) -> str:
         return self.source.summary()
@@ -134,7 +134,7 @@ TESTED_CLIPS = 32  # at a time, of videos
 
 
 @dataclass
-class Material:
+class HeadData:
     """Attributes:
     input: the kind that the head is built for, see `vidtok.heads`.
     train: of what batches are made; encode: what stands between a batch and the head.
@@ -169,7 +169,7 @@ class Material:
         return (self.example.shape[1] if self.example.ndim == 3 else 1), 1, 1
 
 
-def memory_material(
+def memory_head_data(
     train: ClipSet,
     test: ClipSet,
     encoder: InputEncoder,
@@ -181,7 +181,7 @@ def memory_material(
     cells: int | None = None,
     batch_size: int = 16,
     seed: int = 0,
-) -> Material:
+) -> HeadData:
     """Of clips in memory and what `encode_all` made of them, and of the test clips with shuffled frames.
 
     select: share of the training clips to choose a checkpoint on. cells: side of the random crops of the grid, see
@@ -190,11 +190,11 @@ def memory_material(
     if select:
         kept, apart = split_off(train.labels, groups, select)
     unit = encoder.unit
-    return Material(
+    return HeadData(
         encoder.head_input,
         MemorySource(x_train_NV[kept], train.labels[kept], cells, unit, seed),
         unpack,
-        unpack(centre_cells(x_train_NV[:1, 0], cells, unit)),
+        unpack(center_crop_cells(x_train_NV[:1, 0], cells, unit)),
         memory_test(x_test_NV, test, cells, unit, batch_size),
         memory_test(x_shuffled_NV, test, cells, unit, batch_size),
         None if apart is None else memory_test(x_train_NV[apart], train.subset(apart), cells, unit, batch_size),
@@ -207,7 +207,7 @@ def memory_test(x_NV: Tensor, clips: ClipSet, cells: int | None, unit: int, batc
     """Predictions for encoded clips, x [N,V,...]; those that could not be read count as failures."""
 
     def test(head: nn.Module) -> Predictions:
-        views = views_in_memory(centre_cells(x_NV, cells, unit), clips.labels, clips.ids, batch_size)
+        views = views_in_memory(center_crop_cells(x_NV, cells, unit), clips.labels, clips.ids, batch_size)
         found = predict(head, views, unpack)
         found.failures += clips.failures
         return found
@@ -215,7 +215,7 @@ def memory_test(x_NV: Tensor, clips: ClipSet, cells: int | None, unit: int, batc
     return test
 
 
-def video_material(
+def video_head_data(
     source: ClipSource,
     test_source: ClipSource,
     splits: tuple[str | None, str | None],
@@ -227,7 +227,7 @@ def video_material(
     seed: int = 0,
     limits: tuple[int | None, int | None] = (None, None),
     **augmentation,
-) -> Material:
+) -> HeadData:
     """Of videos that are decoded and encoded when they are needed, with random clips and crops in training.
 
     splits, limits: of training and test: their names, and how many videos at most. augmentation: scale, flip and
@@ -253,7 +253,7 @@ def video_material(
 
     videos = VideoSource(training)
     example = encoder(videos.draw(0, 0)[0][None])
-    return Material(
+    return HeadData(
         encoder.head_input,
         videos,
         encoder,
@@ -265,7 +265,7 @@ def video_material(
     )
 
 
-def feature_material(
+def feature_head_data(
     paths: tuple[str, str],
     splits: tuple[str | None, str | None],
     input: str,
@@ -277,14 +277,14 @@ def feature_material(
     groups_of: Callable[[Sequence[str]], list[str]] | None = None,
     cache: str | None = None,
     limits: tuple[int | None, int | None] = (None, None),
-) -> Material:
+) -> HeadData:
     """Of the files of `vidtok extract`. paths, splits, limits: of training and test; limits: how many videos at most.
     groups_of: the group of each of some ids; None, what the files know of groups. cache: of the training features, see
     `TokenDataset`. Raises ValueError where a video is in training and test."""
     train = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol, seed=seed, cache=cache)
     test = FeatureFiles(paths[1], splits[1], input, tokenizer, protocol, train.classes)
-    train.refuse_overlap(test)
-    test.refuse_other_views(protocol)
+    train.validate_disjoint(test)
+    test.validate_views(protocol)
     for files, limit in zip((train, test), limits, strict=True):
         files.first(limit)
     apart = None
@@ -297,7 +297,7 @@ def feature_material(
     def test_on(videos: FeatureFiles) -> Test:
         return lambda head: predict(head, videos.views(batch_size))
 
-    return Material(
+    return HeadData(
         input,
         train,
         None,
@@ -310,7 +310,7 @@ def feature_material(
     )
 
 
-def refuse_mixing(ids: bool, clips: int, averaged: bool) -> None:
+def validate_mixing(ids: bool, clips: int, averaged: bool) -> None:
     """Raises ValueError for mixup (averaged, not only rectangles exchanged) of ids, and for an odd number of clips."""
     if ids and averaged:
         raise ValueError("ids can't be averaged: set task.mixup=0 (cutmix exchanges cells, and is fine)")
@@ -318,18 +318,18 @@ def refuse_mixing(ids: bool, clips: int, averaged: bool) -> None:
         raise ValueError(f"mixup and cutmix pair the clips of a batch, of its parts too: {clips} is odd")
 
 
-def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
+def build_head_data(cfg: DictConfig, tokenizer: VideoTokenizer) -> "HeadData":
     """What `vidtok eval finetune` trains and tests on."""
     from vidtok.eval.recognition.clips import load_clips
     from vidtok.eval.recognition.inputs import encode_all, shuffle_frames
 
     data, protocol = OmegaConf.to_container(cfg.data, resolve=True), build_protocol(cfg)
-    refuse_idle_data(data)
-    refuse_task(cfg, cfg.input)
+    validate_data_settings(data)
+    validate_task(cfg, cfg.input)
     if data["features"] is not None:
         paths = data["features"], data["val_features"] or data["features"]
         splits = data["train_split"], data["val_split"]
-        return feature_material(
+        return feature_head_data(
             paths,
             splits,
             cfg.input,
@@ -345,26 +345,26 @@ def build_material(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Material":
     source, test_source = build_clip_sources(cfg)
     splits = data["train_split"], data["val_split"]
     encoder = InputEncoder(cfg.input, tokenizer, protocol.at_once)
-    source.refuse_overlap(splits[0], test_source, splits[1])
+    source.validate_disjoint(splits[0], test_source, splits[1])
     if not data["in_memory"]:
         limits = data["train_clips"], data["val_clips"]
-        return video_material(
+        return video_head_data(
             source, test_source, splits, protocol, encoder, data["select"], data["batch_size"], data["workers"],
             cfg.seed, limits, **{key: data[key] for key in AUGMENTATION},
         )  # fmt: skip
-    refuse_joined(data)
-    train = load_training_clips(source, protocol, data, encoder.packed)
+    validate_no_concat(data)
+    train = load_training_clips(source, protocol, data, encoder.encode_compact)
     test_source = replace(test_source, classes=train.classes)
     test = load_clips(test_source.open(splits[1], protocol), data["val_clips"], data["workers"])
     groups = source.groups(train.ids)
     x_test, x_shuffled = (encode_all(encoder, video) for video in (test.video, shuffle_frames(test.video, test.ids)))
-    return memory_material(
+    return memory_head_data(
         train, test, encoder, train.video, x_test, x_shuffled, groups,
         data["select"], data["cells"], data["batch_size"], cfg.seed,
     )  # fmt: skip
 
 
-def refuse_idle_data(data: dict) -> None:
+def validate_data_settings(data: dict) -> None:
     """Raises ValueError for a setting of the group `data` that would do nothing."""
     if data["features"] is not None:
         idle = ("joined", "train_views", "cells", "augment", "classes", "checked", "label_column")
@@ -382,15 +382,15 @@ def refuse_idle_data(data: dict) -> None:
         raise ValueError("data.cache is of extracted features, data.features, and not of videos")
 
 
-def refuse_joined(data: dict) -> None:
+def validate_no_concat(data: dict) -> None:
     """Before the clips are decoded. Raises ValueError where the head sees several random clips at once."""
     if data["joined"]:
         raise ValueError("joined clips are random ones of each video, read anew: data.in_memory=false")
 
 
-def refuse_task(cfg: DictConfig, input: str) -> None:
+def validate_task(cfg: DictConfig, input: str) -> None:
     """Before the work. Raises ValueError where clips can't be mixed as the group `task` says."""
 
     mixup = bool(cfg.task.mixup)
     if mixup or cfg.task.cutmix:
-        refuse_mixing(input in ("tokens", "codes"), cfg.data.batch_size, averaged=mixup)
+        validate_mixing(input in ("tokens", "codes"), cfg.data.batch_size, averaged=mixup)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from timm.data import Mixup
 from torch import Tensor, nn
 
-from vidtok.eval.recognition.data import refuse_mixing
+from vidtok.eval.recognition.data import validate_mixing
 from vidtok.eval.recognition.prediction import Predictions
 from vidtok.eval.recognition.protocol import build_protocol
 from vidtok.heads import Head
@@ -26,7 +26,7 @@ from vidtok.train.run_folder import RunFolder
 from vidtok.train.state import build_state
 
 if TYPE_CHECKING:
-    from vidtok.eval.recognition.data import Material
+    from vidtok.eval.recognition.data import HeadData
 
 BEST = "best"  # folder of the run with the head of the checkpoint that was chosen
 
@@ -105,7 +105,7 @@ class RecognitionTask:
 
     def _mixed(self, x: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The batch mixed with itself in reverse order, and soft targets [B,classes]."""
-        refuse_mixing(not x.is_floating_point(), len(x), averaged=not self.mix_ids)
+        validate_mixing(not x.is_floating_point(), len(x), averaged=not self.mix_ids)
         before = np.random.get_state()  # timm draws from here
         np.random.seed(torch.randint(2**31, ()).item())  # the loop has seeded torch for this step
         try:
@@ -154,11 +154,11 @@ CANDIDATES = 10  # checkpoints of a run that one is chosen among
 HEAD_ORDER = "embedding last"
 
 
-def hold_finetuning(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
+def check_finetuning(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
     """Notes in the run folder what its head is trained and tested on. Raises ValueError where that was something else:
     the checkpoint would fit, and its result would be of neither."""
 
-    from vidtok.train.run_folder import hold_to
+    from vidtok.train.run_folder import check_fingerprint
 
     data = OmegaConf.to_container(cfg.data, resolve=True)
     facts = {f"data.{key}": value for key, value in data.items() if key not in ("batch_size", "workers", "cache")}
@@ -168,41 +168,41 @@ def hold_finetuning(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
     facts |= {"task": plain["task"], "parameters": HEAD_ORDER}
     # The rate may change, as may what the loop is told: a run that ended in NaN goes on with a lower one.
     facts["optimizer"] = {key: value for key, value in plain["optimizer"].items() if key != "lr"}
-    hold_to(Path(cfg.run), facts)
+    check_fingerprint(Path(cfg.run), facts)
 
 
-def build_recognition_head(cfg: DictConfig, material: "Material", tokenizer: VideoTokenizer) -> "Head":
-    """Untrained, of the config's seed; of `material` the kind, classes and grid matter."""
+def build_recognition_head(cfg: DictConfig, head_data: "HeadData", tokenizer: VideoTokenizer) -> "Head":
+    """Untrained, of the config's seed; of `head_data` the kind, classes and grid matter."""
     plain = OmegaConf.to_container(cfg, resolve=True)
-    own = {"bits": tokenizer.bits, "channels": material.channels, "stride": tuple(tokenizer.stride)}
+    own = {"bits": tokenizer.bits, "channels": head_data.channels, "stride": tuple(tokenizer.stride)}
     torch.manual_seed(plain["seed"])  # of the initial weights
     return build_head(
-        cfg, cfg.name, material.input, len(material.classes), material.grid(tokenizer.stride), plain["merge"], own,
+        cfg, cfg.name, head_data.input, len(head_data.classes), head_data.grid(tokenizer.stride), plain["merge"], own,
         plain["head_options"] or {},
     )  # fmt: skip
 
 
-def build_recognition_training(cfg: DictConfig, material: "Material", tokenizer: VideoTokenizer) -> dict:
+def build_recognition_training(cfg: DictConfig, head_data: "HeadData", tokenizer: VideoTokenizer) -> dict:
     """The arguments of `vidtok.train.loop.train` that config and material determine: for `vidtok eval finetune`."""
     from vidtok.eval.recognition.data import LabelledBatches, MemorySource
 
     plain = OmegaConf.to_container(cfg, resolve=True)
-    head = build_recognition_head(cfg, material, tokenizer)
+    head = build_recognition_head(cfg, head_data, tokenizer)
     reads_tokens = cfg.input != "pixels"
     head.record(
-        classes=list(material.classes),
+        classes=list(head_data.classes),
         tokenizer={"name": tokenizer.config.name, "weight_hash": tokenizer.weight_hash} if reads_tokens else None,
         protocol=build_protocol(cfg).for_head() | ({"cells": cells} if (cells := plain["data"]["cells"]) else {}),
-        class_counts=torch.bincount(torch.as_tensor(material.train.labels), minlength=head.num_classes).tolist(),
+        class_counts=torch.bincount(torch.as_tensor(head_data.train.labels), minlength=head.num_classes).tolist(),
     )
-    batches = LabelledBatches(material.train, plain["data"]["batch_size"], plain["seed"])
-    if isinstance(material.train, MemorySource):
+    batches = LabelledBatches(head_data.train, plain["data"]["batch_size"], plain["seed"])
+    if isinstance(head_data.train, MemorySource):
         plain["trainer"]["workers"] = 0  # there is nothing to make ahead, and a worker would copy it all
     arguments, may_choose = build_schedule(plain), None
     schedule, options = arguments["schedule"], arguments["options"]
     if not schedule.has_end:
         raise ValueError("a head is tested at the end of its run: set trainer.max_steps or trainer.max_minutes")
-    if material.select is not None and schedule.max_minutes is None:
+    if head_data.select is not None and schedule.max_minutes is None:
         # By steps: a choice among checkpoints by the clock, or where a run was stopped, would not come out twice.
         every = options.save_steps or math.ceil(schedule.max_steps / CANDIDATES)
         arguments["options"] = replace(options, save_steps=every)
@@ -210,6 +210,6 @@ def build_recognition_training(cfg: DictConfig, material: "Material", tokenizer:
         def may_choose(step: int) -> bool:
             return step % every == 0 or step >= schedule.max_steps
 
-    task = RecognitionTask(len(material.classes), material.encode, **plain["task"], select=material.select,
+    task = RecognitionTask(len(head_data.classes), head_data.encode, **plain["task"], select=head_data.select,
                            may_choose=may_choose)  # fmt: skip
     return {"task": task, "state": build_state(head, plain), "batches": batches, **arguments}

@@ -68,17 +68,17 @@ class InputEncoder:
 
     def __call__(self, video: Tensor) -> Tensor:
         if self.joined == 1:
-            return self.cropped(unpack(self.packed(video)))
-        x = unpack(self.packed(video.flatten(0, 1))).unflatten(0, (-1, self.joined))
+            return self.cropped(unpack(self.encode_compact(video)))
+        x = unpack(self.encode_compact(video.flatten(0, 1))).unflatten(0, (-1, self.joined))
         time = 1 if x.ndim == 5 else 2  # of ids [B,J,t,h,w] and features [B,J,C,t,h,w]
         return self.cropped(x.movedim(1, time).flatten(time, time + 1))
 
     def cropped(self, x: Tensor) -> Tensor:
         """What the head sees of a whole grid."""
-        return centre_cells(x, self.cells, self.unit)
+        return center_crop_cells(x, self.cells, self.unit)
 
     @torch.no_grad()
-    def packed(self, video_B3THW: Tensor) -> Tensor:
+    def encode_compact(self, video_B3THW: Tensor) -> Tensor:
         """The same for single clips, as it is kept in memory: pixels uint8, features float16, ids int64."""
         video = video_B3THW if video_B3THW.dtype == torch.uint8 else to_bytes(video_B3THW)
         if self.kind == "pixels":
@@ -101,19 +101,21 @@ def encode_all(encoder: InputEncoder, video_NV3THW: Tensor) -> Tensor:
     if encoder.kind == "pixels":
         return video_NV3THW
     at_once = _pixels_at_once(encoder.tokenizer) // video_NV3THW[0, 0, 0].numel()
-    parts = [encoder.packed(part).cpu() for part in video_NV3THW.flatten(0, 1).split(max(1, at_once))]
+    parts = [encoder.encode_compact(part).cpu() for part in video_NV3THW.flatten(0, 1).split(max(1, at_once))]
     return torch.cat(parts).unflatten(0, video_NV3THW.shape[:2])
 
 
 def _pixels_at_once(tokenizer: VideoTokenizer) -> int:
     if tokenizer.device.type == "cpu":
         return ON_CPU
-    size = max(net.peak_values for net in (tokenizer.encoder, tokenizer.decoder)) * tokenizer.dtype.itemsize
+    size = (
+        max(net.activation_elems_per_pixel for net in (tokenizer.encoder, tokenizer.decoder)) * tokenizer.dtype.itemsize
+    )
     return min(PIXELS_AT_ONCE, free_memory(tokenizer.device) // (4 * size))
 
 
 def unpack(x: Tensor) -> Tensor:
-    """What a head is given, of what `InputEncoder.packed` gave."""
+    """What a head is given, of what `InputEncoder.encode_compact` gave."""
     return to_float(x) if x.dtype == torch.uint8 else x.float() if x.is_floating_point() else x
 
 
@@ -123,7 +125,7 @@ def crop_cells(x: Tensor, top: int, left: int, cells: int, unit: int) -> Tensor:
     return x[..., y : y + side, x0 : x0 + side]
 
 
-def centre_cells(x: Tensor, cells: int | None, unit: int) -> Tensor:
+def center_crop_cells(x: Tensor, cells: int | None, unit: int) -> Tensor:
     """What a test sees of inputs that are trained on crops of `cells` x `cells`."""
     if cells is None:
         return x

@@ -42,7 +42,7 @@ from vidtok.tokenizer import VideoTokenizer
 POOLS = {"mean": "time and space", "time": "space alone, the times side by side", "all": "nothing"}
 CLASSIFIERS = ("logistic", "knn")
 STRENGTHS = np.logspace(-5, 2, 8).tolist()  # C of the logistic regression
-NEIGHBOURS = [1, 3, 5, 10, 20]
+NEIGHBORS = [1, 3, 5, 10, 20]
 
 
 def pool_features(x_NVCthw: Tensor, pool: str = "mean") -> np.ndarray:
@@ -90,7 +90,7 @@ def fit_probe(
     else:
         smallest = min(len(train) for train, _ in parts)
         model = make_pipeline(StandardScaler(), Normalizer(), KNeighborsClassifier(weights="distance"))
-        grid = {"kneighborsclassifier__n_neighbors": [k for k in NEIGHBOURS if k <= smallest]}
+        grid = {"kneighborsclassifier__n_neighbors": [k for k in NEIGHBORS if k <= smallest]}
     rows = x_NVF.reshape(-1, x_NVF.shape[2]).astype(np.float32)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as cache:
         warnings.simplefilter("ignore", ConvergenceWarning)  # of strengths that are not chosen, mostly
@@ -247,7 +247,7 @@ def of_clips(args: argparse.Namespace, tokenizer, protocol):
     columns = args.path_column, args.label_column, args.split_column, args.group_column
     source = ClipSource(args.source, args.root, *columns, checked=args.checked)
     test_source = replace(source, source=args.test_source or args.source)
-    source.refuse_overlap(args.train_split, test_source, args.split)
+    source.validate_disjoint(args.train_split, test_source, args.split)
     training = source.open(args.train_split, protocol)
     source.groups(training.ids)  # where there is no such column, now
     test_source = replace(test_source, classes=training.classes)
@@ -294,8 +294,8 @@ def of_files(args: argparse.Namespace, tokenizer, protocol):
         train = FeatureFiles(args.features, args.train_split, input, tokenizer, protocol)
         path = args.test_features or args.features
         test = FeatureFiles(path, args.split, input, tokenizer, protocol, train.classes)
-        train.refuse_overlap(test)
-        test.refuse_other_views(protocol)
+        train.validate_disjoint(test)
+        test.validate_views(protocol)
         for files, limit in ((train, args.train_clips), (test, args.test_clips)):
             files.first(limit)
         sides = {

@@ -23,15 +23,15 @@ from vidtok.extraction.output import read_failures
 from vidtok.extraction.record import Entry
 from vidtok.extraction.sources import Clips
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.run_folder import _part_of, hold_to
+from vidtok.train.run_folder import _temporary, check_fingerprint
 
 
 class ClipStore:
-    """A folder of safetensors files, one for each thing. facts: what they depend on, see `hold_to`."""
+    """A folder of safetensors files, one for each thing. facts: what they depend on, see `check_fingerprint`."""
 
     def __init__(self, folder: Path, facts: Mapping):
         self.folder = folder
-        hold_to(folder, facts)
+        check_fingerprint(folder, facts)
 
     def clips(self, name: str, load: Callable[[], ClipSet]) -> ClipSet:
         """The clips of that name; loaded where they aren't there yet."""
@@ -41,7 +41,7 @@ class ClipStore:
             _save({"video": found.video}, file)
             keys = ("ids", "classes", "failures", "paths")
             facts = {key: getattr(found, key) for key in keys} | {"labels": found.labels.tolist()}
-            part = _part_of(side)
+            part = _temporary(side)
             part.write_text(json.dumps(facts))
             part.replace(side)
             return found
@@ -65,7 +65,7 @@ class ClipStore:
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    part = _part_of(path)
+    part = _temporary(path)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
     part.replace(path)
 
@@ -111,7 +111,7 @@ class FeatureFiles:
         self.classes = list(dataset.classes if classes is None else classes)
         if unknown := sorted({entry.label for entry in dataset.entries} - {*self.classes}):
             raise ValueError(f"{path}: {len(unknown)} labels are not among the classes: {', '.join(unknown[:5])}")
-        refuse_other_clips(path, meta["sampler"], dataset.entries, protocol)
+        validate_clips(path, meta["sampler"], dataset.entries, protocol)
         self.dataset, self.seed = dataset, seed
         records: dict[str, list[int]] = {}
         for record, name in enumerate(dataset.ids):
@@ -140,13 +140,13 @@ class FeatureFiles:
         """What must not be parted, as far as files know it: of the built-in digits the digit. None for others."""
         return digits_of(self.ids) if self.dataset.read(0).meta.reader == DIGITS else None
 
-    def refuse_other_views(self, protocol: Protocol) -> None:
+    def validate_views(self, protocol: Protocol) -> None:
         """Of a test. Raises ValueError where a video has other than the protocol's number of views."""
         for name, rows in zip(self.ids, self.records, strict=True):
             if len(rows) != protocol.views:
                 raise ValueError(f"{name} has {len(rows)} records, and protocol {protocol} has {protocol.views} views")
 
-    def refuse_overlap(self, test: "FeatureFiles") -> None:
+    def validate_disjoint(self, test: "FeatureFiles") -> None:
         """Raises ValueError where a video is in both."""
         if both := sorted(set(self.ids) & set(test.ids)):
             raise ValueError(f"{len(both)} videos are in training and test, the first is {both[0]}")
@@ -176,7 +176,7 @@ class FeatureFiles:
         return torch.stack([self.dataset[row]["features"] for row in self.records[index]])
 
 
-def refuse_other_clips(path: str | Path, sampler: str | None, entries: Sequence[Entry], protocol: Protocol) -> None:
+def validate_clips(path: str | Path, sampler: str | None, entries: Sequence[Entry], protocol: Protocol) -> None:
     """Raises ValueError unless all records are clips of the protocol, or whole videos of its length and size, of which
     a protocol takes every frame."""
     name = "uniform" if protocol.stride is None else "dense"

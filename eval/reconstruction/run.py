@@ -102,7 +102,7 @@ def _read(path: Path, frames: int, size: int, fps: float | None) -> Clip:
     return str(path), video_BCTHW
 
 
-def trivial_reconstruction(video_BCTHW: Tensor, stride: tuple[int, int, int] = (4, 8, 8)) -> Tensor:
+def block_mean_baseline(video_BCTHW: Tensor, stride: tuple[int, int, int] = (4, 8, 8)) -> Tensor:
     """Every cell of the token grid replaced by its mean colour, then enlarged smoothly.
 
     Cells are s_t frames by s_h x s_w pixels; the first frame stands alone with cells of 1 x s_h x s_w, like in a
@@ -268,7 +268,7 @@ class _Run:
         y_BCTHW = self.tokenizer.decode(ids).float()
         columns = {
             "psnr": psnr(x_BCTHW, y_BCTHW),
-            "trivial_psnr": psnr(x_BCTHW, trivial_reconstruction(x_BCTHW, self.tokenizer.stride)),
+            "trivial_psnr": psnr(x_BCTHW, block_mean_baseline(x_BCTHW, self.tokenizer.stride)),
             "ssim": ssim(x_BCTHW, y_BCTHW),
         }
         columns["psnr_gain"] = columns["psnr"] - columns["trivial_psnr"]

@@ -34,8 +34,8 @@ def draw_chart(result: dict, path: str | Path) -> None:
 
 def _bars(axes, bars: list[tuple[str, float, str]], unit: str, log: bool = True) -> None:
     """Horizontal ones: (label, value, colour), the first on top."""
-    names, values, colours = zip(*bars, strict=True)
-    axes.barh(range(len(bars)), values, color=colours)
+    names, values, colors = zip(*bars, strict=True)
+    axes.barh(range(len(bars)), values, color=colors)
     axes.set_yticks(range(len(bars)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(unit, fontsize=9)

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from vidtok.bench.timing import peak_mb, summary
 from vidtok.bench.tokenizer import Clip, Variant, open_tokenizer
-from vidtok.datasets.loading import Part
+from vidtok.datasets.loading import Shard
 from vidtok.nets.discriminator import Discriminator
 from vidtok.train.loop import StopSignal, TrainerOptions, train
 from vidtok.train.losses import LossWeights
 from vidtok.train.run_folder import RunFolder
-from vidtok.train.state import Schedule, TrainState, average_of
+from vidtok.train.state import Schedule, TrainState, make_ema
 from vidtok.train.tokenizer import TokenizerTask
 
 CLIP = Clip(2, 17, 64)
-CRITIC_BASE = 32  # a quarter of the paper's discriminator, whose full width is for a larger tokenizer
+DISCRIMINATOR_BASE = 32  # a quarter of the paper's discriminator, whose full width is for a larger tokenizer
 NEVER = 1e9  # seconds between progress lines and checkpoints: there are none but the last
 
 
@@ -27,42 +27,44 @@ class RandomClips:
     """Batches of random clips that note when they are asked for."""
 
     def __init__(self, clip: Clip):
-        self.clip, self.asked = clip, []
+        self.clip, self.requested = clip, []
 
-    def loader(self, start: int, workers: int, part: Part) -> Iterator[Tensor]:
+    def loader(self, start: int, workers: int, shard: Shard) -> Iterator[Tensor]:
         batch, frames, side = self.clip
         while True:
             video = torch.rand(batch, 3, frames, side, side) * 2 - 1
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            self.asked.append(time.perf_counter())
+            self.requested.append(time.perf_counter())
             yield video
 
     def summary(self) -> str:
         return ""
 
 
-def training_run(name: str, clip: Clip, precision: str, critic_base: int | None, steps: int) -> Callable[[], list]:
+def training_run(
+    name: str, clip: Clip, precision: str, discriminator_base: int | None, steps: int
+) -> Callable[[], list]:
     """A whole run of the training loop, on the device that accelerate picks, saved to a folder that is thrown away.
 
     critic_base: width of the discriminator, None for a run without. Returns the seconds of each step but the first.
     """
     tokenizer = open_tokenizer(name, torch.device("cpu"), Variant("fp32")).train()
-    state = TrainState(tokenizer, create_optimizer_v2(tokenizer, opt="adamw", lr=1e-4), average_of(tokenizer))
-    weights = LossWeights(perceptual=0, adversarial=0 if critic_base is None else 0.1)
-    if critic_base is not None:
-        state.critic = Discriminator((clip.frames, clip.side, clip.side), critic_base)
-        state.critic_optimizer = create_optimizer_v2(state.critic, opt="adamw", lr=1e-4)
+    state = TrainState(tokenizer, create_optimizer_v2(tokenizer, opt="adamw", lr=1e-4), make_ema(tokenizer))
+    weights = LossWeights(perceptual=0, adversarial=0 if discriminator_base is None else 0.1)
+    if discriminator_base is not None:
+        state.discriminator = Discriminator((clip.frames, clip.side, clip.side), discriminator_base)
+        state.discriminator_optimizer = create_optimizer_v2(state.discriminator, opt="adamw", lr=1e-4)
     batches = RandomClips(clip)
     options = TrainerOptions(precision, log_seconds=NEVER, save_seconds=NEVER)
-    task = TokenizerTask(weights, state.critic)
+    task = TokenizerTask(weights, state.discriminator)
 
     def run() -> list[float]:
         with tempfile.TemporaryDirectory() as folder:
             # One more than are timed: a step ends where the next batch is asked for.
             schedule = Schedule(max_steps=steps + 2)
-            train(task, state, batches, schedule, options, RunFolder(folder), StopSignal(), say=lambda line: None)
-        return [b - a for a, b in zip(batches.asked[1:], batches.asked[2:], strict=False)]
+            train(task, state, batches, schedule, options, RunFolder(folder), StopSignal(), log=lambda line: None)
+        return [b - a for a, b in zip(batches.requested[1:], batches.requested[2:], strict=False)]
 
     return run
 
@@ -84,7 +86,7 @@ def bench_training(
         "worst_s", "runs", "peak_mb"}. peak_mb is that of two steps and the checkpoint, or None where not asked for.
     """
     rows = []
-    for what, base in (("step", None), ("step with GAN", CRITIC_BASE)):
+    for what, base in (("step", None), ("step with GAN", DISCRIMINATOR_BASE)):
         for precision in precisions:
             times = summary(training_run(name, clip, precision, base, runs)())
             rows.append(

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     from vidtok.bench.timing import machine
     from vidtok.checks import pick_device
     from vidtok.errors import UserError
-    from vidtok.files import refuse_existing, write_json
+    from vidtok.files import validate_output, write_json
     from vidtok.provenance import provenance
 
     if args.data is not None and args.kind != "loader":
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     if args.chart and args.kind in ("generate", "loader"):
         raise UserError(f"--chart: there is none of {args.kind}")
     for out in (args.json, args.chart):
-        refuse_existing(out, args.force)
+        validate_output(out, args.force)
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.kind == "generate":  # minutes by itself, and no part of "all"

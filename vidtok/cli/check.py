@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
     from vidtok.cli.progress import track
     from vidtok.datasets import check_videos, files_by_split, find_overlap
     from vidtok.errors import UserError
-    from vidtok.files import refuse_existing
+    from vidtok.files import validate_output
 
-    refuse_existing(args.output, args.force)
+    validate_output(args.output, args.force)
     columns = {name: getattr(args, name) for name in ("path_column", "label_column", "split_column")}
     splits: dict[str, list[str]] = {}
     for source in args.datasets:

@@ -38,7 +38,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", action="store_true", help="print the resolved config and exit")
 
 
-def refuse_idle(flags) -> None:
+def validate_flags(flags) -> None:
     """flags: (flag, whether it was given and would do nothing, why). Raises UserError for the first of these."""
     from vidtok.errors import UserError
 

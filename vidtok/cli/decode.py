@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from vidtok.cli.progress import run_jobs
     from vidtok.datasets import VideoWriter
-    from vidtok.extraction.videos import decode_chunks, split_ids
+    from vidtok.extraction.videos import chunk_ids, decode_chunks
     from vidtok.streaming import cut_chunks
 
     jobs = plan(args)
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{tokenizer.weight_hash}: give the model that made them"
             )
         with VideoWriter(job.target, meta.fps) as writer:
-            chunks = decode_chunks(tokenizer, split_ids(record.features), args.tile)
+            chunks = decode_chunks(tokenizer, chunk_ids(record.features), args.tile)
             for chunk in cut_chunks(chunks, meta.frames, meta.size):
                 writer.write(chunk)
                 count(chunk.shape[2])

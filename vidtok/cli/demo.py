@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     from vidtok.demo import FRAMES, _timed, draw_picture, tell_actions
     from vidtok.eval import CodebookUsage, psnr, ssim
     from vidtok.extraction import write_npz
-    from vidtok.extraction.videos import Source, collect_ids, decode_chunks, encode_chunks, split_ids
+    from vidtok.extraction.videos import Source, chunk_ids, collect_ids, decode_chunks, encode_chunks
     from vidtok.streaming import cut_chunks
 
     tokenizer = common.load_tokenizer(args)
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     files = {name: folder / name for name in ("original.mp4", "reconstruction.mp4", "tokens.npz", "picture.png")}
     if args.clip is None:
         files["actions.mp4"] = folder / "actions.mp4"
-    refuse_overwriting(args, files.values())
+    validate_no_overwrite(args, files.values())
     if args.clip is None:
         write_video(files["original.mp4"], demo_clip(), 30)
     clip = args.clip or files["original.mp4"]
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         return collect_ids(encode_chunks(tokenizer, [original], None), tokenizer.bits)
 
     def decode():
-        chunks = decode_chunks(tokenizer, split_ids(ids), None)
+        chunks = decode_chunks(tokenizer, chunk_ids(ids), None)
         return torch.cat(list(cut_chunks(chunks, meta.frames, meta.size)), 2).cpu()
 
     ids, encode_seconds = _timed(encode)
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
         print_rows(tell_actions(tokenizer, files["actions.mp4"]))
 
 
-def refuse_overwriting(args: argparse.Namespace, files) -> None:
+def validate_no_overwrite(args: argparse.Namespace, files) -> None:
     """Raises UserError where a file is in the way, or is the clip itself."""
     for file in files:
         if args.clip is not None and file.exists() and file.samefile(args.clip):

@@ -33,12 +33,12 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from vidtok.extraction.run import Extraction
-    from vidtok.extraction.sources import plan_files, refuse_twins
+    from vidtok.extraction.sources import plan_files, validate_unique
     from vidtok.files import find_videos, plan_jobs
 
     files = find_videos(args.inputs)
     jobs = plan_jobs(files, args.output, ".npz", (".npz",))
-    extraction = Extraction(args, refuse_twins(plan_files(files)))
+    extraction = Extraction(args, validate_unique(plan_files(files)))
     if jobs[0].target == Path(args.output):
         status = extraction.run_one(jobs[0].target, args.force, "encoded")
     else:

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
     if Path(args.output).suffix in SUFFIXES.values() or Path(args.output).is_file():
         raise UserError(f"-o {args.output}: extract fills a folder (vidtok encode writes one .npz of one video, too)")
-    refuse_idle(args)
+    validate_flags(args)
     clips = parse_clips(args.clips, args.frames or 16, args.stride or 1, args.fps) if args.clips else None
     if args.engine == "ray":
         args.device = "cpu"  # from where it is sent to the actors
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     )
 
 
-def refuse_idle(args: argparse.Namespace) -> None:
+def validate_flags(args: argparse.Namespace) -> None:
     """Flags that would do nothing beside the others. Raises UserError."""
     on_ray = args.engine == "ray"
     flags = (
@@ -95,4 +95,4 @@ def refuse_idle(args: argparse.Namespace) -> None:
         ("--measure", args.measure and on_ray, "is of this machine, without --engine ray"),
         ("--device", args.device != "auto" and on_ray, "is not for --engine ray, whose actors take GPUs"),
     )
-    common.refuse_idle(flags)
+    common.validate_flags(flags)

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--tokens needs a folder: give -o DIR")
     if args.label and args.free:
         raise UserError("give --label or --free, not both")
-    common.refuse_idle((
+    common.validate_flags((
         ("--format", args.format and single, f"is of clips in a folder, not of {target.name}"),
         ("--prefix-frames", args.prefix_frames and not args.prefix, "is of --prefix CLIP"),
     ))  # fmt: skip

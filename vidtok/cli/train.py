@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from vidtok.configs.compose import compose_config
-    from vidtok.generator.training import hold_generator
+    from vidtok.generator.training import check_generator
 
     cfg = compose_config(f"train_{args.kind}", args.overrides)
     from omegaconf import OmegaConf
@@ -53,20 +53,20 @@ def run(args: argparse.Namespace) -> None:
     processes = join_processes()
     folder = RunFolder(cfg.run)
     if args.kind == "generator":
-        hold_generator(cfg, arguments["state"].model.config)
+        check_generator(cfg, arguments["state"].model.config)
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         processes.print(line, flush=True)
 
     if cfg.get("branch"):
         schedule = arguments["schedule"]
         lengths = {"steps": schedule.max_steps, "minutes": schedule.max_minutes}
         length = " or ".join(f"{number} {unit}" for unit, number in lengths.items() if number is not None)
-        say(f"branch of {cfg.branch} from step {schedule.start_step}: the learning rate decays over {length}")
+        log(f"branch of {cfg.branch} from step {schedule.start_step}: the learning rate decays over {length}")
     text = OmegaConf.to_yaml(cfg, resolve=True)
     try:
         with StopSignal() as stop:
-            train(**arguments, run=folder, stop=stop, config_yaml=text, say=say)
+            train(**arguments, run=folder, stop=stop, config_yaml=text, log=log)
     except RuntimeError as error:
         if processes.num_processes == 1 or not is_lost_peer(error):
             raise
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
             f"process {processes.process_index} can't reach the others, of which one has ended (its own message or the "
             f"launcher's says why): the same command goes on from the last checkpoint in {folder.path}"
         ) from error
-    say(f"model: {folder.path / 'model'}")
+    log(f"model: {folder.path / 'model'}")
     processes.destroy_process_group()
 
 

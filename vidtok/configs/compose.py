@@ -30,7 +30,7 @@ def compose_config(name: str, overrides: list[str]):
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explain(str(error), flat_keys(OmegaConf.to_container(compose(name))))) from error
         groups = [o for o in overrides if files("vidtok.configs").joinpath(o.split("=")[0]).is_dir()]
-        refuse_other_kinds(OmegaConf.to_container(compose(name, overrides=groups)), OmegaConf.to_container(cfg))
+        validate_types(OmegaConf.to_container(compose(name, overrides=groups)), OmegaConf.to_container(cfg))
         try:
             OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         except MissingMandatoryValue as error:
@@ -54,7 +54,7 @@ def explain(message: str, keys: list[str]) -> str:
     return first
 
 
-def refuse_other_kinds(old: dict, new: dict, prefix: str = "") -> None:
+def validate_types(old: dict, new: dict, prefix: str = "") -> None:
     """Raises UserError where a setting has become another kind of thing than it is by default; null goes anywhere."""
     for key, value in old.items():
         wanted, given = kind_of(value), kind_of(new[key])
@@ -66,7 +66,7 @@ def refuse_other_kinds(old: dict, new: dict, prefix: str = "") -> None:
         if wanted and given and wanted != given and not one_of_many:
             raise UserError(f"{prefix}{key} is {wanted}, such as {value}, and not {new[key]!r}")
         if isinstance(value, dict) and isinstance(new[key], dict):
-            refuse_other_kinds(value, new[key], f"{prefix}{key}.")
+            validate_types(value, new[key], f"{prefix}{key}.")
 
 
 def kind_of(value: object) -> str | None:

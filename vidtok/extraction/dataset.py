@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vidtok.datasets import DecodePool, VideoError
-from vidtok.datasets.loading import WHOLE, Part, rows_of
+from vidtok.datasets.loading import WHOLE, Shard, shard_rows
 from vidtok.errors import nearest
 from vidtok.extraction.containers import open_reader
 from vidtok.extraction.record import Entry, Record, describe, make_record, settings_of
@@ -164,9 +164,9 @@ class TokenDataset(Dataset):
         self.feature = self.meta["feature"]
         found = self._reader.entries
         names = sorted({entry.label for entry in found if entry.label is not None})
-        self._refuse_unknown("label", labels, names)
-        self._refuse_unknown("id", ids, {entry.id for entry in found} if ids is not None else ())
-        self._refuse_unknown("split", None if split is None else [split], {e.split for e in found if e.split})
+        self._validate_names("label", labels, names)
+        self._validate_names("id", ids, {entry.id for entry in found} if ids is not None else ())
+        self._validate_names("split", None if split is None else [split], {e.split for e in found if e.split})
         self.classes = list(classes if classes is not None else names if labels is None else labels)
         kept_labels = {*self.classes, None} if labels is None else set(labels)
         kept_ids = None if ids is None else set(ids)
@@ -235,7 +235,7 @@ class TokenDataset(Dataset):
         table.attrs = dict(self.meta)
         return table
 
-    def _refuse_unknown(self, what: str, asked: Sequence[str] | None, there) -> None:
+    def _validate_names(self, what: str, asked: Sequence[str] | None, there) -> None:
         if isinstance(asked, str):
             raise ValueError(f"{what}s is a list of names, not {asked!r}")
         unknown = [name for name in asked or () if name not in there]
@@ -307,7 +307,7 @@ class TokenBatches:
         return self._batch(range(index * self.batch_size, (index + 1) * self.batch_size))
 
     def loader(
-        self, start: int = 0, stop: int | None = None, workers: int = 0, part: Part = WHOLE
+        self, start: int = 0, stop: int | None = None, workers: int = 0, shard: Shard = WHOLE
     ) -> Iterator[dict[str, Tensor]]:
         """Batches start, start+1, ... up to `stop` (None: for ever), read ahead by `workers` processes.
 
@@ -315,7 +315,7 @@ class TokenBatches:
         into such parts.
         """
         numbers = itertools.count(start) if stop is None else range(start, stop)
-        rows = rows_of(part, self.batch_size)
+        rows = shard_rows(shard, self.batch_size)
         draws = (range(i * self.batch_size + rows.start, i * self.batch_size + rows.stop) for i in numbers)
         return self._load(draws, workers)
 

@@ -19,15 +19,15 @@ from torch import Tensor
 
 from vidtok.datasets import DecodePool, MovingDigits, VideoError, frames_to_video, iter_video
 from vidtok.datasets.seek import indices_at, read_selection, resample_indices
-from vidtok.datasets.transforms import centre_crop, resize_short_side, three_crops
-from vidtok.extraction.sources import Clips, Item
+from vidtok.datasets.transforms import center_crop, resize_short_side, three_crops
+from vidtok.extraction.sources import Clips, WorkItem
 from vidtok.streaming import pad_chunks
 
 CLIPS_AT_ONCE = 8  # decoded together, to be held in memory
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadConfig:
     """How videos are read.
 
     stride: of the model, (frames, rows, columns) per token. size: short side to resize to in pixels, or None, native.
@@ -67,7 +67,7 @@ class Info:
     clips: int | None
 
 
-class Piece(NamedTuple):
+class StreamChunk(NamedTuple):
     """A part of a stream; a stream is a whole video, or clip number `clip` of one.
 
     video: float32 [1, 3, T, H, W] in [-1, 1], T = 1 + s_t n for the first piece, s_t n for others, padded as
@@ -84,7 +84,7 @@ class Piece(NamedTuple):
         return self.info is not None and (self.info.clips is None or self.clip == self.info.clips - 1)
 
 
-def read_pieces(item: Item, reading: Reading) -> Iterator[Piece]:
+def read_chunks(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:
     """All of a video. Raises `VideoError` where it can't be read, for whatever reason: one in a million must not end
     the run for all others."""
     try:
@@ -100,7 +100,7 @@ def read_pieces(item: Item, reading: Reading) -> Iterator[Piece]:
         raise VideoError(str(item), f"{type(error).__name__}: {error}") from error
 
 
-def _whole(path: str, reading: Reading) -> Iterator[Piece]:
+def _whole(path: str, reading: ReadConfig) -> Iterator[StreamChunk]:
     size = reading.size if reading.crop is None else (reading.size, reading.size)
     with iter_video(path, reading.fps, size, multiple=1) as stream:
 
@@ -112,7 +112,7 @@ def _whole(path: str, reading: Reading) -> Iterator[Piece]:
         yield from _pieces(_cut(stream, reading.max_frames), reading, None, info)
 
 
-def _clips(path: str, reading: Reading) -> Iterator[Piece]:
+def _clips(path: str, reading: ReadConfig) -> Iterator[StreamChunk]:
     known: dict = {}
 
     def choose(timestamps: np.ndarray, fps: float, start: int) -> np.ndarray:
@@ -129,7 +129,7 @@ def _clips(path: str, reading: Reading) -> Iterator[Piece]:
         start += CLIPS_AT_ONCE
 
 
-def _digit(digit: tuple[str, int, int], reading: Reading) -> Iterator[Piece]:
+def _digit(digit: tuple[str, int, int], reading: ReadConfig) -> Iterator[StreamChunk]:
     split, number, seed = digit
     dataset = _digits(split, seed, reading.size)
     sample = dataset[number]
@@ -153,18 +153,18 @@ def _digits(split: str, seed: int, size: int | None) -> MovingDigits:
 def _crops(
     video_CTHW: Tensor,
     times: np.ndarray,
-    reading: Reading,
+    reading: ReadConfig,
     number: int,
     count: int,
     native_fps: float,
     reader: str,
     source_bytes: int | None,
-) -> Iterator[Piece]:
+) -> Iterator[StreamChunk]:
     """The pieces of one clip, or of several crops of it; of a whole video, where there are no clips."""
     native_size = tuple(video_CTHW.shape[-2:])
     views = video_CTHW[None] if reading.size is None else resize_short_side(video_CTHW[None], reading.size)
     if reading.crop is not None:
-        views = (centre_crop if reading.crop == "centre" else three_crops)(views, reading.size)
+        views = (center_crop if reading.crop == "centre" else three_crops)(views, reading.size)
     span = times[-1] - times[0]
     fps = float((len(times) - 1) / span) if span > 0 else native_fps
     clips = None if reading.clips is None else count * len(views)
@@ -174,14 +174,16 @@ def _crops(
         yield from _pieces([view[None]], reading, clip, lambda: info)
 
 
-def _pieces(chunks: Iterable[Tensor], reading: Reading, clip: int | None, info: Callable[[], Info]) -> Iterator[Piece]:
+def _pieces(
+    chunks: Iterable[Tensor], reading: ReadConfig, clip: int | None, info: Callable[[], Info]
+) -> Iterator[StreamChunk]:
     held, first = None, True
     for video in pad_chunks(chunks, reading.stride):
         if held is not None:
-            yield Piece(held, clip, first, None)
+            yield StreamChunk(held, clip, first, None)
             first = False
         held = video
-    yield Piece(held, clip, first, info())
+    yield StreamChunk(held, clip, first, info())
 
 
 def _cut(chunks: Iterable[Tensor], max_frames: int | None) -> Iterator[Tensor]:
@@ -195,17 +197,17 @@ def _cut(chunks: Iterable[Tensor], max_frames: int | None) -> Iterator[Tensor]:
                 return
 
 
-def next_piece(job: tuple[Item, int], reading: Reading) -> Piece | None:
+def next_chunk(job: tuple[WorkItem, int], reading: ReadConfig) -> StreamChunk | None:
     """Piece number k of an item, in a decode process, which is asked for them in order; None after the last."""
     item, k = job
     if k == 0:
-        _open[:] = [(item, read_pieces(item, reading))]
+        _open[:] = [(item, read_chunks(item, reading))]
     if not _open or _open[0][0] != item:
         return None
     return next(_open[0][1], None)
 
 
-_open: list[tuple[Item, Iterator[Piece]]] = []  # what this process is at
+_open: list[tuple[WorkItem, Iterator[StreamChunk]]] = []  # what this process is at
 
 PATIENCE = 2  # seconds for a decoder to come to an end, when all is over
 AHEAD = 2  # pieces per decoder that wait in the queue
@@ -218,23 +220,23 @@ class Decoders:
     failed. 0: this process decodes whenever it is asked, which nothing protects from a decoder that hangs or crashes.
     """
 
-    def __init__(self, reading: Reading, workers: int, time_limit: float):
+    def __init__(self, reading: ReadConfig, workers: int, time_limit: float):
         self._reading = reading
-        self._items: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._items: queue.SimpleQueue[WorkItem | None] = queue.SimpleQueue()
         self.slots = max(workers, 1)  # items that are decoded at once
         self._pieces: queue.Queue = queue.Queue(AHEAD * self.slots)
         self._closed = False
-        function = partial(next_piece, reading=reading)
+        function = partial(next_chunk, reading=reading)
         self._pools = [DecodePool(function, 1, time_limit, path_of=_path) for _ in range(workers)]
         self._here = self._from_here()
         self._threads = [threading.Thread(target=self._feed, args=(pool,), daemon=True) for pool in self._pools]
         for thread in self._threads:
             thread.start()
 
-    def put(self, item: Item) -> None:
+    def put(self, item: WorkItem) -> None:
         self._items.put(item)
 
-    def get(self) -> tuple[Item, Piece | VideoError]:
+    def get(self) -> tuple[WorkItem, StreamChunk | VideoError]:
         """The next piece of any item, or the error that ended one. Raises what no video is to blame for."""
         item, piece = self._pieces.get() if self._pools else next(self._here)
         if isinstance(piece, Exception) and not isinstance(piece, VideoError):
@@ -267,22 +269,22 @@ class Decoders:
         except Exception as error:  # the main thread's to raise
             self._pieces.put((None, error))
 
-    def _next_item(self) -> Item | None:
+    def _next_item(self) -> WorkItem | None:
         item = self._items.get()
         return None if self._closed else item
 
-    def _from_here(self) -> Iterator[tuple[Item, Piece | VideoError]]:
+    def _from_here(self) -> Iterator[tuple[WorkItem, StreamChunk | VideoError]]:
         while (item := self._next_item()) is not None:
             try:
-                for piece in read_pieces(item, self._reading):
+                for piece in read_chunks(item, self._reading):
                     yield item, piece
             except VideoError as error:
                 yield item, error
 
-    def _from_pool(self, pool: DecodePool) -> Iterator[tuple[Item, Piece | VideoError]]:
-        ended: set[Item] = set()  # items of which no more is asked
+    def _from_pool(self, pool: DecodePool) -> Iterator[tuple[WorkItem, StreamChunk | VideoError]]:
+        ended: set[WorkItem] = set()  # items of which no more is asked
 
-        def jobs() -> Iterator[tuple[Item, int]]:
+        def jobs() -> Iterator[tuple[WorkItem, int]]:
             while (item := self._next_item()) is not None:
                 k = 0
                 while item not in ended and not self._closed:
@@ -302,5 +304,5 @@ class Decoders:
             self._pieces.get()
 
 
-def _path(job: tuple[Item, int]) -> str:
+def _path(job: tuple[WorkItem, int]) -> str:
     return str(job[0])

@@ -16,20 +16,20 @@ import numpy as np
 import torch
 
 from vidtok.datasets import VideoError
-from vidtok.extraction.decoding import Decoders, Info, Piece
+from vidtok.extraction.decoding import Decoders, Info, StreamChunk
 from vidtok.extraction.model import FeatureModel, Stream
-from vidtok.extraction.output import Meter, Output
+from vidtok.extraction.output import ExtractionStats, Output
 from vidtok.extraction.record import Record, RecordMeta, Settings
-from vidtok.extraction.sources import Item
+from vidtok.extraction.sources import WorkItem
 from vidtok.streaming import coded_size
 
 
 @dataclass
 class _Lane:
-    item: Item
+    item: WorkItem
     clip: int | None
     stream: Stream = field(default_factory=Stream)
-    waiting: deque[Piece] = field(default_factory=deque)
+    waiting: deque[StreamChunk] = field(default_factory=deque)
 
 
 class Batches:
@@ -41,12 +41,12 @@ class Batches:
         self.waiting = 0
         self._lanes: dict[tuple[str, int | None], _Lane] = {}
 
-    def add(self, item: Item, piece: Piece) -> None:
+    def add(self, item: WorkItem, piece: StreamChunk) -> None:
         lane = self._lanes.setdefault((item.id, piece.clip), _Lane(item, piece.clip))
         lane.waiting.append(piece)
         self.waiting += 1
 
-    def drop(self, item: Item) -> None:
+    def drop(self, item: WorkItem) -> None:
         """All of an item that failed."""
         for key in [key for key, lane in self._lanes.items() if lane.item == item]:
             self.waiting -= len(self._lanes.pop(key).waiting)
@@ -61,7 +61,7 @@ class Batches:
             return []
         return [self._lanes[key] for key, other in heads.items() if other == kind][: self.model.batch]
 
-    def run(self, lanes: list[_Lane]) -> list[tuple[Item, int | None, Info, object]]:
+    def run(self, lanes: list[_Lane]) -> list[tuple[WorkItem, int | None, Info, object]]:
         """One pass of the model. Returns (item, clip, info, features) of the streams that ended with it."""
         pieces = [lane.waiting.popleft() for lane in lanes]
         self.waiting -= len(pieces)
@@ -79,8 +79,8 @@ def _kind(lane: _Lane) -> tuple:
     return tuple(piece.video.shape), piece.first
 
 
-Result = tuple[Item, "list[Record] | Exception"]
-NextItem = Callable[[], "Item | None"]
+Result = tuple[WorkItem, "list[Record] | Exception"]
+NextItem = Callable[[], "WorkItem | None"]
 
 
 def run(
@@ -88,7 +88,7 @@ def run(
 ) -> None:
     """Does all that `output` has to do. report: called whenever something was done.
 
-    extract: the function below with a model and decoders, or `Fleet.extract`, the same on other machines.
+    extract: the function below with a model and decoders, or `RayExtractor.extract`, the same on other machines.
 
     Raises:
         OSError: where the disk is full, ...; all that is complete stays.
@@ -112,14 +112,14 @@ def run(
     output.close()
 
 
-def extract(next_item: NextItem, decoders: Decoders, model: FeatureModel, meter: Meter) -> Iterator[Result]:
+def extract(next_item: NextItem, decoders: Decoders, model: FeatureModel, stats: ExtractionStats) -> Iterator[Result]:
     """All records of one video after the other, or the error that it ended in, in the order in which they end.
 
     next_item: gives the videos, and None when there are no more. Only those that are being decoded, and a few pieces
     of them, are in memory.
     """
     batches = Batches(model)
-    decoding: dict[str, Item] = {}  # pieces are still to come
+    decoding: dict[str, WorkItem] = {}  # pieces are still to come
     clips: dict[str, list[Record]] = {}  # of videos that are not complete
     failed: set[str] = set()  # videos that the model could not take, of which pieces are still to come
     more = True
@@ -131,7 +131,7 @@ def extract(next_item: NextItem, decoders: Decoders, model: FeatureModel, meter:
                 decoding[item.id] = item
                 decoders.put(item)
         if decoding:
-            with meter.stage("read"):
+            with stats.stage("read"):
                 item, piece = decoders.get()
             ends = isinstance(piece, VideoError) or piece.ends_item
             if ends:
@@ -146,7 +146,7 @@ def extract(next_item: NextItem, decoders: Decoders, model: FeatureModel, meter:
                 batches.add(item, piece)
         while lanes := batches.choose(flush=not decoding):
             try:
-                with meter.stage("infer"):
+                with stats.stage("infer"):
                     ended = batches.run(lanes)
             except (MemoryError, torch.OutOfMemoryError) as error:
                 for item in {lane.item.id: lane.item for lane in lanes}.values():
@@ -158,14 +158,14 @@ def extract(next_item: NextItem, decoders: Decoders, model: FeatureModel, meter:
             for item, clip, info, features in ended:
                 records = clips.setdefault(item.id, [])
                 records.append(make_record(item, clip, info, features, model.settings))
-                meter.frames += len(info.timestamps)
+                stats.frames += len(info.timestamps)
                 if len(records) == (info.clips or 1):
                     yield item, sorted(clips.pop(item.id), key=lambda record: record.meta.clip or 0)
         if not decoding and not more:
             return
 
 
-def make_record(item: Item, clip: int | None, info: Info, features: np.ndarray, settings: Settings) -> Record:
+def make_record(item: WorkItem, clip: int | None, info: Info, features: np.ndarray, settings: Settings) -> Record:
     cells = features.size if settings.feature == "ids" else features[0].size
     meta = RecordMeta(
         **asdict(settings),
@@ -214,16 +214,18 @@ class Speeds:
         return self.together / min(self.decode, self.model)
 
 
-def measure(items: Iterable[Item], decoders: Decoders, model: FeatureModel, container: str) -> tuple[int, list[Speeds]]:
+def measure(
+    items: Iterable[WorkItem], decoders: Decoders, model: FeatureModel, container: str
+) -> tuple[int, list[Speeds]]:
     """(frames, speeds of each of `ROUNDS` rounds) on the first videos, up to `FRAMES` frames. Nothing is kept.
 
     Raises:
         ValueError: where no video can be read.
     """
-    pieces: dict[Item, list[Piece]] = {}
+    pieces: dict[WorkItem, list[StreamChunk]] = {}
     frames = 0
 
-    def keep(item: Item, piece: Piece | VideoError) -> bool:
+    def keep(item: WorkItem, piece: StreamChunk | VideoError) -> bool:
         nonlocal frames
         if isinstance(piece, VideoError):
             pieces.pop(item, None)
@@ -251,7 +253,9 @@ def measure(items: Iterable[Item], decoders: Decoders, model: FeatureModel, cont
     return frames, rounds
 
 
-def _decode(items: Iterable[Item], decoders: Decoders, take: Callable[[Item, Piece | VideoError], bool]) -> None:
+def _decode(
+    items: Iterable[WorkItem], decoders: Decoders, take: Callable[[WorkItem, StreamChunk | VideoError], bool]
+) -> None:
     """take: gets the pieces, and says whether to begin with more items."""
     items, under_way, more = iter(items), 0, True
     while True:
@@ -268,7 +272,7 @@ def _decode(items: Iterable[Item], decoders: Decoders, take: Callable[[Item, Pie
         more = take(item, piece) and more
 
 
-def _encode(pieces: list[tuple[Item, Piece]], model: FeatureModel) -> None:
+def _encode(pieces: list[tuple[WorkItem, StreamChunk]], model: FeatureModel) -> None:
     batches = Batches(model)
     for item, piece in pieces:
         batches.add(item, piece)
@@ -278,11 +282,11 @@ def _encode(pieces: list[tuple[Item, Piece]], model: FeatureModel) -> None:
         batches.run(lanes)
 
 
-def _extract(items: list[Item], decoders: Decoders, model: FeatureModel, container: str) -> None:
+def _extract(items: list[WorkItem], decoders: Decoders, model: FeatureModel, container: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        meter = Meter(len(items))
-        extract_here = partial(extract, decoders=decoders, model=model, meter=meter)
-        run(Output(folder, model.settings, container, items, meter), extract_here)
+        stats = ExtractionStats(len(items))
+        extract_here = partial(extract, decoders=decoders, model=model, stats=stats)
+        run(Output(folder, model.settings, container, items, stats), extract_here)
 
 
 def _time(work: Callable[[], object]) -> float:

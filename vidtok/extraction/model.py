@@ -46,7 +46,7 @@ class FeatureModel:
             kind = head.config.input["kind"]
             if kind not in _INPUTS:
                 raise ValueError(f"head {head.config.name!r} reads {kind}, and no tokenizer makes that")
-            head.refuse_crops()
+            head.validate_uncropped()
             self._grid = _INPUTS[kind]
 
     @torch.no_grad()

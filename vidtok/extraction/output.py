@@ -35,13 +35,13 @@ from vidtok.extraction.record import (
     parse_description,
     settings_of,
 )
-from vidtok.extraction.sources import Item
+from vidtok.extraction.sources import WorkItem
 from vidtok.quantize import LFQ
 
 STAGES = ("read", "infer", "write")
 
 
-class Meter:
+class ExtractionStats:
     """Attributes:
     total: videos of the run. done, skipped, failed: videos so far; skipped ones were complete already.
     frames, records, tokens: of what was done. bytes: of the files that were completed.
@@ -88,7 +88,7 @@ class Meter:
 LOCKS_FILE = ".claims"
 
 
-class Claims:
+class VideoLocks:
     """A video is claimed by a lock on one byte of one file, at a place that its id gives.
 
     The kernel releases the locks of a process that ends, however it ends, so that no claim is ever stale; the file
@@ -128,7 +128,7 @@ SETTINGS_LOCK = f"\0{SETTINGS_FILE}"  # no video's id
 
 
 def make_settings(
-    tokenizer, feature: str = "ids", precision: str = "fp32", dtype: str = "float32", **asked
+    tokenizer, feature: str = "ids", precision: str = "fp32", dtype: str = "float32", **requested
 ) -> Settings:
     """The settings for features of a tokenizer.
 
@@ -144,11 +144,11 @@ def make_settings(
         raise ValueError(f"unknown feature {feature!r}: {nearest(feature, FEATURES)}")
     if dtype not in FLOATS:
         raise ValueError(f"floats are stored as {' or '.join(FLOATS)}, not {dtype!r}")
-    if asked.get("pool") not in (None, "mean"):
-        raise ValueError(f"features are pooled by 'mean', not {asked['pool']!r}")
-    if asked.get("pool") is not None and feature not in ("hidden", "latents"):
+    if requested.get("pool") not in (None, "mean"):
+        raise ValueError(f"features are pooled by 'mean', not {requested['pool']!r}")
+    if requested.get("pool") is not None and feature not in ("hidden", "latents"):
         raise ValueError(f"{feature} can't be pooled: hidden and latents can")
-    if (feature == "embedding") != (asked.get("head") is not None):
+    if (feature == "embedding") != (requested.get("head") is not None):
         raise ValueError("embedding is what a trained head makes: it needs a head, and nothing else does")
     if feature == "ids":
         dtype = id_type(tokenizer.bits).name
@@ -162,11 +162,11 @@ def make_settings(
         bits=tokenizer.bits,
         stride=tuple(tokenizer.stride),
         dtype=dtype,
-        **asked,
+        **requested,
     )
 
 
-def hold_folder(folder: Path, settings: Settings, container: str, claims: Claims) -> None:
+def check_folder(folder: Path, settings: Settings, container: str, locks: VideoLocks) -> None:
     """Writes the settings of a new folder, or compares them with those it was begun with.
 
     Raises:
@@ -175,7 +175,7 @@ def hold_folder(folder: Path, settings: Settings, container: str, claims: Claims
     check_container(container)
     path, suffix = folder / SETTINGS_FILE, SUFFIXES[container]
     ours = {"schema": SCHEMA, "container": container, **asdict(settings)}
-    claims.wait(SETTINGS_LOCK)
+    locks.wait(SETTINGS_LOCK)
     try:
         if not path.exists():
             if (file := next(folder.rglob(f"[!.]*{suffix}"), None)) is not None:
@@ -185,7 +185,7 @@ def hold_folder(folder: Path, settings: Settings, container: str, claims: Claims
             os.replace(part, path)
             return
     finally:
-        claims.release(SETTINGS_LOCK)
+        locks.release(SETTINGS_LOCK)
     theirs_container, theirs = read_settings(path)
     if theirs_container != container:
         raise ValueError(f"{folder} holds {theirs_container}, not {container}: give another folder")
@@ -221,11 +221,11 @@ def read_failures(features: Path, split: str | None) -> list[dict[str, str]]:
 class Failures:
     """Rows are added at once, so that a killed run has them; at the end those that were done after all are left out."""
 
-    def __init__(self, folder: Path, claims: Claims):
-        self._path, self._claims = folder / FAILURES_FILE, claims
+    def __init__(self, folder: Path, locks: VideoLocks):
+        self._path, self._locks = folder / FAILURES_FILE, locks
 
     def add(self, id: str, path: str, split: str, reason: str) -> None:
-        self._claims.wait(FAILURES_LOCK)
+        self._locks.wait(FAILURES_LOCK)
         try:
             with open(self._path, "a+b") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -235,11 +235,11 @@ class Failures:
                 file.write("\r\n" if cut_short else "")
                 csv.writer(file).writerows([*([] if size else [COLUMNS]), [id, path, split, reason]])
         finally:
-            self._claims.release(FAILURES_LOCK)
+            self._locks.release(FAILURES_LOCK)
 
     def tidy(self, is_done: Callable[[str], bool]) -> None:
         """Leaves the last row of each video, and none where is_done(id)."""
-        self._claims.wait(FAILURES_LOCK)
+        self._locks.wait(FAILURES_LOCK)
         try:
             if not self._path.exists():
                 return
@@ -256,7 +256,7 @@ class Failures:
                 csv.writer(file).writerows([COLUMNS, *rows])
             os.replace(part, self._path)
         finally:
-            self._claims.release(FAILURES_LOCK)
+            self._locks.release(FAILURES_LOCK)
 
 
 PATIENCE = 0.2  # seconds between two looks at what another process is at
@@ -269,7 +269,7 @@ class Output:
     its records are complete on disk, or with the process. force: give out what is complete, too.
 
     Raises:
-        ValueError: where the folder was begun with other settings, see `hold_folder`.
+        ValueError: where the folder was begun with other settings, see `check_folder`.
     """
 
     def __init__(
@@ -277,54 +277,54 @@ class Output:
         folder: str | Path,
         settings: Settings,
         container: str,
-        items: Iterable[Item],
-        meter: Meter,
+        items: Iterable[WorkItem],
+        stats: ExtractionStats,
         force: bool = False,
     ):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._claims = Claims(folder)
-        hold_folder(folder, settings, container, self._claims)
+        self._locks = VideoLocks(folder)
+        check_folder(folder, settings, container, self._locks)
         self._writer: Writer = open_writer(folder, container)
-        self._failures = Failures(folder, self._claims)
-        self._todo, self._meter, self._force = deque(items), meter, force
-        self._elsewhere: deque[Item] = deque()  # another process is at these
-        self.errors: list[tuple[Item, str]] = []
+        self._failures = Failures(folder, self._locks)
+        self._todo, self._stats, self._force = deque(items), stats, force
+        self._elsewhere: deque[WorkItem] = deque()  # another process is at these
+        self.errors: list[tuple[WorkItem, str]] = []
 
-    def next(self) -> Item | None:
+    def next(self) -> WorkItem | None:
         """The next video to do, or None where there is none for now."""
         while self._todo:
             item = self._todo.popleft()
-            with self._meter.stage("write"):
-                if not self._claims.take(item.id):
+            with self._stats.stage("write"):
+                if not self._locks.take(item.id):
                     self._elsewhere.append(item)
                     continue
                 entry = None if self._force else self._writer.find(item.id)
                 if entry is None:
                     return item
-                self._claims.release(item.id)
+                self._locks.release(item.id)
             if (why := another(item, entry)) is not None:
                 self._note(item, why)
             else:
-                self._meter.skipped += 1
+                self._stats.skipped += 1
         return None
 
-    def take(self, item: Item, records: Sequence[Record]) -> None:
+    def take(self, item: WorkItem, records: Sequence[Record]) -> None:
         """Raises OSError where the disk is full, ..."""
-        with self._meter.stage("write"):
+        with self._stats.stage("write"):
             complete = self._writer.write(records)
         self._release(complete)
-        self._meter.done += 1
-        self._meter.records += len(records)
-        self._meter.tokens += sum(record.features.size for record in records if record.meta.feature == "ids")
+        self._stats.done += 1
+        self._stats.records += len(records)
+        self._stats.tokens += sum(record.features.size for record in records if record.meta.feature == "ids")
 
-    def fail(self, item: Item, reason: str) -> None:
+    def fail(self, item: WorkItem, reason: str) -> None:
         self._note(item, reason)
-        self._claims.release(item.id)
+        self._locks.release(item.id)
 
     def flush(self) -> bool:
         """Completes what was taken, and looks again at what other processes were at; whether there is any of that."""
-        with self._meter.stage("write"):
+        with self._stats.stage("write"):
             self._release(self._writer.close())
         if not self._elsewhere:
             return False
@@ -337,25 +337,25 @@ class Output:
         self._release(self._writer.close())
         failed = {item.id for item, _ in self.errors}  # what is there under such a name may be of another file
         self._failures.tidy(lambda id: id not in failed and self._writer.find(id) is not None)
-        self._claims.close()
+        self._locks.close()
 
     def abandon(self) -> None:
         """Ends after an error of the disk: what was not complete is left out."""
         self._writer.abandon()
-        self._claims.close()
+        self._locks.close()
 
-    def _note(self, item: Item, reason: str) -> None:
+    def _note(self, item: WorkItem, reason: str) -> None:
         self._failures.add(item.id, item.path or "", item.split or "", reason)
         self.errors.append((item, reason))
-        self._meter.failed += 1
+        self._stats.failed += 1
 
     def _release(self, ids: Iterable[str]) -> None:
-        self._meter.bytes = self._writer.written
+        self._stats.bytes = self._writer.written
         for id in ids:
-            self._claims.release(id)
+            self._locks.release(id)
 
 
-def another(item: Item, entry: Entry) -> str | None:
+def another(item: WorkItem, entry: Entry) -> str | None:
     """Why what is there is not of this item, or None."""
     if item.path is not None and Path(item.path).exists() and Path(item.path).stat().st_size != entry.source_bytes:
         return f"under its name there are features of another file, of {entry.source_bytes} bytes: give another folder"

@@ -22,11 +22,11 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from vidtok.extraction.decoding import Decoders, Reading
+from vidtok.extraction.decoding import Decoders, ReadConfig
 from vidtok.extraction.engine import NextItem, Result, extract
 from vidtok.extraction.model import FeatureModel
-from vidtok.extraction.output import Meter
-from vidtok.extraction.sources import Item
+from vidtok.extraction.output import ExtractionStats
+from vidtok.extraction.sources import WorkItem
 
 CHUNK = 16  # videos per decoder that an actor gets at once: it is idle for a moment between two chunks
 DEATHS = 3  # of the actors that were at it, and a video has failed
@@ -34,7 +34,7 @@ STARTS = 3  # attempts to start an actor that never was
 
 
 @dataclass(frozen=True)
-class Share:
+class ActorResources:
     """What one actor takes of the cluster. actors: how many. cpus, gpus: of each. workers: decode processes of each.
     threads: of the model on a CPU."""
 
@@ -65,7 +65,7 @@ def connect(address: str | None) -> None:
         raise ValueError(f"no Ray cluster at {address or 'local'!r}: {_first_line(error)}") from error
 
 
-def share_cluster(videos: int, actors: int | None, workers: int | None, threads: int | None) -> Share:
+def share_cluster(videos: int, actors: int | None, workers: int | None, threads: int | None) -> ActorResources:
     """Of the cluster at hand: an actor per GPU with its share of the CPUs, or, where there are none, per two CPUs, one
     of which decodes. What isn't None is as given; of GPUs no actor has less than one."""
     cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
@@ -75,13 +75,13 @@ def share_cluster(videos: int, actors: int | None, workers: int | None, threads:
     of_each = max(1, min(largest, of_each, cpus // actors if actors else of_each))
     workers = of_each - 1 if workers is None else workers
     threads = threads or max(1, of_each - workers)
-    return Share(max(1, min(actors or cpus // of_each, videos)), of_each, int(gpus > 0), workers, threads)
+    return ActorResources(max(1, min(actors or cpus // of_each, videos)), of_each, int(gpus > 0), workers, threads)
 
 
 class Worker:
     """The actor: a model and decode processes of its own."""
 
-    def __init__(self, model: FeatureModel, reading: Reading, share: Share, time_limit: float):
+    def __init__(self, model: FeatureModel, reading: ReadConfig, share: ActorResources, time_limit: float):
         torch.set_num_threads(share.threads)
         device = "cuda" if share.gpus else "cpu"
         model.tokenizer.to(device)
@@ -93,11 +93,11 @@ class Worker:
     def ready(self) -> None:
         pass
 
-    def work(self, items: list[Item]) -> Iterator[tuple[str, "list | Exception"]]:
+    def work(self, items: list[WorkItem]) -> Iterator[tuple[str, "list | Exception"]]:
         """(id, records or error) of each item, as they are done."""
         waiting = deque(items)
         next_item = lambda: waiting.popleft() if waiting else None  # noqa: E731
-        for item, result in extract(next_item, self._decoders, self._model, Meter(len(items))):
+        for item, result in extract(next_item, self._decoders, self._model, ExtractionStats(len(items))):
             yield item.id, result
 
 
@@ -105,21 +105,23 @@ class Worker:
 class _Lost:
     """Items whose actor died before it gave their records; at most one of them is why."""
 
-    items: list[Item]
+    items: list[WorkItem]
     why: str
 
 
-class Fleet:
+class RayExtractor:
     """Actors that a thread each keeps busy; one that dies is started again, wherever there is room, and what it had not
     handed over is done again by any of them. A video that three actors died over has failed.
 
     model: on the CPU; it is copied to the actors. Raises ValueError where actors can't be started.
     """
 
-    def __init__(self, model: FeatureModel, reading: Reading, share: Share, time_limit: float, meter: Meter):
-        self.share, self._meter = share, meter
+    def __init__(
+        self, model: FeatureModel, reading: ReadConfig, share: ActorResources, time_limit: float, stats: ExtractionStats
+    ):
+        self.share, self._stats = share, stats
         self._arguments = (ray.put(model), reading, share, time_limit)
-        self._chunks: queue.SimpleQueue[list[Item] | None] = queue.SimpleQueue()
+        self._chunks: queue.SimpleQueue[list[WorkItem] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue = queue.SimpleQueue()
         self._closed = False
         self._actors: dict[int, ray.actor.ActorHandle] = {}
@@ -129,7 +131,7 @@ class Fleet:
 
     def extract(self, next_item: NextItem) -> Iterator[Result]:
         """As `vidtok.extraction.engine.extract`."""
-        at: dict[str, Item] = {}  # given out, not done
+        at: dict[str, WorkItem] = {}  # given out, not done
         deaths: Counter[str] = Counter()
         chunks, more = 0, True  # under way
         while True:
@@ -146,7 +148,7 @@ class Fleet:
                     chunks += 1
             if not at and not chunks:
                 return
-            with self._meter.stage("read"):
+            with self._stats.stage("read"):
                 answer = self._results.get()
             if answer is None:
                 chunks -= 1
@@ -163,7 +165,7 @@ class Fleet:
             else:
                 id, result = answer
                 if not isinstance(result, Exception):
-                    self._meter.frames += sum(record.meta.frames for record in result)
+                    self._stats.frames += sum(record.meta.frames for record in result)
                 yield at.pop(id), result
 
     def close(self) -> None:
@@ -175,7 +177,7 @@ class Fleet:
         for thread in self._threads:
             thread.join()
 
-    def __enter__(self) -> "Fleet":
+    def __enter__(self) -> "RayExtractor":
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -183,10 +185,10 @@ class Fleet:
 
     def _chunk_size(self, given: int) -> int:
         """Full chunks at first, smaller ones towards the end, so that all actors end together."""
-        left = self._meter.total - self._meter.done - self._meter.skipped - self._meter.failed - given
+        left = self._stats.total - self._stats.done - self._stats.skipped - self._stats.failed - given
         return max(1, min(CHUNK * max(self.share.workers, 1), left // (2 * self.share.actors)))
 
-    def _give(self, items: list[Item]) -> None:
+    def _give(self, items: list[WorkItem]) -> None:
         # Elsewhere, another folder is the current one.
         paths = [None if item.path is None else str(Path(item.path).absolute()) for item in items]
         self._chunks.put([replace(item, path=path) for item, path in zip(items, paths, strict=True)])

@@ -17,34 +17,34 @@ import torch
 from vidtok.cli import common
 from vidtok.cli.common import print_rows
 from vidtok.errors import UserError
-from vidtok.extraction.decoding import Decoders, Reading
+from vidtok.extraction.decoding import Decoders, ReadConfig
 from vidtok.extraction.engine import extract, measure, reason, run
 from vidtok.extraction.model import FeatureModel
 from vidtok.extraction.npz import read_npz, write_npz
-from vidtok.extraction.output import Meter, Output, another, make_settings
+from vidtok.extraction.output import ExtractionStats, Output, another, make_settings
 from vidtok.extraction.record import describe, differences, entry_of, settings_of
-from vidtok.extraction.sources import Clips, Item
+from vidtok.extraction.sources import Clips, WorkItem
 
 
 class Live:
-    """Shows a `Meter`; print() goes on working meanwhile."""
+    """Shows a `ExtractionStats`; print() goes on working meanwhile."""
 
-    def __init__(self, meter: Meter):
+    def __init__(self, stats: ExtractionStats):
         from rich import progress
         from rich.console import Console
 
-        self._meter = meter
+        self._stats = stats
         console = Console(stderr=True)
         columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[text]}"))
         self._bar = progress.Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task("", total=meter.total, text="videos")
+        self._task = self._bar.add_task("", total=stats.total, text="videos")
 
     def update(self) -> None:
-        meter = self._meter
-        left = "" if meter.eta is None else f", {meter.eta / 60:.0f} min left" if meter.eta > 90 else ", a minute left"
-        failed = f", {meter.failed} failed" if meter.failed else ""
-        text = f"videos, {meter.speed()}; {meter.shares()}{left}{failed}"
-        self._bar.update(self._task, completed=meter.done + meter.skipped + meter.failed, text=text)
+        stats = self._stats
+        left = "" if stats.eta is None else f", {stats.eta / 60:.0f} min left" if stats.eta > 90 else ", a minute left"
+        failed = f", {stats.failed} failed" if stats.failed else ""
+        text = f"videos, {stats.speed()}; {stats.shares()}{left}{failed}"
+        self._bar.update(self._task, completed=stats.done + stats.skipped + stats.failed, text=text)
 
     def __enter__(self) -> "Live":
         self._bar.start()
@@ -61,7 +61,7 @@ FEW = 8  # videos for which starting decode processes takes longer than it saves
 class Extraction:
     """items: what to do. clips: of each, or None, whole videos. The rest is in args, see `vidtok.cli.extract`."""
 
-    def __init__(self, args: argparse.Namespace, items: list[Item], clips: Clips | None = None):
+    def __init__(self, args: argparse.Namespace, items: list[WorkItem], clips: Clips | None = None):
         self.items, self.args = items, args
         if args.threads is not None:
             torch.set_num_threads(args.threads)
@@ -70,7 +70,7 @@ class Extraction:
         head = None if args.head is None else load_head(args.head, tokenizer)
         if head is not None and head.config.protocol is not None:
             clips = follow(head.config.protocol, args, clips)
-        asked = {
+        requested = {
             "head": None if head is None else f"{head.config.name}, {head.weight_hash}",
             "pool": args.pool,
             "resize": args.size,
@@ -80,11 +80,11 @@ class Extraction:
             "sampler": None if clips is None else str(clips),
             "tile": args.tile,
         }
-        self.settings = make_settings(tokenizer, args.features, args.precision, args.dtype, **asked)
+        self.settings = make_settings(tokenizer, args.features, args.precision, args.dtype, **requested)
         max_frames = args.max_frames
         if args.measure and clips is None:  # pieces are held in memory
             max_frames = min(max_frames or MEASURED, MEASURED)
-        self.reading = Reading(tokenizer.stride, args.size, args.crop, args.fps, max_frames, clips)
+        self.reading = ReadConfig(tokenizer.stride, args.size, args.crop, args.fps, max_frames, clips)
         batch = args.batch or (1 if tokenizer.device.type == "cpu" else 8)
         self.model = FeatureModel(tokenizer, self.settings, batch, head)
         self.workers = default_workers(len(items)) if args.workers is None else args.workers
@@ -95,52 +95,52 @@ class Extraction:
     def run(self, output: str | Path, container: str, done: str, force: bool = False) -> int:
         """Fills the folder; prints failures and a summary; returns the exit status. force: do what is there again."""
         with self.decoders() as decoders:
-            meter = Meter(len(self.items))
-            folder = Output(output, self.settings, container, self.items, meter, force)
-            with Live(meter) as live, _terminable():
-                run(folder, partial(extract, decoders=decoders, model=self.model, meter=meter), live.update)
-        return _summary(done, meter, folder.errors)
+            stats = ExtractionStats(len(self.items))
+            folder = Output(output, self.settings, container, self.items, stats, force)
+            with Live(stats) as live, _terminable():
+                run(folder, partial(extract, decoders=decoders, model=self.model, stats=stats), live.update)
+        return _summary(done, stats, folder.errors)
 
     def run_on_ray(self, output: str | Path, container: str, done: str) -> int:
         """`run`, with the model and the decoders in actors of a Ray cluster."""
         try:
-            from vidtok.extraction.ray_engine import Fleet, connect, share_cluster
+            from vidtok.extraction.ray_engine import RayExtractor, connect, share_cluster
         except ImportError as error:
             raise UserError("--engine ray needs Ray: pip install 'vidtok[ray]'") from error
 
         connect(self.args.ray_address)
         share = share_cluster(len(self.items), self.args.actors, self.args.workers, self.args.threads)
         self.model.batch = self.args.batch or (8 if share.gpus else 1)
-        meter = Meter(len(self.items))
-        folder = Output(output, self.settings, container, self.items, meter)
-        fleet = Fleet(self.model, self.reading, share, self.args.time_limit, meter)
-        with fleet, Live(meter) as live, _terminable():
-            run(folder, fleet.extract, live.update)
-        return _summary(done, meter, folder.errors)
+        stats = ExtractionStats(len(self.items))
+        folder = Output(output, self.settings, container, self.items, stats)
+        extractor = RayExtractor(self.model, self.reading, share, self.args.time_limit, stats)
+        with extractor, Live(stats) as live, _terminable():
+            run(folder, extractor.extract, live.update)
+        return _summary(done, stats, folder.errors)
 
     def run_one(self, path: Path, force: bool, done: str) -> int:
         """The same for one video and one file, .npz, by itself."""
-        meter, (item,) = Meter(1), self.items
+        stats, (item,) = ExtractionStats(1), self.items
         if path.exists() and not force:
             there = read_npz(path)[0]
             if other := differences(self.settings, settings_of(describe(there))):
                 raise UserError(f"{path} is of other settings: {other}. --force overwrites it")
             if why := another(item, entry_of(describe(there))):
                 raise UserError(f"{path}: {why}, or --force")
-            meter.skipped = 1
-            return _summary(done, meter, [])
+            stats.skipped = 1
+            return _summary(done, stats, [])
         path.parent.mkdir(parents=True, exist_ok=True)
         waiting, errors = [item], []
         with self.decoders() as decoders:
-            for _, result in extract(lambda: waiting.pop() if waiting else None, decoders, self.model, meter):
+            for _, result in extract(lambda: waiting.pop() if waiting else None, decoders, self.model, stats):
                 if isinstance(result, Exception):
-                    meter.failed = 1
+                    stats.failed = 1
                     errors.append((item, reason(result)))
                 else:
-                    with meter.stage("write"):
+                    with stats.stage("write"):
                         write_npz(path, result)
-                    meter.done = 1
-        return _summary(done, meter, errors)
+                    stats.done = 1
+        return _summary(done, stats, errors)
 
     def measure(self, container: str) -> int:
         """Prints the speeds of decoding, of the model and of both, and what share of the possible that is."""
@@ -177,17 +177,17 @@ def _percent(shares: Iterable[float]) -> str:
     return ", ".join(f"{share:.1%}" for share in shares)
 
 
-def _summary(done: str, meter: Meter, errors: list[tuple[Item, str]]) -> int:
+def _summary(done: str, stats: ExtractionStats, errors: list[tuple[WorkItem, str]]) -> int:
     for item, why in errors:
         print(f"vidtok: {item}: {why}", file=sys.stderr)
     print(
-        f"{done} {meter.done} of {meter.total} videos, {meter.frames} frames in {meter.elapsed:.1f} s "
-        f"({meter.speed()}; {meter.shares()})"
-        + (f", {meter.size()}" if meter.bytes else "")
-        + (f", {meter.skipped} were complete" if meter.skipped else "")
-        + (f", {meter.failed} failed" if meter.failed else "")
+        f"{done} {stats.done} of {stats.total} videos, {stats.frames} frames in {stats.elapsed:.1f} s "
+        f"({stats.speed()}; {stats.shares()})"
+        + (f", {stats.size()}" if stats.bytes else "")
+        + (f", {stats.skipped} were complete" if stats.skipped else "")
+        + (f", {stats.failed} failed" if stats.failed else "")
     )
-    return 1 if meter.failed else 0
+    return 1 if stats.failed else 0
 
 
 def load_head(name: str, tokenizer):
@@ -221,7 +221,7 @@ def default_workers(videos: int) -> int:
 
 def plan(args: argparse.Namespace) -> list:
     """The videos of all sources, in order."""
-    from vidtok.extraction.sources import is_dataset, plan_dataset, plan_files, refuse_twins
+    from vidtok.extraction.sources import is_dataset, plan_dataset, plan_files, validate_unique
     from vidtok.files import find_videos
 
     columns = {name: getattr(args, name) for name in ("path_column", "label_column", "split_column")}
@@ -237,4 +237,4 @@ def plan(args: argparse.Namespace) -> list:
             raise UserError(f"{source}: {', '.join(given)} is for annotations and --class-folders")
         else:
             items += plan_files(find_videos([source]))
-    return refuse_twins(items)
+    return validate_unique(items)

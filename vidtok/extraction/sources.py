@@ -15,7 +15,7 @@ from vidtok.extraction.npz import npz_name
 
 
 @dataclass(frozen=True)
-class Item:
+class WorkItem:
     """One video to do. path: its file, or None for one that is rendered: `digit` is then its split, number and seed.
     id, label, split: what its record will say."""
 
@@ -29,36 +29,36 @@ class Item:
         return self.path or self.id
 
 
-def plan_files(files: Iterable[tuple[Path, Path]]) -> list[Item]:
+def plan_files(files: Iterable[tuple[Path, Path]]) -> list[WorkItem]:
     """Of (file, its path below the folder it was found in), without labels."""
-    return [Item(below.as_posix(), str(file)) for file, below in files]
+    return [WorkItem(below.as_posix(), str(file)) for file, below in files]
 
 
 def plan_dataset(
     source: str, root: str | None = None, split: str | None = None, renderings: int = 1, **columns: str | None
-) -> list[Item]:
+) -> list[WorkItem]:
     """Of a labelled dataset, see `vidtok.datasets.open_dataset`; split: None, all there are. renderings: of each of the
     digits, which are made with seeds 0, 1, ...
 
     Raises:
         ValueError: where it is none.
     """
-    items: list[Item] = []
+    items: list[WorkItem] = []
     for name in [split] if split is not None else _splits(source, columns):
         dataset = open_dataset(source, root, name, **columns)
         for i, (id, label) in enumerate(zip(dataset.ids, dataset.labels, strict=True)):
             label = dataset.classes[label] if label >= 0 else None
             if isinstance(dataset, MovingDigits):
                 for seed in range(renderings):
-                    items.append(Item(f"{id}/{seed}" if seed else id, None, label, name, (name, i, seed)))
+                    items.append(WorkItem(f"{id}/{seed}" if seed else id, None, label, name, (name, i, seed)))
             else:
-                items.append(Item(id, dataset.paths[i], label, name))
+                items.append(WorkItem(id, dataset.paths[i], label, name))
     return items
 
 
-def refuse_twins(items: Sequence[Item]) -> list[Item]:
+def validate_unique(items: Sequence[WorkItem]) -> list[WorkItem]:
     """The items, each once. Raises ValueError where two videos would be kept under one name."""
-    owners: dict[str, Item] = {}
+    owners: dict[str, WorkItem] = {}
     for item in items:
         other = owners.setdefault(npz_name(item.id), item)
         if other != item:

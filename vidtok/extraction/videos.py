@@ -65,8 +65,8 @@ class Source:
 
     def record(self, tokenizer: VideoTokenizer, ids: np.ndarray, precision: str, tile: int | None) -> Record:
         """The tokens [t, h, w] of this video, once it is read to its end, with all that is known about them."""
-        asked = {"resize": self.resize, "resample": self.fps, "max_frames": self.max_frames, "tile": tile}
-        settings = make_settings(tokenizer, precision=precision, **asked)
+        requested = {"resize": self.resize, "resample": self.fps, "max_frames": self.max_frames, "tile": tile}
+        settings = make_settings(tokenizer, precision=precision, **requested)
         meta = RecordMeta(
             **asdict(settings),
             fps=self.stream.fps,
@@ -131,7 +131,7 @@ def collect_ids(ids: Iterable[Tensor], bits: float) -> np.ndarray:
     return np.concatenate([part[0].cpu().numpy().astype(id_type(bits)) for part in ids])
 
 
-def split_ids(ids: np.ndarray) -> Iterator[Tensor]:
+def chunk_ids(ids: np.ndarray) -> Iterator[Tensor]:
     """[t, h, w] as int64 [1, n, h, w], a few latents at a time."""
     for start in range(0, len(ids), LATENTS):
         yield torch.from_numpy(ids[start : start + LATENTS].astype(np.int64))[None]

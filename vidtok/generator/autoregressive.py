@@ -6,11 +6,11 @@ Legend: B batch, N tokens, D width, V half vocabulary.
 import torch
 from torch import Tensor, nn
 
-from vidtok.generator.base import Generator, GeneratorConfig, Objective, Request, blend
-from vidtok.generator.masked import half_losses
-from vidtok.generator.sampling import guidance_scale, keep_likely, pick
+from vidtok.generator.base import Generator, GeneratorConfig, Objective, Request, classifier_free_guidance
+from vidtok.generator.masked import factor_losses
+from vidtok.generator.sampling import guidance_scale, pick, top_k_top_p_filter
 from vidtok.generator.transformer import TokenEmbedding, TokenHeads
-from vidtok.quantize.bits import join_ids
+from vidtok.quantize.bits import combine_ids
 
 
 class AutoregressiveGenerator(Generator):
@@ -50,7 +50,7 @@ class AutoregressiveGenerator(Generator):
         _, label_B, _ = self.draw_conditions(batch, objective)
         x_BND = self.trunk(self.embed_before(ids_BN[:, :-1]), self.label_embed(label_B))
         asked_BN = torch.ones_like(ids_BN, dtype=torch.bool)
-        return half_losses(self.heads, x_BND, ids_BN, asked_BN, objective.label_smoothing, ids_BN.numel())
+        return factor_losses(self.heads, x_BND, ids_BN, asked_BN, objective.label_smoothing, ids_BN.numel())
 
     def sample(
         self,
@@ -79,7 +79,7 @@ class AutoregressiveGenerator(Generator):
         condition_BD = self.guided(guidance, request.label_B)
         cache = self.trunk.new_cache(len(condition_BD)) if cached else None
         ids_BN = request.ids_BN.clone()
-        uniform_BN2 = request.draws.uniform(N, 2)  # of known tokens, too: a sample's own beginning leads to its own end
+        uniform_BN2 = request.rng.uniform(N, 2)  # of known tokens, too: a sample's own beginning leads to its own end
         for n in range(start, N):
             before_BN = ids_BN[:, :n].repeat(copies, 1)
             if cache is None or n == start:
@@ -87,10 +87,14 @@ class AutoregressiveGenerator(Generator):
             else:
                 x_BND = self.trunk(self.embed(before_BN[:, -1:]), condition_BD, cache)
             scale = guidance_scale(guidance_schedule, guidance, (n + 1) / N)
-            low_logits = blend(self.heads.low_logits(x_BND), scale, len(ids_BN))
-            low_B1 = pick(keep_likely(low_logits, top_k, top_p, temperature), uniform_BN2[:, n, :1], temperature)
-            high_logits = blend(self.heads.high_logits(x_BND, low_B1.repeat(copies, 1)), scale, len(ids_BN))
-            high_B1 = pick(keep_likely(high_logits, top_k, top_p, temperature), uniform_BN2[:, n, 1:], temperature)
-            ids_BN[:, n] = join_ids(low_B1, high_B1, self.config.bits)[:, 0]
+            low_logits = classifier_free_guidance(self.heads.low_logits(x_BND), scale, len(ids_BN))
+            low_B1 = pick(top_k_top_p_filter(low_logits, top_k, top_p, temperature), uniform_BN2[:, n, :1], temperature)
+            high_logits = classifier_free_guidance(
+                self.heads.high_logits(x_BND, low_B1.repeat(copies, 1)), scale, len(ids_BN)
+            )
+            high_B1 = pick(
+                top_k_top_p_filter(high_logits, top_k, top_p, temperature), uniform_BN2[:, n, 1:], temperature
+            )
+            ids_BN[:, n] = combine_ids(low_B1, high_B1, self.config.bits)[:, 0]
             request.progress(n + 1 - start, N - start)
         return ids_BN

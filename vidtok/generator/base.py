@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from vidtok.config import load_config, save_config
 from vidtok.errors import nearest
 from vidtok.generator import masks
-from vidtok.generator.sampling import Draws, check_numbers, guidance_scale, mask_share, sample_draws
-from vidtok.generator.transformer import Trunk
+from vidtok.generator.sampling import PerSampleRNG, check_numbers, guidance_scale, mask_ratio, sample_rngs
+from vidtok.generator.transformer import Transformer
 from vidtok.hub import CONFIG, WEIGHTS, save_weights
 
 SCHEMA = "vidtok.generator/2"  # of 1 the heads did not norm the low half of a token
@@ -88,7 +88,7 @@ class Request:
     ids_BN: Tensor
     known_N: Tensor
     label_B: Tensor
-    draws: Draws
+    rng: PerSampleRNG
     steps: int
     guidance: float
     progress: Callable[[int, int], None]
@@ -138,7 +138,7 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig):
         super().__init__()
         self.config = config
-        self.trunk = Trunk(config.grid, config.width, config.depth, config.heads, self.causal, config.dropout)
+        self.trunk = Transformer(config.grid, config.width, config.depth, config.heads, self.causal, config.dropout)
         self.label_embed = nn.Embedding(len(config.classes) + 1, config.width)  # the last one: no class
         nn.init.normal_(self.label_embed.weight)
 
@@ -157,22 +157,22 @@ class Generator(nn.Module):
         """
         raise NotImplementedError
 
-    def draw_conditions(self, batch: Mapping[str, Tensor], objective: Objective) -> tuple[Draws, Tensor, Tensor]:
+    def draw_conditions(self, batch: Mapping[str, Tensor], objective: Objective) -> tuple[PerSampleRNG, Tensor, Tensor]:
         """Each sample's random numbers; its class [B] (the number of classes where it is dropped); what it is given
         [B, N].
 
         All from the sample's own seed, so that it doesn't matter which process trains on it.
         """
-        draws = Draws(batch["seed"].to(self.device))
+        rng = PerSampleRNG(batch["seed"].to(self.device))
         label_B = self.number_labels(batch["label"])
-        label_B = label_B.masked_fill(draws.uniform() < objective.label_drop, len(self.config.classes))
+        label_B = label_B.masked_fill(rng.uniform() < objective.label_drop, len(self.config.classes))
         tasks = {task: weight for task, weight in objective.tasks.items() if weight}
-        which_B = draws.choice(list(tasks.values()))
-        known_BN = torch.zeros(len(draws), self.tokens, dtype=torch.bool, device=self.device)
+        which_B = rng.choice(list(tasks.values()))
+        known_BN = torch.zeros(len(rng), self.tokens, dtype=torch.bool, device=self.device)
         for number, task in enumerate(tasks):
-            mask_BN = masks.draw_masks(task, self.config.grid, draws).flatten(1)
+            mask_BN = masks.draw_masks(task, self.config.grid, rng).flatten(1)
             known_BN = torch.where((which_B == number)[:, None], mask_BN, known_BN)
-        return draws, label_B, known_BN
+        return rng, label_B, known_BN
 
     def number_labels(self, label_B: Tensor) -> Tensor:
         """-1, no class, as the last row of the embedding, and all of a model without classes."""
@@ -224,12 +224,12 @@ class Generator(nn.Module):
         self.check_sampling(steps, guidance, **options)
         label_B = self.check_label(label, batch)
         ids_BN, known_N = self.check_known(prefix, known, batch)
-        draws = sample_draws(seed, first, batch, self.device)
+        rng = sample_rngs(seed, first, batch, self.device)
         training = self.training
         self.eval()
         try:
             steps = steps or self.default_steps
-            request = Request(ids_BN, known_N, label_B, draws, steps, guidance, progress)
+            request = Request(ids_BN, known_N, label_B, rng, steps, guidance, progress)
             ids_BN = self.sample(request, **options)
         finally:
             self.train(training)
@@ -248,7 +248,7 @@ class Generator(nn.Module):
         if guidance != 1 and not self.config.classes:
             raise ValueError(f"guidance needs classes, and generator {self.config.name!r} has none")
         if "schedule" in options:
-            mask_share(options["schedule"], 0.5)
+            mask_ratio(options["schedule"], 0.5)
         if "guidance_schedule" in options:
             guidance_scale(options["guidance_schedule"], 1.0, 0.5)
 
@@ -315,7 +315,7 @@ class Generator(nn.Module):
         return math.prod(self.config.grid)
 
 
-def blend(logits: Tensor, guidance: float, batch: int) -> Tensor:
+def classifier_free_guidance(logits: Tensor, guidance: float, batch: int) -> Tensor:
     """[2 B, ...] with and without class to [B, ...], guided; [B, ...] without guidance as it is."""
     if len(logits) == batch:
         return logits

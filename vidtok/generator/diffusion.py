@@ -10,7 +10,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
 from vidtok.errors import nearest
-from vidtok.generator.base import Generator, GeneratorConfig, Objective, Request, blend
+from vidtok.generator.base import Generator, GeneratorConfig, Objective, Request, classifier_free_guidance
 from vidtok.generator.sampling import guidance_scale
 from vidtok.quantize.bits import ids_to_signs, signs_to_ids
 
@@ -77,10 +77,10 @@ class DiffusionGenerator(Generator):
 
     def forward(self, batch, objective: Objective) -> dict[str, Tensor]:
         """loss: mean squared error of the prediction, 0 where tokens are known, with latents of variance 1."""
-        draws, label_B, known_BN = self.draw_conditions(batch, objective)
+        rng, label_B, known_BN = self.draw_conditions(batch, objective)
         z_BNK = (batch["latents"].float().flatten(2).transpose(1, 2) - self.mean) / self.std
-        noise_BNK = draws.normal(*z_BNK.shape[1:])
-        time_B = draws.whole(0, TRAIN_STEPS - 1)
+        noise_BNK = rng.normal(*z_BNK.shape[1:])
+        time_B = rng.whole(0, TRAIN_STEPS - 1)
         x_BNK = self.noising.add_noise(z_BNK, noise_BNK, time_B)
         velocity = self.noising.config.prediction_type == "v_prediction"
         target = self.noising.get_velocity(z_BNK, noise_BNK, time_B) if velocity else noise_BNK
@@ -101,7 +101,7 @@ class DiffusionGenerator(Generator):
         kind = DDIMScheduler if solver == "ddim" else DPMSolverMultistepScheduler
         scheduler = kind.from_config(config)
         scheduler.set_timesteps(steps, device=ids_BN.device)
-        x_BNK = request.draws.normal(self.tokens, self.config.bits)
+        x_BNK = request.rng.normal(self.tokens, self.config.bits)
         for step, time in enumerate(scheduler.timesteps):
             scale = guidance_scale(guidance_schedule, request.guidance, (step + 1) / steps)
             copies = 1 if scale == 1 else 2
@@ -112,6 +112,6 @@ class DiffusionGenerator(Generator):
                 known_N.expand(copies * len(x_BNK), -1),
                 self.guided(scale, request.label_B),
             )
-            x_BNK = scheduler.step(blend(predicted, scale, len(x_BNK)), time, x_BNK).prev_sample
+            x_BNK = scheduler.step(classifier_free_guidance(predicted, scale, len(x_BNK)), time, x_BNK).prev_sample
             request.progress(step + 1, steps)
         return torch.where(known_N, ids_BN, signs_to_ids(x_BNK * self.std + self.mean))

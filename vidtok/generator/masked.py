@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidtok.generator.base import Generator, GeneratorConfig, Objective, Request, blend
-from vidtok.generator.sampling import MEAN_SHARES, Draws, guidance_scale, mask_share, pick
+from vidtok.generator.base import Generator, GeneratorConfig, Objective, Request, classifier_free_guidance
+from vidtok.generator.sampling import MEAN_MASK_RATIOS, PerSampleRNG, guidance_scale, mask_ratio, pick
 from vidtok.generator.transformer import TokenEmbedding, TokenHeads
-from vidtok.quantize.bits import join_ids, split_ids
+from vidtok.quantize.bits import combine_ids, factorize_ids
 
 IGNORED = -100  # as a target of a cross-entropy
 
@@ -29,7 +29,7 @@ class MaskedGenerator(Generator):
 
     def __init__(self, config: GeneratorConfig, schedule: str = "cosine", conditioned: bool = False):
         super().__init__(config)
-        mask_share(schedule, 0.5)  # a wrong name fails here
+        mask_ratio(schedule, 0.5)  # a wrong name fails here
         self.schedule = schedule
         self.embed = TokenEmbedding(config.bits, config.width)
         self.mask_embed = nn.Parameter(torch.randn(config.width) * 0.02)
@@ -43,18 +43,18 @@ class MaskedGenerator(Generator):
         """loss: of each sample, the masked tokens' cross-entropy (mean of both halves), over how many are masked on
         average; bits: mean without smoothing, of a masked token; accuracy."""
         ids_BN = batch["ids"].flatten(1)
-        draws, label_B, known_BN = self.draw_conditions(batch, objective)
-        masked_BN = self.draw_masked(draws, known_BN)
+        rng, label_B, known_BN = self.draw_conditions(batch, objective)
+        masked_BN = self.draw_masked(rng, known_BN)
         x_BND = self.features(ids_BN, masked_BN, self.label_embed(label_B))
         # A mean over samples, so that it doesn't matter how a batch is divided; a sample counts by what it masks.
-        usual = len(ids_BN) * self.tokens * MEAN_SHARES[self.schedule]
-        return half_losses(self.heads, x_BND, ids_BN, masked_BN, objective.label_smoothing, usual)
+        usual = len(ids_BN) * self.tokens * MEAN_MASK_RATIOS[self.schedule]
+        return factor_losses(self.heads, x_BND, ids_BN, masked_BN, objective.label_smoothing, usual)
 
-    def draw_masked(self, draws: Draws, known_BN: Tensor) -> Tensor:
+    def draw_masked(self, rng: PerSampleRNG, known_BN: Tensor) -> Tensor:
         """Of each sample a random share of the unknown tokens, at least one."""
-        share_B = mask_share(self.schedule, draws.uniform())
+        share_B = mask_ratio(self.schedule, rng.uniform())
         count_B = (share_B * (~known_BN).sum(1)).ceil().long().clamp(min=1)
-        order_BN = draws.uniform(self.tokens).masked_fill(known_BN, 2.0)
+        order_BN = rng.uniform(self.tokens).masked_fill(known_BN, 2.0)
         rank_BN = order_BN.argsort(1).argsort(1)
         return rank_BN < count_B[:, None]
 
@@ -75,18 +75,18 @@ class MaskedGenerator(Generator):
             choice_temperature: Gumbel noise on the confidence, falling linearly to 0 with the steps (MAGVIT: 4.5).
             guidance_schedule: how guidance grows over the steps: "constant", "linear" or "cosine".
         """
-        ids_BN, known_N, draws, steps = request.ids_BN, request.known_N, request.draws, request.steps
+        ids_BN, known_N, rng, steps = request.ids_BN, request.known_N, request.rng, request.steps
         B, N = ids_BN.shape
         unknown = left = int((~known_N).sum())
         masked_BN = (~known_N).expand(B, N)
         for step in range(steps):
             done = (step + 1) / steps
             scale = guidance_scale(guidance_schedule, request.guidance, done)
-            drawn_BN, confidence_BN = self.predict(ids_BN, masked_BN, request.label_B, draws, scale, temperature)
+            drawn_BN, confidence_BN = self.predict(ids_BN, masked_BN, request.label_B, rng, scale, temperature)
             ids_BN = torch.where(masked_BN, drawn_BN, ids_BN)
             # Every step decides at least one token (MaskGIT).
-            left = 0 if step + 1 == steps else min(int(mask_share(schedule, done) * unknown), left - 1)
-            noise_BN = draws.gumbel(N)
+            left = 0 if step + 1 == steps else min(int(mask_ratio(schedule, done) * unknown), left - 1)
+            noise_BN = rng.gumbel(N)
             confidence_BN = confidence_BN + choice_temperature * (1 - done) * noise_BN
             confidence_BN = confidence_BN.masked_fill(~masked_BN, torch.inf)
             rank_BN = confidence_BN.argsort(1).argsort(1)
@@ -96,31 +96,33 @@ class MaskedGenerator(Generator):
                 break
         return ids_BN
 
-    def predict(self, ids_BN, masked_BN, label_B, draws: Draws, scale: float, temperature: float):
+    def predict(self, ids_BN, masked_BN, label_B, rng: PerSampleRNG, scale: float, temperature: float):
         """A draw for every token, int64 [B, N], and its log-probability under the model, float [B, N]."""
         copies = 1 if scale == 1 else 2
         condition = self.guided(scale, label_B)
         x_BND = self.features(ids_BN.repeat(copies, 1), masked_BN.repeat(copies, 1), condition)
-        low_logits = blend(self.heads.low_logits(x_BND), scale, len(ids_BN))
-        low_BN = pick(low_logits, draws.uniform(self.tokens), temperature)
-        high_logits = blend(self.heads.high_logits(x_BND, low_BN.repeat(copies, 1)), scale, len(ids_BN))
-        high_BN = pick(high_logits, draws.uniform(self.tokens), temperature)
+        low_logits = classifier_free_guidance(self.heads.low_logits(x_BND), scale, len(ids_BN))
+        low_BN = pick(low_logits, rng.uniform(self.tokens), temperature)
+        high_logits = classifier_free_guidance(
+            self.heads.high_logits(x_BND, low_BN.repeat(copies, 1)), scale, len(ids_BN)
+        )
+        high_BN = pick(high_logits, rng.uniform(self.tokens), temperature)
         confidence_BN = log_probability(low_logits, low_BN) + log_probability(high_logits, high_BN)
-        return join_ids(low_BN, high_BN, self.config.bits), confidence_BN
+        return combine_ids(low_BN, high_BN, self.config.bits), confidence_BN
 
 
 def log_probability(logits_BNV: Tensor, choice_BN: Tensor) -> Tensor:
     return logits_BNV.log_softmax(-1).gather(-1, choice_BN[..., None])[..., 0]
 
 
-def half_losses(
+def factor_losses(
     heads: TokenHeads, x_BND: Tensor, ids_BN: Tensor, asked_BN: Tensor, smoothing: float, count: float
 ) -> dict[str, Tensor]:
     """The terms of `forward`: the losses of the tokens that are asked for, their sum divided by `count`.
 
     All tokens go through the heads: a number of them that differs from step to step costs more than it saves.
     """
-    low_BN, high_BN = split_ids(ids_BN, heads.embedding.bits)
+    low_BN, high_BN = factorize_ids(ids_BN, heads.embedding.bits)
     logits = heads.low_logits(x_BND), heads.high_logits(x_BND, low_BN)
     targets = [half.masked_fill(~asked_BN, IGNORED) for half in (low_BN, high_BN)]
     pairs = [(a.flatten(0, 1), b.flatten()) for a, b in zip(logits, targets, strict=True)]

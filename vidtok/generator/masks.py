@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vidtok.errors import nearest
-from vidtok.generator.sampling import Draws
+from vidtok.generator.sampling import PerSampleRNG
 
 Grid = tuple[int, int, int]
 
@@ -64,7 +64,7 @@ def check_task(task: str, grid: Grid) -> None:
     _check(name != "outpainting" or h * w > 1, f"outpainting needs more than one cell, not {h} x {w}")
 
 
-def draw_masks(task: str, grid: Grid, draws: Draws) -> Tensor:
+def draw_masks(task: str, grid: Grid, rng: PerSampleRNG) -> Tensor:
     """Random masks of a task for training, [B, t, h, w]: a prefix of any length, ends of any length, a box of about
     half the side.
 
@@ -74,27 +74,27 @@ def draw_masks(task: str, grid: Grid, draws: Draws) -> Tensor:
     check_task(task, grid)
     t, h, w = grid
     name, _, count = task.partition("-")
-    device = draws.start_B.device
+    device = rng.start_B.device
     if name == "none" or count:
         same = prefix(grid, int(count)) if count else nothing(grid)
-        return same.to(device).expand(len(draws), *grid)
+        return same.to(device).expand(len(rng), *grid)
     frames = torch.arange(t, device=device)
     if name == "prefix":
-        return (frames < draws.whole(1, t - 1)[:, None])[:, :, None, None].expand(-1, -1, h, w)
+        return (frames < rng.whole(1, t - 1)[:, None])[:, :, None, None].expand(-1, -1, h, w)
     if name == "interpolation":
-        first_B = draws.whole(1, t - 2)
-        last_B = draws.whole(1, t - 1 - first_B)
+        first_B = rng.whole(1, t - 2)
+        last_B = rng.whole(1, t - 1 - first_B)
         ends_BT = (frames < first_B[:, None]) | (frames >= t - last_B[:, None])
         return ends_BT[:, :, None, None].expand(-1, -1, h, w)
-    rows_BH, columns_BW = (_draw_span(side, draws) for side in (h, w))
+    rows_BH, columns_BW = (_draw_span(side, rng) for side in (h, w))
     box_BHW = rows_BH[:, :, None] & columns_BW[:, None]
     return (box_BHW if name == "outpainting" else ~box_BHW)[:, None].expand(-1, t, -1, -1)
 
 
-def _draw_span(side: int, draws: Draws) -> Tensor:
+def _draw_span(side: int, rng: PerSampleRNG) -> Tensor:
     """bool [B, side], true in a span of a quarter to three quarters of it."""
-    length_B = draws.whole(-(-side // 4), max(1, 3 * side // 4))
-    start_B = draws.whole(0, side - length_B)
+    length_B = rng.whole(-(-side // 4), max(1, 3 * side // 4))
+    start_B = rng.whole(0, side - length_B)
     places = torch.arange(side, device=start_B.device)
     return (places >= start_B[:, None]) & (places < (start_B + length_B)[:, None])
 

@@ -24,7 +24,7 @@ MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)
 BITS = 23  # of a number, so that the middle between two of them is still exact in float32
 
 
-class Draws:
+class PerSampleRNG:
     """A stream of random numbers for each sample, a function of its seed and of what was drawn before.
 
     Args:
@@ -65,10 +65,10 @@ class Draws:
         return pick_by_share(weights_V.expand(len(self), -1), self.uniform())
 
 
-def sample_draws(seed: int, first: int, batch: int, device: torch.device) -> Draws:
+def sample_rngs(seed: int, first: int, batch: int, device: torch.device) -> PerSampleRNG:
     """Those of the samples first, first + 1, ... of a seed."""
     seeds = [_digest(seed, first + i) for i in range(batch)]
-    return Draws(torch.tensor(seeds, device=device))
+    return PerSampleRNG(torch.tensor(seeds, device=device))
 
 
 def pick_by_share(weights_xV: Tensor, uniform_x: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def pick(logits_BNV: Tensor, uniform_BN: Tensor, temperature: float = 1.0) -> Te
     return pick_by_share((logits_BNV.float() / temperature).softmax(-1), uniform_BN)
 
 
-def keep_likely(
+def top_k_top_p_filter(
     logits_BNV: Tensor, top_k: int | None = None, top_p: float | None = None, temperature: float = 1.0
 ) -> Tensor:
     """Logits with -inf outside the `top_k` likeliest, and outside the smallest set that holds `top_p` of the mass of
@@ -147,7 +147,7 @@ MASK_SCHEDULES: dict[str, Callable] = {
     "cosine": lambda u: (torch.cos if isinstance(u, Tensor) else math.cos)(math.pi / 2 * u),  # MaskGIT, section 3.3
     "uniform": lambda u: 1 - u,  # MAGVIT's for K600
 }
-MEAN_SHARES = {"cosine": 2 / math.pi, "uniform": 0.5}  # over u
+MEAN_MASK_RATIOS = {"cosine": 2 / math.pi, "uniform": 0.5}  # over u
 GUIDANCE_SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda u: 1.0,
     "linear": lambda u: u,
@@ -155,7 +155,7 @@ GUIDANCE_SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-def mask_share(schedule: str, u: float | Tensor) -> float | Tensor:
+def mask_ratio(schedule: str, u: float | Tensor) -> float | Tensor:
     """Share of the unknown tokens that is masked at u in [0, 1]: 1 at the beginning, 0 at the end."""
     return _pick(MASK_SCHEDULES, "mask schedule", schedule)(u)
 

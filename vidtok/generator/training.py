@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vidtok.datasets import LabelledDataset
 from vidtok.datasets.frames import frame_rows
-from vidtok.datasets.loading import WHOLE, Part, made_ahead, rows_of
+from vidtok.datasets.loading import WHOLE, Shard, prefetch, shard_rows
 from vidtok.extraction.dataset import TokenBatches
 from vidtok.generator.base import Generator, Objective
 from vidtok.quantize.bits import pack_bits
@@ -139,17 +139,17 @@ class StoredBatches:
         """The first `count` samples of the first batch."""
         return {name: values[:count] for name, values in self[0].items()}
 
-    def loader(self, start: int = 0, workers: int = 0, part: Part = WHOLE) -> Iterator[Batch]:
+    def loader(self, start: int = 0, workers: int = 0, shard: Shard = WHOLE) -> Iterator[Batch]:
         """That part of batches start, start + 1, ... for ever, read ahead by `workers` processes."""
-        read = self.tokens.loader(start, workers=workers, part=part)
-        return map(partial(self._complete, part=part), itertools.count(start), read)
+        read = self.tokens.loader(start, workers=workers, shard=shard)
+        return map(partial(self._complete, shard=shard), itertools.count(start), read)
 
     def summary(self) -> str:
         return self.tokens.summary()
 
-    def _complete(self, number: int, read: Batch, part: Part) -> Batch:
+    def _complete(self, number: int, read: Batch, shard: Shard) -> Batch:
         features = read["features"]
-        batch = {"label": read["label"], "seed": seeds(self.seed, number, self.tokens.batch_size, part)}
+        batch = {"label": read["label"], "seed": seeds(self.seed, number, self.tokens.batch_size, shard)}
         return {self.tokens.dataset.feature: features, **batch}
 
 
@@ -165,36 +165,36 @@ class ClipBatches:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
 
     def __getitem__(self, number: int) -> Batch:
-        return self.part_of(number, WHOLE)
+        return self.shard_of(number, WHOLE)
 
-    def part_of(self, number: int, part: Part) -> Batch:
+    def shard_of(self, number: int, shard: Shard) -> Batch:
         """The rows that are `part` of batch `number`. Raises ValueError where it doesn't divide into such parts."""
         samples = []
-        for row in rows_of(part, self.batch_size):
+        for row in shard_rows(shard, self.batch_size):
             epoch, place = divmod(number * self.batch_size + row, len(self.dataset))
             samples.append(self.dataset.draw(int(_order(self.seed, epoch, len(self.dataset))[place]), epoch))
         return {
             "video": torch.stack([sample.video[0] for sample in samples]),
             "label": torch.tensor([sample.label for sample in samples]),
-            "seed": seeds(self.seed, number, self.batch_size, part),
+            "seed": seeds(self.seed, number, self.batch_size, shard),
         }
 
     def first(self, count: int) -> Batch:
         """The first `count` samples of the first batch, of which the others aren't decoded."""
         return ClipBatches(self.dataset, count, self.seed)[0]
 
-    def loader(self, start: int = 0, workers: int = 0, part: Part = WHOLE) -> Iterator[Batch]:
+    def loader(self, start: int = 0, workers: int = 0, shard: Shard = WHOLE) -> Iterator[Batch]:
         """That part of batches start, start + 1, ... for ever, made ahead by `workers` processes."""
-        return made_ahead(partial(self.part_of, part=part), start, workers)
+        return prefetch(partial(self.shard_of, shard=shard), start, workers)
 
     def summary(self) -> str:
         count = self.dataset.resampled
         return f"{count} times another video took the place of a bad one" if count else ""
 
 
-def seeds(seed: int, number: int, size: int, part: Part) -> Tensor:
+def seeds(seed: int, number: int, size: int, shard: Shard) -> Tensor:
     """int64, of the random draws of the samples in a part of batch `number`, which has `size`."""
-    rows = rows_of(part, size)
+    rows = shard_rows(shard, size)
     return torch.from_numpy(np.random.default_rng([seed, number]).integers(2**62, size=size)[rows.start : rows.stop])
 
 
@@ -261,16 +261,16 @@ def build_generator_training(cfg: DictConfig) -> dict:
     return {"task": task, "state": build_state(generator, plain), "batches": batches, **build_schedule(plain)}
 
 
-def hold_generator(cfg: DictConfig, config: "GeneratorConfig") -> None:
+def check_generator(cfg: DictConfig, config: "GeneratorConfig") -> None:
     """Notes in the run folder what its weights mean. Raises ValueError where that was something else, such as another
     tokenizer or other classes: the checkpoint might fit, and its tokens would be of neither."""
     from pathlib import Path
 
     from vidtok.generator.base import SCHEMA
-    from vidtok.train.run_folder import hold_to
+    from vidtok.train.run_folder import check_fingerprint
 
     facts = {key: value for key, value in asdict(config).items() if key != "name"}
-    hold_to(Path(cfg.run), {"command": "train generator", "schema": SCHEMA, **facts})
+    check_fingerprint(Path(cfg.run), {"command": "train generator", "schema": SCHEMA, **facts})
 
 
 def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: VideoTokenizer, seed: int):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from vidtok.quantize.bits import half_bits, ids_to_signs, split_ids
+from vidtok.quantize.bits import factor_bits, factorize_ids, ids_to_signs
 
 
 class Cache:
@@ -120,7 +120,7 @@ def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
     return F.layer_norm(x_BND, x_BND.shape[-1:]) * (1 + scale_B1D) + shift_B1D
 
 
-class Trunk(nn.Module):
+class Transformer(nn.Module):
     """Transformer blocks over a grid of tokens, told of their condition by adaptive layer norm.
 
     One linear layer turns the condition into scales, shifts and gates for all blocks, to which each block adds a table
@@ -194,13 +194,13 @@ class TokenEmbedding(nn.Module):
     def __init__(self, bits: int, width: int):
         super().__init__()
         self.bits = bits
-        self.low, self.high = (nn.Embedding(2**half, width) for half in half_bits(bits))
-        for table, half in zip((self.low, self.high), half_bits(bits), strict=True):
+        self.low, self.high = (nn.Embedding(2**half, width) for half in factor_bits(bits))
+        for table, half in zip((self.low, self.high), factor_bits(bits), strict=True):
             signs_VK = ids_to_signs(torch.arange(2**half), half)
             table.weight.data = signs_VK @ torch.randn(half, width) / (half * width) ** 0.5
 
     def forward(self, ids_BN: Tensor) -> Tensor:
-        low, high = split_ids(ids_BN, self.bits)
+        low, high = factorize_ids(ids_BN, self.bits)
         return self.low(low) + self.high(high)
 
 
@@ -216,7 +216,7 @@ class TokenHeads(nn.Module):
         super().__init__()
         self.embedding, self.conditioned = embedding, conditioned
         self.dense = nn.Linear(width, width)
-        self.low_bias, self.high_bias = (nn.Parameter(torch.zeros(2**half)) for half in half_bits(embedding.bits))
+        self.low_bias, self.high_bias = (nn.Parameter(torch.zeros(2**half)) for half in factor_bits(embedding.bits))
         self.mix = nn.Linear(width, width) if conditioned else None
 
     def low_logits(self, x_BND: Tensor) -> Tensor:

@@ -5,7 +5,7 @@
     decoder(codes_BCthw, state=None) -> [B, 3, T, H, W]
 
 with T = 1 + s_t (t - 1), H = s_h h, W = s_w w; `state` as in `vidtok.nets.layers`. Both have `stride` (s_t, s_h, s_w)
-and `peak_values`, how many values are alive at once per pixel of a clip; the encoder has `width`.
+and `activation_elems_per_pixel`, how many values are alive at once per pixel of a clip; the encoder has `width`.
 """
 
 from vidtok.nets import magvit2, patch

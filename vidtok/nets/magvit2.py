@@ -52,7 +52,7 @@ class Encoder(nn.Module):
         self.stride = _product(strides)
         self.stem = CausalConv3d(3, widths[0], depth)
         # At full resolution a residual block holds its input, the normed and padded copy, and two outputs.
-        self.peak_values = 5 * base
+        self.activation_elems_per_pixel = 5 * base
         layers, width = [], widths[0]
         for i, out in enumerate(widths):
             for _ in range(blocks):
@@ -107,7 +107,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths, strides = [base * m for m in reversed(multipliers)], halvings(len(multipliers), halve_time, depth)
         self.stride = _product(strides)
-        self.peak_values = 6 * base  # as in the encoder; the last upsampling holds its output twice more
+        self.activation_elems_per_pixel = 6 * base  # as in the encoder; the last upsampling holds its output twice more
         self.stem = CausalConv3d(code_channels, widths[0], depth)
         self.bottleneck = nn.ModuleList([ResBlock(widths[0], widths[0], depth) for _ in range(blocks)])
         stages = []

@@ -57,7 +57,7 @@ class Block(nn.Module):
         return x_BthwC + pointwise(F.gelu(y.reshape(B, t, h, w, C), approximate="tanh"), self.linear)
 
 
-def _peak_values(width: int, patch) -> int:
+def _activation_elems_per_pixel(width: int, patch) -> int:
     """Values alive per pixel: the clip and its patches, and some seven activations of a block per token."""
     return 3 * 3 + 7 * width // math.prod(patch)
 
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
             raise ValueError(f"patch is frames, rows and columns, all above 0, not {patch}")
         self.width = width
         self.stride = tuple(patch)
-        self.peak_values = _peak_values(width, patch)
+        self.activation_elems_per_pixel = _activation_elems_per_pixel(width, patch)
         self.embed = nn.Linear(3 * math.prod(patch), width)
         self.blocks = nn.ModuleList([Block(width) for _ in range(blocks)])
         self.norm = nn.LayerNorm(width)
@@ -160,7 +160,7 @@ class Decoder(nn.Module):
             raise ValueError(f"overlap is 0 to half a patch of {list(patch[1:])} pixels, not {overlap}")
         width = decoder_width or width
         self.stride, self.overlap = tuple(patch), overlap
-        self.peak_values = _peak_values(width, patch)
+        self.activation_elems_per_pixel = _activation_elems_per_pixel(width, patch)
         self.embed = nn.Linear(code_channels, width)
         self.blocks = nn.ModuleList([Block(width) for _ in range(decoder_blocks)])
         self.norm = nn.LayerNorm(width)

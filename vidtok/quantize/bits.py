@@ -21,20 +21,20 @@ def unpack_bits(ids_Bthw: Tensor, bits: int) -> Tensor:
     return (ids_Bthw[:, None] >> shifts & 1).bool()
 
 
-def half_bits(bits: int) -> tuple[int, int]:
+def factor_bits(bits: int) -> tuple[int, int]:
     """Bits of the low and of the high half; the low one has the odd bit."""
     return bits - bits // 2, bits // 2
 
 
-def split_ids(ids: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def factorize_ids(ids: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """int64 ids of any shape to (low, high), id = low + 2^low_bits * high."""
-    low_bits, _ = half_bits(bits)
+    low_bits, _ = factor_bits(bits)
     return ids & (2**low_bits - 1), ids >> low_bits
 
 
-def join_ids(low: Tensor, high: Tensor, bits: int) -> Tensor:
-    """The inverse of `split_ids`."""
-    return low + (high << half_bits(bits)[0])
+def combine_ids(low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """The inverse of `factorize_ids`."""
+    return low + (high << factor_bits(bits)[0])
 
 
 def ids_to_signs(ids: Tensor, bits: int) -> Tensor:

@@ -35,12 +35,12 @@ def is_lost_peer(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
-def bare(model: nn.Module) -> nn.Module:
+def unwrap_model(model: nn.Module) -> nn.Module:
     """The model itself, out of the wrapper for several processes."""
     return getattr(model, "module", model)
 
 
-def together(accelerator: Accelerator, *values: float) -> list[float]:
+def all_reduce_mean(accelerator: Accelerator, *values: float) -> list[float]:
     """The means over processes: their clocks and signals differ, but what follows from them must not."""
     if accelerator.num_processes == 1:
         return list(values)

@@ -25,10 +25,10 @@ from accelerate.utils import find_batch_size, recursively_apply, send_to_device
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vidtok.datasets.loading import Part, rows_of
+from vidtok.datasets.loading import Shard, shard_rows
 from vidtok.errors import nearest
 from vidtok.tokenizer import PRECISIONS
-from vidtok.train.distributed import add_mean, together
+from vidtok.train.distributed import add_mean, all_reduce_mean
 from vidtok.train.run_folder import RunFolder
 from vidtok.train.state import Schedule, TrainState, has_fast_bf16
 from vidtok.train.task import Batch, Batches, Task
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
 
 class StopSignal:
-    """A context in which the two signals only set `asked`; the handlers from before come back after it."""
+    """A context in which the two signals only set `requested`; the handlers from before come back after it."""
 
     def __init__(self):
-        self.asked = False
+        self.requested = False
 
-    def _ask(self, *_) -> None:
-        self.asked = True
+    def _request(self, *_) -> None:
+        self.requested = True
 
     def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -92,9 +92,9 @@ def samples(batch: Batch) -> int:
     return find_batch_size(batch)
 
 
-def part_of(batch: Batch, part: Part) -> Batch:
+def shard_of(batch: Batch, shard: Shard) -> Batch:
     """One of several equal parts. Raises ValueError where the batch doesn't divide into these."""
-    rows = rows_of(part, samples(batch))
+    rows = shard_rows(shard, samples(batch))
     return recursively_apply(lambda tensor: tensor[rows.start : rows.stop], batch)
 
 
@@ -178,7 +178,7 @@ def train(
     run: RunFolder,
     stop: StopSignal,
     config_yaml: str = "",
-    say=print,
+    log=print,
 ) -> nn.Module:
     """Trains until the schedule ends, if it does, or somebody asks to stop, and saves either way.
 
@@ -206,33 +206,33 @@ def train(
         return torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
 
     if options.precision == "bf16" and device.type == "cpu" and not has_fast_bf16():
-        say("this CPU only emulates bf16, at a fraction of its speed: trainer.precision=fp32 is quicker here")
+        log("this CPU only emulates bf16, at a fraction of its speed: trainer.precision=fp32 is quicker here")
     state.to(device)
-    peaks = [(opt, peak_rates(opt)) for opt in (state.optimizer, state.critic_optimizer) if opt]
+    peaks = [(opt, peak_rates(opt)) for opt in (state.optimizer, state.discriminator_optimizer) if opt]
     if (checkpoint := run.load_checkpoint()) is not None:
         state.load_state_dict(checkpoint)
-        say(f"goes on from step {state.step} after {state.seconds / 60:.1f} minutes, as {run.path} holds a checkpoint")
+        log(f"goes on from step {state.step} after {state.seconds / 60:.1f} minutes, as {run.path} holds a checkpoint")
     if accelerator.is_main_process:
         run.open(config_yaml if schedule.progress(state.step, state.seconds) < 1 else None)
     if options.checkpoint_activations:
         checkpoint_blocks(state.model)
     model = accelerator.prepare(state.model)
-    critic = accelerator.prepare(state.critic) if state.critic is not None else None
+    discriminator = accelerator.prepare(state.discriminator) if state.discriminator is not None else None
 
     def exchange_gradients(net: nn.Module, now: bool):
         return nullcontext() if now else accelerator.no_sync(net)
 
     clock = Clock(options.log_seconds, options.save_seconds)
-    loader = batches.loader(start=state.step, workers=options.workers, part=(rank, processes))
-    while not together(accelerator, stop.asked or schedule.progress(state.step, state.seconds) >= 1)[0]:
+    loader = batches.loader(start=state.step, workers=options.workers, shard=(rank, processes))
+    while not all_reduce_mean(accelerator, stop.requested or schedule.progress(state.step, state.seconds) >= 1)[0]:
         share = next(loader)
-        parts = [to_device(part_of(share, (i, accumulate)), device) for i in range(accumulate)]
+        parts = [to_device(shard_of(share, (i, accumulate)), device) for i in range(accumulate)]
         for optimizer, rates in peaks:
             for group, peak in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = peak * schedule.rate(state.step, state.seconds)
 
         # The model's step: the gradients of the parts add up, and the processes exchange them with the last one.
-        means, carried = {}, []
+        means, aux = {}, []
         for i, part in enumerate(parts):
             torch.manual_seed(options.seed * 1_000_003 + state.step + (rank * accumulate + i << 40))
             with exchange_gradients(model, now=i == accumulate - 1):
@@ -240,7 +240,7 @@ def train(
                     terms, rest = task.terms(model, part, state.step)
                 terms["loss"] = task.total(terms, state.step)
                 accelerator.backward(terms["loss"] / accumulate)
-            carried.append(rest)
+            aux.append(rest)
             add_mean(means, terms, accumulate)
         means["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), options.clip_norm)
         check_finite("gradient_norm", means, state.step)
@@ -248,23 +248,23 @@ def train(
         state.optimizer.zero_grad()
 
         # The critic's step, on the same parts.
-        if critic is not None and task.plays(state.step):
+        if discriminator is not None and task.is_adversarial_step(state.step):
             for i, part in enumerate(parts):
-                with exchange_gradients(critic, now=i == accumulate - 1):
+                with exchange_gradients(discriminator, now=i == accumulate - 1):
                     with autocast():
-                        terms = task.critic_terms(critic, part, carried[i], state.logit_averages, state.step)
-                    accelerator.backward(task.critic_total(terms, state.step) / accumulate)
+                        terms = task.discriminator_terms(discriminator, part, aux[i], state.lecam_ema, state.step)
+                    accelerator.backward(task.discriminator_total(terms, state.step) / accumulate)
                 add_mean(means, terms, accumulate)
-            means["critic_norm"] = accelerator.clip_grad_norm_(critic.parameters(), options.clip_norm)
+            means["critic_norm"] = accelerator.clip_grad_norm_(discriminator.parameters(), options.clip_norm)
             check_finite("critic_norm", means, state.step)
-            state.critic_optimizer.step()
-            state.critic_optimizer.zero_grad()
+            state.discriminator_optimizer.step()
+            state.discriminator_optimizer.zero_grad()
             logits = accelerator.reduce(torch.stack([means["real_logit"], means["fake_logit"]]), "mean")
-            state.logit_averages.lerp_(logits, 1 - task.logit_decay)
+            state.lecam_ema.lerp_(logits, 1 - task.logit_decay)
 
         state.step += 1
         state.ema.update(state.model, state.step)
-        seconds, log_due = together(accelerator, clock.tick(clips=samples(share) * processes), clock.log_due())
+        seconds, log_due = all_reduce_mean(accelerator, clock.tick(clips=samples(share) * processes), clock.log_due())
         state.seconds += seconds
         if log_due:
             scalars = {name: accelerator.reduce(value, "mean").item() for name, value in means.items()}
@@ -272,17 +272,17 @@ def train(
             scalars["clips_per_second"] = clock.clips_per_second()
             if accelerator.is_main_process:
                 run.save_scalars(scalars, state.step)
-                say(f"{progress_line(scalars, state, schedule)}  {task.progress(scalars)}")
+                log(f"{progress_line(scalars, state, schedule)}  {task.progress(scalars)}")
         ends = schedule.progress(state.step, state.seconds) >= 1  # and is saved below
         step_due = options.save_steps is not None and state.step % options.save_steps == 0 and not ends
         if (clock.save_due() or step_due) and accelerator.is_main_process:
-            save_and_validate(task, state, run, say)
+            save_and_validate(task, state, run, log)
 
     if accelerator.is_main_process:
-        save_and_validate(task, state, run, say)
-        reason = "asked to stop" if stop.asked else "done"
+        save_and_validate(task, state, run, log)
+        reason = "asked to stop" if stop.requested else "done"
         notes = "; ".join(filter(None, [f"after {state.seconds / 60:.1f} minutes", batches.summary()]))
-        say(f"{reason} at step {state.step} {notes}")
+        log(f"{reason} at step {state.step} {notes}")
     accelerator.wait_for_everyone()
     return state.ema.module.eval()
 
@@ -300,12 +300,12 @@ def check_finite(norm: str, means: dict[str, Tensor], step: int) -> None:
 
 
 @torch.no_grad()
-def save_and_validate(task: Task, state: TrainState, run: RunFolder, say) -> None:
+def save_and_validate(task: Task, state: TrainState, run: RunFolder, log) -> None:
     run.save_checkpoint(state.state_dict())
     model = state.ema.module.eval()
     run.save_model(model)
     if line := task.validate(model, run, state.step):
-        say(f"step {state.step}  {line}")
+        log(f"step {state.step}  {line}")
 
 
 def progress_line(scalars: dict[str, float], state: TrainState, schedule: Schedule) -> str:

@@ -63,7 +63,7 @@ class LossWeights:
         }
         return sum(weights[name] * terms[name] for name in terms if name in weights)
 
-    def critic_total(self, terms: dict[str, Tensor]) -> Tensor:
+    def discriminator_total(self, terms: dict[str, Tensor]) -> Tensor:
         """The discriminator's objective."""
         weights = {"discriminator": 1.0, "lecam": self.lecam, "r1": self.r1}
         return sum(weights[name] * terms[name] for name in terms if name in weights)
@@ -118,12 +118,12 @@ def r1_penalty(real_logits: Tensor, real: Tensor) -> Tensor:
     return gradient.float().square().flatten(1).sum(1).mean()
 
 
-def lecam_penalty(real_logits: Tensor, fake_logits: Tensor, averages: Tensor) -> Tensor:
+def lecam_penalty(real_logits: Tensor, fake_logits: Tensor, lecam_ema: Tensor) -> Tensor:
     """LeCAM (Tseng et al. 2021, eq. 4): real logits held above the average fake one's anchor, and the other way round.
 
     averages: [2], the moving averages of the mean real and the mean fake logit.
     """
-    real_anchor, fake_anchor = averages.unbind()
+    real_anchor, fake_anchor = lecam_ema.unbind()
     above = F.relu(real_logits - fake_anchor).square().mean()
     below = F.relu(real_anchor - fake_logits).square().mean()
     return above + below

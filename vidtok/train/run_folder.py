@@ -89,27 +89,27 @@ class RunFolder:
         return path
 
 
-FACTS = "depends_on.json"
+FINGERPRINT = "depends_on.json"
 
 
-def hold_to(folder: Path, facts: Mapping) -> None:
+def check_fingerprint(folder: Path, facts: Mapping) -> None:
     """Notes in a folder what its content depends on. Raises ValueError where it was filled with other facts, or can't
     be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{folder} can't be made ({error.strerror}): give another run=") from error
-    file, text = folder / FACTS, json.dumps(facts, indent=2, sort_keys=True) + "\n"
+    file, text = folder / FINGERPRINT, json.dumps(facts, indent=2, sort_keys=True) + "\n"
     if file.exists():
         old, new = json.loads(file.read_text()), json.loads(text)
         if others := [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]:
             raise ValueError(f"{folder} was filled with another {others[0]} ({old.get(others[0])}): give another run=")
-    part = _part_of(file)
+    part = _temporary(file)
     part.write_text(text)
     part.replace(file)
 
 
-def _part_of(file: Path) -> Path:
+def _temporary(file: Path) -> Path:
     """What becomes the file when it is whole; several processes may be at it."""
     return file.with_name(f".{file.name}.{os.getpid()}.part")
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from vidtok.errors import nearest
 
 
-def average_of(model: nn.Module, decay: float = 0.9999) -> ModelEmaV3:
+def make_ema(model: nn.Module, decay: float = 0.9999) -> ModelEmaV3:
     """A moving average of the parameters; buffers are copied."""
     # By parameters, not by names: tensors that two modules share have two names, and would be averaged twice.
     return ModelEmaV3(model, decay=decay, use_warmup=True, exclude_buffers=True)
@@ -38,28 +38,28 @@ class TrainState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     ema: ModelEmaV3
-    critic: nn.Module | None = None
-    critic_optimizer: torch.optim.Optimizer | None = None
-    logit_averages: torch.Tensor = field(default_factory=lambda: torch.zeros(2))
+    discriminator: nn.Module | None = None
+    discriminator_optimizer: torch.optim.Optimizer | None = None
+    lecam_ema: torch.Tensor = field(default_factory=lambda: torch.zeros(2))
     step: int = 0
     seconds: float = 0.0
 
     def _parts(self) -> dict:
         parts = {"model": self.model, "optimizer": self.optimizer, "ema": self.ema.module}
-        if self.critic is not None:
-            parts |= {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
+        if self.discriminator is not None:
+            parts |= {"critic": self.discriminator, "critic_optimizer": self.discriminator_optimizer}
         return parts
 
     def to(self, device: torch.device) -> None:
         """Before the optimisers have made their first step or been loaded."""
-        for part in (self.model, self.ema, self.critic):
+        for part in (self.model, self.ema, self.discriminator):
             if part is not None:
                 part.to(device)
-        self.logit_averages = self.logit_averages.to(device)
+        self.lecam_ema = self.lecam_ema.to(device)
 
     def state_dict(self) -> dict:
         """Tensors and plain values only, as `torch.load(weights_only=True)` wants it."""
-        scalars = {"logit_averages": self.logit_averages, "step": self.step, "seconds": self.seconds}
+        scalars = {"logit_averages": self.lecam_ema, "step": self.step, "seconds": self.seconds}
         return {name: part.state_dict() for name, part in self._parts().items()} | scalars
 
     def load_state_dict(self, state: dict) -> None:
@@ -80,7 +80,7 @@ class TrainState:
                 raise ValueError(
                     f"the checkpoint's {name} is of another model ({reason}): restore its settings or give another run="
                 ) from error
-        self.logit_averages.copy_(state["logit_averages"])
+        self.lecam_ema.copy_(state["logit_averages"])
         self.step, self.seconds = state["step"], state["seconds"]
 
 
@@ -155,7 +155,7 @@ def create_optimizer(model: nn.Module, **arguments) -> Optimizer:
 
     arguments: timm's (opt, lr, ...), which raises ValueError for what it doesn't know."""
     # timm hands no dtype down to them.
-    muon.zeropower_via_newtonschulz = _orthogonalise
+    muon.zeropower_via_newtonschulz = _orthogonalize
     return create_optimizer_v2(model, **arguments)
 
 
@@ -165,7 +165,7 @@ def has_fast_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _orthogonalise(G: Tensor, *args, **kwargs) -> Tensor:
+def _orthogonalize(G: Tensor, *args, **kwargs) -> Tensor:
     if G.device.type == "cpu" and not has_fast_bf16():
         kwargs.setdefault("dtype", torch.float32)
     return _timms(G, *args, **kwargs)
@@ -175,5 +175,5 @@ def build_state(model: nn.Module, plain: dict) -> "TrainState":
     """The model in training mode with its optimiser and average, of the groups `optimizer` and `trainer`."""
 
     model.train()
-    ema = average_of(model, plain["trainer"]["ema_decay"])
+    ema = make_ema(model, plain["trainer"]["ema_decay"])
     return TrainState(model, create_optimizer(model, **plain["optimizer"]), ema)

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from vidtok.datasets.loading import Part
+from vidtok.datasets.loading import Shard
 from vidtok.train.run_folder import RunFolder
 
 Batch = Any  # a tensor, or a nested dict, list or tuple of tensors, all with the samples along dimension 0
@@ -14,7 +14,7 @@ Batch = Any  # a tensor, or a nested dict, list or tuple of tensors, all with th
 class Batches(Protocol):
     """An endless row of batches: batch i is a pure function of (seed, i), and so is each part of it."""
 
-    def loader(self, start: int, workers: int, part: Part) -> Iterator[Batch]:
+    def loader(self, start: int, workers: int, shard: Shard) -> Iterator[Batch]:
         """That part of batches start, start + 1, ..., made ahead by `workers` processes.
 
         part: (index, count), the rows of one of `count` equal slices. What belongs to other parts alone isn't made.
@@ -38,9 +38,9 @@ class Task(Protocol):
     """
 
     def terms(self, model: nn.Module, batch: Batch, step: int) -> tuple[dict[str, Tensor], Any]:
-        """Scalar terms and diagnostics by name, and what `critic_terms` needs (detached) or None.
+        """Scalar terms and diagnostics by name, and what `discriminator_terms` needs (detached) or None.
 
-        `model` is wrapped where several processes train it: call it as a whole (`bare` gives its attributes).
+        `model` is wrapped where several processes train it: call it as a whole (`unwrap_model` gives its attributes).
         """
 
     def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
@@ -63,16 +63,16 @@ class AdversarialTask(Task, Protocol):
 
     logit_decay: float
 
-    def plays(self, step: int) -> bool:
+    def is_adversarial_step(self, step: int) -> bool:
         """Whether the critic trains at this step."""
 
-    def critic_terms(
-        self, critic: nn.Module, batch: Batch, carried: Any, averages: Tensor, step: int
+    def discriminator_terms(
+        self, discriminator: nn.Module, batch: Batch, aux: Any, lecam_ema: Tensor, step: int
     ) -> dict[str, Tensor]:
         """Scalar terms and diagnostics by name, "real_logit" and "fake_logit" among them.
 
         carried: what `terms` returned for the same batch; averages: [2], of the real and the fake logit.
         """
 
-    def critic_total(self, terms: dict[str, Tensor], step: int) -> Tensor:
+    def discriminator_total(self, terms: dict[str, Tensor], step: int) -> Tensor:
         """The weighted sum that the critic minimises."""

@@ -18,7 +18,7 @@ from torchvision.utils import make_grid
 
 from vidtok.checks import check_video
 from vidtok.config import TokenizerConfig
-from vidtok.datasets import MovingDigits, read_video, refuse_overlap
+from vidtok.datasets import MovingDigits, read_video, validate_disjoint
 from vidtok.datasets.decode import MEDIA_SUFFIXES, VIDEO_SUFFIXES
 from vidtok.datasets.sources import find_media
 from vidtok.errors import nearest
@@ -26,7 +26,7 @@ from vidtok.eval.metrics.image import block_edges
 from vidtok.nets.discriminator import Discriminator
 from vidtok.tokenizer import VideoTokenizer, build_tokenizer
 from vidtok.train import losses
-from vidtok.train.distributed import bare
+from vidtok.train.distributed import unwrap_model
 from vidtok.train.loop import build_schedule
 from vidtok.train.losses import LossWeights, perceptual_and_gram_loss, perceptual_loss, reconstruction_loss
 from vidtok.train.perceptual import LPIPS, LogitDistance, build_perceptual
@@ -65,12 +65,12 @@ class TokenizerTask(AdversarialTask):
         self.weights, self.discriminator, self.perceptual = weights, discriminator, perceptual
         self.fixed_clips, self.logit_decay = fixed_clips, weights.lecam_decay
 
-    def plays(self, step: int) -> bool:
+    def is_adversarial_step(self, step: int) -> bool:
         return self.discriminator is not None and step >= self.weights.adversarial_start
 
     def terms(self, model: nn.Module, batch: Tensor, step: int) -> tuple[dict[str, Tensor], Tensor]:
         decoded, z, codes = model(batch)
-        quantizer = bare(model).quantizer
+        quantizer = unwrap_model(model).quantizer
         terms = {"reconstruction": reconstruction_loss(decoded, batch), **quantizer.losses(z, codes)}
         terms["usage_bits"] = usage_bits(quantizer.codes_to_ids(codes.detach()))
         terms["explained"] = 1 - terms["reconstruction"].detach() / batch.var().clamp_min(1e-6)
@@ -82,7 +82,7 @@ class TokenizerTask(AdversarialTask):
                 terms["perceptual"], terms["gram"] = perceptual_and_gram_loss(distance, *looked_at)
             else:
                 terms["perceptual"] = perceptual_loss(distance, *looked_at)
-        if self.plays(step):
+        if self.is_adversarial_step(step):
             # Not the wrapped one: nothing here is for the discriminator to learn from.
             self.discriminator.requires_grad_(False)
             terms["adversarial"] = losses.generator_loss(self.discriminator(decoded))
@@ -92,14 +92,14 @@ class TokenizerTask(AdversarialTask):
     def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
         return self.weights.total(terms, step)
 
-    def critic_terms(
-        self, critic: nn.Module, batch: Tensor, carried: Tensor, averages: Tensor, step: int
+    def discriminator_terms(
+        self, discriminator: nn.Module, batch: Tensor, aux: Tensor, lecam_ema: Tensor, step: int
     ) -> dict[str, Tensor]:
         real = batch.requires_grad_(self.weights.r1 > 0)
-        real_logits, fake_logits = critic(torch.cat([real, carried])).chunk(2)
+        real_logits, fake_logits = discriminator(torch.cat([real, aux])).chunk(2)
         terms = {
             "discriminator": losses.discriminator_loss(real_logits, fake_logits),
-            "lecam": losses.lecam_penalty(real_logits, fake_logits, averages),
+            "lecam": losses.lecam_penalty(real_logits, fake_logits, lecam_ema),
             "discriminator_accuracy": losses.accuracy(real_logits, fake_logits),
             "real_logit": real_logits.detach().mean(),
             "fake_logit": fake_logits.detach().mean(),
@@ -109,8 +109,8 @@ class TokenizerTask(AdversarialTask):
                 terms["r1"] = losses.r1_penalty(real_logits, real)
         return terms
 
-    def critic_total(self, terms: dict[str, Tensor], step: int) -> Tensor:
-        return self.weights.critic_total(terms)
+    def discriminator_total(self, terms: dict[str, Tensor], step: int) -> Tensor:
+        return self.weights.discriminator_total(terms)
 
     def validate(self, model: VideoTokenizer, run: RunFolder, step: int) -> str | None:
         """Measure the fixed clips, and draw the first four of each size.
@@ -212,7 +212,7 @@ def read_fixed_clips(
         found = [digits[i * len(digits) // clips].video for i in range(clips)]
     else:
         files = find_media(root, MEDIA_SUFFIXES if frames == 1 else VIDEO_SUFFIXES)
-        refuse_overlap(training_files, files)
+        validate_disjoint(training_files, files)
         chosen = files[:: max(1, len(files) // max(1, clips))][:clips]
         read = [read_video(path, size=(size, size), max_frames=frames) for path in chosen]
         found = [clip for clip in read if clip.shape[2] == frames]
@@ -264,9 +264,9 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
     state = build_state(tokenizer, plain)
     if weights.adversarial > 0:
         size = (data["frames"], data["crop"], data["crop"])
-        state.critic = Discriminator(size, **plain["discriminator"])
-        state.critic_optimizer = create_optimizer(state.critic, **plain["discriminator_optimizer"])
-    task = TokenizerTask(weights, state.critic, perceptual, fixed_clips)
+        state.discriminator = Discriminator(size, **plain["discriminator"])
+        state.discriminator_optimizer = create_optimizer(state.discriminator, **plain["discriminator_optimizer"])
+    task = TokenizerTask(weights, state.discriminator, perceptual, fixed_clips)
     if plain["branch"]:  # last, so that a command that failed has started none
         branch = start_branch(plain["branch"], plain["run"], join_processes())
         arguments = build_schedule(plain, branch)

@@ -37,10 +37,10 @@ def run(args: argparse.Namespace) -> int:
     from vidtok.cli.progress import track
     from vidtok.eval import I3D, clip_protocol, validation_clips
     from vidtok.eval.reconstruction.classifier_agreement import evaluate_agreement, format_agreement
-    from vidtok.files import find_videos, refuse_existing, write_json
+    from vidtok.files import find_videos, validate_output, write_json
     from vidtok.tokenizer import VideoTokenizer
 
-    refuse_existing(args.json, args.force)
+    validate_output(args.json, args.force)
     files = [file for file, _ in find_videos(args.inputs)]
     device = pick_device(args.device)
     clips = validation_clips(files, args.frames, args.size, args.fps)

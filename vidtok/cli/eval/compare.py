@@ -26,14 +26,14 @@ def run(args: argparse.Namespace) -> int | None:
     from omegaconf import OmegaConf
 
     from vidtok.configs.compose import compose_config
-    from vidtok.eval.recognition.comparison import refuse_settings
+    from vidtok.eval.recognition.comparison import validate_settings
     from vidtok.eval.report.page import write_report
 
     cfg = compose_config("compare", args.overrides)
     if args.config:
         print(OmegaConf.to_yaml(cfg))
         return None
-    refuse_settings(cfg, args.overrides)
+    validate_settings(cfg, args.overrides)
 
     from vidtok.eval.recognition.clips import build_clip_sources
     from vidtok.eval.recognition.comparison import build_comparison, costs
@@ -53,23 +53,23 @@ def run(args: argparse.Namespace) -> int | None:
     comparison = build_comparison(cfg, tokenizer)
     folder = Path(cfg.run)
 
-    def fit(material, arm: str, seed: int, own: Path):
+    def fit(head_data, arm: str, seed: int, own: Path):
         settings = OmegaConf.merge(cfg, {"input": arm, "seed": seed})
-        arguments = build_recognition_training(settings, material, tokenizer)
+        arguments = build_recognition_training(settings, head_data, tokenizer)
         text = OmegaConf.to_yaml(settings, resolve=True)
-        head = train(**arguments, run=RunFolder(own), stop=stop, config_yaml=text, say=say)
-        if stop.asked:
+        head = train(**arguments, run=RunFolder(own), stop=stop, config_yaml=text, log=log)
+        if stop.requested:
             return None
         head, facts = chosen_head(head, own)
         state = arguments["state"]
         return head, {**facts, "seed": seed, "steps": state.step, "seconds": state.seconds}
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         print(line, flush=True)
 
     with StopSignal() as stop:
-        if not comparison.run(fit, folder, say):
-            say("stopped: the same command goes on")
+        if not comparison.run(fit, folder, log):
+            log("stopped: the same command goes on")
             return 0
     entries, predictions, comparisons = comparison.results(folder, cfg.reference)
     source, test_source = build_clip_sources(cfg)
@@ -105,5 +105,5 @@ def run(args: argparse.Namespace) -> int | None:
     )
     write_json(folder / "result.json", result)
     write_report(result, comparison, tokenizer, tokens, cfg.page.clips, cfg.page.fps, folder)
-    say(f"{format_table(result)}\nresult: {folder / 'result.json'}, page: {folder / 'page.html'}")
+    log(f"{format_table(result)}\nresult: {folder / 'result.json'}, page: {folder / 'page.html'}")
     return 1 if result["n_failed"] else 0

@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int | None:
         return None
 
     from vidtok.eval.recognition.clips import build_clip_sources
-    from vidtok.eval.recognition.data import build_material
-    from vidtok.eval.recognition.finetuning import build_recognition_training, chosen_head, hold_finetuning
+    from vidtok.eval.recognition.data import build_head_data
+    from vidtok.eval.recognition.finetuning import build_recognition_training, check_finetuning, chosen_head
     from vidtok.eval.recognition.protocol import build_protocol
     from vidtok.eval.recognition.results import data_record, recognition_result, result_entry
     from vidtok.eval.report.table import format_table
@@ -45,25 +45,25 @@ def run(args: argparse.Namespace) -> int | None:
     start = time.perf_counter()
     processes = join_processes()
     tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, processes.device)
-    material = build_material(cfg, tokenizer)
-    arguments = build_recognition_training(cfg, material, tokenizer)
-    hold_finetuning(cfg, tokenizer)  # not before: a command that failed holds nothing
+    head_data = build_head_data(cfg, tokenizer)
+    arguments = build_recognition_training(cfg, head_data, tokenizer)
+    check_finetuning(cfg, tokenizer)  # not before: a command that failed holds nothing
     folder = RunFolder(cfg.run)
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         processes.print(line, flush=True)
 
     with StopSignal() as stop:
-        head = train(**arguments, run=folder, stop=stop, config_yaml=OmegaConf.to_yaml(cfg, resolve=True), say=say)
+        head = train(**arguments, run=folder, stop=stop, config_yaml=OmegaConf.to_yaml(cfg, resolve=True), log=log)
     status = 0
-    if stop.asked:
-        say("stopped before the test: the same command goes on")
+    if stop.requested:
+        log("stopped before the test: the same command goes on")
     elif processes.is_main_process:
         state = arguments["state"]
         head, facts = chosen_head(head, folder.path)
         facts |= {"seed": cfg.seed, "steps": state.step, "seconds": state.seconds}
-        predictions = material.test(head)
-        shuffled = None if material.shuffled is None else [material.shuffled(head)]
+        predictions = head_data.test(head)
+        shuffled = None if head_data.shuffled is None else [head_data.shuffled(head)]
         result = recognition_result(
             "finetune",
             [result_entry(cfg.name, cfg.input, [(facts, predictions)], None, shuffled)],
@@ -71,10 +71,10 @@ def run(args: argparse.Namespace) -> int | None:
             data=data_record(
                 build_clip_sources(cfg)[0],
                 {"train": cfg.data.train_split, "test": cfg.data.val_split},
-                material.classes,
-                material.train_failures,
+                head_data.classes,
+                head_data.train_failures,
             ),
-            train_labels=material.train.labels,
+            train_labels=head_data.train.labels,
             protocol=build_protocol(cfg).record(),
             tokenizer=None if cfg.input == "pixels" else tokenizer,
             config=OmegaConf.to_container(OmegaConf.load(folder.path / "config.yaml")),  # that it was trained with
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int | None:
             device=str(processes.device),
         )
         write_json(folder.path / "result.json", result)
-        say(f"{format_table(result)}\nresult: {folder.path / 'result.json'}")
+        log(f"{format_table(result)}\nresult: {folder.path / 'result.json'}")
         status = 1 if result["n_failed"] else 0
     processes.wait_for_everyone()
     processes.destroy_process_group()

@@ -56,21 +56,21 @@ def run(args: argparse.Namespace) -> None:
     from vidtok.cli.common import print_rows
     from vidtok.cli.progress import Progress
     from vidtok.errors import UserError
-    from vidtok.eval.generation.conventions import convention, real_clips
+    from vidtok.eval.generation.conventions import get_convention, real_clips
     from vidtok.eval.generation.run import (
         Evaluation,
         check_conditions,
-        draw_neighbours,
-        load_detectors,
+        draw_neighbors,
+        load_feature_extractors,
         smaller,
         summary,
     )
     from vidtok.eval.report.table import short_seconds
-    from vidtok.files import refuse_existing, write_json
+    from vidtok.files import validate_output, write_json
     from vidtok.generator import from_pretrained, load_tokenizer
 
     for out in (args.json, args.neighbours):
-        refuse_existing(out, args.force)
+        validate_output(out, args.force)
     if args.neighbours and not args.neighbours.lower().endswith(".png"):
         raise UserError(f"--neighbours writes a .png, not {args.neighbours}")
     if not (args.i3d or args.fid or args.head):
@@ -78,30 +78,33 @@ def run(args: argparse.Namespace) -> None:
     if args.neighbours and not args.i3d:
         raise UserError("--neighbours needs --i3d FILE, whose features say what is near")
     device = pick_device(args.device)
-    how = smaller(convention(args.convention), args.n_real, args.n_fake, args.folds)
+    convention = smaller(get_convention(args.convention), args.n_real, args.n_fake, args.folds)
     generator = from_pretrained(args.generator, device)
     tokenizer = load_tokenizer(generator.config, args.tokenizer, device)
-    detectors = load_detectors(args.i3d, args.fid, args.head, tokenizer, device)
+    detectors = load_feature_extractors(args.i3d, args.fid, args.head, tokenizer, device)
     columns = {"label_column": args.label_column}
-    real = real_clips(args.source, args.root, args.split, args.others, generator.config, how, args.batch, **columns)
+    real = real_clips(
+        args.source, args.root, args.split, args.others, generator.config, convention, args.batch, **columns
+    )
     sampling = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
     generator.check_sampling(**sampling)
-    check_conditions(how, generator.config, real.classes, detectors.head, tokenizer, sampling)
-    evaluation = Evaluation(real, detectors, tokenizer, how, args.convention, args.batch)
+    check_conditions(convention, generator.config, real.classes, detectors.head, tokenizer, sampling)
+    evaluation = Evaluation(real, detectors, tokenizer, convention, args.convention, args.batch)
     limits = evaluation.limits()
-    with Progress(how.folds * how.n_fake, "clips") as bar:
+    with Progress(convention.folds * convention.n_fake, "clips") as bar:
         result = evaluation.measure(generator, args.seed, bar.reach, **sampling)
     result["metrics"] |= limits
     rows = {"generator": f"{result['generator']['name']}, {result['generator']['parameters']:,} parameters"}
     rows["convention"] = (
-        f"{result['protocol']['convention']}; {result['n_real']} real clips, {how.folds} x {how.n_fake} generated"
+        f"{result['protocol']['convention']}; {result['n_real']} real clips, "
+        f"{convention.folds} x {convention.n_fake} generated"
     )
     rows |= {f"detector of {name}": text for name, text in result["detector"].items()}
     print_rows({**rows, **summary(result["metrics"]), "seconds per clip": short_seconds(result["seconds_per_clip"])})
     if args.json:
         write_json(args.json, result)
     if args.neighbours:
-        found = result["neighbours"] = draw_neighbours(args.neighbours, evaluation, generator, args.seed, sampling)
+        found = result["neighbours"] = draw_neighbors(args.neighbours, evaluation, generator, args.seed, sampling)
         middles = {name: f"{statistics.median(found[name]):.1f}" for name in ("generated", "others") if name in found}
         said = ", ".join(f"{name} {value}" for name, value in middles.items())
         print(f"generated clips, each beside the nearest of {found['n_real']} real ones: {args.neighbours}")

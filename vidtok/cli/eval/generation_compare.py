@@ -43,43 +43,43 @@ def run(args: argparse.Namespace) -> None:
 
     from vidtok.errors import UserError
     from vidtok.eval.generation.comparison import SCHEMA, caption, draw_chart, markdown_table, verdict
-    from vidtok.eval.generation.conventions import convention, real_clips
-    from vidtok.eval.generation.run import Evaluation, check_conditions, load_detectors, smaller
+    from vidtok.eval.generation.conventions import get_convention, real_clips
+    from vidtok.eval.generation.run import Evaluation, check_conditions, load_feature_extractors, smaller
     from vidtok.files import write_json
     from vidtok.generator import from_pretrained
     from vidtok.tokenizer import VideoTokenizer
     from vidtok.train.distributed import only_process
     from vidtok.train.loop import StopSignal
-    from vidtok.train.run_folder import hold_to
+    from vidtok.train.run_folder import check_fingerprint
 
     plain = OmegaConf.to_container(cfg, resolve=True)
     # What is wrong shall show before hours of training.
-    how = smaller(convention(cfg.convention), cfg.n_real, cfg.n_fake, cfg.folds)
+    convention = smaller(get_convention(cfg.convention), cfg.n_real, cfg.n_fake, cfg.folds)
     check_kinds(plain)
     device, folder = only_process("eval generation-compare"), Path(cfg.run)
     tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, device)
     if not (cfg.i3d or cfg.recogniser):
         raise UserError("nothing to measure: give i3d=FILE or recogniser=NAME")
-    detectors = load_detectors(cfg.i3d, None, cfg.recogniser, tokenizer, device)
+    detectors = load_feature_extractors(cfg.i3d, None, cfg.recogniser, tokenizer, device)
     for kind in cfg.kinds:
         config = check_kind(kind, args.overrides, folder / kind)
         if config.weight_hash != tokenizer.weight_hash:
             raise ValueError(f"{folder / kind} was trained on tokens of another {cfg.tokenizer}: give another run=")
-    real = real_clips(cfg.real, cfg.real_root, cfg.real_split, cfg.other_split, config, how, cfg.sample_batch)
+    real = real_clips(cfg.real, cfg.real_root, cfg.real_split, cfg.other_split, config, convention, cfg.sample_batch)
     for kind in cfg.kinds:
-        check_conditions(how, config, real.classes, detectors.head, tokenizer, given_settings(cfg, kind))
-    check_real(real, how)
+        check_conditions(convention, config, real.classes, detectors.head, tokenizer, given_settings(cfg, kind))
+    check_real(real, convention)
     training = {}
     with StopSignal() as stop:
         for kind in cfg.kinds:
             training[kind] = train_kind(kind, args.overrides, folder / kind, tokenizer.weight_hash, stop)
-            if stop.asked:
+            if stop.requested:
                 print("stopped: the same command goes on", flush=True)
                 return
     generators = {kind: from_pretrained(folder / kind / "model", device) for kind in cfg.kinds}
     # Not before: what can't be measured holds nothing. Names alone don't do: a file of a name can be a new one.
     facts = {key: value for key, value in plain.items() if key in MEASURED_WITH}
-    hold_to(folder, facts | {"detectors": detectors.names, "tokenizer_weights": tokenizer.weight_hash})
+    check_fingerprint(folder, facts | {"detectors": detectors.names, "tokenizer_weights": tokenizer.weight_hash})
     evaluation = None
 
     def measured(name: str, work) -> dict:
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         file = folder / "measured" / f"{name}.json"
         if not file.exists():
             if evaluation is None:
-                evaluation = Evaluation(real, detectors, tokenizer, how, cfg.convention, cfg.sample_batch)
+                evaluation = Evaluation(real, detectors, tokenizer, convention, cfg.convention, cfg.sample_batch)
             write_json(file, work(evaluation))
         return json.loads(file.read_text())
 

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int | None:
     from vidtok.eval.recognition.protocol import Protocol
     from vidtok.eval.recognition.results import correct_of, recognition_result, result_entry
     from vidtok.eval.report.table import format_table
-    from vidtok.files import refuse_existing, write_json
+    from vidtok.files import validate_output, write_json
     from vidtok.tokenizer import VideoTokenizer
 
     if args.source is None and args.features is None:
@@ -83,9 +83,9 @@ def run(args: argparse.Namespace) -> int | None:
         raise UserError("--features takes SOURCE where --group-column is a column of it, and not else")
     if args.features and args.test_source:
         raise UserError("--test-source is of clips: of features there is --test-features")
-    refuse_existing(args.json, args.force)
+    validate_output(args.json, args.force)
     if args.classifier == "attentive":
-        refuse_idle(args)
+        validate_flags(args)
         return attentive(args)
     start = time.perf_counter()
     tokenizer = VideoTokenizer.from_pretrained(args.model, pick_device(args.device))
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int | None:
     if len(set(inputs)) < len(inputs):
         raise UserError(f"--input {args.input}: one of them is given twice")
     only = "is for --input {}, not " + args.input
-    common.refuse_idle((
+    common.validate_flags((
         ("--i3d", args.i3d and "i3d" not in inputs, only.format("i3d")),
         ("--backbone", args.backbone and "frames" not in inputs, only.format("frames")),
         ("--backbone-weights", args.backbone_weights and "frames" not in inputs, only.format("frames")),
@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> int | None:
     return 1 if result["n_failed"] else 0
 
 
-def refuse_idle(args: argparse.Namespace) -> None:
+def validate_flags(args: argparse.Namespace) -> None:
     """Flags that the attentive probe has no use for. Raises UserError."""
     inputs = args.input.split(",")
     flags = (
@@ -158,7 +158,9 @@ def refuse_idle(args: argparse.Namespace) -> None:
         ("--input", {"i3d", "frames"} & set(inputs), "reads no reference: logistic and knn do"),
         ("--input", len(inputs) > 1, "reads one input at a time"),
     )
-    common.refuse_idle((flag, idle, f"goes without --classifier attentive, which {why}") for flag, idle, why in flags)
+    common.validate_flags(
+        (flag, idle, f"goes without --classifier attentive, which {why}") for flag, idle, why in flags
+    )
 
 
 def attentive(args: argparse.Namespace) -> int | None:

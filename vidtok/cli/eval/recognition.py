@@ -44,10 +44,10 @@ def run(args: argparse.Namespace) -> int:
     from vidtok.eval.recognition.prediction import load_head, predict, trained_on, views_of_dataset
     from vidtok.eval.recognition.results import data_record, recognition_result, result_entry
     from vidtok.eval.report.table import format_table
-    from vidtok.files import refuse_existing, write_json
+    from vidtok.files import validate_output, write_json
 
     start = time.perf_counter()
-    refuse_existing(args.json, args.force)
+    validate_output(args.json, args.force)
     head, encoder, protocol = load_head(args.head, args.model, args.device, args.recon, args.protocol)
     config = head.config
     columns = args.path_column, args.label_column, args.split_column

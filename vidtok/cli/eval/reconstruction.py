@@ -35,10 +35,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from vidtok.cli.progress import track
     from vidtok.eval import I3D, clip_protocol, evaluate_reconstruction, format_table, validation_clips
-    from vidtok.files import find_videos, refuse_existing, write_json
+    from vidtok.files import find_videos, validate_output, write_json
     from vidtok.train.perceptual import LPIPS
 
-    refuse_existing(args.json, args.force)
+    validate_output(args.json, args.force)
     files = [file for file, _ in find_videos(args.inputs)]
     chosen = {} if args.clips is None else {"clips": f"{args.clips} of {len(files)} files, evenly spread"}
     files = spread(files, args.clips or len(files))
