@@ -26,7 +26,7 @@ from vidtok.datasets import (
 )
 from vidtok.datasets.seek import resample_indices
 
-SHARED = Path(os.environ.get("VIDTOK_SHARED", Path(__file__).parents[2] / "shared"))
+SHARED = Path(os.environ.get("VIDTOK_SHARED", Path(__file__).parents[3] / "shared"))
 
 
 @pytest.fixture(scope="module")
