@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import vidtok
 from vidtok.cli.main import main
 from vidtok.datasets import demo_clip, write_video
-from vidtok.train.losses import LossWeights, perceptual_loss, reconstruction_loss
+from vidtok.train.losses import LossWeights, block_edge_loss, perceptual_loss, reconstruction_loss
 from vidtok.train.state import Schedule
 
 TINY = ["model.net.width=16", "model.net.blocks=1", "model.net.decoder_blocks=1", "loss=starter", "optimizer=muon"]
@@ -67,6 +67,17 @@ def test_weights_are_the_papers_and_entropy_falls_from_three_times():
 
 def test_reconstruction_loss_is_the_mean_square():
     assert reconstruction_loss(torch.zeros(1, 3, 1, 2, 2), torch.full((1, 3, 1, 2, 2), 0.5)).item() == 0.25
+
+
+def test_block_edge_loss_is_the_jump_of_the_error_across_borders():
+    """Edges of the original cost nothing, a step of the error at a border its square, one inside a cell nothing."""
+    video = torch.rand(1, 3, 5, 16, 24)
+    step = torch.zeros_like(video)
+    step[..., 8:] = 0.5
+    assert block_edge_loss(video, video, (4, 8, 8)) == 0
+    assert torch.isclose(block_edge_loss(video + step, video, (4, 8, 8)), torch.tensor(0.25 / 2 / 2))  # 1 of 2 borders
+    assert block_edge_loss(video + step.roll(3, -1), video, (4, 8, 24)) == 0
+    assert block_edge_loss(video, -video, (4, 16, 24)) == 0  # one cell has no borders
 
 
 def test_perceptual_loss_looks_at_the_asked_frames():

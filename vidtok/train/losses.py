@@ -21,6 +21,7 @@ class LossWeights:
         perceptual: of LPIPS or the logits' distance; 0 where its weights are not at hand.
         gram: of the Gram distance of LPIPS' features, see `LPIPS.with_gram`; 0 leaves it out.
         perceptual_frames: both look at this many frames of each clip, drawn at random (0: all).
+        block_edges: of the squared jump of the error across borders of the token grid, see `block_edge_loss`.
         commitment: of mean (z - code)^2.
         codebook: of VQ's codebook term.
         entropy: of per-sample minus codebook entropy, in nats; it may be negative, see the README.
@@ -34,6 +35,7 @@ class LossWeights:
     perceptual: float = 0.1
     gram: float = 0.0
     perceptual_frames: int = 0
+    block_edges: float = 0.0
     commitment: float = 0.25
     codebook: float = 1.0
     entropy: float = 0.1
@@ -56,6 +58,7 @@ class LossWeights:
             "reconstruction": self.reconstruction,
             "perceptual": self.perceptual,
             "gram": self.gram,
+            "block_edges": self.block_edges,
             "commitment": self.commitment,
             "codebook": self.codebook,
             "adversarial": self.adversarial,
@@ -72,6 +75,23 @@ class LossWeights:
 def reconstruction_loss(decoded: Tensor, video: Tensor) -> Tensor:
     """Mean squared error over all values, float32."""
     return F.mse_loss(decoded.float(), video.float())
+
+
+def block_edge_loss(decoded_BCTHW: Tensor, video_BCTHW: Tensor, stride: tuple[int, int, int]) -> Tensor:
+    """Mean squared jump of the error between the two pixels at each border of the token grid, rows and columns.
+
+    Zero where the reconstruction is as continuous across borders as the original; edges of the original cost nothing.
+    0 for a grid without borders.
+    """
+    error = decoded_BCTHW.float() - video_BCTHW.float()
+    jumps = []
+    for dim, step in ((-2, stride[1]), (-1, stride[2])):
+        n = error.shape[dim] // step
+        if step > 1 and n > 1:
+            cells = error.unflatten(dim, (n, step))  # [..., n, step, ...]: pairs (last of a cell, first of the next)
+            before, after = cells.select(dim, step - 1), cells.select(dim, 0)
+            jumps.append((after.narrow(dim, 1, n - 1) - before.narrow(dim, 0, n - 1)).square().mean())
+    return sum(jumps) / len(jumps) if jumps else error.new_zeros(())
 
 
 def perceptual_loss(

@@ -28,7 +28,13 @@ from vidtok.tokenizer import VideoTokenizer, build_tokenizer
 from vidtok.train import losses
 from vidtok.train.distributed import unwrap_model
 from vidtok.train.loop import build_schedule
-from vidtok.train.losses import LossWeights, perceptual_and_gram_loss, perceptual_loss, reconstruction_loss
+from vidtok.train.losses import (
+    LossWeights,
+    block_edge_loss,
+    perceptual_and_gram_loss,
+    perceptual_loss,
+    reconstruction_loss,
+)
 from vidtok.train.perceptual import LPIPS, LogitDistance, build_perceptual
 from vidtok.train.run_folder import RunFolder
 from vidtok.train.state import build_state
@@ -74,6 +80,8 @@ class TokenizerTask(AdversarialTask):
         terms = {"reconstruction": reconstruction_loss(decoded, batch), **quantizer.losses(z, codes)}
         terms["usage_bits"] = usage_bits(quantizer.codes_to_ids(codes.detach()))
         terms["explained"] = 1 - terms["reconstruction"].detach() / batch.var().clamp_min(1e-6)
+        if self.weights.block_edges:
+            terms["block_edges"] = block_edge_loss(decoded, batch, unwrap_model(model).stride)
         if self.perceptual is not None:
             frames = torch.Generator().manual_seed(step)
             distance = self.perceptual.to(batch.device)
