@@ -75,8 +75,8 @@ def test_block_edge_loss_is_the_jump_of_the_error_across_borders():
     step = torch.zeros_like(video)
     step[..., 8:] = 0.5
     assert block_edge_loss(video, video, (4, 8, 8)) == 0
-    assert torch.isclose(block_edge_loss(video + step, video, (4, 8, 8)), torch.tensor(0.25 / 2 / 2))  # 1 of 2 borders
-    assert block_edge_loss(video + step.roll(3, -1), video, (4, 8, 24)) == 0
+    assert block_edge_loss(step, 0 * video, (4, 8, 8)) == 0.25 / 2 / 2  # one of two borders, no rows
+    assert block_edge_loss(step.roll(3, -1), 0 * video, (4, 8, 24)) == 0
     assert block_edge_loss(video, -video, (4, 16, 24)) == 0  # one cell has no borders
 
 
