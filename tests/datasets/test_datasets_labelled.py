@@ -144,7 +144,7 @@ def test_training_resamples_counts_and_says_so(folder):
             runs.append(next(data.loader(4, workers)))
         assert data.resampled >= 1 and "a/2.mp4" not in runs[-1].id and len(runs[-1].id) == 4
         if not workers:  # a worker says it on the console
-            assert "2.mp4: the file is empty (0 bytes); another video takes its place" in str(caught[0].message)
+            assert "2.mp4: the file is empty (0 bytes); replaced by another video" in str(caught[0].message)
     assert torch.equal(runs[0].video, runs[1].video) and runs[0].id == runs[1].id
     for path in folder.rglob("*.mp4"):
         path.write_bytes(b"")
@@ -203,7 +203,7 @@ def test_kinetics(clips, tmp_path, where):
     assert val.labels == [0, 1] and val.classes == ["air drumming", "zumba"] and val[0].video.shape[2] == 17
     with pytest.raises(VideoError, match=r"gone_000001_000011\.mp4: no such file"):
         val[1]
-    with pytest.raises(ValueError, match="no split 'test', there is train, val"):
+    with pytest.raises(ValueError, match="no split 'test', only train, val"):
         Kinetics(tmp_path / "k.csv", root, "test")
     with pytest.raises(ValueError, match="zumba"):
         Kinetics(tmp_path / "k.csv", root, classes=["air drumming"])
@@ -256,7 +256,7 @@ def test_video_list(folder, tmp_path):
     assert [Path(p).name for p in bare.paths] == ["0.mp4", "3.mp4"] and bare[1].label == 4
     unlabelled = VideoList(_written(tmp_path / "test.txt", "a/0.mp4\n"), folder)
     assert unlabelled.labels == [-1] and unlabelled.classes == []
-    with pytest.raises(ValueError, match="labels from 0 to 1 for 1 classes"):
+    with pytest.raises(ValueError, match="labels from 0 to 1, legal are 0 to 0"):
         VideoList(tmp_path / "train.csv", folder, classes=["x"])
 
 
