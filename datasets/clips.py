@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from vidtok.datasets.annotations import read_annotations
 from vidtok.datasets.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES, PyAVReader
 from vidtok.datasets.frames import frames_to_video
-from vidtok.datasets.loading import WHOLE, DecodePool, Shard, check_clip, check_counts, shard_rows
+from vidtok.datasets.loading import WHOLE, DecodePool, Shard, check_clip, check_counts, is_image_batch, shard_rows
 from vidtok.datasets.seek import read_window, window_indices
 from vidtok.datasets.sources import find_media, of_split
 from vidtok.datasets.yuv_store import StoredVideo, YUVStore, add_videos
@@ -141,7 +141,7 @@ class ClipFolder(Dataset):
 
     def is_image_batch(self, index: int) -> bool:
         """Return whether batch `index` holds images."""
-        return int((index + 1) * self.image_fraction) > int(index * self.image_fraction)
+        return is_image_batch(index, self.image_fraction)
 
     def __getitem__(self, index: int) -> Tensor:
         return self.shard_of(index, WHOLE)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidtok.datasets.labelled import LabelledDataset, Sample, Transform
-from vidtok.datasets.loading import WHOLE, Shard, check_clip, check_counts, prefetch, shard_rows
+from vidtok.datasets.loading import WHOLE, Shard, check_clip, check_counts, is_image_batch, prefetch, shard_rows
 
 # Per motion: index of the state that moves through its range (x, y, angle, size), and the direction. Ranges are
 # periodic: positions wrap around at the borders, the size jumps from largest to smallest. Therefore each state is
@@ -119,11 +119,23 @@ def _wrapped(distance: Tensor) -> Tensor:
 
 
 class DigitClips:
-    """Batches as `ClipFolder` gives them, of `MovingDigits`: batch i is a pure function of (seed, i).
+    """An endless sequence of batches of `MovingDigits`, as `ClipFolder`: batch i is a pure function of (seed, i).
 
-    `dataset[i]` is float32 in [-1, 1], [batch_size, 3, frames, crop, crop], every tenth batch [image_batch_size, 3, 1,
-    crop, crop]. split: "train" or "val". stride: of the tokenizer to train, which frames and crop
-    must fit. Raises ValueError for bad arguments.
+    `dataset[i]` is float32 in [-1, 1]: [batch_size, 3, frames, crop, crop] of videos, or, for a share `image_fraction`
+    of all batches, evenly spread, [image_batch_size, 3, 1, crop, crop] of images.
+
+    Args:
+        frames: frames per clip, 1 + a multiple of the stride in time.
+        crop: height and width in pixels, a multiple of the stride in space.
+        batch_size: clips per batch of videos.
+        image_batch_size: images per batch of images; None, 4 * batch_size.
+        image_fraction: share of batches that are images, 0 to 1.
+        seed: seed of all random choices.
+        split: "train" or "val", see `MovingDigits`.
+        stride: (time, height, width) of the tokenizer to train.
+
+    Raises:
+        ValueError: illegal arguments.
     """
 
     def __init__(
@@ -132,11 +144,13 @@ class DigitClips:
         crop: int = 64,
         batch_size: int = 8,
         image_batch_size: int | None = None,
+        image_fraction: float = 0.1,
         seed: int = 0,
         split: str = "train",
         stride: tuple[int, int, int] = (4, 8, 8),
     ):
-        self.seed, self.batch_size, self.image_batch_size = seed, batch_size, image_batch_size or 4 * batch_size
+        self.seed, self.image_fraction = seed, image_fraction
+        self.batch_size, self.image_batch_size = batch_size, image_batch_size or 4 * batch_size
         check_counts(batch_size=self.batch_size, image_batch_size=self.image_batch_size)
         check_clip(frames, crop, stride)
         self.videos, self.images = (MovingDigits(split, count, crop, seed) for count in (frames, 1))
@@ -145,18 +159,24 @@ class DigitClips:
         return self.shard_of(index, WHOLE)
 
     def shard_of(self, index: int, shard: Shard) -> Tensor:
-        """The rows that are `part` of `dataset[index]`. Raises ValueError where it doesn't divide into such parts."""
+        """Return the rows of one shard of `dataset[index]`.
+
+        Raises:
+            ValueError: the batch is not divisible into so many shards.
+        """
         rng = np.random.default_rng([self.seed, index])
-        images = index % 10 == 9
+        images = is_image_batch(index, self.image_fraction)
         digits, size = (self.images, self.image_batch_size) if images else (self.videos, self.batch_size)
         rows, chosen = shard_rows(shard, size), rng.integers(len(digits), size=size)
         return torch.cat([digits[int(chosen[row])].video for row in rows])
 
     def loader(self, start: int = 0, workers: int = 0, shard: Shard = WHOLE) -> Iterator[Tensor]:
-        """That part of batches start, start + 1, ..., made ahead by `workers` processes if they are several: beside a
-        CPU's step it costs so little that a single one isn't worth its start, but a GPU would wait for it."""
+        """Yield one shard of batches start, start + 1, ..., prefetched by `workers` processes if they are several.
+
+        A single process would not be worth its start: next to a training step on a CPU, rendering costs little.
+        """
         for size in (self.batch_size, self.image_batch_size):
-            shard_rows(shard, size)  # now, not when its turn comes
+            shard_rows(shard, size)  # fail now, not at the first such batch
         return prefetch(partial(self.shard_of, shard=shard), start, workers if workers > 1 else 0)
 
     def summary(self) -> str:

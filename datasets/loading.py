@@ -410,6 +410,11 @@ def shard_rows(shard: Shard, size: int) -> range:
     return range(index * rows, (index + 1) * rows)
 
 
+def is_image_batch(number: int, image_fraction: float) -> bool:
+    """Return whether batch `number` is of images, if a share `image_fraction` of all batches is, evenly spread."""
+    return int((number + 1) * image_fraction) > int(number * image_fraction)
+
+
 def check_counts(**counts: int) -> None:
     """Raise ValueError if a count is not a whole number of at least 1."""
     for name, count in counts.items():

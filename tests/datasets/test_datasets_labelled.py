@@ -164,7 +164,7 @@ def test_a_video_that_hangs(folder):
     batch = next(data.loader(4, workers=1, time_limit=2.5))
     assert batch.id == ["a/0.mp4", "a/2.mp4", "b/3.mp4"] and "no result within 2.5 s" in str(batch.failed[0])
     data = VideoFolder(folder, sampler=sleepy, transform=EvalTransform(32), on_error="resample")
-    with pytest.warns(UserWarning, match=r"1\.mp4: no result within 2\.5 s; decoder killed; another video"):
+    with pytest.warns(UserWarning, match=r"1\.mp4: no result within 2\.5 s; decoder killed; replaced by another video"):
         batch = next(data.loader(4, workers=1, time_limit=2.5))
     assert len(batch.id) == 4 and "b/1.mp4" not in batch.id and data.resampled >= 1
 

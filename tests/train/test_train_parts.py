@@ -42,6 +42,12 @@ def test_parts_of_digits_are_slices():
         digits.loader(shard=(0, 3))
 
 
+@pytest.mark.parametrize("fraction, images", [(0.1, [9]), (0.5, [1, 3, 5, 7, 9]), (0.0, []), (1.0, [*range(10)])])
+def test_image_fraction_of_digits(fraction, images):
+    batches = DigitClips(frames=5, crop=16, batch_size=1, image_fraction=fraction)
+    assert [i for i in range(10) if batches[i].shape[2] == 1] == images
+
+
 def test_parts_of_labelled_clips_are_slices():
     batches = ClipBatches(MovingDigits("train", 5, 16), batch_size=4)
     whole, parts = batches[3], [next(batches.loader(start=3, shard=(i, 2))) for i in range(2)]
