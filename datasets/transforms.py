@@ -130,7 +130,7 @@ def rand_augment(video: Tensor, rng: np.random.Generator, config: str = "rand-m7
 
 def _check_shares(scale: tuple[float, float], of: str) -> None:
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-        raise ValueError(f"scale={scale}: want (low, high), shares of the {of} above 0 and at most 1")
+        raise ValueError(f"want scale=(low, high), shares of the {of} above 0 and at most 1, not {scale}")
 
 
 @dataclass(frozen=True)

@@ -305,7 +305,7 @@ class TestMovingDigits:
         ours, theirs = MovingDigits("val"), MovingDigits("val", classes=sorted(MovingDigits("val").classes))
         assert [ours.classes[label] for label in ours.labels] == [theirs.classes[label] for label in theirs.labels]
         assert torch.equal(ours[3].video, theirs[3].video) and ours[3].label != theirs[3].label
-        with pytest.raises(ValueError, match="none of the classes, such as 'left'"):
+        with pytest.raises(ValueError, match="the classes lack 'left'"):
             MovingDigits("val", classes=["up", "down"])
 
     def test_some_of_them_stay_what_they_are(self):

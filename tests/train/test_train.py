@@ -106,7 +106,12 @@ def test_a_short_run_learns_and_leaves_everything(clips, held_out, tmp_path, cap
     assert tokenizer.encode(demo_clip(frames=5, size=64)).shape == (1, 2, 8, 8)
 
 
-GAN = ["loss.adversarial=0.1", "discriminator.base=4", "discriminator.multipliers=[2,2]", "loss.adversarial_start=2"]
+GAN = [
+    "loss.adversarial=0.1",
+    "discriminator.base=4",
+    "discriminator.channel_multipliers=[2,2]",
+    "loss.adversarial_start=2",
+]
 
 
 @pytest.mark.parametrize("extra", [[], GAN], ids=["plain", "adversarial"])

@@ -11,7 +11,12 @@ from vidtok.train.loop import samples, shard_of
 
 TINY = ["data=digits", "data.crop=32", "data.frames=5", "data.batch_size=8", "data.image_batch_size=8"]
 TINY += ["model.net.width=16", "model.net.blocks=1", "model.net.decoder_blocks=1", "loss=magvit2", "loss.perceptual=0"]
-TINY += ["discriminator.base=4", "discriminator.multipliers=[2,2]", "trainer.log_seconds=0", "trainer.max_steps=4"]
+TINY += [
+    "discriminator.base=4",
+    "discriminator.channel_multipliers=[2,2]",
+    "trainer.log_seconds=0",
+    "trainer.max_steps=4",
+]
 
 
 def run(folder, *overrides):
