@@ -1,4 +1,4 @@
-"""Reading and writing video, and the datasets made of it."""
+"""Read and write video, and build datasets of videos."""
 
 from vidtok.datasets.annotations import read_annotations
 from vidtok.datasets.backends import open_video

@@ -1,12 +1,8 @@
-"""Annotation files, of whatever format, as one kind of table. They come from outside: data, never code.
+"""Read annotation files of several formats into one kind of table.
 
-Annotations as csv with a header: Kinetics' own, and anyone's with columns that have a name.
-
-Annotations as lists without a header: `path label` lines, in the dialects that training codes have.
-
-Something-Something-v2 annotations, and what other json files of videos are.
-
-What is said of annotations that can't be read, and how the confusable ones are told apart.
+`read_annotations` detects the format from the content: csv with a header (Kinetics' own, or any with named columns),
+lists of `path label` lines without a header (in the dialects of common training codes), and Something-Something-v2
+json. Files of other kinds (captions, boxes, class lists, frame folders) raise an error that names the kind.
 """
 
 import csv
@@ -29,7 +25,15 @@ UNDERSTOOD = (
 
 
 class AnnotationFormatError(Exception):
-    """Why a file, or one line of it, is none of the formats. `str()` goes after the name of the file."""
+    """The reason why a file, or one line of it, fits none of the formats.
+
+    `str()` is written to follow the name of the file.
+
+    Args:
+        why: the reason.
+        number: line number, from 1; None, the whole file.
+        line: text of the line; None, not shown.
+    """
 
     def __init__(self, why: str, number: int | None = None, line: str | None = None):
         shown = "" if line is None else f": {line if len(line) <= 200 else line[:200] + '...'!r}"
@@ -45,14 +49,17 @@ def is_media(word: str) -> bool:
 
 
 def is_several(label: str) -> bool:
-    """Whether a label is several: [1, 2] or 1,2 or a;b or a|b."""
+    """Return whether a label holds several classes: [1, 2] or 1,2 or a;b or a|b."""
     parts = label.split(",")
     numbers = len(parts) > 1 and all(part.strip().isdigit() for part in parts)
     return numbers or (label.startswith("[") and label.endswith("]")) or ";" in label or "|" in label
 
 
 def is_class_list(names: Sequence[str], labels: Sequence[str | None]) -> bool:
-    """Whether two columns number names: one holds 0..n-1 or 1..n, the other n different words, most without digits."""
+    """Return whether two columns are a class list.
+
+    In a class list one column holds 0..n-1 or 1..n, the other n distinct words, most of them without digits.
+    """
     for numbers, words in (([name.rstrip(":.)") for name in names], labels), (labels, names)):
         if not all(numbers) or not all(words) or not all(map(is_whole, numbers)) or len(set(words)) < len(words):
             continue
@@ -65,7 +72,7 @@ def is_class_list(names: Sequence[str], labels: Sequence[str | None]) -> bool:
     return False
 
 
-# In order of preference, compared in lower case.
+# Column names in order of preference, compared in lower case.
 _NAMES = {
     "path": ("path", "video_path", "file_path", "filepath", "clip_path", "relative_path", "filename", "file_name",
              "file", "video_file", "video", "video_name", "clip_name", "clip"),
@@ -83,8 +90,14 @@ _SECONDS = re.compile(r"\d+(\.\d*)?")
 
 @dataclass(frozen=True)
 class Header:
-    """separator: a key of _SEPARATORS. names: the columns as written. places: path or id, label, ... -> column.
-    format: its name."""
+    """The header of a csv file.
+
+    Attributes:
+        separator: a key of `_TABLE_SEPARATORS`.
+        names: the column names as written.
+        places: index of the column of each kind ("path" or "id", "label", "split", "start", "end").
+        format: name of the format.
+    """
 
     separator: str
     names: list[str]
@@ -93,10 +106,13 @@ class Header:
 
 
 def find_header(text: str, columns: dict[str, str | None]) -> Header | None:
-    """The header of `text`, or None where its first line is no header.
+    """Parse the header of `text`; return None if its first line is not a header.
 
-    columns: path, label, split -> the name that was asked for, or None. Raises `AnnotationFormatError` where
-    that isn't there, or the header has no column of labels.
+    Args:
+        columns: {"path" | "label" | "split": requested column name, or None for the usual names}.
+
+    Raises:
+        AnnotationFormatError: a requested column is missing, or no column of labels is found.
     """
     line = next(line for line in text.split("\n") if line.strip())
     wanted = {kind: name for kind, name in columns.items() if name}
@@ -107,7 +123,7 @@ def find_header(text: str, columns: dict[str, str | None]) -> Header | None:
     names = _cells(line, separator)
     for name in wanted.values():
         if name not in names:
-            raise AnnotationFormatError(f"there is no column {name!r} in the header", 1, line)
+            raise AnnotationFormatError(f"there is no column {name!r} in the header ({', '.join(names)})", 1, line)
     places = _known(names) | {kind: names.index(name) for kind, name in wanted.items()}
     if not wanted and (not {"path", "id"} & set(places) or any(is_media(n) or is_whole(n) for n in names)):
         return None
@@ -123,13 +139,17 @@ def find_header(text: str, columns: dict[str, str | None]) -> Header | None:
                 "looks like captions; for a column that holds classes give label_column", 1, line
             )
         if others == {"name"}:
-            raise AnnotationFormatError("looks like a class list, not like annotations of videos", 1, line)
+            raise AnnotationFormatError("looks like a class list, not annotations of videos", 1, line)
         raise AnnotationFormatError("no column of labels is known by its name: give label_column", 1, line)
     return Header(separator, names, places, "kinetics csv" if kinetics else "csv with a header")
 
 
 def read_table(text: str, header: Header) -> tuple[dict[str, list], str]:
-    """The columns that are known, and the name of the format. Raises `AnnotationFormatError` for other rows."""
+    """Read the rows below a header into (columns, name of the format).
+
+    Raises:
+        AnnotationFormatError: a row does not fit the header, or the rows are of an unsupported kind.
+    """
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=header.separator, skipinitialspace=True)
     rows = ([cell.strip() for cell in row] for row in reader if any(cell.strip() for cell in row))
     next(rows)  # the header
@@ -154,7 +174,7 @@ def read_table(text: str, header: Header) -> tuple[dict[str, list], str]:
         raise AnnotationFormatError("a header without rows")
     columns.setdefault("label", [None] * len(columns[key]))
     if key == "id" and is_class_list(columns["id"], columns["label"]):
-        raise AnnotationFormatError("looks like a class list, not like annotations of videos")
+        raise AnnotationFormatError("looks like a class list, not annotations of videos")
     unlabelled = "" if any(columns["label"]) else " without labels"
     return columns, f"{header.format} separated by {_TABLE_SEPARATORS[header.separator]}{unlabelled}"
 
@@ -175,13 +195,17 @@ _LIST_SEPARATORS = {
     ";": "semicolon",
     ",": "comma",
     " ": "space",
-}  # of equals, the first is taken
+}  # in order of preference where several fit equally well
 _SUFFIX_INSIDE = re.compile(rf"({'|'.join(map(re.escape, MEDIA_SUFFIXES))})(\s|$)", re.IGNORECASE)
 _NUMBER_FIRST = re.compile(r"\d+[ ,;\t]")
 
 
 def read_list(path: Path, text: str) -> tuple[dict[str, list], str]:
-    """Columns path and label, and the name of the format. Raises `AnnotationFormatError` for other lines."""
+    """Read `path label` lines into (columns "path" and "label", name of the format).
+
+    Raises:
+        AnnotationFormatError: a line does not fit, or the lines are of an unsupported kind.
+    """
     if re.search(r"_test_split\d\.txt$", path.name):
         raise AnnotationFormatError(
             "looks like a split of HMDB51: its numbers say train or test, the class is in the file's name"
@@ -189,10 +213,10 @@ def read_list(path: Path, text: str) -> tuple[dict[str, list], str]:
     if text.startswith(("<", "version https://git-lfs")):
         raise AnnotationFormatError("a web page or a Git LFS pointer, not the file that was meant")
     if re.match(r"#\s*\d+\n", text):
-        raise AnnotationFormatError("looks like a list of proposals (temporal localisation)")
+        raise AnnotationFormatError("looks like a list of proposals (temporal localization)")
     numbered = [(number, line.strip(" ")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     lines = [line for _, line in numbered]
-    # A thousand lines tell the separator; trying all of them on all of Kinetics takes seconds.
+    # A thousand lines determine the separator; trying all separators on all of Kinetics takes seconds.
     best = max(_LIST_SEPARATORS, key=lambda s: sum(isinstance(_fit(line, s), tuple) for line in lines[:1000]))
     fits = [_fit(line, best) for line in lines]
     rows = [fit for fit in fits if isinstance(fit, tuple)]
@@ -202,7 +226,7 @@ def read_list(path: Path, text: str) -> tuple[dict[str, list], str]:
         raise _format_error(lines)
     paths, labels = zip(*rows, strict=True)
     if is_class_list(paths, labels):
-        raise AnnotationFormatError("looks like a class list, not like annotations of videos")
+        raise AnnotationFormatError("looks like a class list, not annotations of videos")
     if len(rows) == len(lines) > 2 and not is_whole(labels[0]) and all(map(is_whole, labels[1:])):
         raise AnnotationFormatError("looks like a header: give path_column and label_column", *numbered[0])
     for (number, line), fit in zip(numbered, fits, strict=True):
@@ -213,7 +237,10 @@ def read_list(path: Path, text: str) -> tuple[dict[str, list], str]:
 
 
 def _fit(line: str, separator: str) -> tuple[str, str] | str:
-    """(path, label), or why not. A separator inside the path is told by the suffix that ends the path."""
+    """Split a line into (path, label); return the reason as a str if it does not fit.
+
+    A path may contain the separator: the media suffix marks the end of the path.
+    """
     if separator == "::":
         cells = line.split("::")
     else:
@@ -234,15 +261,15 @@ def _fit(line: str, separator: str) -> tuple[str, str] | str:
     if is_several(label):
         return "looks like multi-label rows"
     if label[:1] == "0" and label != "0" and is_whole(label) and not is_media(name):
-        return "a number with leading zeros is no class"  # but a time (AVA)
-    # Any text of two words a line would do otherwise.
+        return "a number with leading zeros is no class"  # a time, as in AVA
+    # Without this check, any text with two words per line would fit.
     if label and not is_whole(label) and not is_media(name) and not re.search(r"[\d/]", name):
         return "neither path nor label looks like one"
     return name, label
 
 
 def _are_names(lines: list[str]) -> bool:
-    """Whether lines of one column are paths, or bare numbers that may be names: each once, none with leading zeros."""
+    """Return whether the lines of one column are paths, or distinct bare numbers without leading zeros."""
     if all(map(is_media, lines)):
         return not all(map(_NUMBER_FIRST.match, lines))
     plain = all(str(int(line)) == line if is_whole(line) else is_media(line) for line in lines)
@@ -250,7 +277,7 @@ def _are_names(lines: list[str]) -> bool:
 
 
 def _format_error(lines: list[str]) -> AnnotationFormatError:
-    """What a file is of which few lines fit."""
+    """Diagnose a file in which most lines are not `path label`."""
     for separator in (r"\s+", r"[\s,;]+"):
         rows = [re.split(separator, line.replace('"', "")) for line in lines]
         if all(len(row) > 1 for row in rows):
@@ -270,18 +297,22 @@ def _format_error(lines: list[str]) -> AnnotationFormatError:
     if all(is_media(row[0]) and len(row) > 2 for row in rows):
         return AnnotationFormatError("looks like captions, or a table without a header", 1, lines[0])
     if widths == {8} or widths == {7}:
-        return AnnotationFormatError("looks like boxes in time (AVA's kind)", 1, lines[0])
+        return AnnotationFormatError("looks like boxes in time (such as AVA)", 1, lines[0])
     if widths == {2} and all(row[1].startswith("0") for row in rows):
         return AnnotationFormatError(
-            "numbers with leading zeros are no classes; looks like times (AVA's kind)", 1, lines[0]
+            "numbers with leading zeros are no classes; looks like times (such as AVA)", 1, lines[0]
         )
     if not any(re.search(r"[\t;/\\.]", line) for line in lines):
-        return AnnotationFormatError("looks like a class list, not like annotations of videos", 1, lines[0])
-    return AnnotationFormatError("not annotations that are known here", 1, lines[0])
+        return AnnotationFormatError("looks like a class list, not annotations of videos", 1, lines[0])
+    return AnnotationFormatError("not a known kind of annotations", 1, lines[0])
 
 
 def read_json(document: list | dict) -> tuple[dict[str, list], str]:
-    """Columns id and label out of [{id, template, ...}] or [{id}]. Raises `AnnotationFormatError` for others."""
+    """Read [{id, template, ...}] or [{id}] into (columns "id" and "label", name of the format).
+
+    Raises:
+        AnnotationFormatError: the document has another structure.
+    """
     if isinstance(document, dict) or not document or not all(isinstance(entry, dict) for entry in document):
         raise AnnotationFormatError(_looks_like(document))
     ids_only = all(set(entry) == {"id"} for entry in document)
@@ -297,7 +328,10 @@ def read_json(document: list | dict) -> tuple[dict[str, list], str]:
 
 
 def without_brackets(template: str) -> str:
-    """ "Holding [something] next to [something]" -> the name of the class, as the official labels file has it."""
+    """Remove the brackets of a template, which gives the class name of the official labels file.
+
+    "Holding [something] next to [something]" becomes "Holding something next to something".
+    """
     return template.replace("[", "").replace("]", "")
 
 
@@ -306,24 +340,24 @@ def _is_id(value: object) -> bool:
 
 
 def _looks_like(document: list | dict) -> str:
-    """The kinds of json that are around datasets of videos."""
+    """Describe which common kind of json a document appears to be."""
     if isinstance(document, dict):
         if "database" in document or _any_key(document.values(), {"segment", "annotations", "segments", "timestamps"}):
-            return "looks like temporal localisation (ActivityNet's kind), or Kinetics json; Kinetics' csv can be read"
+            return "looks like temporal localization (such as ActivityNet), or Kinetics json; Kinetics' csv can be read"
         if {"images", "annotations"} <= set(document) or {"videos", "annotations"} <= set(document):
-            return "looks like annotations in COCO's manner (boxes, captions)"
+            return "looks like COCO annotations (boxes, captions)"
         if document and all(isinstance(value, int | str) for value in document.values()):
-            return "looks like a class list, not like annotations of videos"
-        return f"an object with keys {', '.join(list(document)[:5])}: not annotations that are known here"
+            return "looks like a class list, not annotations of videos"
+        return f"an object with keys {', '.join(list(document)[:5])}: not a known kind of annotations"
     if _any_key(document, {"caption", "captions", "sentence", "sentences", "conversations", "text", "question"}):
         return "looks like captions or conversations"
     if _any_key(document, {"segment", "start_frame", "start", "timestamps", "bbox", "boxes"}):
-        return "looks like temporal or spatial localisation"
+        return "looks like temporal or spatial localization"
     if any(isinstance(entry, dict) and isinstance(entry.get("label"), list | dict) for entry in document):
         return "looks like multi-label annotations"
     if document and all(isinstance(value, str) for value in document):
-        return "looks like a class list, not like annotations of videos"
-    return "not annotations that are known here" if document else "an empty list"
+        return "looks like a class list, not annotations of videos"
+    return "not a known kind of annotations" if document else "an empty list"
 
 
 def _any_key(entries, keys: set[str]) -> bool:
@@ -336,23 +370,28 @@ def read_annotations(
     label_column: str | None = None,
     split_column: str | None = None,
 ) -> pd.DataFrame:
-    """Read an annotation file; its format is told by its content.
+    """Read an annotation file; detect its format from its content.
 
-    Understood:
+    Supported formats:
       Kinetics csv       header with youtube_id, time_start, time_end and, except in test files, label
       SSv2 json          a list of {id, template, ...}, or of {id} in test files; brackets in templates are removed
       csv with a header  separated by comma, tab, semicolon or space; columns are found by their usual names, or named
       list               path and label, separated by space, comma, tab, semicolon or ::, no header; or paths alone
 
-    path_column, label_column, split_column: names in the header, where the usual ones are not meant.
+    Args:
+        path: the file, text in UTF-8.
+        path_column, label_column, split_column: column names in the header; None, the usual names.
 
-    Returns one row per video in the order of the file: `path` (str, as written) or `id` (str); `label`: int64 where all
-    are whole numbers, else str, None in test files; and where given `start`, `end` (seconds) and `split` (validate,
-    validation and dev are called val, training train, testing test; other names stay). `.attrs["format"]` says what was
-    recognised, `.attrs["dropped"]` how many rows without a label were left out of a file that has labels.
+    Returns:
+        One row per video in the order of the file. Columns: `path` (str, as written) or `id` (str); `label`, int64 if
+        all labels are whole numbers, else str, None in test files; and, if present, `start` and `end` (seconds) and
+        `split` ("validate", "validation" and "dev" become "val", "training" becomes "train", "testing" becomes "test";
+        other names are kept). `.attrs["format"]` is the name of the detected format. `.attrs["dropped"]` is the number
+        of rows dropped because they have no label in a file that has labels.
 
-    Raises ValueError, with the file's name and what it looks like, for what is none of these (frame-folder lists,
-    multi-label rows, class lists, captions, localisation), and with line number and line where one line doesn't fit.
+    Raises:
+        ValueError: the file is of an unsupported kind (frame-folder list, multi-label rows, class list, captions,
+            localization); the message names the kind. Or one line does not fit; the message names the line.
     """
     path = Path(path)
     try:
@@ -373,7 +412,7 @@ def read_annotations(
 
 
 def _read(path: Path, text: str, columns: dict[str, str | None]) -> tuple[dict[str, list], str]:
-    """Columns of strings (label: None where there is none), and the name of the format."""
+    """Read the columns as strings (label: None if absent), and the name of the format."""
     if (document := _json(path, text)) is not None:
         return read_json(document)
     if (header := find_header(text, columns)) is not None:
@@ -382,7 +421,7 @@ def _read(path: Path, text: str, columns: dict[str, str | None]) -> tuple[dict[s
 
 
 def _json(path: Path, text: str) -> list | dict | None:
-    """The document, or None for a list whose first name has brackets."""
+    """Parse json; return None for a list whose first name starts with a bracket."""
     if path.suffix.lower() != ".json" and text.lstrip()[0] not in "[{":
         return None
     try:
@@ -398,7 +437,7 @@ _SPLITS = {"validate": "val", "validation": "val", "dev": "val", "training": "tr
 
 
 def _tidy(path: Path, table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The right types, rows without a label dropped, and the checks that need the whole file."""
+    """Convert the columns to their types, drop rows without a label, and check the file as a whole."""
     dropped, labelled = 0, table["label"].notna() & (table["label"] != "")
     if labelled.any():
         dropped = int((~labelled).sum())
@@ -422,7 +461,7 @@ def _tidy(path: Path, table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _check_one_label(path: Path, table: pd.DataFrame) -> None:
-    """The same clip twice in one split with different labels is a list of several labels per video."""
+    """Raise ValueError if a clip occurs twice in one split with different labels (a multi-label file)."""
     clip = [c for c in ("path", "id", "start", "end", "split") if c in table]
     once = table.drop_duplicates([*clip, "label"])
     twice = once[once.duplicated(clip, keep=False)]

@@ -1,10 +1,7 @@
-"""The door to all readers.
+"""Random-access video readers (decord, torchcodec), and `open_video`, which chooses a reader for a file.
 
-What the random-access backends share: a file is proven right before its first frame is trusted.
-
-The decord backend.
-
-The torchcodec backend, an optional extra.
+A seeking backend is used only on files where it is verified to return the same frames as sequential decoding by PyAV.
+torchcodec is an optional extra.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,10 +16,10 @@ from vidtok.errors import VideoError
 
 
 class VerifiedReader:
-    """Base of the backends that seek. A subclass names its `backend`, opens in `_open` and decodes in `_get`.
+    """Base class of the seeking backends. A subclass sets `backend` and defines `_open`, `_get` and `close`.
 
-    The packets prove count and times (see `Timeline`), the first frame's picture is compared with PyAV's. Any doubt is
-    a `VideoError` that says which, raised before a frame is handed out.
+    On opening, the number of frames and their timestamps are checked against the packets (see `Timeline`), and the
+    first frame is compared with PyAV's. Any mismatch raises a `VideoError` with the reason, before a frame is returned.
     """
 
     backend: str
@@ -50,7 +47,7 @@ class VerifiedReader:
     def frames(self, indices: Sequence[int]) -> np.ndarray:
         wanted = np.asarray(indices, dtype=np.int64)
         if wanted.ndim != 1 or not wanted.size or wanted.min() < 0 or wanted.max() >= self.num_frames:
-            raise ValueError(f"{self.path} has frames 0 to {self.num_frames - 1}, asked for {indices!r}")
+            raise ValueError(f"{self.path} has frames 0 to {self.num_frames - 1}, not {indices!r}")
         return self._get(wanted.tolist())
 
     def iter_frames(self, chunk: int = 16) -> Iterator[Chunk]:
@@ -67,7 +64,7 @@ class VerifiedReader:
         self.close()
 
     def _open(self) -> int:
-        """Open the file; return the backend's own count of frames."""
+        """Open the file; return the number of frames according to the backend."""
         raise NotImplementedError
 
     def _get(self, indices: list[int]) -> np.ndarray:
@@ -77,7 +74,7 @@ class VerifiedReader:
         raise NotImplementedError
 
     def _check_times(self, times: np.ndarray, truth: np.ndarray) -> None:
-        """The backend's own `times`, in seconds from its first frame, against those of the packets."""
+        """Compare timestamps of the backend with those of the packets, both float64 in seconds."""
         worst = np.abs(times - truth).max(initial=0)
         if not worst <= 0.01:
             raise self._distrust(f"its timestamps are {worst:.3g} s off")
@@ -91,11 +88,14 @@ class VerifiedReader:
         if mine_HWC.shape != truth_HWC.shape:
             raise self._distrust(f"its frames are {mine_HWC.shape}, not {truth_HWC.shape}")
         difference = np.abs(mine_HWC.astype(np.int16) - truth_HWC).mean()
-        if difference > 4:  # of 255: rounding in the colour conversion is below 2, another frame or matrix above 5
+        if difference > 4:  # of 255: rounding in color conversion is below 2, a different frame or matrix above 5
             raise self._distrust(f"its first frame differs by {difference:.1f} levels")
 
     def _broken(self) -> VideoError:
-        """The error for frames this backend fails to decode: PyAV's, which counts the good ones, if it fails too."""
+        """Return the error for frames that this backend fails to decode.
+
+        If PyAV fails on the file too, return PyAV's error, which counts the good frames.
+        """
         try:
             with PyAVReader(self.path) as reader:
                 return self._distrust(f"it can't decode frames that are there ({reader.num_frames} in all)")
@@ -111,7 +111,7 @@ def has_decord() -> bool:
 
 
 class DecordReader(VerifiedReader):
-    """Random access by decord, on files it is proven right on. See `VideoReader`."""
+    """Read frames at random positions with decord, on verified files only. See `VideoReader`."""
 
     backend = "decord"
 
@@ -140,9 +140,10 @@ class DecordReader(VerifiedReader):
 
 
 class TorchCodecReader(VerifiedReader):
-    """Random access by torchcodec in exact mode, on files it is proven right on. See `VideoReader`.
+    """Read frames at random positions with torchcodec in exact mode, on verified files only. See `VideoReader`.
 
-    Raises ImportError where torchcodec, or the FFmpeg it needs, can't be loaded.
+    Raises:
+        ImportError: torchcodec or FFmpeg's shared libraries cannot be loaded.
     """
 
     backend = "torchcodec"
@@ -150,7 +151,7 @@ class TorchCodecReader(VerifiedReader):
     def _open(self) -> int:
         try:
             from torchcodec.decoders import VideoDecoder
-        except (ImportError, OSError, RuntimeError) as e:  # RuntimeError: the wheel is there, FFmpeg or CUDA is not
+        except (ImportError, OSError, RuntimeError) as e:  # RuntimeError: the wheel is installed, FFmpeg or CUDA is not
             raise ImportError("backend 'torchcodec' needs torchcodec and FFmpeg's shared libraries installed") from e
         try:
             self._decoder = VideoDecoder(
@@ -175,17 +176,23 @@ class TorchCodecReader(VerifiedReader):
 def open_video(path: str | Path, backend: str | None = None, on_error: OnError = "raise") -> VideoReader:
     """Open a video, or an image as a video of one frame.
 
-    backend: "pyav" decodes from the start, always right; "decord" and "torchcodec" refuse a file they can't be proven
-    right on. None takes decord where that proof succeeds, otherwise PyAV.
-    on_error: "keep" ends a video that breaks in the middle at its last good frame instead of raising.
-    Raises `VideoError` for a file that can't be decoded, ValueError for an unknown backend.
+    Args:
+        path: the file.
+        backend: "pyav" decodes sequentially and is always correct. "decord" and "torchcodec" seek, and raise
+            `VideoError` on a file where they cannot be verified. None uses decord if it is installed and verified on
+            the file, else PyAV.
+        on_error: "raise", or "keep": a video that breaks in the middle ends at its last good frame (PyAV only).
+
+    Raises:
+        VideoError: the file cannot be decoded.
+        ValueError: an unknown backend or on_error, or on_error="keep" with a seeking backend.
     """
     if on_error not in ("raise", "keep"):
         raise ValueError(f"on_error={on_error!r} is not 'raise' or 'keep'")
     if backend not in (None, "pyav", "decord", "torchcodec"):
         raise ValueError(f"backend={backend!r} is not 'pyav', 'decord', 'torchcodec' or None (automatic)")
     if on_error == "keep" and backend not in (None, "pyav"):
-        raise ValueError("on_error='keep' needs the pyav backend: only decoding from the start finds the break")
+        raise ValueError("on_error='keep' needs backend='pyav': only sequential decoding finds the break")
     if backend == "pyav" or on_error == "keep" or (backend is None and not has_decord()):
         return PyAVReader(path, on_error)
     if backend == "torchcodec":
@@ -194,5 +201,5 @@ def open_video(path: str | Path, backend: str | None = None, on_error: OnError =
         return DecordReader(path)
     try:
         return DecordReader(path)
-    except VideoError:  # no proof; and if the file itself is at fault, PyAV says it better
+    except VideoError:  # not verified; if the file itself is broken, PyAV's error is more precise
         return PyAVReader(path)

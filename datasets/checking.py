@@ -1,4 +1,4 @@
-"""Finding out before a run which files can be read, and whether training and validation share any."""
+"""Check before a run which videos can be decoded, and whether training and validation share files."""
 
 import hashlib
 import itertools
@@ -20,11 +20,17 @@ Files = Iterable[str | Path] | LabelledDataset | ClipFolder
 
 
 def check_video(path: str | Path, min_frames: int = 1) -> dict:
-    """Decode a video to its end -> one row of the table:
+    """Decode a video to its end; return one row of the table of `vidtok check`.
 
-    path; status: "ok", "missing", "corrupt" or "too short" (fewer than `min_frames`); reason: why it is not ok; guard:
-    why decord is not trusted with it and PyAV reads it ("" where decord is); frames: decoded, those before the break in
-    a corrupt one; fps; height, width: pixels as shown; duration: seconds. What is not known is None.
+    Args:
+        path: the file.
+        min_frames: a video with fewer frames is "too short".
+
+    Returns:
+        A dict with the keys `path`; `status`, one of "ok", "missing", "corrupt", "too short"; `reason`, why the status
+        is not "ok", else ""; `guard`, why PyAV reads the file instead of decord, "" if decord does; `frames`, the
+        number of decoded frames, in a corrupt file those before the break; `fps`; `height` and `width`, in pixels as
+        shown; `duration`, in seconds. Unknown values are None.
     """
     row = _row(path)
     if not os.path.exists(path):
@@ -48,18 +54,31 @@ def check_video(path: str | Path, min_frames: int = 1) -> dict:
 def check_videos(
     paths: Iterable[str], min_frames: int = 1, workers: int = 1, time_limit: float = 300
 ) -> Iterator[dict]:
-    """`check_video` of each, in order, in processes that can be killed: what hangs for `time_limit` seconds or crashes
-    its decoder is corrupt, too."""
+    """Check many videos in worker processes; yield one row of `check_video` for each, in order.
+
+    A video that takes longer than `time_limit` seconds, or crashes its decoder, has the status "corrupt".
+
+    Args:
+        paths: the files.
+        min_frames: see `check_video`.
+        workers: number of processes, at least 1.
+        time_limit: seconds per video, above 0.
+    """
     with DecodePool(partial(check_video, min_frames=min_frames), workers, time_limit) as pool:
         for path, row in pool.imap(paths, ahead=50):
             yield _row(path) | {"status": "corrupt", "reason": row.reason} if isinstance(row, VideoError) else row
 
 
 def find_overlap(train: Files, val: Files) -> list[tuple[str, str]]:
-    """Pairs (path in train, path in val) that are one file, or two with the same bytes. Missing files have no pair.
+    """Find pairs (path in train, path in val) of files with the same bytes. Missing files are ignored.
 
-    train, val: paths, or datasets, whose `paths` are meant. Few files are read: only those that agree in size, and of
-    them those that agree in their last 4 KB are read whole.
+    Only files that agree in size and in their last 4 KB are read completely.
+
+    Args:
+        train, val: paths, or datasets with an attribute `paths`.
+
+    Returns:
+        The pairs, sorted.
     """
     sides = [dict.fromkeys(map(str, getattr(files, "paths", files))) for files in (train, val)]
     groups = {(): tuple([path for path in side if os.path.exists(path)] for side in sides)}
@@ -74,7 +93,7 @@ def find_overlap(train: Files, val: Files) -> list[tuple[str, str]]:
 
 
 def validate_disjoint(train: Files, val: Files) -> None:
-    """Raises ValueError that lists the pairs of `find_overlap` (20 of them at most), where there are any."""
+    """Raise ValueError if training and validation share files; the message lists up to 20 pairs of `find_overlap`."""
     if pairs := find_overlap(train, val):
         listed = [f"{ours} = {theirs}" for ours, theirs in pairs[:SHOWN]]
         listed += [f"... and {len(pairs) - SHOWN} more"] * (len(pairs) > SHOWN)

@@ -1,4 +1,4 @@
-"""Training batches for a tokenizer out of folders of videos and images."""
+"""Training batches for a tokenizer, from folders of videos and images."""
 
 import itertools
 import os
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from vidtok.datasets.annotations import read_annotations
 from vidtok.datasets.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES, PyAVReader
 from vidtok.datasets.frames import frames_to_video
-from vidtok.datasets.loading import WHOLE, DecodePool, Shard, check_clip, check_counts, shard_rows
+from vidtok.datasets.loading import WHOLE, DecodePool, Shard, check_clip, check_counts, is_image_batch, shard_rows
 from vidtok.datasets.seek import read_window, window_indices
 from vidtok.datasets.sources import find_media, of_split
 from vidtok.datasets.yuv_store import StoredVideo, YUVStore, add_videos
@@ -25,12 +25,17 @@ from vidtok.errors import VideoError
 
 Root = str | Path | Sequence[str | Path] | dict[str | Path, float]
 
-# Footage that is enlarged has no detail to learn: its blur would teach the decoder to blur.
+# Limit of upscaling. An upscaled video has no fine detail: it would teach the decoder to blur.
 MAX_ENLARGEMENT = 9 / 8
 
 
 class StoredWindow(NamedTuple):
-    """Some frames of a stored video. indices: int64 [T]."""
+    """Frames of a stored video, not yet read.
+
+    Attributes:
+        video: the stored video.
+        indices: int64 [T], frame numbers.
+    """
 
     video: StoredVideo
     indices: np.ndarray
@@ -41,28 +46,43 @@ class StoredWindow(NamedTuple):
 
 
 class ClipFolder(Dataset):
-    """Batch i of an endless run over folders of videos and images, as a pure function of (seed, i).
+    """An endless sequence of batches from folders of videos and images, each a pure function of (seed, number).
 
-    That is the whole state: any number of workers gives the same batches, and a run resumes at `loader(start=n)`.
-    `dataset[i]` is float32 in [-1, 1]: [batch_size, 3, frames, crop, crop] of videos, or, for `image_fraction` of all
-    batches evenly spread, [image_batch_size, 3, 1, crop, crop] of images. Each window has random numbers of its own, so
-    that a process can make only its part of a batch.
+    The batch number is the whole state: any number of workers gives the same batches, and a run resumes with
+    `loader(start=n)`. `dataset[i]` is float32 in [-1, 1]: [batch_size, 3, frames, crop, crop] of videos, or, for a
+    share `image_fraction` of all batches, evenly spread, [image_batch_size, 3, 1, crop, crop] of images. Each window
+    has its own random numbers, so that a process can make one shard of a batch without the others.
 
-    root: a folder (searched recursively), several, or {folder: share of the video clips and of the images}.
-    annotations: a file that names, by their paths below the root, the files to use (see `read_annotations`; None, all);
-    split: which of its rows, where it has a column of splits.
-    stride: of the tokenizer to train, (s_t, s_h, s_w). frames: 1 + a multiple of s_t. crop: pixels, a multiple of s_h
-    and s_w. size: short side before the crop; (low, high), drawn per crop, but never more than 9/8 of the file's own;
-    None, native.
-    crops_per_clip: how many crops share one decoded window (they must divide the batch sizes); these follow each other
-    in the batch, so that they come in the same part of it.
-    flip: mirror half of the crops. fps: resample by time (see `read_video`); None, native. images: use images too.
-    cache: folder for decoded videos (`vidtok.datasets.yuv_store`). `loader` or the first batch decodes each video into
-    it once, instead of each window when it is drawn. cache_gb: its bound (1e9 bytes). Up to it a random choice of
-    videos is stored; the others are decoded per window. Files, windows and crops are drawn the same with and without
-    a cache; the pixels of stored videos differ by rounding.
-    A file that can't be used (broken, too short, too small) is warned about once, listed in `skipped`, and another
-    one drawn. Raises ValueError for bad arguments and for folders that hold nothing to train on.
+    A file that can't be used (broken, too short, too small) is replaced by another one. It is reported once by a
+    warning and listed in `skipped`.
+
+    Args:
+        root: a folder (searched recursively), several folders, or {folder: share of the video clips and of the images}.
+        frames: frames per clip, 1 + a multiple of s_t.
+        size: short side in pixels before the crop; (low, high), drawn uniformly per crop, but at most 9/8 of the file's
+            own short side; None, native size.
+        crop: side of the square crop in pixels, a multiple of s_h and s_w, at most `size`.
+        crops_per_clip: number of crops from one decoded window, a divisor of both batch sizes. They are consecutive in
+            the batch, so that they fall into the same shard.
+        flip: mirror each crop with probability 1/2.
+        fps: frames per second to resample to (see `read_video`); None, native.
+        seed: seed of all random choices.
+        images: whether to use images too.
+        batch_size: clips per batch of videos.
+        image_batch_size: images per batch of images; None, 4 * batch_size.
+        image_fraction: share of batches that are images, 0 to 1; without videos it is 1, without images 0.
+        cache: folder for decoded videos (`vidtok.datasets.yuv_store`). `loader` or the first batch decodes each video
+            into it once, instead of decoding each window when it is drawn. Files, windows and crops are drawn the same
+            with and without a cache; the pixels of stored videos differ by rounding.
+        cache_gb: limit of the cache in GB (1e9 bytes); None, no limit. A random choice of videos is stored up to the
+            limit; the others are decoded per window.
+        stride: (s_t, s_h, s_w), stride of the tokenizer to train.
+        annotations: a file that lists the files to use by their paths below the root (see `read_annotations`); None,
+            all files.
+        split: the split to use, if the annotations have a column of splits.
+
+    Raises:
+        ValueError: illegal arguments, or no video or image in the folders.
     """
 
     def __init__(
@@ -89,10 +109,10 @@ class ClipFolder(Dataset):
         image_batch_size = image_batch_size or 4 * batch_size
         check_counts(batch_size=batch_size, image_batch_size=image_batch_size, crops_per_clip=crops_per_clip)
         if batch_size % crops_per_clip or image_batch_size % crops_per_clip:
-            raise ValueError(f"crops_per_clip={crops_per_clip} must divide {batch_size=} and {image_batch_size=}")
+            raise ValueError(f"{crops_per_clip=} must divide {batch_size=} and {image_batch_size=}")
         self.size = (size, size) if isinstance(size, int) else size
         if self.size and self.size[0] < crop:
-            raise ValueError(f"crop={crop} does not fit into size={size}")
+            raise ValueError(f"crop={crop} does not fit into size={size}: give a crop of at most {self.size[0]} pixels")
         self.frames, self.crop, self.crops_per_clip, self.flip, self.fps = frames, crop, crops_per_clip, flip, fps
         self.seed, self.batch_size, self.image_batch_size = seed, batch_size, image_batch_size
         names = None if annotations is None else _names(annotations, split)
@@ -105,31 +125,32 @@ class ClipFolder(Dataset):
         self._cache, self._cache_gb = cache, cache_gb
         self._store: YUVStore | None = None
         self._stored: dict[str, StoredVideo] = {}
-        # Shared memory: a worker's finding is everyone's, and the main process can count.
+        # In shared memory: a file that one worker finds unusable is skipped by all, and the main process can count.
         self.paths = self.videos + self.images
         self._bad = torch.zeros(len(self.paths), dtype=torch.bool, device="cpu").share_memory_()
-        # 1 + number of the batch.
+        # Per file, 1 + the number of the batch for which it is being read, else 0.
         self._reading = torch.zeros(len(self.paths), dtype=torch.int64, device="cpu").share_memory_()
 
     @property
     def skipped(self) -> list[Path]:
-        """Files found unusable so far, in any worker."""
+        """Files found unusable so far by any worker."""
         return [Path(path) for path, is_bad in zip(self.paths, self._bad, strict=True) if is_bad]
 
     def summary(self) -> str:
         return f"{len(self.skipped)} files skipped"
 
     def is_image_batch(self, index: int) -> bool:
-        """Whether batch `index` holds images."""
-        return int((index + 1) * self.image_fraction) > int(index * self.image_fraction)
+        """Return whether batch `index` holds images."""
+        return is_image_batch(index, self.image_fraction)
 
     def __getitem__(self, index: int) -> Tensor:
         return self.shard_of(index, WHOLE)
 
     def shard_of(self, index: int, shard: Shard) -> Tensor:
-        """The rows that are `part` of `dataset[index]`; only the windows that they are cut from are decoded.
+        """Return the rows of one shard of `dataset[index]`; decode only the windows that these rows are cut from.
 
-        Raises ValueError where the batch doesn't divide into such parts.
+        Raises:
+            ValueError: the batch is not divisible into so many shards.
         """
         self._open_store()
         rows = shard_rows(shard, self.image_batch_size if self.is_image_batch(index) else self.batch_size)
@@ -150,18 +171,25 @@ class ClipFolder(Dataset):
         time_limit: float = 600,
         shard: Shard = WHOLE,
     ) -> Iterator[Tensor]:
-        """Batches start, start+1, ... up to `stop` (None: for ever), decoded ahead by `workers` processes.
+        """Yield batches start, start + 1, ..., prefetched by worker processes.
 
-        part: of each batch, see `shard_of`. time_limit: seconds for it. With workers, the file that is being read when
-        they are over, or that crashes its decoder, is one that can't be used; without, it hangs or crashes this
-        process.
+        Args:
+            start: number of the first batch.
+            stop: number after the last batch; None, endless.
+            workers: number of processes; 0, this process decodes.
+            time_limit: seconds per batch, with workers. A file that is being read when they are over, or that crashes
+                its decoder, is skipped as unusable. Without workers it hangs or crashes this process.
+            shard: shard of each batch to return, see `shard_of`.
+
+        Raises:
+            ValueError: a batch is not divisible into so many shards.
         """
         numbers = itertools.count(start) if stop is None else range(start, stop)
         make = partial(self.shard_of, shard=shard)
         for size, used in ((self.batch_size, bool(self.videos)), (self.image_batch_size, self.image_fraction > 0)):
             if used:
-                shard_rows(shard, size)  # now, not when its turn comes
-        self._open_store(workers, time_limit)  # here, so that the processes below find it
+                shard_rows(shard, size)  # fail now, not at the first such batch
+        self._open_store(workers, time_limit)  # before the processes start, so that they find it
         if not workers:
             yield from map(make, numbers)
             return
@@ -170,7 +198,7 @@ class ClipFolder(Dataset):
                 yield self._again(make, number, batch, time_limit) if isinstance(batch, VideoError) else batch
 
     def _again(self, make: Callable[[int], Tensor], number: int, error: VideoError, time_limit: float) -> Tensor:
-        """A batch (what `make` makes of it) that took its process along, without the file it was reading."""
+        """Make batch `number` again, without the file whose decoding crashed or hung its process."""
         while isinstance(error, VideoError):
             culprit = (self._reading == number + 1).nonzero().flatten().tolist()
             if not culprit:
@@ -183,7 +211,7 @@ class ClipFolder(Dataset):
         return error
 
     def _open_store(self, workers: int = 0, time_limit: float = 600) -> None:
-        """Fill the cache, unless there is none or this has been done."""
+        """Fill and open the cache, if there is one and it is not open."""
         if self._cache is None or self._store is not None or not self.videos:
             return
         add_videos(self._cache, self.videos, self._cache_gb, workers, time_limit)
@@ -192,7 +220,7 @@ class ClipFolder(Dataset):
         self._stored = {path: video for path, video in found.items() if video is not None}
 
     def _draw(self, rng: np.random.Generator, number: int) -> np.ndarray | StoredWindow:
-        """A random window of a random usable file for batch `number`, uint8 [T,H,W,3] where it isn't stored."""
+        """Read a random window of a random usable file for batch `number`: uint8 [T,H,W,3] if it isn't stored."""
         image = self.is_image_batch(number)
         shares, first = (self.image_shares, len(self.videos)) if image else (self.video_shares, 0)
         bad = self._bad[first : first + len(shares)]
@@ -209,9 +237,7 @@ class ClipFolder(Dataset):
                 warnings.warn(f"skipped from now on: {e}", stacklevel=2)
             finally:
                 self._reading[first + i] = 0
-        raise VideoError(
-            self.paths[first], f"and all {len(shares)} other {'images' if image else 'videos'} are unusable"
-        )
+        raise VideoError(self.paths[first], f"none of the {len(shares)} {'images' if image else 'videos'} is usable")
 
     def _read(self, path: str, position: float, image: bool) -> np.ndarray | StoredWindow:
         if image:
@@ -224,13 +250,13 @@ class ClipFolder(Dataset):
             window = read_window(path, self.frames, self.fps, position)
         short = min(_sides(window))
         if self.size is None and short < self.crop:
-            raise VideoError(path, f"{short} pixels are less than a crop of {self.crop}")
+            raise VideoError(path, f"a short side of {short} pixels is less than crop={self.crop}")
         if self.size and self.size[0] < self.size[1] and short * MAX_ENLARGEMENT < self.size[0]:
-            raise VideoError(path, f"{short} pixels are too few for a short side of {self.size[0]}")
+            raise VideoError(path, f"a short side of {short} pixels is too small for size={self.size[0]}")
         return window
 
     def _crop(self, window: np.ndarray | StoredWindow, rng: np.random.Generator) -> Tensor:
-        """A random crop, float32 [3,T,crop,crop]. Only the crop is resized, not the picture around it."""
+        """Cut a random crop, float32 [3,T,crop,crop] in [-1, 1]. Only the crop is resized, not the whole picture."""
         height, width = _sides(window)
         short = min(height, width)
         if self.size is None:
@@ -238,7 +264,7 @@ class ClipFolder(Dataset):
         else:
             low, high = self.size
             target = rng.integers(low, high if low == high else min(high, int(short * MAX_ENLARGEMENT)), endpoint=True)
-        # Even, so that the crop of a stored video has whole samples of chroma.
+        # Even, so that the crop of a stored video covers whole chroma samples.
         side = 2 * min(short // 2, round(self.crop * short / target / 2))
         top, left = (2 * rng.integers((length - side) // 2, endpoint=True) for length in (height, width))
         mirror = self.flip and rng.random() < 0.5
@@ -253,20 +279,20 @@ class ClipFolder(Dataset):
 
 
 def _sides(window: np.ndarray | StoredWindow) -> tuple[int, int]:
-    """(height, width) of its frames."""
+    """Return (height, width) of the frames in pixels."""
     return window.size if isinstance(window, StoredWindow) else window.shape[1:3]
 
 
 def _names(annotations: str | Path, split: str | None) -> set[str]:
-    """The paths in an annotation file."""
+    """Read the normalized paths in an annotation file."""
     table = of_split(read_annotations(annotations), split, annotations)
     if "path" not in table:
-        raise ValueError(f"{annotations}: names videos by their ids, and paths below the root are needed")
+        raise ValueError(f"{annotations} lists videos by id: give a list of paths below the root")
     return set(map(os.path.normpath, table["path"]))
 
 
 def _find(root: Root, suffixes: tuple[str, ...], names: set[str] | None) -> tuple[list[str], np.ndarray]:
-    """Files below `root` by suffix and among `names`, sorted, and the cumulative share of each."""
+    """Find files below `root` by suffix and among `names`; return them sorted, and the cumulative share of each."""
     roots = root if isinstance(root, dict) else {r: None for r in ([root] if isinstance(root, str | Path) else root)}
     files: list[str] = []
     shares: list[float] = []

@@ -1,10 +1,7 @@
-"""The protocol every way of reading a video follows.
+"""The `VideoReader` protocol, and sequential decoding by PyAV.
 
-Sequential decoding by PyAV: the reference, and the fallback for every file nothing else can be trusted with.
-
-Opening a file with FFmpeg, and what is decided before a frame is decoded.
-
-Matroska, WebM and AVI files that end before they should: FFmpeg takes that for the end of the video.
+`PyAVReader` is the reference implementation and the fallback for files on which no seeking backend can be verified. It
+also detects truncated Matroska, WebM and AVI files, whose end FFmpeg takes for the end of the video.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,19 +23,31 @@ OnError = Literal["raise", "keep"]
 
 
 class Chunk(NamedTuple):
-    """Consecutive frames. frames: uint8 [T,H,W,3] RGB. timestamps: float64 [T], seconds from the first frame."""
+    """Consecutive frames of a video.
+
+    Attributes:
+        frames: uint8 [T,H,W,3], RGB.
+        timestamps: float64 [T], seconds from the first frame of the video.
+    """
 
     frames: np.ndarray
     timestamps: np.ndarray
 
 
 class VideoReader(Protocol):
-    """The frames of one video as FFmpeg presents them: edit lists honoured, rotation applied, presentation order.
+    """Protocol of the video readers: the frames of one video as FFmpeg presents them.
 
-    backend: "pyav", "decord" or "torchcodec". num_frames: presented frames. fps: average frames per second.
-    timestamps: float64 [num_frames], seconds from the first presented frame. start_time: that frame's time on the
-    container's own clock, in seconds. duration: seconds, last frame's display time included.
-    A reader belongs to the process that opened it; close it or use it as a context manager.
+    Edit lists and rotation are applied; frames are in presentation order. A reader belongs to the process that opened
+    it. Close it, or use it as a context manager.
+
+    Attributes:
+        backend: "pyav", "decord" or "torchcodec".
+        path: the file.
+        num_frames: number of presented frames.
+        fps: average frames per second.
+        duration: seconds, including the display time of the last frame.
+        timestamps: float64 [num_frames], seconds from the first presented frame.
+        start_time: time of the first presented frame on the container's clock, in seconds.
     """
 
     backend: str
@@ -56,14 +65,16 @@ class VideoReader(Protocol):
     def start_time(self) -> float: ...
 
     def frames(self, indices: Sequence[int]) -> np.ndarray:
-        """Frames at `indices` (any order, repeats allowed) -> uint8 [T,H,W,3] RGB.
+        """Return the frames at `indices` (any order, repeats allowed) as uint8 [T,H,W,3] RGB.
 
-        Raises ValueError for an index outside 0..num_frames-1, `VideoError` where the stream breaks.
+        Raises:
+            ValueError: an index outside 0..num_frames-1.
+            VideoError: the stream breaks.
         """
         ...
 
     def iter_frames(self, chunk: int = 16) -> Iterator[Chunk]:
-        """All frames in presentation order, `chunk` at a time, in memory that does not grow with the video."""
+        """Yield all frames in presentation order, `chunk` at a time, in memory independent of the video's length."""
         ...
 
     def close(self) -> None: ...
@@ -77,11 +88,15 @@ VIDEO_SUFFIXES = (
     ".flv", ".3gp", ".ogv", ".vob", ".y4m", ".h264", ".264", ".hevc", ".265",
 )  # fmt: skip
 MEDIA_SUFFIXES = VIDEO_SUFFIXES + IMAGE_SUFFIXES
-MAX_PIXELS = 1 << 27  # 16K UHD fits; a header that claims more is damage or an attack
+MAX_PIXELS = 1 << 27  # per frame; 16K UHD fits, a header that claims more is damaged or an attack
 
 
 def open_container(path: str | Path) -> tuple[InputContainer, VideoStream]:
-    """Open `path` and pick the best video stream. Raises `VideoError`; the caller closes the container."""
+    """Open `path` and select the best video stream. The caller closes the container.
+
+    Raises:
+        VideoError: the file is missing or empty, or has no video that FFmpeg can decode.
+    """
     path = Path(path)
     if not path.exists():
         raise VideoError(path, "no such file")
@@ -89,11 +104,11 @@ def open_container(path: str | Path) -> tuple[InputContainer, VideoStream]:
         raise VideoError(path, "not a file")
     if path.stat().st_size == 0:
         raise VideoError(path, "the file is empty (0 bytes)")
-    # "file:" keeps a colon in a name from being read as a protocol. An image goes in as bytes, or FFmpeg would take
+    # "file:" keeps a colon in a name from being read as a protocol. An image is passed as bytes, or FFmpeg would take
     # a % in its name for a numbered sequence.
     source = BytesIO(path.read_bytes()) if path.suffix.lower() in IMAGE_SUFFIXES else f"file:{path}"
     try:
-        # max_pixels reaches the decoders that probing starts, so an absurd header costs no memory there either.
+        # max_pixels also applies to the decoders that probing starts, so that an absurd header costs no memory there.
         container = av.open(source, options={"max_pixels": str(MAX_PIXELS)}, metadata_errors="replace")
     except (av.error.FFmpegError, ValueError) as e:
         raise VideoError(path, f"not a video or image that FFmpeg can read ({describe(e)})") from e
@@ -105,7 +120,7 @@ def open_container(path: str | Path) -> tuple[InputContainer, VideoStream]:
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
-    if container.format.name == "tty":  # FFmpeg renders any .txt as a film of a terminal
+    if container.format.name == "tty":  # FFmpeg renders any .txt as a video of a terminal
         raise VideoError(path, "a text file, not a video")
     stream = container.streams.best("video")
     if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
@@ -115,18 +130,20 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     if context is None:
         raise VideoError(path, "no decoder for its video stream")
     if context.width * context.height > MAX_PIXELS:
-        raise VideoError(path, f"header claims {context.width}x{context.height} pixels, limit is {MAX_PIXELS} in all")
+        raise VideoError(
+            path, f"its header claims {context.width}x{context.height} pixels per frame, the limit is {MAX_PIXELS}"
+        )
     context.options = {"max_pixels": str(MAX_PIXELS)}  # a stream may change its size later
     return stream
 
 
 def stream_fps(stream: VideoStream) -> float:
-    """Average frames per second of a stream; 25, FFmpeg's own default, where the container has no clue."""
+    """Return the average frames per second of a stream; 25, FFmpeg's default, if the container states none."""
     return float(stream.average_rate or stream.guessed_rate or 25)
 
 
 def describe(e: Exception) -> str:
-    """FFmpeg's words without PyAV's decoration: `[Errno 1094995529] Invalid data ...: 'file'` -> `Invalid data ...`."""
+    """Return FFmpeg's message without PyAV's prefix: `[Errno 1094995529] Invalid data ...` -> `Invalid data ...`."""
     return getattr(e, "strerror", None) or str(e)
 
 
@@ -134,9 +151,12 @@ _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 def is_truncated(path: Path, container: InputContainer, stream: VideoStream, end: float) -> bool:
-    """Whether the file is shorter than its header says, and so is the video, which ends at `end` (seconds).
+    """Return whether both the file and its video are shorter than the header says.
 
-    Both, so that neither a wrong header nor a missing index behind the last frame makes a good video a bad one.
+    Both are required, so that neither a wrong header nor a missing index after the last frame fails a good video.
+
+    Args:
+        end: end of the decoded video in seconds.
     """
     whole = {"matroska,webm": _segment_end, "avi": _riff_end}.get(container.format.name, lambda head: None)
     with open(path, "rb") as file:
@@ -150,12 +170,12 @@ def is_truncated(path: Path, container: InputContainer, stream: VideoStream, end
 
 
 def _riff_end(head: bytes) -> int | None:
-    """How long the file is by its header."""
+    """Return the file size in bytes according to the RIFF header; None without one."""
     return 8 + int.from_bytes(head[4:8], "little") if head.startswith(b"RIFF") else None
 
 
 def _segment_end(head: bytes) -> int | None:
-    """The same; None where the header doesn't say (live streams)."""
+    """Return the file size in bytes according to the Matroska header; None if it is unknown (live streams)."""
     if not head.startswith(_EBML):
         return None
     size, place = _number(head, 4)
@@ -166,7 +186,10 @@ def _segment_end(head: bytes) -> int | None:
 
 
 def _number(data: bytes, place: int) -> tuple[int | None, int]:
-    """(EBML's variable-length integer at `place`, the place behind it); all ones, and None, is "unknown"."""
+    """Decode the EBML variable-length integer at `place`; return (value or None, position after it).
+
+    A value whose bits are all ones means "unknown" and is returned as None.
+    """
     if place >= len(data) or not data[place]:
         return None, place
     length = 9 - data[place].bit_length()
@@ -175,7 +198,7 @@ def _number(data: bytes, place: int) -> tuple[int | None, int]:
 
 
 def _seconds(text: str | None) -> float | None:
-    """ "00:01:02.500000000" -> 62.5"""
+    """Convert "00:01:02.500000000" to 62.5 seconds; None if the text is not a time."""
     try:
         hours, minutes, seconds = text.split(":")
         return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
@@ -184,13 +207,23 @@ def _seconds(text: str | None) -> float | None:
 
 
 class PyAVReader:
-    """Decodes from the start to what is asked for; going backwards starts again. See `VideoReader`.
+    """Decode sequentially with PyAV; a request for an earlier frame restarts from the beginning. See `VideoReader`.
 
-    Counting frames means decoding them all once, since only a decoder knows what will be presented; `iter_frames`
-    needs no count. A frame that differs in size from the first is scaled to it (as ffmpeg does).
-    size: (height, width) as shown. coded_size: (width, height) before metadata turn the picture. turned: whether they
-    turn or mirror it. error: the `VideoError` that ended the video early under on_error="keep", once decoding has come
-    that far.
+    `num_frames` and `timestamps` decode the whole video once, since only the decoder knows which frames are presented;
+    `iter_frames` needs no count. A frame that differs in size from the first is scaled to it (as ffmpeg does).
+
+    Args:
+        path: the file.
+        on_error: "raise", or "keep": a video that breaks in the middle ends at its last good frame.
+
+    Attributes:
+        size: (height, width) in pixels as shown.
+        coded_size: (width, height) in pixels before the rotation of the metadata.
+        turned: whether the metadata rotate or mirror the picture.
+        error: the `VideoError` that ended the video early with on_error="keep", after decoding has reached it.
+
+    Raises:
+        VideoError: no frame can be decoded.
     """
 
     backend = "pyav"
@@ -209,7 +242,7 @@ class PyAVReader:
             self.close()
             raise VideoError(path, f"no frame could be decoded ({reason})", 0)
         self.fps = stream_fps(stream) if first.time is not None else float(stream.guessed_rate or 25)
-        self._ahead, self._next = chain([first], self._decoder), 0  # what comes next, and its index
+        self._ahead, self._next = chain([first], self._decoder), 0  # the frames to come, and the index of the next
         self.start_time = self._time(first, 0)
         self.coded_size, matrix = (first.width, first.height), display_matrix(first)
         self._exif = exif_matrix(self.path) if self.path.suffix.lower() in IMAGE_SUFFIXES else None
@@ -228,7 +261,7 @@ class PyAVReader:
     @property
     def timestamps(self) -> np.ndarray:
         if self._timestamps is None:
-            with PyAVReader(self.path, self._on_error) as other:  # leaves this reader's position alone
+            with PyAVReader(self.path, self._on_error) as other:  # keeps the position of this reader
                 self._timestamps = np.array([t for t, _ in other._forward()])
                 self.error = other.error
         return self._timestamps
@@ -246,7 +279,7 @@ class PyAVReader:
                 missing.remove(index)
                 pictures[index] = to_rgb(entry[1], *self.coded_size, self._exif)
         if missing:
-            raise ValueError(f"{self.path} has {self._next} frames, asked for index {max(missing)}")
+            raise ValueError(f"{self.path} has frames 0 to {self._next - 1}, not {max(missing)}")
         return np.stack([pictures[i] for i in wanted.tolist()])
 
     def iter_frames(self, chunk: int = 16) -> Iterator[Chunk]:
@@ -263,7 +296,7 @@ class PyAVReader:
             yield Chunk(np.stack(pictures), np.array(times))
 
     def iter_decoded(self) -> Iterator[tuple[float, VideoFrame]]:
-        """(timestamp, frame as decoded: not converted, scaled or turned) of all frames in presentation order."""
+        """Yield (timestamp, frame as decoded: not converted, scaled or rotated) in presentation order."""
         if self._next:
             self._restart()
         yield from self._forward()
@@ -279,16 +312,17 @@ class PyAVReader:
         self.close()
 
     def _forward(self) -> Iterator[tuple[float, VideoFrame]]:
-        """(timestamp, frame) from the current position on."""
+        """Yield (timestamp, frame) from the current position on."""
         for frame in self._ahead:
             self._next += 1
             yield self._time(frame, self._next - 1) - self.start_time, frame
 
     def _decode(self, container, stream) -> Iterator[VideoFrame]:
-        """Presented frames from the start. What FFmpeg can't decode ends it, and so does what it decodes to something
-        else than was encoded and says so, but for frames before the first good one: raised, or kept in `error`.
+        """Yield the presented frames from the start, up to the first that FFmpeg can't decode or reports as corrupt.
 
-        Frames that are shown before a damaged one but predicted from it (B-frames) count as good: nobody says so.
+        The failure is raised or kept in `error`. Corrupt frames before the first good one are passed through. Frames
+        that are shown before a damaged one but predicted from it (B-frames) count as good, since FFmpeg does not
+        report them.
         """
         good, begun, last, cause = 0, False, None, None
         frames, why = container.decode(stream), None
@@ -297,7 +331,7 @@ class PyAVReader:
                 frame = next(frames, None)
             except (av.error.FFmpegError, MemoryError) as e:
                 cause, why = e, describe(e)
-                # Decoded before the break, waiting for their turn.
+                # Frames decoded before the break and buffered for presentation.
                 waiting = stream.codec_context.decode(None)
             else:
                 waiting = [] if frame is None else [frame]
@@ -315,7 +349,7 @@ class PyAVReader:
             and last is not None
             and is_truncated(self.path, container, stream, last + 1 / stream_fps(stream))
         ):
-            why = "the file is cut off"
+            why = "the file is truncated"
         if why is not None:
             words = f"the stream breaks after {good} good frames ({why})" if good else why
             self.error = VideoError(self.path, words, good)

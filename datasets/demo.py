@@ -1,4 +1,4 @@
-"""A clip the package renders itself: natural texture, shading, motion and occlusion, without a download."""
+"""A rendered demo clip with natural texture, shading, motion and occlusion, available without a download."""
 
 import math
 
@@ -8,10 +8,18 @@ from torch.nn import functional as F
 
 
 def demo_clip(frames: int = 33, size: int = 128, seed: int = 0) -> Tensor:
-    """Render float32 [1,3,frames,size,size] in [-1, 1], the same for the same arguments.
+    """Render the demo clip: float32 [1,3,frames,size,size] in [-1, 1], deterministic in its arguments.
 
-    A panning landscape of 1/f noise, two turning textured bodies that pass in front of it and of each other, soft
-    shading and shadows. Motion is per frame, so a longer clip goes on where a shorter one ends; 30 frames/s look right.
+    It shows a panning landscape of 1/f noise and two rotating textured bodies that pass in front of it and of each
+    other, with soft shading and shadows. Frame t does not depend on `frames`; motion is designed for 30 frames/s.
+
+    Args:
+        frames: number of frames, at least 1.
+        size: height and width in pixels, at least 16.
+        seed: seed of textures and motion.
+
+    Raises:
+        ValueError: frames or size below its minimum.
     """
     if frames < 1 or size < 16:
         raise ValueError(f"{frames=} must be at least 1 and {size=} at least 16")
@@ -28,7 +36,7 @@ def demo_clip(frames: int = 33, size: int = 128, seed: int = 0) -> Tensor:
 
 
 def _frame(t: int, x_HW: Tensor, y_HW: Tensor, ground: Tensor, skins: list[Tensor], phase: list[float]) -> Tensor:
-    """Frame `t` as [3,H,W] in [0, 1]."""
+    """Render frame `t` as [3,H,W] in [0, 1]."""
     time = t / 30
     pan_x, pan_y = 0.35 * time + 0.05 * math.sin(2 * time + phase[0]), 0.08 * math.sin(1.3 * time + phase[1])
     zoom = 0.55 + 0.03 * math.sin(time + phase[2])
@@ -43,7 +51,7 @@ def _frame(t: int, x_HW: Tensor, y_HW: Tensor, ground: Tensor, skins: list[Tenso
 
 
 def _body(image_CHW: Tensor, x_HW: Tensor, y_HW: Tensor, radius: float, angle: float, skin: Tensor) -> Tensor:
-    """Paint a lumpy pebble and its shadow, centred at (0, 0) of the shifted coordinates."""
+    """Paint a lumpy pebble and its shadow, centered at (0, 0) of the shifted coordinates."""
     edge = 3 / x_HW.shape[-1]  # a soft rim of about 1.5 pixels
     shadow_HW = torch.sigmoid((radius - _distance(x_HW - 0.06, y_HW - 0.1, angle)) / 0.05)
     image_CHW = image_CHW * (1 - 0.45 * shadow_HW)
@@ -59,13 +67,13 @@ def _body(image_CHW: Tensor, x_HW: Tensor, y_HW: Tensor, radius: float, angle: f
 
 
 def _distance(x_HW: Tensor, y_HW: Tensor, angle: float) -> Tensor:
-    """Distance from the centre in a metric whose circles are lumpy and turn with `angle`."""
+    """Compute the distance from the center in a metric whose circles are lumpy and rotate with `angle`."""
     theta_HW = torch.atan2(y_HW, x_HW) - angle
     return torch.hypot(x_HW, y_HW) * (1 + 0.10 * torch.cos(3 * theta_HW) + 0.06 * torch.cos(5 * theta_HW + 1))
 
 
 def _texture(rng: torch.Generator, slope: float, mean: tuple[float, ...], spread: tuple[float, ...]) -> Tensor:
-    """A tile [1,3,256,256] of 1/f^slope noise that wraps around; the channels share most of their structure."""
+    """Make a periodic tile [1,3,256,256] of 1/f^slope noise; the channels share most of their structure."""
     side = 256
     fy, fx = torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None]
     amplitude = 1 / (fx**2 + fy**2).sqrt().clamp(min=2 / side) ** slope
@@ -78,7 +86,7 @@ def _texture(rng: torch.Generator, slope: float, mean: tuple[float, ...], spread
 
 
 def _sample(tile: Tensor, x_HW: Tensor, y_HW: Tensor) -> Tensor:
-    """Look the tile up at coordinates that wrap around in [-1, 1] -> [3,H,W]."""
+    """Sample the tile at periodic coordinates in [-1, 1] -> [3,H,W]."""
     wrapped = F.pad(tile, (1, 1, 1, 1), mode="circular")
     side = tile.shape[-1]
     grid = torch.stack([x_HW, y_HW], dim=-1)

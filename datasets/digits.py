@@ -1,6 +1,6 @@
-"""A labelled set of videos that the package makes itself, in which a single frame says nothing about the label.
+"""Moving digits: a labelled dataset rendered by the package, and training batches of it, without any file.
 
-Training batches that need no files.
+The label is the kind of motion: a single frame carries no information about it.
 """
 
 import math
@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidtok.datasets.labelled import LabelledDataset, Sample, Transform
-from vidtok.datasets.loading import WHOLE, Shard, check_clip, check_counts, prefetch, shard_rows
+from vidtok.datasets.loading import WHOLE, Shard, check_clip, check_counts, is_image_batch, prefetch, shard_rows
 
-# Per motion: what moves through its range, and which way. Ranges are circles: position wraps around the picture's
-# edges, the size jumps from largest to smallest. So each of them is uniform at every moment, whatever moves.
+# Per motion: index of the state that moves through its range (x, y, angle, size), and the direction. Ranges are
+# periodic: positions wrap around at the borders, the size jumps from largest to smallest. Therefore each state is
+# uniformly distributed at every moment, whichever moves.
 _MOTIONS = {
     "left": (0, -1),
     "right": (0, 1),
@@ -28,22 +29,30 @@ _MOTIONS = {
     "shrinking": (3, -1),
     "still": (3, 0),
 }
-_SMALLEST, _LARGEST = 0.3, 0.6  # half the digit's height, of half the picture's
-_TRAVEL = (0.4, 0.8)  # of its range, from the first frame to the last
+_SMALLEST, _LARGEST = 0.3, 0.6  # height of the digit as a share of the picture's
+_TRAVEL = (0.4, 0.8)  # distance from the first frame to the last, as a share of the range
 
 
 class MovingDigits(LabelledDataset):
-    """scikit-learn's 1797 handwritten digits in motion; the label is the motion, which only time reveals.
+    """scikit-learn's 1797 handwritten digits in motion; the label is the kind of motion.
 
     Every digit moves in each of nine ways: left, right, up, down, turning left, turning right, growing, shrinking,
-    still. Position, angle and size at any one moment have the same distribution in all nine, and so has the colour: a
-    frame alone carries no information. A video is a function of (seed, i); split "val" holds every fifth of the digits,
-    "train" the rest, no digit is in both.
+    still. Position, angle, size and color at any one moment have the same distribution in all nine classes, so that a
+    single frame carries no information about the label. A video is a function of (seed, i).
 
-    Sample: video float32 [1,3,frames,size,size] in [-1, 1] (before `transform`), label 0..8, id "digit/motion",
-    timestamps j/25 s. transform: see `LabelledVideos`; one that flips is refused, as left would be right.
-    classes: names in the order of the numbers, as a trained head has them; None, the order above. Raises ValueError for
-    bad arguments, and for classes that lack a motion.
+    A sample has video float32 [1,3,frames,size,size] in [-1, 1] (before `transform`), label 0..8, id "digit/motion",
+    and timestamps j/25 s.
+
+    Args:
+        split: "val", every fifth of the digits, or "train", the others.
+        frames: frames per video, at least 1.
+        size: height and width in pixels, at least 16.
+        seed: seed of the videos and of the transform.
+        transform: see `LabelledVideos`. A transform with flip=True is rejected: it would turn left into right.
+        classes: class names in the order of the class numbers, such as those of a trained head; None, the order above.
+
+    Raises:
+        ValueError: illegal arguments, or classes without one of the motions.
     """
 
     flip_keeps_label = False
@@ -67,7 +76,7 @@ class MovingDigits(LabelledDataset):
         self.split, self.frames, self.size = split, frames, size
         self.classes = list(_MOTIONS if classes is None else classes)
         if missing := [motion for motion in _MOTIONS if motion not in self.classes]:
-            raise ValueError(f"the digits move in ways that are none of the classes, such as {missing[0]!r}")
+            raise ValueError(f"the classes lack {missing[0]!r}: moving digits need the classes {', '.join(_MOTIONS)}")
         self._digits = torch.from_numpy(load_digits().images).float() / 16
         numbers = [n for n in range(len(self._digits)) if (n % 5 == 4) == (split == "val")]
         self.labels = [self.classes.index(motion) for _ in numbers for motion in _MOTIONS]
@@ -75,8 +84,8 @@ class MovingDigits(LabelledDataset):
         super().__init__(len(self.ids), transform, seed, on_error="raise")
 
     def _read(self, index: int, rng: np.random.Generator) -> Sample:
-        number, motion = self.ids[index].split("/")  # where only some are left, their places are others
-        # The video is the same in every epoch.
+        number, motion = self.ids[index].split("/")  # not from `index`: a dataset may be reduced to some of its ids
+        # Not `rng`: the video is the same in every epoch.
         own = np.random.default_rng([self.seed, int(number), list(_MOTIONS).index(motion)])
         place, direction = _MOTIONS[motion]
         states = np.tile(own.random(4), (self.frames, 1))  # x, y, angle, size, each in [0, 1)
@@ -88,7 +97,7 @@ class MovingDigits(LabelledDataset):
         return Sample(video, self.labels[index], self.ids[index], timestamps.expand(len(video), -1))
 
     def _render(self, digit_HW: Tensor, states_T4: Tensor, rng: np.random.Generator) -> Tensor:
-        """[3,T,size,size] in [-1, 1]: light on dark or dark on light, in two colours."""
+        """Render [3,T,size,size] in [-1, 1]: light on dark or dark on light, in two colors."""
         x, y, angle, size = states_T4.T
         axis = (torch.arange(self.size) + 0.5) * 2 / self.size - 1
         y_THW = _wrapped(axis[None, :, None] - (2 * y - 1)[:, None, None]).expand(-1, -1, self.size)
@@ -96,7 +105,7 @@ class MovingDigits(LabelledDataset):
         cos, sin = ((f(angle * 2 * math.pi))[:, None, None] for f in (torch.cos, torch.sin))
         half = (_SMALLEST * (_LARGEST / _SMALLEST) ** size)[:, None, None]
         grid = torch.stack([x_THW * cos + y_THW * sin, y_THW * cos - x_THW * sin], dim=-1) / half[..., None]
-        # Eight pixels, blown up: bicubic, on a margin of zeros, so that the rim is soft too.
+        # The digits have 8 x 8 pixels: bicubic upsampling, with a margin of zeros for a soft border.
         ink = F.pad(digit_HW, (1, 1, 1, 1)).expand(self.frames, 1, -1, -1)
         ink_THW = F.grid_sample(ink, grid * 0.8, mode="bicubic", align_corners=False)[:, 0].clamp(0, 1)
         dark, light = rng.uniform(-1, -0.4, 3), rng.uniform(0.4, 1, 3)
@@ -105,16 +114,28 @@ class MovingDigits(LabelledDataset):
 
 
 def _wrapped(distance: Tensor) -> Tensor:
-    """The distance to the nearest of the copies that repeat every 2."""
+    """Return the signed distance to the nearest of the copies that repeat with period 2."""
     return torch.remainder(distance + 1, 2) - 1
 
 
 class DigitClips:
-    """Batches as `ClipFolder` gives them, of `MovingDigits`: batch i is a pure function of (seed, i).
+    """An endless sequence of batches of `MovingDigits`, as `ClipFolder`: batch i is a pure function of (seed, i).
 
-    `dataset[i]` is float32 in [-1, 1], [batch_size, 3, frames, crop, crop], every tenth batch [image_batch_size, 3, 1,
-    crop, crop]. split: "train" or "val". stride: of the tokenizer to train, which frames and crop
-    must fit. Raises ValueError for bad arguments.
+    `dataset[i]` is float32 in [-1, 1]: [batch_size, 3, frames, crop, crop] of videos, or, for a share `image_fraction`
+    of all batches, evenly spread, [image_batch_size, 3, 1, crop, crop] of images.
+
+    Args:
+        frames: frames per clip, 1 + a multiple of the stride in time.
+        crop: height and width in pixels, a multiple of the stride in space.
+        batch_size: clips per batch of videos.
+        image_batch_size: images per batch of images; None, 4 * batch_size.
+        image_fraction: share of batches that are images, 0 to 1.
+        seed: seed of all random choices.
+        split: "train" or "val", see `MovingDigits`.
+        stride: (time, height, width) of the tokenizer to train.
+
+    Raises:
+        ValueError: illegal arguments.
     """
 
     def __init__(
@@ -123,11 +144,13 @@ class DigitClips:
         crop: int = 64,
         batch_size: int = 8,
         image_batch_size: int | None = None,
+        image_fraction: float = 0.1,
         seed: int = 0,
         split: str = "train",
         stride: tuple[int, int, int] = (4, 8, 8),
     ):
-        self.seed, self.batch_size, self.image_batch_size = seed, batch_size, image_batch_size or 4 * batch_size
+        self.seed, self.image_fraction = seed, image_fraction
+        self.batch_size, self.image_batch_size = batch_size, image_batch_size or 4 * batch_size
         check_counts(batch_size=self.batch_size, image_batch_size=self.image_batch_size)
         check_clip(frames, crop, stride)
         self.videos, self.images = (MovingDigits(split, count, crop, seed) for count in (frames, 1))
@@ -136,18 +159,24 @@ class DigitClips:
         return self.shard_of(index, WHOLE)
 
     def shard_of(self, index: int, shard: Shard) -> Tensor:
-        """The rows that are `part` of `dataset[index]`. Raises ValueError where it doesn't divide into such parts."""
+        """Return the rows of one shard of `dataset[index]`.
+
+        Raises:
+            ValueError: the batch is not divisible into so many shards.
+        """
         rng = np.random.default_rng([self.seed, index])
-        images = index % 10 == 9
+        images = is_image_batch(index, self.image_fraction)
         digits, size = (self.images, self.image_batch_size) if images else (self.videos, self.batch_size)
         rows, chosen = shard_rows(shard, size), rng.integers(len(digits), size=size)
         return torch.cat([digits[int(chosen[row])].video for row in rows])
 
     def loader(self, start: int = 0, workers: int = 0, shard: Shard = WHOLE) -> Iterator[Tensor]:
-        """That part of batches start, start + 1, ..., made ahead by `workers` processes if they are several: beside a
-        CPU's step it costs so little that a single one isn't worth its start, but a GPU would wait for it."""
+        """Yield one shard of batches start, start + 1, ..., prefetched by `workers` processes if they are several.
+
+        A single process would not be worth its start: next to a training step on a CPU, rendering costs little.
+        """
         for size in (self.batch_size, self.image_batch_size):
-            shard_rows(shard, size)  # now, not when its turn comes
+            shard_rows(shard, size)  # fail now, not at the first such batch
         return prefetch(partial(self.shard_of, shard=shard), start, workers if workers > 1 else 0)
 
     def summary(self) -> str:

@@ -1,8 +1,4 @@
-"""Frames as tensors: uint8 pictures to [-1, 1] and back, and the one way sizes are changed.
-
-From a decoded FFmpeg frame to the picture a viewer sees.
-
-Several clips in one picture or one video.
+"""Frames as tensors: conversion of uint8 to [-1, 1] and back, resizing, rotation, and grids of several clips.
 
 Legend: B clips, T H W video.
 """
@@ -22,24 +18,29 @@ Size = int | tuple[int, int] | None
 
 
 def frames_to_video(frames_THWC: np.ndarray | Tensor) -> Tensor:
-    """uint8 [T,H,W,3] -> float32 [3,T,H,W] in [-1, 1]."""
+    """Convert frames to a video: uint8 [T,H,W,3] -> float32 [3,T,H,W] in [-1, 1]."""
     frames_CTHW = torch.as_tensor(frames_THWC).permute(3, 0, 1, 2)
     return frames_CTHW.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
 def video_to_frames(video_CTHW: Tensor) -> np.ndarray:
-    """Float [3,T,H,W] in [-1, 1] (clamped) or uint8 [3,T,H,W] -> uint8 [T,H,W,3], rounded to nearest."""
+    """Convert a video to frames: uint8, or float in [-1, 1] (clamped, rounded), [3,T,H,W] -> uint8 [T,H,W,3]."""
     if video_CTHW.dtype != torch.uint8:
         video_CTHW = video_CTHW.float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
     return video_CTHW.permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
 
 def resize_video(video_CTHW: Tensor, size: Size, multiple: int = 8) -> Tensor:
-    """Resize float [3,T,H,W] in [-1, 1]: bicubic, antialiased, aspect kept, then cut at the centre.
+    """Resize float [3,T,H,W] in [-1, 1] (bicubic, antialiased, aspect ratio kept), then center-crop.
 
-    size: int, the short side becomes `size` and the long side is cut to a multiple of `multiple`; (h, w), resized to
-    cover and cut to exactly h x w; None, native size with both sides cut to a multiple of `multiple`.
-    Raises ValueError for a size below 1, or where nothing would be left.
+    Args:
+        size: int, the short side becomes `size` and the long side is cropped to a multiple of `multiple`; (h, w), the
+            video is resized to cover h x w and cropped to exactly that; None, native size with both sides cropped to a
+            multiple of `multiple`. In pixels.
+        multiple: see size.
+
+    Raises:
+        ValueError: the crop would be empty.
     """
     height, width = video_CTHW.shape[-2:]
     (new_h, new_w), (cut_h, cut_w) = plan_resize(height, width, size, multiple)
@@ -51,14 +52,18 @@ def resize_video(video_CTHW: Tensor, size: Size, multiple: int = 8) -> Tensor:
 
 
 def check_size(size: Size) -> None:
-    """Raises ValueError unless None, a positive int or two of them."""
+    """Raise ValueError unless `size` is None, a positive int, or a pair of positive ints."""
     sides = size if isinstance(size, tuple | list) else (size, size)
     if size is not None and (len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides)):
-        raise ValueError(f"size is None, pixels of the short side, or (height, width), all above 0, not {size!r}")
+        raise ValueError(f"size={size!r}: want None, the short side in pixels, or (height, width), all above 0")
 
 
 def plan_resize(height: int, width: int, size: Size, multiple: int = 8) -> tuple[tuple[int, int], tuple[int, int]]:
-    """((h, w) to resize to, (h, w) left after the centre cut) for pictures of height x width; see `resize_video`."""
+    """Compute ((h, w) to resize to, (h, w) of the center crop) for pictures of height x width; see `resize_video`.
+
+    Raises:
+        ValueError: the crop would be empty.
+    """
     if size is None:
         resized, cut = (height, width), (height // multiple * multiple, width // multiple * multiple)
     elif isinstance(size, int):
@@ -69,13 +74,15 @@ def plan_resize(height: int, width: int, size: Size, multiple: int = 8) -> tuple
         scale = max(size[0] / height, size[1] / width)
         resized, cut = (max(size[0], round(height * scale)), max(size[1], round(width * scale))), tuple(size)
     if min(cut) < 1:
-        raise ValueError(f"size={size} leaves nothing of {height}x{width} pictures (sides are cut to {multiple}n)")
+        raise ValueError(
+            f"size={size} leaves nothing of {height}x{width} pictures (sides are cropped to a multiple of {multiple})"
+        )
     return resized, cut
 
 
 Matrix = tuple[int, int, int, int]
 
-# Of EXIF's orientations 2 to 8: what a pixel at (x, y) is shown at, see `display_matrix`.
+# Display matrices of EXIF's orientations 2 to 8, see `display_matrix`.
 _ORIENTATIONS: dict[int, Matrix] = {
     2: (-1, 0, 0, 1),
     3: (-1, 0, 0, -1),
@@ -88,14 +95,18 @@ _ORIENTATIONS: dict[int, Matrix] = {
 
 
 def to_rgb(frame: VideoFrame, width: int, height: int, matrix: Matrix | None = None) -> np.ndarray:
-    """Decoded frame -> uint8 [H,W,3] RGB, scaled to width x height (coded orientation) if it differs, then turned: by
-    `matrix`, or by the frame's own."""
+    """Convert a decoded frame to uint8 [H,W,3] RGB as shown.
+
+    Args:
+        width, height: size in pixels before rotation; a frame of another size is scaled to it.
+        matrix: display matrix to apply; None, the frame's own.
+    """
     image_HWC = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
     return orient(image_HWC, matrix or display_matrix(frame))
 
 
 def exif_matrix(path: Path) -> Matrix | None:
-    """The display matrix that an image file's EXIF orientation stands for; None: upright, or nothing is said."""
+    """Read the display matrix of an image file's EXIF orientation; None if it is upright or not stated."""
     try:
         with Image.open(path) as image:
             return _ORIENTATIONS.get(image.getexif().get(0x0112))
@@ -104,10 +115,13 @@ def exif_matrix(path: Path) -> Matrix | None:
 
 
 def display_matrix(frame: VideoFrame) -> Matrix | None:
-    """(a, b, c, d) of the frame's display matrix: a pixel at (x, y) is shown at (ax + cy, bx + dy). None: upright."""
+    """Return (a, b, c, d) of a frame's display matrix; None if it is upright.
+
+    A pixel at (x, y) is shown at (ax + cy, bx + dy).
+    """
     try:
         side_data = frame.side_data
-    except ValueError:  # PyAV stumbles over kinds it does not know; the angle it still tells, mirrors are lost
+    except ValueError:  # PyAV fails on unknown kinds of side data; the angle is still available, mirroring is lost
         turn = round(frame.rotation / 90) * math.pi / 2
         cos, sin = round(math.cos(turn)), round(math.sin(turn))
         return (cos, -sin, sin, cos) if turn else None
@@ -119,12 +133,12 @@ def display_matrix(frame: VideoFrame) -> Matrix | None:
 
 
 def swaps_sides(matrix: Matrix | None) -> bool:
-    """Whether the matrix lays rows down as columns."""
+    """Return whether the matrix turns rows into columns."""
     return matrix is not None and abs(matrix[1]) + abs(matrix[2]) > abs(matrix[0]) + abs(matrix[3])
 
 
 def orient(image_HWC: np.ndarray, matrix: Matrix | None) -> np.ndarray:
-    """Apply a display matrix of quarter turns and mirrors, the way ffmpeg's autorotate does."""
+    """Apply a display matrix of quarter turns and mirroring, as ffmpeg's autorotate does."""
     if matrix is None:
         return image_HWC
     a, b, c, d = matrix
@@ -133,11 +147,11 @@ def orient(image_HWC: np.ndarray, matrix: Matrix | None) -> np.ndarray:
     return image_HWC[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-COLUMNS = 6  # frames of each clip that a picture shows
+COLUMNS = 6  # frames per clip in `frame_rows`
 
 
 def frame_rows(video_BCTHW: Tensor, columns: int = COLUMNS) -> Tensor:
-    """[3, H', W'] in [-1, 1]: a row for each clip, of frames spread evenly over it."""
+    """Arrange clips in one picture, [3, H', W'] in [-1, 1]: one row per clip, of frames spread evenly over it."""
     last = video_BCTHW.shape[2] - 1
     frames = sorted({round(place) for place in torch.linspace(0, last, columns).tolist()})
     rows = video_BCTHW[:, :, frames].transpose(1, 2).flatten(0, 1)
@@ -145,7 +159,7 @@ def frame_rows(video_BCTHW: Tensor, columns: int = COLUMNS) -> Tensor:
 
 
 def tiled(video_BCTHW: Tensor) -> Tensor:
-    """[3, T, H', W'] in [-1, 1]: the clips side by side, in a square as far as possible."""
+    """Arrange clips in one video, [3, T, H', W'] in [-1, 1]: a grid that is as square as possible."""
     across = math.ceil(math.sqrt(len(video_BCTHW)))
     frames = [make_grid(frame.clamp(-1, 1), nrow=across, pad_value=1) for frame in video_BCTHW.unbind(2)]
     return torch.stack(frames, 1)

@@ -1,8 +1,6 @@
-"""What a labelled dataset hands out, one at a time and in batches.
+"""Base classes of labelled datasets: samples, batches, and the handling of unreadable videos.
 
-What all labelled datasets have in common: samples, failures, batches.
-
-Labelled videos in files: what Kinetics, Something-Something-v2, lists and folders have in common.
+`LabelledDataset` is the base of all, `LabelledVideos` of those whose videos are files.
 """
 
 import itertools
@@ -29,8 +27,14 @@ Transform = Callable[[Tensor, np.random.Generator], Tensor]
 
 
 class Sample(NamedTuple):
-    """One video. video: float32 [V,3,T,H,W] in [-1, 1], V views (clips x crops). label: class number, -1 where there is
-    none. id: what its annotation calls it. timestamps: float64 [V,T], seconds from the first frame."""
+    """One labelled video.
+
+    Attributes:
+        video: float32 [V,3,T,H,W] in [-1, 1], V views (clips x crops).
+        label: class number; -1, unlabelled.
+        id: name of the video in its annotation.
+        timestamps: float64 [V,T], seconds from the first frame.
+    """
 
     video: Tensor
     label: int
@@ -39,8 +43,16 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Several. video: [B,V,3,T,H,W]. label: int64 [B]. id: B strings. timestamps: [B,V,T]. failed: one error for each
-    video that could not be read; nothing stands in its place, so B is less by so many, and may be 0."""
+    """Several samples of one shape.
+
+    Attributes:
+        video: float32 [B,V,3,T,H,W] in [-1, 1].
+        label: int64 [B]; -1, unlabelled.
+        id: B names.
+        timestamps: float64 [B,V,T], seconds.
+        failed: one error for each video that could not be read. Failed videos are left out: B may be less than the
+            batch size, and 0.
+    """
 
     video: Tensor
     label: Tensor
@@ -50,10 +62,16 @@ class Batch(NamedTuple):
 
 
 def collate_samples(samples: Sequence[Sample | VideoError]) -> Batch:
-    """A batch of samples of one shape (for DataLoader's collate_fn). Raises ValueError where the shapes differ."""
+    """Collate samples of one shape into a batch (for DataLoader's collate_fn).
+
+    Raises:
+        ValueError: the samples differ in shape.
+    """
     good = [sample for sample in samples if not isinstance(sample, VideoError)]
     if len(shapes := {tuple(sample.video.shape) for sample in good}) > 1:
-        raise ValueError(f"videos of {sorted(shapes)} in one batch: give a sampler and a transform, or batches of one")
+        raise ValueError(
+            f"videos of shapes {sorted(shapes)} in one batch: give a sampler and a transform, or batch_size=1"
+        )
     stack = torch.stack if good else lambda _: torch.empty(0)
     return Batch(
         stack([sample.video for sample in good]),
@@ -69,15 +87,28 @@ _ATTEMPTS = 100
 
 
 class LabelledDataset(Dataset):
-    """Videos with labels: `dataset[i]` is a `Sample`, a function of (seed, epoch, i) whatever the number of workers.
+    """Base class of labelled datasets: `dataset[i]` is a `Sample`, a function of (seed, epoch, i).
 
-    classes: the name of each class number; empty where nothing is labelled. labels (class numbers, -1 where there is
-    none), ids, paths (the files; empty where there are none): of all samples, in order. split: "train", "val", ... or
-    None. flip_keeps_label: whether a mirrored video is still of its class.
+    Samples do not depend on the number of workers. A subclass sets the attributes and defines `_read`.
 
-    A subclass sets these and defines `_read`. on_error, what happens to a video that can't be read: "raise", its
-    `VideoError` is raised; "return", it is returned in place of the sample, so that an evaluation goes on and counts
-    it; "resample", for training alone: another one is taken, which is warned about and counted in `resampled`.
+    Args:
+        length: number of samples.
+        transform: see `LabelledVideos`.
+        seed: seed of all random choices.
+        on_error: what happens if a video can't be read. "raise": its `VideoError` is raised. "return": the error is
+            returned in place of the sample, so that an evaluation continues and counts it. "resample": a random other
+            video is used, with a warning, and counted in `resampled`; for training only.
+
+    Attributes:
+        classes: the name of each class number; empty without labels.
+        labels: class number of each sample; -1, unlabelled.
+        ids: name of each sample.
+        split: "train", "val", ... or None.
+        paths: file of each sample; empty for a dataset without files.
+        flip_keeps_label: whether a mirrored video keeps its class.
+
+    Raises:
+        ValueError: an unknown on_error, or a transform that flips although classes depend on the direction.
     """
 
     flip_keeps_label = True
@@ -92,9 +123,9 @@ class LabelledDataset(Dataset):
             raise ValueError(f"on_error={on_error!r} is not 'raise', 'return' or 'resample'")
         if getattr(transform, "flip", False) and not self.flip_keeps_label:
             name = type(self).__name__
-            raise ValueError(f"{name} has classes that differ by left and right: give a transform with flip=False")
+            raise ValueError(f"{name} has classes that depend on left and right: give a transform with flip=False")
         self.transform, self.seed, self.on_error = transform, seed, on_error
-        # Shared memory: workers that are already running see the next epoch, and what they count is counted here.
+        # In shared memory, so that running workers see the next epoch, and this process sees their counts.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._resampled = torch.zeros(length, dtype=torch.int64).share_memory_()
 
@@ -107,27 +138,33 @@ class LabelledDataset(Dataset):
         return self._take((index, 0))
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw anew what is random, in running workers too."""
+        """Set the epoch, which seeds the random choices; it applies to running workers too."""
         self._epoch[0] = epoch
 
     def draw(self, index: int, epoch: int) -> Sample | VideoError:
-        """Sample `index` as it is in `epoch`, whatever `set_epoch` said: for batches that span epochs."""
+        """Return sample `index` of `epoch`, regardless of `set_epoch`: for batches that span epochs."""
         return self._take((index, 0), epoch)
 
     @property
     def resampled(self) -> int:
-        """How often another video took the place of one that failed, so far and in all workers."""
+        """Number of times that a failed video was replaced by another one, so far and in all workers."""
         return int(self._resampled.sum())
 
     def loader(
         self, batch_size: int, workers: int = 0, shuffle: bool = False, drop_last: bool = False, time_limit: float = 60
     ) -> Iterator[Batch]:
-        """Batches of one epoch; the samples and their order are the same for any number of workers.
+        """Yield the batches of one epoch; samples and their order do not depend on the number of workers.
 
-        With workers, a video that takes longer than `time_limit` seconds, or crashes its decoder, has failed like any
-        other; without, it hangs or crashes this process. shuffle: in an order drawn from (seed, epoch). drop_last:
-        leave out a last batch that is smaller. (A DataLoader does as well, but for hanging videos: give it
-        collate_fn=collate_samples and multiprocessing_context="forkserver"; forked, FFmpeg may hang.)
+        A DataLoader works too, except for videos that hang the decoder: give it collate_fn=collate_samples and
+        multiprocessing_context="forkserver" (FFmpeg may hang in a forked process).
+
+        Args:
+            batch_size: samples per batch.
+            workers: number of processes; 0, this process decodes.
+            shuffle: whether the order is drawn from (seed, epoch).
+            drop_last: whether an incomplete last batch is dropped.
+            time_limit: seconds per video, with workers. A video that takes longer or crashes its decoder counts as
+                unreadable. Without workers it hangs or crashes this process.
         """
         order = np.arange(len(self))
         if shuffle:
@@ -143,11 +180,11 @@ class LabelledDataset(Dataset):
             yield collate_samples(batch)
 
     def _read(self, index: int, rng: np.random.Generator) -> Sample:
-        """Sample `index`; raises `VideoError` where it can't be read."""
+        """Read sample `index`; raise `VideoError` if it can't be read."""
         raise NotImplementedError
 
     def _name(self, job: tuple[int, int]) -> str:
-        """What a failure is reported as."""
+        """Return the name by which a failure is reported."""
         return self.ids[job[0]]
 
     def _samples(self, order: list[int], workers: int, time_limit: float, ahead: int) -> Iterator[Sample | VideoError]:
@@ -156,14 +193,17 @@ class LabelledDataset(Dataset):
             return
         with DecodePool(self._take, workers, time_limit, path_of=self._name) as pool:
             for (index, _), sample in pool.imap(((index, 0) for index in order), ahead, ahead):
-                if isinstance(sample, VideoError) and self.on_error == "resample":  # it took its process along
+                if isinstance(sample, VideoError) and self.on_error == "resample":  # it crashed or hung its process
                     sample = self._replacement(index, sample, time_limit)
                 elif isinstance(sample, VideoError) and self.on_error == "raise":
                     raise sample
                 yield sample
 
     def _take(self, job: tuple[int, int], epoch: int | None = None) -> Sample | VideoError:
-        """(index, number of the first attempt) -> the sample. Attempt 0 is the video itself, the others are random."""
+        """Return the sample of a job (index, number of the first attempt).
+
+        Attempt 0 reads the video itself, the others random ones.
+        """
         index, start = job
         epoch = int(self._epoch[0]) if epoch is None else epoch
         for attempt in itertools.count(start):
@@ -180,7 +220,10 @@ class LabelledDataset(Dataset):
         raise AssertionError
 
     def _replacement(self, index: int, error: VideoError, time_limit: float) -> Sample:
-        """For a video that took its process along. Nobody knows at which attempt: others have other numbers."""
+        """Replace a video that crashed or hung its process.
+
+        The attempt at which that happened is unknown, so that the new attempts start from other numbers.
+        """
         for start in range(1000, 1000 * _ATTEMPTS, 1000):
             self._note(index, error)
             with DecodePool(self._take, 1, time_limit, path_of=self._name) as spare:
@@ -191,22 +234,29 @@ class LabelledDataset(Dataset):
 
     def _note(self, index: int, error: VideoError) -> None:
         self._resampled[index] += 1
-        warnings.warn(f"{error}; another video takes its place in this epoch", stacklevel=3)
+        warnings.warn(f"{error}; replaced by another video in this epoch", stacklevel=3)
 
 
 class LabelledVideos(LabelledDataset):
-    """Files with labels; see `LabelledDataset` for what a dataset is.
+    """Labelled video files; see `LabelledDataset`.
 
-    paths, ids, labels: of each video. classes: names of the class numbers. What the subclasses take as `**reading`:
-      sampler    which moments are seen, see `vidtok.datasets.samplers`; None, all frames of the video
-      transform  (video [V,3,T,H,W], rng) -> video [V',3,T,h,w], V' a multiple of V; None, as it is in the file
-      seed       of everything that is random
-      on_error   what happens to a video that can't be read: "raise", "return" or "resample", see `LabelledDataset`
-      checked    table of `vidtok check`, DataFrame or csv file: videos that are not ok in it are left out, which is
-                 warned about; `left_out` lists their paths
-      cache      folder for decoded frames, see `cached_frames`
+    Subclasses take the arguments from `sampler` on as `**reading`.
 
-    Raises ValueError for arguments that don't fit each other.
+    Args:
+        paths, ids, labels: file, name and class number of each video.
+        classes: the name of each class number.
+        split: name of the split.
+        sampler: selects timestamps, see `vidtok.datasets.samplers`; None, all frames of the video.
+        transform: function of (float32 [V,3,T,H,W] in [-1, 1], rng) that returns [V',3,T,h,w], V' a multiple of V;
+            None, frames as they are in the file.
+        seed: seed of all random choices.
+        on_error: "raise", "return" or "resample", see `LabelledDataset`.
+        checked: table of `vidtok check`, as DataFrame or csv file. Videos whose status in it is not "ok" are left out,
+            with a warning; `left_out` lists their paths.
+        cache: folder for decoded frames, see `cached_frames`; None, no cache.
+
+    Raises:
+        ValueError: no video, or arguments that don't fit together.
     """
 
     def __init__(
@@ -228,7 +278,10 @@ class LabelledVideos(LabelledDataset):
         self.paths, self.ids, self.labels = ([*itertools.compress(x, kept)] for x in (paths, ids, labels))
         self.left_out = [path for path, is_kept in zip(paths, kept, strict=True) if not is_kept]
         if self.left_out:
-            warnings.warn(f"{len(self.left_out)} of {len(paths)} videos left out: not ok when checked", stacklevel=3)
+            warnings.warn(
+                f"{len(self.left_out)} of {len(paths)} videos left out: their status in `checked` isn't ok",
+                stacklevel=3,
+            )
         if not self.paths:
             raise ValueError(f"no video{f' in split {split!r}' if split else ''}{' is left' if self.left_out else ''}")
         super().__init__(len(self.paths), transform, seed, on_error)
@@ -240,11 +293,11 @@ class LabelledVideos(LabelledDataset):
         if self.transform is not None:
             video = self.transform(video, rng)
         times = torch.from_numpy(timestamps_VT)
-        times = times.repeat_interleave(len(video) // len(times), dim=0)  # crops of one clip stand together
+        times = times.repeat_interleave(len(video) // len(times), dim=0)  # crops of one clip are consecutive
         return Sample(video, self.labels[index], self.ids[index], times)
 
     def _choose(self, timestamps: np.ndarray, fps: float, rng: np.random.Generator) -> np.ndarray:
-        """Indices [V,T]."""
+        """Select frame indices, int64 [V,T]."""
         if self.sampler is None:
             return np.arange(len(timestamps))[None]
         return indices_at(timestamps, self.sampler(timestamps[-1] + 1 / fps, fps, rng))
@@ -256,5 +309,5 @@ class LabelledVideos(LabelledDataset):
 def _not_ok(checked: pd.DataFrame | str | Path) -> set[str]:
     table = checked if isinstance(checked, pd.DataFrame) else pd.read_csv(checked, dtype={"path": str})
     if not {"path", "status"} <= set(table):
-        raise ValueError("checked: not a table of `vidtok check` (it has columns path and status)")
+        raise ValueError("checked is not a table of `vidtok check`: want columns path and status")
     return {os.path.abspath(path) for path in table.loc[table["status"] != "ok", "path"]}

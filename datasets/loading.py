@@ -1,14 +1,8 @@
-"""Decoding in processes that can be killed: no file, however broken, hangs or crashes what asked for it.
+"""Worker processes for decoding, prefetching, and shards of batches.
 
-What one process hands to another: a pickle, whose arrays travel through shared memory that is used again and again.
-
-Sent through a pipe, a clip is copied five times; in fresh shared memory, its pages cost more than the copy does.
-
-An endless row of batches, made ahead by a DataLoader's workers.
-
-The share of a batch that one process of several makes.
-
-Checks of what batches of clips shall be like, before anything is read.
+`DecodePool` decodes in processes that can be killed, so that a broken file neither hangs nor crashes the caller. Its
+results are pickles whose arrays pass through a pool of reused shared memory: through a pipe, a clip would be copied
+five times, and in fresh shared memory page faults would cost more than the copy.
 """
 
 import itertools
@@ -35,13 +29,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from vidtok.errors import VideoError
 
-_ALIGNMENT = 64  # bytes: what vector instructions like
-_LARGEST = 1 << 28  # bytes; above that, memory is not what a sample spends its time on
+_ALIGNMENT = 64  # bytes, for vector instructions
+_LARGEST = 1 << 28  # bytes; for larger results the copy is a small share of the time
 
 
 class SharedMessage(NamedTuple):
-    """body: the pickle without its arrays. size: bytes of these. places: where in the shared memory they begin and end,
-    or None where they are in `arrays`, since there was no room."""
+    """A pickled value whose arrays lie outside the pickle.
+
+    Attributes:
+        body: the pickle without its arrays.
+        size: bytes that the arrays need in shared memory.
+        places: (start, stop) of each array in the shared memory; None if it had no room and they are in `arrays`.
+        arrays: the arrays, if they are not in shared memory.
+    """
 
     body: bytes
     size: int
@@ -50,7 +50,11 @@ class SharedMessage(NamedTuple):
 
 
 def pack(value: Any, memory: Tensor | None) -> SharedMessage:
-    """memory: uint8 [N], shared with the receiver; arrays and tensors of `value` are copied into it if they fit."""
+    """Pickle `value`, with its arrays and tensors copied into shared memory if they fit.
+
+    Args:
+        memory: uint8 [N], shared with the receiver; None, the arrays are put into the message.
+    """
     body, buffers = BytesIO(), []
     _Pickler(body, protocol=5, buffer_callback=buffers.append).dump(value)
     raw = [buffer.raw() for buffer in buffers]
@@ -67,16 +71,21 @@ def pack(value: Any, memory: Tensor | None) -> SharedMessage:
 
 
 class SharedBuffer:
-    """memory: uint8 [N], shared. key: (N, number), unique in its `SharedMemoryPool`."""
+    """A block of shared memory.
+
+    Attributes:
+        memory: uint8 [N].
+        key: (N, number), unique in its `SharedMemoryPool`.
+    """
 
     def __init__(self, size: int, number: int):
         self.memory, self.key = torch.empty(size, dtype=torch.uint8).share_memory_(), (size, number)
 
 
 class SharedMemoryPool:
-    """The receiver's shared memory, a slot for each parcel that is under way or in use.
+    """The receiver's shared memory: one buffer for each message that is in transit or in use.
 
-    Slots have the size of the largest parcel so far. `take` one for the sender, `unpack` what comes back.
+    Buffers have the size of the largest message so far. `take` a buffer for the sender, and `unpack` its message.
     """
 
     def __init__(self):
@@ -84,7 +93,7 @@ class SharedMemoryPool:
         self._size, self._count = 0, 0
 
     def take(self) -> SharedBuffer | None:
-        """A free slot, or None as long as there are none: at first, and where the system has no shared memory left."""
+        """Return a free buffer; None before the first message, and if the system has no shared memory left."""
         while self._free:
             if (slot := self._free.pop()).key[0] == self._size:
                 return slot
@@ -102,21 +111,23 @@ class SharedMemoryPool:
             self._free.append(slot)
 
     def unpack(self, message: SharedMessage, slot: SharedBuffer | None) -> Any:
-        """The value. Its arrays lie in the slot, which is free again when the last of them, and all that looks into
-        them, is gone."""
+        """Unpickle a value whose arrays are views of the buffer.
+
+        The buffer is free again after the last of the arrays, and of their views, has been deleted.
+        """
         if message.places is None:
             self.give_back(slot)
             if self._size < message.size <= _LARGEST and (slot is not None or not self._count):
                 self._size = message.size + message.size // 8
             return pickle.loads(message.body, buffers=map(bytearray, message.arrays))  # from our own process
-        # Of a memoryview, because NumPy would trace a slice of a slice back to the slot itself and forget this one.
+        # Through a memoryview, because the base of a NumPy slice of a slice is the buffer itself, not this array.
         whole = np.frombuffer(memoryview(slot.memory.numpy()), np.uint8)
         weakref.finalize(whole, self._free.append, slot).atexit = False
         return pickle.loads(message.body, buffers=[whole[start:stop] for start, stop in message.places])
 
 
 class _Pickler(pickle.Pickler):
-    """Tensors go as the arrays they are; torch's own way is to write a file of each."""
+    """Pickle CPU tensors as NumPy arrays; torch would write a file for each."""
 
     def reducer_override(self, value: Any):
         if type(value) is Tensor and value.device.type == "cpu" and value.dtype in _DTYPES:
@@ -130,18 +141,27 @@ Job, Answer = Any, Any
 
 
 class DecodePool:
-    """Runs `function(job)` in `workers` processes, and gives up on a job after `time_limit` seconds.
+    """Run `function(job)` in worker processes with a time limit per job.
 
-    A process that is stuck is killed, one that crashes is buried; both are replaced and the job's answer is a
-    `VideoError` that says so. path_of(job): the file to name in it. function: anything that pickles; it is sent to each
-    process as that starts, so that the readers it opens are that process's own. What it returns must pickle. A
-    `VideoError` it raises is an answer; any other exception comes out of `imap`, as ValueError or RuntimeError.
+    A process that exceeds the time limit is killed. A process that was killed or has crashed is replaced, and the
+    answer of its job is a `VideoError`. A `VideoError` raised by `function` is an answer too; any other exception is
+    raised by `imap`, as ValueError or RuntimeError.
 
-    Arrays and tensors in an answer lie in memory shared with the process, which gets it back for another answer when
-    nothing looks into them any more; they may be changed.
+    Arrays and tensors in an answer lie in shared memory, which is reused after the last reference to them is gone; they
+    may be modified.
 
-    Processes are started afresh (forkserver), never forked from one that has used FFmpeg, and belong to the process
-    that made the pool: close it, or use it as a context manager. A DataLoader's workers may not own one.
+    Processes are started by a forkserver, never forked from a process that has used FFmpeg. Close the pool, or use it
+    as a context manager. A worker of a DataLoader can't own a pool.
+
+    Args:
+        function: a picklable function with picklable results. It is sent to each process when that starts, so that the
+            readers it opens belong to that process.
+        workers: number of processes, at least 1.
+        time_limit: seconds per job, above 0.
+        path_of: function of a job that returns the file to name in the `VideoError`.
+
+    Raises:
+        ValueError: workers or time_limit out of range.
     """
 
     def __init__(
@@ -158,14 +178,19 @@ class DecodePool:
         self._workers = [_Worker(self._function, self._slots) for _ in range(workers)]
 
     def imap(self, jobs: Iterable[Job], ahead: int = 2, queue: int = 2) -> Iterator[tuple[Job, Answer]]:
-        """(job, answer) in the order of the jobs. ahead: how many per worker are taken from `jobs` before their turn.
-        queue: how many of these it is sent at once, so that it goes on while the caller is busy with an answer."""
+        """Yield (job, answer) in the order of the jobs.
+
+        Args:
+            jobs: the jobs, consumed lazily.
+            ahead: jobs per worker that are taken from `jobs` before their answers are due.
+            queue: jobs per worker that are sent at once, so that a worker continues while the caller is busy.
+        """
         for i, worker in enumerate(self._workers):
-            if worker.tasks:  # of an imap that was not finished: its answers would be taken for ours
+            if worker.tasks:  # of an unfinished imap: its answers would be mistaken for those of this one
                 self._replace(i)
         source = enumerate(jobs)
         limit = ahead * len(self._workers)
-        waiting: dict[int, tuple[Job, Answer]] = {}  # answered before their turn
+        waiting: dict[int, tuple[Job, Answer]] = {}  # answers that arrived out of order
         turn, taken, exhausted = 0, 0, False
         while True:
             while not exhausted and taken - turn < limit and (worker := self._least_busy(queue)):
@@ -194,17 +219,17 @@ class DecodePool:
         self.close()
 
     def _least_busy(self, queue: int) -> "_Worker | None":
-        """Of the workers that have started up and have fewer than `queue` tasks."""
+        """Return the ready worker with the fewest tasks; None if all have `queue` tasks."""
         free = [worker for worker in self._workers if worker.ready and len(worker.tasks) < queue]
         return min(free, key=lambda worker: len(worker.tasks), default=None)
 
     def _replace(self, i: int, tasks: Iterable[tuple[int, Job]] = ()) -> None:
-        """A new process in place of worker i, for `tasks`."""
+        """Replace worker i by a new process that starts with `tasks`."""
         self._workers[i].end()
         self._workers[i] = _Worker(self._function, self._slots, tasks)
 
     def _collect(self) -> Iterator[tuple[int, tuple[Job, Answer]]]:
-        """Wait for news; (number, (job, answer)) for each job that is done with."""
+        """Wait for messages; yield (number, (job, answer)) for each job that has finished or failed."""
         deadlines = [worker.since + self._time_limit for worker in self._workers if worker.busy]
         wait = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
         news = connection.wait([worker.pipe for worker in self._workers], wait)
@@ -216,7 +241,7 @@ class DecodePool:
                     code = worker.end()
                     how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
                     if not worker.ready:
-                        why = "its own words are above; a script needs `if __name__ == '__main__':`"
+                        why = "see its error above; a script needs `if __name__ == '__main__':`"
                         raise RuntimeError(f"a decode process ended without a job ({how}); {why}") from None
                     done = self._give_up(i, f"the decoder crashed ({how})")
             elif worker.busy and time.monotonic() - worker.since >= self._time_limit:
@@ -227,7 +252,7 @@ class DecodePool:
                 yield done
 
     def _give_up(self, i: int, why: str) -> tuple[int, tuple[Job, Answer]] | None:
-        """The task that worker i was at has failed; those behind it go to its successor."""
+        """Fail the current task of worker i; pass the queued ones to its successor."""
         tasks = [(number, job) for number, job, _ in self._workers[i].tasks]
         self._replace(i, tasks[1:])
         if tasks:
@@ -237,8 +262,13 @@ class DecodePool:
 
 
 class _Worker:
-    """A process and its queue. tasks: (number, job, slot for the answer), the first is the one it is at. since: when
-    that began, or later, if nobody looked. ready: whether it has started up."""
+    """A process and its queue.
+
+    Attributes:
+        tasks: (number, job, buffer for the answer); the first is in progress.
+        since: monotonic time at which the first task began, or was last checked.
+        ready: whether the process has started up.
+    """
 
     def __init__(
         self, function: Callable[[Job], Answer], slots: SharedMemoryPool, tasks: Iterable[tuple[int, Job]] = ()
@@ -270,7 +300,7 @@ class _Worker:
         self.pipe.send_bytes(ForkingPickler.dumps(message))
 
     def take(self) -> tuple[int, tuple[Job, Answer]] | None:
-        """(number, (job, answer)) of the first task, or None for the word that the process is ready."""
+        """Receive (number, (job, answer)) of the first task; None for the message that the process is ready."""
         kind, value = pickle.loads(self.pipe.recv_bytes())  # from our own process
         self.since = time.monotonic()
         if kind == "ready":
@@ -285,7 +315,7 @@ class _Worker:
         return number, (job, self._slots.unpack(value, slot))
 
     def end(self) -> int:
-        """Kill the process, whatever it is at; its exit code."""
+        """Kill the process; return its exit code."""
         self.pipe.close()
         self._process.kill()
         self._process.join()
@@ -295,10 +325,10 @@ class _Worker:
 
 
 def _work(pipe: connection.Connection, function: Callable[[Job], Answer]) -> None:
-    """The life of a worker."""
+    """Main loop of a worker process."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    os.setsid()  # SIGINT and SIGTERM to a whole group are the parent's to answer; its own still reach this process
-    torch.set_num_threads(1)  # there is a process for each core already
+    os.setsid()  # the parent handles SIGINT and SIGTERM sent to the process group
+    torch.set_num_threads(1)  # the parallelism is in the processes
     memories: dict[tuple[int, int], torch.Tensor] = {}
     message: tuple[str, Any] = ("ready", None)
     while True:
@@ -313,7 +343,7 @@ def _work(pipe: connection.Connection, function: Callable[[Job], Answer]) -> Non
             message = ("answer", _answer(function, job, memories.get(key)))
         except ValueError as e:
             message = ("error", (ValueError, str(e), traceback.format_exc()))
-        except Exception as e:  # not all of them pickle
+        except Exception as e:  # as text, since not every exception pickles
             message = ("error", (RuntimeError, f"{type(e).__name__}: {e}", traceback.format_exc()))
 
 
@@ -325,7 +355,7 @@ def _answer(function: Callable[[Job], Answer], job: Job, memory: torch.Tensor | 
 
 
 def _die_with_parent() -> None:
-    """A stuck worker would outlive a parent that was killed."""
+    """Exit when the parent has died, since a stuck worker would outlive it."""
     connection.wait([parent_process().sentinel])
     os._exit(1)
 
@@ -339,8 +369,14 @@ class _Numbered(Dataset):
 
 
 def prefetch(make: Callable[[int], Any], start: int, workers: int) -> Iterator[Any]:
-    """make(start), make(start + 1), ... by `workers` processes (0: by this one); `make` must pickle."""
-    # Not fork: FFmpeg in a forked child of a process that has used it hangs.
+    """Yield make(start), make(start + 1), ..., computed ahead by a DataLoader's workers.
+
+    Args:
+        make: a picklable function of the number.
+        start: the first number.
+        workers: number of processes; 0, this process.
+    """
+    # Not fork: FFmpeg hangs in a forked child of a process that has used it.
     loader = DataLoader(
         _Numbered(make),
         batch_size=None,
@@ -353,35 +389,44 @@ def prefetch(make: Callable[[int], Any], start: int, workers: int) -> Iterator[A
 
 
 def _leave_group(worker: int) -> None:
-    """Ctrl-C and SIGTERM to a whole process group are the main process' to answer."""
+    """Leave the process group, so that the main process handles Ctrl-C and SIGTERM."""
     os.setsid()
 
 
-Shard = tuple[int, int]  # (index, count): that one of `count` equal slices of a batch
+Shard = tuple[int, int]  # (index, count): one of `count` equal slices of a batch
 WHOLE: Shard = (0, 1)
 
 
 def shard_rows(shard: Shard, size: int) -> range:
-    """The rows of a part of a batch of `size`. Raises ValueError where the batch doesn't divide into such parts."""
+    """Return the rows of one shard of a batch of `size` samples.
+
+    Raises:
+        ValueError: the batch is not divisible into so many shards.
+    """
     index, count = shard
     rows, rest = divmod(size, count)
     if rest:
-        raise ValueError(f"a batch of {size} doesn't divide into {count} equal parts: change the batch size")
+        raise ValueError(f"a batch of {size} doesn't divide into {count} equal parts: give a multiple of {count}")
     return range(index * rows, (index + 1) * rows)
 
 
+def is_image_batch(number: int, image_fraction: float) -> bool:
+    """Return whether batch `number` is of images, if a share `image_fraction` of all batches is, evenly spread."""
+    return int((number + 1) * image_fraction) > int(number * image_fraction)
+
+
 def check_counts(**counts: int) -> None:
-    """Raises ValueError where one is no whole number above 0."""
+    """Raise ValueError if a count is not a whole number of at least 1."""
     for name, count in counts.items():
         if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name}={count} is no whole number of at least 1")
+            raise ValueError(f"{name}={count} is not a whole number of at least 1")
 
 
 def check_clip(frames: int, crop: int, stride: tuple[int, int, int]) -> None:
-    """Raises ValueError where clips of so many frames, crop x crop pixels, don't fit the stride of a tokenizer."""
+    """Raise ValueError if clips of `frames` frames and crop x crop pixels don't fit a tokenizer's stride (t, h, w)."""
     check_counts(frames=frames, crop=crop)
     s_t, s_h, s_w = stride
     if (frames - 1) % s_t:
-        raise ValueError(f"frames={frames} is not 1+{s_t}k")
+        raise ValueError(f"frames={frames} is not 1+{s_t}k, as the tokenizer's temporal stride of {s_t} requires")
     if crop % s_h or crop % s_w:
-        raise ValueError(f"crop={crop} is not a multiple of {math.lcm(s_h, s_w)}")
+        raise ValueError(f"crop={crop} is not a multiple of {math.lcm(s_h, s_w)}, the tokenizer's spatial stride")

@@ -1,12 +1,19 @@
-"""Which moments of a video a model gets to see: the field's samplers, as pure functions.
+"""Temporal samplers: pure functions that select which moments of a video a model sees.
 
-Each returns times, float64 [clips, frames], in seconds from the first frame; `indices_at` (vidtok.datasets.seek)
-turns them into frames: the ones shown at those times. duration: seconds, the last frame's display time included. fps:
-frames per second of the video. rng: for what is random. A dataset takes one with its settings filled in:
+Each returns times, float64 [clips, frames], in seconds from the first frame. `vidtok.datasets.seek.indices_at` converts
+them to the indices of the frames shown at these times. A dataset takes a sampler with its settings bound, such as
 `functools.partial(dense_clips, frames=16, stride=4, clips=5)`.
 
-frames x stride are counted in frames of `at_fps` (None: the video's own), so that 16 x 4 at 30 fps is the same stretch
-of time in every video. A video shorter than a clip shows its last frame until the clip ends.
+Common arguments:
+    duration: of the video in seconds, including the display time of the last frame.
+    fps: frames per second of the video.
+    rng: random generator; unused by the deterministic samplers.
+    frames, stride: a clip is `frames` frames, `stride` frames apart, counted at `at_fps`.
+    at_fps: frame rate at which frames and stride are counted, so that 16 x 4 at 30 fps is the same span of time in
+        every video; None, the video's own.
+    clips: number of clips.
+
+In a video shorter than a clip, the last frame is repeated until the clip ends.
 """
 
 import numpy as np
@@ -15,10 +22,10 @@ import numpy as np
 def uniform_segments(
     duration: float, fps: float, rng: np.random.Generator | None = None, *, frames: int, clips: int = 1
 ) -> np.ndarray:
-    """The middle of each of `frames` equal segments (TSN, arXiv 1608.00859, at test time); for several clips
-    k = 0..clips-1 the moment k/clips of each segment (as VideoMAE tests on Something-Something, with 2 clips).
+    """Sample the middle of each of `frames` equal segments (TSN, arXiv 1608.00859, at test time).
 
-    rng is not used: this is how a video is evaluated.
+    With several clips, clip k = 0..clips-1 has the moment k/clips of each segment (as VideoMAE tests on
+    Something-Something, with 2 clips). Deterministic, for evaluation.
     """
     share = np.full((1, 1), 0.5) if clips == 1 else np.arange(clips)[:, None] / clips
     return (np.arange(frames) + share) * (duration / frames)
@@ -27,7 +34,7 @@ def uniform_segments(
 def random_segments(
     duration: float, fps: float, rng: np.random.Generator, *, frames: int, clips: int = 1
 ) -> np.ndarray:
-    """A random moment of each of `frames` equal segments, for each clip anew (TSN at training time)."""
+    """Sample a random moment of each of `frames` equal segments, independently per clip (TSN at training time)."""
     return (np.arange(frames) + rng.random((clips, frames))) * (duration / frames)
 
 
@@ -41,15 +48,15 @@ def dense_clips(
     clips: int = 1,
     at_fps: float | None = None,
 ) -> np.ndarray:
-    """`clips` clips of frames x stride, the first from the start of the video, the last up to its end, the others
-    evenly between (SlowFast, VideoMAE: 16 x 4 with 5 clips on Kinetics); a single one from the middle.
+    """Sample evenly spaced clips, the first at the start and the last at the end of the video.
 
-    rng is not used: this is how a video is evaluated.
+    A single clip is taken from the middle. SlowFast and VideoMAE test so on Kinetics, with 5 clips of 16 x 4.
+    Deterministic, for evaluation.
     """
     share = np.array([0.5]) if clips == 1 else np.linspace(0, 1, clips)
     starts, step = _room(duration, fps, frames, stride, at_fps) * share, stride / (at_fps or fps)
     if at_fps is None:
-        starts = np.floor(starts * fps + 1e-6) / fps  # on a frame, or the rounding of each time would differ
+        starts = np.floor(starts * fps + 1e-6) / fps  # on a frame, so that all times of a clip round alike
     return starts[:, None] + np.arange(frames) * step
 
 
@@ -64,8 +71,12 @@ def random_clip(
     at_fps: float | None = None,
     spread: bool = False,
 ) -> np.ndarray:
-    """Clips of frames x stride from random places (random temporal crop): each frame a clip can begin with, with equal
-    probability. spread: one from each of `clips` equal parts of these frames, in order (V-JEPA's training)."""
+    """Sample clips at random positions (random temporal crop), uniform over the possible first frames.
+
+    Args:
+        spread: sample one clip from each of `clips` equal parts of the possible first frames, in order (as V-JEPA
+            trains).
+    """
     room = _room(duration, fps, frames, stride, at_fps)
     share = rng.random(clips)
     if spread:
@@ -84,10 +95,12 @@ def whole_windows(
     hop: int | None = None,
     at_fps: float | None = None,
 ) -> np.ndarray:
-    """The whole video in windows of frames x stride, one every `hop` frames (None: frames x stride, end to end).
+    """Cover the whole video with sliding windows; their number depends on the duration.
 
-    The last window is moved back to end with the video, so that no frame is missing and none is made up. rng is not
-    used. The number of windows depends on the duration.
+    The last window is moved back to end with the video, so that no frame is missing or repeated. Deterministic.
+
+    Args:
+        hop: frames from one window to the next, counted at `at_fps`; None, frames x stride (no overlap).
     """
     rate = at_fps or fps
     room = _room(duration, fps, frames, stride, at_fps)
@@ -97,6 +110,6 @@ def whole_windows(
 
 
 def _room(duration: float, fps: float, frames: int, stride: int, at_fps: float | None) -> float:
-    """Seconds between the first and the last possible start of a clip, 0 in a video that is too short."""
+    """Return the seconds between the first and the last possible start of a clip; 0 if the video is too short."""
     span = (frames - 1) * stride / (at_fps or fps) + 1 / fps  # the last frame is shown for 1/fps
     return max(duration - span, 0.0)

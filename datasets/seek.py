@@ -1,16 +1,9 @@
-"""A file's frames by its packets alone: no decoding, and a proof that this is enough.
+"""Random access to frames: timelines from packets, resampling in time, seeking, and a cache of decoded frames.
 
-Another frame rate: which frame is shown at which time.
-
-Single frames out of a video, without decoding what comes before where possible.
-
-A window of consecutive frames out of the middle of a video.
-
-Decoded frames kept on disk, for training runs that read the same short videos again and again.
-
-One video is two files, named by a hash of its path, size and modification time: NAME.rgb, raw uint8 [T,H,W,3], and
-NAME.npz (timestamps float64 [T] in seconds, shape int64 [T,H,W,3], fps float64), written last: where it exists both are
-whole. 144p costs about 110 KB a frame.
+The cache holds decoded frames on disk, for training runs that read the same short videos repeatedly. Each video has two
+files, named by a hash of its path, size and modification time: NAME.rgb, raw uint8 [T,H,W,3], and NAME.npz (timestamps
+float64 [T] in seconds, shape int64 [T,H,W,3], fps float64). NAME.npz is written last: if it exists, both are complete.
+144p takes about 110 KB per frame.
 """
 
 import hashlib
@@ -31,11 +24,19 @@ from vidtok.errors import VideoError
 
 @dataclass(frozen=True)
 class Timeline:
-    """pts: int64 [N], presentation times of all packets, ascending, in ticks of `tick` seconds. keys: int64 [K], those
-    of the keyframes. fps: average frames per second. doubt: why the packets do not prove what a decoder will present,
-    or None where they do: no packet is discarded (edit lists) or corrupt, times are all there, distinct and from 0 on,
-    and there are as many packets as the header says frames. open_gop: whether a keyframe is followed by frames shown
-    before it; a decoder that seeks and then counts, as decord does, goes wrong there."""
+    """Presentation times of all frames of a file, read from its packets without decoding.
+
+    Attributes:
+        pts: int64 [N], presentation times of all packets, ascending, in ticks.
+        keys: int64 [K], presentation times of the keyframes, ascending, in ticks.
+        tick: seconds per tick.
+        fps: average frames per second.
+        unreliable: the reason why the packets do not determine the frames that a decoder presents; None if they do. It
+            requires that no packet is discarded (edit lists) or corrupt, that times are complete, distinct and not
+            negative, and that the header states the same number of frames.
+        open_gop: whether a keyframe is followed by frames shown before it. Decoders that seek and then count frames, as
+            decord does, return wrong frames there.
+    """
 
     pts: np.ndarray
     keys: np.ndarray
@@ -51,7 +52,11 @@ class Timeline:
 
 
 def read_timeline(path: str | Path) -> Timeline:
-    """Demux `path` to its end. Raises `VideoError` where it can't be opened."""
+    """Read the timeline of a file by demuxing it to its end.
+
+    Raises:
+        VideoError: the file can't be opened.
+    """
     container, stream = open_container(path)
     with container:
         pts, key_places, doubts = [], [], set()
@@ -93,14 +98,19 @@ def read_timeline(path: str | Path) -> Timeline:
         )
 
 
-TOLERANCE = 1e-3  # seconds: containers that count milliseconds round 1/30 s to 33 or 34 ms
+TOLERANCE = 1e-3  # seconds; containers with millisecond timestamps round 1/30 s to 33 or 34 ms
 
 
 def resample_indices(timestamps: np.ndarray, fps: float, start: float = 0.0, count: int | None = None) -> np.ndarray:
-    """int64 indices of the frames shown at start, start + 1/fps, ...: the latest frame not after each time.
+    """Return int64 indices of the frames shown at start, start + 1/fps, ...: the latest frame not after each time.
 
-    timestamps: float64 [N] ascending seconds. A time within 1 ms before a frame counts as its time. count: how many;
-    None, as many as come before the last timestamp plus one mean frame gap.
+    A time up to 1 ms before a frame counts as the time of that frame.
+
+    Args:
+        timestamps: float64 [N], seconds, ascending.
+        fps: frames per second to resample to.
+        start: seconds of the first frame.
+        count: number of indices; None, up to the last timestamp plus one mean frame interval.
     """
     if count is None:
         gap = (timestamps[-1] - timestamps[0]) / max(len(timestamps) - 1, 1)
@@ -109,14 +119,21 @@ def resample_indices(timestamps: np.ndarray, fps: float, start: float = 0.0, cou
 
 
 def indices_at(timestamps: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """int64 indices of the frames shown at `times` (seconds, any shape); before the first frame, that one."""
+    """Return int64 indices of the frames shown at `times` (seconds, any shape); before the first frame, index 0."""
     return np.maximum(np.searchsorted(timestamps, times + TOLERANCE, side="right") - 1, 0)
 
 
 def resample_chunks(chunks: Iterator[Chunk], fps: float, last_display: float, size: int) -> Iterator[Chunk]:
-    """The same rule on a stream, holding one frame back. Yields chunks of `size` frames, timestamps j/fps.
+    """Resample a stream of chunks as `resample_indices` does, with a delay of one frame.
 
-    last_display: seconds the last frame is shown.
+    Args:
+        chunks: the chunks to resample.
+        fps: frames per second to resample to.
+        last_display: display time of the last frame in seconds.
+        size: frames per yielded chunk; the last one may be smaller.
+
+    Yields:
+        Chunks with timestamps j/fps.
     """
     pictures: list[np.ndarray] = []
     emitted = 0
@@ -143,9 +160,17 @@ def resample_chunks(chunks: Iterator[Chunk], fps: float, last_display: float, si
 
 
 def cached_frames(path: str | Path, folder: str | Path) -> tuple[np.ndarray, np.ndarray, float]:
-    """(frames uint8 [T,H,W,3], memory-mapped; timestamps float64 [T]; fps as the reader has it).
+    """Return the frames of a video from the cache, decoding it in bounded memory on the first call.
 
-    Decoded on the first call, in bounded memory. Raises `VideoError` where the video can't be decoded.
+    Args:
+        path: the video.
+        folder: the cache, created if missing.
+
+    Returns:
+        (frames, uint8 [T,H,W,3], memory-mapped; timestamps, float64 [T] in seconds; average frames per second).
+
+    Raises:
+        VideoError: the video can't be decoded.
     """
     folder = Path(folder)
     status = os.stat(path)
@@ -161,7 +186,7 @@ def cached_frames(path: str | Path, folder: str | Path) -> tuple[np.ndarray, np.
 
 
 def _decode(path: str | Path, frames_file: Path, facts_file: Path) -> None:
-    """Both files are renamed into place, so that several processes may be at it and a kill leaves nothing half done."""
+    """Decode a video into its two files, renamed into place: atomic, and safe with concurrent processes."""
     new_frames, new_facts = (f.with_suffix(f".{os.getpid()}.new{f.suffix}") for f in (frames_file, facts_file))
     times = []
     try:
@@ -174,7 +199,7 @@ def _decode(path: str | Path, frames_file: Path, facts_file: Path) -> None:
         np.savez(new_facts, timestamps=timestamps, shape=np.array([len(timestamps), *frame_shape]), fps=fps)
         os.replace(new_frames, frames_file)
         os.replace(new_facts, facts_file)
-    finally:  # what a broken video got to
+    finally:  # remains of a broken video
         new_frames.unlink(missing_ok=True)
         new_facts.unlink(missing_ok=True)
 
@@ -183,10 +208,19 @@ Choose = Callable[[np.ndarray, float], np.ndarray]
 
 
 def read_selection(path: str | Path, choose: Choose, cache: str | Path | None = None) -> Chunk:
-    """The frames that `choose(timestamps, fps)` asks for by index: int64 of any shape, repeats allowed.
+    """Read selected frames, decoding from the nearest keyframe where the file allows it.
 
-    Returns frames uint8 [*shape,H,W,3] and their timestamps float64 [*shape]. cache: folder for decoded frames, see
-    `cached_frames`. Raises `VideoError` where the video can't be decoded.
+    Args:
+        path: the video.
+        choose: function of (timestamps, float64 [N] in seconds; fps) that returns int64 frame indices of any shape,
+            repeats allowed.
+        cache: folder for decoded frames, see `cached_frames`; None, no cache.
+
+    Returns:
+        Frames uint8 [*shape,H,W,3] and timestamps float64 [*shape] in seconds.
+
+    Raises:
+        VideoError: the video can't be decoded.
     """
     if cache is not None:
         pictures, timestamps, fps = cached_frames(path, cache)
@@ -209,8 +243,10 @@ _timeline = lru_cache(maxsize=20_000)(read_timeline)
 
 
 def _seek(path: str | Path, timeline: Timeline, indices: np.ndarray) -> np.ndarray | None:
-    """Decode from the last keyframe that is not after the first index; None where seeking leads anywhere else, as it
-    does in containers without an index (MPEG-TS and -PS)."""
+    """Decode frames from the last keyframe that is not after the first index.
+
+    Return None if seeking leads elsewhere, as in containers without an index (MPEG-TS and -PS).
+    """
     wanted = set(timeline.pts[indices].tolist())
     first, last, pictures = min(wanted), max(wanted), {}
     container, stream = open_container(path)
@@ -236,10 +272,16 @@ def _seek(path: str | Path, timeline: Timeline, indices: np.ndarray) -> np.ndarr
 
 
 def read_window(path: str | Path, frames: int, fps: float | None, position: float) -> np.ndarray:
-    """`frames` consecutive frames -> uint8 [T,H,W,3].
+    """Read a window of consecutive frames -> uint8 [T,H,W,3].
 
-    fps: resample by time (see `read_video`); None, native. position: 0..1, where between the first possible window and
-    the last one. Raises `VideoError` where the video is shorter than the window or can't be decoded.
+    Args:
+        path: the video.
+        frames: number of frames T.
+        fps: frames per second to resample to (see `read_video`); None, native.
+        position: 0..1, position of the window between the first possible and the last possible one.
+
+    Raises:
+        VideoError: the video is shorter than the window or can't be decoded.
     """
     choose = partial(window_indices, path=path, frames=frames, fps=fps, position=position)
     return read_selection(path, choose).frames
@@ -248,13 +290,14 @@ def read_window(path: str | Path, frames: int, fps: float | None, position: floa
 def window_indices(
     timestamps: np.ndarray, native_fps: float, path: str | Path, frames: int, fps: float | None, position: float
 ) -> np.ndarray:
-    """Frame numbers of a window, int64 [frames], from the video's timestamps, float64 [T]; see `read_window`."""
+    """Return the frame numbers of a window, int64 [frames], given timestamps float64 [T]; see `read_window`."""
     if fps is None:
         starts = len(timestamps) - frames + 1
         if starts < 1:
-            raise VideoError(path, f"{len(timestamps)} frames are less than a window of {frames}")
+            raise VideoError(path, f"{len(timestamps)} frames are too few for a window of {frames}")
         return min(int(position * starts), starts - 1) + np.arange(frames)
     room = timestamps[-1] + 1 / native_fps - frames / fps
     if room < -1e-3:
-        raise VideoError(path, f"{timestamps[-1] + 1 / native_fps:.2f} s are less than {frames} frames at {fps} fps")
+        duration = timestamps[-1] + 1 / native_fps
+        raise VideoError(path, f"{duration:.2f} s are too short for a window of {frames} frames at {fps} fps")
     return resample_indices(timestamps, fps, start=position * max(room, 0.0), count=frames)

@@ -1,16 +1,6 @@
-"""From what a user names, a folder or an annotation file, to the dataset that it is.
+"""Labelled datasets from folders and annotation files: Kinetics, Something-Something-v2, class folders and lists.
 
-Kinetics-400, -600 and -700.
-
-Something-Something-v2.
-
-Videos whose folder is their class.
-
-Videos named in a list.
-
-Class numbers for the labels of annotations, and the rows of one split.
-
-Finding the files that annotations mean.
+`open_dataset` detects which of them a source is.
 """
 
 import json
@@ -29,25 +19,41 @@ from vidtok.datasets.labelled import LabelledDataset, LabelledVideos
 
 
 def of_split(table: pd.DataFrame, split: str | None, source: str | Path) -> pd.DataFrame:
-    """The rows of `split`; all of them where it is None, or the annotations have no column of splits.
+    """Select the rows of a split; all rows if `split` is None or the annotations have no column of splits.
 
-    Raises ValueError for a split that isn't there.
+    Args:
+        table: from `read_annotations`.
+        split: name of the split, or None.
+        source: what to name in an error.
+
+    Raises:
+        ValueError: the split does not exist.
     """
     if split is None or "split" not in table:
         return table
     rows = table[table["split"] == split]
     if not len(rows):
-        raise ValueError(f"{source}: no split {split!r}, there is {', '.join(sorted(set(table['split'])))}")
+        raise ValueError(f"{source} has no split {split!r}, only {', '.join(sorted(set(table['split'])))}")
     return rows
 
 
 def class_numbers(
     table: pd.DataFrame, rows: pd.DataFrame, classes: Sequence[str] | None, source: str | Path
 ) -> tuple[list[int], list[str]]:
-    """(class number of each of `rows`, -1 where nothing is labelled; names of the classes).
+    """Convert labels to class numbers.
 
-    classes: the names, in order; None, those in all of `table`, sorted, or "0", "1", ... where labels are numbers.
-    Raises ValueError for a label that is not among them.
+    Args:
+        table: all rows, from `read_annotations`.
+        rows: the rows to convert.
+        classes: class names in the order of the class numbers; None, the labels in `table`, sorted, or "0", "1", ... if
+            the labels are numbers.
+        source: what to name in an error.
+
+    Returns:
+        (class number of each of `rows`, -1 without labels; class names).
+
+    Raises:
+        ValueError: a label that is not among the classes.
     """
     labels = rows["label"]
     if labels.isna().all():
@@ -55,7 +61,8 @@ def class_numbers(
     if pd.api.types.is_integer_dtype(labels):
         names = [str(i) for i in range(int(table["label"].max()) + 1)] if classes is None else list(classes)
         if labels.min() < 0 or labels.max() >= len(names):
-            raise ValueError(f"{source}: labels from {labels.min()} to {labels.max()} for {len(names)} classes")
+            legal = f"legal are 0 to {len(names) - 1}: {len(names)} classes"
+            raise ValueError(f"{source} has labels from {labels.min()} to {labels.max()}, {legal}")
         return labels.tolist(), names
     names = sorted(set(table["label"])) if classes is None else list(classes)
     number = {name: i for i, name in enumerate(names)}
@@ -65,7 +72,11 @@ def class_numbers(
 
 
 def find_media(root: str | Path, suffixes: tuple[str, ...]) -> list[str]:
-    """Files below `root` with one of `suffixes`, sorted, hidden ones left out. Raises ValueError if it is no folder."""
+    """Find the files below `root` with one of `suffixes`, sorted, without hidden files.
+
+    Raises:
+        ValueError: root is not a folder.
+    """
     if not Path(root).is_dir():
         raise ValueError(f"{root} is not a folder")
     return sorted(
@@ -77,7 +88,7 @@ def find_media(root: str | Path, suffixes: tuple[str, ...]) -> list[str]:
 
 
 class Names:
-    """Files below a folder by their name without suffix, wherever they lie."""
+    """Index of the files below a folder, at any depth, by their name without suffix."""
 
     def __init__(self, root: str | Path, suffixes: tuple[str, ...]):
         self._root, self._places = Path(root), defaultdict(list)
@@ -85,21 +96,29 @@ class Names:
             self._places[Path(path).stem].append(path)
 
     def find(self, name: str, folder: str, suffix: str) -> str:
-        """The file called `name`, where there are several the one in a folder called `folder`; where there is none, the
-        path it should have: name + suffix in the root."""
+        """Return the path of the file called `name`.
+
+        Among several, the one in a folder called `folder` is preferred. If there is none, return its expected path:
+        name + suffix in the root.
+        """
         places = self._places.get(name) or [str(self._root / f"{name}{suffix}")]
         return next((path for path in places if Path(path).parent.name == folder), places[0])
 
 
 class Kinetics(LabelledVideos):
-    """Kinetics by its official csv files (label,youtube_id,time_start,time_end,split).
+    """Kinetics-400, -600 or -700 by its official csv files (label,youtube_id,time_start,time_end,split).
 
-    annotations: csv file. root: folder with the clips, {youtube_id}_{start:06d}_{end:06d}.mp4 (or another suffix), in
-    class folders or flat, at any depth; a clip that isn't there has the path it should have, and is an error when it is
-    read. split: "train", "val", "test" where the file has several. classes: names in the order of the numbers, as they
-    must be when the file at hand has not all of them; None, those in the file, sorted. reading: see `LabelledVideos`.
+    Args:
+        annotations: csv file.
+        root: folder with the clips, {youtube_id}_{start:06d}_{end:06d}.mp4 (or another suffix), at any depth. A missing
+            clip keeps its expected path, and raises an error when it is read.
+        split: "train", "val" or "test", if the file has several; None, all.
+        classes: class names in the order of the class numbers, required if the file lacks some of them; None, the
+            labels in the file, sorted.
+        reading: see `LabelledVideos`.
 
-    Raises ValueError for annotations that don't fit.
+    Raises:
+        ValueError: the annotations are of another kind, or don't fit the split or the classes.
     """
 
     def __init__(
@@ -112,7 +131,7 @@ class Kinetics(LabelledVideos):
     ):
         table = read_annotations(annotations)
         if not table.attrs["format"].startswith("kinetics"):
-            raise ValueError(f"{annotations}: a {table.attrs['format']}, not a Kinetics csv")
+            raise ValueError(f"{annotations} is a {table.attrs['format']}, not a Kinetics csv")
         rows = of_split(table, split, annotations)
         labels, classes = class_numbers(table, rows, classes, annotations)
         ids = [f"{i}_{int(s):06d}_{int(e):06d}" for i, s, e in zip(rows["id"], rows["start"], rows["end"], strict=True)]
@@ -123,19 +142,23 @@ class Kinetics(LabelledVideos):
 
 
 def _folder(label: str | None) -> str:
-    """The folder of a class, as the common download scripts name it."""
+    """Return the folder name of a class in the common download scripts."""
     return "" if label is None else label.replace(" ", "_")
 
 
 class SomethingSomethingV2(LabelledVideos):
     """Something-Something-v2 by its official json files.
 
-    annotations: something-something-v2-train.json, -validation.json or -test.json (no labels). root: folder with
-    {id}.webm (or another suffix), at any depth. split: what to call it. classes: something-something-v2-labels.json, or
-    the names in order; None, those in the file, sorted. reading: see `LabelledVideos`; a transform that flips is
-    refused, since "pushing from left to right" would be the opposite.
+    Args:
+        annotations: something-something-v2-train.json, -validation.json or -test.json (no labels).
+        root: folder with {id}.webm (or another suffix), at any depth.
+        split: name of the split; it selects nothing.
+        classes: something-something-v2-labels.json, or the class names in order; None, the labels in the file, sorted.
+        reading: see `LabelledVideos`. A transform with flip=True is rejected: "pushing from left to right" would become
+            its opposite.
 
-    Raises ValueError for annotations that don't fit.
+    Raises:
+        ValueError: the annotations are of another kind, or don't fit the classes.
     """
 
     flip_keeps_label = False
@@ -150,7 +173,7 @@ class SomethingSomethingV2(LabelledVideos):
     ):
         table = read_annotations(annotations)
         if not table.attrs["format"].startswith("something"):
-            raise ValueError(f"{annotations}: a {table.attrs['format']}, not Something-Something-v2's json")
+            raise ValueError(f"{annotations} is a {table.attrs['format']}, not Something-Something-v2's json")
         if isinstance(classes, str | Path):
             classes = _read_classes(classes)
         labels, classes = class_numbers(table, table, classes, annotations)
@@ -160,7 +183,7 @@ class SomethingSomethingV2(LabelledVideos):
 
 
 def _read_classes(path: str | Path) -> list[str]:
-    """{template: number as a string}, in the order of the numbers."""
+    """Read class names from {template: number as a string}, in the order of the numbers."""
     try:
         numbers = {without_brackets(name): int(number) for name, number in json.loads(Path(path).read_text()).items()}
     except (ValueError, TypeError, AttributeError) as e:
@@ -171,13 +194,20 @@ def _read_classes(path: str | Path) -> list[str]:
 
 
 class VideoFolder(LabelledVideos):
-    """ROOT/CLASS/VIDEO or, with a split, ROOT/SPLIT/CLASS/VIDEO; a folder without class folders is not labelled.
+    """Videos in class folders: ROOT/CLASS/VIDEO or, with a split, ROOT/SPLIT/CLASS/VIDEO.
 
-    Videos, and images as videos of one frame, at any depth below the class's folder; suffixes: which of them, such as
-    `vidtok.datasets.decode.IMAGE_SUFFIXES`. classes: names in the order of the numbers; None, the folders, sorted.
-    ids are paths relative to the root. reading: see `LabelledVideos`.
+    Files may lie at any depth below their class folder. Images are videos of one frame. A folder without class folders
+    is unlabelled. Ids are paths relative to the root.
 
-    Raises ValueError for a folder with nothing in it, and for files beside class folders.
+    Args:
+        root: the folder.
+        split: subfolder of the root; None, the root itself.
+        suffixes: suffixes of the files to use, such as `vidtok.datasets.decode.IMAGE_SUFFIXES`.
+        classes: class names in the order of the class numbers; None, the folder names, sorted.
+        reading: see `LabelledVideos`.
+
+    Raises:
+        ValueError: no such file in the folder, files beside class folders, or a folder that is not among the classes.
     """
 
     def __init__(
@@ -192,11 +222,11 @@ class VideoFolder(LabelledVideos):
         folder = root / split if split else root
         paths = find_media(folder, suffixes)
         if not paths:
-            raise ValueError(f"{folder}: no file with one of the suffixes {', '.join(suffixes[:4])}, ...")
+            raise ValueError(f"{folder} holds no file with one of the suffixes {', '.join(suffixes[:4])}, ...")
         inside = [Path(os.path.relpath(path, folder)).parts for path in paths]
         flat = [parts[0] for parts in inside if len(parts) == 1]
         if flat and len(flat) < len(inside):
-            raise ValueError(f"{folder}: {flat[0]} lies beside the class folders, what is it?")
+            raise ValueError(f"{folder}: {flat[0]} lies beside the class folders: move it into the folder of its class")
         table = pd.DataFrame({"label": [None if flat else parts[0] for parts in inside]})
         labels, classes = class_numbers(table, table, classes, folder)
         ids = [os.path.relpath(path, root) for path in paths]
@@ -204,15 +234,23 @@ class VideoFolder(LabelledVideos):
 
 
 class VideoList(LabelledVideos):
-    """Videos, and images as videos of one frame, by a list of paths and labels or a csv with a header.
+    """Videos in a list of paths and labels, or in a csv with a header. Images are videos of one frame.
 
-    annotations: see `read_annotations`, which also says how path_column, label_column and split_column are found where
-    they are not given. root: what its paths are relative to; None, the folder the list is in. A name without a suffix
-    (a bare number, an id) is looked for below the root. split: where there is a column of splits. classes: names in the
-    order of the numbers; None, those in the file, sorted. reading: see `LabelledVideos`.
+    Args:
+        annotations: see `read_annotations`.
+        root: folder that the paths are relative to; None, the folder of the list. A name without a suffix (a bare
+            number, an id) is searched for below the root.
+        split: the split to use, if there is a column of splits; None, all.
+        path_column, label_column, split_column: column names; None, the usual ones, see `read_annotations`.
+        classes: class names in the order of the class numbers; None, the labels in the file, sorted.
+        reading: see `LabelledVideos`.
 
-    format: what was recognised. dropped: how many rows had no label in a file that has labels (warned about).
-    Raises ValueError for annotations that don't fit.
+    Attributes:
+        format: name of the detected format.
+        dropped: number of rows dropped, with a warning, because they have no label in a file that has labels.
+
+    Raises:
+        ValueError: the annotations can't be read, or don't fit the split or the classes.
     """
 
     def __init__(
@@ -259,10 +297,17 @@ def open_dataset(
     split_column: str | None = None,
     **reading,
 ) -> LabelledDataset:
-    """The dataset that `source` is: "digits", a folder (`VideoFolder`), or an annotation file, told by its content.
+    """Open the labelled dataset at `source`; detect its kind.
 
-    root: the folder of the videos, where it isn't the one of the annotation file. The columns are those of `VideoList`;
-    for the other arguments see the datasets. Raises ValueError for what is none of these.
+    Args:
+        source: "digits" (`MovingDigits`), a folder (`VideoFolder`), or an annotation file, whose content decides
+            between `Kinetics`, `SomethingSomethingV2` and `VideoList`.
+        root: folder of the videos; None, the folder of the annotation file.
+        split, classes, reading: see the dataset.
+        path_column, label_column, split_column: see `VideoList`.
+
+    Raises:
+        ValueError: the source is of none of these kinds, or the dataset rejects an argument.
     """
     columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column}
     if str(source) == "digits":
@@ -271,7 +316,7 @@ def open_dataset(
     if source.is_dir():
         return VideoFolder(source, split, classes=classes, **reading)
     if not source.is_file():
-        raise ValueError(f"{source}: no such file or folder, nor 'digits'")
+        raise ValueError(f"{source}: no such file or folder; want a folder, an annotation file or 'digits'")
     name, root = read_annotations(source, **columns).attrs["format"], root or source.parent
     if name.startswith("kinetics"):
         return Kinetics(source, root, split, classes, **reading)
@@ -281,9 +326,21 @@ def open_dataset(
 
 
 def files_by_split(source: str | Path, root: str | Path | None = None, **columns: str | None) -> dict[str, list[str]]:
-    """The videos of all splits of `source`, a folder or an annotation file; one without splits is a split of its own,
-    called as the source. In a folder the folders train, val, validation and test are splits; labels do not matter.
-    Raises ValueError for what is neither."""
+    """List the videos of each split of a folder or an annotation file; labels are ignored.
+
+    In a folder, the subfolders train, val, validation and test are its splits.
+
+    Args:
+        source: folder or annotation file.
+        root: folder of the videos of an annotation file; None, the folder of the file.
+        columns: path_column, label_column, split_column, see `VideoList`.
+
+    Returns:
+        {split: paths}; a source without splits is one split that is named like the source.
+
+    Raises:
+        ValueError: the source does not exist or can't be read.
+    """
     source = Path(source)
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder")

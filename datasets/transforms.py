@@ -1,7 +1,7 @@
-"""What is done to clips between the decoder and the model.
+"""Transforms of clips between decoder and model: resizing, crops, flips and RandAugment.
 
-The functions take and return float32 [V,3,T,H,W] in [-1, 1], V views of one video; all frames and views are treated
-alike. What is random comes from `rng` and nothing else. Sizes are pixels; resizing is bicubic and antialiased.
+The functions take and return float32 [V,3,T,H,W] in [-1, 1], V views of one video, and transform all frames and views
+alike. `rng` is the only source of randomness. Sizes are in pixels; resizing is bicubic and antialiased.
 """
 
 import random
@@ -17,21 +17,29 @@ from vidtok.datasets.frames import frames_to_video, video_to_frames
 
 
 def resize_short_side(video: Tensor, size: int) -> Tensor:
-    """The short side becomes `size`, the aspect ratio stays."""
+    """Resize the short side to `size`, keeping the aspect ratio."""
     height, width = video.shape[-2:]
     scale = size / min(height, width)
     return _resize(video, max(size, round(height * scale)), max(size, round(width * scale)))
 
 
 def center_crop(video: Tensor, size: int) -> Tensor:
-    """size x size from the middle. Raises ValueError for a smaller video."""
+    """Crop size x size from the center; raise ValueError for a smaller video."""
     top, left = _margins(video, size)
     return video[..., top // 2 : top // 2 + size, left // 2 : left // 2 + size]
 
 
 def three_crops(video: Tensor, size: int) -> Tensor:
-    """[3V,3,T,size,size]: of each view the two ends and the middle of the long side (the field's test crops); of the
-    short side, where it is longer than `size`, the middle."""
+    """Take three crops of each view along its long side (start, center, end), as usual in testing.
+
+    The short side is center-cropped.
+
+    Returns:
+        [3V,3,T,size,size].
+
+    Raises:
+        ValueError: the video is smaller than size x size.
+    """
     top, left = _margins(video, size)
     places = [(top * k // 2, left // 2) if top > left else (top // 2, left * k // 2) for k in range(3)]
     crops = [video[..., y : y + size, x : x + size] for y, x in places]
@@ -45,9 +53,13 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.3, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Tensor:
-    """A crop of a random share `scale` of the area and a random width/height `ratio`, resized to size x size.
+    """Crop a random region and resize it to size x size, as torchvision's RandomResizedCrop.
 
-    As torchvision's RandomResizedCrop: ten attempts, then the largest crop in the middle that has such a ratio.
+    After ten failed attempts, take the largest center crop with a legal ratio.
+
+    Args:
+        scale: (low, high), share of the area that is kept, uniformly distributed.
+        ratio: (low, high), width / height of the region, log-uniformly distributed.
     """
     height, width = video.shape[-2:]
     for _ in range(10):
@@ -66,8 +78,11 @@ def random_resized_crop(
 def random_square_crop(
     video: Tensor, size: int, rng: np.random.Generator, scale: tuple[float, float] = (0.8, 1.0)
 ) -> Tensor:
-    """A square whose side is a random share `scale` of the short side, anywhere, resized to size x size: nothing is
-    stretched, as what is generated shall not be."""
+    """Crop a random square and resize it to size x size; the aspect ratio is kept, as generators need.
+
+    Args:
+        scale: (low, high), side of the square as a share of the short side, uniformly distributed.
+    """
     height, width = video.shape[-2:]
     side = max(1, round(min(height, width) * rng.uniform(*scale)))
     top, left = rng.integers(height - side, endpoint=True), rng.integers(width - side, endpoint=True)
@@ -75,17 +90,22 @@ def random_square_crop(
 
 
 def random_flip(video: Tensor, rng: np.random.Generator) -> Tensor:
-    """Mirrored left to right, or not, with equal probability."""
+    """Flip horizontally with probability 1/2."""
     return video.flip(-1) if rng.random() < 0.5 else video
 
 
 def rand_augment(video: Tensor, rng: np.random.Generator, config: str = "rand-m7-n4-mstd0.5-inc1") -> Tensor:
-    """timm's RandAugment with the same operations and strengths on every frame. config: in timm's notation.
+    """Apply timm's RandAugment with the same operations and magnitudes to every frame.
 
-    Raises ValueError for another one."""
+    Args:
+        config: in timm's notation.
+
+    Raises:
+        ValueError: timm can't parse the config.
+    """
     from timm.data.auto_augment import rand_augment_transform
 
-    # As timm's own users set it: shifts up to 45 % of the picture; grey is what is moved in from outside.
+    # timm's usual settings: translations up to 45 % of the picture, filled with gray.
     settings = {"translate_const": int(min(video.shape[-2:]) * 0.45), "img_mean": (124, 116, 104)}
     try:
         augment = rand_augment_transform(config, settings)
@@ -93,7 +113,7 @@ def rand_augment(video: Tensor, rng: np.random.Generator, config: str = "rand-m7
         raise ValueError(f"augment {config!r}: want timm's notation, such as rand-m7-n4-mstd0.5-inc1") from error
     seed = int(rng.integers(2**32))
     views = []
-    before = random.getstate(), np.random.get_state()  # timm draws from both of these
+    before = random.getstate(), np.random.get_state()  # timm draws from both global generators
     try:
         for view in video:
             frames = []
@@ -110,12 +130,19 @@ def rand_augment(video: Tensor, rng: np.random.Generator, config: str = "rand-m7
 
 def _check_shares(scale: tuple[float, float], of: str) -> None:
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-        raise ValueError(f"a random crop keeps a share from A to B of the {of}, 0 to 1, not {scale}")
+        raise ValueError(f"want scale=(low, high), shares of the {of} above 0 and at most 1, not {scale}")
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """RandAugment where `augment` names a configuration, a random resized crop to size x size, a flip where wanted."""
+    """Training transform: RandAugment, random resized crop, horizontal flip.
+
+    Attributes:
+        size: side of the output in pixels.
+        scale: see `random_resized_crop`.
+        flip: flip horizontally with probability 1/2.
+        augment: RandAugment configuration in timm's notation; None, no RandAugment.
+    """
 
     size: int
     scale: tuple[float, float] = (0.3, 1.0)
@@ -134,7 +161,13 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class SquareTransform:
-    """For generators: a random square crop to size x size, a flip where wanted."""
+    """Training transform of generators: random square crop, horizontal flip.
+
+    Attributes:
+        size: side of the output in pixels.
+        scale: see `random_square_crop`.
+        flip: flip horizontally with probability 1/2.
+    """
 
     size: int
     scale: tuple[float, float] = (0.8, 1.0)
@@ -150,7 +183,13 @@ class SquareTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Short side to `resize` (None: `size`), then the centre crop, or three crops, of size x size."""
+    """Evaluation transform: resize the short side, then take the center crop or three crops.
+
+    Attributes:
+        size: side of the crops in pixels.
+        crops: 1, the center crop; 3, see `three_crops`.
+        resize: short side before the crops, at least `size`; None, `size`.
+    """
 
     size: int
     crops: int = 1
@@ -168,7 +207,7 @@ class EvalTransform:
 
 
 def _margins(video: Tensor, size: int) -> tuple[int, int]:
-    """(rows, columns) left over around size x size."""
+    """Return the (rows, columns) that remain outside a crop of size x size."""
     height, width = video.shape[-2:]
     if min(height, width) < size:
         raise ValueError(f"a crop of {size} does not fit into {height}x{width} pixels")

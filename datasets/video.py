@@ -1,7 +1,4 @@
-"""Whole videos as tensors: at once, or streamed in bounded memory.
-
-Writing videos, whole or chunk by chunk; a file appears complete or not at all.
-"""
+"""Read and write videos as tensors, whole or streamed in bounded memory. Files are written atomically."""
 
 import math
 import os
@@ -24,8 +21,17 @@ from vidtok.errors import VideoError
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file says of itself. height, width: pixels as shown (rotation applied). fps: average frames per second.
-    num_frames, duration (seconds): the header's claim, None where it makes none; only decoding tells the truth."""
+    """Metadata of a video file.
+
+    Attributes:
+        path: the file.
+        height, width: in pixels as shown (rotation applied).
+        fps: average frames per second.
+        num_frames: according to the header, which may be wrong; None if it is not stated.
+        duration: seconds according to the header, which may be wrong; None if it is not stated.
+        codec: FFmpeg's name of the codec.
+        pixel_format: FFmpeg's name of the pixel format, or "unknown".
+    """
 
     path: Path
     height: int
@@ -38,7 +44,11 @@ class VideoInfo:
 
 
 def probe_video(path: str | Path) -> VideoInfo:
-    """Read the header and decode one frame. Raises `VideoError`."""
+    """Read the metadata of a video; this decodes one frame.
+
+    Raises:
+        VideoError: the file can't be decoded.
+    """
     container, stream = open_container(path)
     with container:
         codec, pixel_format, frames = stream.codec_context.name, stream.codec_context.pix_fmt, stream.frames
@@ -53,12 +63,21 @@ def probe_video(path: str | Path) -> VideoInfo:
 
 
 class VideoStream:
-    """Iterates over one video as float32 [1,3,t,H,W] chunks in [-1, 1], t = `chunk` but for the last.
+    """Iterate over one video as float32 [1,3,t,H,W] chunks in [-1, 1], t = `chunk` except for the last.
 
-    fps: of what is yielded. native_fps, native_size (height, width): of the file. size: (height, width) yielded.
-    timestamps: float64, seconds from the first frame, of the frames yielded so far: all of them at the end, as is
-    num_frames. backend: the reader's name. error: what ended the video early under on_error="keep".
-    Memory holds one chunk whatever the length. Iterate once; closes itself at the end, or use it as a context manager.
+    Memory holds one chunk, whatever the length of the video. A stream can be iterated once; it closes itself at the
+    end, or use it as a context manager. See `iter_video` for the arguments.
+
+    Attributes:
+        path: the file.
+        backend: name of the reader.
+        fps: frames per second of the yielded frames.
+        native_fps: frames per second of the file.
+        size: (height, width) of the yielded frames in pixels.
+        native_size: (height, width) of the file in pixels as shown.
+        timestamps: float64, seconds from the first frame, of the frames yielded so far.
+        num_frames: number of frames yielded so far.
+        error: the `VideoError` that ended the video early with on_error="keep", or None.
     """
 
     def __init__(self, path: str | Path, fps: float | None, size: Size, chunk: int, multiple: int, on_error: OnError):
@@ -119,10 +138,20 @@ def iter_video(
     multiple: int = 8,
     on_error: OnError = "raise",
 ) -> VideoStream:
-    """Stream a video of any length in bounded memory; see `VideoStream` for what comes out and `read_video` for sizes.
+    """Stream a video of any length in bounded memory; see `VideoStream` for the chunks.
 
-    The length is not cut. multiple=1 with size=None keeps every pixel. Raises `VideoError`, at the latest
-    where the stream breaks.
+    Args:
+        path: the file.
+        fps: frames per second to resample to, see `read_video`; None, native.
+        size: see `read_video`.
+        chunk: frames per chunk, at least 1.
+        multiple: sides are cropped to a multiple of it where `size` does not set them; 1 with size=None keeps all
+            pixels.
+        on_error: "raise", or "keep": a video that breaks in the middle ends at its last good frame.
+
+    Raises:
+        VideoError: the file can't be decoded; raised when iteration reaches the break, if not before.
+        ValueError: an illegal argument.
     """
     return VideoStream(path, fps, size, chunk, multiple, on_error)
 
@@ -134,15 +163,24 @@ def read_video(
     max_frames: int | None = None,
     stride: tuple[int, int, int] = (4, 8, 8),
 ) -> Tensor:
-    """Read a video, or an image as a video of one frame -> float32 [1,3,T,H,W] in [-1, 1], cut to what a tokenizer of
-    this stride (time, height, width) takes.
+    """Read a video, or an image as a video of one frame -> float32 [1,3,T,H,W] in [-1, 1].
 
-    fps: resample by time. Frame j is the latest one whose timestamp is not after j/fps (within 1 ms, the rounding of
-    containers that count milliseconds); the last frame is shown for 1/native fps. None keeps every frame.
-    size: int, short side becomes `size` (bicubic, antialiased, aspect kept), long side cut at the centre to a multiple
-    of the stride; (h, w), resized to cover and cut at the centre; None, native size cut at the centre to multiples.
-    max_frames: stop after so many (before the cut of T to 1 + a multiple of the stride).
-    Raises `VideoError` for a file that can't be read to its end (or to max_frames), ValueError for bad arguments.
+    T, H and W are cropped to what a tokenizer of the given stride accepts.
+
+    Args:
+        path: the file.
+        fps: frames per second to resample to. Frame j is the latest one whose timestamp is not after j/fps (within
+            1 ms, the rounding of containers with millisecond timestamps); the last frame is shown for 1/native fps.
+            None keeps every frame.
+        size: in pixels. int, the short side becomes `size` (bicubic, antialiased, aspect ratio kept), and the long
+            side is center-cropped to a multiple of the stride; (h, w), the video is resized to cover h x w and
+            center-cropped; None, native size, center-cropped to multiples of the stride.
+        max_frames: number of frames to read, before T is cropped to 1 + a multiple of the stride; None, all.
+        stride: (time, height, width) of the tokenizer.
+
+    Raises:
+        VideoError: the file can't be decoded to its end (or to max_frames).
+        ValueError: an illegal argument.
     """
     if max_frames is not None and max_frames < 1:
         raise ValueError(f"max_frames={max_frames} must be at least 1")
@@ -159,17 +197,24 @@ def read_video(
 
 
 class VideoWriter:
-    """Write chunks of a video to .mp4 (also .mov, .mkv: H.264, crf 12), .gif, or one frame to .png.
+    """Write a video chunk by chunk to .mp4, .mov or .mkv (H.264, crf 12), .gif, or one frame to .png.
 
-    Even sizes are stored as 4:2:0, which every player shows; a size with an odd side as 4:4:4, which keeps it exact.
-    The file gets its name when the `with` block ends well; an exception inside leaves nothing behind.
+    Even sizes are stored as 4:2:0, which every player supports; sizes with an odd side as 4:4:4, which keeps the size.
+    The file is renamed into place when the `with` block ends; an exception inside leaves no file.
+
+    Args:
+        path: the file to write.
+        fps: frames per second, above 0.
+
+    Raises:
+        ValueError: another suffix, or an illegal fps.
     """
 
     def __init__(self, path: str | Path, fps: float):
         self.path = Path(path)
         suffix = self.path.suffix.lower()
         if suffix not in _SINKS:
-            raise ValueError(f"{self.path}: can write {', '.join(_SINKS)}, not '{suffix}'")
+            raise ValueError(f"{self.path}: can write {', '.join(_SINKS)}, not {suffix!r}")
         if not fps > 0:
             raise ValueError(f"fps={fps} must be above 0")
         self._part = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{suffix}")
@@ -177,14 +222,21 @@ class VideoWriter:
         self._shape: tuple[int, ...] | None = None
 
     def write(self, video: Tensor) -> None:
-        """Append [3,t,H,W] or [1,3,t,H,W]: floats in [-1, 1] (clamped) or uint8. All chunks have one H, W."""
+        """Append a chunk.
+
+        Args:
+            video: [3,t,H,W] or [1,3,t,H,W], float in [-1, 1] (clamped) or uint8; the same H and W in all chunks.
+
+        Raises:
+            ValueError: another shape.
+        """
         if video.ndim == 5 and video.shape[0] == 1:
             video = video[0]
         if video.ndim != 4 or video.shape[0] != 3 or 0 in video.shape:
-            raise ValueError(f"a video is [3,T,H,W] or [1,3,T,H,W], got {list(video.shape)}")
+            raise ValueError(f"want a video [3,T,H,W] or [1,3,T,H,W], not {list(video.shape)}")
         shape = tuple(video.shape[2:])
         if self._shape not in (None, shape):
-            raise ValueError(f"chunk of {shape} after chunks of {self._shape}")
+            raise ValueError(f"want (T, H, W) = (any, {self._shape[0]}, {self._shape[1]}) as before, not {shape}")
         self._shape = shape
         self._sink.add(video_to_frames(video.detach()))
 
@@ -200,15 +252,21 @@ class VideoWriter:
                 os.replace(self._part, self.path)
         finally:
             try:
-                self._sink.abandon()  # may fail too, on a full disk
+                self._sink.abandon()  # may fail as well, on a full disk
             finally:
                 self._part.unlink(missing_ok=True)
 
 
 def write_video(path: str | Path, video: Tensor, fps: float) -> None:
-    """Write float [1,3,T,H,W] or [3,T,H,W] in [-1, 1] (clamped), or uint8, to .mp4, .gif or (T = 1) .png.
+    """Write a video to .mp4, .mov, .mkv, .gif or (T = 1) .png; see `VideoWriter` for the encoding.
 
-    fps: frames per second. See `VideoWriter` for the coding; raises ValueError for a wrong shape or suffix.
+    Args:
+        path: the file to write.
+        video: [1,3,T,H,W] or [3,T,H,W], float in [-1, 1] (clamped) or uint8.
+        fps: frames per second, above 0.
+
+    Raises:
+        ValueError: another shape or suffix, or an illegal fps.
     """
     with VideoWriter(path, fps) as writer:
         writer.write(video)
@@ -237,7 +295,7 @@ class _H264:
 
 
 class _Pillow:
-    """Pictures that Pillow writes in one go at the end: a GIF, or a PNG of one frame."""
+    """Collect frames and write them at the end with Pillow: a GIF, or a PNG of one frame."""
 
     def __init__(self, path: Path, fps: Fraction):
         self._path, self._fps, self._images = path, fps, []

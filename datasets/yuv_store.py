@@ -1,9 +1,9 @@
-"""Decoded videos in one memory-mapped file, from which training crops are cut.
+"""Cache of decoded videos in one memory-mapped file, from which training crops are cut.
 
-A cache folder holds `frames.yuv` and `index.npz`. The former has the frames of all videos one after the other, each as
-planar 4:2:0: Y [H,W], then U and V [ceil(H/2),ceil(W/2)], uint8. The index says where each video lies. A frame is
-contiguous, so that a window of 17 frames is one range of pages. The file only grows: bytes that the index names never
-change, and processes may read it while another one adds videos.
+A cache folder holds `frames.yuv` and `index.npz`. `frames.yuv` contains the frames of all videos one after the other,
+each as planar 4:2:0: Y [H,W], then U and V [ceil(H/2),ceil(W/2)], uint8. `index.npz` holds the position of each video.
+A frame is contiguous, so that a window of 17 frames is one range of pages. The file only grows: bytes that the index
+refers to never change, and processes may read it while another one adds videos.
 """
 
 import os
@@ -30,20 +30,25 @@ from vidtok.datasets.frames import display_matrix, to_rgb
 from vidtok.datasets.loading import DecodePool
 from vidtok.errors import VideoError
 
-# By FFmpeg's number of a stream's matrix; 0, 2 and 5 are read as BT.601, as swscale does where nothing is tagged.
+# By FFmpeg's number of the color matrix; 0, 2 and 5 are read as BT.601, as swscale does for untagged videos.
 MATRICES = {0: 601, 1: 709, 2: 601, 5: 601, 6: 601, 9: 2020}
-LUMA_WEIGHTS = {601: (0.299, 0.114), 709: (0.2126, 0.0722), 2020: (0.2627, 0.0593)}  # of red and of blue
+LUMA_WEIGHTS = {601: (0.299, 0.114), 709: (0.2126, 0.0722), 2020: (0.2627, 0.0593)}  # weights of red and of blue
 FULL_RANGE = int(ColorRange.JPEG)
-SAVE_SECONDS = 10  # between two saves of the index: what a kill can cost
+SAVE_SECONDS = 10  # between two saves of the index; a kill loses at most so much decoding
 
 
 @dataclass(frozen=True)
 class StoredVideo:
     """One video in `frames.yuv`.
 
-    offset: of its first byte. frames: how many; 0 for a file that could not be decoded to its end. height, width: in
-    pixels, as shown (rotation applied). fps: average frames per second. matrix: 601, 709 or 2020. full_range: luma
-    0..255, not 16..235. timestamps: float64 [frames], seconds from the first frame.
+    Attributes:
+        offset: position of its first byte.
+        frames: number of frames; 0 for a file that could not be decoded to its end.
+        height, width: in pixels, as shown (rotation applied).
+        fps: average frames per second.
+        matrix: color matrix: 601, 709 or 2020.
+        full_range: whether luma is 0..255 instead of 16..235.
+        timestamps: float64 [frames], seconds from the first frame.
     """
 
     offset: int
@@ -68,10 +73,14 @@ UNREADABLE = StoredVideo(0, 0, 0, 0, 0.0, 601, False, np.zeros(0))
 
 
 class YUVStore:
-    """The videos of a cache folder, read-only: memory-mapped, or as one uint8 tensor on a device.
+    """Read-only view of a cache folder: memory-mapped, or copied to a device as one uint8 tensor.
 
-    folder: filled by `add_videos`. device: which takes a copy of the whole file, and where crops are cut, resized and
-    converted; None, the file is memory-mapped. Pickles as its folder and index: every worker process maps it itself.
+    It pickles as its folder and index: every worker process maps the file itself.
+
+    Args:
+        folder: the cache, filled by `add_videos`.
+        device: device that the whole file is copied to, on which crops are cut, resized and converted; None, the file
+            is memory-mapped.
     """
 
     def __init__(self, folder: str | Path, device: str | torch.device | None = None):
@@ -86,15 +95,15 @@ class YUVStore:
         return {**self.__dict__, "_bytes": None}
 
     def find(self, path: str | Path) -> StoredVideo | None:
-        """The stored frames of a file as it is now; None where there are none."""
+        """Return the stored video of a file in its current version; None if it is not stored."""
         video = self._videos.get(_key(path))
         return video if video is not None and video.frames else None
 
     def planes(self, video: StoredVideo) -> tuple[Tensor, Tensor, Tensor]:
-        """Views of Y [T,H,W], U and V [T,ceil(H/2),ceil(W/2)], uint8."""
+        """Return views of Y [T,H,W], U and V [T,ceil(H/2),ceil(W/2)], uint8."""
         if self._bytes is None:
             size = max(v.end for v in self._videos.values())
-            # Read-only and shared: of a private mapping Linux wants as much free memory as the file is large.
+            # Read-only and shared: for a private mapping Linux requires as much free memory as the file is large.
             mapped_file = np.memmap(self.folder / "frames.yuv", np.uint8, "r", shape=(size,))
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing here writes
@@ -108,14 +117,23 @@ class YUVStore:
     def crop(
         self, video: StoredVideo, indices: np.ndarray, top: int, left: int, side: int, size: int, mirror: bool = False
     ) -> Tensor:
-        """Cut a square out of some frames and resize it -> float32 [3,T,size,size] in [-1, 1], RGB.
+        """Crop a square from selected frames and resize it -> float32 [3,T,size,size] in [-1, 1], RGB.
 
-        Each plane is resized by itself (bicubic, antialiased), chroma to the size of luma, before colors are converted.
-        indices: int64 [T] of frames. top, left, side: of the square in pixels, all even. mirror: left to right.
+        Each plane is resized separately (bicubic, antialiased), chroma to the size of luma, before color conversion.
+
+        Args:
+            video: from `find`.
+            indices: int64 [T], frame numbers.
+            top, left, side: of the square in pixels, all even.
+            size: side of the output in pixels.
+            mirror: whether to flip horizontally.
+
+        Raises:
+            ValueError: top, left or side is odd.
         """
         if top % 2 or left % 2 or side % 2:
             raise ValueError(f"{top=}, {left=} and {side=} must be even: chroma has half the resolution")
-        # The CPU resizes uint8 faster; accelerators have no such kernel.
+        # The CPU resizes uint8 faster; accelerators have no kernel for it.
         dtype = torch.uint8 if self.device is None else torch.float32
         y, u, v = (
             _cut(plane, indices.tolist(), top // step, left // step, side // step, size, dtype)
@@ -129,9 +147,9 @@ class YUVStore:
 def _cut(
     plane_THW: Tensor, indices: list[int], top: int, left: int, side: int, size: int, dtype: torch.dtype
 ) -> Tensor:
-    """The square of some frames, resized -> `dtype` [T,size,size] in 0..255."""
+    """Crop a square from selected frames of a plane and resize it -> `dtype` [T,size,size] in 0..255."""
     view_THW = plane_THW[:, top : top + side, left : left + side]
-    # As four channels of a picture: the uint8 kernel computes four anyway, and takes 0.4 times as long as for one.
+    # Frames as four channels of a picture: the uint8 kernel computes four anyway, which takes 0.4 times as long.
     padded = indices + indices[-1:] * (-len(indices) % 4)
     square_THW = torch.stack([view_THW[i] for i in padded]).to(dtype)
     if side != size:
@@ -142,7 +160,12 @@ def _cut(
 
 
 def yuv_to_video(y_THW: Tensor, u_THW: Tensor, v_THW: Tensor, matrix: int, full_range: bool) -> Tensor:
-    """YUV of equal sizes, values 0..255 -> RGB, float32 [3,T,H,W] in [-1, 1]."""
+    """Convert YUV planes of equal size, values 0..255, to RGB, float32 [3,T,H,W] in [-1, 1].
+
+    Args:
+        matrix: 601, 709 or 2020.
+        full_range: whether luma is 0..255 instead of 16..235.
+    """
     red, blue = LUMA_WEIGHTS[matrix]
     black, luma, chroma = (0, 2 / 255, 4 / 255) if full_range else (16, 2 / 219, 4 / 224)
     video_CTHW = torch.empty((3, *y_THW.shape), dtype=torch.float32, device=y_THW.device)
@@ -163,20 +186,24 @@ def add_videos(
     workers: int = 0,
     time_limit: float = 600,
 ) -> None:
-    """Decode the videos that a cache folder lacks into it.
+    """Decode the videos that are missing in a cache folder into it.
 
-    Where they don't all fit, which ones are stored is random, but the same at every call. A video that can't be decoded
-    to its end is noted as such and not tried again. One process at a time adds; others wait for it and find its videos.
-    Killed at any time, the next call goes on from the last saved index.
+    If they don't all fit, a random choice is stored, the same at every call. A video that can't be decoded to its end
+    is recorded as unreadable and not tried again. One process at a time adds videos; others wait for it and reuse them.
+    After a kill at any time, the next call continues from the last saved index.
 
-    limit_gb: the file never grows beyond so many GB (1e9 bytes); None, no limit. workers: processes that decode; 0,
-    this one. time_limit: seconds for a video, with workers.
+    Args:
+        folder: the cache, created if missing.
+        paths: the videos.
+        limit_gb: maximal size of the file in GB (1e9 bytes); None, no limit.
+        workers: number of decoding processes; 0, this process.
+        time_limit: seconds per video, with workers; a video that takes longer is recorded as unreadable.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     limit = float("inf") if limit_gb is None else limit_gb * 1e9
     with FileLock(folder / "lock"):
-        for part in folder.glob("part-*.yuv"):  # of a killed process
+        for part in folder.glob("part-*.yuv"):  # remains of a killed process
             part.unlink()
         videos = _read_index(folder)
         keys = {path: key for path in sorted(set(paths)) if (key := _key(path)) is not None}
@@ -186,7 +213,7 @@ def add_videos(
             return
         end, saved = max((video.end for video in videos.values()), default=0), time.monotonic()
         with open(os.open(folder / "frames.yuv", os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-            file.truncate(end)  # what a killed process wrote after it had last saved the index
+            file.truncate(end)  # drops what a killed process wrote after it had last saved the index
             file.seek(end)
             jobs = ((path, str(folder / f"part-{i}.yuv"), limit - end) for i, path in enumerate(missing))
             try:
@@ -204,7 +231,7 @@ def add_videos(
                         saved = time.monotonic()
             finally:
                 _save_index(folder, videos, file)
-        for part in folder.glob("part-*.yuv"):  # decoded ahead of the one that didn't fit
+        for part in folder.glob("part-*.yuv"):  # decoded ahead, after the video that didn't fit
             part.unlink()
 
 
@@ -221,7 +248,7 @@ def _decode_all(jobs: Iterable[Job], workers: int, time_limit: float) -> Iterato
 
 
 def _decode(job: Job) -> StoredVideo | None:
-    """Decode a video into a file of its own, a frame at a time; None where that would exceed a number of bytes."""
+    """Decode a video frame by frame into a file of its own; return None if that exceeds the limit of bytes."""
     path, part, limit = job
     times = []
     try:
@@ -245,7 +272,7 @@ def _decode(job: Job) -> StoredVideo | None:
 
 
 def _is_direct(frame: VideoFrame) -> bool:
-    """Whether the decoded planes can be stored as they are: upright 4:2:0 of 8 bits by a matrix known here."""
+    """Return whether decoded planes can be stored unchanged: upright 8-bit 4:2:0 with one of `MATRICES`."""
     known = frame.format.name in ("yuv420p", "yuvj420p") and int(frame.colorspace) in MATRICES
     return known and display_matrix(frame) is None
 
@@ -255,7 +282,7 @@ def _is_full_range(frame: VideoFrame) -> bool:
 
 
 def _layout(frame: VideoFrame) -> tuple:
-    """What all frames of a video must share for their planes to be stored as they are."""
+    """Return the properties that frames must share for their planes to be stored unchanged."""
     return frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range)
 
 
@@ -269,7 +296,7 @@ def _to_yuv(rgb_HWC: np.ndarray, matrix: int, full: bool) -> VideoFrame:
 
 
 def _planes(frame: VideoFrame) -> list[np.ndarray]:
-    """Y [H,W], U and V [ceil(H/2),ceil(W/2)] of a 4:2:0 frame, without the padding of its rows."""
+    """Return Y [H,W], U and V [ceil(H/2),ceil(W/2)] of a 4:2:0 frame, without row padding."""
     planes = []
     for plane, step in zip(frame.planes, (1, 2, 2), strict=True):
         rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
@@ -278,7 +305,7 @@ def _planes(frame: VideoFrame) -> list[np.ndarray]:
 
 
 def _key(path: str | Path) -> str | None:
-    """What tells a file from a changed one; None where it is absent."""
+    """Return a key of the file's current version (path, size, modification time); None if it is missing."""
     try:
         status = os.stat(path)
     except OSError:
@@ -290,7 +317,7 @@ FIELDS = ("offset", "frames", "height", "width", "fps", "matrix", "full_range")
 
 
 def _save_index(folder: Path, videos: dict[str, StoredVideo], file: BinaryIO) -> None:
-    """Write the index after the frames that it names, and rename it into place."""
+    """Flush the frames to disk, then write the index and rename it into place."""
     file.flush()
     os.fsync(file.fileno())
     columns = {name: np.array([getattr(video, name) for video in videos.values()]) for name in FIELDS}
@@ -301,7 +328,7 @@ def _save_index(folder: Path, videos: dict[str, StoredVideo], file: BinaryIO) ->
 
 
 def _read_index(folder: Path) -> dict[str, StoredVideo]:
-    """The videos by their keys, in the order in which they lie in the file."""
+    """Read the videos by key, in their order in the file."""
     if not (folder / "index.npz").exists():
         return {}
     with np.load(folder / "index.npz", allow_pickle=False) as index:

@@ -1,4 +1,4 @@
-"""Heads that recognise what a clip shows, from tokens, codes, features or pixels; all on timm's contract."""
+"""Recognition heads: classify clips from tokens, codes, features or pixels, with timm's model interface."""
 
 from vidtok.heads.attentive import AttentiveProbe
 from vidtok.heads.config import HeadConfig

@@ -10,20 +10,23 @@ from vidtok.heads.head import Head
 
 
 class AttentiveProbe(Head):
-    """One learned query attends to all features and gives the pooled vector; before it, `depth` - 1 layers of
-    self-attention (V-JEPA: depth 1; V-JEPA 2: 4).
+    """Attentive pooling: a learned query attends to all features, after `depth` - 1 layers of self-attention.
 
-    The features stay as they are, D = C, where the input has any; ids and pixels are embedded in `dim`. A ViT's
-    features know where they are; a convolutional encoder's don't, so that positions are added.
+    V-JEPA has depth 1, V-JEPA 2 depth 4. Features and codes are read unchanged, D = C; ids and pixels are embedded in
+    `dim` dimensions. Position embeddings are added, since features of a convolutional encoder, unlike a ViT's, carry no
+    position.
 
     Args:
         input, grid, num_classes: as in `VideoTransformer`.
-        dim: D of ids and pixels.
-        depth: layers of attention in all, the query's included.
-        heads: of attention; D is a multiple of it.
-        mlp_ratio: hidden width of the MLPs, of D.
-        position: False, for features that know where they are (V-JEPA's own form).
+        dim: D for ids and pixels, and for features whose width is not divisible by `heads`.
+        depth: number of attention layers, including the query's.
+        heads: number of attention heads, a divisor of D.
+        mlp_ratio: hidden width of the MLPs as a multiple of D.
+        position: whether to add position embeddings; False for features that carry positions, as in V-JEPA.
         head_drop: dropout before the last layer.
+
+    Raises:
+        ValueError: heads is below 1, or divides neither the width of the features nor `dim`.
     """
 
     def __init__(
@@ -39,20 +42,20 @@ class AttentiveProbe(Head):
         head_drop: float = 0.0,
     ):
         if heads < 1:
-            raise ValueError(f"attention has at least 1 head, not {heads}")
+            raise ValueError(f"heads={heads} must be at least 1")
         embed = make_embed(input, dim, project=False)
         D = embed.dim
         if D % heads:
             if dim % heads:
-                raise ValueError(f"neither a width of {D} nor dim={dim} divides into {heads} heads")
-            embed = make_embed(input, dim)  # such as 18 signs: too narrow to be split among heads
+                raise ValueError(f"neither the width {D} of the input nor dim={dim} divides into heads={heads}")
+            embed = make_embed(input, dim)  # for example 18 signs, too narrow to be split among heads
             D = dim
         super().__init__(D, num_classes, head_drop)
         self.embed = embed
         self.position = Position(grid, D) if position else nn.Identity()
         self.blocks = nn.ModuleList(Block(D, heads, mlp_ratio, qkv_bias=True) for _ in range(depth - 1))
         self.pool_norm = nn.LayerNorm(D)
-        # The residual of V-JEPA's query is a constant, and proj's bias is one too.
+        # V-JEPA adds the query as a residual. It is a constant, which the bias of `proj` can represent.
         self.query = AttentionPoolLatent(D, num_heads=heads, mlp_ratio=mlp_ratio, norm_layer=nn.LayerNorm)
         self.norm = nn.Identity()  # V-JEPA's linear layer follows the query's MLP
         named_apply(init_weights_vit_timm, self.blocks)

@@ -1,4 +1,4 @@
-"""What a head is made of and what it was trained on, as config.json stores it."""
+"""Config of a head (config.json): its architecture and the data it was trained on."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,25 +10,29 @@ SCHEMA = "vidtok.head/1"
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """All that is needed to rebuild a head, and to give it what it was trained on.
+    """Architecture of a head, and the input, classes and clips that it was trained on.
 
     Attributes:
-        name: what results call the head.
-        net: {"kind": a name in `vidtok.heads.HEADS`, **arguments}.
-        input: {"kind": a name in `vidtok.heads.INPUTS`, **arguments}.
-        grid: (t, h, w) of the tokens, before merging.
-        num_classes: of the last layer.
-        classes: the name of each class number; None, not known.
-        tokenizer: {"name", "weight_hash"} of the tokenizer behind the input; of pixels, that of the reconstructions
-            that the head was trained on. None: not known, or pixels of clips as they are.
-        protocol: how clips are cut and seen: {"frames": T, "size": pixels of the square that is seen, "stride": frames
-            from one to the next, None where they are spread over the video, "fps": what the stride is counted in, where
-            it isn't the video's own rate, "resize": the short side before crops, where it isn't the size, "clips": how
-            many per video, "crops": 1 or 3, whose probabilities are averaged, "joined": true where the head sees the
-            features of all clips at once, "cells": side of the central crop of the grid that is seen, where it was
-            trained on crops}. None, not known.
-        class_counts: how many training clips each class had. None, not known.
-        license: of the weights.
+        name: name of the head in results.
+        net: {"kind": a name in `vidtok.heads.HEADS`, **arguments of the class}.
+        input: {"kind": a name in `vidtok.heads.INPUTS`, **arguments of the embedding}.
+        grid: (t, h, w) of the tokens, before `patch_merge`.
+        num_classes: classes of the last layer.
+        classes: the name of each class number; None, unknown.
+        tokenizer: {"name", "weight_hash"} of the tokenizer that produced the input; for pixels, of the tokenizer that
+            reconstructed them. None: unknown, or original pixels.
+        protocol: sampling of the clips. None, unknown. Else a dict:
+            "frames": frames T per clip.
+            "size": side of the square crop in pixels.
+            "stride": frames from one sampled frame to the next; None, spread over the whole video.
+            "fps": frame rate at which the stride is counted, if not the video's own.
+            "resize": short side in pixels before the crop, if not `size`.
+            "clips": clips per video.
+            "crops": 1 or 3 per clip, whose probabilities are averaged.
+            "joined": whether the head sees the features of all clips at once.
+            "cells": side of the center crop of the grid, if it was trained on crops of the grid.
+        class_counts: number of training clips of each class; None, unknown.
+        license: license of the weights.
     """
 
     name: str
@@ -44,17 +48,19 @@ class HeadConfig:
 
     def __post_init__(self):
         if self.classes is not None and len(self.classes) != self.num_classes:
-            raise ValueError(f"{len(self.classes)} class names for {self.num_classes} classes")
+            raise ValueError(f"{len(self.classes)} class names for num_classes={self.num_classes}: give one per class")
         if self.class_counts is not None and len(self.class_counts) != self.num_classes:
-            raise ValueError(f"{len(self.class_counts)} class counts for {self.num_classes} classes")
+            counts, classes = len(self.class_counts), self.num_classes
+            raise ValueError(f"{counts} class counts for num_classes={classes}: give one per class")
         self.net["kind"], self.input["kind"]
 
 
 def read_head_config(path: Path) -> HeadConfig:
-    """Raises ValueError, naming the file, where it is no head's config or of another schema."""
+    """Read a config file; raise ValueError if it is not a head's config or of another schema."""
     config = load_config(path, SCHEMA, HeadConfig, "head")
     return replace(config, grid=tuple(config.grid))
 
 
 def write_head_config(config: HeadConfig, path: Path) -> None:
+    """Write a config file."""
     save_config(config, SCHEMA, path)

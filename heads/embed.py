@@ -1,15 +1,12 @@
-"""From what a head is given to one vector per cell of the token grid: the one part in which two heads differ that read
-different inputs.
+"""Input embeddings of heads: one vector per cell of the token grid. Heads on different inputs differ only in these.
 
-Every embedding takes a batch and gives [B, t, h, w, D] (`dim` is D), checks what it is given (ValueError), and can
-merge neighbouring m x m cells into one, so that a large picture makes a short sequence.
+Every embedding maps a batch to [B, t, h, w, D] (`dim` is D), raises ValueError for illegal input, and can merge m x m
+neighboring cells into one, which shortens the sequence. `Position` adds learned vectors for time, row and column.
 
-All begin with vectors of standard deviation `SCALE` for inputs of 1: no larger than what positions and the first
-blocks add, or training would long see content without place.
+Embeddings are initialized to vectors of standard deviation `SCALE` for inputs of variance 1. They are then no larger
+than the position embeddings and the outputs of the first blocks; otherwise training would long ignore positions.
 
-Legend: B batch, T H W video, t h w token grid, m merge, C channels, D width.
-
-Where a cell lies: learned vectors for its time, row and column, summed.
+Legend: B batch, T H W video, t h w token grid, m patch_merge, C channels, D width.
 """
 
 import math
@@ -26,38 +23,41 @@ SCALE = 0.06
 
 
 def merge_patches(x_BthwC: Tensor, m: int) -> Tensor:
-    """[B, t, h, w, C] -> [B, t, h/m, w/m, m*m*C]. Raises ValueError where h or w is no multiple of m."""
+    """Concatenate the channels of m x m neighboring cells: [B, t, h, w, C] -> [B, t, h/m, w/m, m*m*C].
+
+    Raises:
+        ValueError: h or w is not a multiple of m.
+    """
     B, t, h, w, C = x_BthwC.shape
     if m == 1:
         return x_BthwC
     if h % m or w % m:
-        raise ValueError(f"merge={m} takes a grid whose sides are multiples of {m}, not {h} x {w}")
+        raise ValueError(f"patch_merge={m} needs a grid whose sides are multiples of {m}, not {h} x {w}")
     x = x_BthwC.reshape(B, t, h // m, m, w // m, m, C).transpose(3, 4)
     return x.reshape(B, t, h // m, w // m, m * m * C)
 
 
 class TokenEmbed(nn.Module):
-    """int64 ids [B, t, h, w] as the sum of the vectors of their lower and their upper half, 2^9 each for 18 bits
-    (MAGVIT-v2, section 3.2: token factorization; a table of 2^18 vectors could not be learned).
+    """Embed int64 ids [B, t, h, w] by token factorization: the sum of a vector for the low and one for the high bits.
 
-    The tables begin linear in the bits of the ids, for LFQ's bits have a meaning: ids that share most of them look
-    alike. From there each vector goes its own way.
+    The tables have 2^9 vectors each for 18 bits (MAGVIT-v2, section 3.2); a single table of 2^18 vectors could not be
+    learned. They are initialized linear in the bits of the ids, since ids of LFQ that share most bits look alike.
 
     Args:
         dim: D.
-        merge: m; cells share the two tables, and a linear layer joins their vectors.
+        patch_merge: m; the cells share the tables, and a linear layer combines their vectors.
         bits: log2 of the codebook size.
     """
 
-    def __init__(self, dim: int, merge: int = 1, bits: float = 18):
+    def __init__(self, dim: int, patch_merge: int = 1, bits: float = 18):
         super().__init__()
-        self.dim, self.merge, self.bits = dim, merge, bits
+        self.dim, self.patch_merge, self.bits = dim, patch_merge, bits
         size = round(2**bits)
         self.low_bits = math.ceil(math.log2(size) / 2)
         self.low = nn.Embedding(1 << self.low_bits, dim)
         self.high = nn.Embedding(((size - 1) >> self.low_bits) + 1, dim)
-        self.join = _linear(merge * merge * dim, dim) if merge > 1 else nn.Identity()
-        scale = (1.0 if merge > 1 else SCALE) / math.log2(size) ** 0.5
+        self.join = _linear(patch_merge**2 * dim, dim) if patch_merge > 1 else nn.Identity()
+        scale = (1.0 if patch_merge > 1 else SCALE) / math.log2(size) ** 0.5
         for table in (self.low, self.high):
             bits_VK = _signs(torch.arange(len(table.weight)), max(len(table.weight) - 1, 1).bit_length())
             table.weight.data = bits_VK @ torch.randn(bits_VK.shape[1], dim) * scale
@@ -66,45 +66,48 @@ class TokenEmbed(nn.Module):
         check_ids(ids_Bthw, self.bits)
         ids = ids_Bthw.long()
         x_BthwD = self.low(ids & ((1 << self.low_bits) - 1)) + self.high(ids >> self.low_bits)
-        return self.join(merge_patches(x_BthwD, self.merge))
+        return self.join(merge_patches(x_BthwD, self.patch_merge))
 
 
 class CodeEmbed(nn.Module):
-    """int64 ids [B, t, h, w] as their bits, -1 and +1, through one linear layer: what an LFQ decoder sees.
+    """Embed int64 ids [B, t, h, w] as LFQ codes: their bits as -1 and +1, through one linear layer.
 
     Args:
-        dim: D; None, the signs themselves, D = m*m*bits.
-        merge: m.
-        bits: a whole number, as LFQ's are.
+        dim: D; None, the codes without a linear layer, D = m*m*bits.
+        patch_merge: m.
+        bits: log2 of the codebook size, a whole number.
+
+    Raises:
+        ValueError: bits is not a whole number.
     """
 
-    def __init__(self, dim: int | None, merge: int = 1, bits: float = 18):
+    def __init__(self, dim: int | None, patch_merge: int = 1, bits: float = 18):
         super().__init__()
         if bits != int(bits):
-            raise ValueError(f"codes are the bits of LFQ's ids, and a codebook of {bits:.4g} bits has none")
-        self.merge, self.bits = merge, int(bits)
-        self.dim, self.project = _projection(merge * merge * self.bits, dim)
+            raise ValueError(f"input 'codes' needs a codebook of a whole number of bits, as LFQ's, not {bits:.4g}")
+        self.patch_merge, self.bits = patch_merge, int(bits)
+        self.dim, self.project = _projection(patch_merge**2 * self.bits, dim)
 
     def forward(self, ids_Bthw: Tensor) -> Tensor:
         check_ids(ids_Bthw, self.bits)
-        return self.project(merge_patches(_signs(ids_Bthw.long(), self.bits), self.merge))
+        return self.project(merge_patches(_signs(ids_Bthw.long(), self.bits), self.patch_merge))
 
 
 class FeatureEmbed(nn.Module):
-    """Features on the grid, float [B, C, t, h, w], or in a row, [B, N, C] and [B, C], through one linear layer.
+    """Embed features through one linear layer: float [B, C, t, h, w] on a grid, or a sequence [B, N, C] or [B, C].
 
-    A row of N counts as a grid of N x 1 x 1.
+    A sequence of N is treated as a grid of N x 1 x 1.
 
     Args:
-        dim: D; None, the features themselves, D = m*m*C.
-        merge: m.
+        dim: D; None, the features without a linear layer, D = m*m*C.
+        patch_merge: m.
         channels: C.
     """
 
-    def __init__(self, dim: int | None, merge: int = 1, channels: int = 256):
+    def __init__(self, dim: int | None, patch_merge: int = 1, channels: int = 256):
         super().__init__()
-        self.merge, self.channels = merge, channels
-        self.dim, self.project = _projection(merge * merge * channels, dim)
+        self.patch_merge, self.channels = patch_merge, channels
+        self.dim, self.project = _projection(patch_merge**2 * channels, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         axis = 1 if x.ndim == 5 else -1
@@ -113,29 +116,31 @@ class FeatureEmbed(nn.Module):
             wanted = f"[B, {C}, t, h, w], [B, N, {C}] or [B, {C}]"
             raise ValueError(f"features are float {wanted}, not {x.dtype} {list(x.shape)}")
         x_BthwC = x.movedim(1, -1) if x.ndim == 5 else x.reshape(len(x), -1, 1, 1, self.channels)
-        return self.project(merge_patches(x_BthwC, self.merge))
+        return self.project(merge_patches(x_BthwC, self.patch_merge))
 
 
 class PixelEmbed(nn.Module):
-    """Video float [B, 3, 1 + s k, H, W] in [-1, 1] as tubelets that match the token grid: the first frame apart, then
-    groups of s frames; ViViT's tubelet embedding (arXiv 2103.15691, section 3.2) on a grid of 1 + 4k frames.
+    """Embed video, float [B, 3, 1 + s_t k, H, W] in [-1, 1], as tubelets on the token grid.
+
+    This is ViViT's tubelet embedding (arXiv 2103.15691, section 3.2), except that the first frame has cells of its own;
+    the others are embedded in groups of s_t frames.
 
     Args:
         dim: D.
-        merge: m; a tubelet is m times as high and as wide.
-        stride: pixels per token in (time, height, width).
+        patch_merge: m; a tubelet has m times the height and width of a token.
+        stride: (s_t, s_h, s_w), pixels per token in time, height and width.
     """
 
-    def __init__(self, dim: int, merge: int = 1, stride: tuple[int, int, int] = (4, 8, 8)):
+    def __init__(self, dim: int, patch_merge: int = 1, stride: tuple[int, int, int] = (4, 8, 8)):
         super().__init__()
-        self.dim, self.merge, self.stride = dim, merge, tuple(stride)
+        self.dim, self.patch_merge, self.stride = dim, patch_merge, tuple(stride)
         s_t, s_h, s_w = self.stride
-        values = 3 * merge * s_h * merge * s_w
+        values = 3 * patch_merge * s_h * patch_merge * s_w
         self.first = _linear(values, dim)
         self.rest = _linear(s_t * values, dim)
 
     def forward(self, video_B3THW: Tensor) -> Tensor:
-        (s_t, s_h, s_w), m = self.stride, self.merge
+        (s_t, s_h, s_w), m = self.stride, self.patch_merge
         check_video(video_B3THW, (s_t, m * s_h, m * s_w))
         B, _, T, H, W = video_B3THW.shape
         x = video_B3THW.reshape(B, 3, T, H // (m * s_h), m * s_h, W // (m * s_w), m * s_w)
@@ -144,7 +149,7 @@ class PixelEmbed(nn.Module):
         return torch.cat([self.first(first), self.rest(rest)], 1) if T > 1 else self.first(first)
 
 
-# input: (embedding, name of the one setting that it has of its own)
+# input: (embedding, name of the argument that only this embedding has)
 INPUTS = {
     "tokens": (TokenEmbed, "bits"),
     "codes": (CodeEmbed, "bits"),
@@ -156,24 +161,24 @@ INPUTS = {
 
 
 def make_embed(input: dict, dim: int, project: bool = True) -> nn.Module:
-    """The embedding of an input.
+    """Build the embedding of an input.
 
     Args:
-        input: {"kind": one of `INPUTS`, "merge": m, "bits" | "channels" | "stride": ...}, the rest by default.
+        input: {"kind": one of `INPUTS`, "patch_merge": m, "bits" | "channels" | "stride": ...}; arguments that are
+            missing have their default.
         dim: D.
-        project: False, for probes: features and codes stay as they are (D is what comes of it); ids and pixels
-            have no vectors of their own and get D.
+        project: False, for probes: features and codes are not projected, and keep their width instead of `dim`.
 
     Raises:
-        ValueError: for an unknown kind.
+        ValueError: an unknown kind.
     """
     arguments = dict(input)
     kind = arguments.pop("kind")
     if kind not in INPUTS:
         raise ValueError(f"unknown input {kind!r}: {nearest(kind, INPUTS)}")
     embed, _ = INPUTS[kind]
-    bare = not project and embed in (CodeEmbed, FeatureEmbed)
-    return embed(None if bare else dim, **arguments)
+    keeps_width = not project and embed in (CodeEmbed, FeatureEmbed)
+    return embed(None if keeps_width else dim, **arguments)
 
 
 def _projection(values: int, dim: int | None) -> tuple[int, nn.Module]:
@@ -188,17 +193,19 @@ def _linear(values: int, dim: int) -> nn.Linear:
 
 
 def _signs(ids: Tensor, bits: int) -> Tensor:
-    """The bits of int64 ids [...] as float -1 and +1, [..., bits], the lowest first."""
+    """Convert int64 ids [...] to their bits as float -1 and +1, [..., bits], lowest bit first."""
     return (ids[..., None] >> torch.arange(bits, device=ids.device) & 1) * 2.0 - 1
 
 
 class Position(nn.Module):
-    """Adds to x [B, t, h, w, D] a learned vector per axis; on a grid of another size, linearly interpolated ones.
+    """Add learned position embeddings to x [B, t, h, w, D]: the sum of one vector per time, row and column.
 
-    One vector per axis and not one per cell: fewer to learn, and any grid can be made of them.
+    Vectors per axis instead of per cell are fewer parameters and fit any grid; on another grid they are interpolated
+    linearly.
 
     Args:
-        grid: (t, h, w) that the vectors are learned for. dim: D.
+        grid: (t, h, w) of the learned vectors.
+        dim: D.
     """
 
     def __init__(self, grid: tuple[int, int, int], dim: int):

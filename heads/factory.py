@@ -1,4 +1,4 @@
-"""From a `HeadConfig` to the head: the table of all kinds."""
+"""Build heads: from a `HeadConfig`, from a config name, or from a hydra config."""
 
 from importlib.resources import files
 
@@ -16,29 +16,29 @@ HEADS = {"transformer": VideoTransformer, "attentive": AttentiveProbe, "linear":
 
 
 def make_head(config: HeadConfig) -> Head:
-    """An untrained head, in training mode on the CPU.
+    """Build an untrained head, in training mode on the CPU.
 
     Raises:
-        ValueError: for an unknown kind, input or argument, or a grid that doesn't divide by the input's merge.
+        ValueError: an unknown kind, input or argument, or a grid that is not divisible by the input's patch_merge.
     """
     arguments = dict(config.net)
     kind = arguments.pop("kind")
     if kind not in HEADS:
         raise ValueError(f"unknown head {kind!r}: {nearest(kind, HEADS)}")
-    m = config.input.get("merge", 1)
+    m = config.input.get("patch_merge", 1)
     t, h, w = config.grid
     if m < 1 or h % m or w % m:
-        raise ValueError(f"merge={m} takes a grid whose sides are multiples of {m}, not {h} x {w}")
+        raise ValueError(f"patch_merge={m} needs a grid whose sides are multiples of {m}, not {h} x {w}")
     try:
         head = HEADS[kind](config.input, (t, h // m, w // m), config.num_classes, **arguments)
-    except TypeError as error:  # an argument that it doesn't know: configs come from outside
+    except TypeError as error:  # an unknown argument: configs come from users
         raise ValueError(f"head {kind!r}: {error}") from error
     head.config = config
     return head
 
 
 def list_heads() -> list[str]:
-    """Names that `create_head` takes: the files of `vidtok/configs/head`."""
+    """List the names that `create_head` accepts: the files in `vidtok/configs/head`."""
     return sorted(p.name.removesuffix(".yaml") for p in files("vidtok.configs").joinpath("head").iterdir())
 
 
@@ -47,33 +47,35 @@ def create_head(
     input: str = "tokens",
     num_classes: int = 0,
     grid: tuple[int, int, int] = (5, 16, 16),
-    merge: int = 1,
+    patch_merge: int = 1,
     bits: float = 18,
     channels: int | None = None,
     stride: tuple[int, int, int] = (4, 8, 8),
     **arguments,
 ) -> "Head":
-    """An untrained recognition head by config name, in training mode on the CPU.
+    """Create an untrained recognition head by config name, in training mode on the CPU.
 
     Args:
         name: one of `list_heads()`.
-        input: what it reads: "tokens" or "codes", int64 ids [B, t, h, w]; "latents" or "hidden", float
+        input: kind of input: "tokens" or "codes", int64 ids [B, t, h, w]; "latents" or "hidden", float
             [B, channels, t, h, w]; "embedding", float [B, N, channels]; "pixels", float [B, 3, T, H, W] in [-1, 1].
-        num_classes: of the last layer; 0, none.
-        grid: (t, h, w) of the tokens, of the pixels too; heads work on other grids as well.
-        merge: neighbouring merge x merge cells become one.
-        bits: log2 of the codebook, of tokens and codes; channels: of features; stride: pixels per token, of pixels.
-        arguments: of the head's class instead of the config's, such as drop_path=0.1.
+        num_classes: classes of the last layer; 0, no last layer.
+        grid: (t, h, w) of the tokens that positions are learned for; heads work on other grids too.
+        patch_merge: patch_merge x patch_merge neighboring cells become one, a divisor of h and w.
+        bits: log2 of the codebook size, for tokens and codes.
+        channels: channels of the features, for latents, hidden and embedding.
+        stride: (time, height, width), pixels per token, for pixels.
+        arguments: arguments of the head's class that replace those of the config, such as drop_path=0.1.
 
     Raises:
-        ValueError: for an unknown name, input or argument, or a grid that doesn't divide by `merge`.
+        ValueError: an unknown name, input or argument, or a grid that is not divisible by `patch_merge`.
     """
     if name not in list_heads():
         raise ValueError(f"unknown head {name!r}: {nearest(name, list_heads())}")
     with initialize_config_module("vidtok.configs", version_base="1.3"):
         cfg = compose(overrides=[f"+head={name}"])
     own = {"bits": bits, "channels": channels, "stride": list(stride)}
-    return build_head(cfg, name, input, num_classes, grid, merge, own, arguments)
+    return build_head(cfg, name, input, num_classes, grid, patch_merge, own, arguments)
 
 
 def build_head(
@@ -82,19 +84,27 @@ def build_head(
     input: str,
     num_classes: int,
     grid: tuple[int, int, int],
-    merge: int,
+    patch_merge: int,
     own: dict,
     arguments: dict | None = None,
 ) -> "Head":
-    """The head of the group `head`. own: values of all inputs' own settings, of which `input` takes its one; for the
-    rest see `create_head`."""
+    """Build the head of a hydra config with a group `head`.
+
+    Args:
+        cfg: the config.
+        own: {"bits", "channels", "stride"}, of which the one that `input` needs is used.
+        name, input, num_classes, grid, patch_merge, arguments: see `create_head`.
+
+    Raises:
+        ValueError: see `create_head`.
+    """
     from vidtok.heads import INPUTS, HeadConfig
 
     if input not in INPUTS:
         raise ValueError(f"unknown input {input!r}: {nearest(input, INPUTS)}")
     key = INPUTS[input][1]
     if own.get(key) is None:
-        raise ValueError(f"input {input!r} needs {key}=")
+        raise ValueError(f"input {input!r} needs {key}=: give it")
     net = {**OmegaConf.to_container(cfg.head, resolve=True), **(arguments or {})}
-    spec = {"kind": input, "merge": merge, key: own[key]}
+    spec = {"kind": input, "patch_merge": patch_merge, key: own[key]}
     return make_head(HeadConfig(name, net, spec, tuple(grid), num_classes))

@@ -1,10 +1,10 @@
-"""What every head is: timm's contract, and how heads are saved and loaded.
+"""Base class of recognition heads: timm's model interface, loading and saving.
 
 head(x) -> logits [B, classes]
-head.forward_features(x) -> [B, N, D], N depends on the head, D is head.num_features
+head.forward_features(x) -> [B, N, D]; N depends on the head, D is head.num_features
 head.pool(f) -> [B, D]
-head.forward_head(f, pre_logits=False) -> logits, or what the last layer is given
-head.reset_classifier(n): a new last layer, of n classes; 0, none
+head.forward_head(f, pre_logits=False) -> logits, or the input of the last layer
+head.reset_classifier(n): replace the last layer by one of n classes; 0, remove it
 """
 
 import os
@@ -32,17 +32,17 @@ SHIPPED = PRETRAINED / "heads"
 
 
 class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-classification"]):
-    """Base of all heads. A subclass sets `embed` and defines `encode`; this class does the rest.
+    """Base class of recognition heads. A subclass sets `embed` and defines `encode`.
 
     Args:
         num_features: D.
-        num_classes: of the last layer; 0, none.
+        num_classes: classes of the last layer; 0, no last layer.
         head_drop: dropout before the last layer.
 
     Attributes:
-        config: what the head is made of and what it was trained on, set by `make_head`.
-        embed: x -> [B, t, h, w, D'].
-        norm: of the pooled features.
+        config: the `HeadConfig`, set by `make_head`.
+        embed: input embedding, x -> [B, t, h, w, D'].
+        norm: norm of the pooled features.
     """
 
     config: HeadConfig
@@ -57,7 +57,7 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
         self._file_hash: str | None = None
 
     def encode(self, x_BthwD: Tensor) -> Tensor:
-        """What `embed` gave -> features [B, N, D]. Between the two, inputs of all kinds can be mixed alike (mixup)."""
+        """Encode the output of `embed` to features [B, N, D]. Mixup is applied before it, for any kind of input."""
         raise NotImplementedError
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
         return self.head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A new last layer; the names of the old classes are forgotten."""
+        """Replace the last layer by a new one, and remove the class names and counts from the config."""
         self._set_classifier(num_classes)
         self._file_hash = None
         self.config = replace(self.config, num_classes=num_classes, classes=None, class_counts=None)
@@ -93,16 +93,15 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
             nn.init.zeros_(self.head.bias)
         self.head.to(old)
 
-    # ------------------------------------------------- what timm's optim asks
+    # ------------------------------------------- parameter groups, for timm.optim
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that weight decay leaves alone, beside biases and norms: positions and vectors of ids."""
+        """Return the names of parameters without weight decay beside biases and norms: positions and id embeddings."""
         spared = ("position.", "embed.low", "embed.high", ".latent")
         return {name for name, _ in self.named_parameters() if any(part in f".{name}" for part in spared)}
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Patterns that sort parameters by depth, for layer-wise learning rates: embedding, blocks, and what follows
-        them, as BEiT and VideoMAE do."""
+        """Return patterns that group parameters by depth, for layer-wise learning rates as in BEiT and VideoMAE."""
         return {"stem": r"^embed|^position", "blocks": r"^blocks\.(\d+)", "head": r".*"}
 
     # -------------------------------------------------------- load and save
@@ -115,29 +114,29 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
         name: str | None = None,
         class_counts: list[int] | None = None,
     ) -> None:
-        """Notes in `config` what the head was trained on; None leaves what is there.
+        """Record in `config` what the head was trained on; None keeps the current value.
 
         Args:
             classes: the name of each class number.
-            tokenizer: {"name", "weight_hash"} of the tokenizer behind its input.
-            protocol: of its clips, see `HeadConfig`.
-            name: what results call it.
-            class_counts: training clips of each class.
+            tokenizer: {"name", "weight_hash"} of the tokenizer that produced the input.
+            protocol: sampling of the clips, see `HeadConfig`.
+            name: name of the head in results.
+            class_counts: number of training clips of each class.
 
         Raises:
-            ValueError: for another number of names than the last layer has classes.
+            ValueError: the number of class names or counts differs from the classes of the last layer.
         """
         given = {"classes": classes, "tokenizer": tokenizer, "protocol": protocol, "name": name}
         given["class_counts"] = class_counts
         self.config = replace(self.config, **{key: value for key, value in given.items() if value is not None})
 
     def validate_uncropped(self) -> None:
-        """Where whole grids are given. Raises ValueError for a head that was trained on crops of the grid."""
+        """Raise ValueError if the head was trained on crops of the grid, where it is given whole grids."""
         if cells := (self.config.protocol or {}).get("cells"):
-            raise ValueError(f"head {self.config.name!r} sees crops of {cells} x {cells} cells, and here all are given")
+            raise ValueError(f"head {self.config.name!r} sees crops of {cells} x {cells} cells, not the whole grid")
 
     def check_tokenizer(self, name: str, weight_hash: str) -> None:
-        """Raises ValueError unless the head was trained on the output of this tokenizer, or on pixels."""
+        """Raise ValueError unless the head was trained on the output of this tokenizer, or on pixels."""
         own = self.config.tokenizer
         if own is not None and own["weight_hash"] != weight_hash:
             raise ValueError(
@@ -161,18 +160,18 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, device: str | torch.device = "cpu", **hub_arguments) -> "Head":
-        """Loads a head, ready for inference.
+        """Load a trained head in evaluation mode.
 
         Args:
-            name: a head that the package ships (`list_shipped_heads`), a folder with config.json and
-                model.safetensors, or a Hugging Face hub id ("owner/name").
-            device: where it runs.
+            name: name of a shipped head (`list_shipped_heads`), folder with config.json and model.safetensors, or
+                Hugging Face hub id ("owner/name").
+            device: device of the head.
             hub_arguments: `revision`, `token`, `cache_dir`, ... of huggingface_hub.
 
         Raises:
-            ValueError: for a name that is none of these, or a folder without or with other weights.
+            ValueError: the name is none of these, or the weights are missing or don't fit the config.
         """
-        from vidtok.heads.factory import make_head  # which knows all subclasses
+        from vidtok.heads.factory import make_head  # late: it imports all subclasses
 
         config, weights = find_pretrained(name, "head", SHIPPED, **hub_arguments)
         head = make_head(read_head_config(config))
@@ -187,5 +186,5 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
 
 
 def list_shipped_heads() -> list[str]:
-    """Names that `Head.from_pretrained` takes without a download."""
+    """List the names that `Head.from_pretrained` accepts without a download."""
     return list_shipped(SHIPPED)

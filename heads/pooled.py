@@ -1,4 +1,4 @@
-"""Heads on the mean of the features: what is in them without regard to where and when."""
+"""Linear and MLP probes on mean-pooled features, which ignore position and time."""
 
 from timm.layers import Mlp
 from torch import Tensor, nn
@@ -8,12 +8,12 @@ from vidtok.heads.head import Head
 
 
 class LinearHead(Head):
-    """The mean over the grid, standardised by batch norm without parameters of its own, then one linear layer (the
-    linear probe of MAE, arXiv 2111.06377, appendix A).
+    """Linear probe of MAE (arXiv 2111.06377, appendix A): mean over the grid, batch norm without affine, linear layer.
 
     Args:
-        input, grid, num_classes: as in `VideoTransformer`; the grid doesn't matter.
-        dim: D of ids and pixels; other inputs stay as they are.
+        input, num_classes: as in `VideoTransformer`.
+        grid: not used.
+        dim: D for ids and pixels; other inputs keep their width.
         head_drop: dropout before the last layer.
     """
 
@@ -30,7 +30,13 @@ class LinearHead(Head):
 
 
 class MlpHead(LinearHead):
-    """As `LinearHead`, with a hidden layer between. hidden: its width."""
+    """Mean-pooled features through an MLP, then batch norm and a linear layer as in `LinearHead`.
+
+    Args:
+        input, grid, num_classes, dim, head_drop: as in `LinearHead`.
+        hidden: width of the hidden layer.
+        drop: dropout in the MLP.
+    """
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
-"""The video transformer, in two of ViViT's forms (Arnab et al. 2021, arXiv 2103.15691): joint space-time attention
-(section 3.3, model 1) and the factorised encoder (model 2).
+"""Video transformer in two forms of ViViT (Arnab et al. 2021, arXiv 2103.15691, section 3.3).
+
+The forms are joint space-time attention (model 1) and the factorized encoder (model 2).
 
 Legend: B batch, t h w grid, N tokens of a sequence, D width.
 """
@@ -14,22 +15,31 @@ from vidtok.heads.head import Head
 
 
 class VideoTransformer(Head):
-    """Joint: all cells of all times attend to each other, and the features are theirs, N = t*h*w. Factorised: `depth`
-    layers on the cells of each time alone, whose mean is then one of t vectors for `temporal_depth` more layers, N = t.
+    """Video transformer with joint space-time attention, or with a factorized encoder.
 
-    Two transformers of one size and two inputs have the same parameters but for `embed`, and with one seed the same
-    initial values. Positions are one learned vector per time, row and column; features are averaged, there is no class
-    token.
+    Joint: all cells attend to each other, and N = t*h*w. Factorized: `depth` spatial layers process each time
+    separately; the mean over its cells is one of N = t vectors for `temporal_depth` temporal layers. Features are
+    averaged; there is no class token.
+
+    Transformers of one size on different inputs have the same parameters except for `embed`, and with one seed the same
+    initial values.
 
     Args:
         input: see `make_embed`.
-        grid: (t, h, w) after merging; other grids work too, see `Position`.
-        num_classes: of the last layer.
-        dim: D; depth: layers; heads: of attention.
-        temporal_depth: layers over time in the factorised form; 0, joint attention.
-        mlp_ratio: hidden width of the MLPs, of D.
-        drop: dropout after positions, attention and MLPs; attn_drop: of attention weights; head_drop: before the last
-            layer; drop_path: stochastic depth of the last layer, rising linearly from 0 in the first.
+        grid: (t, h, w) after `patch_merge`; other grids work too, see `Position`.
+        num_classes: classes of the last layer; 0, no last layer.
+        dim: D.
+        depth: number of layers; in the factorized form, of spatial layers.
+        heads: number of attention heads, a divisor of D.
+        temporal_depth: number of temporal layers of the factorized form; 0, joint attention.
+        mlp_ratio: hidden width of the MLPs as a multiple of D.
+        drop: dropout after positions, attention and MLPs.
+        attn_drop: dropout of attention weights.
+        drop_path: stochastic depth rate of the last layer; it rises linearly from 0 in the first.
+        head_drop: dropout before the last layer.
+
+    Raises:
+        ValueError: dim is not divisible by heads.
     """
 
     def __init__(
@@ -48,25 +58,25 @@ class VideoTransformer(Head):
         head_drop: float = 0.0,
     ):
         if heads < 1 or dim % heads:
-            raise ValueError(f"a width of {dim} doesn't divide into {heads} heads")
+            raise ValueError(f"dim={dim} doesn't divide into heads={heads}: give a multiple")
         super().__init__(dim, num_classes, head_drop)
         self.position = Position(grid, dim)
         self.drop = nn.Dropout(drop)
-        self.depth, self.factorised = depth, temporal_depth > 0
+        self.depth, self.factorized = depth, temporal_depth > 0
         layers = depth + temporal_depth
         rates = [drop_path * i / max(layers - 1, 1) for i in range(layers)]
         self.blocks = nn.ModuleList(
             Block(dim, heads, mlp_ratio, qkv_bias=True, proj_drop=drop, attn_drop=attn_drop, drop_path=rate)
             for rate in rates
         )
-        self.space_norm = nn.LayerNorm(dim) if self.factorised else nn.Identity()
+        self.space_norm = nn.LayerNorm(dim) if self.factorized else nn.Identity()
         named_apply(init_weights_vit_timm, self.blocks)
-        # Last, so that with one seed everything else begins alike, whatever the input.
+        # Created last, so that with one seed all other parameters are initialized alike, whatever the input.
         self.embed = make_embed(input, dim)
 
     def encode(self, x_BthwD: Tensor) -> Tensor:
         x = self.drop(self.position(x_BthwD))
-        if not self.factorised:
+        if not self.factorized:
             return self._run(x.flatten(1, 3), self.blocks)
         B, t = x.shape[:2]
         x_nND = self._run(x.flatten(2, 3).flatten(0, 1), self.blocks[: self.depth])
@@ -74,11 +84,11 @@ class VideoTransformer(Head):
         return self._run(x_BtD, self.blocks[self.depth :])
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        last = self.depth - 1  # of the spatial blocks, which the norm belongs to
+        last = self.depth - 1  # the last spatial block, which the norm belongs to
         return {"stem": r"^embed|^position", "blocks": [(r"^blocks\.(\d+)", None), (r"^space_norm", (last,))]}
 
     def _run(self, x_BND: Tensor, blocks: nn.ModuleList) -> Tensor:
-        # Forth and back in bf16 on a CPU, torch's fused attention takes 2 to 9 times as long as plain products.
+        # In bf16 on a CPU, forward and backward of torch's fused attention take 2 to 9 times as long as plain products.
         fused = x_BND.device.type != "cpu" or not torch.is_autocast_enabled("cpu")
         for block in blocks:
             block.attn.fused_attn = fused

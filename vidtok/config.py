@@ -1,8 +1,11 @@
 """What a tokenizer is made of, as config.json stores it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from vidtok.errors import RENAMED
 
 SCHEMA = "vidtok.tokenizer/1"
 
@@ -45,9 +48,16 @@ def load_config(path: Path, schema: str, kind: type, what: str):
         found = values.pop("schema")
         if found != schema:
             raise ValueError(f"its schema is {found!r}, and this vidtok reads {schema!r}")
-        return kind(**values)
+        return kind(**rename_keys(values))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no {what}'s config ({type(error).__name__}: {error})") from error
+
+
+def rename_keys(settings):
+    """Replace the keys that settings had in earlier versions, in nested mappings too; other values are unchanged."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {RENAMED.get(key, key): rename_keys(value) for key, value in settings.items()}
 
 
 def save_config(config, schema: str, path: Path) -> None:

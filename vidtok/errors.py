@@ -29,9 +29,22 @@ class VideoError(Exception):
         return f"{self.path}: {self.reason}"
 
 
+# Names that settings had in earlier versions. Saved files with these names can still be read, see
+# `vidtok.config.rename_keys`; a user who types one is told the new name.
+RENAMED = {
+    "halve_time": "temporal_downsample",
+    "label_drop": "class_dropout_prob",
+    "merge": "patch_merge",
+    "multipliers": "channel_multipliers",
+}
+
+
 def nearest(given: str, legal: Iterable[str]) -> str:
-    """The legal name most like `given` where one is close, else all of them."""
+    """Suggest the legal name closest to `given`, or list all of them if none is close."""
     legal = list(legal)
+    renamed = ".".join(RENAMED.get(part, part) for part in given.split("."))
+    if renamed != given and (renamed in legal or "." in given):  # a key of a config group may be missing in `legal`
+        return f"did you mean {renamed!r}?"
     close = difflib.get_close_matches(given, legal, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(map(str, legal)) or 'none'}"
 

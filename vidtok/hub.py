@@ -26,11 +26,11 @@ def list_shipped(root: Path = PRETRAINED) -> list[str]:
     return sorted(path.parent.name for path in root.glob(f"*/{CONFIG}"))
 
 
-def find_pretrained(name: str | Path, what: str, root: Path = PRETRAINED, **hub_arguments) -> tuple[Path, Path]:
+def find_pretrained(name: str | Path, what: str, root: Path | None = PRETRAINED, **hub_arguments) -> tuple[Path, Path]:
     """(config file, weight file) of a model.
 
     Args:
-        name: a folder below `root`, any other folder, or a hub id ("owner/name").
+        name: a folder below `root` (None: no models are shipped), any other folder, or a hub id ("owner/name").
         what: "tokenizer" or "head", for the error.
         hub_arguments: of `huggingface_hub.hf_hub_download`.
 
@@ -39,7 +39,7 @@ def find_pretrained(name: str | Path, what: str, root: Path = PRETRAINED, **hub_
     """
     if name is None:
         raise ValueError(f"a {what} is needed, by its name or folder, and null is none")
-    shipped = list_shipped(root)
+    shipped = [] if root is None else list_shipped(root)
     folder = root / str(name) if str(name) in shipped else Path(name)
     if folder.is_dir():
         missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
@@ -55,14 +55,17 @@ def find_pretrained(name: str | Path, what: str, root: Path = PRETRAINED, **hub_
     return config, weights
 
 
-def load_weights(module: nn.Module, path: Path) -> str:
-    """Fills `module`; returns the first 16 hex digits of the file's sha256.
+def load_weights(module: nn.Module, path: Path, rename=str) -> str:
+    """Load the weights of a file into `module`; return the first 16 hex digits of the file's sha256.
+
+    Args:
+        rename: function that maps the name of a tensor in the file to its name in the module.
 
     Raises:
         ValueError: where the file is damaged, or holds other tensors than the module does: the first of them.
     """
     try:
-        tensors = load_file(path)
+        tensors = {rename(name): tensor for name, tensor in load_file(path).items()}
     except SafetensorError as error:
         raise ValueError(f"{path} can't be read: {error}") from error
     wanted = module.state_dict()

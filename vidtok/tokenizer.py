@@ -53,11 +53,11 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.config = config
-        (encoder, decoder), net = _build(NETS, "net", config.net)
+        build_net, net = _build(NETS, "net", config.net)
         quantizer, arguments = _build(QUANTIZERS, "quantizer", config.quantizer)
         self.quantizer = _call(quantizer, "quantizer", **arguments)
-        self.encoder = _call(encoder, "net", self.quantizer.in_channels, **net)
-        self.decoder = _call(decoder, "net", self.quantizer.code_channels, **net)
+        channels = self.quantizer.in_channels, self.quantizer.code_channels
+        self.encoder, self.decoder = _call(build_net, "net", *channels, **net)
         self.bits = self.quantizer.bits
         self._file_hash: str | None = None
 

@@ -236,7 +236,7 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     store = ClipStore(Path(cfg.run) / "clips", facts)
     encoded = ClipStore(Path(cfg.run) / "encoded", {"tokenizer": tokenizer.weight_hash})
     recipe = OmegaConf.to_container(cfg, resolve=True)
-    training = {key: recipe[key] for key in ("head", "head_options", "merge", "task", "optimizer")}
+    training = {key: recipe[key] for key in ("head", "head_options", "patch_merge", "task", "optimizer")}
     training |= lasting(recipe["trainer"]) | {"parameters": HEAD_ORDER}
     if data["select"]:  # whose choice depends on what is saved
         training["save_steps"] = recipe["trainer"]["save_steps"]

@@ -164,7 +164,9 @@ def check_finetuning(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
     facts = {f"data.{key}": value for key, value in data.items() if key not in ("batch_size", "workers", "cache")}
     facts |= {"command": "finetune", "input": cfg.input, "seed": cfg.seed, "tokenizer": tokenizer.weight_hash}
     plain = OmegaConf.to_container(cfg, resolve=True)
-    facts |= {key: plain[key] for key in ("head", "head_options", "merge")}  # of other heads the weights might fit
+    facts |= {
+        key: plain[key] for key in ("head", "head_options", "patch_merge")
+    }  # of other heads the weights might fit
     facts |= {"task": plain["task"], "parameters": HEAD_ORDER}
     # The rate may change, as may what the loop is told: a run that ended in NaN goes on with a lower one.
     facts["optimizer"] = {key: value for key, value in plain["optimizer"].items() if key != "lr"}
@@ -177,8 +179,8 @@ def build_recognition_head(cfg: DictConfig, head_data: "HeadData", tokenizer: Vi
     own = {"bits": tokenizer.bits, "channels": head_data.channels, "stride": tuple(tokenizer.stride)}
     torch.manual_seed(plain["seed"])  # of the initial weights
     return build_head(
-        cfg, cfg.name, head_data.input, len(head_data.classes), head_data.grid(tokenizer.stride), plain["merge"], own,
-        plain["head_options"] or {},
+        cfg, cfg.name, head_data.input, len(head_data.classes), head_data.grid(tokenizer.stride), plain["patch_merge"],
+        own, plain["head_options"] or {},
     )  # fmt: skip
 
 

@@ -75,7 +75,7 @@ def test_a_finetuning_goes_on_with_the_same_clips_only(tokenizer_path, tmp_path)
     hold("optimizer.lr=1e-4", "data.batch_size=2", "trainer.max_steps=9")  # what one changes to go on
     for override, name in (
         ("data.source=y", "data.source"), ("seed=1", "seed"), ("input=codes", "input"), ("head.heads=1", "head"),
-        ("merge=2", "merge"),
+        ("patch_merge=2", "patch_merge"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=rf"run was filled with another {name} \(.*\): give another run="):
             hold(override)

@@ -137,13 +137,13 @@ REFUSED = {
         '[{"id": "a", "video": "a.mp4", "conversations": []}]',
         "a.mp4 a man walks\nb.mp4 a dog runs\n",
     ],
-    "localisation": [
+    "localization": [
         '{"database": {"v1": {"annotations": []}}}',
         '{"v1": {"duration": 9, "timestamps": [[0, 1]], "sentences": ["x"]}}',
         '[{"vid_name": "a", "label": 3, "start_frame": 0}]',
     ],
     "COCO": ['{"images": [], "annotations": [], "categories": []}'],
-    "class list|known here": ["1\n1\n2\n", "0902\n0903\n"],
+    "class list|known kind": ["1\n1\n2\n", "0902\n0903\n"],
     "leading zeros": ["0f39OWEqJ24,0903\n_-Z6wFjXtGQ,0902\n"],
     "proposals": ["# 0\nimgs\n5\n1\n3\n0 0 1\n"],
     "AVA": ["-5KQ66BBWC4,0902,0.077,0.151,0.283,0.811,80,1\n-5KQ66BBWC4,0902,0.1,0.1,0.2,0.8,9,0\n"],
@@ -157,7 +157,7 @@ REFUSED = {
     "not a text file": [b"\x80\x04\x95", b"a\0b"],
     "header without rows": [KINETICS + "\n"],
     "is a header": ["clips,classes\na.mp4,0\nc.mp4,1\nb.mp4,1\n"],
-    "known here|looks": ["key: value\nname: x\n", "hello world\ngood bye\n"],
+    "known kind|looks": ["key: value\nname: x\n", "hello world\ngood bye\n"],
 }
 
 

@@ -46,7 +46,7 @@ def test_annotations_choose_the_files(folder, tmp_path):
     (tmp_path / "all.csv").write_text("path,label,split\nclass0/0.mp4,a,train\nclass1/1.png,b,val\n")
     data = ClipFolder(folder, crop=32, annotations=tmp_path / "all.csv", split="val")
     assert [Path(path).name for path in data.images] == ["1.png"] and not data.videos
-    with pytest.raises(ValueError, match="no split 'test', there is train, val"):
+    with pytest.raises(ValueError, match="no split 'test', only train, val"):
         ClipFolder(folder, crop=32, annotations=tmp_path / "all.csv", split="test")
     (tmp_path / "none.txt").write_text("class0/a.mp4\nclass0/b.mp4\n")
     with pytest.raises(ValueError, match=r"no video or image that \S*none.txt names in"):

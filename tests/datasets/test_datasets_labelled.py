@@ -144,7 +144,7 @@ def test_training_resamples_counts_and_says_so(folder):
             runs.append(next(data.loader(4, workers)))
         assert data.resampled >= 1 and "a/2.mp4" not in runs[-1].id and len(runs[-1].id) == 4
         if not workers:  # a worker says it on the console
-            assert "2.mp4: the file is empty (0 bytes); another video takes its place" in str(caught[0].message)
+            assert "2.mp4: the file is empty (0 bytes); replaced by another video" in str(caught[0].message)
     assert torch.equal(runs[0].video, runs[1].video) and runs[0].id == runs[1].id
     for path in folder.rglob("*.mp4"):
         path.write_bytes(b"")
@@ -164,7 +164,7 @@ def test_a_video_that_hangs(folder):
     batch = next(data.loader(4, workers=1, time_limit=2.5))
     assert batch.id == ["a/0.mp4", "a/2.mp4", "b/3.mp4"] and "no result within 2.5 s" in str(batch.failed[0])
     data = VideoFolder(folder, sampler=sleepy, transform=EvalTransform(32), on_error="resample")
-    with pytest.warns(UserWarning, match=r"1\.mp4: no result within 2\.5 s; decoder killed; another video"):
+    with pytest.warns(UserWarning, match=r"1\.mp4: no result within 2\.5 s; decoder killed; replaced by another video"):
         batch = next(data.loader(4, workers=1, time_limit=2.5))
     assert len(batch.id) == 4 and "b/1.mp4" not in batch.id and data.resampled >= 1
 
@@ -203,7 +203,7 @@ def test_kinetics(clips, tmp_path, where):
     assert val.labels == [0, 1] and val.classes == ["air drumming", "zumba"] and val[0].video.shape[2] == 17
     with pytest.raises(VideoError, match=r"gone_000001_000011\.mp4: no such file"):
         val[1]
-    with pytest.raises(ValueError, match="no split 'test', there is train, val"):
+    with pytest.raises(ValueError, match="no split 'test', only train, val"):
         Kinetics(tmp_path / "k.csv", root, "test")
     with pytest.raises(ValueError, match="zumba"):
         Kinetics(tmp_path / "k.csv", root, classes=["air drumming"])
@@ -256,7 +256,7 @@ def test_video_list(folder, tmp_path):
     assert [Path(p).name for p in bare.paths] == ["0.mp4", "3.mp4"] and bare[1].label == 4
     unlabelled = VideoList(_written(tmp_path / "test.txt", "a/0.mp4\n"), folder)
     assert unlabelled.labels == [-1] and unlabelled.classes == []
-    with pytest.raises(ValueError, match="labels from 0 to 1 for 1 classes"):
+    with pytest.raises(ValueError, match="labels from 0 to 1, legal are 0 to 0"):
         VideoList(tmp_path / "train.csv", folder, classes=["x"])
 
 
@@ -305,7 +305,7 @@ class TestMovingDigits:
         ours, theirs = MovingDigits("val"), MovingDigits("val", classes=sorted(MovingDigits("val").classes))
         assert [ours.classes[label] for label in ours.labels] == [theirs.classes[label] for label in theirs.labels]
         assert torch.equal(ours[3].video, theirs[3].video) and ours[3].label != theirs[3].label
-        with pytest.raises(ValueError, match="none of the classes, such as 'left'"):
+        with pytest.raises(ValueError, match="the classes lack 'left'"):
             MovingDigits("val", classes=["up", "down"])
 
     def test_some_of_them_stay_what_they_are(self):

@@ -125,6 +125,6 @@ def test_only_the_input_differs_between_tokens_and_pixels():
             for arm in ("tokens", "pixels")
         )
         assert (tokens.input, pixels.input) == ("tokens", "pixels")
-        for group in ("head", "data", "optimizer", "trainer", "merge", "head_options"):
+        for group in ("head", "data", "optimizer", "trainer", "patch_merge", "head_options"):
             assert tokens[group] == pixels[group]
         assert tokens.task == pixels.task or data == "ssv2"  # where cutmix stands in for mixup

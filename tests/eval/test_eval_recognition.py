@@ -40,7 +40,7 @@ from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.run_folder import RunFolder
 
 CLASSES = ("bright", "dark", "rising")
-TINY = ["head=vivit-micro-factorised", "head_options={dim: 16, depth: 1, temporal_depth: 1, heads: 2}"]
+TINY = ["head=vivit-micro-factorized", "head_options={dim: 16, depth: 1, temporal_depth: 1, heads: 2}"]
 TINY += ["data.protocol=5x2x1x1", "data.size=32", "data.batch_size=4", "trainer.workers=0", "trainer.log_seconds=1000"]
 
 
@@ -490,8 +490,8 @@ def test_heads_with_batch_norm_are_arms_too(csv, tokenizer):
     cfg = compose_config("compare", [f"data.source={csv}", *TINY[2:], "head=linear", "arms=[tokens,hidden]"])
     encoders = {arm: InputEncoder(arm, tokenizer) for arm in cfg.arms}
     validate_arms(cfg, encoders, CLASSES, tokenizer)
-    cfg.merge = 3
-    with pytest.raises(ValueError, match="merge=3"):
+    cfg.patch_merge = 3
+    with pytest.raises(ValueError, match="patch_merge=3"):
         validate_arms(cfg, encoders, CLASSES, tokenizer)
 
 
@@ -529,7 +529,7 @@ def test_what_is_there_is_not_made_again(capsys, comparison):
     assert "tokens, seed 0" in out and "codes, seed 1" not in out
     assert (folder / "runs" / "codes-1" / "checkpoint.pt").stat().st_mtime_ns == before
     for wrong, message in (
-        (["merge=3"], "merge=3"),
+        (["patch_merge=3"], "patch_merge=3"),
         (["task.mixup=0.5"], "can't be averaged"),
         (["data.cells=9"], "crops are 1 to 4 cells"),
         (["data.size=33"], "33"),
@@ -541,7 +541,7 @@ def test_what_is_there_is_not_made_again(capsys, comparison):
         assert message in fails(capsys, *other, *wrong, f"run={folder / 'held'}")
     assert not (folder / "held").exists()
     assert "filled with another protocol (5x2x1x1)" in fails(capsys, *command, "data.protocol=5x1x1x1")
-    assert "filled with another merge (1)" in fails(capsys, *command, "merge=2")
+    assert "filled with another patch_merge (1)" in fails(capsys, *command, "patch_merge=2")
 
 
 # ---------------------------------------------------------------------- probe

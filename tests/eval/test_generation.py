@@ -223,7 +223,7 @@ def test_wrong_wishes_of_generate_are_one_line(trained, tmp_path, capsys):
         ([*SMALL, "sampling.top_k=3"], "masked sampling has no 'top_k'"),
         ([*SMALL, "objective.tasks={prefix-3: 1.0}"], "objective.tasks has the keys none, prefix, prefix-2"),
         ([*SMALL, "data.classes=[]", "sampling.guidance=2"], "needs classes"),
-        ([*SMALL, "objective.label_drop=2"], "objective.label_drop is a share of 0 to 1, not 2"),
+        ([*SMALL, "objective.class_dropout_prob=2"], "objective.class_dropout_prob is a share of 0 to 1, not 2"),
         ([*SMALL, "objective.label_smoothing=3"], "objective.label_smoothing is a share of 0 to 1, not 3"),
         ([*SMALL, "size.depth=0"], "width, depth and heads are at least 1"),
         ([*SMALL, "generator=diffusion", "generator.arguments.betas=x"], "no noise schedule betas=x"),
@@ -367,7 +367,9 @@ def test_black_against_white_has_the_reference_fvd():
 
 def test_eval_generation_measures_agreement(trained, tmp_path, capsys):
     tokenizer = VideoTokenizer.from_pretrained("vidtok-t")
-    head = make_head(HeadConfig("tiny", {"kind": "linear"}, {"kind": "tokens", "merge": 1, "bits": 18}, (3, 4, 4), 9))
+    head = make_head(
+        HeadConfig("tiny", {"kind": "linear"}, {"kind": "tokens", "patch_merge": 1, "bits": 18}, (3, 4, 4), 9)
+    )
     head.record(tokenizer={"name": "vidtok-t", "weight_hash": tokenizer.weight_hash})
     head.save_pretrained(tmp_path / "head")
     out = tmp_path / "result.json"
@@ -523,7 +525,9 @@ def test_agreement_goes_by_the_names_of_classes():
 
 def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsys):
     tokenizer = VideoTokenizer.from_pretrained("vidtok-t")
-    head = make_head(HeadConfig("tiny", {"kind": "linear"}, {"kind": "tokens", "merge": 1, "bits": 18}, (3, 4, 4), 9))
+    head = make_head(
+        HeadConfig("tiny", {"kind": "linear"}, {"kind": "tokens", "patch_merge": 1, "bits": 18}, (3, 4, 4), 9)
+    )
     head.record(tokenizer={"name": "vidtok-t", "weight_hash": tokenizer.weight_hash})
     head.save_pretrained(tmp_path / "head")
     run = tmp_path / "compare"

@@ -34,7 +34,7 @@ def head(request, tmp_path, tokenizer):
     kind, protocol = getattr(request, "param", ("tokens", {}))
     torch.manual_seed(0)
     head = create_head(
-        "vivit-micro", kind, len(CLASSES), (5, 8, 8), merge=2, channels=256, dim=32, depth=1, heads=2
+        "vivit-micro", kind, len(CLASSES), (5, 8, 8), patch_merge=2, channels=256, dim=32, depth=1, heads=2
     ).eval()
     torch.nn.init.normal_(head.head.weight)  # so that it has an opinion
     head.record(

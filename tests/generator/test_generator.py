@@ -362,7 +362,7 @@ def test_wrong_wishes_are_one_clear_line():
         (autoregressive, {"top_k": 0}, "top_k is at least 1"),
         (autoregressive, {"top_p": 0.0}, "top_p is above 0"),
         (diffusion, {"solver": "dmp"}, "did you mean 'dpm'"),
-        (diffusion, {"steps": 1001}, "1000 steps and takes no more"),
+        (diffusion, {"steps": 1001}, "at most the 1000 steps"),
     ):
         with pytest.raises(ValueError, match=message):
             generator.check_sampling(**arguments)

@@ -12,7 +12,7 @@ from vidtok.heads.factory import create_head, list_heads
 
 GRID = (3, 4, 6)  # t, h, w
 OTHER = (5, 2, 4)
-SMALL = ["vivit-micro", "vivit-micro-factorised", "attentive", "attentive-4", "linear", "mlp"]
+SMALL = ["vivit-micro", "vivit-micro-factorized", "attentive", "attentive-4", "linear", "mlp"]
 
 
 def example(kind: str, grid=GRID, batch: int = 2):
@@ -74,7 +74,7 @@ def test_other_grids(name, kind):
 
 def _seeded(name, kind):
     torch.manual_seed(0)
-    return make(name, kind, merge=2)
+    return make(name, kind, patch_merge=2)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -84,7 +84,7 @@ def test_arms_differ_only_in_their_embedding(name):
     else:
         kinds = ["tokens", "codes", "latents", "hidden", "pixels"]
     shapes = [
-        {n: p.shape for n, p in make(name, kind, merge=2).named_parameters() if not n.startswith("embed.")}
+        {n: p.shape for n, p in make(name, kind, patch_merge=2).named_parameters() if not n.startswith("embed.")}
         for kind in kinds
     ]
     assert all(other == shapes[0] for other in shapes)
@@ -92,21 +92,21 @@ def test_arms_differ_only_in_their_embedding(name):
         first, *others = [_seeded(name, kind).state_dict() for kind in kinds]
         shared = [key for key in first if not key.startswith("embed.")]
         assert all(torch.equal(first[key], other[key]) for other in others for key in shared)
-    features = [make(name, kind, merge=2).forward_features(example(kind)) for kind in kinds]
+    features = [make(name, kind, patch_merge=2).forward_features(example(kind)) for kind in kinds]
     assert all(f.shape == features[0].shape for f in features)
 
 
 @pytest.mark.parametrize("kind", ["tokens", "codes", "hidden", "pixels"])
 def test_merge_quarters_the_sequence(kind):
     assert make("vivit-micro", kind).forward_features(example(kind)).shape[1] == 72
-    head = make("vivit-micro", kind, merge=2)
+    head = make("vivit-micro", kind, patch_merge=2)
     assert head.forward_features(example(kind)).shape[1] == 18
     with pytest.raises(ValueError, match="multiples of"):
         head(example(kind, (3, 4, 5)))
 
 
 def test_merged_cells_are_neighbours():
-    head = make("vivit-micro", "hidden", merge=2)
+    head = make("vivit-micro", "hidden", patch_merge=2)
     x = example("hidden")
     moved = x.clone()
     moved[:, :, 1, 2:4, 4:6] += 1
@@ -150,15 +150,15 @@ def test_the_transformer_sees_time():
         assert same == (name in ("linear", "mlp"))
 
 
-def test_factorised_is_one_time_at_first():
-    head = make("vivit-micro-factorised")
+def test_factorized_is_one_time_at_first():
+    head = make("vivit-micro-factorized")
     assert head.forward_features(example("tokens")).shape[1] == GRID[0]
 
 
 def test_vivit_base_has_the_size_of_the_paper():
-    """Arnab et al. 2021, table 2: the factorised encoder of ViViT-B/16x2 has 115.1 M parameters."""
+    """Arnab et al. 2021, table 2: the factorized encoder of ViViT-B/16x2 has 115.1 M parameters."""
     with torch.device("meta"):
-        head = create_head("vivit-base-factorised", "pixels", 400, (8, 14, 14), stride=(2, 16, 16))
+        head = create_head("vivit-base-factorized", "pixels", 400, (8, 14, 14), stride=(2, 16, 16))
     count = sum(p.numel() for p in head.parameters()) / 1e6
     first_frame = sum(p.numel() for p in head.embed.first.parameters()) / 1e6  # the paper has none apart
     assert count - first_frame == pytest.approx(115.1, abs=0.2)
@@ -230,14 +230,14 @@ def test_wrong_input_is_one_clear_line(kind, x, message):
         ({"input": "token"}, "did you mean 'tokens'"),
         ({"input": "hidden"}, "channels"),
         ({"input": "codes", "bits": 15.97}, "no"),
-        ({"grid": (3, 5, 4), "merge": 2}, "multiples of 2"),
-        ({"merge": 0}, "merge"),
+        ({"grid": (3, 5, 4), "patch_merge": 2}, "multiples of 2"),
+        ({"patch_merge": 0}, "patch_merge"),
         ({"depht": 3}, "depht"),
-        ({"dim": 66}, "a width of 66 doesn't divide into 4 heads"),
-        ({"heads": 0}, "0 heads"),
+        ({"dim": 66}, "dim=66 doesn't divide into heads=4"),
+        ({"heads": 0}, "heads=0"),
         (
             {"name": "attentive", "input": "codes", "dim": 100},
-            "neither a width of 18 nor dim=100 divides into 16 heads",
+            "neither the width 18 of the input nor dim=100 divides into heads=16",
         ),
     ],
 )
@@ -287,7 +287,7 @@ def test_tokens_of_another_tokenizer_are_refused():
 
 
 def test_class_names_match_the_classes():
-    with pytest.raises(ValueError, match="3 class names for 7 classes"):
+    with pytest.raises(ValueError, match="3 class names for num_classes=7"):
         make("linear").record(classes=["a", "b", "c"])
     head = recorded("linear", "tokens")
     head.reset_classifier(3)

@@ -71,7 +71,7 @@ def test_streams_of_overlapping_patches_equal_the_whole_clip():
         (NET | {"width": 64}, "equal patch and width"),
         (NET | {"decoder_blocks": 1}, "fewer blocks"),
         (NET | {"decoder_width": 16}, "does not fit"),
-        ({"kind": "magvit2", "base": 8, "multipliers": [1, 2, 2, 4], "blocks": 1}, "patch nets grow"),
+        ({"kind": "magvit2", "base": 8, "channel_multipliers": [1, 2, 2, 4], "blocks": 1}, "patch nets grow"),
     ],
 )
 def test_other_pairs_are_refused(net, message):

@@ -8,8 +8,8 @@ from vidtok.nets.inflate import inflate
 from vidtok.tokenizer import VideoTokenizer
 
 LFQ = {"kind": "lfq", "bits": 18}
-NET = {"kind": "magvit2", "base": 8, "multipliers": [1, 2, 2, 4], "blocks": 1}
-IMAGE = NET | {"halve_time": [False] * 3, "depth": 1}
+NET = {"kind": "magvit2", "base": 8, "channel_multipliers": [1, 2, 2, 4], "blocks": 1}
+IMAGE = NET | {"temporal_downsample": [False] * 3, "depth": 1}
 
 
 def build(net, quantizer=LFQ, seed=0) -> VideoTokenizer:
@@ -38,9 +38,9 @@ def test_kernels_go_into_the_last_slice():
     assert torch.equal(video.encoder.layers[0].norm1.weight, image.encoder.layers[0].norm1.weight)
 
 
-@pytest.mark.parametrize("halve_time", [[False, True, True], [True, True, False], [False, False, False]])
-def test_an_image_comes_out_as_from_the_image_model(halve_time):
-    image, video = inflated(halve_time=halve_time)
+@pytest.mark.parametrize("temporal_downsample", [[False, True, True], [True, True, False], [False, False, False]])
+def test_an_image_comes_out_as_from_the_image_model(temporal_downsample):
+    image, video = inflated(temporal_downsample=temporal_downsample)
     x = picture()
     assert torch.allclose(video.encode_latents(x), image.encode_latents(x), atol=1e-5)
     assert torch.allclose(video.forward_features(x), image.forward_features(x), atol=1e-5)
@@ -84,8 +84,8 @@ def test_the_inflated_model_is_free_to_learn_motion():
     [
         (NET, NET, "depth 1 is inflated"),
         (IMAGE, {"kind": "patch"}, "not .*'magvit2'.* into .*'patch'"),
-        (IMAGE | {"base": 4}, NET, r"agree in all but halve_time and depth: \S+ is \[16, 16, .* not \[32, 32"),
-        (IMAGE | {"blocks": 2}, NET, "agree in all but halve_time and depth"),
+        (IMAGE | {"base": 4}, NET, r"agree in all but temporal_downsample and depth: \S+ is \[16, 16, .* not \[32, 32"),
+        (IMAGE | {"blocks": 2}, NET, "agree in all but temporal_downsample and depth"),
     ],
 )
 def test_other_pairs_are_refused_and_left_alone(image, video, words):

@@ -23,11 +23,32 @@ from vidtok.streaming import (
 from vidtok.tokenizer import VideoTokenizer
 
 NETS = {
-    "image": {"kind": "magvit2", "base": 4, "multipliers": [1, 2, 2, 2, 4], "halve_time": [False] * 4, "depth": 1},
-    "frames": {"kind": "magvit2", "base": 4, "multipliers": [1, 2, 2, 2, 4], "halve_time": [False] * 4},
-    "video": {"kind": "magvit2", "base": 4, "multipliers": [1, 2, 2, 2, 4], "halve_time": [False, False, True, True]},
-    "early": {"kind": "magvit2", "base": 4, "multipliers": [1, 2, 2], "halve_time": [True, False]},
-    "long": {"kind": "magvit2", "base": 4, "multipliers": [1, 2, 2, 2], "halve_time": [True, True, True]},
+    "image": {
+        "kind": "magvit2",
+        "base": 4,
+        "channel_multipliers": [1, 2, 2, 2, 4],
+        "temporal_downsample": [False] * 4,
+        "depth": 1,
+    },
+    "frames": {
+        "kind": "magvit2",
+        "base": 4,
+        "channel_multipliers": [1, 2, 2, 2, 4],
+        "temporal_downsample": [False] * 4,
+    },
+    "video": {
+        "kind": "magvit2",
+        "base": 4,
+        "channel_multipliers": [1, 2, 2, 2, 4],
+        "temporal_downsample": [False, False, True, True],
+    },
+    "early": {"kind": "magvit2", "base": 4, "channel_multipliers": [1, 2, 2], "temporal_downsample": [True, False]},
+    "long": {
+        "kind": "magvit2",
+        "base": 4,
+        "channel_multipliers": [1, 2, 2, 2],
+        "temporal_downsample": [True, True, True],
+    },
     "patch": {"kind": "patch", "width": 16, "blocks": 1, "decoder_blocks": 1, "patch": [4, 16, 16]},
     "still patch": {"kind": "patch", "width": 16, "blocks": 1, "decoder_blocks": 1, "patch": [1, 16, 8]},
 }
@@ -152,8 +173,8 @@ def test_a_stream_off_the_grid_names_the_models_lengths():
 @pytest.mark.parametrize(
     ("net", "words"),
     [
-        ({"multipliers": [1, 2]}, "2 multipliers need 1 values of halve_time, not 3"),
-        ({"depth": 1}, "depth is 3, or 1 where halve_time is nowhere true, not 1"),
+        ({"channel_multipliers": [1, 2]}, "2 channel_multipliers need 1 values of temporal_downsample, not 3"),
+        ({"depth": 1}, "depth is 3, or 1 if temporal_downsample is false everywhere, not 1"),
         ({"depth": 2}, "not 2"),
     ],
 )

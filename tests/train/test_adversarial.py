@@ -56,7 +56,7 @@ def test_the_papers_discriminator_has_68_million_parameters():
 def test_an_image_tokenizers_discriminator_is_two_dimensional():
     """The same net on the middle slice of each kernel: what a 3-D one does to a clip of one frame."""
     torch.manual_seed(0)
-    flat, solid = (Discriminator((frames, 32, 32), base=4, multipliers=(2, 2)) for frames in (1, 17))
+    flat, solid = (Discriminator((frames, 32, 32), base=4, channel_multipliers=(2, 2)) for frames in (1, 17))
     assert {m.kernel_size[0] for m in flat.modules() if isinstance(m, torch.nn.Conv3d)} == {1}
     state = {name: w if w.ndim < 5 else w[:, :, w.shape[2] // 2, None] for name, w in solid.state_dict().items()}
     state["hidden.weight"] = (
@@ -84,7 +84,7 @@ def test_bf16_gradients_are_those_of_fp32(frames):
 
 @pytest.mark.parametrize("shape", [(17, 32, 32), (1, 32, 32), (33, 64, 48)])
 def test_it_takes_other_sizes_than_it_was_made_for(shape):
-    discriminator = Discriminator((17, 32, 32), base=4, multipliers=(2, 2))
+    discriminator = Discriminator((17, 32, 32), base=4, channel_multipliers=(2, 2))
     x = torch.randn(2, 3, *shape)
     logits = discriminator(x)
     assert logits.shape == (2,) and logits.dtype == torch.float32
@@ -94,7 +94,7 @@ def test_it_takes_other_sizes_than_it_was_made_for(shape):
 def test_the_generators_loss_reaches_the_clip_through_the_discriminator():
     """magvit2-pytorch's multiscale generator loss never called its discriminator."""
     torch.manual_seed(0)
-    discriminator = Discriminator((5, 16, 16), base=4, multipliers=(2, 2))
+    discriminator = Discriminator((5, 16, 16), base=4, channel_multipliers=(2, 2))
     clip = torch.randn(1, 3, 5, 16, 16, requires_grad=True)
     (before,) = torch.autograd.grad(generator_loss(discriminator(clip)), clip)
     assert before.abs().sum() > 0

@@ -117,7 +117,7 @@ def test_the_image_model_is_the_video_models(data):
     """So that the one can be inflated into the other: the same but for time."""
     configs = [compose_config("train_tokenizer", where(name, data)) for name in ("imagenet-8x", "k600")]
     image, video = (OmegaConf.to_container(cfg.model.net) for cfg in configs)
-    assert video == image | {"halve_time": [False, True, True], "depth": 3}
+    assert video == image | {"temporal_downsample": [False, True, True], "depth": 3}
 
 
 def test_images_of_any_size_become_crops(data):

@@ -10,7 +10,7 @@ from vidtok.train.loop import checkpoint_blocks
 
 NETS = {
     "patch": {"kind": "patch", "width": 32, "blocks": 4, "decoder_blocks": 6},
-    "magvit2": {"kind": "magvit2", "base": 8, "multipliers": [1, 1, 1, 2], "blocks": 1},
+    "magvit2": {"kind": "magvit2", "base": 8, "channel_multipliers": [1, 1, 1, 2], "blocks": 1},
 }
 
 

@@ -11,7 +11,12 @@ from vidtok.train.loop import samples, shard_of
 
 TINY = ["data=digits", "data.crop=32", "data.frames=5", "data.batch_size=8", "data.image_batch_size=8"]
 TINY += ["model.net.width=16", "model.net.blocks=1", "model.net.decoder_blocks=1", "loss=magvit2", "loss.perceptual=0"]
-TINY += ["discriminator.base=4", "discriminator.multipliers=[2,2]", "trainer.log_seconds=0", "trainer.max_steps=4"]
+TINY += [
+    "discriminator.base=4",
+    "discriminator.channel_multipliers=[2,2]",
+    "trainer.log_seconds=0",
+    "trainer.max_steps=4",
+]
 
 
 def run(folder, *overrides):
@@ -40,6 +45,12 @@ def test_parts_of_digits_are_slices():
         assert torch.equal(batch, digits[number])
     with pytest.raises(ValueError, match="a batch of 4 doesn't divide into 3 equal parts"):
         digits.loader(shard=(0, 3))
+
+
+@pytest.mark.parametrize("fraction, images", [(0.1, [9]), (0.5, [1, 3, 5, 7, 9]), (0.0, []), (1.0, [*range(10)])])
+def test_image_fraction_of_digits(fraction, images):
+    batches = DigitClips(frames=5, crop=16, batch_size=1, image_fraction=fraction)
+    assert [i for i in range(10) if batches[i].shape[2] == 1] == images
 
 
 def test_parts_of_labelled_clips_are_slices():

@@ -18,7 +18,7 @@ from vidtok.train.state import Schedule
 TINY = ["data=digits", "data.crop=16", "data.frames=5", "data.batch_size=2", "data.image_batch_size=2", "loss=starter"]
 TINY += ["model.net.width=16", "model.net.blocks=1", "model.net.decoder_blocks=1"]
 OPTIONS = ["trainer.workers=0", "trainer.log_seconds=0", "trainer.warmup_steps=1"]
-GAN = ["loss.adversarial=0.1", "discriminator.base=4", "discriminator.multipliers=[2,2]"]
+GAN = ["loss.adversarial=0.1", "discriminator.base=4", "discriminator.channel_multipliers=[2,2]"]
 DATA, MODEL = TINY[:6], TINY[6:]
 
 

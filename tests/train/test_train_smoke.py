@@ -28,7 +28,7 @@ def test_the_smoke_recipe(tmp_path, capsys):
     assert min(scalars["usage_bits"]) > 3
     # The generator's term has a gradient through this run's discriminator, for every weight of the decoder.
     state = torch.load(run / "checkpoint.pt", weights_only=True)
-    discriminator = Discriminator((5, 32, 32), base=8, multipliers=(2, 4))
+    discriminator = Discriminator((5, 32, 32), base=8, channel_multipliers=(2, 4))
     discriminator.load_state_dict(state["critic"])
     tokenizer = VideoTokenizer.from_pretrained(run / "model")
     generator_loss(discriminator(tokenizer(DigitClips(5, 32, 2)[0])[0])).backward()

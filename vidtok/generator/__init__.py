@@ -1,17 +1,15 @@
-"""Generators of token grids: masked and autoregressive language models, and diffusion to compare them with.
+"""Generators of token grids: masked and autoregressive language models, and a diffusion baseline.
 
-base            conditions, `generate`, loading and saving
-masked          masked token modelling, parallel decoding
-autoregressive  next-token prediction with a cache of keys and values
-diffusion       a DiT on the latents before the sign
-trunk, tokens   the transformer; tokens into it and out of it
-masks           frame prediction, interpolation, inpainting, outpainting
-schedules       of masking and guidance
-draws           random numbers that belong to a sample
-sampling        settings of it, and the choice of a token
-samples, slide  many clips; clips longer than the grid
-pictures        several clips in one
-batches, task   what the trainer wants
+base            base class: config, conditions, `generate`, saving
+masked          masked token modeling with parallel decoding
+autoregressive  next-token prediction with a key-value cache
+diffusion       diffusion transformer on the latents before quantization
+transformer     the shared transformer, token embedding and token heads
+masks           masks for frame prediction, interpolation, inpainting and outpainting
+sampling        per-sample random numbers, token sampling, mask and guidance schedules
+long            many clips; clips longer than the model's grid
+training        training task, batches and build functions
+run             generate clips into files
 """
 
 import os
@@ -19,10 +17,9 @@ import os
 import torch
 
 from vidtok.errors import nearest
-from vidtok.generator.base import Generator, GeneratorConfig, Objective, read_config
-from vidtok.hub import PRETRAINED, find_pretrained, load_weights
+from vidtok.generator.base import Generator, GeneratorConfig, Objective, read_config, rename_parameter
+from vidtok.hub import find_pretrained, load_weights
 
-SHIPPED = PRETRAINED / "generators"
 KINDS = ("masked", "autoregressive", "diffusion")
 
 __all__ = [
@@ -37,10 +34,10 @@ __all__ = [
 
 
 def create_generator(config: GeneratorConfig) -> Generator:
-    """An untrained generator in training mode.
+    """Create an untrained generator in training mode on the CPU.
 
     Raises:
-        ValueError: for an unknown kind, or arguments that it doesn't take.
+        ValueError: an unknown kind, or an argument that the kind does not have.
     """
     if config.kind not in KINDS:
         raise ValueError(f"unknown generator {config.kind!r}: {nearest(config.kind, KINDS)}")
@@ -51,30 +48,32 @@ def create_generator(config: GeneratorConfig) -> Generator:
 
 
 def from_pretrained(name: str | os.PathLike, device: str | torch.device = "cpu", **hub_arguments) -> Generator:
-    """A trained generator in evaluation mode.
+    """Load a trained generator in evaluation mode.
 
     Args:
-        name: a folder that `save_pretrained` or a training run left, or a Hugging Face hub id ("owner/name").
-        device: where it runs.
+        name: folder written by `save_pretrained` or a training run, or Hugging Face hub id ("owner/name").
+        device: device of the generator.
         hub_arguments: `revision`, `token`, `cache_dir`, ... of huggingface_hub.
 
     Raises:
-        ValueError: for a name that is neither, or weights that don't fit their config.
+        ValueError: the name is neither, or the weights don't fit the config.
     """
-    config, weights = find_pretrained(name, "generator", SHIPPED, **hub_arguments)
+    config, weights = find_pretrained(name, "generator", root=None, **hub_arguments)
     generator = create_generator(read_config(config))
-    load_weights(generator, weights)
+    load_weights(generator, weights, rename_parameter)
     return generator.eval().to(device)
 
 
 def load_tokenizer(config: GeneratorConfig, name: str | None = None, device: str | torch.device = "cpu"):
-    """The `VideoTokenizer` of a generator's tokens.
+    """Load the `VideoTokenizer` whose tokens a generator makes.
 
     Args:
-        name: where it is; None, it is found by the name in the config.
+        config: config of the generator.
+        name: shipped model, folder or hub id of the tokenizer; None, the name in the config.
+        device: device of the tokenizer.
 
     Raises:
-        ValueError: where it isn't found, or has other weights than the generator was trained with.
+        ValueError: the tokenizer is not found, or has other weights than the one the generator was trained with.
     """
     from vidtok.tokenizer import VideoTokenizer
 

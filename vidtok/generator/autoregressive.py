@@ -1,6 +1,6 @@
-"""Next-token prediction in raster order, time first.
+"""Autoregressive generation: next-token prediction in raster order, time first.
 
-Legend: B batch, N tokens, D width, V half vocabulary.
+Legend: B batch, N tokens, D width, V vocabulary of a factor (the low or the high bits of a token).
 """
 
 import torch
@@ -14,10 +14,10 @@ from vidtok.quantize.bits import combine_ids
 
 
 class AutoregressiveGenerator(Generator):
-    """p(ids) as a product over tokens, each as p(low half) p(high half | low half).
+    """Autoregressive generator: p(ids) is a product over tokens of p(low bits) p(high bits | low bits).
 
-    Place i of the sequence holds token i - 1 (the first one a learned start) and the position of token i, which is
-    predicted there.
+    Element i of the sequence is the embedding of token i - 1 (a learned start embedding for i = 0) with the position of
+    token i, which is predicted from it.
     """
 
     causal = True
@@ -40,12 +40,17 @@ class AutoregressiveGenerator(Generator):
             )
 
     def embed_before(self, ids_BN: Tensor) -> Tensor:
-        """[B, N + 1, D]: the start and the tokens, each at the place where the next one is predicted."""
+        """Embed the start and the given tokens -> [B, N + 1, D]; each element predicts the next token."""
         start = self.start_embed.expand(len(ids_BN), 1, -1)
         return torch.cat([start, self.embed(ids_BN)], 1)
 
     def forward(self, batch, objective: Objective) -> dict[str, Tensor]:
-        """loss: mean of both halves' cross-entropies; bits: the same without smoothing, of a token; accuracy."""
+        """Compute the training terms.
+
+        Returns:
+            loss: cross-entropy in nats, mean over both factors of a token. bits: cross-entropy of a token in bits,
+            without label smoothing. accuracy: share of tokens predicted correctly.
+        """
         ids_BN = batch["ids"].flatten(1)
         _, label_B, _ = self.draw_conditions(batch, objective)
         x_BND = self.trunk(self.embed_before(ids_BN[:, :-1]), self.label_embed(label_B))
@@ -62,24 +67,32 @@ class AutoregressiveGenerator(Generator):
         guidance_schedule: str = "constant",
         cached: bool = True,
     ) -> Tensor:
-        """One token after another.
+        """Sample one token after another.
 
         Args:
-            temperature, top_k, top_p: of both halves of a token.
-            guidance_schedule: how guidance grows over the tokens: "constant", "linear" or "cosine".
-            cached: keep keys and values of the tokens so far; otherwise every token is computed from all before it,
-                which gives the same and costs N / 2 times as much.
+            request: the conditions; known tokens must be a prefix.
+            temperature: of the softmax of both factors of a token, at least 0; 0 is greedy.
+            top_k: sample among the `top_k` likeliest values of each factor; None, all.
+            top_p: sample among the smallest set of values with probability `top_p`, above 0 and at most 1; None, all.
+            guidance_schedule: growth of the guidance over the tokens: "constant", "linear" or "cosine".
+            cached: whether to use a key-value cache. Without it the samples are the same, at N / 2 times the cost.
+
+        Returns:
+            int64 ids [B, N].
+
+        Raises:
+            ValueError: the known tokens are not a prefix.
         """
         known_N, guidance = request.known_N, request.guidance
         N = len(known_N)
         start = int(known_N.sum())
         if not known_N[:start].all():
-            raise ValueError("an autoregressive model is given a prefix; other masks need a masked model or diffusion")
+            raise ValueError("autoregressive models take only a prefix: other masks need a masked or diffusion model")
         copies = 1 if guidance == 1 else 2
         condition_BD = self.guided(guidance, request.label_B)
         cache = self.trunk.new_cache(len(condition_BD)) if cached else None
         ids_BN = request.ids_BN.clone()
-        uniform_BN2 = request.rng.uniform(N, 2)  # of known tokens, too: a sample's own beginning leads to its own end
+        uniform_BN2 = request.rng.uniform(N, 2)  # for known tokens too, so that a sample's own prefix reproduces it
         for n in range(start, N):
             before_BN = ids_BN[:, :n].repeat(copies, 1)
             if cache is None or n == start:

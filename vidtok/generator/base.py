@@ -1,8 +1,6 @@
-"""What a generator is made of, as config.json stores it.
+"""Base class of generators, their config (config.json) and training objective.
 
-What all generators have in common: conditions, checks, loading and saving.
-
-Legend: B batch, N tokens, D width, t h w the token grid, N = t h w in this order ("raster order in time").
+Legend: B batch, N tokens, D width, t h w the token grid, N = t h w in this order (raster order, time first).
 """
 
 import inspect
@@ -22,25 +20,33 @@ from vidtok.generator.sampling import PerSampleRNG, check_numbers, guidance_scal
 from vidtok.generator.transformer import Transformer
 from vidtok.hub import CONFIG, WEIGHTS, save_weights
 
-SCHEMA = "vidtok.generator/2"  # of 1 the heads did not norm the low half of a token
+SCHEMA = "vidtok.generator/2"  # in /1 the heads did not normalize the embedding of the low bits
+# Parts of parameter names in weights and checkpoints of earlier versions.
+RENAMED_PARAMETERS = {"enter": "proj_in", "leave": "proj_out", "sharpness": "qk_scale"}
+
+
+def rename_parameter(name: str) -> str:
+    """Return the current name of a parameter, given its name in this or an earlier version."""
+    return ".".join(RENAMED_PARAMETERS.get(part, part) for part in name.split("."))
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """All that is needed to rebuild a generator.
+    """Architecture of a generator, and the tokens and classes that it was trained on.
 
     Attributes:
-        name: what results and files call it.
+        name: name of the generator in results and files.
         kind: "masked", "autoregressive" or "diffusion".
-        tokenizer, weight_hash: name and weights of the tokenizer that its tokens are of.
+        tokenizer: name of the tokenizer.
+        weight_hash: hash of the tokenizer's weights.
         bits: log2 of the codebook size.
-        grid: (t, h, w) of its tokens.
+        grid: (t, h, w) of the tokens.
         stride: pixels per token in (time, height, width); the first frame has tokens of its own.
-        fps: of the clips that it was trained on, or None.
-        classes: names; empty for a model without classes.
-        width, depth, heads, dropout: of the trunk.
-        arguments: of the kind, see its class.
-        license: of the weights.
+        fps: frames per second of the training clips; None, various or unknown.
+        classes: the name of each class number; empty for an unconditional model.
+        width, depth, heads, dropout: see `vidtok.generator.transformer.Transformer`.
+        arguments: further arguments of the kind's class.
+        license: license of the weights.
     """
 
     name: str
@@ -65,24 +71,27 @@ class GeneratorConfig:
 
 
 def read_config(path: Path) -> GeneratorConfig:
-    """Raises ValueError, naming the file, where it is no generator's config or of another schema."""
+    """Read a config file; raise ValueError if it is not a generator's config or of another schema."""
     return load_config(path, SCHEMA, GeneratorConfig, "generator")
 
 
 def write_config(config: GeneratorConfig, path: Path) -> None:
+    """Write a config file."""
     save_config(config, SCHEMA, path)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be sampled, checked: what `generate` gives to the `sample` of every kind.
+    """Validated conditions and settings, which `generate` passes to the `sample` method of every kind.
 
     Attributes:
-        ids_BN: int64, the given tokens, 0 elsewhere; known_N: bool, which are given.
-        label_B: int64, class numbers; no class is the number after the last.
-        draws: each sample's own random numbers.
-        steps: of sampling. guidance: 1 is none.
-        progress: called with the steps done and their number.
+        ids_BN: int64, the known tokens, 0 elsewhere.
+        known_N: bool, whether a token is known.
+        label_B: int64, class numbers; the number of classes stands for no class.
+        rng: random numbers of each sample.
+        steps: number of sampling steps.
+        guidance: scale of classifier-free guidance; 1, none.
+        progress: called with (steps done, all steps).
     """
 
     ids_BN: Tensor
@@ -96,40 +105,45 @@ class Request:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is common to the objectives of all kinds.
+    """Settings of the training objective that all kinds share.
 
     Attributes:
-        label_smoothing: of the cross-entropies.
-        label_drop: share of samples that are trained without their class, for guidance.
-        tasks: weight of each of `vidtok.generator.masks.TASKS`, what a training sample is given of itself.
+        label_smoothing: label smoothing of the cross-entropies, 0 to 1.
+        class_dropout_prob: probability that a sample is trained without its class, for classifier-free guidance.
+        tasks: {task: weight}, relative frequency of each of `vidtok.generator.masks.TASKS` in training. A task selects
+            the tokens of a sample that are given to the model.
+
+    Raises:
+        ValueError: a value out of its range.
     """
 
     label_smoothing: float = 1e-4
-    label_drop: float = 0.1
+    class_dropout_prob: float = 0.1
     tasks: Mapping[str, float] = field(default_factory=lambda: {"none": 1.0})
 
     def __post_init__(self):
         weights = self.tasks.values()
         if any(not (math.isfinite(weight) and weight >= 0) for weight in weights) or not sum(weights) > 0:
-            raise ValueError(f"tasks need weights of at least 0, and one above it, not {dict(self.tasks)}")
-        for name in ("label_smoothing", "label_drop"):
+            raise ValueError(f"tasks need weights of at least 0, and one above 0, not {dict(self.tasks)}")
+        for name in ("label_smoothing", "class_dropout_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"objective.{name} is a share of 0 to 1, not {getattr(self, name)}")
 
     @property
     def given_prefix(self) -> int:
-        """Latent frames that every sample of training begins with, at least; 0 where some have no prefix."""
+        """Minimal prefix in training, in latent frames; 0 if some samples have no prefix."""
         tasks = [name.split("-") for name, weight in self.tasks.items() if weight]
         counts = [(rest or ["1"])[0] if kind == "prefix" else "0" for kind, *rest in tasks]
-        return min(int(count) if count.isdigit() else 0 for count in counts)  # what is no number is refused elsewhere
+        return min(int(count) if count.isdigit() else 0 for count in counts)  # `check_task` rejects other counts
 
 
 class Generator(nn.Module):
-    """A model of token grids. Subclasses are the kinds; `vidtok.generator.create_generator` makes one.
+    """Base class of generators. The subclasses are its kinds, built by `vidtok.generator.create_generator`.
 
     Attributes:
         config: the `GeneratorConfig`.
-        default_steps: of `generate`.
+        causal: whether the transformer is causal.
+        default_steps: number of sampling steps if none is given.
     """
 
     causal = False
@@ -149,23 +163,25 @@ class Generator(nn.Module):
     # -------------------------------------------------------------- training
 
     def forward(self, batch: Mapping[str, Tensor], objective: Objective) -> dict[str, Tensor]:
-        """One training pass: scalar terms, of which "loss" is minimised.
+        """Compute scalar training terms; the term "loss" is minimized.
 
         Args:
-            batch: ids int64 [B, t, h, w]; label int64 [B], -1 for none; seed int64 [B], of each sample's random draws;
-                for diffusion latents float [B, K, t, h, w].
+            batch: "ids", int64 [B, t, h, w]; "label", int64 [B], -1 for none; "seed", int64 [B], seed of each sample's
+                random numbers; for diffusion also "latents", float [B, K, t, h, w].
+            objective: settings of the objective.
         """
         raise NotImplementedError
 
     def draw_conditions(self, batch: Mapping[str, Tensor], objective: Objective) -> tuple[PerSampleRNG, Tensor, Tensor]:
-        """Each sample's random numbers; its class [B] (the number of classes where it is dropped); what it is given
-        [B, N].
+        """Draw the conditions of each training sample from its own seed, independently of the process and batch.
 
-        All from the sample's own seed, so that it doesn't matter which process trains on it.
+        Returns:
+            (random number generators; class numbers int64 [B], the number of classes if dropped; known tokens,
+            bool [B, N]).
         """
         rng = PerSampleRNG(batch["seed"].to(self.device))
         label_B = self.number_labels(batch["label"])
-        label_B = label_B.masked_fill(rng.uniform() < objective.label_drop, len(self.config.classes))
+        label_B = label_B.masked_fill(rng.uniform() < objective.class_dropout_prob, len(self.config.classes))
         tasks = {task: weight for task, weight in objective.tasks.items() if weight}
         which_B = rng.choice(list(tasks.values()))
         known_BN = torch.zeros(len(rng), self.tokens, dtype=torch.bool, device=self.device)
@@ -175,7 +191,7 @@ class Generator(nn.Module):
         return rng, label_B, known_BN
 
     def number_labels(self, label_B: Tensor) -> Tensor:
-        """-1, no class, as the last row of the embedding, and all of a model without classes."""
+        """Replace -1 (no class), and all labels of an unconditional model, by the number of classes."""
         classes = len(self.config.classes)
         return torch.where((label_B < 0) | (classes == 0), classes, label_B).to(self.device)
 
@@ -196,31 +212,33 @@ class Generator(nn.Module):
         progress: Callable[[int, int], None] = lambda done, total: None,
         **options,
     ) -> Tensor:
-        """Token ids of new clips.
+        """Sample token ids of new clips.
 
-        Sample i depends on (seed, first + i) and its conditions alone, not on the batch it is drawn in.
+        Sample i is a function of (seed, first + i) and its conditions, independent of the batch.
 
         Args:
-            batch: how many.
-            label: class numbers or names, one for all or one each; None, free.
-            prefix: int64 [batch or 1, n, h, w], the first latent frames; they stay as they are.
-            steps: of sampling; None, the kind's own number. An autoregressive model has one per token.
-            guidance: 1 is none; above it, logits are moved away from those without the class.
-            seed, first: of the random draws; the number of the first sample.
-            known: instead of a prefix, (ids int64 [batch or 1, t, h, w], mask bool [t, h, w] of `masks`).
-            progress: called with the steps done and their number.
-            options: of the kind, see its `sample`.
+            batch: number of samples.
+            label: class number or name for all samples, or one for each; None, no class.
+            prefix: int64 [batch or 1, n, h, w], the first n latent frames, which are kept.
+            steps: number of sampling steps; None, `default_steps`. An autoregressive model has one step per token.
+            guidance: scale of classifier-free guidance, at least 0; 1, none.
+            seed: seed of the random numbers.
+            first: number of the first sample.
+            known: instead of a prefix, (ids int64 [batch or 1, t, h, w], mask bool [t, h, w], see `masks`).
+            progress: called with (steps done, all steps).
+            options: sampling options of the kind, see its `sample` method.
 
         Returns:
             int64 [batch, t, h, w].
 
         Raises:
-            ValueError: for an unknown class, guidance without classes, conditions of another shape.
+            ValueError: an unknown class or option, a value out of range, guidance without a label, or conditions of
+                another shape.
         """
         if batch < 1:
             raise ValueError(f"a batch has at least one sample, not {batch}")
         if guidance != 1 and label is None:
-            raise ValueError("guidance needs a label: it moves away from the model without one")
+            raise ValueError("guidance needs a label: give one, or guidance=1")
         self.check_sampling(steps, guidance, **options)
         label_B = self.check_label(label, batch)
         ids_BN, known_N = self.check_known(prefix, known, batch)
@@ -236,11 +254,11 @@ class Generator(nn.Module):
         return ids_BN.unflatten(1, self.config.grid)
 
     def sample(self, request: Request, **options) -> Tensor:
-        """int64 ids [B, N], those of the request where they are known."""
+        """Sample int64 ids [B, N]; known tokens are those of the request."""
         raise NotImplementedError
 
     def check_sampling(self, steps: int | None = None, guidance: float = 1.0, **options) -> None:
-        """Raises ValueError for settings of `generate` that this kind doesn't have, or that are out of their range."""
+        """Raise ValueError for settings of `generate` that this kind doesn't have, or that are out of range."""
         known = [name for name in inspect.signature(self.sample).parameters if name != "request"]
         if unknown := [name for name in options if name not in known]:
             raise ValueError(f"{self.config.kind} sampling has no {unknown[0]!r}: {nearest(unknown[0], known)}")
@@ -253,13 +271,17 @@ class Generator(nn.Module):
             guidance_scale(options["guidance_schedule"], 1.0, 0.5)
 
     def check_label(self, label, batch: int) -> Tensor:
-        """Class numbers int64 [batch]; no class is the number after the last."""
+        """Convert labels to class numbers, int64 [batch]; the number of classes stands for no class.
+
+        Raises:
+            ValueError: an unknown class, or a wrong number of labels.
+        """
         classes = self.config.classes
         if label is None:
             return torch.full((batch,), len(classes), device=self.device)
         labels = [label] * batch if isinstance(label, int | str) else list(label)
         if len(labels) != batch:
-            raise ValueError(f"{len(labels)} labels for a batch of {batch}")
+            raise ValueError(f"{len(labels)} labels for a batch of {batch}: give one, or one for each sample")
         numbers = []
         for one in labels:
             if isinstance(one, str) and one in classes:
@@ -272,7 +294,11 @@ class Generator(nn.Module):
         return torch.tensor(numbers, device=self.device)
 
     def check_known(self, prefix: Tensor | None, known, batch: int) -> tuple[Tensor, Tensor]:
-        """(ids [batch, N], 0 where unknown; mask [N])."""
+        """Validate a prefix or known tokens -> (ids [batch, N], 0 if unknown; mask [N]).
+
+        Raises:
+            ValueError: both are given, or a wrong shape, dtype or id.
+        """
         grid = self.config.grid
         if prefix is not None and known is not None:
             raise ValueError("give a prefix or known tokens, not both")
@@ -281,7 +307,7 @@ class Generator(nn.Module):
             if prefix.ndim != 4 or prefix.shape[2:] != grid[1:] or len(prefix) not in (1, batch):
                 raise ValueError(f"a prefix is [{batch}, n, {grid[1]}, {grid[2]}], not {list(prefix.shape)}")
             if prefix.dtype != torch.long:
-                raise ValueError(f"a prefix is of int64 token ids, not {prefix.dtype}")
+                raise ValueError(f"a prefix holds int64 token ids, not {prefix.dtype}")
             mask = masks.prefix(grid, prefix.shape[1])
             ids = torch.cat([prefix, prefix.new_zeros(len(prefix), grid[0] - prefix.shape[1], *grid[1:])], 1)
         if ids.shape[1:] != grid or len(ids) not in (1, batch) or mask.shape != grid or mask.dtype != torch.bool:
@@ -291,7 +317,7 @@ class Generator(nn.Module):
         return ids.expand(batch, *grid).flatten(1).to(self.device), mask.flatten().to(self.device)
 
     def guided(self, guidance: float, label_B: Tensor) -> Tensor:
-        """The conditions of one pass, [B, D], or [2 B, D] with those without a class behind where there is guidance."""
+        """Embed the classes, [B, D]; with guidance [2 B, D], where the second half is without a class."""
         if guidance != 1:
             label_B = torch.cat([label_B, torch.full_like(label_B, len(self.config.classes))])
         return self.label_embed(label_B)
@@ -299,7 +325,7 @@ class Generator(nn.Module):
     # --------------------------------------------------------- load and save
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes config.json, model.safetensors and a short card."""
+        """Write config.json, model.safetensors and a model card (README.md) into a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(self, folder / WEIGHTS)
@@ -310,13 +336,20 @@ class Generator(nn.Module):
             f"`{config.weight_hash}`) for vidtok: `vidtok.generator.from_pretrained(PATH)`.\n"
         )
 
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *arguments) -> None:
+        """Load a state of this or an earlier version; called for checkpoints too."""
+        for name in [name for name in state_dict if name.startswith(prefix) and rename_parameter(name) != name]:
+            state_dict[rename_parameter(name)] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     @property
     def tokens(self) -> int:
+        """Number of tokens N of a clip."""
         return math.prod(self.config.grid)
 
 
 def classifier_free_guidance(logits: Tensor, guidance: float, batch: int) -> Tensor:
-    """[2 B, ...] with and without class to [B, ...], guided; [B, ...] without guidance as it is."""
+    """Combine logits with and without class, [2 B, ...] -> [B, ...]; return [B, ...] (no guidance) unchanged."""
     if len(logits) == batch:
         return logits
     given, free = logits.chunk(2)

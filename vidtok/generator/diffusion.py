@@ -1,4 +1,6 @@
-"""The baseline: diffusion over the latents whose signs are the tokens, with the trunk of the language models.
+"""Diffusion baseline: a diffusion transformer on LFQ's latents, whose signs are the tokens.
+
+It has the same transformer as the masked and autoregressive models.
 
 Legend: B batch, N tokens, K latent channels = bits of a token, D width.
 """
@@ -19,13 +21,17 @@ TRAIN_STEPS = 1000
 
 
 class DiffusionGenerator(Generator):
-    """A DiT (Peebles and Xie 2023): the trunk predicts the velocity or the noise of all latents at a noise level.
+    """Diffusion transformer (DiT, Peebles and Xie 2023) that predicts the velocity or the noise of the latents.
 
-    Known tokens enter as their signs, without noise; the time joins the condition of the adaptive norms.
+    Known tokens are given as their signs, without noise. The timestep is added to the condition of the adaptive norms.
 
     Args:
-        config.arguments: prediction, "v_prediction" or "epsilon"; betas, diffusers' name of the noise schedule. With
-            v_prediction the last step is pure noise (Lin et al. 2023).
+        config: the config, whose `arguments` are the following.
+        prediction: "v_prediction" or "epsilon". With v_prediction the last timestep is pure noise (Lin et al. 2023).
+        betas: diffusers' name of the noise schedule.
+
+    Raises:
+        ValueError: an unknown prediction or noise schedule.
     """
 
     default_steps = 50
@@ -48,15 +54,15 @@ class DiffusionGenerator(Generator):
             raise ValueError(f"diffusers has no noise schedule betas={betas}") from error
         self.waves = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embed = TimestepEmbedding(256, config.width)
-        self.enter, self.leave = nn.Linear(config.bits, config.width), nn.Linear(config.width, config.bits)
+        self.proj_in, self.proj_out = nn.Linear(config.bits, config.width), nn.Linear(config.width, config.bits)
         self.known_embed = nn.Parameter(torch.randn(config.width) * 0.02)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
         self.register_buffer("mean", torch.zeros(config.bits))
         self.register_buffer("std", torch.ones(config.bits))
 
     def fit_scale(self, latents_BKthw: Tensor) -> None:
-        """Sets the mean and deviation by which latents are normalised, per channel, from a sample of them."""
+        """Set the mean and standard deviation per channel that normalize the latents, from a sample of latents."""
         values = latents_BKthw.float().transpose(0, 1).flatten(1)
         self.mean.copy_(values.mean(1))
         self.std.copy_(values.std(1).clamp(min=1e-4))
@@ -66,17 +72,21 @@ class DiffusionGenerator(Generator):
         if (solver := options.get("solver", SOLVERS[0])) not in SOLVERS:
             raise ValueError(f"unknown solver {solver!r}: {nearest(solver, SOLVERS)}")
         if steps is not None and steps > TRAIN_STEPS:
-            raise ValueError(f"diffusion was trained with {TRAIN_STEPS} steps and takes no more, not {steps}")
+            raise ValueError(f"diffusion takes at most the {TRAIN_STEPS} steps that it was trained with, not {steps}")
 
     def predict(self, x_BNK: Tensor, time_B: Tensor, ids_BN: Tensor, known_BN: Tensor, condition_BD: Tensor) -> Tensor:
-        """Velocity or noise, float32 [B, N, K]."""
-        known = self.enter(ids_to_signs(ids_BN, self.config.bits)) + self.known_embed
-        x_BND = torch.where(known_BN[..., None], known, self.enter(x_BNK))
+        """Predict velocity or noise, float32 [B, N, K]."""
+        known = self.proj_in(ids_to_signs(ids_BN, self.config.bits)) + self.known_embed
+        x_BND = torch.where(known_BN[..., None], known, self.proj_in(x_BNK))
         condition_BD = condition_BD + self.time_embed(self.waves(time_B))
-        return self.leave(self.trunk(x_BND, condition_BD)).float()
+        return self.proj_out(self.trunk(x_BND, condition_BD)).float()
 
     def forward(self, batch, objective: Objective) -> dict[str, Tensor]:
-        """loss: mean squared error of the prediction, 0 where tokens are known, with latents of variance 1."""
+        """Compute the training terms.
+
+        Returns:
+            loss: mean squared error of the prediction for normalized latents; known tokens count as 0.
+        """
         rng, label_B, known_BN = self.draw_conditions(batch, objective)
         z_BNK = (batch["latents"].float().flatten(2).transpose(1, 2) - self.mean) / self.std
         noise_BNK = rng.normal(*z_BNK.shape[1:])
@@ -90,11 +100,15 @@ class DiffusionGenerator(Generator):
         return {"loss": error_BN.masked_fill(known_BN, 0).mean()}
 
     def sample(self, request: Request, *, solver: str = "ddim", guidance_schedule: str = "constant") -> Tensor:
-        """The signs of the latents that a deterministic solver reaches from each sample's own noise.
+        """Denoise each sample's noise with a deterministic solver and take the signs of the latents.
 
         Args:
-            solver: "ddim" or "dpm" (DPM-Solver++ of order 2, better at few steps).
-            guidance_schedule: how guidance grows over the steps: "constant", "linear" or "cosine".
+            request: the conditions.
+            solver: "ddim" or "dpm" (DPM-Solver++ of order 2, better with few steps).
+            guidance_schedule: growth of the guidance over the steps: "constant", "linear" or "cosine".
+
+        Returns:
+            int64 ids [B, N].
         """
         ids_BN, known_N, steps = request.ids_BN, request.known_N, request.steps
         config = self.noising.config

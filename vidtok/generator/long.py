@@ -1,7 +1,4 @@
-"""Many samples, some at a time, each a function of the seed and its number.
-
-Clips longer than the grid a model was trained on: it slides along, given the end of what is there as its prefix.
-"""
+"""Sample many clips in batches, and clips longer than the model's grid with a sliding window."""
 
 from collections.abc import Iterator, Sequence
 
@@ -22,34 +19,35 @@ def generate_long(
     seed: int = 0,
     **settings,
 ) -> Tensor:
-    """Ids of clips of any number of latent frames.
+    """Sample clips of any number of latent frames with a sliding window.
 
-    Each window but the first is given the very first latent frame and then the last `overlap` ones. The first stays
-    because a causal tokenizer's first latent is one frame of video and all others are several: a model that has
-    always seen it in its first place misreads any other there.
+    The prefix of each window after the first is the very first latent frame of the clip and the last `overlap` latent
+    frames. The very first latent frame is kept because a causal tokenizer's first latent is a single frame of video,
+    while all others are several: the model has never seen another kind at its first position.
 
     Args:
-        batch, label, prefix, seed, settings: of `Generator.generate`.
-        latents: frames of tokens in all, at least those of the grid; 1 + 4 (latents - 1) frames of video.
-        overlap: 1 .. t - 2 latent frames; None, half the grid.
+        generator: the generator, with a grid of t latent frames.
+        batch, label, prefix, seed, settings: see `Generator.generate`.
+        latents: latent frames per clip, at least t; these are 1 + 4 (latents - 1) frames of video.
+        overlap: latent frames, 1 to t - 2; None, half of t.
 
     Returns:
-        int64 [batch, latents, h, w]. Its beginning, as long as the grid, is what `generate` gives.
+        int64 [batch, latents, h, w]. The first t latent frames are those of `generate`.
 
     Raises:
-        ValueError: for a model of fewer than 3 latent frames, another overlap, or fewer latents than the grid has.
+        ValueError: overlap or latents out of range, or a model of fewer than 3 latent frames.
     """
     t = generator.config.grid[0]
     overlap = t // 2 if overlap is None else overlap
     if latents > t and not 1 <= overlap <= t - 2:
         raise ValueError(f"windows of {t} latent frames overlap by 1 to {t - 2}, not {overlap}")
     if latents < t:
-        raise ValueError(f"a model of {t} latent frames makes no fewer, not {latents}: cut the clip instead")
+        raise ValueError(f"a model of {t} latent frames makes at least so many, not {latents}: crop the clip instead")
     ids = generator.generate(batch, label, prefix, seed=seed, **settings)
     window = 0
     while ids.shape[1] < latents:
         window += 1
-        # Another seed for every window: the same draws would repeat the same choices.
+        # A different seed for every window: the same random numbers would repeat the same choices.
         end = torch.cat([ids[:, :1], ids[:, -overlap:]], 1)
         more = generator.generate(batch, label, end, seed=seed + window * 1_000_003, **settings)
         ids = torch.cat([ids, more[:, 1 + overlap :]], 1)
@@ -65,14 +63,16 @@ def generate_samples(
     latents: int | None = None,
     **settings,
 ) -> Iterator[Tensor]:
-    """Ids int64 [up to batch, t, h, w] until there are `number` of them.
+    """Sample many clips in batches; yield ids int64 [up to batch, t, h, w].
 
     Args:
-        labels: taken in turn; None, free samples.
-        prefixes: int64 [n, latents, h, w], taken in turn; None, none.
-        batch: at a time; the samples don't depend on it.
-        latents: latent frames of each, where the generator's grid isn't long enough.
-        settings: of `Generator.generate`: seed, steps, guidance, ...
+        generator: the generator.
+        number: number of clips in all.
+        labels: class numbers or names, used in turn; None, no class.
+        prefixes: int64 [n, latents, h, w], used in turn; None, no prefix.
+        batch: clips per batch; the samples don't depend on it.
+        latents: latent frames per clip, see `generate_long`; None, those of the generator's grid.
+        settings: see `Generator.generate`: seed, steps, guidance, ...
     """
     for first in range(0, number, batch):
         numbers = range(first, min(first + batch, number))

@@ -1,6 +1,6 @@
-"""Masked token modelling with parallel decoding (MaskGIT; MAGVIT; MAGVIT-v2, section 3.2).
+"""Masked token modeling with parallel decoding (MaskGIT; MAGVIT; MAGVIT-v2, section 3.2).
 
-Legend: B batch, N tokens, D width, V half vocabulary.
+Legend: B batch, N tokens, D width, V vocabulary of a factor (the low or the high bits of a token).
 """
 
 import math
@@ -14,44 +14,55 @@ from vidtok.generator.sampling import MEAN_MASK_RATIOS, PerSampleRNG, guidance_s
 from vidtok.generator.transformer import TokenEmbedding, TokenHeads
 from vidtok.quantize.bits import combine_ids, factorize_ids
 
-IGNORED = -100  # as a target of a cross-entropy
+IGNORED = -100  # target that a cross-entropy ignores
 
 
 class MaskedGenerator(Generator):
-    """Predicts masked tokens from the others, in both directions.
+    """Masked generator: predict masked tokens from all others with bidirectional attention.
 
     Args:
-        config.arguments: schedule, of the share that training masks ("cosine"); conditioned, whether the high half of
-            a token is predicted knowing its low half (false, as in the paper).
+        config: the config, whose `arguments` are the following.
+        schedule: distribution of the mask ratio in training, a mask schedule ("cosine" or "uniform").
+        conditioned: whether the high bits of a token are predicted given its low bits; the paper predicts both
+            independently.
+
+    Raises:
+        ValueError: an unknown schedule.
     """
 
     default_steps = 12
 
     def __init__(self, config: GeneratorConfig, schedule: str = "cosine", conditioned: bool = False):
         super().__init__(config)
-        mask_ratio(schedule, 0.5)  # a wrong name fails here
+        mask_ratio(schedule, 0.5)  # raises for an unknown name
         self.schedule = schedule
         self.embed = TokenEmbedding(config.bits, config.width)
         self.mask_embed = nn.Parameter(torch.randn(config.width) * 0.02)
         self.heads = TokenHeads(self.embed, config.width, conditioned)
 
     def features(self, ids_BN: Tensor, masked_BN: Tensor, condition_BD: Tensor) -> Tensor:
+        """Compute the transformer's features [B, N, D] of partly masked tokens."""
         x_BND = torch.where(masked_BN[..., None], self.mask_embed, self.embed(ids_BN))
         return self.trunk(x_BND, condition_BD)
 
     def forward(self, batch, objective: Objective) -> dict[str, Tensor]:
-        """loss: of each sample, the masked tokens' cross-entropy (mean of both halves), over how many are masked on
-        average; bits: mean without smoothing, of a masked token; accuracy."""
+        """Compute the training terms.
+
+        Returns:
+            loss: cross-entropy of the masked tokens in nats (mean over both factors), summed and divided by the average
+            number of masked tokens in a batch. bits: mean cross-entropy of a masked token in bits, without label
+            smoothing. accuracy: share of masked tokens predicted correctly.
+        """
         ids_BN = batch["ids"].flatten(1)
         rng, label_B, known_BN = self.draw_conditions(batch, objective)
         masked_BN = self.draw_masked(rng, known_BN)
         x_BND = self.features(ids_BN, masked_BN, self.label_embed(label_B))
-        # A mean over samples, so that it doesn't matter how a batch is divided; a sample counts by what it masks.
-        usual = len(ids_BN) * self.tokens * MEAN_MASK_RATIOS[self.schedule]
-        return factor_losses(self.heads, x_BND, ids_BN, masked_BN, objective.label_smoothing, usual)
+        # Not the actual number: the loss is then a mean over samples that does not depend on how a batch is sharded.
+        count = len(ids_BN) * self.tokens * MEAN_MASK_RATIOS[self.schedule]
+        return factor_losses(self.heads, x_BND, ids_BN, masked_BN, objective.label_smoothing, count)
 
     def draw_masked(self, rng: PerSampleRNG, known_BN: Tensor) -> Tensor:
-        """Of each sample a random share of the unknown tokens, at least one."""
+        """Mask a random share of the unknown tokens of each sample, at least one -> bool [B, N]."""
         share_B = mask_ratio(self.schedule, rng.uniform())
         count_B = (share_B * (~known_BN).sum(1)).ceil().long().clamp(min=1)
         order_BN = rng.uniform(self.tokens).masked_fill(known_BN, 2.0)
@@ -67,13 +78,18 @@ class MaskedGenerator(Generator):
         choice_temperature: float = 4.5,
         guidance_schedule: str = "constant",
     ) -> Tensor:
-        """Predicts all unknown tokens, keeps the most confident, and again, until none is masked.
+        """Decode in parallel: in each step predict all masked tokens and keep the most confident ones.
 
         Args:
-            schedule: share left masked after each step: "cosine" or "uniform".
-            temperature: of the tokens drawn.
-            choice_temperature: Gumbel noise on the confidence, falling linearly to 0 with the steps (MAGVIT: 4.5).
-            guidance_schedule: how guidance grows over the steps: "constant", "linear" or "cosine".
+            request: the conditions.
+            schedule: schedule of the share that is still masked after each step: "cosine" or "uniform".
+            temperature: of the softmax of both factors of a token, at least 0; 0 is greedy.
+            choice_temperature: scale of the Gumbel noise on the confidence, which falls linearly to 0 over the steps
+                (MAGVIT: 4.5).
+            guidance_schedule: growth of the guidance over the steps: "constant", "linear" or "cosine".
+
+        Returns:
+            int64 ids [B, N].
         """
         ids_BN, known_N, rng, steps = request.ids_BN, request.known_N, request.rng, request.steps
         B, N = ids_BN.shape
@@ -84,7 +100,7 @@ class MaskedGenerator(Generator):
             scale = guidance_scale(guidance_schedule, request.guidance, done)
             drawn_BN, confidence_BN = self.predict(ids_BN, masked_BN, request.label_B, rng, scale, temperature)
             ids_BN = torch.where(masked_BN, drawn_BN, ids_BN)
-            # Every step decides at least one token (MaskGIT).
+            # Every step keeps at least one token (MaskGIT).
             left = 0 if step + 1 == steps else min(int(mask_ratio(schedule, done) * unknown), left - 1)
             noise_BN = rng.gumbel(N)
             confidence_BN = confidence_BN + choice_temperature * (1 - done) * noise_BN
@@ -97,7 +113,7 @@ class MaskedGenerator(Generator):
         return ids_BN
 
     def predict(self, ids_BN, masked_BN, label_B, rng: PerSampleRNG, scale: float, temperature: float):
-        """A draw for every token, int64 [B, N], and its log-probability under the model, float [B, N]."""
+        """Sample every token, int64 [B, N], and return its log-probability under the model too, float [B, N]."""
         copies = 1 if scale == 1 else 2
         condition = self.guided(scale, label_B)
         x_BND = self.features(ids_BN.repeat(copies, 1), masked_BN.repeat(copies, 1), condition)
@@ -112,15 +128,24 @@ class MaskedGenerator(Generator):
 
 
 def log_probability(logits_BNV: Tensor, choice_BN: Tensor) -> Tensor:
+    """Return the log-probabilities [B, N] of choices int64 [B, N]."""
     return logits_BNV.log_softmax(-1).gather(-1, choice_BN[..., None])[..., 0]
 
 
 def factor_losses(
     heads: TokenHeads, x_BND: Tensor, ids_BN: Tensor, asked_BN: Tensor, smoothing: float, count: float
 ) -> dict[str, Tensor]:
-    """The terms of `forward`: the losses of the tokens that are asked for, their sum divided by `count`.
+    """Compute the terms of `forward` for selected tokens.
 
-    All tokens go through the heads: a number of them that differs from step to step costs more than it saves.
+    All tokens pass through the heads: a number of tokens that varies from step to step would cost more than it saves.
+
+    Args:
+        heads: the token heads.
+        x_BND: features.
+        ids_BN: int64 target tokens.
+        asked_BN: bool, the tokens whose loss is computed.
+        smoothing: label smoothing.
+        count: divisor of the summed loss.
     """
     low_BN, high_BN = factorize_ids(ids_BN, heads.embedding.bits)
     logits = heads.low_logits(x_BND), heads.high_logits(x_BND, low_BN)

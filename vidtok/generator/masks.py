@@ -1,6 +1,6 @@
-"""Which tokens a sample is given: bool [t, h, w], true where the token is known.
+"""Masks of known tokens, bool [t, h, w], true if the token is known.
 
-Frame prediction, interpolation, inpainting and outpainting are one model's work with four masks (MAGVIT, section 3.2).
+With them one model does frame prediction, interpolation, inpainting and outpainting (MAGVIT, section 3.2).
 """
 
 import torch
@@ -13,12 +13,12 @@ Grid = tuple[int, int, int]
 
 
 def nothing(grid: Grid) -> Tensor:
-    """No token is known."""
+    """Make a mask without known tokens."""
     return torch.zeros(grid, dtype=torch.bool)
 
 
 def prefix(grid: Grid, latents: int) -> Tensor:
-    """The first latent frames are known: 1 + 4 (latents - 1) frames of video."""
+    """Make a mask whose first latent frames are known, which are 1 + 4 (latents - 1) frames of video."""
     _check(0 <= latents < grid[0], f"a prefix has 0 to {grid[0] - 1} latent frames, not {latents}")
     mask = nothing(grid)
     mask[:latents] = True
@@ -26,7 +26,7 @@ def prefix(grid: Grid, latents: int) -> Tensor:
 
 
 def interpolation(grid: Grid, first: int = 1, last: int = 1) -> Tensor:
-    """The first and the last latent frames are known."""
+    """Make a mask whose first and last latent frames are known."""
     _check(first >= 0 and last >= 0 and 0 < first + last < grid[0], f"{first} + {last} known of {grid[0]} leave none")
     mask = nothing(grid)
     mask[:first] = True
@@ -35,7 +35,7 @@ def interpolation(grid: Grid, first: int = 1, last: int = 1) -> Tensor:
 
 
 def inpainting(grid: Grid, top: int, left: int, height: int, width: int) -> Tensor:
-    """All is known but a box, the same in every frame; in tokens."""
+    """Make a mask in which all is known but a box, the same in every frame; positions and sizes in tokens."""
     _check(
         min(top, left) >= 0 < min(height, width) and top + height <= grid[1] and left + width <= grid[2],
         f"a box of {height} x {width} at ({top}, {left}) doesn't lie in {grid[1]} x {grid[2]} tokens",
@@ -46,12 +46,12 @@ def inpainting(grid: Grid, top: int, left: int, height: int, width: int) -> Tens
 
 
 def outpainting(grid: Grid, top: int, left: int, height: int, width: int) -> Tensor:
-    """A box is known, the same in every frame, and nothing else; in tokens."""
+    """Make a mask in which only a box is known, the same in every frame; positions and sizes in tokens."""
     return ~inpainting(grid, top, left, height, width)
 
 
 def check_task(task: str, grid: Grid) -> None:
-    """Raises ValueError for a task that there isn't, or that clips of this grid can't be given."""
+    """Raise ValueError for an unknown task, or one that is impossible on this grid."""
     name, _, count = task.partition("-")
     if name not in TASKS or (count and (name != "prefix" or not count.isdigit())):
         raise ValueError(f"unknown task {task!r}: {nearest(task, TASKS)}")
@@ -65,11 +65,17 @@ def check_task(task: str, grid: Grid) -> None:
 
 
 def draw_masks(task: str, grid: Grid, rng: PerSampleRNG) -> Tensor:
-    """Random masks of a task for training, [B, t, h, w]: a prefix of any length, ends of any length, a box of about
-    half the side.
+    """Draw random masks of a task for training, bool [B, t, h, w].
 
-    task: "none", "prefix", "prefix-N" with N latent frames, "interpolation", "inpainting" or "outpainting". Raises
-    ValueError as `check_task` does.
+    Prefixes and ends have random lengths, boxes a quarter to three quarters of each side.
+
+    Args:
+        task: "none", "prefix", "prefix-N" with N latent frames, "interpolation", "inpainting" or "outpainting".
+        grid: (t, h, w).
+        rng: random numbers of the B samples.
+
+    Raises:
+        ValueError: see `check_task`.
     """
     check_task(task, grid)
     t, h, w = grid
@@ -92,7 +98,7 @@ def draw_masks(task: str, grid: Grid, rng: PerSampleRNG) -> Tensor:
 
 
 def _draw_span(side: int, rng: PerSampleRNG) -> Tensor:
-    """bool [B, side], true in a span of a quarter to three quarters of it."""
+    """Draw a span of a quarter to three quarters of a side -> bool [B, side], true inside."""
     length_B = rng.whole(-(-side // 4), max(1, 3 * side // 4))
     start_B = rng.whole(0, side - length_B)
     places = torch.arange(side, device=start_B.device)

@@ -1,10 +1,9 @@
-"""Training a generator: what the training loop asks of it.
+"""Training of generators: the task of the training loop, batches, and functions that build both from a config.
 
-Training batches for generators, each a pure function of (seed, number).
-
-A batch is a dict of tensors with the samples along dimension 0: label int64 [B], -1 for none; seed int64 [B], of each
-sample's random draws; and ids int64 [B, t, h, w], latents float32 [B, K, t, h, w], whose signs are the ids, or video
-float32 [B, 3, T, H, W], which the task encodes.
+A batch is a dict of tensors with the samples along dimension 0: "label", int64 [B], -1 for none; "seed", int64 [B],
+seed of each sample's random numbers; and one of "ids", int64 [B, t, h, w]; "latents", float32 [B, K, t, h, w], whose
+signs are the ids; "video", float32 [B, 3, T, H, W] in [-1, 1], which the task encodes. A batch is a pure function of
+(seed, number).
 """
 
 import itertools
@@ -34,18 +33,18 @@ from vidtok.train.state import build_state
 if TYPE_CHECKING:
     from vidtok.generator.base import GeneratorConfig
 
-PIXELS_AT_ONCE = 1 << 22  # that are encoded, 15 clips of 17 x 128 x 128: a share of a published batch would fill a GPU
+PIXELS_AT_ONCE = 1 << 22  # encoded at once, 15 clips of 17 x 128 x 128; a whole published batch would fill a GPU
 
 
 class GeneratorTask:
-    """Every kind of generator's own loss, on the batches of `vidtok.generator.training`.
+    """Training task of all kinds of generators; see `vidtok.train.task` for the interface.
 
     Args:
-        objective: of the kind-independent settings.
-        tokenizer: encodes clips and decodes samples. None: batches are tokens, and no pictures are drawn.
-        samples: how many are drawn at each checkpoint, of classes in turn.
-        sampling: arguments of `generate` for them.
-        held_out: one batch whose loss is watched, or None.
+        objective: settings of the objective.
+        tokenizer: encodes clips and decodes samples; None, batches are tokens and no samples are drawn.
+        samples: number of samples to draw at each validation, of the classes in turn.
+        sampling: arguments of `Generator.generate` for the samples.
+        held_out: a validation batch; None, no validation loss.
     """
 
     def __init__(
@@ -61,14 +60,14 @@ class GeneratorTask:
 
     def terms(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[dict[str, Tensor], None]:
         terms = dict(model(self.encoded(batch), self.objective))
-        terms["objective"] = terms.pop("loss")  # the loop calls the total the loss
+        terms["objective"] = terms.pop("loss")  # the training loop logs the total as "loss"
         return terms, None
 
     def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
         return terms["objective"]
 
     def encoded(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """With ids, and latents where there are any, in place of a video or of latents alone."""
+        """Add ids to a batch of latents; replace a video by its latents and ids."""
         if "ids" in batch:
             return batch
         if "latents" in batch:
@@ -77,7 +76,7 @@ class GeneratorTask:
         video = batch.pop("video")
         tokenizer = self.tokenizer.to(video.device)
         some = max(1, PIXELS_AT_ONCE // video[0, 0].numel())
-        with torch.autocast(video.device.type, enabled=False):  # tokens are those of the tokenizer's own precision
+        with torch.autocast(video.device.type, enabled=False):  # tokens don't depend on the precision of the training
             latents = torch.cat([tokenizer.encode_latents(part) for part in video.split(some)])
         return {**batch, "latents": latents, "ids": tokenizer.quantizer.codes_to_ids(latents)}
 
@@ -85,7 +84,7 @@ class GeneratorTask:
         return self.encoded({name: value.to(device) for name, value in self.held_out.items()})
 
     def validate(self, model: Generator, run: RunFolder, step: int) -> str | None:
-        """The loss on held-out samples, and a picture of new ones."""
+        """Compute the loss on held-out samples and save a picture of new samples; return a line for the log."""
         lines = []
         if self.held_out is not None:
             batch = self.held_out_on(model.device)
@@ -100,8 +99,10 @@ class GeneratorTask:
         return ", ".join(lines) or None
 
     def draw(self, model: Generator) -> Tensor:
-        """A picture [3, H, W] in [0, 1]: a row of frames of each sample; of what held-out samples begin with, in turn,
-        where the model always is given a prefix."""
+        """Draw samples as a picture [3, H, W] in [0, 1], with a row of frames for each sample.
+
+        If the model always has a prefix in training, the prefixes are those of the held-out samples, in turn.
+        """
         classes = len(model.config.classes)
         label = [i % classes for i in range(self.samples)] if classes else None
         prefix = None
@@ -122,25 +123,31 @@ Batch = dict[str, Tensor]
 
 
 class StoredBatches:
-    """Extracted ids or latents.
+    """Batches of extracted ids or latents.
 
-    Raises ValueError for other features.
+    Args:
+        tokens: batches of a `TokenDataset`.
+        seed: seed of the samples' random numbers.
+
+    Raises:
+        ValueError: the features are neither ids nor latents.
     """
 
     def __init__(self, tokens: TokenBatches, seed: int = 0):
         if tokens.dataset.feature not in ("ids", "latents"):
-            raise ValueError(f"generators are trained on ids or latents, not on {tokens.dataset.feature}")
+            feature = tokens.dataset.feature
+            raise ValueError(f"generators are trained on ids or latents, not on {feature}: extract one of these")
         self.tokens, self.seed = tokens, seed
 
     def __getitem__(self, number: int) -> Batch:
         return self._complete(number, self.tokens[number], WHOLE)
 
     def first(self, count: int) -> Batch:
-        """The first `count` samples of the first batch."""
+        """Return the first `count` samples of the first batch."""
         return {name: values[:count] for name, values in self[0].items()}
 
     def loader(self, start: int = 0, workers: int = 0, shard: Shard = WHOLE) -> Iterator[Batch]:
-        """That part of batches start, start + 1, ... for ever, read ahead by `workers` processes."""
+        """Yield one shard of batches start, start + 1, ... endlessly, prefetched by `workers` processes."""
         read = self.tokens.loader(start, workers=workers, shard=shard)
         return map(partial(self._complete, shard=shard), itertools.count(start), read)
 
@@ -154,21 +161,31 @@ class StoredBatches:
 
 
 class ClipBatches:
-    """Clips of a labelled dataset, decoded as they are needed.
+    """Batches of clips of a labelled dataset, decoded on the fly.
 
-    Raises ValueError for a batch size below 1 or an empty dataset.
+    Args:
+        dataset: the dataset.
+        batch_size: samples per batch.
+        seed: seed of the order and of the samples' random numbers.
+
+    Raises:
+        ValueError: a batch size below 1, or an empty dataset.
     """
 
     def __init__(self, dataset: LabelledDataset, batch_size: int, seed: int = 0):
         if batch_size < 1 or not len(dataset):
-            raise ValueError(f"want a batch size of at least 1 and something to train on, got {batch_size}")
+            raise ValueError(f"want {batch_size=} of at least 1 and a dataset that is not empty ({len(dataset)} clips)")
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
 
     def __getitem__(self, number: int) -> Batch:
         return self.shard_of(number, WHOLE)
 
     def shard_of(self, number: int, shard: Shard) -> Batch:
-        """The rows that are `part` of batch `number`. Raises ValueError where it doesn't divide into such parts."""
+        """Return the rows of one shard of batch `number`.
+
+        Raises:
+            ValueError: the batch is not divisible into so many shards.
+        """
         samples = []
         for row in shard_rows(shard, self.batch_size):
             epoch, place = divmod(number * self.batch_size + row, len(self.dataset))
@@ -180,20 +197,20 @@ class ClipBatches:
         }
 
     def first(self, count: int) -> Batch:
-        """The first `count` samples of the first batch, of which the others aren't decoded."""
+        """Return the first `count` samples of the first batch; the others are not decoded."""
         return ClipBatches(self.dataset, count, self.seed)[0]
 
     def loader(self, start: int = 0, workers: int = 0, shard: Shard = WHOLE) -> Iterator[Batch]:
-        """That part of batches start, start + 1, ... for ever, made ahead by `workers` processes."""
+        """Yield one shard of batches start, start + 1, ... endlessly, prefetched by `workers` processes."""
         return prefetch(partial(self.shard_of, shard=shard), start, workers)
 
     def summary(self) -> str:
         count = self.dataset.resampled
-        return f"{count} times another video took the place of a bad one" if count else ""
+        return f"unreadable videos were replaced {count} times" if count else ""
 
 
 def seeds(seed: int, number: int, size: int, shard: Shard) -> Tensor:
-    """int64, of the random draws of the samples in a part of batch `number`, which has `size`."""
+    """Return the seeds of the samples in one shard of batch `number` of `size` samples, int64."""
     rows = shard_rows(shard, size)
     return torch.from_numpy(np.random.default_rng([seed, number]).integers(2**62, size=size)[rows.start : rows.stop])
 
@@ -203,11 +220,15 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, count]).permutation(count)
 
 
-FIRST_SAMPLES = 16  # that tell a generator its grid, and diffusion the scale of latents
+FIRST_SAMPLES = 16  # samples that determine a generator's grid, and the scale of latents for diffusion
 
 
 def build_generator_training(cfg: DictConfig) -> dict:
-    """The arguments of `vidtok.train.loop.train` that a config determines: for `vidtok train generator`."""
+    """Build the arguments of `vidtok.train.loop.train` from the config of `vidtok train generator`.
+
+    Raises:
+        ValueError: settings that don't fit together, the tokenizer or the data.
+    """
     from vidtok.generator import GeneratorConfig, Objective, create_generator
     from vidtok.generator.masks import check_task
 
@@ -216,11 +237,11 @@ def build_generator_training(cfg: DictConfig) -> dict:
     tokenizer = VideoTokenizer.from_pretrained(plain["tokenizer"])
     if tokenizer.bits != int(tokenizer.bits):
         raise ValueError(
-            f"generators take ids apart into bits, and {plain['tokenizer']} has {tokenizer.bits:.2f} of them"
+            f"generators need a codebook of a whole number of bits, and {plain['tokenizer']} has {tokenizer.bits:.2f}"
         )
     if plain["generator"]["kind"] == "diffusion" and tokenizer.config.quantizer["kind"] != "lfq":
         raise ValueError(
-            f"diffusion makes latents whose signs are the tokens, as those of LFQ: {plain['tokenizer']} isn't"
+            f"diffusion needs an LFQ tokenizer, whose tokens are the signs of latents: {plain['tokenizer']} isn't one"
         )
     batches, classes, fps = build_generator_batches(data, data["split"], data["batch_size"], tokenizer, plain["seed"])
     sampling = {name: value for name, value in plain["sampling"].items() if value is not None}
@@ -229,9 +250,9 @@ def build_generator_training(cfg: DictConfig) -> dict:
         same = data | {"classes": list(classes)}
         task.held_out = build_generator_batches(same, data["held_out"], count, tokenizer, plain["seed"])[0][0]
     if task.samples and task.objective.given_prefix and task.held_out is None:
-        raise ValueError("pictures of a model that is always given a prefix need data.held_out=SPLIT, or samples=0")
+        raise ValueError("samples of a model that is always given a prefix need data.held_out=SPLIT; or give samples=0")
     first = task.encoded(batches.first(min(FIRST_SAMPLES, data["batch_size"])))
-    torch.manual_seed(plain["seed"])  # of the initial weights
+    torch.manual_seed(plain["seed"])  # for the initial weights
     generator = create_generator(
         GeneratorConfig(
             name=plain["name"],
@@ -246,14 +267,12 @@ def build_generator_training(cfg: DictConfig) -> dict:
             **plain["generator"],
         )
     )
-    generator.check_sampling(**sampling)  # now, not at the first picture
+    generator.check_sampling(**sampling)  # fail now, not at the first validation
     for name, weight in task.objective.tasks.items():
         if weight and generator.causal and not name.startswith(("none", "prefix")):  # it learns every prefix anyway
-            raise ValueError(
-                f"an autoregressive model goes on from prefixes alone: objective.tasks.{name} is for others"
-            )
+            raise ValueError(f"autoregressive models take only prefixes: objective.tasks.{name} is for other kinds")
         if weight:
-            check_task(name, generator.config.grid)  # likewise: not when it is first drawn
+            check_task(name, generator.config.grid)  # fail now, not when it is first drawn
     if generator.config.kind == "diffusion":
         if "latents" not in first:
             raise ValueError("diffusion is trained on latents: give clips, or extract them with --features latents")
@@ -262,8 +281,11 @@ def build_generator_training(cfg: DictConfig) -> dict:
 
 
 def check_generator(cfg: DictConfig, config: "GeneratorConfig") -> None:
-    """Notes in the run folder what its weights mean. Raises ValueError where that was something else, such as another
-    tokenizer or other classes: the checkpoint might fit, and its tokens would be of neither."""
+    """Check the fingerprint of a run folder: tokenizer, classes and architecture of its generator.
+
+    Raises:
+        ValueError: the folder was created with others. Its checkpoint might load, and continue with wrong tokens.
+    """
     from pathlib import Path
 
     from vidtok.generator.base import SCHEMA
@@ -274,17 +296,20 @@ def check_generator(cfg: DictConfig, config: "GeneratorConfig") -> None:
 
 
 def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: VideoTokenizer, seed: int):
-    """(batches, classes, frames per second or None where these differ) of the group `data` of a generator.
+    """Build the batches of one split from a generator's config group `data`.
+
+    Returns:
+        (batches, class names, frames per second or None if the clips differ in it).
 
     Raises:
-        ValueError: for features of another tokenizer, a split held out where there are none, or unless either features
-            or a source are given.
+        ValueError: features of another tokenizer, a held-out split of features without splits, or both or neither of
+            features and source.
     """
     from vidtok.datasets import MovingDigits
     from vidtok.extraction import TokenDataset
 
     if (data["features"] is None) == (data["source"] is None):
-        raise ValueError("give either data.features=, extracted tokens, or data.source=, videos")
+        raise ValueError("give either data.features= (extracted tokens) or data.source= (videos)")
     if data["features"] is None:
         dataset = build_generator_clips(data, split, seed)
         batches = ClipBatches(dataset, batch_size, seed)
@@ -292,36 +317,36 @@ def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: 
     else:
         splits = {entry.split for entry in TokenDataset(data["features"], cache=data["cache"]).entries}
         if splits == {None} and split != data["split"]:
-            raise ValueError(f"{data['features']} has no splits, so that {split!r} can't be held out of it")
+            raise ValueError(f"{data['features']} has no splits: the split {split!r} can't be held out of it")
         chosen = split if splits != {None} else None
         dataset = TokenDataset(data["features"], chosen, classes=data["classes"] or None, cache=data["cache"])
         if (own := dataset.meta["weight_hash"]) != tokenizer.weight_hash:
             name = f"{tokenizer.config.name} ({tokenizer.weight_hash})"
             raise ValueError(f"{data['features']} holds tokens of weights {own}, not of {name}: set tokenizer=")
         if dataset.feature == "latents" and tokenizer.config.quantizer["kind"] != "lfq":
-            raise ValueError(f"{data['features']}: tokens are the signs of latents of LFQ alone: extract ids")
+            raise ValueError(f"{data['features']} holds latents, and only those of LFQ determine the ids: extract ids")
         tokens = TokenBatches(dataset, batch_size, data["latents"], first_only=True, seed=seed)
         batches = StoredBatches(tokens, seed)
         rates = {round(dataset.read(i).meta.fps, 3) for i in range(0, len(dataset), -(-len(dataset) // 32))}
         fps = rates.pop() if len(rates) == 1 else None
         if fps is None:
             message = (
-                f"{data['features']}: clips of different rates: real clips to compare with, and prefixes, will be read "
-                "at their own; extract with --fps for one of all"
+                f"{data['features']}: clips of different rates: real clips to compare with, and prefixes, will be "
+                "read at their native rate; extract with --fps for a common rate"
             )
             warnings.warn(message, stacklevel=2)
     return batches, [] if data["classes"] == [] else dataset.classes, fps
 
 
 def build_generator_clips(data: dict, split: str, seed: int) -> "LabelledDataset":
-    """Random clips and crops of the videos that the group `data` of a generator names."""
+    """Build the dataset of random clips and crops of a generator's config group `data`."""
 
     from vidtok.datasets import MovingDigits, SquareTransform, open_dataset, random_clip
 
     if data["source"] == "digits":
         return MovingDigits(split, data["frames"], data["size"], seed)
     if data["stride"] != 1 and data["fps"] is None:
-        raise ValueError(f"data.stride={data['stride']} counts frames of data.fps: give it, too")
+        raise ValueError(f"data.stride={data['stride']} counts frames of data.fps: give data.fps= too")
     columns = {name: data[name] for name in ("path_column", "label_column", "split_column")}
     return open_dataset(
         data["source"],

@@ -1,10 +1,10 @@
-"""The transformer that all generators share, bidirectional or causal.
+"""The transformer that all generators share (bidirectional or causal), with factorized token embeddings and heads.
 
-Legend: B batch, N tokens, D width, h heads, d values per head, t height width: the token grid, N = t * height * width.
+A token of K bits is factorized into low and high bits, with an embedding and a tied output head each (MAGVIT-v2,
+section 3.2).
 
-Tokens into the trunk and out of it: two summed embeddings, two heads tied to them (MAGVIT-v2, section 3.2).
-
-Legend: B batch, N tokens, D width, V half vocabularies (low and high).
+Legend: B batch, N tokens, D width, h heads, d values per head, V vocabulary of a factor, t height width: the token
+grid, N = t * height * width.
 """
 
 import math
@@ -18,11 +18,11 @@ from vidtok.quantize.bits import factor_bits, factorize_ids, ids_to_signs
 
 
 class Cache:
-    """Keys and values of the tokens seen so far, for causal sampling.
+    """Key-value cache for autoregressive sampling.
 
     Args:
-        depth, batch, heads, tokens, head_dim: what there is room for.
-        like: a tensor of the dtype and device of the trunk.
+        depth, batch, heads, tokens, head_dim: sizes of the cache; tokens is the maximal length.
+        like: a tensor with the dtype and device of the cache.
     """
 
     def __init__(self, depth: int, batch: int, heads: int, tokens: int, head_dim: int, like: Tensor):
@@ -31,7 +31,7 @@ class Cache:
         self.length = 0
 
     def extend(self, layer: int, k_BhNd: Tensor, v_BhNd: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores one layer's new keys and values; returns all of them so far."""
+        """Append keys and values to the cache of a layer; return all of the layer's keys and values."""
         end = self.length + k_BhNd.shape[2]
         self.keys[layer, :, :, self.length : end] = k_BhNd
         self.values[layer, :, :, self.length : end] = v_BhNd
@@ -39,10 +39,14 @@ class Cache:
 
 
 class Rotary(nn.Module):
-    """Rotary positions on three axes (Su et al. 2021): pairs of channels are shared out to t, height and width.
+    """Rotary position embedding on three axes (Su et al. 2021); the pairs of channels are divided among the axes.
 
     Args:
-        grid: (t, height, width); head_dim: even, at least 6.
+        grid: (t, height, width) of the tokens.
+        head_dim: values per head, even and at least 6.
+
+    Raises:
+        ValueError: an illegal head_dim.
     """
 
     def __init__(self, grid: tuple[int, int, int], head_dim: int):
@@ -54,7 +58,7 @@ class Rotary(nn.Module):
         places = torch.stack(torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij"), -1).flatten(0, 2).float()
         angles = []
         for axis, share in enumerate(shares):
-            # From a turn of one radian a cell down to one of the whole axis in about half a radian.
+            # From one radian per cell down to about half a radian for the whole axis.
             slowest = 1 / (2 * max(grid))
             rates = slowest ** (torch.arange(share) / max(share - 1, 1))
             angles.append(places[:, axis, None] * rates)
@@ -63,7 +67,7 @@ class Rotary(nn.Module):
         self.register_buffer("sin", angles_Nd.sin(), persistent=False)
 
     def forward(self, x_BhNd: Tensor, start: int = 0) -> Tensor:
-        """Turns queries or keys of the tokens start, start + 1, ..."""
+        """Rotate the queries or keys of tokens start, start + 1, ..."""
         end = start + x_BhNd.shape[2]
         cos, sin = self.cos[start:end].to(x_BhNd.dtype), self.sin[start:end].to(x_BhNd.dtype)
         left, right = x_BhNd.chunk(2, -1)
@@ -71,13 +75,13 @@ class Rotary(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each scaled, shifted and gated by the condition."""
+    """Pre-norm transformer block whose attention and MLP are scaled, shifted and gated by the condition (adaLN)."""
 
     def __init__(self, width: int, heads: int, causal: bool, dropout: float):
         super().__init__()
         self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(width, 3 * width)
-        self.sharpness = nn.Parameter(torch.ones(heads, 1, 1))  # of attention, whose queries and keys are normed
+        self.qk_scale = nn.Parameter(torch.ones(heads, 1, 1))  # learned, since queries and keys are normalized
         self.out = nn.Linear(width, width)
         self.mlp = Mlp(width, 4 * width, act_layer=lambda: nn.GELU(approximate="tanh"), drop=dropout)
         self.dropout = dropout
@@ -93,19 +97,20 @@ class Block(nn.Module):
         q, k, v = self.qkv(x_BND).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         start = 0 if cache is None else cache.length
         q, k = (rotary(F.rms_norm(part, part.shape[-1:]), start) for part in (q, k))
-        q = q * self.sharpness.to(q.dtype)
+        q = q * self.qk_scale.to(q.dtype)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        assert start == 0 or N == 1, "beyond the first call a cache takes one token at a time"
+        assert start == 0 or N == 1, "after the first call a cache takes one token at a time"
         dropout = self.dropout if self.training else 0.0
         y = attention(q, k, v, self.causal and N > 1, dropout)
         return self.out(y.transpose(1, 2).reshape(B, N, D))
 
 
 def attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, causal: bool, dropout: float) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, [B, h, N, d]. causal: a token sees none behind it.
+    """Compute softmax(q k^T / sqrt(d)) v -> [B, h, N, d], with a causal mask if `causal`.
 
-    On a CPU in bf16 in plain products: forth and back, torch's fused kernel takes 2 to 9 times as long there.
+    In bf16 on a CPU it uses plain matrix products: forward and backward of torch's fused kernel take 2 to 9 times as
+    long there.
     """
     if v_BhNd.device.type != "cpu" or v_BhNd.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q_BhNd, k_BhNd, v_BhNd, is_causal=causal, dropout_p=dropout)
@@ -117,21 +122,26 @@ def attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, causal: bool, drop
 
 
 def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
+    """Apply layer norm, then scale by 1 + scale and shift."""
     return F.layer_norm(x_BND, x_BND.shape[-1:]) * (1 + scale_B1D) + shift_B1D
 
 
 class Transformer(nn.Module):
-    """Transformer blocks over a grid of tokens, told of their condition by adaptive layer norm.
+    """Transformer over a grid of tokens, conditioned by adaptive layer norm.
 
-    One linear layer turns the condition into scales, shifts and gates for all blocks, to which each block adds a table
-    of its own ("adaLN-single", Chen et al. 2023, arXiv:2310.00426): class and time reach every token at little cost in
-    parameters.
+    One linear layer computes scales, shifts and gates of all blocks from the condition; each block adds a learned table
+    to them ("adaLN-single", Chen et al. 2023, arXiv:2310.00426). This costs few parameters.
 
     Args:
         grid: (t, height, width) of the tokens.
-        width, depth, heads: of the transformer; the MLP is 4 x width.
-        causal: whether a token sees earlier ones only.
-        dropout: in attention and MLP.
+        width: D.
+        depth: number of blocks.
+        heads: number of attention heads, a divisor of the width.
+        causal: whether tokens attend only to themselves and earlier tokens.
+        dropout: dropout in attention and MLP.
+
+    Raises:
+        ValueError: width, depth or heads out of range.
     """
 
     def __init__(self, grid: tuple[int, int, int], width: int, depth: int, heads: int, causal: bool, dropout: float):
@@ -147,20 +157,20 @@ class Transformer(nn.Module):
         self.modulation = nn.Linear(width, 6 * width)
         self.tables = nn.Parameter(torch.zeros(depth, 6, width))
         self.last_table = nn.Parameter(torch.zeros(2, width))
-        # The condition begins without effect, and every block as the identity: behind open gates, so that its last
-        # layers learn from the first step.
+        # Initially the condition has no effect and every block is the identity. The gates are 1 and the last layers of
+        # the blocks 0, so that these layers learn from the first step.
         self.tables.data[:, [2, 5]] = 1
         for layer in (self.modulation, *(part for block in self.blocks for part in (block.out, block.mlp.fc2))):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def forward(self, x_BND: Tensor, condition_BD: Tensor, cache: Cache | None = None) -> Tensor:
-        """Features of the tokens, normed.
+        """Compute normalized features of the tokens, [B, N, D].
 
         Args:
-            x_BND: embedded tokens without positions: all of them, or with a cache the next ones.
-            condition_BD: of each sample.
-            cache: of the tokens before; is moved on.
+            x_BND: token embeddings without positions: of all tokens, or with a cache of the next ones.
+            condition_BD: condition of each sample.
+            cache: keys and values of the earlier tokens, which is extended; None, no cache.
         """
         start = 0 if cache is None else cache.length
         end = start + x_BND.shape[1]
@@ -175,7 +185,7 @@ class Transformer(nn.Module):
         return modulate(x, shift, scale)
 
     def embed_positions(self) -> Tensor:
-        """[N, D]: the sum of a learned vector for each coordinate."""
+        """Return the position embeddings [N, D]: the sum of a learned vector for each coordinate."""
         t, height, width = self.positions
         return (t[:, None, None] + height[:, None] + width).flatten(0, 2)
 
@@ -185,10 +195,14 @@ class Transformer(nn.Module):
 
 
 class TokenEmbedding(nn.Module):
-    """ids -> sum of a vector for the low and one for the high half.
+    """Embed ids as the sum of a vector for the low and one for the high bits.
 
-    The tables begin linear in the bits of the ids, for LFQ's bits have a meaning: ids that share most of them look
-    alike, and what is learned of one at the start holds for the others. The tied heads begin so, too.
+    The tables are initialized linear in the bits of the ids, since ids of LFQ that share most bits look alike: what is
+    learned early about one id applies to similar ones. The same holds for the tied heads.
+
+    Args:
+        bits: log2 of the codebook size.
+        width: D.
     """
 
     def __init__(self, bits: int, width: int):
@@ -205,11 +219,12 @@ class TokenEmbedding(nn.Module):
 
 
 class TokenHeads(nn.Module):
-    """Features -> logits of both halves, the output weights being those of the embedding.
+    """Compute logits of the low and the high bits from features, with output weights tied to the embedding.
 
     Args:
-        embedding: shared with the input.
-        conditioned: the high half is predicted knowing the low one, as p(low) p(high | low); otherwise independently.
+        embedding: the embedding of the input.
+        width: D.
+        conditioned: whether the high bits are predicted given the low ones, p(low) p(high | low); else independently.
     """
 
     def __init__(self, embedding: TokenEmbedding, width: int, conditioned: bool):
@@ -220,13 +235,13 @@ class TokenHeads(nn.Module):
         self.mix = nn.Linear(width, width) if conditioned else None
 
     def low_logits(self, x_BND: Tensor) -> Tensor:
-        """float [B, N, V_low]."""
+        """Compute the logits of the low bits, float32 [B, N, V]."""
         return self.project(x_BND, self.embedding.low, self.low_bias)
 
     def high_logits(self, x_BND: Tensor, low_BN: Tensor) -> Tensor:
-        """float [B, N, V_high]; `low_BN` are the low halves, looked at only where the heads are conditioned."""
+        """Compute the logits of the high bits, float32 [B, N, V]; `low_BN` is used only by conditioned heads."""
         if self.conditioned:
-            # Normed as the features are: the table's rows have a norm of about 1, and would be drowned.
+            # Normalized like the features: the rows of the table have a norm of about 1, negligible beside these.
             low_BND = F.layer_norm(self.embedding.low(low_BN), x_BND.shape[-1:])
             x_BND = x_BND + F.gelu(self.mix(x_BND + low_BND), approximate="tanh")
         return self.project(x_BND, self.embedding.high, self.high_bias)

@@ -1,22 +1,23 @@
-"""The 3-D StyleGAN discriminator of MAGVIT-v2 (architecture figure; blur pooling is the last row of its Table 5c).
+"""3-D StyleGAN discriminator of MAGVIT-v2 (its architecture figure; blur pooling as in the last row of its Table 5c).
 
 Legend: B batch, C channels, T H W video.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SLOPE = 0.2  # of the leaky ReLU
+SLOPE = 0.2  # negative slope of the leaky ReLU
 
 
 class BlurPool(nn.Module):
-    """Low-pass filter [1, 2, 1] / 4 along T, H and W, then every second value (Zhang 2019). Halves, rounding up.
+    """Halve T, H and W, rounding up, by a low-pass filter [1, 2, 1] / 4 and subsampling (Zhang 2019).
 
-    With depth 1 along H and W alone.
+    With depth 1, only H and W are halved.
     """
 
     def __init__(self, channels: int, depth: int = 3):
@@ -35,20 +36,20 @@ class BlurPool(nn.Module):
 
 
 class Conv(nn.Conv3d):
-    """An ordinary (not causal) convolution over `depth` frames and 3x3 pixels that keeps the size."""
+    """Non-causal convolution over `depth` frames and 3x3 pixels that keeps the size."""
 
     def __init__(self, in_channels: int, out_channels: int, depth: int):
         super().__init__(in_channels, out_channels, (depth, 3, 3), padding=(0, 1, 1))
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        # Where the convolution itself pads two frames, oneDNN's bf16 weight gradient on a CPU is of memory that nobody
-        # wrote (torch 2.14, oneDNN 3.12, AVX-512).
+        # If the convolution itself pads time, oneDNN's bf16 weight gradient on a CPU reads uninitialized memory (torch
+        # 2.14, oneDNN 3.12, AVX-512).
         side = self.kernel_size[0] // 2
         return super().forward(F.pad(x_BCTHW, (0, 0, 0, 0, side, side)))
 
 
 class ResBlockDown(nn.Module):
-    """conv, blur pool, conv; the skip is blur pool and 1x1x1; the sum keeps its variance."""
+    """Downsampling residual block: conv, blur pool, conv; skip: blur pool, 1x1x1 conv. The sum keeps its variance."""
 
     def __init__(self, in_channels: int, out_channels: int, depth: int = 3):
         super().__init__()
@@ -65,23 +66,29 @@ class ResBlockDown(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """[B, 3, T, H, W] in [-1, 1] -> logits [B], high for real clips.
+    """Classify clips as real or reconstructed: [B, 3, T, H, W] in [-1, 1] -> float32 logits [B], high for real clips.
 
     Args:
-        size: (T, H, W) of the training clips. Others are pooled to the grid that these leave, so that images and longer
-            clips pass too. Where T is 1, all kernels are 2-D: the discriminator of an image tokenizer.
+        size: (T, H, W) of the training clips. The last features of clips of another size are pooled to the grid of the
+            training clips, so that images and longer clips are accepted. With T = 1 all kernels are 2-D, for image
+            tokenizers.
         base: channels of the first convolution.
-        multipliers: channels of each halving over base.
+        channel_multipliers: channels of each downsampling block as a multiple of base.
     """
 
-    def __init__(self, size: tuple[int, int, int] = (17, 128, 128), base: int = 128, multipliers=(2, 4, 4, 4, 4)):
+    def __init__(
+        self,
+        size: tuple[int, int, int] = (17, 128, 128),
+        base: int = 128,
+        channel_multipliers: Sequence[int] = (2, 4, 4, 4, 4),
+    ):
         super().__init__()
-        widths = [base, *(base * m for m in multipliers)]
+        widths = [base, *(base * m for m in channel_multipliers)]
         depth = 3 if size[0] > 1 else 1
         self.stem = Conv(3, base, depth)
         self.blocks = nn.ModuleList([ResBlockDown(a, b, depth) for a, b in pairwise(widths)])
         self.last = Conv(widths[-1], widths[-1], depth)
-        self.grid = tuple(-(-side // 2 ** len(multipliers)) for side in size)
+        self.grid = tuple(-(-side // 2 ** len(channel_multipliers)) for side in size)
         self.hidden = nn.Linear(widths[-1] * math.prod(self.grid), widths[-1])
         self.head = nn.Linear(widths[-1], 1)
 

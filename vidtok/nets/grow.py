@@ -1,8 +1,8 @@
-"""Start a larger patch tokenizer as a trained smaller one, so that training continues instead of starting anew.
+"""Initialize a larger patch tokenizer from a trained smaller one, so that training continues instead of restarting.
 
-What is new begins without effect: margins of output patches are zero, and new blocks end in a zero layer, which leaves
-their input as it is (the function-preserving growth of Net2Net, Chen et al. 2016, section 2). A wider decoder begins
-only nearly the same: its layer norms see the mean of the old channels in a wider vector.
+New weights have no effect at first (function-preserving growth as in Net2Net, Chen et al. 2016, section 2): margins of
+output patches are zero, and new blocks end in a zero layer, so that they are the identity. A wider decoder is only
+approximately the same function, since its layer norms see the old channels in a wider vector.
 """
 
 import math
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def grow(small: "VideoTokenizer", large: "VideoTokenizer") -> None:
-    """Fill `large` with the weights of `small`.
+    """Copy the weights of `small` into `large`.
 
     Args:
-        small: a tokenizer of net "patch" without overlap, or with that of `large`.
-        large: of the same net, patch and encoder width, with at least as many blocks, as wide a decoder and as large an
-            overlap. With another quantizer, the layers on both sides of it keep their new random weights.
+        small: a tokenizer with net "patch", without overlap or with the overlap of `large`.
+        large: a tokenizer with net "patch" of the same patch and encoder width, and at least the blocks, decoder width
+            and overlap of `small`. With another quantizer, the layers next to it keep their random initialization.
 
     Raises:
         ValueError: for any other pair.
@@ -53,13 +53,13 @@ def grow(small: "VideoTokenizer", large: "VideoTokenizer") -> None:
 
 
 def _codes_of(tokenizer: "VideoTokenizer") -> tuple:
-    """What the layers around the quantizer depend on."""
+    """Return the properties of the quantizer that the layers next to it depend on."""
     quantizer = tokenizer.quantizer
     return type(quantizer), quantizer.in_channels, quantizer.code_channels
 
 
 def _add_margins(head: Tensor, stride: tuple[int, int, int], overlap: int) -> Tensor:
-    """Weight or bias of the last layer, [3 * pt * ph * pw, ...] -> [3 * pt * (ph + 2 o) * (pw + 2 o), ...]."""
+    """Add zero margins to the last layer: [3 * pt * ph * pw, ...] -> [3 * pt * (ph + 2 o) * (pw + 2 o), ...]."""
     pt, ph, pw = stride
     patches = head.new_zeros(3, pt, ph + 2 * overlap, pw + 2 * overlap, *head.shape[1:])
     patches[:, :, overlap : overlap + ph, overlap : overlap + pw] = head.unflatten(0, (3, pt, ph, pw))
@@ -67,16 +67,16 @@ def _add_margins(head: Tensor, stride: tuple[int, int, int], overlap: int) -> Te
 
 
 def _widen(old: Tensor, new: Tensor, name: str) -> Tensor:
-    """`old` in the first places of a tensor of the new shape. What new channels say to old ones is zero."""
+    """Copy `old` into the first entries of a tensor of the new shape; weights from new to old channels are zero."""
     if old.shape == new.shape:
         return old
     if old.ndim != new.ndim or any(a > b for a, b in zip(old.shape, new.shape, strict=True)):
         raise ValueError(f"{name} is {list(old.shape)}, which does not fit into {list(new.shape)}")
     wide = new.clone() if name.startswith("decoder.embed.") or ".taps" in name else torch.zeros_like(new)
-    if ".conv." in name and new.ndim == 4:  # new channels read the old ones, so that their gradients differ from zero
+    if ".conv." in name and new.ndim == 4:  # new channels read old ones, so that their gradients are not zero
         wide[old.shape[0] :] = new[old.shape[0] :]
     if name.endswith("norm.weight"):
-        # The variance over a vector padded with zeros is smaller by the share of the old channels.
+        # In a vector padded with zeros, the variance is smaller by the ratio of old to new channels.
         wide = new.clone()
         old = old * math.sqrt(old.shape[0] / new.shape[0])
     wide[tuple(slice(n) for n in old.shape)] = old

@@ -1,9 +1,9 @@
-"""A video tokenizer that starts as an image tokenizer (MAGVIT-v2, appendix; inflation as such: MAGVIT, section 3.1).
+"""Inflate an image tokenizer into a video tokenizer (MAGVIT-v2, appendix; inflation: MAGVIT, section 3.1).
 
-MAGVIT puts a 2-D kernel into the middle of the 3-D one, with zeros around it. A causal kernel ends with the present
-frame, so that MAGVIT-v2 puts it into the last slice in time. The video model then takes every latent from the last of
-its frames, and shows it in all of them: a clip of one frame, and any frame of a still clip, comes out as from the image
-model.
+MAGVIT puts a 2-D kernel into the center of the 3-D kernel, with zeros around it. A causal kernel ends with the current
+frame, so that MAGVIT-v2 puts the 2-D kernel into the last slice in time. The video model then encodes the last frame of
+each latent and decodes it to all frames of the latent. It reconstructs a clip of one frame, and each frame of a still
+clip, as the image model does.
 """
 
 import torch.nn.functional as F
@@ -14,11 +14,12 @@ from vidtok.tokenizer import VideoTokenizer
 
 
 def inflate(image: VideoTokenizer, video: VideoTokenizer) -> None:
-    """Fills `video` with the weights of `image`.
+    """Copy the weights of an image tokenizer into a video tokenizer.
 
     Args:
         image: a "magvit2" tokenizer with kernels of one frame (depth 1).
-        video: of the same config but for `halve_time` and `depth` (and its name, preprocessing and licence).
+        video: a tokenizer of the same config except for `temporal_downsample` and `depth` (and name, preprocessing and
+            license).
 
     Raises:
         ValueError: for any other pair.
@@ -41,12 +42,12 @@ def inflate(image: VideoTokenizer, video: VideoTokenizer) -> None:
 
 
 def _to_last_slice(weight_OIthw: Tensor, depth: int) -> Tensor:
-    """[O, I, 1, h, w] -> [O, I, depth, h, w], zero but for the last frame."""
+    """Extend a kernel in time, with zeros before the last frame: [O, I, 1, h, w] -> [O, I, depth, h, w]."""
     return F.pad(weight_OIthw, (0, 0, 0, 0, depth - 1, 0))
 
 
 def _repeat_frames(values: Tensor, factor: tuple[int, int, int]) -> Tensor:
-    """Weights or biases of an upsampling convolution, so that the ft frames that it makes of one are the same.
+    """Repeat weights or biases of an upsampling convolution, so that the ft frames that it makes of one are equal.
 
     [C * fh * fw, ...] -> [C * ft * fh * fw, ...].
     """
@@ -61,6 +62,6 @@ def _check_same_shapes(state: dict[str, Tensor], video: nn.Module) -> None:
         shapes = [list(part[name].shape) if name in part else "none" for part in (state, wanted)]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                "the image and the video tokenizer must agree in all but halve_time and depth: "
+                "the image and the video tokenizer must agree in all but temporal_downsample and depth: "
                 f"{name} is {shapes[0]}, not {shapes[1]}"
             )

@@ -1,10 +1,10 @@
-"""Causal building blocks of the paper's 3-D CNN (MAGVIT-v2, appendix A and its architecture figure).
+"""Causal layers of MAGVIT-v2's 3-D CNN (its appendix A and architecture figure).
 
 Legend: B batch, C channels, T H W video, t h w latent grid. A video of 1 + s*n frames has 1 + n latents: the first
-frame stands alone, and nothing looks ahead in time.
+frame has a latent of its own, and no layer depends on later frames.
 
-Streaming: every layer that looks back takes `state`, a dict from layer to the frames it needs of the last chunk. None
-means that the clip is whole. Chunk by chunk with one dict gives the same result as the whole clip at once.
+Streaming: every layer that depends on earlier frames takes `state`, a dict from the layer to the frames of the last
+chunk that it needs; None, the clip is whole. Chunks processed with one dict give the same result as the whole clip.
 """
 
 import torch
@@ -15,10 +15,14 @@ State = dict[nn.Module, Tensor]
 
 
 def causal_pad(x: Tensor, layer: nn.Module, kernel: int, stride: int, state: State | None, dim: int = 2) -> Tensor:
-    """Puts the kernel - stride frames seen last, or kernel - 1 zero frames at the start of a clip, in front of x."""
+    """Pad x at the front of dimension `dim`, and update the state.
+
+    The padding is the last kernel - stride frames of the previous chunk, or kernel - 1 zero frames at the start of a
+    clip.
+    """
     past = state.get(layer) if state is not None else None
     if past is None:
-        x = F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (kernel - 1, 0))  # keeps channels-last memory, where cat doesn't
+        x = F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (kernel - 1, 0))  # unlike cat, keeps the channels-last format
     else:
         x = torch.cat([past.to(x.dtype), x], dim)
     if state is not None:
@@ -28,13 +32,13 @@ def causal_pad(x: Tensor, layer: nn.Module, kernel: int, stride: int, state: Sta
 
 
 class CausalConv3d(nn.Conv3d):
-    """3-D convolution, 3x3 and same size in space, causal over `depth` frames in time.
+    """3-D convolution that is causal over `depth` frames, with 3x3 kernels and zero padding in space.
 
     [B, C, 1 + s*n, H, W] -> [B, C', 1 + n, H/s', W/s'].
     """
 
     def __init__(self, in_channels: int, out_channels: int, depth: int = 3, stride=(1, 1, 1), bias: bool = True):
-        # At stride 2 and an even size, one column of zeros on either side leaves the last one unused.
+        # At stride 2 and an even size, the padding at the end is not used.
         super().__init__(in_channels, out_channels, (depth, 3, 3), stride, padding=(0, 1, 1), bias=bias)
 
     def forward(self, x_BCTHW: Tensor, state: State | None = None) -> Tensor:
@@ -45,7 +49,7 @@ class CausalConv3d(nn.Conv3d):
 
 
 class FrameGroupNorm(nn.GroupNorm):
-    """GroupNorm of each frame on its own: statistics over time would let later frames change earlier latents."""
+    """GroupNorm per frame: with statistics over time, earlier latents would depend on later frames."""
 
     def __init__(self, channels: int, affine: bool = True):
         super().__init__(min(32, channels), channels, eps=1e-5, affine=affine)
@@ -56,7 +60,7 @@ class FrameGroupNorm(nn.GroupNorm):
 
 
 class ResBlock(nn.Module):
-    """norm, swish, conv, norm, swish, conv, plus the input (through a 1x1x1 convolution where the width changes)."""
+    """Residual block: norm, swish, conv, norm, swish, conv; the skip is a 1x1x1 convolution if the width changes."""
 
     def __init__(self, in_channels: int, out_channels: int, depth: int = 3):
         super().__init__()
@@ -74,7 +78,7 @@ class ResBlock(nn.Module):
 
 
 def drop_first(x: Tensor, layer: nn.Module, count: int, state: State | None, dim: int = 2) -> Tensor:
-    """Drops the first `count` frames of a clip, not those of its later chunks (the first latent is one frame)."""
+    """Drop the first `count` frames of a clip, but none of its later chunks (the first latent is a single frame)."""
     if state is not None:
         if layer in state:
             return x
@@ -83,7 +87,7 @@ def drop_first(x: Tensor, layer: nn.Module, count: int, state: State | None, dim
 
 
 class DepthToSpace(nn.Module):
-    """Upsamples by a convolution and a depth-to-space shuffle. [B, C, 1+n, H, W] -> [B, C', 1 + s*n, s'*H, s''*W]."""
+    """Upsample by convolution and depth-to-space: [B, C, 1+n, H, W] -> [B, C', 1 + s*n, s'*H, s''*W]."""
 
     def __init__(self, in_channels: int, out_channels: int, factor: tuple[int, int, int], depth: int = 3):
         super().__init__()

@@ -1,10 +1,11 @@
-"""The paper's causal 3-D CNN: Figure 7 of MAGVIT-v2 (Yu et al. 2024), layer by layer, and its image form.
+"""Causal 3-D CNN of MAGVIT-v2 (Yu et al. 2024), layer by layer as in its Figure 7, and its image form.
 
-The defaults are the video tokenizer of the figure, 4 x 8 x 8. More multipliers make more halvings of the sides; kernels
-of one frame (depth 1) make an image tokenizer, whose clips are independent frames.
+The defaults are the video tokenizer of the figure, with stride 4 x 8 x 8. Each additional channel multiplier adds a
+downsampling by 2. Kernels of one frame (depth 1) make an image tokenizer, which encodes frames independently.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 from vidtok.nets.layers import AdaptiveGroupNorm, CausalConv3d, DepthToSpace, FrameGroupNorm, ResBlock, State
 
 
-def halvings(stages: int, halve_time, depth: int) -> list[tuple[int, int, int]]:
-    """The stride (time, height, width) between each two stages. Raises ValueError where the arguments don't fit."""
-    if len(halve_time) != stages - 1:
-        raise ValueError(f"{stages} multipliers need {stages - 1} values of halve_time, not {len(halve_time)}")
-    if depth not in (1, 3) or (depth == 1 and any(halve_time)):
-        raise ValueError(f"depth is 3, or 1 where halve_time is nowhere true, not {depth}")
-    return [(2 if time else 1, 2, 2) for time in halve_time]
+def stage_strides(stages: int, temporal_downsample: Sequence[bool], depth: int) -> list[tuple[int, int, int]]:
+    """Return the strides (time, height, width) between consecutive stages; raise ValueError for illegal arguments."""
+    if len(temporal_downsample) != stages - 1:
+        given = len(temporal_downsample)
+        raise ValueError(f"{stages} channel_multipliers need {stages - 1} values of temporal_downsample, not {given}")
+    if depth not in (1, 3) or (depth == 1 and any(temporal_downsample)):
+        raise ValueError(f"depth is 3, or 1 if temporal_downsample is false everywhere, not {depth}")
+    return [(2 if time else 1, 2, 2) for time in temporal_downsample]
 
 
 def _product(strides: list[tuple[int, int, int]]) -> tuple[int, int, int]:
@@ -26,32 +28,36 @@ def _product(strides: list[tuple[int, int, int]]) -> tuple[int, int, int]:
 
 
 class Encoder(nn.Module):
-    """[B, 3, 1 + s_t n, s_h h, s_w w] -> [B, out_channels, 1+n, h, w].
+    """Encoder: [B, 3, 1 + s_t n, s_h h, s_w w] in [-1, 1] -> [B, out_channels, 1+n, h, w].
 
     Args:
-        out_channels: of the last 1x1x1 convolution.
+        out_channels: output channels of the last 1x1x1 convolution.
         base: channels of the first stage.
-        multipliers: channels of each stage over base. The sides are halved between each two stages.
-        blocks: residual blocks per stage, and at the bottleneck.
-        halve_time: between each two stages, whether time is halved, too. The default is the paper's "late temporal
-            downsampling".
-        depth: frames that a kernel spans: 3, or 1 for an image tokenizer.
+        channel_multipliers: channels of each stage as a multiple of base. H and W are halved between stages.
+        blocks: residual blocks per stage, and in the bottleneck.
+        temporal_downsample: for each pair of consecutive stages, whether T is halved between them too. The default is
+            the paper's "late temporal downsampling".
+        depth: frames per kernel: 3, or 1 for an image tokenizer.
+
+    Raises:
+        ValueError: the number of values in temporal_downsample does not fit, or an illegal depth.
     """
 
     def __init__(
         self,
         out_channels: int,
         base: int = 128,
-        multipliers=(1, 2, 2, 4),
+        channel_multipliers: Sequence[int] = (1, 2, 2, 4),
         blocks: int = 4,
-        halve_time=(False, True, True),
+        temporal_downsample: Sequence[bool] = (False, True, True),
         depth: int = 3,
     ):
         super().__init__()
-        widths, strides = [base * m for m in multipliers], halvings(len(multipliers), halve_time, depth)
+        widths = [base * m for m in channel_multipliers]
+        strides = stage_strides(len(widths), temporal_downsample, depth)
         self.stride = _product(strides)
         self.stem = CausalConv3d(3, widths[0], depth)
-        # At full resolution a residual block holds its input, the normed and padded copy, and two outputs.
+        # At full resolution a residual block holds its input, a normalized and a padded copy, and two outputs.
         self.activation_elems_per_pixel = 5 * base
         layers, width = [], widths[0]
         for i, out in enumerate(widths):
@@ -77,7 +83,7 @@ class Encoder(nn.Module):
 
 
 class DecoderStage(nn.Module):
-    """Adaptive norm, residual blocks and, but for the last stage, upsampling: one resolution of the decoder."""
+    """One resolution of the decoder: adaptive norm, residual blocks and, except in the last stage, upsampling."""
 
     def __init__(self, in_width: int, width: int, blocks: int, code_channels: int, factor, upsample, depth: int):
         super().__init__()
@@ -93,19 +99,25 @@ class DecoderStage(nn.Module):
 
 
 class Decoder(nn.Module):
-    """[B, code_channels, 1+n, h, w] -> [B, 3, 1 + s_t n, s_h h, s_w w]. Arguments as in `Encoder`."""
+    """Decoder: codes [B, code_channels, 1+n, h, w] -> [B, 3, 1 + s_t n, s_h h, s_w w].
+
+    Args:
+        code_channels: channels of the quantizer's codes.
+        base, channel_multipliers, blocks, temporal_downsample, depth: as in `Encoder`.
+    """
 
     def __init__(
         self,
         code_channels: int,
         base: int = 128,
-        multipliers=(1, 2, 2, 4),
+        channel_multipliers: Sequence[int] = (1, 2, 2, 4),
         blocks: int = 4,
-        halve_time=(False, True, True),
+        temporal_downsample: Sequence[bool] = (False, True, True),
         depth: int = 3,
     ):
         super().__init__()
-        widths, strides = [base * m for m in reversed(multipliers)], halvings(len(multipliers), halve_time, depth)
+        widths = [base * m for m in reversed(channel_multipliers)]
+        strides = stage_strides(len(widths), temporal_downsample, depth)
         self.stride = _product(strides)
         self.activation_elems_per_pixel = 6 * base  # as in the encoder; the last upsampling holds its output twice more
         self.stem = CausalConv3d(code_channels, widths[0], depth)
@@ -128,3 +140,8 @@ class Decoder(nn.Module):
         for stage in self.stages:
             x = stage(x, codes_BCthw, state)
         return self.head(F.silu(self.norm(x)), state)
+
+
+def build_net(out_channels: int, code_channels: int, **arguments) -> tuple[Encoder, Decoder]:
+    """Build the encoder and decoder of a tokenizer; `arguments` are those of both, see `Encoder`."""
+    return Encoder(out_channels, **arguments), Decoder(code_channels, **arguments)

@@ -1,15 +1,17 @@
-"""vidtok-t's network: patches of 4x8x8 pixels in, a stack of small convolutional blocks on the token grid, patches out.
+"""Patch network of vidtok-t: patch embedding of 4x8x8 pixels, convolutional blocks on the token grid, output patches.
 
-Nearly all arithmetic is dense 3x3 convolutions and linear layers on the token grid, at 1/256 of the positions, where a
-CPU and a GPU are both at their best (depthwise kernels wait for memory). Activations are [B, t, h, w, C] throughout:
-linear layers need no permutation, and convolutions see channels-last memory.
+Nearly all arithmetic is dense 3x3 convolutions and linear layers on the token grid, which has 1/256 of the video's
+positions. These are efficient on CPUs and GPUs (depthwise kernels would be limited by memory bandwidth). Activations
+are [B, t, h, w, C] throughout: linear layers need no permutation, and convolutions see the channels-last format.
 
-Time is causal: each block mixes the last three latents per channel before its convolution, and nothing else looks back.
-The first frame is a patch of its own, repeated to fill it. Output patches may overlap in space (`overlap`): neighbors
-add up where they meet, so that no border between cells is left to be seen. Legend as in `vidtok.nets.layers`.
+Time is causal: each block mixes the last three latents per channel before its convolution, and no other layer depends
+on earlier latents. The first frame has a patch of its own, which it fills by repetition. Output patches may overlap in
+space (`overlap`): they are added where they overlap, which avoids visible block edges. Legend as in
+`vidtok.nets.layers`.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,39 +19,39 @@ from torch import Tensor, nn
 
 from vidtok.nets.layers import State, causal_pad, drop_first
 
-TAPS = 3  # latents that a block mixes: the present one and two before
+TAPS = 3  # latents that a block mixes: the current one and two before
 
 
 def pointwise(x_BthwC: Tensor, linear: nn.Linear) -> Tensor:
-    """linear(x); fp32 on a CPU as a 1x1 convolution, which oneDNN does at twice the rate of MKL's product on AMD."""
+    """Apply a linear layer; in fp32 on a CPU as a 1x1 convolution by oneDNN, twice as fast as MKL on AMD."""
     B, t, h, w, C = x_BthwC.shape
-    # Of a single frame, torch takes oneDNN only if it is large.
+    # For a single frame, torch uses oneDNN only if it is large.
     if x_BthwC.device.type != "cpu" or x_BthwC.dtype != torch.float32 or B * t == 1:
         return linear(x_BthwC)
     x = x_BthwC.reshape(B * t, h, w, C).permute(0, 3, 1, 2)
-    # One tap has nothing to dilate, but torch hands an undilated 1x1 convolution on one thread to MKL all the same.
+    # The dilation has no effect on one tap, but without it torch uses MKL for a 1x1 convolution on one thread.
     y = F.conv2d(x, linear.weight[:, :, None, None], linear.bias, dilation=2)
     return y.permute(0, 2, 3, 1).reshape(B, t, h, w, -1)
 
 
 class Block(nn.Module):
-    """norm, causal mix over time per channel, 3x3 convolution in space, GELU, linear, plus the input."""
+    """Residual block: norm, causal mix over time per channel, 3x3 convolution in space, GELU, linear."""
 
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        # Starts as "the present only".
+        # Initially only the current latent.
         self.taps = nn.Parameter(torch.tensor([0.0] * (TAPS - 1) + [1.0]).repeat(width, 1))  # [C, TAPS]
         self.conv = nn.Conv2d(width, width, 3, padding=1)
         self.linear = nn.Linear(width, width)
         nn.init.zeros_(self.linear.bias)
-        self.linear.weight.data.mul_(0.3)  # a block starts small beside its input
+        self.linear.weight.data.mul_(0.3)  # initially the output is small compared with the skip
 
     def forward(self, x_BthwC: Tensor, state: State | None = None) -> Tensor:
         B, t, h, w, C = x_BthwC.shape
         y = self.norm(x_BthwC)
         past = causal_pad(y, self, TAPS, 1, state, dim=1)
-        taps = self.taps.to(y.dtype).t().contiguous()  # strided ones would defeat vectorisation
+        taps = self.taps.to(y.dtype).t().contiguous()  # strided taps would prevent vectorization
         y = past[:, :t] * taps[0]
         for i in range(1, TAPS):
             y = torch.addcmul(y, past[:, i : i + t], taps[i])
@@ -58,31 +60,24 @@ class Block(nn.Module):
 
 
 def _activation_elems_per_pixel(width: int, patch) -> int:
-    """Values alive per pixel: the clip and its patches, and some seven activations of a block per token."""
+    """Estimate the activation elements alive per pixel: clip, patches, and about seven activations of a block."""
     return 3 * 3 + 7 * width // math.prod(patch)
 
 
 class Encoder(nn.Module):
-    """[B, 3, 1 + s_t n, s_h h, s_w w] -> [B, out_channels, 1+n, h, w]; the stride is the patch.
+    """Encoder: [B, 3, 1 + s_t n, s_h h, s_w w] in [-1, 1] -> [B, out_channels, 1+n, h, w]; the stride is the patch.
 
     Args:
-        out_channels: of the last 1x1x1 layer.
+        out_channels: output channels of the last 1x1x1 layer.
         width: channels on the token grid.
-        blocks: of the encoder.
-        decoder_blocks, decoder_width, overlap: the decoder's, see `Decoder`.
-        patch: frames, rows and columns of one token.
+        blocks: number of blocks.
+        patch: (frames, rows, columns) of one token.
+
+    Raises:
+        ValueError: an illegal patch.
     """
 
-    def __init__(
-        self,
-        out_channels: int,
-        width: int = 256,
-        blocks: int = 4,
-        decoder_blocks: int = 6,
-        patch=(4, 8, 8),
-        decoder_width: int | None = None,
-        overlap: int = 0,
-    ):
+    def __init__(self, out_channels: int, width: int, blocks: int, patch: Sequence[int]):
         super().__init__()
         if len(patch) != 3 or min(patch) < 1:
             raise ValueError(f"patch is frames, rows and columns, all above 0, not {patch}")
@@ -99,7 +94,7 @@ class Encoder(nn.Module):
         if state is None or self not in state:
             x_B3THW = torch.cat([x_B3THW[:, :, :1].expand(-1, -1, pt - 1, -1, -1), x_B3THW], 2)
         if state is not None:
-            state[self] = x_B3THW.new_empty(0)  # the clip has begun
+            state[self] = x_B3THW.new_empty(0)  # marks that the clip has begun
         B, _, T, H, W = x_B3THW.shape
         x = x_B3THW.view(B, 3, T // pt, pt, H // ph, ph, W // pw, pw).permute(0, 2, 4, 6, 1, 3, 5, 7)
         x = pointwise(x.reshape(B, T // pt, H // ph, W // pw, -1), self.embed)
@@ -115,15 +110,20 @@ class Encoder(nn.Module):
 
 
 def overlap_add(patches: Tensor, stride: int, overlap: int, dim: int) -> Tensor:
-    """Join cells along one axis: [..., n, stride + 2 overlap, ...] at (dim, dim + 1) -> [..., n stride, ...] at dim.
+    """Add overlapping patches along one axis: [..., n, stride + 2 overlap, ...] -> [..., n stride, ...].
 
-    Each patch reaches `overlap` places into both neighbors and is added there. What reaches beyond the picture is
-    dropped. overlap is at most stride.
+    Each patch extends by `overlap` elements into both neighbors and is added there. Parts outside the picture are
+    dropped.
+
+    Args:
+        patches: patches at dimension `dim`, their elements at dim + 1.
+        stride: distance between patches.
+        overlap: 0 to stride.
     """
     core = patches.narrow(dim + 1, overlap, stride)
     if overlap:
         n = patches.shape[dim]
-        before = patches.narrow(dim + 1, 0, overlap)  # belongs to the end of the cell before
+        before = patches.narrow(dim + 1, 0, overlap)  # lies at the end of the previous cell
         after = patches.narrow(dim + 1, overlap + stride, overlap)
         core = core.clone()
         core.narrow(dim, 0, n - 1).narrow(dim + 1, stride - overlap, overlap).add_(before.narrow(dim, 1, n - 1))
@@ -132,37 +132,27 @@ def overlap_add(patches: Tensor, stride: int, overlap: int, dim: int) -> Tensor:
 
 
 class Decoder(nn.Module):
-    """[B, code_channels, 1+n, h, w] -> [B, 3, 1 + s_t n, s_h h, s_w w].
+    """Decoder: codes [B, code_channels, 1+n, h, w] -> [B, 3, 1 + s_t n, s_h h, s_w w].
 
     Args:
-        code_channels: of the quantizer.
-        width, blocks, patch: as in `Encoder`.
-        decoder_blocks: of the decoder.
-        decoder_width: channels of the decoder (None: `width`).
-        overlap: pixels by which an output patch reaches into each neighbor, 0 to half a patch.
+        code_channels: channels of the quantizer's codes.
+        width: channels on the token grid.
+        blocks: number of blocks.
+        patch: (frames, rows, columns) of one token.
+        overlap: pixels by which an output patch extends into each neighbor, 0 to half a patch.
 
     Raises:
-        ValueError: for another overlap.
+        ValueError: an illegal overlap.
     """
 
-    def __init__(
-        self,
-        code_channels: int,
-        width: int = 256,
-        blocks: int = 4,
-        decoder_blocks: int = 6,
-        patch=(4, 8, 8),
-        decoder_width: int | None = None,
-        overlap: int = 0,
-    ):
+    def __init__(self, code_channels: int, width: int, blocks: int, patch: Sequence[int], overlap: int = 0):
         super().__init__()
         if not 0 <= 2 * overlap <= min(patch[1:]):
             raise ValueError(f"overlap is 0 to half a patch of {list(patch[1:])} pixels, not {overlap}")
-        width = decoder_width or width
         self.stride, self.overlap = tuple(patch), overlap
         self.activation_elems_per_pixel = _activation_elems_per_pixel(width, patch)
         self.embed = nn.Linear(code_channels, width)
-        self.blocks = nn.ModuleList([Block(width) for _ in range(decoder_blocks)])
+        self.blocks = nn.ModuleList([Block(width) for _ in range(blocks)])
         self.norm = nn.LayerNorm(width)
         # Channels are (color, frame, row, column) of a patch with its margins.
         self.patch = (patch[0], patch[1] + 2 * overlap, patch[2] + 2 * overlap)
@@ -178,3 +168,30 @@ class Decoder(nn.Module):
         x = x.view(B, t, h, w, 3, *self.patch).permute(0, 4, 1, 5, 2, 6, 3, 7)  # [B, 3, t, pt, h, rows, w, columns]
         x = overlap_add(overlap_add(x, pw, self.overlap, 6), ph, self.overlap, 4)
         return drop_first(x.reshape(B, 3, t * pt, h * ph, w * pw), self, pt - 1, state)
+
+
+def build_net(
+    out_channels: int,
+    code_channels: int,
+    width: int = 256,
+    blocks: int = 4,
+    decoder_blocks: int = 6,
+    patch: Sequence[int] = (4, 8, 8),
+    decoder_width: int | None = None,
+    overlap: int = 0,
+) -> tuple[Encoder, Decoder]:
+    """Build the encoder and decoder of a tokenizer.
+
+    Args:
+        out_channels: output channels of the encoder.
+        code_channels: channels of the quantizer's codes.
+        width, blocks: channels and number of blocks of the encoder.
+        decoder_width, decoder_blocks: channels (None: `width`) and number of blocks of the decoder.
+        patch: (frames, rows, columns) of one token.
+        overlap: see `Decoder`.
+
+    Raises:
+        ValueError: an illegal patch or overlap.
+    """
+    encoder = Encoder(out_channels, width, blocks, patch)
+    return encoder, Decoder(code_channels, decoder_width or width, decoder_blocks, patch, overlap)

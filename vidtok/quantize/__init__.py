@@ -1,11 +1,9 @@
-"""Quantizers: latents in, codes and integer ids out, behind one protocol (`base.Quantizer`).
+"""Quantizers: map latents to codes and integer ids, behind one protocol (`Quantizer`).
 
-lfq      sign of every channel, the paper's lookup-free quantization, and its residual form
-fsq      a few levels per channel (Mentzer et al. 2023)
-vq       a learned codebook, the paper's VQ-VAE baseline
-entropy  the two entropy terms of LFQ, exact and cheap
-
-What every quantizer offers, so that a tokenizer doesn't know which one it holds.
+lfq   lookup-free quantization (the sign of every channel), its residual form, and its entropy terms
+fsq   finite scalar quantization (a few levels per channel)
+vq    vector quantization with a learned codebook
+bits  packing of bits into ids, and factorization of ids
 """
 
 from typing import Protocol
@@ -19,12 +17,14 @@ from vidtok.quantize.vq import VQ as VQ
 
 
 class Quantizer(Protocol):
-    """Legend: B batch, D encoder channels, K latent channels, C code channels, t h w the latent grid.
+    """Interface of the quantizers.
+
+    Legend: B batch, D encoder channels, K latent channels, C code channels, t h w the latent grid.
 
     Attributes:
-        bits: log2 of the codebook size (a float where the size is no power of two).
-        in_channels: D, what the encoder's last layer must give.
-        code_channels: C, what the decoder gets.
+        bits: log2 of the codebook size (a float if the size is not a power of two).
+        in_channels: D, output channels of the encoder.
+        code_channels: C, input channels of the decoder.
     """
 
     bits: float
@@ -32,19 +32,19 @@ class Quantizer(Protocol):
     code_channels: int
 
     def latents(self, x_BDthw: Tensor) -> Tensor:
-        """The values about to be quantized, [B, K, t, h, w] (K = D but for residual LFQ)."""
+        """Compute the latents to quantize, float32 [B, K, t, h, w] (K = D except for residual LFQ)."""
 
     def quantize(self, z_BKthw: Tensor) -> Tensor:
-        """Codes [B, C, t, h, w] in z's dtype. Their gradient is passed straight through to z."""
+        """Quantize latents to codes [B, C, t, h, w] in z's dtype, with a straight-through gradient."""
 
     def codes_to_ids(self, codes_BCthw: Tensor) -> Tensor:
-        """int64 ids [B, t, h, w] in 0 .. codebook size - 1."""
+        """Convert codes to int64 ids [B, t, h, w] in 0 .. codebook size - 1."""
 
     def ids_to_codes(self, ids_Bthw: Tensor) -> Tensor:
-        """float32 codes [B, C, t, h, w]."""
+        """Convert int64 ids to float32 codes [B, C, t, h, w]."""
 
     def losses(self, z_BKthw: Tensor, codes_BCthw: Tensor) -> dict[str, Tensor]:
-        """Scalars for training, by name; never called outside it. The caller owns the weights."""
+        """Compute unweighted scalar training losses by name."""
 
 
 QUANTIZERS = {"lfq": LFQ, "fsq": FSQ, "vq": VQ}

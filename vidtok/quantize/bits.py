@@ -1,47 +1,47 @@
-"""Token ids as two halves, each of a small vocabulary (MAGVIT-v2, section 3.2: 2^18 = 2^9 x 2^9)."""
+"""Bits of token ids: packing, and token factorization into low and high bits (MAGVIT-v2, section 3.2: 18 = 9 + 9)."""
 
 import torch
 from torch import Tensor
 
 
 def signs(z: Tensor) -> Tensor:
-    """+1 where z > 0, -1 elsewhere (so 0 is -1), in z's dtype."""
+    """Return +1 if z > 0, else -1 (also for 0), in z's dtype."""
     return (z > 0).to(z.dtype) * 2 - 1
 
 
 def pack_bits(bits_BKthw: Tensor) -> Tensor:
-    """Boolean channels to int64 ids, channel 0 the lowest bit; integer arithmetic, exact up to 60 bits."""
+    """Pack boolean channels into int64 ids [B, t, h, w], channel 0 the lowest bit; exact up to 60 bits."""
     weights = 2 ** torch.arange(bits_BKthw.shape[1], device=bits_BKthw.device)
     return (bits_BKthw.long() * weights.view(1, -1, 1, 1, 1)).sum(1)
 
 
 def unpack_bits(ids_Bthw: Tensor, bits: int) -> Tensor:
-    """int64 ids to boolean channels [B, bits, t, h, w]."""
+    """Unpack int64 ids into boolean channels [B, bits, t, h, w], channel 0 the lowest bit."""
     shifts = torch.arange(bits, device=ids_Bthw.device).view(1, -1, 1, 1, 1)
     return (ids_Bthw[:, None] >> shifts & 1).bool()
 
 
 def factor_bits(bits: int) -> tuple[int, int]:
-    """Bits of the low and of the high half; the low one has the odd bit."""
+    """Return the numbers of low and high bits; with an odd number, the low factor has one more."""
     return bits - bits // 2, bits // 2
 
 
 def factorize_ids(ids: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """int64 ids of any shape to (low, high), id = low + 2^low_bits * high."""
+    """Factorize int64 ids of any shape into (low, high), id = low + 2^low_bits * high."""
     low_bits, _ = factor_bits(bits)
     return ids & (2**low_bits - 1), ids >> low_bits
 
 
 def combine_ids(low: Tensor, high: Tensor, bits: int) -> Tensor:
-    """The inverse of `factorize_ids`."""
+    """Combine low and high bits into ids, the inverse of `factorize_ids`."""
     return low + (high << factor_bits(bits)[0])
 
 
 def ids_to_signs(ids: Tensor, bits: int) -> Tensor:
-    """int64 ids of any shape to the +-1 codes of LFQ, float32 [..., bits], bit 0 first."""
+    """Convert int64 ids of any shape to the +-1 codes of LFQ, float32 [..., bits], lowest bit first."""
     return (ids[..., None] >> torch.arange(bits, device=ids.device) & 1).float() * 2 - 1
 
 
 def signs_to_ids(z_BNK: Tensor) -> Tensor:
-    """Signs of real values [B, N, K] as int64 ids [B, N]; 0 counts as -1, as in LFQ."""
+    """Convert the signs of real values [B, N, K] to int64 ids [B, N]; 0 counts as -1, as in LFQ."""
     return ((z_BNK > 0).long() << torch.arange(z_BNK.shape[-1], device=z_BNK.device)).sum(-1)

@@ -1,4 +1,4 @@
-"""Finite scalar quantization (Mentzer et al. 2023, arXiv 2309.15505): each channel rounds to a few levels."""
+"""Finite scalar quantization (Mentzer et al. 2023, arXiv 2309.15505): each channel is rounded to a few levels."""
 
 import math
 
@@ -7,10 +7,15 @@ from torch import Tensor, nn
 
 
 class FSQ(nn.Module):
-    """Channel i takes levels[i] evenly spaced values in [-1, 1]; ids count in mixed radix, channel 0 lowest.
+    """Finite scalar quantizer: channel i takes levels[i] evenly spaced values in [-1, 1].
+
+    Ids are mixed-radix numbers whose lowest digit is channel 0.
 
     Args:
-        levels: number of values of each channel, 2 or more; [8, 8, 8, 8, 8, 8] is 18 bits.
+        levels: number of values of each channel, at least 2, with a product below 2^60; [8, 8, 8, 8, 8, 8] is 18 bits.
+
+    Raises:
+        ValueError: illegal levels.
     """
 
     def __init__(self, levels: tuple[int, ...] = (8, 8, 8, 8, 8, 8)):
@@ -23,11 +28,11 @@ class FSQ(nn.Module):
         self.in_channels = self.code_channels = len(levels)
 
     def _steps(self, like: Tensor) -> Tensor:
-        """Number of steps between -1 and 1, [1, C, 1, 1, 1]."""
+        """Return the number of steps between -1 and 1 of each channel, [1, C, 1, 1, 1]."""
         return torch.tensor(self.levels, device=like.device, dtype=like.dtype).view(1, -1, 1, 1, 1) - 1
 
     def latents(self, x_BDthw: Tensor) -> Tensor:
-        """tanh of the encoder's output in float32: rounding in bfloat16 would give other ids."""
+        """Bound the encoder's output by tanh, in float32: in bfloat16 rounding would give other ids."""
         return torch.tanh(x_BDthw.float())
 
     def quantize(self, z_BCthw: Tensor) -> Tensor:
@@ -50,5 +55,5 @@ class FSQ(nn.Module):
         return codes / self._steps(codes) * 2 - 1
 
     def losses(self, z_BCthw: Tensor, codes_BCthw: Tensor) -> dict[str, Tensor]:
-        """None: bounded rounding needs neither commitment nor entropy."""
+        """Return no losses: bounded rounding needs neither a commitment nor an entropy loss."""
         return {}

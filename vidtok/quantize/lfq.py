@@ -1,13 +1,12 @@
 """Lookup-free quantization (MAGVIT-v2, section 3.1): the code is the sign of every latent channel.
 
-The entropy terms of LFQ, exact for 2^18 codes in the memory of a thousand.
+LFQ's entropy loss is E[H(p(.|z))] - H[E p(.|z)]: it makes the assignment of each token confident, and the use of the
+codebook uniform. p(c|z) is the softmax of 2 z.c / temperature over all 2^K sign vectors c, which factorizes over the
+bits: P(bit i = 1 | z) = sigmoid(4 z_i / temperature). Both terms are therefore computed exactly, without 2^K
+probabilities per token:
 
-LFQ minimises E[H(p(.|z))] - H[E p(.|z)] (MAGVIT-v2, section 3.1): every token should be sure of its code, and all
-tokens together should use all codes. p(c|z) is the softmax over all 2^K sign vectors c of 2 z.c / temperature, which
-factorises over the bits: P(bit i = 1 | z) = sigmoid(4 z_i / temperature). From that follow both cheap forms:
-
-* per sample: the entropy of independent bits is the sum of their binary entropies, O(N K);
-* codebook: p(.|z_n) is the outer product of the distributions a_n and b_n over the two halves of the bits, so the mean
+* per sample: the entropy of independent bits is the sum of their binary entropies, O(N K).
+* codebook: p(.|z_n) is the outer product of the distributions a_n and b_n over the low and the high bits, so the mean
   over tokens is A^T B / N, one matrix product of [2^(K/2), N] and [N, 2^(K/2)]: O(N 2^(K/2) + 2^K) memory.
 """
 
@@ -18,14 +17,14 @@ from torch import Tensor, nn
 
 from vidtok.quantize.bits import pack_bits, signs, unpack_bits
 
-MAX_GROUP_BITS = 20  # 2^20 probabilities are 4 MB; beyond, one group costs more than the model
+MAX_GROUP_BITS = 20  # 2^20 probabilities take 4 MB; with more bits, one group costs more than the model
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """Sum over ranks whose gradient is the sum over ranks too.
+    """Sum over ranks, whose backward pass sums gradients over ranks.
 
-    With it the loss is the same scalar on every rank, and the mean of the ranks' gradients, which is what
-    DistributedDataParallel takes, is the gradient of one process with the whole batch.
+    The loss is then the same scalar on every rank, and the mean of the ranks' gradients, as computed by
+    DistributedDataParallel, is the gradient of one process with the whole batch.
     """
 
     @staticmethod
@@ -40,25 +39,25 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 def _sum_over_ranks(x: Tensor) -> Tensor:
-    # Asked at every call: a cached answer from before init_process_group would switch the reduction off for good.
+    # Checked at every call: a result cached before init_process_group would disable the reduction.
     return _AllReduceSum.apply(x) if dist.is_available() and dist.is_initialized() else x
 
 
 def _bit_patterns(bits: int, device: torch.device) -> Tensor:
-    """[bits, 2^bits] of 0 and 1; column c holds the bits of c, lowest first."""
+    """Return [bits, 2^bits] of 0 and 1; column c holds the bits of c, lowest first."""
     codes = torch.arange(2**bits, device=device)
     return (codes[None] >> torch.arange(bits, device=device)[:, None] & 1).float()
 
 
 def _code_probabilities(logits_NK: Tensor) -> Tensor:
-    """p(c|z_n) of all codes of K bits, [N, 2^K]."""
+    """Compute p(c|z_n) of all codes of K bits, [N, 2^K]."""
     ones_KC = _bit_patterns(logits_NK.shape[1], logits_NK.device)
     log_p_NC = F.logsigmoid(logits_NK) @ ones_KC + F.logsigmoid(-logits_NK) @ (1 - ones_KC)
     return log_p_NC.exp()
 
 
 def _mean_entropy(logits_NK: Tensor, count: Tensor) -> Tensor:
-    """Entropy of the mean distribution over all 2^K codes and all ranks' tokens."""
+    """Compute the entropy of the mean distribution over 2^K codes; the mean is over the tokens of all ranks."""
     half = logits_NK.shape[1] // 2
     low, high = _code_probabilities(logits_NK[:, :half]), _code_probabilities(logits_NK[:, half:])
     mean = _sum_over_ranks(low.T @ high) / count
@@ -67,21 +66,21 @@ def _mean_entropy(logits_NK: Tensor, count: Tensor) -> Tensor:
 
 
 def lfq_entropy(z: Tensor, temperature: float = 1.0, groups: int = 1) -> tuple[Tensor, Tensor]:
-    """Mean entropy per token and entropy of the mean token, of the soft assignment of LFQ.
+    """Compute both entropy terms of LFQ's soft assignment: the mean entropy per token, and the entropy of the mean.
 
     Args:
         z: latents before the sign, [N, K] or [B, K, ...], any float dtype (computed in float32).
-        temperature: of the soft assignment; the paper's value is not known. With a small one nearly every token is sure
-            of its code and the codebook term cannot exceed log(number of tokens).
-        groups: the codebook term as a sum over this many groups of K / groups bits. More than one group gives an
-            upper bound of the true value (subadditivity of entropy); needed above 20 bits.
+        temperature: temperature of the soft assignment, above 0; the paper does not state it. With a low temperature
+            nearly all assignments are confident, and the codebook term can't exceed log(number of tokens).
+        groups: number of groups of K / groups bits whose codebook terms are summed, a divisor of K. With more than one
+            group the sum is an upper bound of the true value (subadditivity of entropy); required above 20 bits.
 
     Returns:
-        (per_sample, codebook): scalars in nats, means over the tokens of all ranks, unequal counts included. Gradients
-        averaged over the ranks equal those of one process with all tokens.
+        (per_sample, codebook): scalars in nats, means over the tokens of all ranks (their numbers may differ).
+        Gradients averaged over the ranks equal those of one process with all tokens.
 
     Raises:
-        ValueError: if K isn't a multiple of groups, a group has more than 20 bits, or the temperature isn't positive.
+        ValueError: K is not a multiple of groups, a group has more than 20 bits, or an illegal temperature or z.
     """
     if z.ndim < 2 or not z.is_floating_point():
         raise ValueError(f"latents are float [N, K] or [B, K, ...], not {z.dtype} {list(z.shape)}")
@@ -106,17 +105,20 @@ def lfq_entropy(z: Tensor, temperature: float = 1.0, groups: int = 1) -> tuple[T
 
 
 class LFQ(nn.Module):
-    """id = sum_i 2^i [z_i > 0]; the decoder sees the +-1 vector.
+    """Lookup-free quantizer: id = sum_i 2^i [z_i > 0]; codes are +-1 vectors.
 
-    The residual form (levels > 1) spends several bits on each of bits / levels encoder channels: every next bit is the
-    sign of what the earlier ones left over, z_{l+1} = 2 z_l - sign(z_l), which for |z| <= 1 is the binary expansion of
-    z. It has the same ids and codes; one level is LFQ itself.
+    Residual LFQ (levels > 1) has several bits for each of bits / levels encoder channels: the next bit is the sign of
+    the residual, z_{l+1} = 2 z_l - sign(z_l), which for |z| <= 1 is the binary expansion of z. Ids and codes have the
+    same form; one level is plain LFQ.
 
     Args:
         bits: K, 1 to 60; the codebook has 2^K entries.
-        levels: successive signs per encoder channel. With more than one, the encoder's output is first squashed into
+        levels: bits per encoder channel, a divisor of `bits`. With more than one, the encoder's output is bounded to
             [-1, 1] by tanh.
         temperature, groups: of the entropy terms, see `lfq_entropy`.
+
+    Raises:
+        ValueError: bits or levels out of range.
     """
 
     def __init__(self, bits: int = 18, levels: int = 1, temperature: float = 1.0, groups: int = 1):
@@ -130,7 +132,7 @@ class LFQ(nn.Module):
         self.temperature, self.groups = temperature, groups
 
     def latents(self, x_BDthw: Tensor) -> Tensor:
-        """Values before the sign, [B, bits, t, h, w] float32; bit l * D + c is level l of channel c."""
+        """Compute the values before the sign, float32 [B, bits, t, h, w]; bit l * D + c is level l of channel c."""
         x = x_BDthw.float()
         levels = [x if self.levels == 1 else torch.tanh(x)]
         while len(levels) < self.levels:
@@ -138,9 +140,9 @@ class LFQ(nn.Module):
         return torch.cat(levels, 1)
 
     def quantize(self, z_BKthw: Tensor) -> Tensor:
-        """Codes of -1 and +1 in z's dtype."""
-        # Level l moves the represented value by 2^-l, and its gradient to the encoder is scaled alike; the expansion
-        # multiplies by 2 at each level on the way back, so that two factors are undone here.
+        """Quantize to codes of -1 and +1 in z's dtype, with a straight-through gradient."""
+        # Level l changes the represented value by 2^-l, and its gradient to the encoder should have the same scale. The
+        # backward pass of the expansion multiplies by 2 per level, hence 4^-l.
         scale = torch.arange(self.levels, device=z_BKthw.device).repeat_interleave(self.in_channels)
         scale = (0.25**scale).view(1, -1, 1, 1, 1).to(z_BKthw.dtype)
         return signs(z_BKthw) + (z_BKthw - z_BKthw.detach()) * scale
@@ -152,7 +154,12 @@ class LFQ(nn.Module):
         return unpack_bits(ids_Bthw, self.bits).float() * 2 - 1
 
     def losses(self, z_BKthw: Tensor, codes_BKthw: Tensor) -> dict[str, Tensor]:
-        """commitment: mean (z - sign z)^2; entropy: per-sample minus codebook, nats (section 3.1); both parts apart."""
+        """Compute the losses.
+
+        Returns:
+            commitment: mean (z - sign z)^2. entropy: per-sample minus codebook entropy in nats (section 3.1), with both
+            parts detached as entropy_per_sample and entropy_codebook.
+        """
         per_sample, codebook = lfq_entropy(z_BKthw, self.temperature, self.groups)
         return {
             "commitment": (z_BKthw - codes_BKthw.detach()).square().mean(),

@@ -1,4 +1,4 @@
-"""Vector quantization with a learned codebook (van den Oord et al. 2017), the paper's VQ-VAE baseline."""
+"""Vector quantization with a learned codebook (VQ-VAE, van den Oord et al. 2017), the baseline of MAGVIT-v2."""
 
 import math
 
@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 
 class VQ(nn.Module):
-    """The id is the index of the nearest codebook vector.
+    """Vector quantizer: the id is the index of the nearest codebook vector.
 
     Args:
-        size: entries of the codebook.
-        dim: channels of an entry.
+        size: number of codebook vectors, at least 2.
+        dim: channels of a codebook vector, at least 1.
+
+    Raises:
+        ValueError: size or dim out of range.
     """
 
     def __init__(self, size: int = 8192, dim: int = 18):
@@ -37,7 +40,7 @@ class VQ(nn.Module):
         x_NC = x_BCthw.float().movedim(1, -1).reshape(-1, x_BCthw.shape[1])
         codebook = self.codebook.detach().float()
         with torch.autocast(x_NC.device.type, enabled=False):
-            # |x - c|^2 without |x|^2, which is the same for all c; in slices so that 2^18 entries fit memory.
+            # |x - c|^2 without |x|^2, which is the same for all c; in slices, so that 2^18 vectors fit into memory.
             ids = [
                 torch.addmm(codebook.square().sum(1), part, codebook.T, alpha=-2).argmin(1) for part in x_NC.split(1024)
             ]
@@ -47,7 +50,11 @@ class VQ(nn.Module):
         return self.codebook.float()[ids_Bthw].movedim(-1, 1)
 
     def losses(self, z_BCthw: Tensor, codes_BCthw: Tensor) -> dict[str, Tensor]:
-        """commitment pulls z to its entry, codebook the entry to z (equation 3 of the VQ-VAE paper)."""
+        """Compute the losses of equation 3 of the VQ-VAE paper.
+
+        Returns:
+            commitment: mean squared error that moves z to its codebook vector. codebook: the same for the vector to z.
+        """
         entries = self.ids_to_codes(self._nearest(z_BCthw.detach()))
         return {
             "commitment": F.mse_loss(z_BCthw, entries.detach()),

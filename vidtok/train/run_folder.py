@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import save_image
 
+from vidtok.config import rename_keys
 from vidtok.provenance import git_hash
 
 
@@ -101,7 +102,7 @@ def check_fingerprint(folder: Path, facts: Mapping) -> None:
         raise ValueError(f"{folder} can't be made ({error.strerror}): give another run=") from error
     file, text = folder / FINGERPRINT, json.dumps(facts, indent=2, sort_keys=True) + "\n"
     if file.exists():
-        old, new = json.loads(file.read_text()), json.loads(text)
+        old, new = rename_keys(json.loads(file.read_text())), json.loads(text)
         if others := [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]:
             raise ValueError(f"{folder} was filled with another {others[0]} ({old.get(others[0])}): give another run=")
     part = _temporary(file)
