@@ -6,7 +6,10 @@ import pytest
 import torch
 
 import vidtok
+from vidtok import streaming
 from vidtok.config import TokenizerConfig
+from vidtok.extraction.model import FeatureModel, Stream
+from vidtok.extraction.output import make_settings
 from vidtok.tokenizer import VideoTokenizer
 
 NETS = {
@@ -296,6 +299,32 @@ def test_loading_errors_name_what_is_there(tmp_path):
         VideoTokenizer.from_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match=r"unknown precision 'fp31': did you mean 'fp32'"):
         build().set_precision("fp31")
+
+
+def fp32_convolutions() -> str | bool:
+    convolutions = torch.backends.cudnn
+    return convolutions.conv.fp32_precision if hasattr(convolutions, "conv") else not convolutions.allow_tf32
+
+
+@pytest.mark.parametrize("feature", ["ids", "hidden"])
+@pytest.mark.parametrize("tile", [None, 32])
+def test_no_path_to_features_uses_tf32(monkeypatch, feature, tile):
+    """On a GPU the ids on disk were not those of `encode`: extraction ran the encoder without the guard."""
+    tokenizer, seen = build("patch"), []
+    name = "forward_features" if feature == "hidden" else "forward"
+    run = getattr(tokenizer.encoder, name)
+    monkeypatch.setattr(tokenizer.encoder, name, lambda *args: seen.append(fp32_convolutions()) or run(*args))
+    settings = make_settings(tokenizer, feature, tile=tile)
+    video, stream = clip(5, 32, 64), Stream()
+    FeatureModel(tokenizer, settings).push([stream], [video])
+    (features,) = stream.parts
+    extracted = len(seen)
+    if feature == "ids":
+        assert torch.equal(torch.from_numpy(features)[None].long(), tokenizer.encode(video, tile))
+        list(streaming.stream_encode(tokenizer, [video], tile))
+    else:
+        assert torch.equal(torch.from_numpy(features)[None], tokenizer.forward_features(video, tile))
+    assert 0 < extracted < len(seen) and {*map(str, seen)} <= {"ieee", "True"}
 
 
 def test_tiles_nearly_equal_the_whole():

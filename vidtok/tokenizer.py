@@ -6,6 +6,7 @@ the model at hand, T = 1 + s_t (t - 1), H = s_h h, W = s_w w.
 
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from vidtok.config import TokenizerConfig, read_config, write_config
 from vidtok.errors import nearest
 from vidtok.hub import CONFIG, WEIGHTS, find_pretrained, hash_weights, load_weights, save_weights
 from vidtok.nets import NETS
+from vidtok.nets.layers import State
 from vidtok.quantize import QUANTIZERS
 from vidtok.streaming import DecodeStream, EncodeStream
 
@@ -88,12 +90,12 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
     @torch.no_grad()
     def encode_latents(self, video: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
         """What `encode` quantizes (LFQ: takes the signs of): float32 [B, K, t, h, w]."""
-        return self._encode(video, tile, self._latents)
+        return self._encode(video, tile)
 
     @torch.no_grad()
     def forward_features(self, video: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
         """Encoder activations before the last 1x1x1 layer, for probes: float32 [B, D, t, h, w]."""
-        return self._encode(video, tile, self._features)
+        return self._encode(video, tile, hidden=True)
 
     @torch.no_grad()
     def decode(self, ids: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
@@ -140,7 +142,7 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
         Joined along time, what it yields equals `encode` of the joined chunks. A stream that doesn't end on
         1 + s_t k frames yields all complete latents, then raises ValueError.
         """
-        stream = EncodeStream(self._latents, self.stride[0])
+        stream = EncodeStream(self.encode_chunk, self.stride[0])
         for chunk in chunks:
             checks.check_video(chunk, self.stride, any_length=True)
             for z in stream.push(chunk.to(self.device)):
@@ -155,21 +157,36 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
             for video in stream.push(self.quantizer.ids_to_codes(ids.to(self.device).long())):
                 yield video.clamp(-1, 1)
 
-    def _encode(self, video: Tensor, tile, encode_chunk) -> Tensor:
+    @torch.no_grad()
+    def encode_chunk(self, video: Tensor, state: State, hidden: bool = False) -> Tensor:
+        """Encode the next chunk of a stream. Every path to ids, latents and hidden features comes through here.
+
+        Args:
+            video: [B, 3, T, H, W] in [-1, 1] on the model's device; T is 1 + s_t k in the first chunk of a stream and
+                s_t k in the others.
+            state: of the stream, updated in place; {} before the first chunk.
+            hidden: return what `forward_features` does, not latents.
+
+        Returns:
+            float32 [B, K, t, h, w], or [B, D, t, h, w] of hidden features.
+        """
+        # In training the convolutions may be faster than exact; what is stored or compared must be the same everywhere.
+        with streaming.exact_convolutions():
+            if hidden:
+                return self.encoder.forward_features(video.to(self.dtype), state).float()
+            return self._latents(video, state)
+
+    def _encode(self, video: Tensor, tile, hidden: bool = False) -> Tensor:
         checks.check_video(video, self.stride, values=False)
         if tile is not None:
-            return streaming.encode_tiles(
-                lambda part: self._encode(part, None, encode_chunk), video, tile, self.stride[1:]
-            )
+            return streaming.encode_tiles(lambda part: self._encode(part, None, hidden), video, tile, self.stride[1:])
         checks.check_memory(self.encoder, video.shape, (1, 1, 1), self.device, self.dtype)
         checks.check_values(video)
-        return torch.cat(list(EncodeStream(encode_chunk, self.stride[0]).push(video.to(self.device))), 2)
+        stream = EncodeStream(partial(self.encode_chunk, hidden=hidden), self.stride[0])
+        return torch.cat(list(stream.push(video.to(self.device))), 2)
 
     def _latents(self, video: Tensor, state) -> Tensor:
         return self.quantizer.latents(self.encoder(video.to(self.dtype), state))
-
-    def _features(self, video: Tensor, state) -> Tensor:
-        return self.encoder.forward_features(video.to(self.dtype), state).float()
 
     def _reconstruct(self, codes: Tensor, state) -> Tensor:
         return self.decoder(codes.to(self.dtype), state).float()
