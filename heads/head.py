@@ -21,8 +21,8 @@ from vidtok.hub import (
     CONFIG,
     PRETRAINED,
     WEIGHTS,
+    WeightHash,
     find_pretrained,
-    hash_weights,
     list_shipped,
     load_weights,
     save_weights,
@@ -31,7 +31,7 @@ from vidtok.hub import (
 SHIPPED = PRETRAINED / "heads"
 
 
-class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-classification"]):
+class Head(WeightHash, nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-classification"]):
     """Base of all heads. A subclass sets `embed` and defines `encode`; this class does the rest.
 
     Args:
@@ -54,7 +54,6 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
         self.norm: nn.Module = nn.LayerNorm(num_features)
         self.head_drop = nn.Dropout(head_drop)
         self._set_classifier(num_classes)
-        self._file_hash: str | None = None
 
     def encode(self, x_BthwD: Tensor) -> Tensor:
         """What `embed` gave -> features [B, N, D]. Between the two, inputs of all kinds can be mixed alike (mixup)."""
@@ -81,7 +80,6 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
     def reset_classifier(self, num_classes: int) -> None:
         """A new last layer; the names of the old classes are forgotten."""
         self._set_classifier(num_classes)
-        self._file_hash = None
         self.config = replace(self.config, num_classes=num_classes, classes=None, class_counts=None)
 
     def _set_classifier(self, num_classes: int) -> None:
@@ -145,16 +143,6 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
                 f"{own['weight_hash']}), not of {name!r} (weights {weight_hash})"
             )
 
-    def train(self, mode: bool = True) -> "Head":
-        if mode:
-            self._file_hash = None  # the weights are about to change
-        return super().train(mode)
-
-    @property
-    def weight_hash(self) -> str:
-        """sha256 (16 hex digits) of the weight file that the head was loaded from, or else of its weights."""
-        return hash_weights(self) if self._file_hash is None else self._file_hash
-
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -176,7 +164,7 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
 
         config, weights = find_pretrained(name, "head", SHIPPED, **hub_arguments)
         head = make_head(read_head_config(config))
-        head._file_hash = load_weights(head, weights)
+        head.set_file_hash(load_weights(head, weights))
         return head.eval().to(device)
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -1,5 +1,6 @@
 """The library contract, over every architecture and quantizer."""
 
+import hashlib
 import json
 
 import pytest
@@ -265,9 +266,47 @@ def test_save_and_load(tmp_path, net):
         assert torch.equal(value, tokenizer.state_dict()[name].half().float())
     assert len(loaded.weight_hash) == 16
     assert VideoTokenizer.from_pretrained(tmp_path / "model", precision="bf16").weight_hash == loaded.weight_hash
-    before = loaded.weight_hash
-    next(loaded.train().parameters()).data.zero_()
-    assert loaded.weight_hash != before  # of the weights as they are, once they may have changed
+
+
+def edit_in_place(tokenizer):
+    with torch.no_grad():
+        next(tokenizer.parameters())[0].add_(1)
+
+
+def edit_data(tokenizer):
+    next(tokenizer.parameters()).data.mul_(2)
+
+
+def edit_by_a_fused_optimizer(tokenizer):
+    """Whose steps torch's version counters don't count."""
+    optimizer = torch.optim.Adam(tokenizer.parameters(), fused=True)
+    for parameter in tokenizer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("edit", [edit_in_place, edit_data, edit_by_a_fused_optimizer])
+def test_the_hash_is_that_of_the_weights(tmp_path, edit):
+    build().save_pretrained(tmp_path)
+    loaded = VideoTokenizer.from_pretrained(tmp_path)
+    of_file = loaded.weight_hash
+    assert of_file == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()[:16]
+    before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+    assert loaded.train().eval().weight_hash == of_file
+    edit(loaded)
+    assert loaded.weight_hash != of_file
+    loaded.load_state_dict(before)
+    assert loaded.weight_hash == of_file
+
+
+def test_the_hash_knows_rounded_weights(tmp_path):
+    build().save_pretrained(tmp_path)
+    loaded = VideoTokenizer.from_pretrained(tmp_path)
+    of_file = loaded.weight_hash
+    assert loaded.set_precision("bf16").weight_hash == of_file
+    assert loaded.set_precision("fp32").weight_hash != of_file
+    own = build()
+    assert own.weight_hash == build().weight_hash != build().bfloat16().weight_hash
 
 
 def test_loading_errors_name_what_is_there(tmp_path):

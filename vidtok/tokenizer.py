@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vidtok import checks, streaming
 from vidtok.config import TokenizerConfig, read_config, write_config
 from vidtok.errors import nearest
-from vidtok.hub import CONFIG, WEIGHTS, find_pretrained, hash_weights, load_weights, save_weights
+from vidtok.hub import CONFIG, WEIGHTS, WeightHash, find_pretrained, load_weights, save_weights
 from vidtok.nets import NETS
 from vidtok.nets.layers import State
 from vidtok.quantize import QUANTIZERS
@@ -44,7 +44,7 @@ def _call(make, what: str, *positional, **arguments):
         raise ValueError(f"{what}: {error}") from error
 
 
-class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-tokenizer"]):
+class VideoTokenizer(WeightHash, nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-tokenizer"]):
     """A video tokenizer with an encoder, a quantizer and a decoder.
 
     Attributes:
@@ -61,7 +61,6 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
         self.encoder = _call(encoder, "net", self.quantizer.in_channels, **net)
         self.decoder = _call(decoder, "net", self.quantizer.code_channels, **net)
         self.bits = self.quantizer.bits
-        self._file_hash: str | None = None
 
     @property
     def stride(self) -> tuple[int, int, int]:
@@ -193,11 +192,6 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
 
     # -------------------------------------------------------- load and save
 
-    def train(self, mode: bool = True) -> "VideoTokenizer":
-        if mode:
-            self._file_hash = None  # the weights are about to change
-        return super().train(mode)
-
     @property
     def device(self) -> torch.device:
         return next(self.encoder.parameters()).device
@@ -207,23 +201,23 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
         """Of the networks; latents and codes are float32 whatever it is."""
         return next(self.encoder.parameters()).dtype
 
-    @property
-    def weight_hash(self) -> str:
-        """sha256 (16 hex digits) of the weight file that the model was loaded from, or else of its weights."""
-        if self._file_hash is None:
-            return hash_weights(self)
-        return self._file_hash
-
     def set_precision(self, precision: str) -> "VideoTokenizer":
-        """Runs the networks in "fp32" or "bf16" with channels-last weights; the quantizer stays in float32."""
+        """Run the networks in "fp32" or "bf16" with channels-last weights; the quantizer stays in float32.
+
+        In bf16 a loaded model keeps the `weight_hash` of its file. Back in fp32 it has another: weights were rounded.
+        """
         if precision not in PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}: {nearest(precision, PRECISIONS)}")
+        # Tokens name their precision beside the hash.
+        keeps_hash = precision == "bf16" and self._loaded is not None and self.weight_hash == self._loaded[0]
         for net in (self.encoder, self.decoder):
             net.to(PRECISIONS[precision])
             for parameter in net.parameters():
                 if parameter.ndim in (4, 5):
                     layout = torch.channels_last if parameter.ndim == 4 else torch.channels_last_3d
                     parameter.data = parameter.data.contiguous(memory_format=layout)
+        if keeps_hash:
+            self.set_file_hash(self._loaded[0])
         return self
 
     @classmethod
@@ -244,8 +238,9 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
         """
         config, weights = find_pretrained(name, "tokenizer", **hub_arguments)
         tokenizer = cls(read_config(config))
-        tokenizer._file_hash = load_weights(tokenizer, weights)
-        return tokenizer.eval().set_precision(precision).to(device)
+        file_hash = load_weights(tokenizer, weights)
+        tokenizer.eval().set_precision(precision).to(device).set_file_hash(file_hash)
+        return tokenizer
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_weights(self, save_directory / WEIGHTS)
