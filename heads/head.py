@@ -9,29 +9,18 @@ head.reset_classifier(n): a new last layer, of n classes; 0, none
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from vidtok.heads.config import HeadConfig, read_head_config, write_head_config
-from vidtok.hub import (
-    CONFIG,
-    PRETRAINED,
-    WEIGHTS,
-    WeightHash,
-    find_pretrained,
-    list_shipped,
-    load_weights,
-    save_weights,
-)
+from vidtok.heads.config import SCHEMA, HeadConfig, read_head_config
+from vidtok.hub import PRETRAINED, PretrainedModel, find_pretrained, list_shipped, load_weights
 
 SHIPPED = PRETRAINED / "heads"
 
 
-class Head(WeightHash, nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-classification"]):
+class Head(PretrainedModel, nn.Module, tags=["video-classification"]):
     """Base of all heads. A subclass sets `embed` and defines `encode`; this class does the rest.
 
     Args:
@@ -167,11 +156,8 @@ class Head(WeightHash, nn.Module, PyTorchModelHubMixin, library_name="vidtok", t
         head.set_file_hash(load_weights(head, weights))
         return head.eval().to(device)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        save_weights(self, save_directory / WEIGHTS)
-        write_head_config(self.config, save_directory / CONFIG)
-        card = f"# {self.config.name}\n\nA recognition head for vidtok: `vidtok.heads.Head.from_pretrained(PATH)`.\n"
-        (save_directory / "README.md").write_text(card)
+    def _describe(self) -> tuple[str, str]:
+        return SCHEMA, "A recognition head for vidtok: `vidtok.heads.Head.from_pretrained(PATH)`."
 
 
 def list_shipped_heads() -> list[str]:

@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file
 
 import vidtok
 from vidtok import streaming
@@ -263,9 +267,52 @@ def test_save_and_load(tmp_path, net):
     loaded = VideoTokenizer.from_pretrained(tmp_path / "model")
     assert loaded.config == tokenizer.config and not loaded.training
     for name, value in loaded.state_dict().items():
-        assert torch.equal(value, tokenizer.state_dict()[name].half().float())
+        assert torch.equal(value, tokenizer.state_dict()[name])
     assert len(loaded.weight_hash) == 16
     assert VideoTokenizer.from_pretrained(tmp_path / "model", precision="bf16").weight_hash == loaded.weight_hash
+
+
+def test_half_precision_is_an_explicit_export(tmp_path):
+    tokenizer = build()
+    tokenizer.save_pretrained(tmp_path, dtype=torch.float16)
+    assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
+    loaded, before = VideoTokenizer.from_pretrained(tmp_path), tokenizer.state_dict()
+    for name, value in loaded.state_dict().items():
+        assert value.dtype == before[name].dtype == torch.float32
+        assert torch.equal(value, before[name].half().float())
+    with torch.no_grad():
+        next(tokenizer.parameters())[0] = 1e5
+    with pytest.raises(ValueError, match=r"too large for torch.float16: export in torch.bfloat16 or torch.float32"):
+        tokenizer.save_pretrained(tmp_path, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"exported in torch.float16, .*, not in torch.int8"):
+        tokenizer.save_pretrained(tmp_path, dtype=torch.int8)
+    tokenizer.save_pretrained(tmp_path)
+    assert torch.equal(next(VideoTokenizer.from_pretrained(tmp_path).parameters()), next(tokenizer.parameters()))
+
+
+def test_bf16_weights_are_saved_as_they_are(tmp_path):
+    tokenizer = build().set_precision("bf16")
+    tokenizer.save_pretrained(tmp_path)
+    assert load_file(tmp_path / "model.safetensors")["encoder.embed.weight"].dtype == torch.bfloat16
+    again = VideoTokenizer.from_pretrained(tmp_path, precision="bf16")
+    assert torch.equal(again.encode(clip()), tokenizer.encode(clip()))
+
+
+def test_pushes_what_it_saves(monkeypatch):
+    seen = {}
+
+    def upload_folder(self, *, folder_path, **_):
+        folder = Path(folder_path)
+        seen.update({file.name: file.read_bytes() for file in folder.iterdir()})
+        return "url"
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **_: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    tokenizer = build()
+    assert tokenizer.push_to_hub("owner/model", dtype=torch.float16) == "url"
+    assert seen.keys() == {"config.json", "model.safetensors", "README.md"}
+    assert b"from_pretrained" in seen["README.md"]
+    assert len(seen["model.safetensors"]) < 2.5 * sum(p.numel() for p in tokenizer.parameters())
 
 
 def edit_in_place(tokenizer):

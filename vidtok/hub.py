@@ -1,24 +1,31 @@
 """Where a model's files are: in the package, in a folder, or on the Hugging Face hub.
 
-Weights as safetensors: half precision on disk, float32 in memory.
+Weights as safetensors: in the dtype of the module on disk, float32 in memory.
 """
 
 import hashlib
+import os
 import pickle
+from copy import deepcopy
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlparse
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vidtok.config import save_config
 from vidtok.errors import nearest
 
 PRETRAINED = Path(__file__).parent / "pretrained"  # the models that the package ships, one folder each
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+EXPORT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 PARTS = ("best", "model")  # of a run folder, where its models are
+
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
 
 def list_shipped(root: Path = PRETRAINED) -> list[str]:
@@ -126,8 +133,9 @@ def hash_weights(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-class WeightHash:
-    """Mixin of modules that are loaded from weight files: adds `weight_hash`.
+class PretrainedModel(PyTorchModelHubMixin, library_name="vidtok"):
+    """Mixin of modules that are saved, loaded and shared by the folder: adds `save_pretrained`, `push_to_hub` and
+    `weight_hash`. A class defines `from_pretrained` and `_describe`.
 
     The weights themselves are hashed at every call, 2 ms per MB. torch's version counters would be quicker, but miss
     edits through `.data` and steps of fused optimizers.
@@ -145,6 +153,61 @@ class WeightHash:
         """Make `file_hash` the `weight_hash` of the weights as they are now."""
         self._loaded = file_hash, hash_weights(self)
 
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *, dtype: torch.dtype | None = None, **hub_arguments
+    ) -> str | None:
+        """Write config.json, model.safetensors and a model card to a folder.
+
+        Args:
+            save_directory: the folder, made where it doesn't exist.
+            dtype: torch.float16 or torch.bfloat16 export a smaller file of rounded weights; None keeps each dtype.
+            hub_arguments: of `huggingface_hub.PyTorchModelHubMixin.save_pretrained`, such as push_to_hub and repo_id.
+
+        Raises:
+            ValueError: for another dtype, or one in which a weight is infinite.
+        """
+        return super(PretrainedModel, in_dtype(self, dtype)).save_pretrained(save_directory, **hub_arguments)
+
+    def push_to_hub(self, repo_id: str, *, dtype: torch.dtype | None = None, **hub_arguments) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face hub; return the URL of the commit.
+
+        Args:
+            repo_id: "owner/name".
+            dtype: as in `save_pretrained`.
+            hub_arguments: of `huggingface_hub.PyTorchModelHubMixin.push_to_hub`, such as private and token.
+        """
+        return super(PretrainedModel, in_dtype(self, dtype)).push_to_hub(repo_id, **hub_arguments)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_weights(self, save_directory / WEIGHTS)
+        schema, text = self._describe()
+        save_config(self.config, schema, save_directory / CONFIG)
+        (save_directory / "README.md").write_text(f"# {self.config.name}\n\n{text}\n")
+
+    def _describe(self) -> tuple[str, str]:
+        """Return the schema of the config, and what the model card says."""
+        raise NotImplementedError
+
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    save_file({name: tensor.detach().half().contiguous().cpu() for name, tensor in module.state_dict().items()}, path)
+    """Write the weights of a module as safetensors, each in its own dtype."""
+    # Copies, since safetensors refuses tensors that share memory.
+    tensors = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, path)
+
+
+def in_dtype(module: ModuleType, dtype: torch.dtype | None) -> ModuleType:
+    """Return a copy of a module with its floating-point tensors in `dtype`, for export; None, the module itself.
+
+    Raises:
+        ValueError: for another dtype than float16, bfloat16 or float32, or one in which a weight is infinite.
+    """
+    if dtype is None:
+        return module
+    if dtype not in EXPORT_DTYPES:
+        raise ValueError(f"weights are exported in {', '.join(map(str, EXPORT_DTYPES))}, not in {dtype}")
+    copy = deepcopy(module).to(dtype)
+    for (name, before), after in zip(module.state_dict().items(), copy.state_dict().values(), strict=True):
+        if (after.isinf() & before.isfinite()).any():
+            raise ValueError(f"{name} holds values too large for {dtype}: export in torch.bfloat16 or torch.float32")
+    return copy

@@ -8,18 +8,16 @@ import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from importlib.resources import files
-from pathlib import Path
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from vidtok import checks, streaming
-from vidtok.config import TokenizerConfig, read_config, write_config
+from vidtok.config import SCHEMA, TokenizerConfig, read_config
 from vidtok.errors import nearest
-from vidtok.hub import CONFIG, WEIGHTS, WeightHash, find_pretrained, load_weights, save_weights
+from vidtok.hub import PretrainedModel, find_pretrained, load_weights
 from vidtok.nets import NETS
 from vidtok.nets.layers import State
 from vidtok.quantize import QUANTIZERS
@@ -44,7 +42,7 @@ def _call(make, what: str, *positional, **arguments):
         raise ValueError(f"{what}: {error}") from error
 
 
-class VideoTokenizer(WeightHash, nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-tokenizer"]):
+class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
     """A video tokenizer with an encoder, a quantizer and a decoder.
 
     Attributes:
@@ -242,11 +240,8 @@ class VideoTokenizer(WeightHash, nn.Module, PyTorchModelHubMixin, library_name="
         tokenizer.eval().set_precision(precision).to(device).set_file_hash(file_hash)
         return tokenizer
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        save_weights(self, save_directory / WEIGHTS)
-        write_config(self.config, save_directory / CONFIG)
-        card = f"# {self.config.name}\n\nA video tokenizer for vidtok: `VideoTokenizer.from_pretrained(PATH)`.\n"
-        (save_directory / "README.md").write_text(card)
+    def _describe(self) -> tuple[str, str]:
+        return SCHEMA, "A video tokenizer for vidtok: `VideoTokenizer.from_pretrained(PATH)`."
 
 
 def list_tokenizers() -> list[str]:

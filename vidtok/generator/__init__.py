@@ -19,8 +19,8 @@ import os
 import torch
 
 from vidtok.errors import nearest
-from vidtok.generator.base import Generator, GeneratorConfig, Objective, read_config
-from vidtok.hub import PRETRAINED, find_pretrained, load_weights
+from vidtok.generator.base import Generator, GeneratorConfig, Objective
+from vidtok.hub import PRETRAINED
 
 SHIPPED = PRETRAINED / "generators"
 KINDS = ("masked", "autoregressive", "diffusion")
@@ -61,10 +61,7 @@ def from_pretrained(name: str | os.PathLike, device: str | torch.device = "cpu",
     Raises:
         ValueError: for a name that is neither, or weights that don't fit their config.
     """
-    config, weights = find_pretrained(name, "generator", SHIPPED, **hub_arguments)
-    generator = create_generator(read_config(config))
-    load_weights(generator, weights)
-    return generator.eval().to(device)
+    return Generator.from_pretrained(name, device, **hub_arguments)
 
 
 def load_tokenizer(config: GeneratorConfig, name: str | None = None, device: str | torch.device = "cpu"):

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vidtok.config import load_config, save_config
+from vidtok.config import load_config
 from vidtok.errors import nearest
 from vidtok.generator import masks
 from vidtok.generator.sampling import PerSampleRNG, check_numbers, guidance_scale, mask_ratio, sample_rngs
 from vidtok.generator.transformer import Transformer
-from vidtok.hub import CONFIG, WEIGHTS, save_weights
+from vidtok.hub import PretrainedModel, find_pretrained, load_weights
 
 SCHEMA = "vidtok.generator/2"  # of 1 the heads did not norm the low half of a token
 
@@ -67,10 +67,6 @@ class GeneratorConfig:
 def read_config(path: Path) -> GeneratorConfig:
     """Raises ValueError, naming the file, where it is no generator's config or of another schema."""
     return load_config(path, SCHEMA, GeneratorConfig, "generator")
-
-
-def write_config(config: GeneratorConfig, path: Path) -> None:
-    save_config(config, SCHEMA, path)
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ class Objective:
         return min(int(count) if count.isdigit() else 0 for count in counts)  # what is no number is refused elsewhere
 
 
-class Generator(nn.Module):
+class Generator(PretrainedModel, nn.Module, tags=["video-generation"]):
     """A model of token grids. Subclasses are the kinds; `vidtok.generator.create_generator` makes one.
 
     Attributes:
@@ -298,16 +294,23 @@ class Generator(nn.Module):
 
     # --------------------------------------------------------- load and save
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes config.json, model.safetensors and a short card."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(self, folder / WEIGHTS)
-        write_config(self.config, folder / CONFIG)
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike, device: str | torch.device = "cpu", **hub_arguments
+    ) -> "Generator":
+        """Load a trained generator in evaluation mode; see `vidtok.generator.from_pretrained`."""
+        from vidtok.generator import SHIPPED, create_generator  # which knows all kinds
+
+        config, weights = find_pretrained(name, "generator", SHIPPED, **hub_arguments)
+        generator = create_generator(read_config(config))
+        generator.set_file_hash(load_weights(generator, weights))
+        return generator.eval().to(device)
+
+    def _describe(self) -> tuple[str, str]:
         config = self.config
-        (folder / "README.md").write_text(
-            f"# {config.name}\n\nA {config.kind} generator of `{config.tokenizer}` tokens (weights "
-            f"`{config.weight_hash}`) for vidtok: `vidtok.generator.from_pretrained(PATH)`.\n"
+        return SCHEMA, (
+            f"A {config.kind} generator of `{config.tokenizer}` tokens (weights `{config.weight_hash}`) for vidtok: "
+            "`vidtok.generator.from_pretrained(PATH)`."
         )
 
     @property
