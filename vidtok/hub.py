@@ -6,6 +6,7 @@ Weights as safetensors: in the dtype of the module on disk, float32 in memory.
 import hashlib
 import os
 import pickle
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import TypeVar
@@ -18,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vidtok.config import save_config
-from vidtok.errors import nearest
+from vidtok.errors import nearest, one_line
 
 PRETRAINED = Path(__file__).parent / "pretrained"  # the models that the package ships, one folder each
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 EXPORT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 PARTS = ("best", "model")  # of a run folder, where its models are
 
@@ -42,7 +44,7 @@ def find_pretrained(name: str | Path, what: str, root: Path = PRETRAINED, **hub_
         hub_arguments: of `huggingface_hub.hf_hub_download`.
 
     Raises:
-        ValueError: for a name that is none of these, or a folder that lacks a file.
+        ValueError: for a name that is none of these, a folder that lacks a file, or a hub that can't be reached.
     """
     if name is None:
         raise ValueError(f"a {what} is needed, by its name or folder, and null is none")
@@ -55,10 +57,14 @@ def find_pretrained(name: str | Path, what: str, root: Path = PRETRAINED, **hub_
             hint = f"; did you mean {folder / inside[0]}?" if inside else ""
             raise ValueError(f"{folder} is no {what}: it has no {' and no '.join(missing)}{hint}")
         return folder / CONFIG, folder / WEIGHTS
-    if str(name).count("/") != 1 or folder.parent.is_dir():
-        # Only what can be no path is asked of the hub, which takes half a minute to give up where it is offline.
-        raise ValueError(f"no shipped {what} and no folder {str(name)!r}: {nearest(str(name), shipped)}")
-    config, weights = (Path(hf_hub_download(str(name), file, **hub_arguments)) for file in (CONFIG, WEIGHTS))
+    absent = f"no shipped {what} and no folder {str(name)!r}"
+    if not HUB_ID.fullmatch(str(name)):
+        # The hub isn't asked for what can be no model of it: offline, it takes half a minute to give up.
+        raise ValueError(f"{absent}: {nearest(str(name), shipped)}")
+    try:
+        config, weights = (Path(hf_hub_download(str(name), file, **hub_arguments)) for file in (CONFIG, WEIGHTS))
+    except OSError as error:  # not found, not allowed, or offline
+        raise ValueError(f"{absent}, and the Hugging Face hub gives none: {one_line(error)}") from error
     return config, weights
 
 

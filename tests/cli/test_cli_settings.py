@@ -1,5 +1,6 @@
 """Settings that can't be: one line that says what to do, before any work."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -107,6 +108,24 @@ def test_a_run_folder_names_its_models(tmp_path):
     (tmp_path / "best" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"did you mean .*best\?"):
         find_pretrained(tmp_path, "head")
+
+
+def test_a_folder_named_like_a_hub_owner_blocks_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    monkeypatch.setattr("vidtok.hub.hf_hub_download", lambda name, file, **_: f"/cache/{name}/{file}")
+    found = find_pretrained("owner/model", "tokenizer")
+    assert found == (Path("/cache/owner/model/config.json"), Path("/cache/owner/model/model.safetensors"))
+
+    def offline(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("vidtok.hub.hf_hub_download", offline)
+    with pytest.raises(ValueError, match=r"no folder 'owner/model', and the Hugging Face hub gives none: no route"):
+        find_pretrained("owner/model", "tokenizer")
+    for name in ("owner/../model", "./model", "a/b/c", "model"):
+        with pytest.raises(ValueError, match=r"no folder '.*': (known are|did you mean)"):
+            find_pretrained(name, "tokenizer")
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
