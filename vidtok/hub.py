@@ -24,6 +24,7 @@ from vidtok.errors import nearest, one_line
 PRETRAINED = Path(__file__).parent / "pretrained"  # the models that the package ships, one folder each
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
+HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
 EXPORT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 PARTS = ("best", "model")  # of a run folder, where its models are
 
@@ -90,17 +91,21 @@ def load_weights(module: nn.Module, path: Path) -> str:
 def fetch(where: str | Path) -> Path:
     """The file at a path or URL, downloaded once and then kept by torch.hub.
 
+    A hash in the name ("vgg16-397923af.pth", as torchvision and timm have it) is that of the file: the download is
+    checked against it.
+
     Raises:
-        FileNotFoundError: no such file, or the download failed.
+        FileNotFoundError: no such file, or the download failed or is another file.
     """
     if str(where).startswith(("http://", "https://")):
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         path = folder / Path(urlparse(str(where)).path).name
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
+            check = {"hash_prefix": match[1]} if (match := HASH_IN_NAME.search(path.name)) else {}
             try:
-                torch.hub.download_url_to_file(str(where), str(path), progress=False)
-            except OSError as error:
+                torch.hub.download_url_to_file(str(where), str(path), progress=False, **check)
+            except (OSError, RuntimeError) as error:  # torch.hub raises RuntimeError for another hash
                 message = f"could not download {where} ({error}): fetch it on another machine and give the file"
                 raise FileNotFoundError(message) from error
         return path
