@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -440,6 +442,13 @@ def test_frames_too_large_name_the_memory(net):
     video = torch.zeros(1).expand(1, 3, 17, 2**17, 2**17)
     with pytest.raises(MemoryError, match=r"GiB.*tile="):
         build(net).encode(video)
+
+
+def test_submodules_load_on_first_use():
+    code = "import vidtok; print(vidtok.generator.KINDS, vidtok.train.__name__, *dir(vidtok))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert "masked" in out.stdout and "vidtok.train" in out.stdout and " generator " in out.stdout
 
 
 def test_configs_by_name():
