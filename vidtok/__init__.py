@@ -9,19 +9,22 @@ __version__ = "0.1.0"
 
 _HOME = {
     "VideoTokenizer": "vidtok.tokenizer",
+    "create_tokenizer": "vidtok.tokenizer",
+    "list_tokenizers": "vidtok.tokenizer",
+    "create_head": "vidtok.heads.factory",
+    "list_heads": "vidtok.heads.factory",
+    "create_generator": "vidtok.generator",
+    "extract": "vidtok.extraction.run",
+    "Recognizer": "vidtok.eval.recognition.prediction",
     "TokenDataset": "vidtok.extraction",
     "TokenBatches": "vidtok.extraction",
-    "TokenizerConfig": "vidtok.config",
-    "create_head": "vidtok.heads.factory",
-    "create_tokenizer": "vidtok.tokenizer",
-    "list_heads": "vidtok.heads.factory",
-    "list_tokenizers": "vidtok.tokenizer",
     "read_video": "vidtok.datasets",
     "write_video": "vidtok.datasets",
-    "quantize": "vidtok.quantize",
-    "datasets": "vidtok.datasets",
     "heads": "vidtok.heads",
+    "datasets": "vidtok.datasets",
     "eval": "vidtok.eval",
+    "generator": "vidtok.generator",
+    "train": "vidtok.train",
 }
 
 __all__ = [*_HOME, "__version__"]

@@ -109,7 +109,8 @@ def _whole(path: str, reading: ReadConfig) -> Iterator[StreamChunk]:
             native = (tuple(stream.native_size), stream.native_fps)
             return Info(stream.fps, tuple(stream.size), *native, stream.backend, Path(path).stat().st_size, times, None)
 
-        yield from _pieces(_cut(stream, reading.max_frames), reading, None, info)
+        chunks = stream if reading.max_frames is None else _cut(stream, reading.max_frames)
+        yield from _pieces(chunks, reading, None, info)
 
 
 def _clips(path: str, reading: ReadConfig) -> Iterator[StreamChunk]:
@@ -186,15 +187,14 @@ def _pieces(
     yield StreamChunk(held, clip, first, info())
 
 
-def _cut(chunks: Iterable[Tensor], max_frames: int | None) -> Iterator[Tensor]:
+def _cut(chunks: Iterable[Tensor], max_frames: int) -> Iterator[Tensor]:
     """The first `max_frames` frames."""
     left = max_frames
     for chunk in chunks:
-        yield chunk if left is None else chunk[:, :, :left]
-        if left is not None:
-            left -= chunk.shape[2]
-            if left <= 0:
-                return
+        yield chunk[:, :, :left]
+        left -= chunk.shape[2]
+        if left <= 0:
+            return
 
 
 def next_chunk(job: tuple[WorkItem, int], reading: ReadConfig) -> StreamChunk | None:
