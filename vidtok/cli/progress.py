@@ -84,9 +84,13 @@ class RunProgress:
         completed = stats.done + stats.skipped + stats.failed
         text = f"{self._things}, {stats.speed}{left}{failed}"
         self._bar.update(self._task, total=stats.total, completed=completed, text=text)
+        self.tell(stats)
+
+    def tell(self, stats) -> None:
+        """Print the failures that are new."""
         for source, why in stats.failures[self._told :]:
             print(f"vidtok: {why if str(source) in why else f'{source}: {why}'}", file=sys.stderr)  # above the bar
-        self._told = stats.failed
+        self._told = len(stats.failures)
 
     def __enter__(self) -> "RunProgress":
         # SIGTERM, which clusters send before they take a machine away, ends a run as Ctrl-C does: what is done is kept.
@@ -106,6 +110,6 @@ def show_run(work: Callable[[Callable], object], done: str, things: str = "files
     """
     with RunProgress(things) as bar:
         stats = work(progress=bar.update)
-        bar.update(stats)
+    bar.tell(stats)
     print(f"{done} {stats}")
     return stats

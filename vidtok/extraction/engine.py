@@ -215,20 +215,21 @@ def run_extraction(
                     with stats.stage("write"):
                         output.take(item, result)
                     stats.add(result)
-                    stats.bytes = output.bytes
+                    stats.bytes = output.writer.written
                 report(stats)
             with stats.stage("write"):
                 more = output.flush()
             if more:
                 time.sleep(PATIENCE)
     except KeyboardInterrupt:
+        output.flush()
         output.close()
         raise
     except BaseException:
         output.abandon()
         raise
     output.close()
-    stats.bytes = output.bytes
+    stats.bytes = output.writer.written
 
 
 def extract_records(

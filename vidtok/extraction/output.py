@@ -220,6 +220,7 @@ class Output:
     Attributes:
         skipped: videos so far that were complete already.
         failures: (video, reason) of those that have no records.
+        writer: of the container.
 
     Raises:
         ValueError: where the folder was begun with other settings, see `check_folder`.
@@ -232,17 +233,12 @@ class Output:
         folder.mkdir(parents=True, exist_ok=True)
         self._locks = VideoLocks(folder)
         check_folder(folder, settings, container, self._locks)
-        self._writer: Writer = open_writer(folder, container)
+        self.writer: Writer = open_writer(folder, container)
         self._failures = Failures(folder, self._locks)
         self._todo, self._force = deque(items), force
         self._elsewhere: deque[WorkItem] = deque()  # another process is at these
         self.skipped = 0
         self.failures: list[tuple[WorkItem, str]] = []
-
-    @property
-    def bytes(self) -> int:
-        """Of the files that were completed."""
-        return self._writer.written
 
     def next(self) -> WorkItem | None:
         """The next video to do, or None where there is none for now."""
@@ -251,7 +247,7 @@ class Output:
             if not self._locks.take(item.id):
                 self._elsewhere.append(item)
                 continue
-            entry = None if self._force else self._writer.find(item.id)
+            entry = None if self._force else self.writer.find(item.id)
             if entry is None:
                 return item
             self._locks.release(item.id)
@@ -263,7 +259,7 @@ class Output:
 
     def take(self, item: WorkItem, records: Sequence[Record]) -> None:
         """Store all records of a video. Raises OSError where the disk is full, ..."""
-        self._release(self._writer.write(records))
+        self._release(self.writer.write(records))
 
     def fail(self, item: WorkItem, reason: str) -> None:
         self._note(item, reason)
@@ -271,20 +267,19 @@ class Output:
 
     def flush(self) -> bool:
         """Complete what was taken; whether there are videos that other processes were at, to be looked at again."""
-        self._release(self._writer.close())
+        self._release(self.writer.close())
         self._todo, self._elsewhere = self._elsewhere, self._todo
         return bool(self._todo)
 
     def close(self) -> None:
-        """Complete what was taken; failures.csv lists what is missing now."""
-        self._release(self._writer.close())
+        """End a run after a `flush`; failures.csv lists what is missing now."""
         failed = {item.id for item, _ in self.failures}  # what is there under such a name may be of another file
-        self._failures.tidy(lambda id: id not in failed and self._writer.find(id) is not None)
+        self._failures.tidy(lambda id: id not in failed and self.writer.find(id) is not None)
         self._locks.close()
 
     def abandon(self) -> None:
         """Ends after an error of the disk: what was not complete is left out."""
-        self._writer.abandon()
+        self.writer.abandon()
         self._locks.close()
 
     def _note(self, item: WorkItem, reason: str) -> None:

@@ -75,7 +75,7 @@ def encode_files(
     """
     files = find_videos(as_list(inputs))
     jobs = plan_jobs(files, str(output), ".npz", (".npz",))
-    extraction = Extraction(validate_unique(plan_files(files)), **settings)
+    extraction = Extraction(items=validate_unique(plan_files(files)), **settings)
     if jobs[0].target == Path(output):
         stats = extraction.run_one(jobs[0].target, force)
     else:
@@ -102,7 +102,7 @@ class Extraction:
     """Prepare an extraction: plan the videos, load the model.
 
     Args:
-        sources: as of `extract`, or planned `WorkItem`s.
+        sources: as of `extract`. items: planned instead of them.
         model: tokenizer, as `VideoTokenizer.from_pretrained` takes it. device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: of the networks, "fp32" or "bf16".
         features: "ids", "codes", "latents", "hidden" or "embedding". dtype: of stored floats, "float32" or "float16".
@@ -128,8 +128,9 @@ class Extraction:
 
     def __init__(
         self,
-        sources: Sources | Sequence[WorkItem],
+        sources: Sources = (),
         *,
+        items: Sequence[WorkItem] = (),
         model: str = "vidtok-t",
         device: str = "auto",
         precision: str = "fp32",
@@ -166,9 +167,7 @@ class Extraction:
             raise ValueError(f"the engine is local or ray, not {engine!r}")
         sampler = None if clips is None else parse_clips(clips, frames or 16, stride or 1, fps)
         columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column}
-        sources = as_list(sources)
-        planned = any(isinstance(source, WorkItem) for source in sources)
-        self.items = sources if planned else plan_sources(sources, root, split, renderings, class_folders, **columns)
+        self.items = items or plan_sources(sources, root, split, renderings, class_folders, **columns)
         if threads is not None:
             torch.set_num_threads(threads)
         # With Ray the model is sent to the actors from here.
@@ -191,9 +190,9 @@ class Extraction:
             sampler=None if sampler is None else str(sampler),
             tile=tile,
         )
+        default_batch = 1 if tokenizer.device.type == "cpu" else 8
         self._reading = ReadConfig(tokenizer.stride, size, crop, fps, max_frames, sampler)
         self._batch, self._given_workers, self._threads, self._time_limit = batch, workers, threads, time_limit
-        default_batch = 1 if tokenizer.device.type == "cpu" else 8
         self._model = FeatureModel(tokenizer, self.settings, batch or default_batch, trained)
         self._workers = default_workers(len(self.items)) if workers is None else workers
         if self._workers < 0:

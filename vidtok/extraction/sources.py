@@ -28,7 +28,7 @@ class WorkItem:
 
 
 def plan_sources(
-    sources: Iterable[str],
+    sources: str | Path | Iterable[str | Path],
     root: str | None = None,
     split: str | None = None,
     renderings: int | None = None,
@@ -44,7 +44,8 @@ def plan_sources(
     named = {**columns, "root": root, "split": split}
     given = [f"--{name.replace('_', '-')}" for name, value in named.items() if value is not None]
     items = []
-    for source in sources:
+    for source in [sources] if isinstance(sources, str | Path) else sources:
+        source = str(source)
         if is_dataset(source) or class_folders:
             annotated = source != "digits" and not Path(source).is_dir()
             if not annotated and (unfit := [flag for flag in given if flag != "--split"]):
