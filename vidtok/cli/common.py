@@ -60,11 +60,11 @@ def positive(kind: type):
     return parse
 
 
-def load_tokenizer(args: argparse.Namespace, precision: str | None = None):
-    """The `VideoTokenizer` of --model, --device and --precision (or another one), ready for inference."""
+def load_tokenizer(args: argparse.Namespace):
+    """The `VideoTokenizer` of --model, --device and --precision, ready for inference."""
     from vidtok.extraction import videos
 
-    return videos.load_tokenizer(args.model, args.device, precision or args.precision, getattr(args, "tile", None))
+    return videos.load_tokenizer(args.model, args.device, args.precision, getattr(args, "tile", None))
 
 
 def print_rows(rows: Mapping[str, object]) -> None:

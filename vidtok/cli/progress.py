@@ -2,7 +2,6 @@
 
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -10,42 +9,31 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """`total` things ("files"; None, `reach` says how many); print() goes on working while it is shown.
-
-    Attributes:
-        frames: counted so far.
-    """
+    """A bar for `total` things ("clips"; None, `reach` says how many); print() goes on working while it is shown."""
 
     def __init__(self, total: int | None, things: str):
         from rich import progress
         from rich.console import Console
 
-        self.frames = 0
-        self._start = time.perf_counter()
         console = Console(stderr=True)
         columns = (
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
-            progress.TextColumn(things + "{task.fields[speed]}"),
+            progress.TextColumn(things + "{task.fields[step]}"),
             progress.TimeRemainingColumn(),
         )
         self._bar = progress.Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task("", total=total, speed="")
-
-    def count(self, frames: int) -> None:
-        self.frames += frames
-        speed = self.frames / (time.perf_counter() - self._start)
-        self._bar.update(self._task, speed=f", {speed:.0f} frames/s")
+        self._task = self._bar.add_task("", total=total, step="")
 
     def count_steps(self, done: int, total: int) -> None:
         """Steps of the thing at hand."""
-        self._bar.update(self._task, speed=f", step {done} of {total}")
+        self._bar.update(self._task, step=f", step {done} of {total}")
 
     def advance(self) -> None:
         self._bar.advance(self._task)
 
-    def reach(self, done: int, total: int) -> None:
-        """So many of so many are done."""
+    def reach(self, done: int, total: int | None = None) -> None:
+        """So many are done, of so many."""
         self._bar.update(self._task, completed=done, total=total)
 
     def __enter__(self) -> "Progress":
@@ -79,12 +67,12 @@ class RunProgress:
 
     def update(self, stats) -> None:
         """stats: a `vidtok.extraction.engine.RunStats`."""
+        self.tell(stats)
         left = "" if stats.eta is None else f", {stats.eta / 60:.0f} min left" if stats.eta > 90 else ", a minute left"
         failed = f", {stats.failed} failed" if stats.failures else ""
         completed = stats.done + stats.skipped + stats.failed
         text = f"{self._things}, {stats.speed}{left}{failed}"
         self._bar.update(self._task, total=stats.total, completed=completed, text=text)
-        self.tell(stats)
 
     def tell(self, stats) -> None:
         """Print the failures that are new."""
