@@ -16,7 +16,7 @@ from vidtok.bench.timing import machine, peak_mb, ratio, summary, time_together
 from vidtok.bench.tokenizer import NAIVE, Clip, Variant, bench_streaming, bench_tokenizer, codec_call
 from vidtok.bench.training import bench_training
 from vidtok.checks import pick_device
-from vidtok.errors import UserError
+from vidtok.errors import UserError, nearest
 from vidtok.provenance import provenance
 
 PEER = "magvit2-pytorch"
@@ -130,8 +130,11 @@ def run_benchmark(
         The result, plain values for JSON.
 
     Raises:
-        UserError: for data that the kind has no use for, or a device that isn't there.
+        UserError: for an unknown kind, data that the kind has no use for, or a device that isn't there.
     """
+    kinds = ("all", *KINDS, *ALONE)
+    if kind not in kinds:
+        raise UserError(f"unknown benchmark {kind!r}: {nearest(kind, kinds)}")
     if data is not None and kind != "loader":
         raise UserError(f"bench {kind} takes no dataset, {data}: loader does")
     if threads:
