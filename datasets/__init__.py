@@ -2,7 +2,7 @@
 
 from vidtok.datasets.annotations import read_annotations
 from vidtok.datasets.backends import open_video
-from vidtok.datasets.checking import check_video, check_videos, find_overlap, validate_disjoint
+from vidtok.datasets.checking import CheckResult, check, check_video, check_videos, find_overlap, validate_disjoint
 from vidtok.datasets.clips import ClipFolder
 from vidtok.datasets.decode import Chunk, VideoReader
 from vidtok.datasets.demo import demo_clip
@@ -18,6 +18,7 @@ from vidtok.errors import VideoError
 
 __all__ = [
     "Batch",
+    "CheckResult",
     "Chunk",
     "ClipFolder",
     "DecodePool",
@@ -38,6 +39,7 @@ __all__ = [
     "VideoReader",
     "VideoStream",
     "VideoWriter",
+    "check",
     "check_video",
     "check_videos",
     "collate_samples",

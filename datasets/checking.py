@@ -4,19 +4,106 @@ import hashlib
 import itertools
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vidtok.datasets.backends import DecordReader, has_decord
 from vidtok.datasets.clips import ClipFolder
 from vidtok.datasets.decode import IMAGE_SUFFIXES, PyAVReader
 from vidtok.datasets.labelled import LabelledDataset
 from vidtok.datasets.loading import DecodePool
-from vidtok.errors import VideoError
+from vidtok.datasets.sources import files_by_split
+from vidtok.errors import UserError, VideoError
+from vidtok.files import validate_output
+
+if TYPE_CHECKING:
+    import pandas
 
 SHOWN = 20
 Files = Iterable[str | Path] | LabelledDataset | ClipFolder
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What `check` found.
+
+    Attributes:
+        table: a pandas data frame with a row for each video, see `check_video`.
+        overlap: (split, path, other split, path in it) of each file that is in two splits, under whatever name.
+    """
+
+    table: "pandas.DataFrame"
+    overlap: list[tuple[str, str, str, str]]
+
+    @property
+    def bad(self) -> "pandas.DataFrame":
+        """The rows of videos that are missing, corrupt or too short."""
+        return self.table[self.table["status"] != "ok"]
+
+    @property
+    def ok(self) -> bool:
+        return not len(self.bad) and not self.overlap
+
+
+def check(
+    sources: str | Path | Iterable[str | Path],
+    *,
+    root: str | Path | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    min_frames: int = 1,
+    workers: int | None = None,
+    time_limit: float = 300,
+    output: str | Path | None = None,
+    force: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> CheckResult:
+    """Decode every video of a dataset once, and find the bad ones and those that are in two splits.
+
+    Args:
+        sources: folders or annotation files; one or several.
+        root: folder of the videos, where it is not that of the annotation file.
+        path_column, label_column, split_column: in the header of a csv, where they are not found by themselves.
+        min_frames: videos of fewer are too short.
+        workers: decode processes; None, one per CPU. time_limit: seconds for a video.
+        output: csv file to write the table to; datasets take it as `checked`. force: overwrite it.
+        progress: called with the videos done and their number.
+
+    Raises:
+        UserError: where there are no videos, or `output` exists.
+        ValueError: for a source that is no dataset.
+    """
+    import pandas as pd
+
+    validate_output(None if output is None else str(output), force)
+    columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column}
+    sources = [sources] if isinstance(sources, str | Path) else list(sources)
+    splits: dict[str, list[str]] = {}
+    for source in sources:
+        for split, paths in files_by_split(source, root, **columns).items():
+            splits.setdefault(split, []).extend(paths)
+    videos = list(dict.fromkeys(itertools.chain(*splits.values())))
+    if not videos:
+        raise UserError(f"{', '.join(map(str, sources))}: no videos")
+    rows = []
+    for row in check_videos(videos, min_frames, workers or os.cpu_count(), time_limit):
+        rows.append(row)
+        progress(len(rows), len(videos))
+    table = pd.DataFrame(rows).astype({"frames": "Int64", "height": "Int64", "width": "Int64"})
+    if output is not None:
+        part = f"{output}.{os.getpid()}.part"
+        table.to_csv(part, index=False)
+        os.replace(part, output)
+    overlap = [
+        (a, ours, b, theirs)
+        for a, b in itertools.combinations(splits, 2)
+        for ours, theirs in find_overlap(splits[a], splits[b])
+    ]
+    return CheckResult(table, overlap)
 
 
 def check_video(path: str | Path, min_frames: int = 1) -> dict:

@@ -1,13 +1,105 @@
-"""What `vidtok demo` shows: actions told from tokens, and a picture of what a tokenizer does."""
+"""Show what a tokenizer does to one clip, in numbers and a picture, and tell actions from tokens: `run_demo`."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from vidtok.datasets import MovingDigits, demo_clip, write_video
+from vidtok.errors import UserError
+from vidtok.eval import CodebookUsage, psnr, ssim
+from vidtok.extraction import write_npz
+from vidtok.extraction.videos import Source, chunk_ids, collect_ids, decode_chunks, encode_chunks, load_tokenizer
+from vidtok.heads import Head
+from vidtok.streaming import cut_chunks
+
+FOLDER = "vidtok-demo"
 
 FRAMES = 129  # of a clip at most: it is held in memory
 HEAD = "digits-tokens"
+
+
+def run_demo(
+    clip: str | Path | None = None,
+    output: str | Path = FOLDER,
+    *,
+    model: str = "vidtok-t",
+    device: str = "auto",
+    precision: str = "fp32",
+    force: bool = False,
+) -> Iterator[dict[str, object]]:
+    """Show what a tokenizer does to one clip, and what can be told from tokens.
+
+    Args:
+        clip: a video, of which at most `FRAMES` frames are taken; None, a rendered one.
+        output: folder for tokens.npz, original.mp4, reconstruction.mp4 and picture.png; of a rendered clip also
+            actions.mp4. model, device, precision: of the tokenizer.
+        force: overwrite files that exist. In `FOLDER` those of the last time are overwritten anyway.
+
+    Yields:
+        Rows, name by name, to be printed: quality, cost and speed; then, of a rendered clip, what `tell_actions` gives.
+
+    Raises:
+        UserError: where a file is in the way, or is the clip itself.
+    """
+    tokenizer = load_tokenizer(model, device, precision)
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: folder / name for name in ("original.mp4", "reconstruction.mp4", "tokens.npz", "picture.png")}
+    if clip is None:
+        files["actions.mp4"] = folder / "actions.mp4"
+    for file in files.values():
+        if clip is not None and file.exists() and file.samefile(clip):
+            raise UserError(f"{clip} would be overwritten by the demo: give another -o DIR")
+        if file.exists() and str(output) != FOLDER and not force:
+            raise UserError(f"{file} exists: --force overwrites it")
+    if clip is None:
+        write_video(files["original.mp4"], demo_clip(), 30)
+    size = tokenizer.config.preprocessing["size"]
+    with Source(Path(clip or files["original.mp4"]), size, max_frames=FRAMES) as source:
+        original = torch.cat(list(source), 2)
+    if clip is None:
+        original = demo_clip()  # what was rendered, not what H.264 left of it
+
+    def encode() -> np.ndarray:
+        return collect_ids(encode_chunks(tokenizer, [original], None), tokenizer.bits)
+
+    def decode() -> Tensor:
+        chunks = decode_chunks(tokenizer, chunk_ids(ids), None)
+        return torch.cat(list(cut_chunks(chunks, meta.frames, meta.size)), 2).cpu()
+
+    ids, encode_seconds = _timed(encode)
+    record = source.record(tokenizer, ids, precision, None)
+    meta = record.meta
+    decoded, decode_seconds = _timed(decode)
+    if clip is not None:
+        write_video(files["original.mp4"], original, meta.fps)
+    write_video(files["reconstruction.mp4"], decoded, meta.fps)
+    write_npz(files["tokens.npz"], [record])
+
+    usage = CodebookUsage(round(2**tokenizer.bits))
+    usage.update(torch.from_numpy(ids.astype("int64")))
+    quality = psnr(original, decoded).item()
+    rate = tokenizer.bits * ids.size / original[0, 0].numel()
+    caption = f"{meta.model}: {quality:.1f} dB at {rate:.3f} bits per pixel"
+    draw_picture(files["picture.png"], original, decoded, ids, tokenizer, caption)
+    yield {
+        "clip": f"{clip or 'rendered'}, {meta.frames} frames, {meta.size[0]} x {meta.size[1]}",
+        "tokenizer": f"{meta.model}, weights {meta.weight_hash}, {precision} on {tokenizer.device}",
+        "tokens": " x ".join(map(str, ids.shape)) + f" = {ids.size}",
+        "PSNR": f"{quality:.2f} dB",
+        "SSIM": f"{ssim(original, decoded).item():.4f}",
+        "bits per pixel": f"{rate:.4f}",
+        "codebook": f"{usage.distinct} codes used, {usage.entropy_bits:.2f} bits of entropy",
+        "encode": f"{meta.frames / encode_seconds:.0f} frames/s",
+        "decode": f"{meta.frames / decode_seconds:.0f} frames/s",
+        **files,
+    }
+    if clip is None:
+        yield tell_actions(tokenizer, files["actions.mp4"])
 
 
 def tell_actions(tokenizer, file: Path) -> dict[str, str]:
@@ -15,11 +107,6 @@ def tell_actions(tokenizer, file: Path) -> dict[str, str]:
 
     file: gets the clips, three by three.
     """
-    import torch
-
-    from vidtok.datasets import MovingDigits, write_video
-    from vidtok.heads import Head
-
     head = Head.from_pretrained(HEAD, tokenizer.device)
     protocol, classes = head.config.protocol, head.config.classes
     digits = MovingDigits("val", protocol["frames"], protocol["size"])

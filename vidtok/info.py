@@ -1,14 +1,38 @@
-"""Describe a tokenizer, a head, a generator, features or a video."""
+"""Describe a tokenizer, a head, a generator, features or a video: `describe`."""
 
 import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vidtok.cli.common import print_rows
+from vidtok.errors import UserError
 
 
-def model_info(name: str) -> None:
+def describe(thing: str | Path) -> dict[str, object]:
+    """Describe a tokenizer, a head, a generator, a folder or file of features, or a video.
+
+    Args:
+        thing: shipped name, hub id, folder or file.
+
+    Returns:
+        What is known of it, name by name, to be printed: {"tokenizer": "vidtok-t", "codebook": "18 bits ...", ...}. The
+        first key says what it is. Of a tokenizer with a model card, "model card" is its path and tables.
+
+    Raises:
+        UserError: for a file that doesn't exist.
+        ValueError: for what is none of these.
+    """
+    path = Path(thing)
+    if not path.exists() and path.suffix:
+        raise UserError(f"{path}: no such file")
+    if (path / "settings.json").is_file() or path.suffix.lower() in (".parquet", ".tar"):
+        return folder_info(path)
+    if not path.is_file():
+        return model_info(str(thing))
+    return features_info(path) if path.suffix.lower() == ".npz" else video_info(path)
+
+
+def model_info(name: str) -> dict[str, object]:
     from vidtok.heads import list_shipped_heads
     from vidtok.heads.config import SCHEMA as HEAD
     from vidtok.hub import CONFIG
@@ -17,81 +41,70 @@ def model_info(name: str) -> None:
     with suppress(OSError, ValueError, AttributeError):  # no folder, no JSON, no object: what loads it says so
         schema = str(json.loads((Path(name) / CONFIG).read_text()).get("schema"))
     if schema == HEAD or name in list_shipped_heads():
-        head_info(name)
-    elif schema.startswith("vidtok.generator/"):
-        generator_info(name)
-    else:
-        tokenizer_info(name)
+        return head_info(name)
+    return generator_info(name) if schema.startswith("vidtok.generator/") else tokenizer_info(name)
 
 
-def head_info(name: str) -> None:
+def head_info(name: str) -> dict[str, object]:
     from vidtok.heads import Head
 
     head = Head.from_pretrained(name)
     config = head.config
-    print_rows(
-        {
-            "head": config.name,
-            "weights": head.weight_hash,
-            "parameters": _millions(head),
-            "net": _spec(config.net),
-            "input": f"{_spec(config.input)}, grid {' x '.join(map(str, config.grid))}",
-            "tokenizer": _tokenizer(config.tokenizer) if config.tokenizer else "none",
-            "clips": _spec(config.protocol) if config.protocol else "not known",
-            "classes": _classes(config.classes) if config.classes else config.num_classes,
-            "license": config.license,
-        }
-    )
+    return {
+        "head": config.name,
+        "weights": head.weight_hash,
+        "parameters": _millions(head),
+        "net": _spec(config.net),
+        "input": f"{_spec(config.input)}, grid {' x '.join(map(str, config.grid))}",
+        "tokenizer": _tokenizer(config.tokenizer) if config.tokenizer else "none",
+        "clips": _spec(config.protocol) if config.protocol else "not known",
+        "classes": _classes(config.classes) if config.classes else config.num_classes,
+        "license": config.license,
+    }
 
 
-def generator_info(name: str) -> None:
+def generator_info(name: str) -> dict[str, object]:
     from vidtok.generator import from_pretrained
 
     generator = from_pretrained(name)
     config = generator.config
-    print_rows(
-        {
-            "generator": f"{config.name}, {config.kind}",
-            "parameters": _millions(generator),
-            "trunk": f"{config.depth} layers, {config.width} wide, {config.heads} heads",
-            "tokenizer": _tokenizer({"name": config.tokenizer, "weight_hash": config.weight_hash}),
-            "tokens": f"{' x '.join(map(str, config.grid))} of {config.bits} bits",
-            "classes": _classes(config.classes) if config.classes else "none",
-        }
-    )
+    return {
+        "generator": f"{config.name}, {config.kind}",
+        "parameters": _millions(generator),
+        "trunk": f"{config.depth} layers, {config.width} wide, {config.heads} heads",
+        "tokenizer": _tokenizer({"name": config.tokenizer, "weight_hash": config.weight_hash}),
+        "tokens": f"{' x '.join(map(str, config.grid))} of {config.bits} bits",
+        "classes": _classes(config.classes) if config.classes else "none",
+    }
 
 
-def tokenizer_info(name: str) -> None:
+def tokenizer_info(name: str) -> dict[str, object]:
     from vidtok.checks import legal_length, legal_size
     from vidtok.hub import PRETRAINED
     from vidtok.tokenizer import VideoTokenizer
 
     tokenizer = VideoTokenizer.from_pretrained(name)
     config = tokenizer.config
-
-    print_rows(
-        {
-            "tokenizer": config.name,
-            "weights": tokenizer.weight_hash,
-            "parameters": f"encoder {_millions(tokenizer.encoder)}, decoder {_millions(tokenizer.decoder)}",
-            "codebook": f"{tokenizer.bits:g} bits ({round(2**tokenizer.bits)} codes)",
-            "pixels per token": _cell(*tokenizer.stride),
-            "frames of a clip": legal_length(tokenizer.stride),
-            "height and width": legal_size(tokenizer.stride),
-            "net": _spec(config.net),
-            "quantizer": _spec(config.quantizer),
-            "preprocessing": _spec(config.preprocessing),
-            "license": config.license,
-        }
-    )
-    folder = PRETRAINED / name if (PRETRAINED / name).is_dir() else Path(name)
-    if (folder / "README.md").is_file():
-        card = (folder / "README.md").read_text()
-        tables = [line for line in card.splitlines() if line.startswith("|")]
-        print("", f"model card: {folder / 'README.md'}", *tables, sep="\n")
+    rows = {
+        "tokenizer": config.name,
+        "weights": tokenizer.weight_hash,
+        "parameters": f"encoder {_millions(tokenizer.encoder)}, decoder {_millions(tokenizer.decoder)}",
+        "codebook": f"{tokenizer.bits:g} bits ({round(2**tokenizer.bits)} codes)",
+        "pixels per token": _cell(*tokenizer.stride),
+        "frames of a clip": legal_length(tokenizer.stride),
+        "height and width": legal_size(tokenizer.stride),
+        "net": _spec(config.net),
+        "quantizer": _spec(config.quantizer),
+        "preprocessing": _spec(config.preprocessing),
+        "license": config.license,
+    }
+    card = (PRETRAINED / name if (PRETRAINED / name).is_dir() else Path(name)) / "README.md"
+    if card.is_file():
+        rows["model card"] = "\n".join([str(card), *(x for x in card.read_text().splitlines() if x.startswith("|"))])
+    return rows
 
 
-def folder_info(path: Path) -> None:
+def folder_info(path: Path) -> dict[str, object]:
     from collections import Counter
     from dataclasses import asdict
 
@@ -102,18 +115,16 @@ def folder_info(path: Path) -> None:
     labels = Counter(entry.label for entry in entries if entry.label is not None)
     splits = Counter(entry.split for entry in entries if entry.split is not None)
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    print_rows(
-        {
-            "features": f"{settings.feature} in {path} ({sum(file.stat().st_size for file in files)} bytes)",
-            "videos": f"{len({entry.id for entry in entries})}, {len(entries)} records",
-            "labels": f"{len(labels)} classes" if labels else "none",
-            "splits": ", ".join(f"{count} {name}" for name, count in splits.items()) or "none",
-            **{name: value for name, value in asdict(settings).items() if name != "feature" and value is not None},
-        }
-    )
+    return {
+        "features": f"{settings.feature} in {path} ({sum(file.stat().st_size for file in files)} bytes)",
+        "videos": f"{len({entry.id for entry in entries})}, {len(entries)} records",
+        "labels": f"{len(labels)} classes" if labels else "none",
+        "splits": ", ".join(f"{count} {name}" for name, count in splits.items()) or "none",
+        **{name: value for name, value in asdict(settings).items() if name != "feature" and value is not None},
+    }
 
 
-def features_info(path: Path) -> None:
+def features_info(path: Path) -> dict[str, object]:
     from vidtok.extraction import read_npz
 
     records = read_npz(path)
@@ -134,9 +145,9 @@ def features_info(path: Path) -> None:
         "array": f"{record.features.dtype} {list(record.features.shape)}"
         + (f", {meta.bytes_per_token:g} bytes per token before compression" if meta.bytes_per_token else ""),
     }
-    print_rows({name: text for name, text in rows.items() if name != "label" or record.label is not None})
-    if meta.feature == "ids":
-        print_rows(_token_rows(records))
+    if record.label is None:
+        del rows["label"]
+    return rows | (_token_rows(records) if meta.feature == "ids" else {})
 
 
 def _token_rows(records: list) -> dict[str, str]:
@@ -160,20 +171,18 @@ def _token_rows(records: list) -> dict[str, str]:
     }
 
 
-def video_info(path: Path) -> None:
+def video_info(path: Path) -> dict[str, object]:
     from vidtok.datasets import probe_video
 
     info = probe_video(path)
-    print_rows(
-        {
-            "video": path,
-            "size": _size((info.height, info.width)),
-            "frames": "not in the header" if info.num_frames is None else f"{info.num_frames} (as the header says)",
-            "rate": f"{info.fps:g} frames/s",
-            "duration": "not in the header" if info.duration is None else f"{info.duration:.3f} s",
-            "codec": f"{info.codec}, {info.pixel_format}",
-        }
-    )
+    return {
+        "video": path,
+        "size": _size((info.height, info.width)),
+        "frames": "not in the header" if info.num_frames is None else f"{info.num_frames} (as the header says)",
+        "rate": f"{info.fps:g} frames/s",
+        "duration": "not in the header" if info.duration is None else f"{info.duration:.3f} s",
+        "codec": f"{info.codec}, {info.pixel_format}",
+    }
 
 
 def _millions(net) -> str:

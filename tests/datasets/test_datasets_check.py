@@ -12,6 +12,7 @@ from vidtok.datasets import (
     ClipFolder,
     MovingDigits,
     VideoFolder,
+    check,
     check_video,
     check_videos,
     demo_clip,
@@ -22,6 +23,7 @@ from vidtok.datasets import (
     write_video,
 )
 from vidtok.datasets.backends import has_decord
+from vidtok.errors import UserError
 
 
 @pytest.fixture
@@ -132,6 +134,21 @@ def test_command(folder, tmp_path, capsys):
     capsys.readouterr()
     assert run(folder) == 1
     assert "good.mp4 of train is in val, too, as " in capsys.readouterr().out
+
+
+def test_check_as_a_function(folder, tmp_path):
+    (tmp_path / "train.txt").write_text("train/a/good.mp4 0\ntrain/a/gone.mp4 1\n")
+    (tmp_path / "val.txt").write_text("train/a/good.mp4 0\n")
+    done = []
+    settings = {"root": folder, "workers": 1, "progress": lambda *counts: done.append(counts)}
+    found = check([tmp_path / "train.txt", tmp_path / "val.txt"], output=tmp_path / "table.csv", **settings)
+    assert not found.ok and list(found.bad["status"]) == ["missing"] and done == [(1, 2), (2, 2)]
+    good = str(folder / "train" / "a" / "good.mp4")
+    assert found.overlap == [(str(tmp_path / "train.txt"), good, str(tmp_path / "val.txt"), good)]
+    assert len(pd.read_csv(tmp_path / "table.csv")) == 2
+    with pytest.raises(UserError, match="exists"):
+        check(tmp_path / "val.txt", output=tmp_path / "table.csv", **settings)
+    assert check(tmp_path / "val.txt", **settings).ok
 
 
 def test_command_on_lists(folder, tmp_path, capsys):

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import vidtok.cli.extract
 from vidtok.cli.main import main
 from vidtok.configs.compose import compose_config
 from vidtok.datasets import write_video
@@ -34,6 +33,7 @@ from vidtok.eval.recognition.prediction import Predictions
 from vidtok.eval.recognition.protocol import Protocol
 from vidtok.eval.recognition.store import FeatureFiles, validate_clips
 from vidtok.eval.report import markdown
+from vidtok.extraction.sources import plan_sources
 from vidtok.heads import Head
 from vidtok.heads.factory import create_head
 from vidtok.tokenizer import VideoTokenizer
@@ -620,8 +620,8 @@ def test_a_probe_takes_its_test_from_another_file(capsys, csv, tokenizer_path, t
 
 def test_renderings_of_a_digit_stay_together(tokenizer_path, tokenizer, tmp_path, monkeypatch):
     command = ["extract", "digits", "--split", "val", "--renderings", 2, "-o", tmp_path, "--model", tokenizer_path]
-    plan = vidtok.extraction.run.plan
-    monkeypatch.setattr("vidtok.extraction.run.plan", lambda args: plan(args)[:40])
+    plan = plan_sources
+    monkeypatch.setattr("vidtok.extraction.run.plan_sources", lambda *args, **columns: plan(*args, **columns)[:40])
     assert main([str(a) for a in [*command, "--size", 16, "--clips", "dense:1", "--frames", 5]]) == 0
     files = FeatureFiles(tmp_path, "val", "codes", tokenizer, Protocol(5, 1, size=16))
     assert {"0004/left", "0004/left/1"} < set(files.ids)

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from vidtok import VideoTokenizer, create_head
+from vidtok import Recognizer, VideoTokenizer, create_head
 from vidtok.cli.main import main
-from vidtok.datasets import MovingDigits, write_video
+from vidtok.datasets import MovingDigits, read_video, write_video
+from vidtok.errors import UserError
 from vidtok.heads import Head, list_shipped_heads
 from vidtok.heads.head import SHIPPED
 
@@ -68,6 +69,22 @@ def test_table_shows_the_top(head, clips, capsys):
     assert main(["recognize", str(clips / "0.mp4"), "--head", str(head), "--top", "2", "--device", "cpu"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 2 and all("0.mp4" in row and "%" in row and row.split()[-1] in CLASSES for row in rows)
+
+
+def test_recognizer_takes_paths_and_tensors(head, clips):
+    recognizer = Recognizer(str(head), device="cpu")
+    of_folder = list(recognizer(clips, top=2))
+    assert [found.path.name for found in of_folder] == ["0.mp4", "1.mp4"] and all(f.views == 1 for f in of_folder)
+    assert all(len(found.labels) == 2 and found.error is None for found in of_folder)
+    video = read_video(clips / "0.mp4", size=None)[0, :, :17]
+    one, several, *_ = recognizer([video, torch.stack([video, video]), clips / "1.mp4"], top=3)
+    assert (one.path, one.views, several.views) == (None, 1, 2)
+    assert dict(one.labels) == pytest.approx(dict(several.labels), abs=1e-6)
+    assert sum(p for _, p in one.labels) == pytest.approx(1)
+    with pytest.raises(ValueError, match="video"):
+        list(recognizer(video[0]))
+    with pytest.raises(UserError, match="no such file"):
+        recognizer("nothing.mp4")
 
 
 def test_token_files_give_what_their_videos_give(head, clips, tmp_path, capsys):

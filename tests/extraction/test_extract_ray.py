@@ -23,7 +23,7 @@ from vidtok.cli.main import main  # noqa: E402
 from vidtok.config import TokenizerConfig  # noqa: E402
 from vidtok.datasets import demo_clip, write_video  # noqa: E402
 from vidtok.extraction import open_reader, ray_engine  # noqa: E402
-from vidtok.extraction.output import ExtractionStats  # noqa: E402
+from vidtok.extraction.engine import ExtractionStats  # noqa: E402
 from vidtok.extraction.sources import WorkItem  # noqa: E402
 from vidtok.tokenizer import VideoTokenizer  # noqa: E402
 

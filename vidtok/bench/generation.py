@@ -58,9 +58,6 @@ def bench_generation(
         yield row
 
 
-TARGET = 20  # times as fast as uncached autoregressive sampling
-
-
 def describe(row: dict) -> str:
     trunk = row["trunk"]
     line = (
@@ -70,7 +67,7 @@ def describe(row: dict) -> str:
     )
     if "uncached" not in row:
         return line
-    return f"{line}, without {seconds(row['uncached'])} ({row['over_uncached']['median']:.1f} x, target {TARGET})"
+    return f"{line}, without {seconds(row['uncached'])} ({row['over_uncached']['median']:.1f} x)"
 
 
 def seconds(times: dict) -> str:

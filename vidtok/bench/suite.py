@@ -1,20 +1,23 @@
 """The benchmark by kinds, and how much each takes of it: in full some minutes on two cores, or quick.
 
 Kinds: "tokenizer" (encode and decode of any model, and against magvit2-pytorch), "magvit2" (the paper's network, naive
-against tuned), "streaming", "loss" (against vector-quantize-pytorch), "train".
-
-What the benchmark is meant to show, and whether a result shows it.
+against tuned), "streaming", "loss" (against vector-quantize-pytorch), "train". By their names alone: "generate" and
+"loader".
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from vidtok.bench import generation, loader
 from vidtok.bench.peers import PEER_TOKENS, bench_loss, magvit2_pytorch_encode, peer_versions
-from vidtok.bench.timing import peak_mb, ratio, summary, time_together
+from vidtok.bench.timing import machine, peak_mb, ratio, summary, time_together
 from vidtok.bench.tokenizer import NAIVE, Clip, Variant, bench_streaming, bench_tokenizer, codec_call
 from vidtok.bench.training import bench_training
+from vidtok.checks import pick_device
+from vidtok.errors import UserError, nearest
+from vidtok.provenance import provenance
 
 PEER = "magvit2-pytorch"
 VARIANTS = (NAIVE, Variant("fp32"), Variant("bf16"))
@@ -96,33 +99,75 @@ KINDS: dict[str, Kind] = {
     "train": run_train,
 }
 
-# What, the goal, whether the value is to be at least (+1) or at most (-1) that, and where the value is in a result.
-TARGETS: tuple[tuple[str, float, int, Callable[[dict], float]], ...] = (
-    ("encode, times as fast as magvit2-pytorch's", 100, +1, lambda r: r["encode_peer"]["ratio"]["median"]),
-    ("LFQ loss, times as fast as vector-quantize-pytorch's", 300, +1, lambda r: r["loss"]["ratio"]["median"]),
-    ("magvit2 encode in bf16, times as fast as naive", 2, +1, lambda r: r["magvit2_ratio"]["median"]),
-    ("encode, share of the convolution rate, fp32", 0.5, +1, lambda r: _share(r, "fp32")),
-    ("encode, share of the convolution rate, bf16", 0.5, +1, lambda r: _share(r, "bf16")),
-    ("LFQ loss of 1280 tokens, ms", 40, -1, lambda r: 1e3 * r["loss"]["rows"][0]["median_s"]),
-    ("LFQ loss of 1280 tokens, MB", 100, -1, lambda r: r["loss"]["rows"][0]["peak_mb"]),
-)
+ALONE = ("generate", "loader")  # minutes by themselves, and no part of "all"
 
 
-def _share(result: dict, precision: str) -> float:
-    """Of the first clip size, one clip at a time."""
-    wanted = {"what": "encode", "precision": precision, "layout": "channels-last", "compiled": False}
-    return next(row for row in result["tokenizer"] if wanted.items() <= row.items())["share_of_conv"]
+def run_benchmark(
+    kind: str = "all",
+    data: str | None = None,
+    *,
+    model: str = "vidtok-t",
+    device: str = "auto",
+    threads: int | None = None,
+    runs: int | None = None,
+    quick: bool = False,
+    compile: bool = False,
+    report: Callable[[dict, dict], None] = lambda part, result: None,
+) -> dict:
+    """Measure speed and memory.
+
+    Args:
+        kind: one of `KINDS`, "all" of them, or one of `ALONE`.
+        data: for "loader", a folder of videos or an annotation file; None, rendered clips.
+        model: of "tokenizer", "streaming" and "train": as `from_pretrained` takes it, or a config's name (untrained).
+        device: "auto", "cpu", "cuda", "cuda:1", ... threads: of torch on a CPU, for the whole process.
+        runs: of each quick measurement; None, 15 (of "generate" and "loader" 3).
+        quick: one size, few runs, no memory. compile: measure with torch.compile, too.
+        report: called with each part of the result as it is measured, and with the result so far; first with
+            {"header": what is measured, in words}. `vidtok.bench.table.print_part` prints a part.
+
+    Returns:
+        The result, plain values for JSON.
+
+    Raises:
+        UserError: for an unknown kind, data that the kind has no use for, or a device that isn't there.
+    """
+    kinds = ("all", *KINDS, *ALONE)
+    if kind not in kinds:
+        raise UserError(f"unknown benchmark {kind!r}: {nearest(kind, kinds)}")
+    if data is not None and kind != "loader":
+        raise UserError(f"bench {kind} takes no dataset, {data}: loader does")
+    if threads:
+        torch.set_num_threads(threads)
+    place = pick_device("cpu" if kind == "loader" else device)
+    about = provenance(place)
+    if kind in ALONE:
+        return _run_alone(kind, data, place, about, runs or 3, quick, report)
+    effort = QUICK if quick else Effort()
+    effort = replace(effort, runs=runs) if runs else effort
+    about |= {"machine": machine()}
+    about["versions"] |= peer_versions()
+    result = {"schema": "vidtok.bench/1", "model": model, "kind": kind, "quick": quick, "provenance": about}
+    words = f"{model} on {about['device']}, {about['threads']} threads, torch {torch.__version__}"
+    report({"header": words}, result)
+    for name in KINDS if kind == "all" else [kind]:
+        for part in KINDS[name](model, place, effort, compile):
+            for key, value in part.items():
+                result[key] = result[key] + value if key in result and isinstance(value, list) else value
+            report(part, result)
+    return result
 
 
-def check_targets(result: dict) -> list[dict]:
-    """{"what", "target", "at_least" (else at most), "value", "met"} of each target that the result has a value for."""
-    rows = []
-    for what, target, sign, value_of in TARGETS:
-        try:
-            value = value_of(result)
-        except (KeyError, TypeError):  # another kind was run, or the peer is absent
-            continue
-        if value is not None:
-            met = sign * value >= sign * target
-            rows.append({"what": what, "target": target, "at_least": sign > 0, "value": value, "met": met})
-    return rows
+def _run_alone(kind: str, data: str | None, device: torch.device, about: dict, runs: int, quick: bool, report) -> dict:
+    result = {"schema": f"vidtok.bench.{kind}/1", "rows": [], "provenance": about}
+    if kind == "generate":
+        words = f"generators on {about['device']}, {about['threads']} threads"
+        rows = generation.bench_generation(device, batches=(1,) if quick else (1, 8), runs=runs)
+    else:
+        words = f"clips of {loader.FRAMES} x {loader.SIDE} x {loader.SIDE}, of {data or 'rendered videos'}"
+        rows = loader.bench_loader(data, batches=3 if quick else 12, runs=runs)
+    report({"header": words}, result)
+    for row in rows:
+        result["rows"].append(row)
+        report({kind: row}, result)
+    return result

@@ -1,17 +1,12 @@
 """The parts of a benchmark's result as lines of text."""
 
+from vidtok.bench.generation import describe
+
 
 def print_part(part: dict) -> None:
-    """What `vidtok.bench.suite` yields, as it comes."""
+    """Print what `vidtok.bench.suite.run_benchmark` reports."""
     for key, value in part.items():
         PRINTERS[key](value)
-
-
-def print_targets(targets: list[dict]) -> None:
-    for row in targets:
-        verdict = "met" if row["met"] else "missed"
-        bound = "at least" if row["at_least"] else "at most"
-        print(f"{row['what']}: {row['value']:.3g} (target {bound} {row['target']:g}: {verdict})")
 
 
 def _memory(row: dict) -> str:
@@ -72,7 +67,20 @@ def _train(rows: list[dict]) -> None:
         print(f"  {row['what'] + ' ' + row['precision']:43}{_times(row)}{_memory(row)}", flush=True)
 
 
+def _loader(row: dict) -> None:
+    who = f"{row['workers']} worker{'s' * (row['workers'] > 1)}" if row["workers"] else "this process"
+    share = f", {row['share']:.0%} of this process alone" if row["workers"] else ""
+    print(
+        f"  {row['of']}, {who:14}{row['clips_per_s']:7.1f} clips/s ({row['worst_clips_per_s']:.1f} .. "
+        f"{row['best_clips_per_s']:.1f}), {row['cpu_ms']:.1f} ms of processor time a clip{share}",
+        flush=True,
+    )
+
+
 PRINTERS = {
+    "header": lambda words: print(words, flush=True),
+    "generate": lambda row: print(describe(row), flush=True),
+    "loader": _loader,
     "tokenizer": _codec,
     "encode_peer": _peer,
     "magvit2": _codec,

@@ -47,7 +47,8 @@ def training_run(
 ) -> Callable[[], list]:
     """A whole run of the training loop, on the device that accelerate picks, saved to a folder that is thrown away.
 
-    critic_base: width of the discriminator, None for a run without. Returns the seconds of each step but the first.
+    discriminator_base: width of the discriminator, None for a run without. Returns the seconds of each step but the
+    first.
     """
     tokenizer = open_tokenizer(name, torch.device("cpu"), Variant("fp32")).train()
     state = TrainState(tokenizer, create_optimizer_v2(tokenizer, opt="adamw", lr=1e-4), make_ema(tokenizer))

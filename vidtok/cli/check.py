@@ -10,7 +10,6 @@ splits, under whatever name, is an error. Exit status 1 where anything is wrong.
 """
 
 import argparse
-import itertools
 
 from vidtok.cli import common
 
@@ -32,44 +31,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import os
+    from vidtok.cli.progress import Progress
+    from vidtok.datasets import check
 
-    import pandas as pd
-
-    from vidtok.cli.progress import track
-    from vidtok.datasets import check_videos, files_by_split, find_overlap
-    from vidtok.errors import UserError
-    from vidtok.files import validate_output
-
-    validate_output(args.output, args.force)
-    columns = {name: getattr(args, name) for name in ("path_column", "label_column", "split_column")}
-    splits: dict[str, list[str]] = {}
-    for source in args.datasets:
-        for split, paths in files_by_split(source, args.root, **columns).items():
-            splits.setdefault(split, []).extend(paths)
-    videos = list(dict.fromkeys(itertools.chain(*splits.values())))
-    if not videos:
-        raise UserError(f"{', '.join(args.datasets)}: no videos")
-    rows = check_videos(videos, args.min_frames, args.workers or os.cpu_count(), args.time_limit)
-    table = pd.DataFrame(track(rows, len(videos), "videos"))
-    table = table.astype({"frames": "Int64", "height": "Int64", "width": "Int64"})
-    if args.output:
-        part = f"{args.output}.{os.getpid()}.part"
-        table.to_csv(part, index=False)
-        os.replace(part, args.output)
-    bad = table[table["status"] != "ok"]
+    settings = dict(vars(args))
+    with Progress(None, "videos") as bar:
+        found = check(settings.pop("datasets"), progress=bar.reach, **settings)
+    bad, table = found.bad, found.table
     for row in bad.head(SHOWN).itertuples():
         print(f"{row.path}: {row.status}" + ("" if row.status == "missing" else f": {row.reason}"))
     if len(bad) > SHOWN:
         print(f"... and {len(bad) - SHOWN} more" + (f", see {args.output}" if args.output else ": give -o TABLE"))
-    overlap = 0
-    for a, b in itertools.combinations(splits, 2):
-        for ours, theirs in find_overlap(splits[a], splits[b]):
-            print(f"{ours} of {a} is in {b}, too" + (f", as {theirs}" if theirs != ours else ""))
-            overlap += 1
+    for split, ours, other, theirs in found.overlap:
+        print(f"{ours} of {split} is in {other}, too" + (f", as {theirs}" if theirs != ours else ""))
     counts = table["status"].value_counts()
     print(
         f"{len(table)} videos: {', '.join(f'{n} {status}' for status, n in counts.items())}; "
-        f"{(table['guard'] != '').sum()} not trusted to decord; {overlap} in two splits"
+        f"{(table['guard'] != '').sum()} not trusted to decord; {len(found.overlap)} in two splits"
     )
-    return int(overlap > 0 or len(bad) > 0)
+    return int(not found.ok)

@@ -60,17 +60,11 @@ def positive(kind: type):
     return parse
 
 
-def load_tokenizer(args: argparse.Namespace, precision: str | None = None):
-    """The `VideoTokenizer` of --model, --device and --precision (or another one), ready for inference."""
-    from vidtok.checks import pick_device
-    from vidtok.tokenizer import VideoTokenizer
+def load_tokenizer(args: argparse.Namespace):
+    """The `VideoTokenizer` of --model, --device and --precision, ready for inference."""
+    from vidtok.extraction import videos
 
-    tokenizer = VideoTokenizer.from_pretrained(args.model, pick_device(args.device), precision or args.precision)
-    if getattr(args, "tile", None) is not None:
-        from vidtok.streaming import tile_cells
-
-        tile_cells(args.tile, tokenizer.stride[1:])  # a wrong one is one error, not one for every file
-    return tokenizer
+    return videos.load_tokenizer(args.model, args.device, args.precision, getattr(args, "tile", None))
 
 
 def print_rows(rows: Mapping[str, object]) -> None:

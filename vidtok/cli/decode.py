@@ -10,7 +10,7 @@ that made the tokens: a file of other weights is refused.
 """
 
 import argparse
-from pathlib import Path
+from functools import partial
 
 from vidtok.cli import common
 
@@ -24,52 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from vidtok.cli.progress import run_jobs
-    from vidtok.datasets import VideoWriter
-    from vidtok.extraction.videos import chunk_ids, decode_chunks
-    from vidtok.streaming import cut_chunks
+    from vidtok.cli.progress import show_run
+    from vidtok.extraction.videos import decode_files
 
-    jobs = plan(args)
-    tokenizer = common.load_tokenizer(args)
-
-    def work(job, count):
-        record = jobs[job]()
-        meta = record.meta
-        if meta.feature != "ids" or meta.clips is not None:
-            raise ValueError(f"it holds {meta.feature} of {meta.clips or 1} clips: only the ids of whole videos decode")
-        if meta.weight_hash != tokenizer.weight_hash:
-            raise ValueError(
-                f"its tokens are of {meta.model} with weights {meta.weight_hash}, and --model {args.model} has weights "
-                f"{tokenizer.weight_hash}: give the model that made them"
-            )
-        with VideoWriter(job.target, meta.fps) as writer:
-            chunks = decode_chunks(tokenizer, chunk_ids(record.features), args.tile)
-            for chunk in cut_chunks(chunks, meta.frames, meta.size):
-                writer.write(chunk)
-                count(chunk.shape[2])
-
-    return run_jobs([*jobs], work, force=args.force, done="decoded")
-
-
-def plan(args: argparse.Namespace) -> dict:
-    """{job: what reads its record}: one for each .npz, as many as there are videos for each shard."""
-    from functools import partial
-
-    from vidtok.extraction import open_reader, read_npz
-    from vidtok.extraction.npz import npz_name
-    from vidtok.files import MOVIES, Job, find_files, plan_jobs
-
-    files = find_files(args.inputs, (".npz", ".parquet", ".tar"))
-    shards = [file for file, _ in files if file.suffix in (".parquet", ".tar")]
-    files = [(file, below) for file, below in files if file not in shards]
-    jobs = {job: partial(_only, read_npz, job.source) for job in plan_jobs(files, args.output, ".mp4", MOVIES)}
-    for shard in shards:
-        reader = open_reader(shard)
-        below = [(shard, Path(npz_name(entry.id))) for entry in reader.entries]
-        for i, job in enumerate(plan_jobs(below, args.output, ".mp4", MOVIES)):
-            jobs[Job(shard, job.target)] = partial(reader.read, i)
-    return jobs
-
-
-def _only(read, path: Path):
-    return read(path)[0]
+    return int(show_run(partial(decode_files, **vars(args)), "decoded").failed > 0)

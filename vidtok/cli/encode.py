@@ -13,9 +13,9 @@ named, and in failures.csv, and the run goes on. The format of token files is de
 """
 
 import argparse
+from functools import partial
 
 from vidtok.cli import common
-from vidtok.cli.common import add_running
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,39 +25,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     common.add_precision(parser)
     common.add_reading(parser)
     common.add_tile(parser)
-    add_running(parser)
-    parser.set_defaults(features="ids", pool=None, dtype="float32", crop=None, head=None, measure=False)
+    common.add_running(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from pathlib import Path
+    from vidtok.cli.progress import show_run
+    from vidtok.extraction.run import encode_files
 
-    from vidtok.extraction.run import Extraction
-    from vidtok.extraction.sources import plan_files, validate_unique
-    from vidtok.files import find_videos, plan_jobs
-
-    files = find_videos(args.inputs)
-    jobs = plan_jobs(files, args.output, ".npz", (".npz",))
-    extraction = Extraction(args, validate_unique(plan_files(files)))
-    if jobs[0].target == Path(args.output):
-        status = extraction.run_one(jobs[0].target, args.force, "encoded")
-    else:
-        status = extraction.run(args.output, "npz", "encoded", args.force)
-    if args.precision != "fp32":
-        report_agreement(args, extraction)
-    return status
-
-
-def report_agreement(args: argparse.Namespace, extraction) -> None:
-    """Says how far the tokens are those of fp32."""
-    from vidtok.datasets import VideoError
-    from vidtok.extraction.videos import Agreement
-
-    agreement = Agreement(extraction.tokenizer, common.load_tokenizer(args, precision="fp32"))
-    for item in extraction.items:
-        try:
-            agreement.add(item.path, args.size, args.fps, args.tile)
-        except VideoError:  # named already
-            continue
-    if agreement.tokens:
-        print(agreement)
+    stats = show_run(partial(encode_files, **vars(args)), "encoded", "videos")
+    if stats.agreement is not None:
+        print(stats.agreement)
+    return int(stats.failed > 0)

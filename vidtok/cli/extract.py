@@ -23,10 +23,11 @@ the exit status is 1. The formats are described in vidtok/extraction/: record.py
 """
 
 import argparse
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from vidtok.cli import common
-from vidtok.cli.common import add_running
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--path-column", metavar="NAME", help="in the header of a csv, where it is not found by itself")
     parser.add_argument("--label-column", metavar="NAME")
     parser.add_argument("--split-column", metavar="NAME")
-    add_running(parser)
+    common.add_running(parser)
     parser.add_argument("--engine", choices=["local", "ray"], default="local", help="local (default) or ray")
     parser.add_argument(
         "--ray-address", metavar="ADDRESS", help="running cluster: auto, or HOST:PORT (default: a new one)"
@@ -65,28 +66,49 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from vidtok.cli.progress import show_run
     from vidtok.errors import UserError
     from vidtok.extraction.containers import SUFFIXES
-    from vidtok.extraction.run import Extraction, plan
-    from vidtok.extraction.sources import parse_clips
+    from vidtok.extraction.run import extract, measure
 
     if Path(args.output).suffix in SUFFIXES.values() or Path(args.output).is_file():
         raise UserError(f"-o {args.output}: extract fills a folder (vidtok encode writes one .npz of one video, too)")
     validate_flags(args)
-    clips = parse_clips(args.clips, args.frames or 16, args.stride or 1, args.fps) if args.clips else None
-    if args.engine == "ray":
-        args.device = "cpu"  # from where it is sent to the actors
-        return Extraction(args, plan(args), clips).run_on_ray(args.output, args.container, "extracted")
-    extraction = Extraction(args, plan(args), clips)
-    return (
-        extraction.measure(args.container) if args.measure else extraction.run(args.output, args.container, "extracted")
+    settings = dict(vars(args))
+    if settings.pop("measure"):
+        del settings["output"]
+        print_speeds(measure(**settings))
+        return 0
+    return int(show_run(partial(extract, **settings), "extracted", "videos").failed > 0)
+
+
+def print_speeds(speeds: dict) -> None:
+    """speeds: of `vidtok.extraction.run.measure`."""
+    rounds, processes = speeds["rounds"], speeds["decode_processes"]
+    median = sorted(rounds, key=lambda one: one.of_serial)[len(rounds) // 2]
+    decoding = f"{processes} decode processes" if processes else "decoding in between"
+    cpus = f"{speeds['cpus']} CPUs, {speeds['threads']} threads for the model"
+    common.print_rows(
+        {
+            "frames": f"{speeds['frames']}, of each video the first {speeds['max_frames']}",
+            "machine": f"{speeds['device']}; {cpus}, {decoding}",
+            "decode": f"{median.decode:.0f} frames/s",
+            "model": f"{median.model:.0f} frames/s, batches of {speeds['batch']}",
+            "together": f"{median.together:.0f} frames/s, files written",
+            "of 1/(1/decode + 1/model)": f"{median.of_serial:.1%}, rounds {percent(s.of_serial for s in rounds)}",
+            "of the slower stage": f"{median.of_slower:.1%}, rounds {percent(s.of_slower for s in rounds)}",
+        }
     )
 
 
+def percent(shares: Iterable[float]) -> str:
+    return ", ".join(f"{share:.1%}" for share in shares)
+
+
 def validate_flags(args: argparse.Namespace) -> None:
-    """Flags that would do nothing beside the others. Raises UserError."""
+    """Raise UserError for flags that would do nothing beside the others."""
     on_ray = args.engine == "ray"
-    flags = (
+    common.validate_flags((
         ("--frames", args.frames and not args.clips, "is of --clips"),
         ("--stride", args.stride and not args.clips, "is of --clips"),
         ("--renderings", args.renderings and "digits" not in args.sources, "is of digits"),
@@ -94,5 +116,4 @@ def validate_flags(args: argparse.Namespace) -> None:
         ("--actors", args.actors and not on_ray, "is for --engine ray"),
         ("--measure", args.measure and on_ray, "is of this machine, without --engine ray"),
         ("--device", args.device != "auto" and on_ray, "is not for --engine ray, whose actors take GPUs"),
-    )
-    common.validate_flags(flags)
+    ))  # fmt: skip

@@ -41,75 +41,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    import torch
-
-    from vidtok.checks import pick_device
     from vidtok.cli.progress import Progress
-    from vidtok.datasets import write_video
-    from vidtok.datasets.frames import frame_rows, tiled
-    from vidtok.errors import UserError
-    from vidtok.generator import from_pretrained, load_tokenizer
-    from vidtok.generator.long import generate_samples
-    from vidtok.generator.run import latents_of, name_of, named, read_prefixes, write_ids
+    from vidtok.generator.run import PICTURES, generate_files
 
-    target = Path(args.output)
-    single = target.suffix.lower() in (".png", ".gif", ".mp4")
-    if single and target.exists() and not args.force:
-        raise UserError(f"{target} exists: --force overwrites it")
-    if single and args.tokens:
-        raise UserError("--tokens needs a folder: give -o DIR")
-    if args.label and args.free:
-        raise UserError("give --label or --free, not both")
+    single = Path(args.output).suffix.lower() in PICTURES
     common.validate_flags((
-        ("--format", args.format and single, f"is of clips in a folder, not of {target.name}"),
+        ("--format", args.format and single, f"is of clips in a folder, not of {Path(args.output).name}"),
         ("--prefix-frames", args.prefix_frames and not args.prefix, "is of --prefix CLIP"),
     ))  # fmt: skip
-    device = pick_device(args.device)
-    generator = from_pretrained(args.generator, device)
-    config = generator.config
-    tokenizer = load_tokenizer(config, args.tokenizer, device)
-    if args.label and not config.classes:
-        raise UserError(f"{args.generator} was trained without classes: leave --label out")
-    labels = None
-    if config.classes and not args.free:
-        labels = [named(label, config.classes) for label in args.label or config.classes]
-        generator.check_label(labels, len(labels))
-    prefixes = read_prefixes(args, tokenizer, config) if args.prefix else None
-    number = args.number or max(len(labels or ()), len(prefixes) if prefixes is not None else 0, 1)
-    fps = args.fps or config.fps or 25
-    latents = None if args.frames is None else latents_of(args.frames, config.stride[0])
-    sampling = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
-    generator.check_sampling(**sampling)
-    names = [f"{name_of(labels, i)}{i:04d}" for i in range(number)]
-    if not single:
-        target.mkdir(parents=True, exist_ok=True)
-        endings = [args.format or "mp4", *(["npz"] if args.tokens else [])]
-        for file in (target / f"{name}.{ending}" for name in names for ending in endings):
-            if file.exists() and not args.force:
-                raise UserError(f"{file} exists: --force overwrites it")
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-
-    def step(done: int, total: int) -> None:
-        bar.count_steps(done, total)
-
-    clips, done = [], 0
-    with Progress(number, "clips") as bar:
-        settings = {"seed": args.seed, "progress": step, **sampling}
-        for ids in generate_samples(generator, number, labels, prefixes, args.batch, latents, **settings):
-            for sample in ids:
-                video = tokenizer.decode(sample[None])[0].cpu()
-                if single:
-                    clips.append(video)
-                else:
-                    write_video(target / f"{names[done]}.{args.format or 'mp4'}", video, fps)
-                if args.tokens:
-                    label = None if labels is None else labels[done % len(labels)]
-                    write_ids(target / f"{names[done]}.npz", names[done], label, sample.cpu(), config, fps)
-                done += 1
-                bar.advance()
-    if single and target.suffix.lower() == ".png":
-        write_video(target, frame_rows(torch.stack(clips))[:, None], fps)
-    elif single:
-        write_video(target, tiled(torch.stack(clips)), fps)
-    print(f"{number} clips of {config.name} in {target}")
+    settings = dict(vars(args))
+    sampling = {name: value for name in SAMPLING if (value := settings.pop(name)) is not None}
+    labels = settings.pop("label")
+    with Progress(None, "clips") as bar:
+        callbacks = {"progress": bar.count_steps, "report": bar.reach}
+        clips = generate_files(settings.pop("generator"), labels=labels, **callbacks, **settings, **sampling)
+    print(f"{len(clips)} clips of {clips.config.name} in {args.output}")

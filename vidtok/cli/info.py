@@ -8,9 +8,8 @@ vidtok info clip.mp4
 """
 
 import argparse
-from pathlib import Path
 
-from vidtok.errors import UserError
+from vidtok.cli.common import print_rows
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,16 +17,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from vidtok.info import features_info, folder_info, model_info, video_info
+    from vidtok.info import describe
 
-    path = Path(args.thing)
-    if not path.exists() and path.suffix:
-        raise UserError(f"{path}: no such file")
-    if (path / "settings.json").is_file() or path.suffix.lower() in (".parquet", ".tar"):
-        folder_info(path)
-    elif not path.is_file():
-        model_info(args.thing)
-    elif path.suffix.lower() == ".npz":
-        features_info(path)
-    else:
-        video_info(path)
+    rows = describe(args.thing)
+    card = rows.pop("model card", None)
+    print_rows(rows)
+    if card is not None:
+        print(f"\nmodel card: {card}")

@@ -1,57 +1,40 @@
-"""A progress bar on stderr, where that is a terminal.
+"""Progress bars on stderr, where that is a terminal."""
 
-Many files, one after another: progress, failures that don't stop the run, a summary.
-"""
-
+import signal
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
-
-from vidtok.errors import is_expected, one_line
-from vidtok.files import Job
 
 Item = TypeVar("Item")
 
 
 class Progress:
-    """`total` things ("files") of many frames each; print() goes on working while it is shown.
+    """A bar for `total` things ("clips"; None, `reach` says how many); print() goes on working while it is shown."""
 
-    Attributes:
-        frames: counted so far.
-    """
-
-    def __init__(self, total: int, things: str):
+    def __init__(self, total: int | None, things: str):
         from rich import progress
         from rich.console import Console
 
-        self.frames = 0
-        self._start = time.perf_counter()
         console = Console(stderr=True)
         columns = (
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
-            progress.TextColumn(things + "{task.fields[speed]}"),
+            progress.TextColumn(things + "{task.fields[step]}"),
             progress.TimeRemainingColumn(),
         )
         self._bar = progress.Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task("", total=total, speed="")
-
-    def count(self, frames: int) -> None:
-        self.frames += frames
-        speed = self.frames / (time.perf_counter() - self._start)
-        self._bar.update(self._task, speed=f", {speed:.0f} frames/s")
+        self._task = self._bar.add_task("", total=total, step="")
 
     def count_steps(self, done: int, total: int) -> None:
         """Steps of the thing at hand."""
-        self._bar.update(self._task, speed=f", step {done} of {total}")
+        self._bar.update(self._task, step=f", step {done} of {total}")
 
     def advance(self) -> None:
         self._bar.advance(self._task)
 
-    def reach(self, done: int) -> None:
-        """So many are done."""
-        self._bar.update(self._task, completed=done)
+    def reach(self, done: int, total: int | None = None) -> None:
+        """So many are done, of so many."""
+        self._bar.update(self._task, completed=done, total=total)
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -69,38 +52,52 @@ def track(items: Iterable[Item], total: int, things: str) -> Iterator[Item]:
             progress.advance()
 
 
-Count = Callable[[int], None]  # called with a number of frames that are done
+class RunProgress:
+    """A bar for a run over files, and failures as they come. update() takes the counts so far."""
+
+    def __init__(self, things: str):
+        from rich import progress
+        from rich.console import Console
+
+        self._things, self._told = things, 0
+        console = Console(stderr=True)
+        columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[text]}"))
+        self._bar = progress.Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task("", total=None, text=things)
+
+    def update(self, stats) -> None:
+        """stats: a `vidtok.extraction.engine.RunStats`."""
+        self.tell(stats)
+        left = "" if stats.eta is None else f", {stats.eta / 60:.0f} min left" if stats.eta > 90 else ", a minute left"
+        failed = f", {stats.failed} failed" if stats.failures else ""
+        completed = stats.done + stats.skipped + stats.failed
+        text = f"{self._things}, {stats.speed}{left}{failed}"
+        self._bar.update(self._task, total=stats.total, completed=completed, text=text)
+
+    def tell(self, stats) -> None:
+        """Print the failures that are new."""
+        for source, why in stats.failures[self._told :]:
+            print(f"vidtok: {why if str(source) in why else f'{source}: {why}'}", file=sys.stderr)  # above the bar
+        self._told = len(stats.failures)
+
+    def __enter__(self) -> "RunProgress":
+        # SIGTERM, which clusters send before they take a machine away, ends a run as Ctrl-C does: what is done is kept.
+        self._sigterm = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+        signal.signal(signal.SIGTERM, self._sigterm)
 
 
-def run_jobs(jobs: list[Job], work: Callable[[Job, Count], None], *, force: bool, done: str) -> int:
-    """Runs `work` on every job and returns the exit status: 1 if any failed.
+def show_run(work: Callable[[Callable], object], done: str, things: str = "files"):
+    """Run work(progress=...), which returns the run's `RunStats`; print failures and a summary, and return the stats.
 
-    Args:
-        work: writes job.target, whose folder exists; what it raises fails this job only, if `is_expected`.
-        force: overwrite targets that exist; otherwise each is a failure.
-        done: what the summary calls a job that went well, "encoded".
+    done: what the summary calls a file that went well, "encoded".
     """
-    failed = 0
-    start = time.perf_counter()
-    with Progress(len(jobs), "files") as progress:
-        for job in jobs:
-            try:
-                if job.target.exists() and not force:
-                    raise FileExistsError(f"{job.target} exists: --force overwrites it")
-                job.target.parent.mkdir(parents=True, exist_ok=True)
-                work(job, progress.count)
-            except Exception as error:
-                if not is_expected(error):
-                    raise
-                failed += 1
-                print(f"vidtok: {_about(job, error)}", file=sys.stderr)  # above the bar, where there is one
-            progress.advance()
-    seconds = time.perf_counter() - start
-    speed = f"{progress.frames} frames in {seconds:.1f} s ({progress.frames / seconds:.0f} frames/s)"
-    print(f"{done} {len(jobs) - failed} of {len(jobs)} files, {speed}{f', {failed} failed' if failed else ''}")
-    return 1 if failed else 0
-
-
-def _about(job: Job, error: Exception) -> str:
-    text = one_line(error)
-    return text if str(job.source) in text else f"{job.source}: {text}"
+    with RunProgress(things) as bar:
+        stats = work(progress=bar.update)
+    bar.tell(stats)
+    print(f"{done} {stats}")
+    return stats

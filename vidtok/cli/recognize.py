@@ -26,28 +26,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from vidtok.datasets.decode import VIDEO_SUFFIXES
-    from vidtok.errors import is_expected, one_line
     from vidtok.eval.recognition.prediction import Recognizer
-    from vidtok.files import find_files
 
-    files = [file for file, _ in find_files(args.inputs, (*VIDEO_SUFFIXES, ".npz"))]
-    recognizer = Recognizer(args.head, args.model, args.device)
     failed = 0
-    for file in files:
-        try:
-            probabilities, views = recognizer.file(file)
-        except Exception as error:
-            if not is_expected(error):
-                raise
+    for found in Recognizer(args.head, args.model, args.device)(args.inputs, args.top):
+        if found.error is not None:
             failed += 1
-            text = one_line(error)
-            print(f"vidtok: {text if str(file) in text else f'{file}: {text}'}", file=sys.stderr)
-            continue
-        top = recognizer.top(probabilities, args.top)
-        if args.json:
-            labels = [{"label": label, "probability": round(p, 6)} for label, p in top]
-            print(json.dumps({"path": str(file), "views": views, "labels": labels}), flush=True)
+            text = found.error if str(found.path) in found.error else f"{found.path}: {found.error}"
+            print(f"vidtok: {text}", file=sys.stderr)
+        elif args.json:
+            labels = [{"label": label, "probability": round(p, 6)} for label, p in found.labels]
+            print(json.dumps({"path": str(found.path), "views": found.views, "labels": labels}), flush=True)
         else:
-            print(*[f"{file}  {p:6.1%}  {label}" for label, p in top], sep="\n", flush=True)
+            print(*[f"{found.path}  {p:6.1%}  {label}" for label, p in found.labels], sep="\n", flush=True)
     return 1 if failed else 0

@@ -7,6 +7,7 @@ The same as `encode` and `decode`, in one pass and with nothing kept in between.
 """
 
 import argparse
+from functools import partial
 
 from vidtok.cli import common
 
@@ -22,24 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
+    from vidtok.cli.progress import show_run
+    from vidtok.extraction.videos import reconstruct_files
 
-    from vidtok.cli.progress import run_jobs
-    from vidtok.datasets import VideoWriter
-    from vidtok.extraction.videos import Echo, Source, decode_chunks, encode_chunks
-    from vidtok.files import MOVIES, find_videos, plan_jobs
-
-    jobs = plan_jobs(find_videos(args.inputs), args.output, ".mp4", MOVIES)
-    tokenizer = common.load_tokenizer(args)
-
-    def work(job, count):
-        with Source(job.source, args.size, args.fps, args.max_frames, count) as source:
-            originals = Echo(source)
-            ids = encode_chunks(tokenizer, originals, args.tile)
-            with VideoWriter(job.target, source.stream.fps) as writer:
-                for chunk in decode_chunks(tokenizer, ids, args.tile):
-                    original = originals.take(chunk.shape[2])
-                    chunk = chunk.cpu()[:, :, : original.shape[2], : original.shape[3], : original.shape[4]]
-                    writer.write(torch.cat([original, chunk], 4) if args.side_by_side else chunk)
-
-    return run_jobs(jobs, work, force=args.force, done="reconstructed")
+    return int(show_run(partial(reconstruct_files, **vars(args)), "reconstructed").failed > 0)

@@ -71,17 +71,14 @@ class StreamChunk(NamedTuple):
     """A part of a stream; a stream is a whole video, or clip number `clip` of one.
 
     video: float32 [1, 3, T, H, W] in [-1, 1], T = 1 + s_t n for the first piece, s_t n for others, padded as
-    `vidtok.streaming` says. info: with the last piece.
+    `vidtok.streaming` says. info: with the last piece. ends_item: whether it is the last of the whole item.
     """
 
     video: Tensor
     clip: int | None
     first: bool
     info: Info | None
-
-    @property
-    def ends_item(self) -> bool:
-        return self.info is not None and (self.info.clips is None or self.clip == self.info.clips - 1)
+    ends_item: bool
 
 
 def read_chunks(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:
@@ -109,7 +106,8 @@ def _whole(path: str, reading: ReadConfig) -> Iterator[StreamChunk]:
             native = (tuple(stream.native_size), stream.native_fps)
             return Info(stream.fps, tuple(stream.size), *native, stream.backend, Path(path).stat().st_size, times, None)
 
-        yield from _pieces(_cut(stream, reading.max_frames), reading, None, info)
+        chunks = stream if reading.max_frames is None else _cut(stream, reading.max_frames)
+        yield from _pieces(chunks, reading, None, info)
 
 
 def _clips(path: str, reading: ReadConfig) -> Iterator[StreamChunk]:
@@ -180,21 +178,21 @@ def _pieces(
     held, first = None, True
     for video in pad_chunks(chunks, reading.stride):
         if held is not None:
-            yield StreamChunk(held, clip, first, None)
+            yield StreamChunk(held, clip, first, None, False)
             first = False
         held = video
-    yield StreamChunk(held, clip, first, info())
+    about = info()
+    yield StreamChunk(held, clip, first, about, about.clips is None or clip == about.clips - 1)
 
 
-def _cut(chunks: Iterable[Tensor], max_frames: int | None) -> Iterator[Tensor]:
+def _cut(chunks: Iterable[Tensor], max_frames: int) -> Iterator[Tensor]:
     """The first `max_frames` frames."""
     left = max_frames
     for chunk in chunks:
-        yield chunk if left is None else chunk[:, :, :left]
-        if left is not None:
-            left -= chunk.shape[2]
-            if left <= 0:
-                return
+        yield chunk[:, :, :left]
+        left -= chunk.shape[2]
+        if left <= 0:
+            return
 
 
 def next_chunk(job: tuple[WorkItem, int], reading: ReadConfig) -> StreamChunk | None:

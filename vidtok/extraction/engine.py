@@ -1,14 +1,13 @@
-"""The run: videos in, records out, the model busy while others decode.
+"""The run: videos in, records out, the model busy while others decode; and how fast each of these is.
 
-Which pieces go through the model together: next ones of different streams, of one shape.
-
-How fast decoding, the model, and both together are, in one run on the same videos.
+Pieces go through the model together that are the next ones of different streams and have one shape.
 """
 
 import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
@@ -18,7 +17,7 @@ import torch
 from vidtok.datasets import VideoError
 from vidtok.extraction.decoding import Decoders, Info, StreamChunk
 from vidtok.extraction.model import FeatureModel, Stream
-from vidtok.extraction.output import ExtractionStats, Output
+from vidtok.extraction.output import Output
 from vidtok.extraction.record import Record, RecordMeta, Settings
 from vidtok.extraction.sources import WorkItem
 from vidtok.streaming import coded_size
@@ -83,36 +82,159 @@ Result = tuple[WorkItem, "list[Record] | Exception"]
 NextItem = Callable[[], "WorkItem | None"]
 
 
-def run(
-    output: Output, extract: Callable[[NextItem], Iterator[Result]], report: Callable[[], None] = lambda: None
-) -> None:
-    """Does all that `output` has to do. report: called whenever something was done.
+STAGES = ("read", "infer", "write")
+PATIENCE = 0.2  # seconds between two looks at what another process is at
 
-    extract: the function below with a model and decoders, or `RayExtractor.extract`, the same on other machines.
+
+class RunStats:
+    """Counts and failures of a run over files, while it goes on and afterwards. `str()` is a one-line summary.
+
+    Attributes:
+        total: files of the run. done, skipped: files so far; skipped ones were complete already.
+        failures: (file, reason) of each that failed.
+        frames: of what was done.
+    """
+
+    things = "files"
+    size = ""  # of what was written, in words
+
+    def __init__(self, total: int):
+        self.total = total
+        self.done = self.skipped = self.frames = 0
+        self.failures: list[tuple[object, str]] = []
+        self._start, self._end = time.perf_counter(), None
+
+    def finish(self) -> None:
+        """Stop the clock."""
+        self._end = time.perf_counter()
+
+    @property
+    def failed(self) -> int:
+        return len(self.failures)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from the beginning to the end, or to now."""
+        return (self._end or time.perf_counter()) - self._start
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds to the end, or None before the first file."""
+        worked = self.done + self.failed
+        return None if not worked else self.elapsed / worked * (self.total - worked - self.skipped)
+
+    @property
+    def speed(self) -> str:
+        """Rates in words."""
+        return f"{self.frames / self.elapsed:.0f} frames/s"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.done} of {self.total} {self.things}, {self.frames} frames in {self.elapsed:.1f} s ({self.speed})"
+            + (f", {self.size}" if self.size else "")
+            + (f", {self.skipped} were complete" if self.skipped else "")
+            + (f", {self.failed} failed" if self.failures else "")
+        )
+
+
+class ExtractionStats(RunStats):
+    """Counts, failures and times of an extraction.
+
+    Attributes:
+        records, tokens: of what was done. bytes: of the files that were completed.
+        seconds: {"read": waited for the decoders, "infer": in the model, "write": finding and writing files}.
+        agreement: of bf16 tokens with fp32 ones, see `vidtok.extraction.run.encode_files`, or None.
+    """
+
+    things = "videos"
+
+    def __init__(self, total: int):
+        super().__init__(total)
+        self.records = self.tokens = self.bytes = 0
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.agreement = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def add(self, records: list[Record]) -> None:
+        """Count a video that is done."""
+        self.done += 1
+        self.records += len(records)
+        self.tokens += sum(record.features.size for record in records if record.meta.feature == "ids")
+
+    @property
+    def speed(self) -> str:
+        """ "1.2 videos/s, 34 frames/s; read 10%, infer 85%, write 2%": rates, and shares of the time."""
+        shares = ", ".join(f"{name} {self.seconds[name] / self.elapsed:.0%}" for name in STAGES)
+        return f"{self.done / self.elapsed:.1f} videos/s, {super().speed}; {shares}"
+
+    @property
+    def size(self) -> str:
+        """ "1.23 MB, 1.50 bytes per token", or "" where nothing was written."""
+        per_token = f", {self.bytes / self.tokens:.2f} bytes per token" if self.tokens else ""
+        return f"{self.bytes / 1e6:.3g} MB{per_token}" if self.bytes else ""
+
+
+def run_extraction(
+    output: Output,
+    extract: Callable[[NextItem], Iterator[Result]],
+    stats: ExtractionStats,
+    report: Callable[[ExtractionStats], None] = lambda stats: None,
+) -> None:
+    """Do all that `output` has to do.
+
+    Args:
+        extract: `extract_records` with a model and decoders, or `RayExtractor.extract`, the same on other machines.
+        stats: kept up to date.
+        report: called with them whenever something was done.
 
     Raises:
         OSError: where the disk is full, ...; all that is complete stays.
     """
+    stats.failures = output.failures
+
+    def next_item() -> WorkItem | None:
+        with stats.stage("write"):
+            item = output.next()
+        stats.skipped = output.skipped
+        return item
+
     try:
-        while True:
-            for item, result in extract(output.next):
+        more = True
+        while more:
+            for item, result in extract(next_item):
                 if isinstance(result, Exception):
                     output.fail(item, reason(result))
                 else:
-                    output.take(item, result)
-                report()
-            if not output.flush():
-                break
+                    with stats.stage("write"):
+                        output.take(item, result)
+                    stats.add(result)
+                    stats.bytes = output.writer.written
+                report(stats)
+            with stats.stage("write"):
+                more = output.flush()
+            if more:
+                time.sleep(PATIENCE)
     except KeyboardInterrupt:
+        output.flush()
         output.close()
         raise
     except BaseException:
         output.abandon()
         raise
     output.close()
+    stats.bytes = output.writer.written
 
 
-def extract(next_item: NextItem, decoders: Decoders, model: FeatureModel, stats: ExtractionStats) -> Iterator[Result]:
+def extract_records(
+    next_item: NextItem, decoders: Decoders, model: FeatureModel, stats: ExtractionStats
+) -> Iterator[Result]:
     """All records of one video after the other, or the error that it ended in, in the order in which they end.
 
     next_item: gives the videos, and None when there are no more. Only those that are being decoded, and a few pieces
@@ -214,7 +336,7 @@ class Speeds:
         return self.together / min(self.decode, self.model)
 
 
-def measure(
+def measure_speeds(
     items: Iterable[WorkItem], decoders: Decoders, model: FeatureModel, container: str
 ) -> tuple[int, list[Speeds]]:
     """(frames, speeds of each of `ROUNDS` rounds) on the first videos, up to `FRAMES` frames. Nothing is kept.
@@ -285,8 +407,8 @@ def _encode(pieces: list[tuple[WorkItem, StreamChunk]], model: FeatureModel) -> 
 def _extract(items: list[WorkItem], decoders: Decoders, model: FeatureModel, container: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         stats = ExtractionStats(len(items))
-        extract_here = partial(extract, decoders=decoders, model=model, stats=stats)
-        run(Output(folder, model.settings, container, items, stats), extract_here)
+        extract = partial(extract_records, decoders=decoders, model=model, stats=stats)
+        run_extraction(Output(folder, model.settings, container, items), extract, stats)
 
 
 def _time(work: Callable[[], object]) -> float:

@@ -1,6 +1,7 @@
 """The model's side: pieces of several streams in, their features out. A plain object, which an actor can hold."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,16 +14,16 @@ from vidtok.streaming import encode_tiles
 from vidtok.tokenizer import VideoTokenizer
 
 
+@dataclass
 class Stream:
     """What is kept of one stream between its pieces.
 
     states: of the encoder, one for each tile. parts: features so far, [C, t, h, w] each. count: cells in a pooled sum.
     """
 
-    def __init__(self):
-        self.states: list[State] = []
-        self.parts: list[np.ndarray] = []
-        self.count = 0
+    states: list[State] = field(default_factory=list)
+    parts: list[np.ndarray] = field(default_factory=list)
+    count: int = 0
 
 
 # What a head's input is made of.

@@ -53,14 +53,14 @@ def npz_bytes(records: Sequence[Record]) -> bytes:
     """The content of the file. Raises ValueError where a record is none, or these are not all clips of one video."""
     for record in records:
         check_record(record)
-    first = records[0]
+    first, description = records[0], describe(records[0])
     if [record.meta.clip for record in records] != ([None] if first.meta.clips is None else [*range(first.meta.clips)]):
         raise ValueError(f"{first.id}: {len(records)} records are not all of its {first.meta.clips or 1}")
     if first.meta.clips is None:
-        return npz_of(first)
+        return _pack(description, first.features, first.timestamps)
     features = np.stack([record.features for record in records])
     timestamps = np.stack([record.timestamps for record in records])
-    return _pack(describe(first) | {"clip": None}, features, timestamps)
+    return _pack(description | {"clip": None}, features, timestamps)
 
 
 def npz_of(record: Record) -> bytes:

@@ -1,7 +1,5 @@
 """The folder that a run fills: what is still to do in it, and what becomes of it.
 
-Where the time of a run goes.
-
 The settings of a run, and the file that holds a folder to them.
 
 failures.csv: which videos have no features, and why. Columns: id, path, split (of the annotations), reason.
@@ -14,10 +12,8 @@ import fcntl
 import hashlib
 import json
 import os
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,53 +33,6 @@ from vidtok.extraction.record import (
 )
 from vidtok.extraction.sources import WorkItem
 from vidtok.quantize import LFQ
-
-STAGES = ("read", "infer", "write")
-
-
-class ExtractionStats:
-    """Attributes:
-    total: videos of the run. done, skipped, failed: videos so far; skipped ones were complete already.
-    frames, records, tokens: of what was done. bytes: of the files that were completed.
-    seconds: {"read": waited for the decoders, "infer": in the model, "write": finding and writing files}.
-    """
-
-    def __init__(self, total: int):
-        self.total = total
-        self.done = self.skipped = self.failed = self.frames = self.records = self.tokens = self.bytes = 0
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-        self._start = time.perf_counter()
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - start
-
-    @property
-    def elapsed(self) -> float:
-        return time.perf_counter() - self._start
-
-    @property
-    def eta(self) -> float | None:
-        """Seconds, or None before the first video."""
-        worked = self.done + self.failed
-        return None if not worked else self.elapsed / worked * (self.total - worked - self.skipped)
-
-    def shares(self) -> str:
-        """ "read 10 %, infer 85 %, write 2 %" of the time."""
-        return ", ".join(f"{name} {self.seconds[name] / self.elapsed:.0%}" for name in STAGES)
-
-    def size(self) -> str:
-        """ "1.23 MB, 1.50 bytes per token", or "" where nothing was written."""
-        per_token = f", {self.bytes / self.tokens:.2f} bytes per token" if self.tokens else ""
-        return f"{self.bytes / 1e6:.3g} MB{per_token}" if self.bytes else ""
-
-    def speed(self) -> str:
-        return f"{self.done / self.elapsed:.1f} videos/s, {self.frames / self.elapsed:.0f} frames/s"
-
 
 LOCKS_FILE = ".claims"
 
@@ -259,98 +208,85 @@ class Failures:
             self._locks.release(FAILURES_LOCK)
 
 
-PATIENCE = 0.2  # seconds between two looks at what another process is at
-
-
 class Output:
-    """Gives out the videos that nobody has done or is doing, and takes their records.
+    """Hand out the videos that nobody has done or is doing, and store their records.
 
-    Every process that fills the folder has one of these. A video is claimed when it is given out; the claim ends when
-    its records are complete on disk, or with the process. force: give out what is complete, too.
+    Every process that fills the folder has one of these. A video is claimed when it is handed out; the claim ends when
+    its records are complete on disk, or with the process.
+
+    Args:
+        force: hand out what is complete, too.
+
+    Attributes:
+        skipped: videos so far that were complete already.
+        failures: (video, reason) of those that have no records.
+        writer: of the container.
 
     Raises:
         ValueError: where the folder was begun with other settings, see `check_folder`.
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        settings: Settings,
-        container: str,
-        items: Iterable[WorkItem],
-        stats: ExtractionStats,
-        force: bool = False,
+        self, folder: str | Path, settings: Settings, container: str, items: Iterable[WorkItem], force: bool = False
     ):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._locks = VideoLocks(folder)
         check_folder(folder, settings, container, self._locks)
-        self._writer: Writer = open_writer(folder, container)
+        self.writer: Writer = open_writer(folder, container)
         self._failures = Failures(folder, self._locks)
-        self._todo, self._stats, self._force = deque(items), stats, force
+        self._todo, self._force = deque(items), force
         self._elsewhere: deque[WorkItem] = deque()  # another process is at these
-        self.errors: list[tuple[WorkItem, str]] = []
+        self.skipped = 0
+        self.failures: list[tuple[WorkItem, str]] = []
 
     def next(self) -> WorkItem | None:
         """The next video to do, or None where there is none for now."""
         while self._todo:
             item = self._todo.popleft()
-            with self._stats.stage("write"):
-                if not self._locks.take(item.id):
-                    self._elsewhere.append(item)
-                    continue
-                entry = None if self._force else self._writer.find(item.id)
-                if entry is None:
-                    return item
-                self._locks.release(item.id)
+            if not self._locks.take(item.id):
+                self._elsewhere.append(item)
+                continue
+            entry = None if self._force else self.writer.find(item.id)
+            if entry is None:
+                return item
+            self._locks.release(item.id)
             if (why := another(item, entry)) is not None:
                 self._note(item, why)
             else:
-                self._stats.skipped += 1
+                self.skipped += 1
         return None
 
     def take(self, item: WorkItem, records: Sequence[Record]) -> None:
-        """Raises OSError where the disk is full, ..."""
-        with self._stats.stage("write"):
-            complete = self._writer.write(records)
-        self._release(complete)
-        self._stats.done += 1
-        self._stats.records += len(records)
-        self._stats.tokens += sum(record.features.size for record in records if record.meta.feature == "ids")
+        """Store all records of a video. Raises OSError where the disk is full, ..."""
+        self._release(self.writer.write(records))
 
     def fail(self, item: WorkItem, reason: str) -> None:
         self._note(item, reason)
         self._locks.release(item.id)
 
     def flush(self) -> bool:
-        """Completes what was taken, and looks again at what other processes were at; whether there is any of that."""
-        with self._stats.stage("write"):
-            self._release(self._writer.close())
-        if not self._elsewhere:
-            return False
-        time.sleep(PATIENCE)
+        """Complete what was taken; whether there are videos that other processes were at, to be looked at again."""
+        self._release(self.writer.close())
         self._todo, self._elsewhere = self._elsewhere, self._todo
-        return True
+        return bool(self._todo)
 
     def close(self) -> None:
-        """Completes what was taken; failures.csv lists what is missing now."""
-        self._release(self._writer.close())
-        failed = {item.id for item, _ in self.errors}  # what is there under such a name may be of another file
-        self._failures.tidy(lambda id: id not in failed and self._writer.find(id) is not None)
+        """End a run after a `flush`; failures.csv lists what is missing now."""
+        failed = {item.id for item, _ in self.failures}  # what is there under such a name may be of another file
+        self._failures.tidy(lambda id: id not in failed and self.writer.find(id) is not None)
         self._locks.close()
 
     def abandon(self) -> None:
         """Ends after an error of the disk: what was not complete is left out."""
-        self._writer.abandon()
+        self.writer.abandon()
         self._locks.close()
 
     def _note(self, item: WorkItem, reason: str) -> None:
         self._failures.add(item.id, item.path or "", item.split or "", reason)
-        self.errors.append((item, reason))
-        self._stats.failed += 1
+        self.failures.append((item, reason))
 
     def _release(self, ids: Iterable[str]) -> None:
-        self._stats.bytes = self._writer.written
         for id in ids:
             self._locks.release(id)
 

@@ -23,9 +23,8 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from vidtok.extraction.decoding import Decoders, ReadConfig
-from vidtok.extraction.engine import NextItem, Result, extract
+from vidtok.extraction.engine import ExtractionStats, NextItem, Result, extract_records
 from vidtok.extraction.model import FeatureModel
-from vidtok.extraction.output import ExtractionStats
 from vidtok.extraction.sources import WorkItem
 
 CHUNK = 16  # videos per decoder that an actor gets at once: it is idle for a moment between two chunks
@@ -97,7 +96,7 @@ class Worker:
         """(id, records or error) of each item, as they are done."""
         waiting = deque(items)
         next_item = lambda: waiting.popleft() if waiting else None  # noqa: E731
-        for item, result in extract(next_item, self._decoders, self._model, ExtractionStats(len(items))):
+        for item, result in extract_records(next_item, self._decoders, self._model, ExtractionStats(len(items))):
             yield item.id, result
 
 
@@ -130,7 +129,7 @@ class RayExtractor:
             thread.start()
 
     def extract(self, next_item: NextItem) -> Iterator[Result]:
-        """As `vidtok.extraction.engine.extract`."""
+        """As `vidtok.extraction.engine.extract_records`."""
         at: dict[str, WorkItem] = {}  # given out, not done
         deaths: Counter[str] = Counter()
         chunks, more = 0, True  # under way

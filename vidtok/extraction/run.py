@@ -1,125 +1,238 @@
-"""What `extract` and `encode` have in common: from flags to a run, and what it prints.
+"""Extract features of videos: `extract`, which the commands `vidtok extract` and `vidtok encode` are shells over."""
 
-The line that says how a run is going, on stderr, where that is a terminal.
-"""
-
-import argparse
 import os
-import signal
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from vidtok.cli import common
-from vidtok.cli.common import print_rows
+from vidtok.datasets import VideoError
 from vidtok.errors import UserError
 from vidtok.extraction.decoding import Decoders, ReadConfig
-from vidtok.extraction.engine import extract, measure, reason, run
+from vidtok.extraction.engine import ExtractionStats, extract_records, measure_speeds, reason, run_extraction
 from vidtok.extraction.model import FeatureModel
 from vidtok.extraction.npz import read_npz, write_npz
-from vidtok.extraction.output import ExtractionStats, Output, another, make_settings
+from vidtok.extraction.output import Output, another, make_settings
 from vidtok.extraction.record import describe, differences, entry_of, settings_of
-from vidtok.extraction.sources import Clips, WorkItem
+from vidtok.extraction.sources import Clips, WorkItem, parse_clips, plan_files, plan_sources, validate_unique
+from vidtok.extraction.videos import Agreement, as_list, load_tokenizer
+from vidtok.files import find_videos, plan_jobs
 
+Sources = str | Path | Sequence[str | Path]
+Report = Callable[[ExtractionStats], None]
 
-class Live:
-    """Shows a `ExtractionStats`; print() goes on working meanwhile."""
-
-    def __init__(self, stats: ExtractionStats):
-        from rich import progress
-        from rich.console import Console
-
-        self._stats = stats
-        console = Console(stderr=True)
-        columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[text]}"))
-        self._bar = progress.Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task("", total=stats.total, text="videos")
-
-    def update(self) -> None:
-        stats = self._stats
-        left = "" if stats.eta is None else f", {stats.eta / 60:.0f} min left" if stats.eta > 90 else ", a minute left"
-        failed = f", {stats.failed} failed" if stats.failed else ""
-        text = f"videos, {stats.speed()}; {stats.shares()}{left}{failed}"
-        self._bar.update(self._task, completed=stats.done + stats.skipped + stats.failed, text=text)
-
-    def __enter__(self) -> "Live":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.stop()
-
-
-MEASURED = 150  # frames of a video, where speeds are measured
+MEASURED = 150  # frames of a video, where speeds are measured: they are held in memory
 FEW = 8  # videos for which starting decode processes takes longer than it saves
 
 
+def extract(
+    sources: Sources,
+    output: str | Path,
+    *,
+    container: str = "npz",
+    force: bool = False,
+    progress: Report = lambda stats: None,
+    **settings,
+) -> ExtractionStats:
+    """Extract features of videos into a folder. The same call again goes on where the last one stopped.
+
+        vidtok.extract("videos/", "tokens", model="vidtok-t", size=128)
+        vidtok.extract("train.csv", "hidden", features="hidden", pool="mean", clips="dense:2", size=128, crop="centre")
+
+    Args:
+        sources: files, folders, glob patterns, annotation files or "digits"; one or several.
+        output: folder. It holds one model and one setting; several processes may fill it at once.
+        container: "npz", "parquet" or "webdataset".
+        force: extract again what is complete.
+        progress: called with the counts so far whenever a video has ended.
+        settings: model, features, size, clips, workers, ...: the keyword arguments of `Extraction`.
+
+    Returns:
+        Counts, failures (listed in output/failures.csv, too) and rates; `str()` is a summary of one line. A video that
+        fails doesn't end the run.
+
+    Raises:
+        ValueError, UserError: for settings that are not legal or don't fit each other or the folder.
+        OSError: where the disk is full, ...; all that is complete stays.
+    """
+    return Extraction(sources, **settings).run(output, container, force, progress)
+
+
+def encode_files(
+    inputs: Sources, output: str | Path, *, force: bool = False, progress: Report = lambda stats: None, **settings
+) -> ExtractionStats:
+    """Encode whole videos to token files: `extract` of files alone, or of one video into one file.
+
+    Args:
+        inputs: files, folders and glob patterns; one or several.
+        output: a folder, which gets the tree below each input folder, or a name in .npz for one video.
+        force, progress, settings: as of `extract`.
+
+    Returns:
+        As `extract`. With a precision other than fp32, `agreement` says how far the tokens are those of fp32.
+    """
+    files = find_videos(as_list(inputs))
+    jobs = plan_jobs(files, str(output), ".npz", (".npz",))
+    extraction = Extraction(items=validate_unique(plan_files(files)), **settings)
+    if jobs[0].target == Path(output):
+        stats = extraction.run_one(jobs[0].target, force)
+    else:
+        stats = extraction.run(output, "npz", force, progress)
+    if extraction.settings.precision != "fp32":
+        stats.agreement = extraction.agreement()
+    return stats
+
+
+def measure(sources: Sources, *, container: str = "npz", **settings) -> dict:
+    """Measure decoding, the model and both together, on the first videos. Nothing is kept.
+
+    Args:
+        sources, container, settings: as of `extract`.
+
+    Returns:
+        {"frames", "max_frames" (of each video), "device", "cpus", "threads" (of the model), "decode_processes",
+        "batch", "rounds" (`vidtok.extraction.engine.Speeds` of each)}.
+    """
+    return Extraction(sources, **settings).measure(container)
+
+
 class Extraction:
-    """items: what to do. clips: of each, or None, whole videos. The rest is in args, see `vidtok.cli.extract`."""
+    """Prepare an extraction: plan the videos, load the model.
 
-    def __init__(self, args: argparse.Namespace, items: list[WorkItem], clips: Clips | None = None):
-        self.items, self.args = items, args
-        if args.threads is not None:
-            torch.set_num_threads(args.threads)
-        tokenizer = common.load_tokenizer(args)
-        self.tokenizer = tokenizer
-        head = None if args.head is None else load_head(args.head, tokenizer)
-        if head is not None and head.config.protocol is not None:
-            clips = follow(head.config.protocol, args, clips)
-        requested = {
-            "head": None if head is None else f"{head.config.name}, {head.weight_hash}",
-            "pool": args.pool,
-            "resize": args.size,
-            "crop": args.crop,
-            "resample": None if clips else args.fps,
-            "max_frames": args.max_frames,
-            "sampler": None if clips is None else str(clips),
-            "tile": args.tile,
-        }
-        self.settings = make_settings(tokenizer, args.features, args.precision, args.dtype, **requested)
-        max_frames = args.max_frames
-        if args.measure and clips is None:  # pieces are held in memory
-            max_frames = min(max_frames or MEASURED, MEASURED)
-        self.reading = ReadConfig(tokenizer.stride, args.size, args.crop, args.fps, max_frames, clips)
-        batch = args.batch or (1 if tokenizer.device.type == "cpu" else 8)
-        self.model = FeatureModel(tokenizer, self.settings, batch, head)
-        self.workers = default_workers(len(items)) if args.workers is None else args.workers
-        if self.workers < 0:
-            raise UserError(f"{self.workers} workers are fewer than none")
-        self.decoders = partial(Decoders, self.reading, self.workers, args.time_limit)
+    Args:
+        sources: as of `extract`. items: planned instead of them.
+        model: tokenizer, as `VideoTokenizer.from_pretrained` takes it. device: "auto", "cpu", "cuda", "cuda:1", ...
+        precision: of the networks, "fp32" or "bf16".
+        features: "ids", "codes", "latents", "hidden" or "embedding". dtype: of stored floats, "float32" or "float16".
+        pool: "mean", hidden features or latents over the whole grid, or None, the grid.
+        head: trained head for embeddings: shipped name, folder or hub id. Its clips, size and crop are those that it
+            was trained on, where no others are given.
+        size: short side to resize to in pixels, or None, native. crop: "centre", with clips "three", or None, no crop.
+        fps: frames per second to resample to, or None, native. max_frames: of each video, or None, all.
+        clips: "uniform:N", "dense:N" or "windows[:HOP]", or None, whole videos. frames: of a clip (16). stride: from
+            frame to frame of a clip (1).
+        tile: side of spatial tiles in pixels, for frames that don't fit the memory, or None.
+        root: folder of the videos, where it is not that of the annotation file. split: one of the annotations' (all).
+        path_column, label_column, split_column: in the header of a csv, where they are not found by themselves.
+        renderings: of each of the digits (1). class_folders: the folders in a source are classes.
+        batch: streams per pass (1 on a CPU, 8 on a GPU). threads: of the model on a CPU, for the whole process.
+        workers: decode processes (by videos and CPUs); 0, none. time_limit: seconds for a decoder that gives nothing.
+        engine: "local" or "ray", on all machines of a cluster. ray_address: a running cluster, "auto" or "host:port",
+            or None, a new one. actors: of Ray (one per GPU, or per two CPUs).
 
-    def run(self, output: str | Path, container: str, done: str, force: bool = False) -> int:
-        """Fills the folder; prints failures and a summary; returns the exit status. force: do what is there again."""
-        with self.decoders() as decoders:
-            stats = ExtractionStats(len(self.items))
-            folder = Output(output, self.settings, container, self.items, stats, force)
-            with Live(stats) as live, _terminable():
-                run(folder, partial(extract, decoders=decoders, model=self.model, stats=stats), live.update)
-        return _summary(done, stats, folder.errors)
+    Attributes:
+        items: the videos. settings: what all records have in common. tokenizer: the loaded model.
+    """
 
-    def run_on_ray(self, output: str | Path, container: str, done: str) -> int:
+    def __init__(
+        self,
+        sources: Sources = (),
+        *,
+        items: Sequence[WorkItem] = (),
+        model: str = "vidtok-t",
+        device: str = "auto",
+        precision: str = "fp32",
+        features: str = "ids",
+        dtype: str = "float32",
+        pool: str | None = None,
+        head: str | None = None,
+        size: int | None = None,
+        crop: str | None = None,
+        fps: float | None = None,
+        max_frames: int | None = None,
+        clips: str | None = None,
+        frames: int | None = None,
+        stride: int | None = None,
+        tile: int | None = None,
+        root: str | None = None,
+        split: str | None = None,
+        path_column: str | None = None,
+        label_column: str | None = None,
+        split_column: str | None = None,
+        renderings: int | None = None,
+        class_folders: bool = False,
+        batch: int | None = None,
+        threads: int | None = None,
+        workers: int | None = None,
+        time_limit: float = 60,
+        engine: str = "local",
+        ray_address: str | None = None,
+        actors: int | None = None,
+    ):
+        if clips is None and (frames is not None or stride is not None):
+            raise ValueError("frames and stride are of clips: give clips, too")
+        if engine not in ("local", "ray"):
+            raise ValueError(f"the engine is local or ray, not {engine!r}")
+        sampler = None if clips is None else parse_clips(clips, frames or 16, stride or 1, fps)
+        columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column}
+        self.items = items or plan_sources(sources, root, split, renderings, class_folders, **columns)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        # With Ray the model is sent to the actors from here.
+        tokenizer = load_tokenizer(model, "cpu" if engine == "ray" else device, precision, tile)
+        self.tokenizer, self._model_name = tokenizer, model
+        trained = None if head is None else load_head(head, tokenizer)
+        if trained is not None and trained.config.protocol is not None:
+            size, crop, sampler = follow(trained.config.protocol, size, crop, sampler)
+        self.settings = make_settings(
+            tokenizer,
+            features,
+            precision,
+            dtype,
+            head=None if trained is None else f"{trained.config.name}, {trained.weight_hash}",
+            pool=pool,
+            resize=size,
+            crop=crop,
+            resample=None if sampler else fps,
+            max_frames=max_frames,
+            sampler=None if sampler is None else str(sampler),
+            tile=tile,
+        )
+        default_batch = 1 if tokenizer.device.type == "cpu" else 8
+        self._reading = ReadConfig(tokenizer.stride, size, crop, fps, max_frames, sampler)
+        self._batch, self._given_workers, self._threads, self._time_limit = batch, workers, threads, time_limit
+        self._model = FeatureModel(tokenizer, self.settings, batch or default_batch, trained)
+        self._workers = default_workers(len(self.items)) if workers is None else workers
+        if self._workers < 0:
+            raise UserError(f"{self._workers} workers are fewer than none")
+        self._ray = (ray_address, actors) if engine == "ray" else None
+
+    def run(
+        self, output: str | Path, container: str = "npz", force: bool = False, progress: Report = lambda stats: None
+    ) -> ExtractionStats:
+        """Fill a folder, see `extract`."""
+        if self._ray is not None:
+            return self._run_on_ray(output, container, force, progress)
+        stats = ExtractionStats(len(self.items))
+        with Decoders(self._reading, self._workers, self._time_limit) as decoders:
+            folder = Output(output, self.settings, container, self.items, force)
+            work = partial(extract_records, decoders=decoders, model=self._model, stats=stats)
+            run_extraction(folder, work, stats, progress)
+        stats.finish()
+        return stats
+
+    def _run_on_ray(self, output: str | Path, container: str, force: bool, progress: Report) -> ExtractionStats:
         """`run`, with the model and the decoders in actors of a Ray cluster."""
         try:
             from vidtok.extraction.ray_engine import RayExtractor, connect, share_cluster
         except ImportError as error:
             raise UserError("--engine ray needs Ray: pip install 'vidtok[ray]'") from error
 
-        connect(self.args.ray_address)
-        share = share_cluster(len(self.items), self.args.actors, self.args.workers, self.args.threads)
-        self.model.batch = self.args.batch or (8 if share.gpus else 1)
+        address, actors = self._ray
+        connect(address)
+        share = share_cluster(len(self.items), actors, self._given_workers, self._threads)
+        self._model.batch = self._batch or (8 if share.gpus else 1)
         stats = ExtractionStats(len(self.items))
-        folder = Output(output, self.settings, container, self.items, stats)
-        extractor = RayExtractor(self.model, self.reading, share, self.args.time_limit, stats)
-        with extractor, Live(stats) as live, _terminable():
-            run(folder, extractor.extract, live.update)
-        return _summary(done, stats, folder.errors)
+        folder = Output(output, self.settings, container, self.items, force)
+        with RayExtractor(self._model, self._reading, share, self._time_limit, stats) as extractor:
+            run_extraction(folder, extractor.extract, stats, progress)
+        stats.finish()
+        return stats
 
-    def run_one(self, path: Path, force: bool, done: str) -> int:
-        """The same for one video and one file, .npz, by itself."""
+    def run_one(self, path: Path, force: bool = False) -> ExtractionStats:
+        """Extract the one video there is into one .npz by itself."""
         stats, (item,) = ExtractionStats(1), self.items
         if path.exists() and not force:
             there = read_npz(path)[0]
@@ -128,66 +241,50 @@ class Extraction:
             if why := another(item, entry_of(describe(there))):
                 raise UserError(f"{path}: {why}, or --force")
             stats.skipped = 1
-            return _summary(done, stats, [])
+            stats.finish()
+            return stats
         path.parent.mkdir(parents=True, exist_ok=True)
-        waiting, errors = [item], []
-        with self.decoders() as decoders:
-            for _, result in extract(lambda: waiting.pop() if waiting else None, decoders, self.model, stats):
+        waiting = [item]
+        with Decoders(self._reading, self._workers, self._time_limit) as decoders:
+            next_item = lambda: waiting.pop() if waiting else None  # noqa: E731
+            for _, result in extract_records(next_item, decoders, self._model, stats):
                 if isinstance(result, Exception):
-                    stats.failed = 1
-                    errors.append((item, reason(result)))
+                    stats.failures.append((item, reason(result)))
                 else:
                     with stats.stage("write"):
                         write_npz(path, result)
                     stats.done = 1
-        return _summary(done, stats, errors)
+        stats.finish()
+        return stats
 
-    def measure(self, container: str) -> int:
-        """Prints the speeds of decoding, of the model and of both, and what share of the possible that is."""
-        with self.decoders() as decoders:
-            frames, rounds = measure(self.items, decoders, self.model, container)
-        median = sorted(rounds, key=lambda speeds: speeds.of_serial)[len(rounds) // 2]
-        cpus, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
-        how = f"{decoders.slots} decode processes" if self.workers else "decoding in between"
-        print_rows(
-            {
-                "frames": f"{frames}, of each video the first {self.reading.max_frames}",
-                "machine": f"{self.model.tokenizer.device}; {cpus} CPUs, {threads} threads for the model, {how}",
-                "decode": f"{median.decode:.0f} frames/s",
-                "model": f"{median.model:.0f} frames/s, batches of {self.model.batch}",
-                "together": f"{median.together:.0f} frames/s, files written",
-                "of 1/(1/decode + 1/model)": f"{median.of_serial:.1%}, rounds {_percent(s.of_serial for s in rounds)}",
-                "of the slower stage": f"{median.of_slower:.1%}, rounds {_percent(s.of_slower for s in rounds)}",
-            }
-        )
-        return 0
+    def measure(self, container: str = "npz") -> dict:
+        """Measure speeds, see the function `measure`."""
+        reading = self._reading
+        if reading.clips is None:
+            reading = replace(reading, max_frames=min(reading.max_frames or MEASURED, MEASURED))
+        with Decoders(reading, self._workers, self._time_limit) as decoders:
+            frames, rounds = measure_speeds(self.items, decoders, self._model, container)
+        return {
+            "frames": frames,
+            "max_frames": reading.max_frames,
+            "device": str(self.tokenizer.device),
+            "cpus": len(os.sched_getaffinity(0)),
+            "threads": torch.get_num_threads(),
+            "decode_processes": self._workers,
+            "batch": self._model.batch,
+            "rounds": rounds,
+        }
 
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM, which clusters send before they take a machine away, ends a run as Ctrl-C does: what is done is kept."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _percent(shares: Iterable[float]) -> str:
-    return ", ".join(f"{share:.1%}" for share in shares)
-
-
-def _summary(done: str, stats: ExtractionStats, errors: list[tuple[WorkItem, str]]) -> int:
-    for item, why in errors:
-        print(f"vidtok: {item}: {why}", file=sys.stderr)
-    print(
-        f"{done} {stats.done} of {stats.total} videos, {stats.frames} frames in {stats.elapsed:.1f} s "
-        f"({stats.speed()}; {stats.shares()})"
-        + (f", {stats.size()}" if stats.bytes else "")
-        + (f", {stats.skipped} were complete" if stats.skipped else "")
-        + (f", {stats.failed} failed" if stats.failed else "")
-    )
-    return 1 if stats.failed else 0
+    def agreement(self) -> Agreement | None:
+        """How far the ids are those of fp32, over the beginnings of the first videos; None where none can be read."""
+        settings = self.settings
+        agreement = Agreement(self.tokenizer, load_tokenizer(self._model_name, str(self.tokenizer.device)))
+        for item in self.items:
+            try:
+                agreement.add(item.path, settings.resize, settings.resample, settings.tile)
+            except VideoError:  # a failure of the run, and named there
+                continue
+        return agreement if agreement.tokens else None
 
 
 def load_head(name: str, tokenizer):
@@ -199,42 +296,22 @@ def load_head(name: str, tokenizer):
     return head
 
 
-def follow(protocol: dict, args: argparse.Namespace, clips: Clips | None) -> Clips:
-    """The clips, size and crop that a head was trained for (`HeadConfig.protocol`), where no others are asked for.
+def follow(protocol: dict, size: int | None, crop: str | None, clips: Clips | None) -> tuple[int, str, Clips]:
+    """Size, crop and clips that a head was trained for (`HeadConfig.protocol`), where no others are asked for.
 
-    Raises ValueError for a head that sees several clips at once, or crops of a larger picture."""
+    Raises:
+        ValueError: for a head that sees several clips at once, or crops of a larger picture.
+    """
     if protocol.get("joined") or protocol.get("resize", protocol["size"]) != protocol["size"]:
         raise ValueError("no embeddings of heads that see several clips at once, or crops of a larger picture")
-    args.size = args.size or protocol["size"]
-    args.crop = args.crop or ("three" if protocol["crops"] == 3 else "centre")
-    if clips is not None:
-        return clips
-    fps, stride = protocol.get("fps"), protocol.get("stride")
-    name = "uniform" if fps is None and stride is None else "dense"
-    return Clips(name, protocol["clips"], protocol["frames"], stride or 1, fps)
+    size, crop = size or protocol["size"], crop or ("three" if protocol["crops"] == 3 else "centre")
+    if clips is None:
+        fps, stride = protocol.get("fps"), protocol.get("stride")
+        name = "uniform" if fps is None and stride is None else "dense"
+        clips = Clips(name, protocol["clips"], protocol["frames"], stride or 1, fps)
+    return size, crop, clips
 
 
 def default_workers(videos: int) -> int:
     """Decode processes: half of the CPUs, for the model needs the others; none for a few videos."""
     return 0 if videos < FEW else max(1, len(os.sched_getaffinity(0)) // 2)
-
-
-def plan(args: argparse.Namespace) -> list:
-    """The videos of all sources, in order."""
-    from vidtok.extraction.sources import is_dataset, plan_dataset, plan_files, validate_unique
-    from vidtok.files import find_videos
-
-    columns = {name: getattr(args, name) for name in ("path_column", "label_column", "split_column")}
-    given = [f"--{name.replace('_', '-')}" for name in (*columns, "root", "split") if getattr(args, name) is not None]
-    items = []
-    for source in args.sources:
-        if is_dataset(source) or args.class_folders:
-            annotated = source != "digits" and not Path(source).is_dir()
-            if not annotated and (unfit := [flag for flag in given if flag != "--split"]):
-                raise UserError(f"{source}: {', '.join(unfit)} is for annotations")
-            items += plan_dataset(source, args.root, args.split, args.renderings or 1, **columns)
-        elif given:
-            raise UserError(f"{source}: {', '.join(given)} is for annotations and --class-folders")
-        else:
-            items += plan_files(find_videos([source]))
-    return validate_unique(items)

@@ -1,7 +1,4 @@
-"""The work: one item per video, whatever it came from.
-
-Clips of a video by a named sampler.
-"""
+"""The work: one item per video, whatever it came from; and the clips of a video, by a named sampler."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from vidtok.datasets import MovingDigits, dense_clips, open_dataset, read_annotations, uniform_segments, whole_windows
-from vidtok.errors import nearest
+from vidtok.errors import UserError, nearest
 from vidtok.extraction.npz import npz_name
+from vidtok.files import find_videos
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,37 @@ class WorkItem:
 
     def __str__(self) -> str:
         return self.path or self.id
+
+
+def plan_sources(
+    sources: str | Path | Iterable[str | Path],
+    root: str | None = None,
+    split: str | None = None,
+    renderings: int | None = None,
+    class_folders: bool = False,
+    **columns: str | None,
+) -> list[WorkItem]:
+    """Plan the videos of all sources, in order. For the arguments see `vidtok.extraction.run.Extraction`.
+
+    Raises:
+        UserError: for a source that isn't there, or a setting that a source has no use for.
+        ValueError: where two videos would be kept under one name.
+    """
+    named = {**columns, "root": root, "split": split}
+    given = [f"--{name.replace('_', '-')}" for name, value in named.items() if value is not None]
+    items = []
+    for source in [sources] if isinstance(sources, str | Path) else sources:
+        source = str(source)
+        if is_dataset(source) or class_folders:
+            annotated = source != "digits" and not Path(source).is_dir()
+            if not annotated and (unfit := [flag for flag in given if flag != "--split"]):
+                raise UserError(f"{source}: {', '.join(unfit)} is for annotations")
+            items += plan_dataset(source, root, split, renderings or 1, **columns)
+        elif given:
+            raise UserError(f"{source}: {', '.join(given)} is for annotations and --class-folders")
+        else:
+            items += plan_files(find_videos([source]))
+    return validate_unique(items)
 
 
 def plan_files(files: Iterable[tuple[Path, Path]]) -> list[WorkItem]:

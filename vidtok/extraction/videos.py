@@ -1,11 +1,9 @@
-"""One video through a tokenizer in bounded memory: what `encode`, `decode` and `reconstruct` are made of.
-
-How far bf16 gives the tokens of fp32: a rounded latent near zero may fall on the other side.
-"""
+"""One video through a tokenizer in bounded memory, and files of them: `decode_files` and `reconstruct_files`."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +11,30 @@ import torch
 from torch import Tensor, nn
 
 from vidtok import streaming
-from vidtok.checks import check_memory
-from vidtok.datasets import iter_video
+from vidtok.checks import check_memory, pick_device
+from vidtok.datasets import VideoWriter, iter_video
+from vidtok.errors import is_expected, one_line
+from vidtok.extraction.containers import open_reader
+from vidtok.extraction.engine import RunStats
+from vidtok.extraction.npz import npz_name, read_npz
 from vidtok.extraction.output import make_settings
 from vidtok.extraction.record import Record, RecordMeta, id_type
-from vidtok.streaming import LATENTS, coded_size, pad_chunks
+from vidtok.files import MOVIES, Job, find_files, find_videos, plan_jobs
+from vidtok.streaming import LATENTS, coded_size, cut_chunks, pad_chunks, tile_cells
 from vidtok.tokenizer import VideoTokenizer
+
+Report = Callable[[RunStats], None]
+
+
+def load_tokenizer(
+    model: str, device: str = "auto", precision: str = "fp32", tile: int | None = None
+) -> VideoTokenizer:
+    """A tokenizer ready for inference. Raises ValueError for a tile that doesn't fit its stride: one error, not one for
+    every file."""
+    tokenizer = VideoTokenizer.from_pretrained(model, pick_device(device), precision)
+    if tile is not None:
+        tile_cells(tile, tokenizer.stride[1:])
+    return tokenizer
 
 
 class Source:
@@ -137,11 +153,149 @@ def chunk_ids(ids: np.ndarray) -> Iterator[Tensor]:
         yield torch.from_numpy(ids[start : start + LATENTS].astype(np.int64))[None]
 
 
+def decode_files(
+    inputs: str | Path | Iterable[str | Path],
+    output: str | Path,
+    *,
+    model: str = "vidtok-t",
+    device: str = "auto",
+    precision: str = "fp32",
+    tile: int | None = None,
+    force: bool = False,
+    progress: Report = lambda stats: None,
+) -> RunStats:
+    """Decode token files to videos.
+
+    Args:
+        inputs: files in .npz, .parquet or .tar, folders of them, glob patterns; one or several.
+        output: a folder, or a name in one of `vidtok.files.MOVIES` for one video.
+        model: the tokenizer that made the tokens. device, precision, tile: as of `vidtok.extract`.
+        force: overwrite videos that exist; otherwise each is a failure.
+        progress: called with the counts so far after every few frames.
+
+    Returns:
+        Counts and failures: a file that fails, such as one with tokens of other weights, doesn't end the run.
+    """
+    readers = _plan_records(inputs, output)
+    tokenizer = load_tokenizer(model, device, precision, tile)
+
+    def decode(job: Job, count: Callable[[int], None]) -> None:
+        record = readers[job]()
+        meta = record.meta
+        if meta.feature != "ids" or meta.clips is not None:
+            raise ValueError(f"it holds {meta.feature} of {meta.clips or 1} clips: only the ids of whole videos decode")
+        if meta.weight_hash != tokenizer.weight_hash:
+            raise ValueError(
+                f"its tokens are of {meta.model} with weights {meta.weight_hash}, and --model {model} has weights "
+                f"{tokenizer.weight_hash}: give the model that made them"
+            )
+        with VideoWriter(job.target, meta.fps) as writer:
+            chunks = decode_chunks(tokenizer, chunk_ids(record.features), tile)
+            for chunk in cut_chunks(chunks, meta.frames, meta.size):
+                writer.write(chunk)
+                count(chunk.shape[2])
+
+    return _run_jobs([*readers], decode, force, progress)
+
+
+def reconstruct_files(
+    inputs: str | Path | Iterable[str | Path],
+    output: str | Path,
+    *,
+    model: str = "vidtok-t",
+    device: str = "auto",
+    precision: str = "fp32",
+    size: int | None = None,
+    fps: float | None = None,
+    max_frames: int | None = None,
+    tile: int | None = None,
+    side_by_side: bool = False,
+    force: bool = False,
+    progress: Report = lambda stats: None,
+) -> RunStats:
+    """Encode and decode videos in one pass, with nothing kept in between.
+
+    Args:
+        inputs: videos, folders of them, glob patterns; one or several.
+        side_by_side: write the original on the left of the reconstruction.
+        output, force, progress: as of `decode_files`. The others: as of `vidtok.extract`.
+
+    Returns:
+        Counts and failures, as `decode_files`.
+    """
+    jobs = plan_jobs(find_videos(as_list(inputs)), str(output), ".mp4", MOVIES)
+    tokenizer = load_tokenizer(model, device, precision, tile)
+
+    def reconstruct(job: Job, count: Callable[[int], None]) -> None:
+        with Source(job.source, size, fps, max_frames, count) as source:
+            originals = Echo(source)
+            ids = encode_chunks(tokenizer, originals, tile)
+            with VideoWriter(job.target, source.stream.fps) as writer:
+                for chunk in decode_chunks(tokenizer, ids, tile):
+                    original = originals.take(chunk.shape[2])
+                    chunk = chunk.cpu()[:, :, : original.shape[2], : original.shape[3], : original.shape[4]]
+                    writer.write(torch.cat([original, chunk], 4) if side_by_side else chunk)
+
+    return _run_jobs(jobs, reconstruct, force, progress)
+
+
+def as_list(inputs: str | Path | Iterable) -> list:
+    """One or several inputs as a list, paths as text."""
+    if isinstance(inputs, str | Path):
+        return [str(inputs)]
+    return [str(item) if isinstance(item, Path) else item for item in inputs]
+
+
+def _plan_records(inputs: str | Path | Iterable[str | Path], output: str | Path) -> dict[Job, Callable[[], Record]]:
+    """{job: what reads its record}: one for each .npz, as many as there are videos for each shard."""
+    files = find_files(as_list(inputs), (".npz", ".parquet", ".tar"))
+    shards = [file for file, _ in files if file.suffix in (".parquet", ".tar")]
+    files = [(file, below) for file, below in files if file not in shards]
+    jobs = plan_jobs(files, str(output), ".mp4", MOVIES)
+    readers = {job: lambda source=job.source: read_npz(source)[0] for job in jobs}
+    for shard in shards:
+        reader = open_reader(shard)
+        below = [(shard, Path(npz_name(entry.id))) for entry in reader.entries]
+        for i, job in enumerate(plan_jobs(below, str(output), ".mp4", MOVIES)):
+            readers[Job(shard, job.target)] = partial(reader.read, i)
+    return readers
+
+
+def _run_jobs(
+    jobs: list[Job], work: Callable[[Job, Callable[[int], None]], None], force: bool, progress: Report
+) -> RunStats:
+    """Do jobs one after the other. work: writes job.target, and calls its second argument with the frames it has done;
+    what it raises is this job's failure, if `is_expected`."""
+    stats = RunStats(len(jobs))
+
+    def count(frames: int) -> None:
+        stats.frames += frames
+        progress(stats)
+
+    for job in jobs:
+        try:
+            if job.target.exists() and not force:
+                raise FileExistsError(f"{job.target} exists: --force overwrites it")
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+            work(job, count)
+            stats.done += 1
+        except Exception as error:
+            if not is_expected(error):
+                raise
+            stats.failures.append((job.source, one_line(error)))
+        progress(stats)
+    stats.finish()
+    return stats
+
+
 VIDEOS = 8  # whose first frames are encoded twice; more would cost time and say nothing new
 
 
 class Agreement:
-    """Bits and tokens that two tokenizers agree on, over the beginnings of the first `VIDEOS` videos."""
+    """Bits and tokens that two tokenizers agree on, over the beginnings of the first `VIDEOS` videos.
+
+    In bf16 a rounded latent near zero may fall on the other side than in fp32.
+    """
 
     def __init__(self, tokenizer: VideoTokenizer, reference: VideoTokenizer):
         self.tokenizer, self.reference = tokenizer, reference

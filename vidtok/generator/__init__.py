@@ -13,6 +13,7 @@ run             generate clips into files
 """
 
 import os
+from importlib import import_module
 
 import torch
 
@@ -28,8 +29,16 @@ __all__ = [
     "Objective",
     "create_generator",
     "from_pretrained",
+    "generate",
+    "generate_files",
     "load_tokenizer",
 ]
+
+
+def __getattr__(name: str):
+    if name in ("generate", "generate_files"):  # late: they read and write videos, which models don't
+        return getattr(import_module("vidtok.generator.run"), name)
+    raise AttributeError(f"module 'vidtok.generator' has no attribute {name!r}")
 
 
 def create_generator(config: GeneratorConfig) -> Generator:
