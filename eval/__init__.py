@@ -1,4 +1,12 @@
-"""Measuring tokenizers: quality of reconstructions, use of the codebook, cost in bits."""
+"""Evaluate tokenizers, recognition heads and generators.
+
+reconstruction.evaluate, agreement                       of a tokenizer
+recognition.probe, finetune, evaluate, compare           of features and heads
+generation.evaluate, compare                             of generators
+metrics, report                                          what they are computed and shown with
+"""
+
+from importlib import import_module
 
 from vidtok.eval.metrics.codebook import CodebookUsage, bits_per_pixel
 from vidtok.eval.metrics.frechet import GaussianStatistics, frechet_distance
@@ -23,7 +31,16 @@ __all__ = [
     "evaluate_reconstruction",
     "format_table",
     "frechet_distance",
+    "generation",
     "psnr",
+    "recognition",
+    "reconstruction",
     "ssim",
     "validation_clips",
 ]
+
+
+def __getattr__(name: str):
+    if name not in ("generation", "recognition", "reconstruction"):  # packages, loaded on first use
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.{name}")

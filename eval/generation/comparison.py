@@ -1,18 +1,124 @@
-"""Generators of several kinds at one budget: a table, a chart, and whether one is better than another."""
+"""Compare generators of several kinds at one budget: a table, a chart, and whether one is better than another."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
+from vidtok.configs.compose import Settings, compose_config
+from vidtok.datasets import write_video
+from vidtok.datasets.frames import frame_rows
+from vidtok.errors import nearest
+from vidtok.eval.generation.conventions import get_convention, prepare, real_clips
+from vidtok.eval.generation.extractors import load_feature_extractors
+from vidtok.eval.generation.run import Evaluation, check_conditions, smaller, summary
 from vidtok.eval.report.table import short_seconds
+from vidtok.files import write_json
+from vidtok.generator import KINDS, from_pretrained
+from vidtok.generator.training import build_generator_training
+from vidtok.tokenizer import VideoTokenizer
+from vidtok.train.distributed import only_process
+from vidtok.train.loop import StopSignal, train
+from vidtok.train.run_folder import RunFolder, check_fingerprint, lasting
 
 SCHEMA = "vidtok.eval.generation-compare/1"
 FOLDS = 4  # ranges of as many folds of two equal generators lie apart in 2 of 70 cases; of 3 folds, in 2 of 20
 COLORS = {"masked": "#3465a4", "autoregressive": "#4e9a06", "diffusion": "#cc0000"}
 
 
+def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> dict | None:
+    """Train generators of several kinds at one budget, and measure each at several numbers of sampling steps.
+
+        compare(data={"source": "digits"}, trainer={"max_minutes": 12}, i3d="i3d.safetensors", run="runs/generation")
+
+    The run folder (setting `run`) keeps every training and measurement, result.json, table.md, chart.png and pictures
+    of samples; the same call again resumes.
+
+    Args:
+        overrides, settings: of configs/generation_compare.yaml, as hydra overrides or nested, see
+            `vidtok.configs.compose`.
+        log: called with each line of progress, and with the table in the end.
+
+    Returns:
+        A result of schema "vidtok.eval.generation-compare/1"; None where SIGTERM or Ctrl-C stopped it.
+
+    Raises:
+        UserError: for an unknown or missing setting.
+        ValueError: for settings that don't fit each other or the real clips, a run folder of other settings, and
+            several processes.
+    """
+    layers = (overrides, settings)
+    cfg = compose_config("generation_compare", *layers)
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    # Everything that can be wrong is checked before hours of training.
+    convention = smaller(get_convention(cfg.convention), cfg.n_real, cfg.n_fake, cfg.folds)
+    check_kinds(plain)
+    device, folder = only_process("eval generation-compare"), Path(cfg.run)
+    tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, device)
+    if not (cfg.i3d or cfg.recogniser):
+        raise ValueError("nothing to measure: give i3d=FILE or recogniser=NAME")
+    detectors = load_feature_extractors(cfg.i3d, None, cfg.recogniser, tokenizer, device)
+    for kind in cfg.kinds:
+        config = check_kind(kind, layers, folder / kind)
+        if config.weight_hash != tokenizer.weight_hash:
+            raise ValueError(f"{folder / kind} was trained on tokens of another {cfg.tokenizer}: give another run=")
+    real = real_clips(cfg.real, cfg.real_root, cfg.real_split, cfg.other_split, config, convention, cfg.sample_batch)
+    for kind in cfg.kinds:
+        check_conditions(convention, config, real.classes, detectors.head, tokenizer, given_settings(cfg, kind))
+    check_real(real, convention)
+    training = {}
+    with StopSignal() as stop:
+        for kind in cfg.kinds:
+            training[kind] = train_kind(kind, layers, folder / kind, tokenizer.weight_hash, stop, log)
+            if stop.requested:
+                log("stopped: the same command goes on")
+                return None
+    generators = {kind: from_pretrained(folder / kind / "model", device) for kind in cfg.kinds}
+    # Not before: a failed call leaves no folder. The networks are part of it, as a file of the same name may change.
+    facts = {key: value for key, value in plain.items() if key in MEASURED_WITH}
+    check_fingerprint(folder, facts | {"detectors": detectors.names, "tokenizer_weights": tokenizer.weight_hash})
+
+    @cache
+    def evaluation() -> Evaluation:
+        return Evaluation(real, detectors, tokenizer, convention, cfg.convention, cfg.sample_batch)
+
+    def measured(name: str, measure: Callable[[], dict]) -> dict:
+        """The content of a file, measured and written where there is none."""
+        file = folder / "measured" / f"{name}.json"
+        if not file.exists():
+            write_json(file, measure())
+        return json.loads(file.read_text())
+
+    limits, rows = measured("limits", lambda: evaluation().limits()), []
+    for kind, generator in generators.items():
+        own = given_settings(cfg, kind)
+        for steps in cfg.steps[kind]:
+            number = steps or generator.default_steps
+            measure = partial(_measure, evaluation, generator, cfg.seed, steps=steps, **own)
+            row = measured(f"{kind}-{number}", measure)
+            rows.append({**row, "steps": number})
+            log(f"{kind}, {number} steps: {one_line(row)}")
+        draw_samples(folder / f"{kind}.png", generator, tokenizer, cfg.seed, own)
+    result = {"schema": SCHEMA, "training": training, "limits": limits, "rows": rows, "config": plain}
+    if cfg.i3d:
+        result["verdict"] = verdict(rows)
+    write_json(folder / "result.json", result)
+    table = f"{markdown_table(result)}\n\n{caption(result)}"
+    (folder / "table.md").write_text(table + "\n")
+    draw_chart(result, folder / "chart.png")
+    log(table)
+    log(f"{result.get('verdict', '')}\nresult: {folder / 'result.json'}, chart: {folder / 'chart.png'}")
+    return result
+
+
+def _measure(evaluation: Callable[[], Evaluation], *arguments, **sampling) -> dict:
+    return evaluation().measure(*arguments, **sampling)
+
+
 def best_rows(rows: Sequence[Mapping]) -> dict[str, Mapping]:
-    """Of each kind the row with the lowest FVD, or where it wasn't measured, with the highest agreement."""
+    """Return the row of each kind with the lowest FVD, or, where FVD wasn't measured, with the highest agreement."""
 
     def rank(row: Mapping) -> float:
         metrics = row["metrics"]
@@ -27,14 +133,14 @@ def best_rows(rows: Sequence[Mapping]) -> dict[str, Mapping]:
 
 
 def fvd_range(row: Mapping) -> tuple[float, float]:
-    """Lowest and highest FVD of the folds."""
+    """Return the lowest and the highest FVD of the folds."""
     folds = row["metrics"]["fvd"]["folds"]
     return min(folds), max(folds)
 
 
 def verdict(rows: Sequence[Mapping]) -> str:
-    """Whether masked beats diffusion: only where the ranges over `FOLDS` folds or more don't touch. Each is of one
-    training, at the number of steps that is best here, which favours the kind with more of them."""
+    """Say whether masked beats diffusion: where the ranges over at least `FOLDS` folds don't overlap. Each kind was
+    trained once, and counts with its best number of steps, which favors the kind that was measured at more."""
     best = best_rows(rows)
     if not {"masked", "diffusion"} <= best.keys() or "fvd" not in best["masked"]["metrics"]:
         return "masked and diffusion were not both measured by FVD"
@@ -48,7 +154,7 @@ def verdict(rows: Sequence[Mapping]) -> str:
 
 
 def markdown_table(result: Mapping) -> str:
-    """A row for each kind and number of steps, and what bounds them."""
+    """Make a table with a row for each kind and number of steps, and for their limits."""
     head = ["generator", "parameters", "trained, s", "samples seen", "steps", "s per clip", "FVD", "agreement, %"]
     lines = [_row(head), _row(["---"] * len(head))]
     for row in result["rows"]:
@@ -65,8 +171,8 @@ def markdown_table(result: Mapping) -> str:
 
 
 def guidance_table(results: Sequence[Mapping]) -> str:
-    """Of several results that differ in their guidance: a row for each, a column for each kind, FVD and agreement at
-    the number of steps that is best by FVD."""
+    """Make a table of results that differ in their guidance, with a row for each and a column for each kind: FVD and
+    agreement at the number of steps with the best FVD."""
     kinds = list(dict.fromkeys(row["generator"]["kind"] for result in results for row in result["rows"]))
     lines = [_row(["guidance", *kinds]), _row(["---"] * (1 + len(kinds)))]
     for result in results:
@@ -81,7 +187,7 @@ def guidance_table(results: Sequence[Mapping]) -> str:
 
 
 def caption(result: Mapping) -> str:
-    """By what the numbers of the table were measured, in a line."""
+    """Describe in one line how the numbers of the table were measured."""
     row = result["rows"][0]
     protocol = row["protocol"]
     words = [f"{protocol['convention']} convention", f"real clips of {protocol['source']}, split {protocol['split']}"]
@@ -92,7 +198,7 @@ def caption(result: Mapping) -> str:
 
 
 def draw_chart(result: Mapping, path: Path) -> None:
-    """FVD (or the agreement) against sampling steps and against seconds for a clip; bars span the folds."""
+    """Plot FVD (or agreement) against sampling steps and against seconds per clip; bars span the folds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -155,17 +261,15 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-# What the content of a run folder depends on: with other values it isn't gone on with.
+# Settings that the content of a run folder depends on: with other values it isn't resumed.
 TRAINED_WITH = {"generator", "size", "data", "optimizer", "trainer", "tokenizer", "objective", "seed"}
 MEASURED_WITH = {"convention", "n_real", "n_fake", "folds", "real", "real_root", "real_split", "other_split"}
 MEASURED_WITH |= {"i3d", "recogniser", "settings", "seed"}
-TRAINED = "trained.json"  # of a kind whose training is over
+TRAINED = "trained.json"  # file that marks a finished training
 
 
 def check_kinds(plain: dict) -> None:
-    """Raises ValueError for an unknown kind, or numbers of steps or samples that are none."""
-    from vidtok.errors import nearest
-    from vidtok.generator import KINDS
+    """Raise ValueError for an unknown kind, or illegal numbers of steps or samples."""
 
     def is_count(value) -> bool:
         return isinstance(value, int) and value >= 1
@@ -181,30 +285,22 @@ def check_kinds(plain: dict) -> None:
 
 
 def check_real(real, convention) -> None:
-    """Raises ValueError where there are no real clips, or none that the `Convention` how can score."""
-    from vidtok.eval.generation.conventions import prepare
-
+    """Raise ValueError where there are no real clips, or none that the convention can score."""
     first = next(iter(real.clips()), None)
     if first is None or (real.others is not None and next(iter(real.others()), None) is None):
         raise ValueError(f"{real.about['source']}: no real clip can be read")
     prepare(first, convention)
 
 
-def config_of(kind: str, overrides: list[str], own: Path):
-    """Of the training of one kind, in the folder `own`."""
-    from vidtok.configs.compose import compose_config
-
-    compared = compose_config("generation_compare", overrides)
-    given = [f"generator={kind}", f"run={own}", f"name={kind}", *compared.training[kind]]
-    return compose_config("generation_compare", [*overrides, *given])
+def config_of(kind: str, layers: Sequence[Settings], own: Path):
+    """The config of the training of one kind, in the folder `own`."""
+    training = compose_config("generation_compare", *layers).training[kind]
+    return compose_config("generation_compare", *layers, {"generator": kind, "run": own, "name": kind}, training)
 
 
-def check_kind(kind: str, overrides: list[str], own: Path):
+def check_kind(kind: str, layers: Sequence[Settings], own: Path):
     """The `GeneratorConfig` of one kind. Raises ValueError where it can't be trained, or can't sample as asked."""
-    from vidtok.generator import from_pretrained
-    from vidtok.generator.training import build_generator_training
-
-    cfg = config_of(kind, overrides, own)
+    cfg = config_of(kind, layers, own)
     trained = (own / TRAINED).exists()
     model = from_pretrained(own / "model") if trained else build_generator_training(cfg)["state"].model
     for steps in cfg.steps[kind]:
@@ -212,18 +308,14 @@ def check_kind(kind: str, overrides: list[str], own: Path):
     return model.config
 
 
-def train_kind(kind: str, overrides: list[str], own: Path, weights: str, stop) -> dict:
-    """Trains one kind until the budget is spent, or finds that it is; seconds, steps and samples of its training.
+def train_kind(
+    kind: str, layers: Sequence[Settings], own: Path, weights: str, stop: StopSignal, log: Callable[[str], None]
+) -> dict:
+    """Train one kind until its budget is spent; seconds, steps and samples of its training.
 
-    weights: hash of the tokenizer's.
+    own: its folder; where that holds a finished training, nothing is done. weights: hash of the tokenizer's.
     """
-    from omegaconf import OmegaConf
-
-    from vidtok.generator.training import build_generator_training
-    from vidtok.train.loop import train
-    from vidtok.train.run_folder import RunFolder, check_fingerprint, lasting
-
-    cfg = config_of(kind, overrides, own)
+    cfg = config_of(kind, layers, own)
     plain = OmegaConf.to_container(cfg, resolve=True)
     facts = {key: value for key, value in plain.items() if key in TRAINED_WITH}
     check_fingerprint(own, facts | {"trainer": lasting(plain["trainer"]), "tokenizer_weights": weights})
@@ -231,7 +323,7 @@ def train_kind(kind: str, overrides: list[str], own: Path, weights: str, stop) -
     if not file.exists():
         arguments = build_generator_training(cfg)
         text = OmegaConf.to_yaml(cfg, resolve=True)
-        train(**arguments, run=RunFolder(own), stop=stop, config_yaml=text, log=lambda line: print(line, flush=True))
+        train(**arguments, run=RunFolder(own), stop=stop, config_yaml=text, log=log)
         state = arguments["state"]
         facts = {"seconds": state.seconds, "steps": state.step, "samples": state.step * cfg.data.batch_size}
         if stop.requested:
@@ -245,10 +337,7 @@ def given_settings(cfg, kind: str) -> dict:
 
 
 def draw_samples(path: Path, generator, tokenizer, seed: int, settings: dict) -> None:
-    """A sample of each class, or nine, in rows of frames."""
-    from vidtok.datasets import write_video
-    from vidtok.datasets.frames import frame_rows
-
+    """Draw a sample of each class, or nine, in rows of frames."""
     number = min(len(generator.config.classes), 12) or 9
     label = list(range(number)) if generator.config.classes else None
     ids = generator.generate(number, label, seed=seed, **settings)
@@ -256,7 +345,5 @@ def draw_samples(path: Path, generator, tokenizer, seed: int, settings: dict) ->
 
 
 def one_line(row: dict) -> str:
-    from vidtok.eval.generation.run import summary
-
     metrics = ", ".join(f"{name} {value}" for name, value in summary(row["metrics"]).items())
     return f"{metrics}, {short_seconds(row['seconds_per_clip'])} s per clip"

@@ -1,4 +1,6 @@
-"""How good generated clips are: FVD, FID of their frames, whether a recogniser sees the class that was asked for.
+"""Conventions of measuring generated clips, and the real clips that they are compared with.
+
+Metrics are FVD, FID of frames, and agreement: how often a recognizer sees the class that was asked for.
 
 Result schema "vidtok.eval.generation/1":
 
@@ -12,14 +14,12 @@ Result schema "vidtok.eval.generation/1":
                  fvd_floor (other real clips against the same real ones), fvd_reconstruction (these, decoded),
                  agreement: {value, low, high (Wilson), n, classes {name: share}}, real_agreement: the same of the other
                  real clips' tokens
-    neighbours   where they were drawn: n_real (clips that were looked at), generated: [distance of each to the nearest
-                 of them, in the features of FVD]; others: [the same of other real clips]
+    neighbours   where they were drawn: n_real (number of real clips searched), generated: [distance of each to the
+                 nearest of them, in the features of FVD]; others: [the same of other real clips]
     seconds_per_clip    of sampling
     provenance   git, versions, device, threads, date
 
 Legend: B batch, T H W video, D features.
-
-The real clips that generated ones are compared with.
 """
 
 import statistics
@@ -51,19 +51,20 @@ Features = Callable[[Tensor], Tensor]  # [B, 3, T, H, W] in [-1, 1] to [B or B T
 
 @dataclass(frozen=True)
 class Convention:
-    """What makes figures of different papers comparable; a name for all of it.
+    """Settings that make figures comparable with those of a paper.
 
     Attributes:
-        frames: of each clip that are scored, the first ones; None, all.
-        score_size: pixels; clips are cropped to their central square and resized to it, bilinear, before scoring. None,
-            scored as they are.
-        n_real: real clips; None, all that there are. windows, crops: clips of each real video, in time and in space.
-        random: whether its clips begin anywhere, or are spread evenly, a single one in the middle.
-        n_fake, folds: generated clips of a fold; independent folds, whose figures' mean and deviation are reported.
-        generated_size: pixels of the clips that are scored; None, any.
-        given_frames: frames of a real clip that each generated one goes on from.
-        real: which clips are the real ones, in words; of which split, and of what size clips are generated, is said
-            beside it. Papers take the eval split of Kinetics-600, and the training splits elsewhere.
+        frames: number of first frames of a clip that are scored; None, all.
+        score_size: side in pixels to which the central square of a clip is resized (bilinear) before scoring; None,
+            clips are scored as they are.
+        n_real: number of real clips; None, all. windows, crops: clips of each real video, in time and in space.
+        random: whether real clips begin at random, or are spread evenly, a single one in the middle.
+        n_fake, folds: generated clips of a fold, and number of independent folds; mean and deviation over folds are
+            reported.
+        generated_size: side of the generated clips in pixels; None, any.
+        given_frames: frames of a real clip that each generated one continues.
+        real: the real clips in words; their split and size are recorded beside it. Papers take the eval split of
+            Kinetics-600, and the training splits of other sets.
     """
 
     frames: int | None = None
@@ -105,14 +106,14 @@ CONVENTIONS = {
 
 
 def get_convention(name: str) -> Convention:
-    """Raises ValueError for an unknown name."""
+    """Return the convention of a name. Raises ValueError for an unknown one."""
     if name not in CONVENTIONS:
         raise ValueError(f"unknown convention {name!r}: {nearest(name, CONVENTIONS)}")
     return CONVENTIONS[name]
 
 
 def prepare(video_BCTHW: Tensor, convention: Convention) -> Tensor:
-    """The clips as the convention scores them.
+    """Cut and resize clips as the convention scores them.
 
     Raises:
         ValueError: for clips of fewer frames than it scores.
@@ -135,7 +136,7 @@ def prepare(video_BCTHW: Tensor, convention: Convention) -> Tensor:
 
 
 class ClipStatistics:
-    """Streaming statistics of what each of several networks makes of the same clips.
+    """Streaming statistics of the features of the same clips by several networks.
 
     Attributes:
         n: clips so far.
@@ -148,7 +149,7 @@ class ClipStatistics:
         self.kinds: dict[str, GaussianStatistics] = {}
 
     def update(self, video_BCTHW: Tensor) -> None:
-        """Raises ValueError for clips that the convention can't score."""
+        """Add clips. Raises ValueError for clips that the convention can't score."""
         scored = prepare(video_BCTHW, self.convention)
         for kind, network in self.networks.items():
             with torch.inference_mode():
@@ -159,14 +160,14 @@ class ClipStatistics:
         self.n += len(video_BCTHW)
 
     def distance(self, kind: str, other: "ClipStatistics") -> float:
-        """Fréchet distance between the Gaussians of one network's features."""
+        """Return the Fréchet distance between the Gaussians of one network's features."""
         return frechet_distance(self.kinds[kind], other.kinds[kind])
 
 
 def score_clips(
     clips: Iterable[Tensor], networks: Mapping[str, Features], convention: Convention, count: int | None = None
 ) -> ClipStatistics:
-    """Of clips [B, 3, T, H, W] that come in batches, the first `count` at most.
+    """Score clips, which come in batches [B, 3, T, H, W]; at most the first `count`.
 
     Raises:
         ValueError: where there are none.
@@ -182,25 +183,25 @@ def score_clips(
 
 
 def over_folds(values: list[float]) -> dict:
-    """mean, deviation (None for one fold) and the values."""
+    """Return mean, sample standard deviation (None for one fold) and the values."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "deviation": deviation, "folds": values}
 
 
 def frames_of(features: Features) -> Features:
-    """Features of frames, as those of a clip: every frame counts."""
+    """Turn a network of frames into one of clips, with features for every frame."""
     return lambda video: features(video.transpose(1, 2).flatten(0, 1))
 
 
 def describe(convention: Convention, name: str, clip_size: int, **more) -> dict:
-    """The protocol of a result. clip_size: pixels of the clips; if they aren't the convention's, its name says so."""
+    """Return the protocol of a result. clip_size: in pixels; where it isn't the convention's, the name says so."""
     if convention.generated_size not in (None, clip_size):
         name = f"{name}, but of clips of {clip_size} pixels"
     return {"convention": name, **asdict(convention), "clip_size": clip_size, **more}
 
 
 class Neighbors:
-    """Of each of N generated clips the `count` nearest of all real clips that pass by, by their features."""
+    """The `count` real clips with the nearest features, for each of N generated clips."""
 
     def __init__(self, fake_ND: Tensor, count: int = 3):
         self.fake_ND, self.count = fake_ND.double(), count
@@ -208,7 +209,7 @@ class Neighbors:
         self.pictures: list[list[Tensor]] = [[] for _ in fake_ND]  # of the real clips, in the same order
 
     def update(self, real_BD: Tensor, pictures: Sequence[Tensor]) -> None:
-        """Real clips' features, and what shall be shown of each."""
+        """Add real clips: their features and pictures."""
         known = self.distances.shape[1]
         distances = torch.cat([self.distances, torch.cdist(self.fake_ND, real_BD.double())], 1)
         self.distances, places = distances.topk(min(self.count, distances.shape[1]), largest=False)
@@ -223,10 +224,10 @@ class RealClips:
     """Real clips, whose features are measured once for any number of generators.
 
     Attributes:
-        clips: gives the clips that others are compared with, in batches [B, 3, T, H, W], anew at each call.
-        others: gives other real clips, for the floor and the reconstructions, with their labels [B]; or None.
-        classes: names of the labels.
-        about: both in words, for the protocol.
+        clips: iterates over the reference clips in batches [B, 3, T, H, W]; each call starts anew.
+        others: iterates over other real clips with their labels [B], for the floor and the reconstructions; or None.
+        classes: class names.
+        about: description of both, for the protocol.
     """
 
     clips: Callable[[], Iterable[Tensor]]
@@ -245,17 +246,17 @@ def real_clips(
     batch: int = 8,
     **columns: str | None,
 ) -> RealClips:
-    """Clips of the size and length that a generator makes.
+    """Open real clips of the size and length of a generator's.
 
     Args:
-        source, root, columns: see `vidtok.datasets.open_dataset`; "digits", the built-in set.
-        split: that others are compared with; None, "train", or all of a folder without a folder "train". others: a
-            split of other real clips, or None.
-        how: windows and crops of each video.
-        batch: videos at a time.
+        source, root, columns: see `vidtok.datasets.open_dataset`; "digits" is the built-in set.
+        split: of the reference clips; None, "train", or all of a folder without a folder "train". others: split of
+            other real clips, or None.
+        config: of the generator. convention: windows and crops of each video.
+        batch: number of videos at a time.
 
     Raises:
-        ValueError: for a source or split that there isn't, or a generator of clips that aren't square.
+        ValueError: for an unknown source or split, or a generator of clips that aren't square.
     """
     frames = 1 + config.stride[0] * (config.grid[0] - 1)
     size, width = (n * stride for n, stride in zip(config.grid[1:], config.stride[1:], strict=True))

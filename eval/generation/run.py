@@ -1,103 +1,119 @@
-"""One generator against real clips: the measurement behind `vidtok eval generation` and `generation-compare`.
+"""Measure a generator against real clips.
 
 Legend: B batch, N clips, D features, t h w token grid.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vidtok.checks import pick_device
+from vidtok.datasets import write_video
+from vidtok.datasets.frames import frame_rows
 from vidtok.eval.generation.conventions import (
     SCHEMA,
     ClipStatistics,
     Convention,
     Features,
+    Neighbors,
     RealClips,
     describe,
     frames_of,
+    get_convention,
     over_folds,
+    prepare,
+    real_clips,
     score_clips,
 )
-from vidtok.eval.metrics.intervals import share_of
-from vidtok.generator import Generator, GeneratorConfig
+from vidtok.eval.generation.extractors import ClassAgreement, FeatureExtractors, load_feature_extractors
+from vidtok.generator import Generator, GeneratorConfig, from_pretrained, load_tokenizer
 from vidtok.generator.long import generate_samples
 from vidtok.heads import Head
 from vidtok.provenance import provenance
 from vidtok.tokenizer import VideoTokenizer
 
 
-@dataclass
-class FeatureExtractors:
-    """Networks that score clips; None leaves their metrics out.
-
-    Attributes:
-        fvd: clips [B, 3, T, H, W] to features; fid: frames [N, 3, H, W] to features; head: of tokens or pixels.
-        names: of each, for the record.
-    """
-
-    fvd: Features | None = None
-    fid: Features | None = None
-    head: Head | None = None
-    names: dict[str, str] = field(default_factory=dict)
-
-
-class ClassAgreement:
-    """Counts how often a head sees the class that goes with the tokens.
+def evaluate(
+    generator: str,
+    source: str,
+    *,
+    convention: str = "plain",
+    root: str | None = None,
+    split: str | None = None,
+    others: str | None = None,
+    label_column: str | None = None,
+    n_real: int | None = None,
+    n_fake: int | None = None,
+    folds: int | None = None,
+    i3d: str | None = None,
+    fid: str | None = None,
+    head: str | None = None,
+    neighbours: str | None = None,
+    tokenizer: str | None = None,
+    device: str = "auto",
+    batch: int = 8,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    **sampling,
+) -> dict:
+    """Measure a generator against real clips: FVD, FID of frames, agreement with a recognizer.
 
     Args:
-        head: of tokens, codes, or of pixels, which sees the decoded clips. classes: names of the class numbers.
+        generator: its folder or hub id.
+        source, root, label_column: the real clips: "digits", a folder, or an annotation file and the folder of its
+            videos, see `vidtok.datasets.open_dataset`.
+        convention: name of one of `CONVENTIONS`. n_real, n_fake, folds: numbers instead of the convention's.
+        split: of the real clips; None, "train", or all of a folder without a folder "train".
+        others: split of other real clips, for the floor and for reconstructions; None, neither is measured.
+        i3d, fid: weights of I3D and of FID's Inception, files or URLs. head: a recognition head of tokens, codes or
+            pixels. Each adds its metric; at least one is needed.
+        neighbours: .png file to draw generated clips in, each beside the nearest real ones. It needs `i3d`.
+        tokenizer: where the generator's tokenizer is; None, by its name.
+        device: of all networks. batch: number of clips at a time. seed: of the sampling.
+        progress: called with the number of clips generated so far, and of all.
+        sampling: of `Generator.generate`: steps, guidance, ...; None leaves the generator's own.
+
+    Returns:
+        A result of schema "vidtok.eval.generation/1", see `vidtok.eval.generation.conventions`.
 
     Raises:
-        ValueError: where one of `classes` is none of the head's, or the head reads something else.
+        ValueError: for settings that don't fit the generator, the convention or the real clips.
     """
-
-    def __init__(self, head: Head, classes: Sequence[str], tokenizer: VideoTokenizer):
-        self.head, self.tokenizer, self.classes = head, tokenizer, list(classes)
-        self.right_K, self.n_K = torch.zeros(2, len(self.classes), dtype=torch.long)
-        self.input = head.config.input["kind"]
-        if self.input not in ("tokens", "codes", "pixels"):
-            raise ValueError(f"the head {head.config.name!r} reads {self.input}: give one of tokens, codes or pixels")
-        head.validate_uncropped()
-        own = head.config.classes
-        if own is None:  # without names, both count alike
-            own = classes
-        if missing := [name for name in classes if name not in own]:
-            raise ValueError(f"the head {head.config.name!r} knows no class {missing[0]!r}")
-        self.numbers_K = torch.tensor([list(own).index(name) for name in classes], dtype=torch.long)
-
-    def update(self, ids_Bthw: Tensor, label_B: Tensor) -> None:
-        """int64 ids, and class numbers on the CPU; those of -1, no class, don't count."""
-        ids_Bthw, label_B = ids_Bthw[label_B >= 0], label_B[label_B >= 0]
-        if not len(label_B):
-            return
-        with torch.inference_mode():
-            x = self.tokenizer.decode(ids_Bthw) if self.input == "pixels" else ids_Bthw
-            seen = self.head(x).argmax(1).cpu()
-        self.right_K += label_B[seen == self.numbers_K[label_B]].bincount(minlength=len(self.classes))
-        self.n_K += label_B.bincount(minlength=len(self.classes))
-
-    @property
-    def n(self) -> int:
-        return int(self.n_K.sum())
-
-    def agreement(self) -> dict:
-        """{value, low, high (Wilson, 95 %), n, classes: {name: share of those of it}}"""
-        counts = zip(self.classes, self.right_K.tolist(), self.n_K.tolist(), strict=True)
-        classes = {name: right / n for name, right, n in counts if n}
-        return {**share_of(int(self.right_K.sum()), self.n), "n": self.n, "classes": classes}
+    if neighbours and not neighbours.lower().endswith(".png"):
+        raise ValueError(f"neighbours are drawn in a .png file, not {neighbours}")
+    if not (i3d or fid or head):
+        raise ValueError("nothing to measure: give i3d, fid or head")
+    if neighbours and not i3d:
+        raise ValueError("neighbours need i3d, whose features say which clips are near")
+    where = pick_device(device)
+    rules = smaller(get_convention(convention), n_real, n_fake, folds)
+    model = from_pretrained(generator, where)
+    coder = load_tokenizer(model.config, tokenizer, where)
+    networks = load_feature_extractors(i3d, fid, head, coder, where)
+    real = real_clips(source, root, split, others, model.config, rules, batch, label_column=label_column)
+    given = {name: value for name, value in sampling.items() if value is not None}
+    model.check_sampling(**given)
+    check_conditions(rules, model.config, real.classes, networks.head, coder, given)
+    evaluation = Evaluation(real, networks, coder, rules, convention, batch)
+    limits, total = evaluation.limits(), rules.folds * rules.n_fake
+    result = evaluation.measure(model, seed, lambda done: progress(done, total), **given)
+    result["metrics"] |= limits
+    if neighbours:
+        result["neighbours"] = draw_neighbors(neighbours, evaluation, model, seed, given)
+    return result
 
 
 class Evaluation:
-    """Measures generators against the same real clips.
+    """Measure generators against the same real clips.
 
     Args:
-        real, detectors: see there. tokenizer: of all the generators.
-        how, name: the convention and its name.
-        batch: samples at a time.
+        real: the real clips. detectors: the networks that score clips. tokenizer: of all generators.
+        convention, name: the convention and its name.
+        batch: number of samples at a time.
     """
 
     def __init__(
@@ -127,8 +143,8 @@ class Evaluation:
         self.scored = score_clips(moved, self.kinds, convention, convention.n_real) if self.kinds else None
 
     def limits(self) -> dict:
-        """What a perfect generator, and one that is held back by the tokenizer alone, would get; and the head's own
-        accuracy on real clips, the most that an agreement can be expected to reach."""
+        """Measure the bounds of the metrics: the floor (other real clips), reconstructions of these, and the head's
+        accuracy on their tokens."""
         found: dict = {}
         if self.real.others is None:
             return found
@@ -149,11 +165,11 @@ class Evaluation:
         return found
 
     def measure(self, generator: Generator, seed: int = 0, log=lambda done: None, **sampling) -> dict:
-        """The result of one generator, without the limits.
+        """Measure one generator: its result, without the limits.
 
         Args:
-            seed: of the first fold; each has its own.
-            say: called with the number of clips generated so far.
+            seed: of the first fold; the others have seeds of their own.
+            log: called with the number of clips generated so far.
             sampling: of `Generator.generate`.
         """
         labels, prefixes = self.conditions(generator)
@@ -162,7 +178,7 @@ class Evaluation:
             judge = ClassAgreement(self.detectors.head, generator.config.classes, self.tokenizer)
         values: dict[str, list[float]] = {kind: [] for kind in self.kinds}
         seconds, done = 0.0, 0
-        if self.device.type == "cuda":  # kernels are loaded, and chosen for these shapes, on first use
+        if self.device.type == "cuda":  # warm up: kernels are loaded and chosen on first use
             next(
                 generate_samples(generator, self.convention.n_fake, labels, prefixes, self.batch, seed=seed, **sampling)
             )
@@ -209,15 +225,15 @@ class Evaluation:
         }
 
     def conditions(self, generator: Generator) -> tuple[list[int] | None, Tensor | None]:
-        """(classes, prefixes), each taken in turn or None: what generated clips are asked to be, or to go on from."""
+        """Return (class numbers, prefixes) to generate for, each taken in turn, or None."""
         classes = len(generator.config.classes)
         if self.convention.given_frames:
             return None, self._prefixes()
         return (list(range(classes)) if classes else None), None
 
     def other_clips(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """As many other real clips as a fold has, and their labels: the first clip of every video, then their second
-        clips, ..., as clips of one video are too much alike to stand for several."""
+        """Yield as many other real clips as a fold has, with their labels: the first clip of every video, then their
+        second clips, ..., because clips of one video are alike."""
         own, n = self.convention.windows * self.convention.crops, 0
         for clip in range(own):
             for video, label in self.real.others():
@@ -227,8 +243,8 @@ class Evaluation:
                     return
 
     def _prefixes(self) -> Tensor:
-        """The beginnings of the real clips, int64 [N, latents, h, w]: the first clips of as many videos as all folds
-        need, then their second clips, ..."""
+        """Encode the first frames of the real clips, int64 [N, latents, h, w]: the first clips of as many videos as all
+        folds need, then their second clips, ..."""
         own, wanted = self.convention.windows * self.convention.crops, self.convention.n_fake * self.convention.folds
         ids, n = [], 0
         for video in self.real.clips():
@@ -247,14 +263,14 @@ def check_conditions(
     tokenizer: VideoTokenizer,
     sampling: Mapping,
 ) -> None:
-    """Before the work.
+    """Check the conditions of generation, before the work.
 
     Args:
-        classes: of the real clips. head: that agreement is measured by, or None. sampling: of `Generator.generate`.
+        classes: of the real clips. head: recognizer for the agreement, or None. sampling: of `Generator.generate`.
 
     Raises:
-        ValueError: where guidance or an agreement with classes is asked for and there are none, the head doesn't know
-            them, or the frames that the convention gives are no whole latent frames.
+        ValueError: for guidance or agreement without classes, for classes that the head doesn't know, and where the
+            convention's given frames aren't whole latent frames.
     """
     if convention.given_frames and sampling.get("guidance", 1) != 1:
         raise ValueError("guidance needs classes, and this convention gives frames instead")
@@ -273,7 +289,7 @@ def check_conditions(
 
 
 def smaller(convention: Convention, n_real: int | None, n_fake: int | None, folds: int | None) -> Convention:
-    """The convention with other numbers; None keeps its own. Raises ValueError for one that is no count."""
+    """Replace numbers of a convention; None keeps its own. Raises ValueError for a number below 1."""
     given = {"n_real": n_real, "n_fake": n_fake, "folds": folds}
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
@@ -283,7 +299,7 @@ def smaller(convention: Convention, n_real: int | None, n_fake: int | None, fold
 
 
 def summary(metrics: Mapping) -> dict[str, str]:
-    """Lines for a terminal."""
+    """Format metrics for a terminal: name -> text."""
     lines = {}
     for name, value in metrics.items():
         if "mean" in value:
@@ -296,39 +312,13 @@ def summary(metrics: Mapping) -> dict[str, str]:
     return lines
 
 
-def load_feature_extractors(i3d: str | None, fid: str | None, head: str | None, tokenizer, device):
-    """The `FeatureExtractors` of weight files and of a head."""
-    from vidtok.eval import I3D
-    from vidtok.eval.metrics.inception import InceptionFID
-    from vidtok.hub import hash_weights
-
-    found = FeatureExtractors()
-    if i3d:
-        found.fvd = I3D(i3d).to(device)
-        found.names["fvd"] = f"I3D Kinetics-400 logits, weights {found.fvd.weight_hash}"
-    if fid:
-        found.fid = InceptionFID(fid).to(device)
-        found.names["fid"] = f"Inception of 2015-12-05, pooled features, weights {hash_weights(found.fid)}"
-    if head:
-        found.head = Head.from_pretrained(head, device).eval()
-        found.head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
-        found.names["agreement"] = f"{found.head.config.name}, weights {found.head.weight_hash}"
-    return found
-
-
 def draw_neighbors(path: str, evaluation, generator, seed: int, sampling: dict, rows: int = 6) -> dict:
-    """Each row: a middle frame of a generated clip, then those of the three real clips with the nearest features.
+    """Draw middle frames of generated clips, each beside those of the three real clips with the nearest features.
 
     Returns:
-        n_real: clips that were looked at, all there are. generated: each row's distance to the nearest of them; others:
-        those of as many other real clips, which are no copies, where there are some.
+        n_real: number of real clips searched. generated: distance of each generated clip to the nearest of them.
+        others: the same of other real clips, where there are some.
     """
-    import torch
-
-    from vidtok.datasets import write_video
-    from vidtok.datasets.frames import frame_rows
-    from vidtok.eval.generation.conventions import Neighbors, prepare
-
     convention, network = evaluation.convention, evaluation.kinds["fvd"]
 
     def features(video):

@@ -1,4 +1,4 @@
-"""How a tokenizer uses its codebook, and what its tokens cost."""
+"""Codebook usage and bit rate of a tokenizer."""
 
 import math
 
@@ -65,7 +65,7 @@ class CodebookUsage:
         return (ones * self.counts[:, None]).sum(0).double() / max(self.tokens, 1)
 
     def summary(self) -> dict:
-        """The figures above as plain numbers, for JSON."""
+        """Return all of them as plain numbers, for JSON."""
         return {
             "size": self.size,
             "tokens": self.tokens,
@@ -77,7 +77,7 @@ class CodebookUsage:
 
 
 def bits_per_pixel(bits: float, stride: tuple[int, int, int], frames: int, height: int, width: int) -> float:
-    """Rate of fixed-length tokens of a causal tokenizer, in bits per pixel (a pixel is one RGB triple of one frame).
+    """Compute the rate of a causal tokenizer in bits per pixel, where a pixel is one RGB triple of one frame.
 
     The first frame has a latent of its own: bits (1 + (T-1)/s_t) (H/s_h) (W/s_w) / (T H W). For 18 bits and stride
     (4, 8, 8): 0.0827 at 17 frames, 0.0703 for T to infinity, 0.28125 for an image.

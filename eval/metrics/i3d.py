@@ -76,7 +76,7 @@ def convert_i3d(archive: str | Path, out: str | Path) -> None:
 def fold_batch_norm(
     kernel_THWIO: np.ndarray, beta_O: np.ndarray, mean_O: np.ndarray, var_O: np.ndarray
 ) -> tuple[Tensor, Tensor]:
-    """One convolution, float32 weight [O,I,T,H,W] and bias [O], for a bias-free one and the batch norm behind it.
+    """Fold a batch norm into the bias-free convolution before it: float32 weight [O,I,T,H,W] and bias [O].
 
     The network's batch norm has no gain and epsilon 1e-3.
     """
@@ -90,7 +90,7 @@ _ARRAY_PARTS = {"_reconstruct": np.zeros(1).__reduce__()[0], "ndarray": np.ndarr
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Admits numpy arrays and nothing else, so that no code of the file's choice runs."""
+    """Unpickle numpy arrays only, so that no code of the file runs."""
 
     def find_class(self, module: str, name: str) -> object:
         if module.split(".")[0] != "numpy" or name not in _ARRAY_PARTS:
@@ -162,10 +162,10 @@ class I3D(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
-        """Logits before the softmax, averaged over time: float [B,3,T>=9,H,W] in [-1,1] -> float32 [B,400].
+        """Compute logits, averaged over time: float [B,3,T>=9,H,W] in [-1,1] -> float32 [B,400].
 
-        Frames are stretched bilinearly to 224x224 with half-pixel centres, as StyleGAN-V's port does; the first FVD
-        code left this to TensorFlow 1, whose centres differ by half a pixel.
+        Frames are stretched bilinearly to 224x224 with half-pixel centers, as in StyleGAN-V's port; the first FVD code
+        used TensorFlow 1, whose centers differ by half a pixel.
 
         Raises:
             ValueError: a wrong shape or fewer than 9 frames.
@@ -173,7 +173,7 @@ class I3D(nn.Module):
         return self.logits(self.forward_features(video_BCTHW)).mean((2, 3, 4))
 
     def forward_features(self, video_BCTHW: Tensor) -> Tensor:
-        """What the logits are made of, pooled over space: float32 [B,1024,t,1,1], a step for about 8 frames."""
+        """Compute the features before the classifier, pooled over space: float32 [B,1024,t,1,1], t about T / 8."""
         if video_BCTHW.ndim != 5 or video_BCTHW.shape[1] != 3 or video_BCTHW.shape[2] < MIN_FRAMES:
             raise ValueError(f"I3D takes [B,3,T,H,W] with T >= {MIN_FRAMES}, got {[*video_BCTHW.shape]}")
         x = F.interpolate(video_BCTHW.float(), size=(video_BCTHW.shape[2], SIDE, SIDE), mode="trilinear")

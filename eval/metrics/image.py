@@ -103,7 +103,7 @@ def _border_ratio(directions: list[Tensor]) -> Tensor:
 
 
 def check_pair(x_BCTHW: Tensor, y_BCTHW: Tensor) -> None:
-    """Refuse what is not a pair of clips.
+    """Check that two tensors are a pair of clips.
 
     Raises:
         ValueError: shapes that differ or are not [B,3,T,H,W], integers, NaN, or values more than 5 % outside [-1,1].

@@ -2,7 +2,7 @@
 
 Legend: N frames, C channels, H W pixels.
 
-Weights of FID's Inception, taken out of a TorchScript file without running the program in it.
+As a program it converts the weights from a TorchScript file, without running the code in it:
 
 python -m vidtok.eval.metrics.inception ARCHIVE inception_fid.safetensors
 """
@@ -33,7 +33,7 @@ INCEPTION_FEATURES = 2048
 
 
 class InceptionFID(nn.Module):
-    """The 2048 features that FID is measured on.
+    """The 2048 pooled features that FID is measured on.
 
     Args:
         weights: file or URL of a state dict with torchvision's names, `.safetensors` or a checkpoint of tensors alone:
@@ -86,7 +86,7 @@ def inception() -> nn.Module:
 
 
 class PoolBranch:
-    """A block of torchvision's whose last branch pools as TensorFlow does: padding doesn't count in a mean."""
+    """A block of torchvision's whose last branch pools as in TensorFlow: a mean excludes the padding."""
 
     def pool(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
@@ -109,14 +109,14 @@ class BlockE(PoolBranch, blocks.InceptionE):
 
 
 class LastBlock(BlockE):
-    """The last one takes the largest value instead of the mean."""
+    """The last block, which pools by the maximum."""
 
     def pool(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, 3, stride=1, padding=1)
 
 
 def stretch(x_NCHW: Tensor, side: int) -> Tensor:
-    """Bilinear to side x side as TensorFlow 1 does it: pixel i comes from i x (old / new), without half pixels."""
+    """Resize to side x side as TensorFlow 1 does: bilinear, pixel i comes from i x (old / new)."""
     rows, columns = (_weights(n, side, x_NCHW) for n in x_NCHW.shape[2:])
     return rows @ x_NCHW @ columns.T
 
@@ -161,8 +161,8 @@ def convert_inception(archive: str | Path, out: str | Path) -> None:
 
 
 def torchvision_state(units: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Convolutions with their batch norms (weight, beta, mean, var), in the order of the network, by torchvision's
-    names. Its blocks have the same order."""
+    """Give convolutions and batch norms (weight, beta, mean, var) torchvision's names; its blocks have the same
+    order."""
     names = [name for name, module in inception().named_modules() if isinstance(module, BasicConv2d)]
     state = {}
     for name, unit in zip(names, units, strict=True):
@@ -175,7 +175,7 @@ _BATCH_NORM = {"bias": "beta", "running_mean": "mean", "running_var": "var"}
 
 
 def script_tensors(data: bytes) -> list[dict[str, Tensor]]:
-    """The tensors of each module of a TorchScript file that has some, in the order of the modules."""
+    """Read the tensors of each module of a TorchScript file, in the order of the modules."""
     with zipfile.ZipFile(BytesIO(data)) as archive:
         root = archive.namelist()[0].split("/")[0]
         return list(_units(_ScriptUnpickler(archive, root).load()))
@@ -190,7 +190,7 @@ def _units(module: "_Module") -> Iterator[dict[str, Tensor]]:
 
 
 class _Module:
-    """Whatever class of the program: its attributes, and none of its code."""
+    """Stand-in for a class of the program: its attributes, without its code."""
 
 
 def _tensor(storage_N: np.ndarray, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_) -> Tensor:
@@ -206,7 +206,7 @@ _PARTS = {
 
 
 class _ScriptUnpickler(pickle.Unpickler):
-    """Admits float32 tensors in plain modules and nothing else, so that no code of the file's choice runs."""
+    """Unpickle float32 tensors in plain modules only, so that no code of the file runs."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str):
         super().__init__(BytesIO(archive.read(f"{root}/data.pkl")))

@@ -12,7 +12,7 @@ RESAMPLES = 2000
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share, after Wilson (1927): sensible at 0, at 1 and for small n."""
+    """Compute the 95 % Wilson interval of a share, which is sensible at 0, at 1 and for small n."""
     share, z2 = successes / n, Z * Z
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z / (1 + z2 / n) * np.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
@@ -20,20 +20,20 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 
 
 def share_of(successes: int, n: int) -> dict:
-    """{value, low, high}: with its Wilson interval."""
+    """Return {value, low, high}: a share with its Wilson interval."""
     low, high = wilson_interval(successes, n)
     return {"value": successes / n, "low": low, "high": high}
 
 
 def rank_of_label(scores_NK: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    """int [N]: how many classes stand before the right one; of equal scores the first class does, as in argmax."""
+    """Return the rank of the right class, int [N], from 0. Ties go to the first class, as in argmax."""
     own_N1 = np.take_along_axis(scores_NK, labels_N[:, None], 1)
     before = np.arange(scores_NK.shape[1])[None] < labels_N[:, None]
     return ((scores_NK > own_N1) | ((scores_NK == own_N1) & before)).sum(1)
 
 
 def accuracy(scores_NK: np.ndarray, labels_N: np.ndarray, n_failed: int = 0) -> dict:
-    """All that one run says about N clips, as plain values.
+    """Compute the accuracies of one run on N clips, as plain values.
 
     top1, top5 (None for five classes or fewer): {value, low, high}, Wilson. top1_of_total: the same over the n_failed
     clips, too, which count as wrong. mean_class: mean over classes of their accuracy, {value, low, high}, bootstrap
@@ -65,13 +65,13 @@ def accuracy(scores_NK: np.ndarray, labels_N: np.ndarray, n_failed: int = 0) -> 
 
 
 def majority(train_labels: np.ndarray, labels_N: np.ndarray, classes: int, n_failed: int = 0) -> dict:
-    """`accuracy` of always naming the class that is most frequent in training."""
+    """Compute the `accuracy` of always predicting the most frequent training class."""
     counts = np.bincount(train_labels, minlength=classes).astype(float)
     return {"class": int(counts.argmax()), **accuracy(np.tile(counts, (len(labels_N), 1)), labels_N, n_failed)}
 
 
 def over_seeds(correct_SN: np.ndarray) -> dict:
-    """Mean over seeds of the share of right clips: mean, deviation (sample standard deviation, None for one seed), and
+    """Average the share of right clips over seeds: mean, deviation (sample standard deviation, None for one seed), and
     its 95 % interval: Wilson for one seed, else a bootstrap over clips and seeds."""
     seeds, n = correct_SN.shape
     mean = float(correct_SN.mean())
@@ -90,11 +90,11 @@ def over_seeds(correct_SN: np.ndarray) -> dict:
 
 
 def paired_ratio(ours_SN: np.ndarray, theirs_SN: np.ndarray, same_heads: bool = False) -> dict:
-    """Ratio and difference of two accuracies on the same N clips, with 95 % intervals.
+    """Compute ratio and difference of two accuracies on the same N clips, with 95 % intervals.
 
-    Paired bootstrap: each resample draws one set of clips for both sides, and seeds for each side, since what heads of
-    one seed share (initial weights but for the embedding, order of the clips) is taken to matter little; or, where
-    both are of the same heads, tested on other inputs, one set of seeds, too. A resample in which theirs is never right
+    Paired bootstrap: each resample draws one set of clips for both sides, and seeds for each side on its own; heads of
+    one seed share their initial weights but for the embedding, and the order of clips, which is taken to matter little.
+    For the same heads on two inputs it draws one set of seeds for both. A resample in which theirs is never right
     counts as infinite.
     """
     if ours_SN.shape[1] != theirs_SN.shape[1]:
@@ -117,7 +117,7 @@ def paired_ratio(ours_SN: np.ndarray, theirs_SN: np.ndarray, same_heads: bool = 
 
 
 def bootstrap_interval(statistic: Callable[[np.ndarray], float], n: int) -> tuple[float, float]:
-    """95 % percentile interval of `statistic(indices)` over resamples of n clips."""
+    """Compute the 95 % percentile interval of `statistic(indices)` over resamples of n clips."""
     rng = np.random.default_rng(0)
     values = [statistic(rng.integers(n, size=n)) for _ in range(RESAMPLES)]
     low, high = np.percentile(values, [2.5, 97.5])
@@ -130,7 +130,7 @@ def _mean_class(correct_N: np.ndarray, labels_N: np.ndarray) -> float:
 
 
 def _redrawn(correct_SN: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Seeds for a resample."""
+    """Draw the seeds of a resample."""
     return rng.integers(len(correct_SN), size=len(correct_SN))
 
 

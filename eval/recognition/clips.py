@@ -1,6 +1,6 @@
-"""Clips with labels: opened by what the user names, and held in memory.
+"""Labelled clips: their source, clips in memory, and train/validation splits.
 
-Parting training clips, so that no choice ever looks at the test.
+Splits are made of the training clips alone, so that model selection never sees the test set.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 from sklearn.model_selection import (
     GroupKFold,
@@ -29,15 +30,16 @@ DIGITS = "digits"  # the set that the package makes itself
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Where labelled videos are, as a user names it.
+    """A source of labelled videos, as the user names it.
 
     Attributes:
-        source: "digits", a folder, or an annotation file, see `vidtok.datasets.open_dataset`; root: of its videos.
-        path_column, label_column, split_column: of a csv; None, those that are known by name.
-        group_column: of a csv, what must not be torn apart in cross-validation (a lab, a speaker); None, no groups.
-            The digits' groups are the digits.
-        classes: names in order, or Something-Something-v2's file of them; None, those in the annotations.
-        checked: table of `vidtok check`, a csv file: videos that are not ok in it are left out, with a warning.
+        source: "digits", a folder, or an annotation file, see `vidtok.datasets.open_dataset`.
+        root: folder of the videos; None, that of the annotation file.
+        path_column, label_column, split_column: names of csv columns; None, the usual names.
+        group_column: csv column of groups that cross-validation keeps whole (a lab, a speaker); None, no groups.
+            The groups of the digits are the digits.
+        classes: class names in order, or Something-Something-v2's file of them; None, those in the annotations.
+        checked: csv file of `vidtok check`; videos that are not ok in it are left out, with a warning.
     """
 
     source: str
@@ -60,11 +62,18 @@ class ClipSource:
         augment: str | None = None,
         on_error: str = "resample",
     ) -> LabelledDataset:
-        """The videos of a split: as the protocol tests them, or, in training, a random clip and crop of each (scale,
-        flip, where the labels allow it, and augment: see `TrainTransform`).
+        """Open the videos of a split.
 
-        A video that can't be read is returned as its error in a test; in training on_error says what happens. Raises
-        ValueError for a split, label or column that isn't there, and for a set without labels.
+        Args:
+            split: name of the split; None, all.
+            protocol: which clips of a video are tested, and their size.
+            training: draw a random clip and crop of each video instead, with scale, flip (where the labels allow it)
+                and augment of `TrainTransform`. seed: of these draws.
+            on_error: in training, what happens to a video that can't be read, see `open_dataset`. A test returns the
+                error.
+
+        Raises:
+            ValueError: for an unknown split, label or column, and for a set without labels.
         """
         if self.source == DIGITS:
             if protocol.views > 1 or protocol.stride != 1:
@@ -86,7 +95,7 @@ class ClipSource:
         return dataset
 
     def groups(self, ids: Sequence[str]) -> list[str] | None:
-        """The group of each of these videos, or None where there are no groups."""
+        """Return the group of each of these videos, or None where there are no groups."""
         if self.source == DIGITS:
             return digits_of(ids)
         if self.group_column is None:
@@ -98,7 +107,7 @@ class ClipSource:
         return [group[name] for name in ids]
 
     def validate_disjoint(self, split: str | None, test: "ClipSource", test_split: str | None) -> None:
-        """Raises ValueError where a video of this training split is in a test split, too."""
+        """Raise ValueError where a training and a test split share a video."""
         digits = [source.source == DIGITS for source in (self, test)]
         if all(digits) and (split or "train") == (test_split or "train"):
             raise ValueError(f"training and test are the same digits: split {split!r}")
@@ -107,14 +116,14 @@ class ClipSource:
 
 
 def digits_of(ids: Sequence[str]) -> list[str]:
-    """Which digit each of these videos of digits shows: it is in several of them."""
+    """Return the digit that each of these videos shows; several videos show the same."""
     return [name.split("/")[0] for name in ids]
 
 
 @dataclass
 class ClipSet:
-    """Clips in memory. video: uint8 [N,V,3,T,H,W], V views, or what they were encoded to, [N,V,...]. labels: int [N].
-    paths: of the videos, "" without one."""
+    """Clips in memory. video: uint8 [N,V,3,T,H,W] with V views, or their encoding, [N,V,...]. labels: int [N]. paths:
+    of the video files, "" for rendered clips. failures: videos that could not be read, {name, reason}."""
 
     video: Tensor
     labels: np.ndarray
@@ -127,7 +136,7 @@ class ClipSet:
         return len(self.ids)
 
     def subset(self, indices: Sequence[int]) -> "ClipSet":
-        """Some of them; the failures stay with the whole."""
+        """Return some of the clips; the failures stay with the whole."""
         chosen = [int(i) for i in indices]
         ids, paths = ([x[i] for i in chosen] for x in (self.ids, self.paths))
         return ClipSet(self.video[chosen], self.labels[chosen], ids, self.classes, [], paths)
@@ -136,10 +145,10 @@ class ClipSet:
 def load_clips(
     dataset: LabelledDataset, limit: int | None = None, workers: int = 0, log=print, encode: Encode | None = None
 ) -> ClipSet:
-    """Decodes a dataset once: the first `limit` videos, or all. What can't be read is named in `failures`.
+    """Decode the first `limit` videos of a dataset, or all. Videos that can't be read are listed in `failures`.
 
-    encode: what is kept of the views of a video, uint8 [V,3,T,H,W] -> [V,...]; None keeps them as they are. Raises
-    ValueError where nothing can be read, with the first reason.
+    encode: encoding of the views of a video that is kept, uint8 [V,3,T,H,W] -> [V,...]; None keeps the pixels. Raises
+    ValueError where no video can be read, with the first reason.
     """
     cut(dataset, slice(limit))
     path_of = dict(zip(dataset.ids, dataset.paths or [""] * len(dataset), strict=True))
@@ -163,10 +172,10 @@ def load_views(
     source: ClipSource, split: str | None, protocol: Protocol, views: int, limit: int | None = None, workers: int = 0,
     log=print, encode: Encode | None = None, **augmentation,
 ) -> ClipSet:  # fmt: skip
-    """The first `limit` videos of a training split, `views` random clips and crops of each (of digits: renderings).
+    """Load `views` random clips and crops (of digits: renderings) of the first `limit` videos of a training split.
 
-    encode: see `load_clips`; the pixels of many views may not fit, where their tokens do. augmentation: scale, flip
-    and augment of `ClipSource.open`. A video of which one view fails has failed.
+    encode: see `load_clips`; tokens of many views fit into memory where their pixels don't. augmentation: scale, flip
+    and augment of `ClipSource.open`. A video fails as a whole where one view fails.
     """
     if views < 1:
         raise ValueError(f"want at least one view of each clip, not data.train_views={views}")
@@ -188,7 +197,7 @@ def load_views(
 
 
 def cut(dataset: LabelledDataset, chosen: slice | np.ndarray) -> None:
-    """Leaves only some of the samples of a dataset. Raises ValueError where none would be left."""
+    """Drop all other samples of a dataset. Raises ValueError where none is left."""
     if isinstance(chosen, slice) and chosen.stop is not None and chosen.stop < 1:
         raise ValueError(f"want at least one clip, not {chosen.stop}")
     places = np.arange(len(dataset))[chosen]
@@ -201,14 +210,17 @@ Indices = np.ndarray
 
 
 def split_off(labels: np.ndarray, groups: Sequence[str] | None, share: float, seed: int = 0) -> tuple[Indices, Indices]:
-    """(the rest, about `share` of the clips): whole groups where there are groups, else the same share of each class
-    where each has clips enough. Raises ValueError for a single group, or a share that leaves one side empty."""
+    """Split the clips: (indices of the rest, indices of about `share` of them).
+
+    Groups stay whole where there are groups; otherwise the split is stratified by class where each class has enough
+    clips. Raises ValueError for a single group, or a share that leaves one side empty.
+    """
     n = len(labels)
     if not 0 < round(share * n) < n:
         raise ValueError(f"a share of {share:g} of {n} training clips leaves one side empty")
     if groups is not None:
         if len(set(groups)) < 2:
-            raise ValueError("all training clips are of one group, which can't be parted")
+            raise ValueError("all training clips are of one group, which can't be split")
         splitter = GroupShuffleSplit(1, test_size=share, random_state=seed)
     elif np.bincount(labels)[np.unique(labels)].min() >= 2 and round(share * n) >= len(set(labels.tolist())):
         splitter = StratifiedShuffleSplit(1, test_size=share, random_state=seed)
@@ -220,12 +232,15 @@ def split_off(labels: np.ndarray, groups: Sequence[str] | None, share: float, se
 def folds(
     labels: np.ndarray, groups: Sequence[str] | None, count: int = 5
 ) -> tuple[str, list[tuple[Indices, Indices]]]:
-    """(its name, [(train, test)]) for cross-validation: by group where there are groups, else stratified where each
-    class has `count` clips or more."""
+    """Make folds for cross-validation: (their description, [(train, test)]).
+
+    They keep groups whole where there are groups; otherwise they are stratified where each class has at least `count`
+    clips.
+    """
     if groups is not None:
         count = min(count, len(set(groups)))
         if count < 2:
-            raise ValueError("all training clips are of one group, which can't be parted")
+            raise ValueError("all training clips are of one group, which can't be split")
         name, splitter = f"{count} folds by group", GroupKFold(count)
     elif np.bincount(labels)[np.unique(labels)].min() >= count:
         name, splitter = f"{count} stratified folds", StratifiedKFold(count, shuffle=True, random_state=0)
@@ -239,8 +254,7 @@ AUGMENTATION = ("scale", "flip", "augment")  # of training clips of labelled vid
 
 
 def build_clip_sources(cfg: DictConfig) -> tuple["ClipSource", "ClipSource"]:
-    """(of training, of the test), of the group `data`."""
-
+    """Build the sources of training and test from the group `data`."""
     data = OmegaConf.to_container(cfg.data, resolve=True)
     fields = ("path_column", "label_column", "split_column", "group_column", "classes", "checked")
     columns = {key: data[key] for key in fields}
@@ -253,11 +267,9 @@ def build_clip_sources(cfg: DictConfig) -> tuple["ClipSource", "ClipSource"]:
 def load_training_clips(
     source: "ClipSource", protocol: "Protocol", data: dict, encode: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> "ClipSet":
-    """Training clips in memory: as a test would see them, or `train_views` random ones of each video. encode: what is
-    kept of them; None, pixels."""
-    from accelerate import PartialState
-
-    log = PartialState().print  # of several processes one speaks
+    """Load the training clips: those of the test protocol, or `train_views` random ones of each video. encode: see
+    `load_clips`."""
+    log = PartialState().print  # in the main process only
     split, limit, workers, views = (data[key] for key in ("train_split", "train_clips", "workers", "train_views"))
     if views is None:
         return load_clips(source.open(split, protocol), limit, workers, log, encode)

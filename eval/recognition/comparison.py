@@ -1,12 +1,10 @@
-"""The same head on the same clips with the same budget, reading tokens, codes, latents, features, pixels or
-reconstructions: what of an action is left in the tokens?
+"""Compare inputs of a head: tokens, codes, latents, features, pixels and reconstructions of the same clips, with the
+same training budget.
 
-A folder keeps all of it: clips/ (decoded once), encoded/ (by the tokenizer, once), runs/ARM-SEED/ (training, its head,
-and predictions.npz once it has been tested). What is there is not made again.
+The run folder holds clips/ (decoded once), encoded/ (by the tokenizer, once), and runs/ARM-SEED/ (training run, head,
+and predictions.npz once it has been tested). Existing files are reused.
 
-What clips cost as video and as tokens: bytes, and how many of them a second can be had.
-
-Schema of `costs`:
+Schema of `costs`, of clips as video and as tokens:
 
     bytes_per_clip      file (mean size of a video file, all of its frames), frames_uint8 (the clip's frames in memory),
                         tokens (bits x cells / 8), tokens_int64 (as `vidtok.extraction` and torch hold them)
@@ -19,7 +17,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,11 +26,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from vidtok.configs.compose import compose_config, given_keys
 from vidtok.datasets import LabelledDataset
+from vidtok.errors import UserError, nearest
 from vidtok.eval.metrics.intervals import paired_ratio
-from vidtok.eval.recognition.clips import ClipSet, build_clip_sources, load_training_clips
+from vidtok.eval.recognition.clips import ClipSet, build_clip_sources, load_clips, load_training_clips
 from vidtok.eval.recognition.data import (
     HeadData,
+    MemorySource,
     Test,
     memory_head_data,
     memory_test,
@@ -40,25 +41,107 @@ from vidtok.eval.recognition.data import (
     validate_no_concat,
     validate_task,
 )
-from vidtok.eval.recognition.finetuning import HEAD_ORDER, build_recognition_head
-from vidtok.eval.recognition.inputs import InputEncoder, encode_all, shuffle_frames
+from vidtok.eval.recognition.finetuning import (
+    HEAD_ORDER,
+    build_recognition_head,
+    build_recognition_training,
+    chosen_head,
+)
+from vidtok.eval.recognition.inputs import INPUTS, InputEncoder, encode_all, shuffle_frames, unpack
 from vidtok.eval.recognition.prediction import Predictions
 from vidtok.eval.recognition.protocol import build_protocol
-from vidtok.eval.recognition.results import correct_of, result_entry
+from vidtok.eval.recognition.results import correct_of, data_record, recognition_result, result_entry
 from vidtok.eval.recognition.store import ClipStore
+from vidtok.eval.report.page import write_report
+from vidtok.eval.report.table import format_table
+from vidtok.files import write_json
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.run_folder import lasting
+from vidtok.train.distributed import only_process
+from vidtok.train.loop import StopSignal, train
+from vidtok.train.run_folder import RunFolder, check_fingerprint, lasting
 
 Fit = Callable[[HeadData, str, int, Path], tuple[nn.Module, dict] | None]
 TRANSFER = "pixels on recon"  # the paper's protocol: trained on pixels, tested on what the tokens keep of them
 
 
-class Comparison:
-    """arms: of `vidtok.eval.recognition.inputs.INPUTS`. seeds: of each. fit(material, arm, seed, folder) trains a head
-    and returns it with the facts for its result, or None where it was stopped. encoder: arm -> `InputEncoder`.
+def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> dict | None:
+    """Train and test the same head on each input, for each seed.
 
-    Every head is tested on the test clips, and on the same with their frames in random order. With pixels among the
-    arms, their heads are tested on reconstructions, too.
+        compare(data={"source": "digits", "size": 64, "protocol": "17x1x1x1"}, arms=["tokens", "pixels"], run="runs/c")
+
+    The run folder (setting `run`) keeps clips, encodings, heads, result.json, page.html and charts; the same call again
+    resumes.
+
+    Args:
+        overrides, settings: of configs/compare.yaml, as hydra overrides or nested, see `vidtok.configs.compose`.
+        log: called with each line of progress, and with the table in the end.
+
+    Returns:
+        A result of schema "vidtok.recognition/1" and kind "compare"; None where SIGTERM or Ctrl-C stopped it.
+
+    Raises:
+        UserError: for an unknown or missing setting.
+        ValueError: for settings that don't fit each other or the data, a run folder of other settings, and several
+            processes.
+    """
+    cfg = compose_config("compare", overrides, settings)
+    validate_settings(cfg, given_keys(overrides, settings))
+    start = time.perf_counter()
+    device = only_process("eval compare")
+    tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, device)
+    comparison = build_comparison(cfg, tokenizer)
+    folder = Path(cfg.run)
+
+    def fit(head_data: HeadData, arm: str, seed: int, own: Path):
+        merged = OmegaConf.merge(cfg, {"input": arm, "seed": seed})
+        arguments = build_recognition_training(merged, head_data, tokenizer)
+        text = OmegaConf.to_yaml(merged, resolve=True)
+        head = train(**arguments, run=RunFolder(own), stop=stop, config_yaml=text, log=log)
+        if stop.requested:
+            return None
+        head, facts = chosen_head(head, own)
+        state = arguments["state"]
+        return head, {**facts, "seed": seed, "steps": state.step, "seconds": state.seconds}
+
+    with StopSignal() as stop:
+        if not comparison.run(fit, folder, log):
+            log("stopped: the same command goes on")
+            return None
+    entries, predictions, comparisons = comparison.results(folder, cfg.reference)
+    source, test_source = build_clip_sources(cfg)
+    protocol, tokens = build_protocol(cfg), comparison.encoded("tokens", "test")
+    splits = {"train": cfg.data.train_split, "test": cfg.data.val_split}
+    videos = test_source.open(splits["test"], protocol)
+    result = recognition_result(
+        "compare",
+        entries,
+        predictions,
+        data=data_record(source, splits, comparison.train.classes, comparison.train.failures),
+        train_labels=comparison.train.labels,
+        protocol=protocol.record(),
+        tokenizer=tokenizer,
+        config=OmegaConf.to_container(cfg, resolve=True),
+        wall_time_s=time.perf_counter() - start,
+        device=str(device),
+        comparisons=comparisons,
+        costs=comparison.costs(videos, tokenizer.bits, entries),
+    )
+    write_json(folder / "result.json", result)
+    write_report(result, comparison, tokenizer, tokens, cfg.page.clips, cfg.page.fps, folder)
+    log(f"{format_table(result)}\nresult: {folder / 'result.json'}, page: {folder / 'page.html'}")
+    return result
+
+
+class Comparison:
+    """Train and test a head for each arm and seed.
+
+    Every head is tested on the test clips, and on the same clips with shuffled frames. Heads of pixels are also tested
+    on reconstructions.
+
+    Args:
+        encoded: store of the encodings. train, test: the clips.
+        encoder: arm -> `InputEncoder`. arms: names of `vidtok.eval.recognition.inputs.INPUTS`. seeds: of each arm.
+        cells, batch_size, select, groups: see `memory_head_data`.
     """
 
     def __init__(
@@ -79,7 +162,11 @@ class Comparison:
         self.sides = {"train": train.video, "test": test.video, "shuffled": shuffle_frames(test.video, test.ids)}
 
     def run(self, fit: Fit, folder: Path, log=print) -> bool:
-        """Trains and tests what is missing; False where it was stopped."""
+        """Train and test the missing heads. Returns False where it was stopped.
+
+        fit(head_data, arm, seed, folder) trains a head and returns it with facts for the result, or None where it was
+        stopped.
+        """
         for arm in self.arms:
             missing = [seed for seed in self.seeds if not _done(folder, arm, seed)]
             if not missing:
@@ -103,7 +190,7 @@ class Comparison:
         return True
 
     def results(self, folder: Path, reference: str) -> tuple[list[dict], dict[str, list[Predictions]], list[dict]]:
-        """(entries, predictions by their names, comparisons with the reference), see `recognition.results`."""
+        """Return (entries, predictions by name, comparisons with the reference), see `recognition.results`."""
         entries, predictions = [], {}
         for arm in self.arms:
             runs = [_load(folder, arm, seed, self.test) for seed in self.seeds]
@@ -127,7 +214,7 @@ class Comparison:
         return entries, predictions, comparisons
 
     def _transfer(self, arm: str) -> dict[str, Test]:
-        """The tests of heads of pixels on reconstructions."""
+        """Return the tests of heads of pixels on reconstructions."""
         if arm != "pixels":
             return {}
         unit = self.encoder(arm).unit
@@ -137,12 +224,27 @@ class Comparison:
         }
 
     def encoded(self, arm: str, side: str):
-        """x [N,V,...] of one of the three sets of clips."""
+        """Return the inputs x [N,V,...] of an arm. side: "train", "test" or "shuffled"."""
         video = self.sides[side]
         if arm == "pixels":
             return video
         name = {"codes": "tokens"}.get(arm, arm)  # both are ids
-        return self.store.array(f"{name}-{side}", lambda: encode_all(self.encoder(arm), video))
+        return self.store.array(
+            f"{name}-{side}",
+            lambda: encode_all(self.encoder(arm), video, self.encoded("tokens", side) if arm == "recon" else None),
+        )
+
+    def costs(self, videos: LabelledDataset, bits: float, entries: Sequence[Mapping]) -> dict:
+        """Measure bytes and loading speed of the test clips as video and as tokens, and training speed.
+
+        The result is described at the top of this file. videos: of the test. bits: of a token.
+        """
+        cells = self.encoded("tokens", "test")[0, 0].numel()
+        return {
+            "bytes_per_clip": bytes_per_clip(self.test, bits, cells),
+            "clips_per_second": loading_speed(videos, self.store, "tokens-test", min(len(self.test), 64)),
+            "trained_per_second": training_speed(entries, self.batch_size),
+        }
 
 
 def _done(folder: Path, arm: str, seed: int) -> bool:
@@ -173,11 +275,11 @@ def bytes_per_clip(clips: ClipSet, bits: float, cells: int) -> dict:
 
 
 def loading_speed(dataset: LabelledDataset, store: ClipStore, tokens: str, count: int) -> dict | None:
-    """Clips per second from the video files and from the token cache, one after the other in this process: the first
-    `count` of each."""
+    """Measure clips per second from the video files and from the token cache in this process, for the first `count`
+    clips."""
     if not dataset.paths:  # rendered, not decoded
         return None
-    dataset[0], store.read(tokens, 0)  # what is paid once
+    dataset[0], store.read(tokens, 0)  # warm up
     video = _rate(dataset.__getitem__, count)
     cached = _rate(lambda index: store.read(tokens, index), count)
     return {"video": video, "tokens": cached, "ratio": cached / video, "clips": count}
@@ -192,18 +294,6 @@ def training_speed(entries: Sequence[Mapping], batch_size: int) -> dict[str, flo
     return rates
 
 
-def costs(
-    clips: ClipSet, dataset: LabelledDataset, store: ClipStore, tokens: str, bits: float, cells: int,
-    entries: Sequence[Mapping], batch_size: int,
-) -> dict:  # fmt: skip
-    """All of them. tokens: name of the token cache in `store`."""
-    return {
-        "bytes_per_clip": bytes_per_clip(clips, bits, cells),
-        "clips_per_second": loading_speed(dataset, store, tokens, min(len(clips), 64)),
-        "trained_per_second": training_speed(entries, batch_size),
-    }
-
-
 def _rate(read: Callable[[int], object], count: int) -> float:
     start = time.perf_counter()
     for index in range(count):
@@ -211,15 +301,11 @@ def _rate(read: Callable[[int], object], count: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison":
-    """The clips and arms of `vidtok eval compare`; decodes the clips where its folder doesn't hold them yet."""
-
-    from vidtok.eval.recognition.clips import load_clips
-    from vidtok.train.run_folder import check_fingerprint
-
+def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> Comparison:
+    """Build a comparison from its config. Clips are decoded where the run folder doesn't hold them yet."""
     data = OmegaConf.to_container(cfg.data, resolve=True)
     if data["features"] is not None:
-        raise ValueError("a comparison is of videos, whose pixels are one of the arms: data.features= is for finetune")
+        raise ValueError("a comparison needs videos, as pixels are one of its arms: data.features= is for finetune")
     validate_no_concat(data)
     validate_data_settings(data | {"in_memory": True})
     (source, test_source), protocol = build_clip_sources(cfg), build_protocol(cfg)
@@ -243,7 +329,7 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
     chosen = ("batch_size", "cells", "select", *(["group_column"] if data["select"] else []))
     check_fingerprint(Path(cfg.run) / "runs", training | {key: data[key] for key in chosen})
 
-    def load_test() -> "ClipSet":
+    def load_test() -> ClipSet:
         videos = replace(test_source, classes=train.classes).open(data["val_split"], protocol)
         return load_clips(videos, data["val_clips"], data["workers"])
 
@@ -256,11 +342,8 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> "Comparison"
 
 
 def validate_arms(cfg: DictConfig, encoders: dict, classes: Sequence[str], tokenizer: VideoTokenizer) -> None:
-    """Before clips are decoded, and a folder is held to the settings. Raises ValueError for an arm that no head of the
-    config can read, or whose clips can't be mixed or cropped as it says."""
-    from vidtok.eval.recognition.data import MemorySource
-    from vidtok.eval.recognition.inputs import unpack
-
+    """Raise ValueError for an arm that the config's head can't read, or whose clips can't be mixed or cropped as the
+    config says. This runs before clips are decoded."""
     protocol = build_protocol(cfg)
     black = torch.full((1, 3, protocol.frames, protocol.size, protocol.size), -1.0)
     for arm in cfg.arms:
@@ -274,15 +357,12 @@ def validate_arms(cfg: DictConfig, encoders: dict, classes: Sequence[str], token
             head(example.cpu())
 
 
-def validate_settings(cfg, overrides: Sequence[str] = ()) -> None:
-    """Raises UserError for what would be found wrong only after the training, or would do nothing."""
-
-    from vidtok.errors import UserError, nearest
-    from vidtok.eval.recognition.inputs import INPUTS
-
+def validate_settings(cfg: DictConfig, given: Collection[str] = ()) -> None:
+    """Raise UserError for settings that would fail only after the training, or have no effect. given: the keys that the
+    user gave."""
     for idle, used in (("input", "arms=[...]"), ("seed", "seeds=[...]")):
-        if any(override.startswith(f"{idle}=") for override in overrides):
-            raise UserError(f"{idle}= is of a single head: give {used}")
+        if idle in given:
+            raise UserError(f"{idle}= is for a single head: give {used}")
     if not cfg.data.in_memory:
         raise UserError("a comparison keeps its clips in memory: data.in_memory=false is for finetune")
     for key in ("arms", "seeds"):

@@ -1,8 +1,8 @@
-"""What a head is trained and tested on, from wherever it comes: videos, clips in memory, or extracted features.
+"""Training and test data of a head, from videos, clips in memory or extracted features.
+
+Training batches are pure functions of (seed, number), as the training loop requires.
 
 Legend: B batch, V views, N clips.
-
-Labelled training batches, each a pure function of (seed, number), as the training loop wants them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +23,18 @@ from vidtok.eval.recognition.clips import (
     ClipSource,
     build_clip_sources,
     cut,
+    load_clips,
     load_training_clips,
     split_off,
 )
-from vidtok.eval.recognition.inputs import InputEncoder, center_crop_cells, crop_cells, unpack
+from vidtok.eval.recognition.inputs import (
+    InputEncoder,
+    center_crop_cells,
+    crop_cells,
+    encode_all,
+    shuffle_frames,
+    unpack,
+)
 from vidtok.eval.recognition.prediction import Predictions, predict, views_in_memory, views_of_dataset
 from vidtok.eval.recognition.protocol import Protocol, build_protocol
 from vidtok.eval.recognition.store import FeatureFiles
@@ -34,8 +42,10 @@ from vidtok.tokenizer import VideoTokenizer
 
 
 class Source(TypingProtocol):
-    """Labelled things. draw(index, epoch): one of them as training sees it in that epoch, a function of the two, and
-    the label of what was drawn: another thing may stand in for one that can't be read."""
+    """Labelled samples. draw(index, epoch) returns (the sample in that epoch, its label), a pure function of the two.
+
+    The label is that of the drawn sample, as another may replace one that can't be read.
+    """
 
     labels: list[int] | np.ndarray
 
@@ -47,7 +57,7 @@ class Source(TypingProtocol):
 
 
 class VideoSource:
-    """Videos, decoded as they are needed."""
+    """Videos, decoded when they are drawn."""
 
     def __init__(self, dataset: LabelledDataset):
         self.dataset, self.labels = dataset, dataset.labels
@@ -66,10 +76,10 @@ class VideoSource:
 
 
 class MemorySource:
-    """Inputs in memory, x [N,V,...]: a random one of the V views, and a random crop of `cells` x `cells` of the grid.
+    """Inputs in memory, x [N,V,...]. A draw takes one of the V views at random, and a random crop of the grid.
 
-    unit: of the last two dimensions, values per cell: 8 for pixels, 1 for what lies on the token grid; so that all
-    inputs are cropped alike. cells: None, no crop.
+    cells: side of the crop in cells of the token grid; None, no crop. unit: values per cell in the last two dimensions,
+    8 for pixels and 1 on the token grid, so that all inputs are cropped alike.
     """
 
     def __init__(self, x_NV: Tensor, labels: np.ndarray, cells: int | None = None, unit: int = 1, seed: int = 0):
@@ -94,7 +104,8 @@ class MemorySource:
 
 
 class LabelledBatches:
-    """Batch i: (x [B,...], labels int64 [B]). Epochs follow each other without a gap, each in an order of its own.
+    """Training batches (x [B,...], labels int64 [B]) by number. Each epoch has an order of its own; a batch may span
+    two epochs.
 
     Raises ValueError for a batch size below 1 or an empty source.
     """
@@ -109,20 +120,20 @@ class LabelledBatches:
         return self.shard_of(number, WHOLE)
 
     def shard_of(self, number: int, shard: Shard) -> tuple[Tensor, Tensor]:
-        """The rows that are `part` of batch `number`. Raises ValueError where it doesn't divide into such parts."""
+        """Return a shard of batch `number`. Raises ValueError where it doesn't divide into equal shards."""
         places = [number * self.batch_size + row for row in shard_rows(shard, self.batch_size)]
         x, labels = zip(*(self.source.draw(*self._place(place)) for place in places), strict=True)
         return torch.stack(x), torch.tensor(labels)
 
     def loader(self, start: int = 0, workers: int = 0, shard: Shard = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
-        """That part of batches start, start + 1, ... for ever, made ahead by `workers` processes."""
+        """Yield that shard of batches start, start + 1, ... without end, prefetched by `workers` processes."""
         return prefetch(partial(self.shard_of, shard=shard), start, workers)
 
     def summary(self) -> str:
         return self.source.summary()
 
     def _place(self, place: int) -> tuple[int, int]:
-        """(index, epoch) of one of an endless row of samples."""
+        """Return (index, epoch) of a sample, counted from the first one of the first epoch."""
         epoch, place = divmod(place, len(self.source))
         if self._order[0] != epoch:
             self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.source))
@@ -135,13 +146,16 @@ TESTED_CLIPS = 32  # at a time, of videos
 
 @dataclass
 class HeadData:
-    """Attributes:
-    input: the kind that the head is built for, see `vidtok.heads`.
-    train: of what batches are made; encode: what stands between a batch and the head.
-    example: one input of the head, [1,...].
-    test: a head's predictions for the test clips; select: for the training clips that are kept apart, or None.
-    classes: their names.
-    train_failures: training clips that could not be read, where they are in memory.
+    """Training and test data of a head.
+
+    Attributes:
+        input: kind of input that the head is built for, see `vidtok.heads`.
+        train: source of the batches. encode: maps a batch to the head's input; None, it is the input.
+        example: one input of the head, [1,...].
+        test: maps a head to its predictions for the test clips. shuffled: the same with shuffled frames, or None.
+        select: the same for the training clips that are held out for model selection, or None.
+        classes: class names.
+        train_failures: training clips that could not be read, where they are in memory.
     """
 
     input: str
@@ -156,7 +170,7 @@ class HeadData:
 
     @property
     def channels(self) -> int | None:
-        """Of features; None for pixels and ids."""
+        """Number of channels of features; None for pixels and ids."""
         return self.example.shape[1] if self.input in ("latents", "hidden", "embedding") else None
 
     def grid(self, stride: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -182,10 +196,11 @@ def memory_head_data(
     batch_size: int = 16,
     seed: int = 0,
 ) -> HeadData:
-    """Of clips in memory and what `encode_all` made of them, and of the test clips with shuffled frames.
+    """Build `HeadData` from clips in memory and their encodings by `encode_all`.
 
-    select: share of the training clips to choose a checkpoint on. cells: side of the random crops of the grid, see
-    `MemorySource`."""
+    x_shuffled_NV: of the test clips with shuffled frames. select: share of the training clips that is held out to
+    choose a checkpoint. cells: side of the random crops of the grid, see `MemorySource`.
+    """
     kept, apart = slice(None), None  # a view of all, not a copy
     if select:
         kept, apart = split_off(train.labels, groups, select)
@@ -204,7 +219,7 @@ def memory_head_data(
 
 
 def memory_test(x_NV: Tensor, clips: ClipSet, cells: int | None, unit: int, batch_size: int) -> Test:
-    """Predictions for encoded clips, x [N,V,...]; those that could not be read count as failures."""
+    """Make the test on encoded clips, x [N,V,...]; clips that could not be read count as failures."""
 
     def test(head: nn.Module) -> Predictions:
         views = views_in_memory(center_crop_cells(x_NV, cells, unit), clips.labels, clips.ids, batch_size)
@@ -228,10 +243,10 @@ def video_head_data(
     limits: tuple[int | None, int | None] = (None, None),
     **augmentation,
 ) -> HeadData:
-    """Of videos that are decoded and encoded when they are needed, with random clips and crops in training.
+    """Build `HeadData` from videos that are decoded and encoded on the fly, with random clips and crops in training.
 
-    splits, limits: of training and test: their names, and how many videos at most. augmentation: scale, flip and
-    augment of `ClipSource.open`. The classes of the test are those of the training.
+    splits, limits: names and largest numbers of videos of training and test. augmentation: scale, flip and augment of
+    `ClipSource.open`. The test has the classes of the training.
     """
     training = source.open(splits[0], protocol, training=True, seed=seed, **augmentation)
     test_source = replace(test_source, classes=training.classes)
@@ -278,9 +293,12 @@ def feature_head_data(
     cache: str | None = None,
     limits: tuple[int | None, int | None] = (None, None),
 ) -> HeadData:
-    """Of the files of `vidtok extract`. paths, splits, limits: of training and test; limits: how many videos at most.
-    groups_of: the group of each of some ids; None, what the files know of groups. cache: of the training features, see
-    `TokenDataset`. Raises ValueError where a video is in training and test."""
+    """Build `HeadData` from files of `vidtok extract`.
+
+    paths, splits, limits: files, names and largest numbers of videos of training and test. groups_of: maps ids to their
+    groups; None, the groups that the files know. cache: of the training features, see `TokenDataset`. Raises
+    ValueError where training and test share a video.
+    """
     train = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol, seed=seed, cache=cache)
     test = FeatureFiles(paths[1], splits[1], input, tokenizer, protocol, train.classes)
     train.validate_disjoint(test)
@@ -311,7 +329,7 @@ def feature_head_data(
 
 
 def validate_mixing(ids: bool, clips: int, averaged: bool) -> None:
-    """Raises ValueError for mixup (averaged, not only rectangles exchanged) of ids, and for an odd number of clips."""
+    """Raise ValueError for mixup of ids (averaged: mixup, and not only cutmix), and for an odd number of clips."""
     if ids and averaged:
         raise ValueError("ids can't be averaged: set task.mixup=0 (cutmix exchanges cells, and is fine)")
     if clips % 2:
@@ -319,10 +337,7 @@ def validate_mixing(ids: bool, clips: int, averaged: bool) -> None:
 
 
 def build_head_data(cfg: DictConfig, tokenizer: VideoTokenizer) -> "HeadData":
-    """What `vidtok eval finetune` trains and tests on."""
-    from vidtok.eval.recognition.clips import load_clips
-    from vidtok.eval.recognition.inputs import encode_all, shuffle_frames
-
+    """Build the data of `finetune` from its config."""
     data, protocol = OmegaConf.to_container(cfg.data, resolve=True), build_protocol(cfg)
     validate_data_settings(data)
     validate_task(cfg, cfg.input)
@@ -365,7 +380,7 @@ def build_head_data(cfg: DictConfig, tokenizer: VideoTokenizer) -> "HeadData":
 
 
 def validate_data_settings(data: dict) -> None:
-    """Raises ValueError for a setting of the group `data` that would do nothing."""
+    """Raise ValueError for a setting of the group `data` that has no effect."""
     if data["features"] is not None:
         idle = ("joined", "train_views", "cells", "augment", "classes", "checked", "label_column")
         why = "takes videos, not extracted features"
@@ -383,14 +398,13 @@ def validate_data_settings(data: dict) -> None:
 
 
 def validate_no_concat(data: dict) -> None:
-    """Before the clips are decoded. Raises ValueError where the head sees several random clips at once."""
+    """Raise ValueError where the head sees several random clips at once, before the clips are decoded."""
     if data["joined"]:
         raise ValueError("joined clips are random ones of each video, read anew: data.in_memory=false")
 
 
 def validate_task(cfg: DictConfig, input: str) -> None:
-    """Before the work. Raises ValueError where clips can't be mixed as the group `task` says."""
-
+    """Raise ValueError where clips can't be mixed as the group `task` says, before the work."""
     mixup = bool(cfg.task.mixup)
     if mixup or cfg.task.cutmix:
         validate_mixing(input in ("tokens", "codes"), cfg.data.batch_size, averaged=mixup)

@@ -1,12 +1,13 @@
-"""Training a recognition head: what the training loop asks of it."""
+"""Train a recognition head: the task for the training loop, and the whole run with its test."""
 
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,34 +16,107 @@ from omegaconf import DictConfig, OmegaConf
 from timm.data import Mixup
 from torch import Tensor, nn
 
-from vidtok.eval.recognition.data import validate_mixing
+from vidtok.configs.compose import compose_config
+from vidtok.eval.recognition.clips import build_clip_sources
+from vidtok.eval.recognition.data import HeadData, LabelledBatches, MemorySource, build_head_data, validate_mixing
 from vidtok.eval.recognition.prediction import Predictions
 from vidtok.eval.recognition.protocol import build_protocol
+from vidtok.eval.recognition.results import data_record, recognition_result, result_entry
+from vidtok.eval.report.table import format_table
+from vidtok.files import write_json
 from vidtok.heads import Head
 from vidtok.heads.factory import build_head
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.loop import build_schedule
-from vidtok.train.run_folder import RunFolder
-from vidtok.train.state import build_state
-
-if TYPE_CHECKING:
-    from vidtok.eval.recognition.data import HeadData
+from vidtok.train.distributed import join_processes
+from vidtok.train.loop import StopSignal, build_schedule, train
+from vidtok.train.run_folder import RunFolder, check_fingerprint
+from vidtok.train.state import TrainState, build_state
 
 BEST = "best"  # folder of the run with the head of the checkpoint that was chosen
 
 
+def finetune(*overrides: str, log: Callable[[str], None] = print, **settings) -> dict | None:
+    """Train a recognition head end to end, choose its checkpoint on a part of the training clips, and test it once.
+
+        finetune(head="vivit-tiny", data={"source": "train.csv", "root": "videos"}, trainer={"max_steps": 100})
+
+    The run folder (setting `run`) keeps the config, checkpoints, heads and result.json; the same call again resumes.
+
+    Args:
+        overrides, settings: of configs/finetune.yaml, as hydra overrides or nested, see `vidtok.configs.compose`.
+        log: called with each line of progress, and with the table in the end; in the main process only.
+
+    Returns:
+        A result of schema "vidtok.recognition/1" and kind "finetune". None in other processes than the main one, and
+        where SIGTERM or Ctrl-C stopped the training.
+
+    Raises:
+        UserError: for an unknown or missing setting.
+        ValueError: for settings that don't fit each other or the data, and for a run folder of other settings.
+    """
+    cfg = compose_config("finetune", overrides, settings)
+    start = time.perf_counter()
+    processes = join_processes()
+    log = processes.on_local_main_process(log)
+    tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, processes.device)
+    head_data = build_head_data(cfg, tokenizer)
+    arguments = build_recognition_training(cfg, head_data, tokenizer)
+    check_finetuning(cfg, tokenizer)  # not before: a failed call leaves no folder
+    folder = RunFolder(cfg.run)
+    with StopSignal() as stop:
+        head = train(**arguments, run=folder, stop=stop, config_yaml=OmegaConf.to_yaml(cfg, resolve=True), log=log)
+    result = None
+    if stop.requested:
+        log("stopped before the test: the same command goes on")
+    elif processes.is_main_process:
+        result = evaluate_run(cfg, arguments["state"], head, head_data, tokenizer, start)
+        write_json(folder.path / "result.json", result)
+        log(f"{format_table(result)}\nresult: {folder.path / 'result.json'}")
+    processes.wait_for_everyone()
+    processes.destroy_process_group()
+    return result
+
+
+def evaluate_run(
+    cfg: DictConfig, state: TrainState, last: Head, head_data: HeadData, tokenizer: VideoTokenizer, start: float
+) -> dict:
+    """Test the chosen head of a run. state: in which the training ended, with the head `last`; start: of the clock."""
+    folder = Path(cfg.run)
+    head, facts = chosen_head(last, folder)
+    facts |= {"seed": cfg.seed, "steps": state.step, "seconds": state.seconds}
+    predictions = head_data.test(head)
+    shuffled = None if head_data.shuffled is None else [head_data.shuffled(head)]
+    splits = {"train": cfg.data.train_split, "test": cfg.data.val_split}
+    return recognition_result(
+        "finetune",
+        [result_entry(cfg.name, cfg.input, [(facts, predictions)], None, shuffled)],
+        {cfg.name: [predictions]},
+        data=data_record(build_clip_sources(cfg)[0], splits, head_data.classes, head_data.train_failures),
+        train_labels=head_data.train.labels,
+        protocol=build_protocol(cfg).record(),
+        tokenizer=None if cfg.input == "pixels" else tokenizer,
+        config=OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")),  # that of the training
+        wall_time_s=time.perf_counter() - start,
+        device=str(head.device),
+    )
+
+
 class RecognitionTask:
-    """Cross-entropy with label smoothing, on clips that are mixed where wanted. A batch is (x [B,...], labels [B]).
+    """Cross-entropy with label smoothing, mixup and cutmix. A batch is (x [B,...], labels [B]).
 
-    encode: what stands between the batch and the head, see `InputEncoder`; None, nothing. smoothing: of labels. mixup,
-    cutmix: timm's alphas, 0 for none; ids can't be averaged, so for them mixup must be 0, while cutmix exchanges
-    rectangles of cells. mix_probability: of mixing a batch at all. classes: how many.
+    Args:
+        classes: number of classes.
+        encode: maps a batch to the head's input, see `InputEncoder`; None, it is the input.
+        smoothing: share of label smoothing.
+        mixup, cutmix: timm's alphas, 0 for none. Ids can't be averaged, so they need mixup=0; cutmix exchanges
+            rectangles of cells.
+        mix_probability: probability that a batch is mixed.
+        select: maps the averaged head to its predictions for clips that are held out of the training. The head of the
+            best checkpoint on them is kept in the run's folder `best/`. None, the last head is taken.
+        may_choose: whether the checkpoint of a step is a candidate; None, all are.
 
-    select: gives the averaged head's predictions on clips that are part of neither training nor the test; the head of
-    the checkpoint that does best there is kept in the run's folder `best/`. None, no choice is made. may_choose: the
-    steps whose checkpoints are candidates; None, all that are saved.
-
-    Raises ValueError for smoothing outside 0 to 1, for mixup of ids, and for an odd number of clips to be mixed.
+    Raises:
+        ValueError: for smoothing outside 0 to 1, for mixup of ids, and for an odd number of clips to mix.
     """
 
     def __init__(
@@ -84,7 +158,7 @@ class RecognitionTask:
         return terms["cross_entropy"]
 
     def validate(self, model: nn.Module, run: RunFolder, step: int) -> str | None:
-        """Top-1 on the clips of `select`; keeps the head where it is the best so far (of equals, the lower loss)."""
+        """Measure top-1 on the clips of `select`, and keep the head where it is the best so far (ties: by loss)."""
         if self.select is None or not (self.may_choose is None or self.may_choose(step)):
             return None
         found = self.select(model)
@@ -104,7 +178,7 @@ class RecognitionTask:
         return f"cross-entropy {scalars['cross_entropy']:.3f}  accuracy {scalars['accuracy']:.3f}"
 
     def _mixed(self, x: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """The batch mixed with itself in reverse order, and soft targets [B,classes]."""
+        """Mix the batch with itself in reverse order: (inputs, soft targets [B,classes])."""
         validate_mixing(not x.is_floating_point(), len(x), averaged=not self.mix_ids)
         before = np.random.get_state()  # timm draws from here
         np.random.seed(torch.randint(2**31, ()).item())  # the loop has seeded torch for this step
@@ -116,7 +190,7 @@ class RecognitionTask:
 
 
 def read_best(run: Path) -> dict | None:
-    """step, top1 and loss of the head in `best/`, or None."""
+    """Return step, top1 and loss of the head in `best/`, or None."""
     file = run / BEST / "chosen.json"
     return json.loads(file.read_text()) if file.exists() else None
 
@@ -135,8 +209,10 @@ def save_best(head: nn.Module, run: Path, score: dict) -> None:
 
 
 def chosen_head(last: nn.Module, run: Path) -> tuple[nn.Module, dict]:
-    """(the head of `best/` where a choice was made, else the last one of `model/`, as their files have it; which it is:
-    {"chosen": step, top1 and loss, or "last"; "head": name and weight_hash})."""
+    """Load the head of `best/` where a checkpoint was chosen, else the last one of `model/`.
+
+    Returns (the head, {"chosen": step, top1 and loss, or "last"; "head": name and weight_hash}).
+    """
     best = read_best(run)
     folder = run / (BEST if best else "model")
     head = Head.from_pretrained(folder, last.device)
@@ -144,22 +220,19 @@ def chosen_head(last: nn.Module, run: Path) -> tuple[nn.Module, dict]:
 
 
 def head_record(head: Head) -> dict:
-    """name and weight_hash, see `Head`."""
+    """Return name and weight_hash of a head."""
     return {"name": head.config.name, "weight_hash": head.weight_hash}
 
 
-CANDIDATES = 10  # checkpoints of a run that one is chosen among
+CANDIDATES = 10  # number of checkpoints of a run that the best is chosen from
 
-# The optimizer's state goes by the order of the head's parameters: a run from before another order isn't gone on with.
+# The optimizer's state depends on the order of the head's parameters: runs of another order are not resumed.
 HEAD_ORDER = "embedding last"
 
 
 def check_finetuning(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
-    """Notes in the run folder what its head is trained and tested on. Raises ValueError where that was something else:
-    the checkpoint would fit, and its result would be of neither."""
-
-    from vidtok.train.run_folder import check_fingerprint
-
+    """Write the fingerprint of a run into its folder. Raises ValueError where it holds a run of other settings, whose
+    checkpoint might fit."""
     data = OmegaConf.to_container(cfg.data, resolve=True)
     facts = {f"data.{key}": value for key, value in data.items() if key not in ("batch_size", "workers", "cache")}
     facts |= {"command": "finetune", "input": cfg.input, "seed": cfg.seed, "tokenizer": tokenizer.weight_hash}
@@ -168,13 +241,13 @@ def check_finetuning(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
         key: plain[key] for key in ("head", "head_options", "patch_merge")
     }  # of other heads the weights might fit
     facts |= {"task": plain["task"], "parameters": HEAD_ORDER}
-    # The rate may change, as may what the loop is told: a run that ended in NaN goes on with a lower one.
+    # Learning rate and trainer may change: a run that ended in NaN is resumed with a lower rate.
     facts["optimizer"] = {key: value for key, value in plain["optimizer"].items() if key != "lr"}
     check_fingerprint(Path(cfg.run), facts)
 
 
-def build_recognition_head(cfg: DictConfig, head_data: "HeadData", tokenizer: VideoTokenizer) -> "Head":
-    """Untrained, of the config's seed; of `head_data` the kind, classes and grid matter."""
+def build_recognition_head(cfg: DictConfig, head_data: HeadData, tokenizer: VideoTokenizer) -> Head:
+    """Build the untrained head of a config, for the input, classes and grid of `head_data`."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     own = {"bits": tokenizer.bits, "channels": head_data.channels, "stride": tuple(tokenizer.stride)}
     torch.manual_seed(plain["seed"])  # of the initial weights
@@ -184,10 +257,8 @@ def build_recognition_head(cfg: DictConfig, head_data: "HeadData", tokenizer: Vi
     )  # fmt: skip
 
 
-def build_recognition_training(cfg: DictConfig, head_data: "HeadData", tokenizer: VideoTokenizer) -> dict:
-    """The arguments of `vidtok.train.loop.train` that config and material determine: for `vidtok eval finetune`."""
-    from vidtok.eval.recognition.data import LabelledBatches, MemorySource
-
+def build_recognition_training(cfg: DictConfig, head_data: HeadData, tokenizer: VideoTokenizer) -> dict:
+    """Build the arguments of `vidtok.train.loop.train` from a config and its data."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     head = build_recognition_head(cfg, head_data, tokenizer)
     reads_tokens = cfg.input != "pixels"
@@ -199,13 +270,13 @@ def build_recognition_training(cfg: DictConfig, head_data: "HeadData", tokenizer
     )
     batches = LabelledBatches(head_data.train, plain["data"]["batch_size"], plain["seed"])
     if isinstance(head_data.train, MemorySource):
-        plain["trainer"]["workers"] = 0  # there is nothing to make ahead, and a worker would copy it all
+        plain["trainer"]["workers"] = 0  # there is nothing to prefetch, and each worker would copy the clips
     arguments, may_choose = build_schedule(plain), None
     schedule, options = arguments["schedule"], arguments["options"]
     if not schedule.has_end:
         raise ValueError("a head is tested at the end of its run: set trainer.max_steps or trainer.max_minutes")
     if head_data.select is not None and schedule.max_minutes is None:
-        # By steps: a choice among checkpoints by the clock, or where a run was stopped, would not come out twice.
+        # Candidates by steps: checkpoints by the clock, or where a run was stopped, would not be reproducible.
         every = options.save_steps or math.ceil(schedule.max_steps / CANDIDATES)
         arguments["options"] = replace(options, save_steps=every)
 

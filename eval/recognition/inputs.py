@@ -1,4 +1,4 @@
-"""What a recognition head reads: from clips to tokens, codes, latents, hidden features, pixels or reconstructions.
+"""Inputs of a recognition head: encode clips as tokens, codes, latents, hidden features, pixels or reconstructions.
 
 Legend: B batch, C channels, T H W video, t h w token grid.
 """
@@ -28,19 +28,22 @@ PIXELS_AT_ONCE, ON_CPU = 1 << 23, 1 << 20  # that are encoded, at most: 120 clip
 
 
 class InputEncoder:
-    """Clips, float [B,3,T,H,W] in [-1,1] or uint8, to what a head reads; nothing in it is trained.
+    """Encode clips, float [B,3,T,H,W] in [-1,1] or uint8, as a head's input. Nothing in it is trained.
 
-    Clips and reconstructions are rounded to 8 bits, features to float16: the same numbers whether they come from a
-    cache or are made when they are needed.
+    Clips and reconstructions are rounded to 8 bits and features to float16, so that inputs from a cache are the same as
+    those computed on the fly.
 
-    kind: one of `INPUTS`. "tokens" and "codes" give int64 ids [B,t,h,w], "latents" and "hidden" float32 [B,C,t,h,w],
-    "pixels" and "recon" float32 [B,3,T,H,W]. tokenizer: where it is, is the result; not needed for pixels.
-    cells: of a head trained on crops of the grid, their side: what is given is the central one; None, the whole grid.
-    pixels_per_cell: for such heads of pixels; None, the tokenizer's.
-    joined: J > 1, clips [B,J,3,T,H,W], each encoded alone, whose features then stand one after the other in time, J*t
-    in place of t: what a head sees at once.
+    Args:
+        kind: one of `INPUTS`. "tokens" and "codes" give int64 ids [B,t,h,w], "latents" and "hidden" float32
+            [B,C,t,h,w], "pixels" and "recon" float32 [B,3,T,H,W].
+        tokenizer: not needed for pixels. The result is on its device.
+        joined: number J of clips that the head sees at once. With J > 1, clips are [B,J,3,T,H,W]; each is encoded
+            alone, and features are concatenated in time, J*t in place of t.
+        cells: side of the center crop of the grid, for heads that were trained on crops; None, the whole grid.
+        pixels_per_cell: of such a crop of pixels; None, the tokenizer's.
 
-    Raises ValueError for another kind, a missing tokenizer, or pixels of several clips at once.
+    Raises:
+        ValueError: for an unknown kind, a missing tokenizer, or pixels of several clips at once.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class InputEncoder:
 
     @property
     def head_input(self) -> str:
-        """The input that the head is built for."""
+        """Kind of input that the head is built for."""
         return "pixels" if self.kind == "recon" else self.kind
 
     @property
@@ -74,34 +77,45 @@ class InputEncoder:
         return self.cropped(x.movedim(1, time).flatten(time, time + 1))
 
     def cropped(self, x: Tensor) -> Tensor:
-        """What the head sees of a whole grid."""
+        """Cut a whole grid to the part that the head sees."""
         return center_crop_cells(x, self.cells, self.unit)
 
     @torch.no_grad()
     def encode_compact(self, video_B3THW: Tensor) -> Tensor:
-        """The same for single clips, as it is kept in memory: pixels uint8, features float16, ids int64."""
+        """Encode single clips in the form that is kept in memory: pixels uint8, features float16, ids int64."""
         video = video_B3THW if video_B3THW.dtype == torch.uint8 else to_bytes(video_B3THW)
         if self.kind == "pixels":
             return video
         x = to_float(video.to(self.tokenizer.device))
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # in a loop's bf16, other tokens would be trained than tested
+        # In a loop's bf16, a head would be trained on other tokens than it is tested on.
+        with torch.autocast(x.device.type, enabled=False):
             if self.kind == "latents":
                 return self.tokenizer.encode_latents(x).half()
             if self.kind == "hidden":
                 return self.tokenizer.forward_features(x).half()
             ids = self.tokenizer.encode(x)
-            return ids if self.kind in ("tokens", "codes") else to_bytes(self.tokenizer.decode(ids))
+        return ids if self.kind in ("tokens", "codes") else self.decode_compact(ids)
+
+    @torch.no_grad()
+    def decode_compact(self, ids_Bthw: Tensor) -> Tensor:
+        """Decode tokens to reconstructions, uint8 [B,3,T,H,W]."""
+        ids = ids_Bthw.to(self.tokenizer.device)
+        with torch.autocast(ids.device.type, enabled=False):
+            return to_bytes(self.tokenizer.decode(ids))
 
 
-def encode_all(encoder: InputEncoder, video_NV3THW: Tensor) -> Tensor:
-    """Encodes uint8 clips once, to be kept in memory: x [N,V,...], packed (see `unpack`)."""
-    assert encoder.joined == 1, "clips that are joined are random ones of each video"
+def encode_all(encoder: InputEncoder, video_NV3THW: Tensor, ids_NVthw: Tensor | None = None) -> Tensor:
+    """Encode uint8 clips once, to be kept in memory: x [N,V,...], packed (see `unpack`). ids_NVthw: the clips' tokens
+    where they are known; reconstructions are decoded from them."""
+    assert encoder.joined == 1, "joined clips are drawn anew in every epoch"
     if encoder.kind == "pixels":
         return video_NV3THW
-    at_once = _pixels_at_once(encoder.tokenizer) // video_NV3THW[0, 0, 0].numel()
-    parts = [encoder.encode_compact(part).cpu() for part in video_NV3THW.flatten(0, 1).split(max(1, at_once))]
+    at_once = max(1, _pixels_at_once(encoder.tokenizer) // video_NV3THW[0, 0, 0].numel())
+    if encoder.kind == "recon" and ids_NVthw is not None:
+        clips, encode = ids_NVthw, encoder.decode_compact
+    else:
+        clips, encode = video_NV3THW, encoder.encode_compact
+    parts = [encode(part).cpu() for part in clips.flatten(0, 1).split(at_once)]
     return torch.cat(parts).unflatten(0, video_NV3THW.shape[:2])
 
 
@@ -115,18 +129,18 @@ def _pixels_at_once(tokenizer: VideoTokenizer) -> int:
 
 
 def unpack(x: Tensor) -> Tensor:
-    """What a head is given, of what `InputEncoder.encode_compact` gave."""
+    """Turn the output of `InputEncoder.encode_compact` into a head's input."""
     return to_float(x) if x.dtype == torch.uint8 else x.float() if x.is_floating_point() else x
 
 
 def crop_cells(x: Tensor, top: int, left: int, cells: int, unit: int) -> Tensor:
-    """cells x cells of the grid, from the cell (top, left); `unit` values of the last two dimensions are one cell."""
+    """Crop `cells` x `cells` of the grid at the cell (top, left), where a cell is `unit` x `unit` values."""
     (y, x0), side = (top * unit, left * unit), cells * unit
     return x[..., y : y + side, x0 : x0 + side]
 
 
 def center_crop_cells(x: Tensor, cells: int | None, unit: int) -> Tensor:
-    """What a test sees of inputs that are trained on crops of `cells` x `cells`."""
+    """Crop the center of the grid, for tests of heads that were trained on crops; None returns the whole."""
     if cells is None:
         return x
     top, left = ((side // unit - cells) // 2 for side in x.shape[-2:])
@@ -134,24 +148,24 @@ def center_crop_cells(x: Tensor, cells: int | None, unit: int) -> Tensor:
 
 
 def to_float(video: Tensor) -> Tensor:
-    """uint8 to float32 in [-1,1]; floats as they are."""
+    """Convert uint8 to float32 in [-1,1]; return floats as they are."""
     return video.float().div_(127.5).sub_(1) if video.dtype == torch.uint8 else video
 
 
 def join_segments(video_BV3THW: Tensor, joined: int) -> Tensor:
-    """The views of B videos, V = segments x crops, as `InputEncoder` wants them: [B,V,3,T,H,W], or, for joined =
-    segments > 1, [B,crops,segments,3,T,H,W]."""
+    """Group the V = segments x crops views of B videos for `InputEncoder`: [B,V,3,T,H,W], or for joined = segments > 1,
+    [B,crops,segments,3,T,H,W]."""
     return video_BV3THW if joined == 1 else video_BV3THW.unflatten(1, (joined, -1)).transpose(1, 2)
 
 
 def to_bytes(video: Tensor) -> Tensor:
-    """Float in [-1,1] to uint8, rounded to nearest: the inverse of `to_float`."""
+    """Convert float in [-1,1] to uint8, rounded to nearest: the inverse of `to_float`."""
     return video.add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def shuffle_frames(video_NVCTHW: Tensor, ids: Sequence[str]) -> Tensor:
-    """The frames of each video in a random order, never the true one. It follows from the video's id, so that it is
-    the same in whatever batch, and for all views."""
+    """Put the frames of each video in a random order other than the true one. The order is seeded by the video's id, so
+    that it is the same in every batch and for all views."""
     T = video_NVCTHW.shape[3]
     shuffled = []
     for video_VCTHW, name in zip(video_NVCTHW, ids, strict=True):

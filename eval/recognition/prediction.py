@@ -22,7 +22,7 @@ from vidtok.files import find_files
 
 
 class Views(NamedTuple):
-    """A batch to be tested: x [B,V,...], labels int64 [B], ids, and what could not be read: [{name, reason}]."""
+    """A test batch: x [B,V,...], labels int64 [B], ids, and videos that could not be read: [{name, reason}]."""
 
     x: Tensor
     labels: Tensor
@@ -47,8 +47,11 @@ class Predictions:
 def views_of_dataset(
     dataset: LabelledDataset, batch_size: int, workers: int = 0, shuffle: bool = False, joined: int = 1
 ) -> Iterator[Views]:
-    """Videos as they are read; a failed one (on_error="return") is counted, nothing takes its place. shuffle: their
-    frames in random order, see `shuffle_frames`. joined: clips that the head sees at once, see `join_segments`."""
+    """Yield batches of the videos of a dataset; failed videos (on_error="return") are listed and not replaced.
+
+    shuffle: put frames in random order, see `shuffle_frames`. joined: number of clips that the head sees at once, see
+    `join_segments`.
+    """
     for batch in dataset.loader(batch_size, workers):
         failures = [{"name": str(error.path), "reason": error.reason} for error in batch.failed]
         x = shuffle_frames(batch.video, batch.id) if shuffle and batch.id else batch.video
@@ -63,10 +66,10 @@ def views_in_memory(x_NV: Tensor, labels: np.ndarray, ids: list[str], batch_size
 
 @torch.no_grad()
 def predict(head: nn.Module, batches: Iterable[Views], encode: Callable[[Tensor], Tensor] | None = None) -> Predictions:
-    """Softmax of the head's logits, averaged over the views of each video.
+    """Average the softmax of the head's logits over the views of each video.
 
-    head: in evaluation mode. encode: what stands between the videos and the head, see `InputEncoder`. The result does
-    not depend on how the videos are batched, but for the rounding of float32.
+    head: in evaluation mode. encode: maps videos to the head's input, see `InputEncoder`; None, they are the input. The
+    result does not depend on the batches, up to rounding in float32.
 
     Raises ValueError where nothing could be read, FloatingPointError where the logits are not finite.
     """

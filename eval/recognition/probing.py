@@ -1,23 +1,16 @@
-"""Probes: what a linear classifier, or the nearest neighbours, find in features that are not trained for it.
+"""Probes: logistic regression and nearest neighbors on frozen features, of a tokenizer or of a reference network.
 
 Legend: N clips, V views, C channels, t h w grid, F features.
-
-Features for a probe: computed from clips, or read from files.
-
-Frozen networks that others trained with labels: what a probe on a tokenizer's features is held against.
 """
 
-import argparse
 import tempfile
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
-import timm
 import torch
-import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -25,20 +18,21 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
-from timm.data import resolve_model_data_config
-from torch import Tensor, nn
+from torch import Tensor
 
+from vidtok.checks import pick_device
 from vidtok.errors import nearest
-from vidtok.eval.metrics.i3d import I3D
+from vidtok.eval.metrics.intervals import paired_ratio
 from vidtok.eval.recognition.clips import ClipSource, cut, folds
 from vidtok.eval.recognition.inputs import InputEncoder
 from vidtok.eval.recognition.prediction import Predictions, views_of_dataset
 from vidtok.eval.recognition.protocol import Protocol
+from vidtok.eval.recognition.references import REFERENCES, ReferenceEncoder, make_encoder
+from vidtok.eval.recognition.results import correct_of, data_record, recognition_result, result_entry
 from vidtok.eval.recognition.store import FeatureFiles
-from vidtok.hub import hash_weights
 from vidtok.tokenizer import VideoTokenizer
 
-# how the grid becomes one vector: over what is averaged
+# how the grid becomes one vector: the axes that are averaged
 POOLS = {"mean": "time and space", "time": "space alone, the times side by side", "all": "nothing"}
 CLASSIFIERS = ("logistic", "knn")
 STRENGTHS = np.logspace(-5, 2, 8).tolist()  # C of the logistic regression
@@ -46,7 +40,8 @@ NEIGHBORS = [1, 3, 5, 10, 20]
 
 
 def pool_features(x_NVCthw: Tensor, pool: str = "mean") -> np.ndarray:
-    """[N,V,C,t,h,w] (or pooled before, [N,V,C]) -> float32 [N,V,F]; see `POOLS`. Raises ValueError for another name."""
+    """Pool features [N,V,C,t,h,w] (or pooled before, [N,V,C]) to float32 [N,V,F]. Raises ValueError for a name that is
+    not in `POOLS`."""
     if pool not in POOLS:
         raise ValueError(f"unknown pool {pool!r}: {nearest(pool, POOLS)}")
     x = x_NVCthw.float()
@@ -56,13 +51,13 @@ def pool_features(x_NVCthw: Tensor, pool: str = "mean") -> np.ndarray:
 
 
 def signs(ids: Tensor, bits: int) -> Tensor:
-    """int64 ids [N,V,t,h,w] -> their bits, -1 and +1, float32 [N,V,bits,t,h,w]."""
+    """Convert int64 ids [N,V,t,h,w] to their bits as -1 and +1, float32 [N,V,bits,t,h,w]."""
     shifts = torch.arange(bits).view(-1, 1, 1, 1)
     return (ids.long()[:, :, None] >> shifts & 1) * 2.0 - 1
 
 
 def check_classifier(name: str) -> None:
-    """Raises ValueError for a name that is none of `CLASSIFIERS`."""
+    """Raise ValueError for a name that is not in `CLASSIFIERS`."""
     if name not in CLASSIFIERS:
         raise ValueError(f"unknown classifier {name!r}: {nearest(name, CLASSIFIERS)}")
 
@@ -70,11 +65,11 @@ def check_classifier(name: str) -> None:
 def fit_probe(
     classifier: str, x_NVF: np.ndarray, labels: np.ndarray, groups: Sequence[str] | None = None
 ) -> tuple[object, dict]:
-    """A scikit-learn classifier of standardised features, and what was chosen.
+    """Fit a scikit-learn classifier on standardized features: (the classifier, what cross-validation chose).
 
-    classifier: "logistic" (regression; its C) or "knn" (cosine distance; its k), chosen by cross-validation on these
-    clips alone, by group where there are groups; the views of a clip are never parted. Raises ValueError for another
-    name, or a single class.
+    classifier: "logistic" (regression) or "knn" (cosine distance). C or k is chosen by cross-validation on these clips
+    alone, by group where there are groups; the views of a clip stay together. Raises ValueError for an unknown
+    classifier, or a single class.
     """
     check_classifier(classifier)
     if len(set(labels.tolist())) < 2:
@@ -83,7 +78,7 @@ def fit_probe(
     name, parts = folds(labels, groups)
     parts = [(_rows(train, views), _rows(test, views)) for train, test in parts]
     if classifier == "logistic":
-        # With more features than clips all weights lie in the span of the clips: its axes are as good, and far fewer.
+        # With more features than clips, the weights lie in the span of the clips: PCA keeps it with far fewer features.
         few = [PCA()] if x_NVF.shape[2] > x_NVF.shape[0] * views else []
         model = make_pipeline(StandardScaler(), *few, LogisticRegression(max_iter=1000))
         grid = {"logisticregression__C": STRENGTHS}
@@ -111,7 +106,7 @@ def fit_probe(
 def predict_probe(
     model, x_NVF: np.ndarray, labels: np.ndarray, ids: list[str], classes: int, failures: list[dict]
 ) -> Predictions:
-    """Probabilities averaged over the views; a class that training never showed has probability 0."""
+    """Average probabilities over the views. Classes without a training clip have probability 0."""
     rows = model.predict_proba(x_NVF.reshape(-1, x_NVF.shape[2])).reshape(*x_NVF.shape[:2], -1).mean(1)
     probabilities = np.zeros((len(labels), classes))
     probabilities[:, model.classes_] = rows
@@ -122,79 +117,28 @@ def _rows(clips: np.ndarray, views: int) -> np.ndarray:
     return (clips[:, None] * views + np.arange(views)).ravel()
 
 
-class FrameBackbone(nn.Module):
-    """An image classifier of timm on every frame alone; time is for the probe.
-
-    Args:
-        name: of timm, with or without the tag of its weights ("vit_small_patch14_dinov2.lvd142m").
-        weights: file of its weights (safetensors or torch); None, timm downloads them.
-        pretrained: False, no weights: for tests.
-
-    Raises:
-        ValueError: for a name that timm doesn't know, or weights of another network.
-        FileNotFoundError: where there is no such file, or timm can't download the weights.
-    """
-
-    def __init__(self, name: str, weights: str | Path | None = None, pretrained: bool = True):
-        super().__init__()
-        if not timm.is_model(name):
-            raise ValueError(f"timm has no model {name!r}: {nearest(name, timm.list_models())}")
-        overlay = None
-        if weights is not None:
-            if not Path(weights).is_file():
-                raise FileNotFoundError(f"no weights at {weights}")
-            overlay = {"file": str(weights)}
-        try:
-            # With the classifier, without which timm would take any file of weights.
-            network = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay)
-        except RuntimeError as error:
-            raise ValueError(f"{weights} does not hold the weights of {name}: {str(error).splitlines()[0]}") from error
-        except OSError as error:
-            message = f"timm can't download the weights of {name}: give a file of them ({error})"
-            raise FileNotFoundError(message) from error
-        network.reset_classifier(0)
-        data = resolve_model_data_config(network)
-        self.network, self.size = network.eval().requires_grad_(False), tuple(data["input_size"][1:])
-        self.weight_hash = hash_weights(network)
-        self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(data["std"]).view(1, 3, 1, 1))
-
-    @torch.no_grad()
-    def forward(self, video_B3THW: Tensor) -> Tensor:
-        """float [B,3,T,H,W] in [-1,1] -> float32 [B,C,T,1,1]. Frames are resized to the size that it was trained on."""
-        B = len(video_B3THW)
-        frames = video_B3THW.float().transpose(1, 2).flatten(0, 1)
-        frames = F.interpolate(frames, self.size, mode="bicubic", antialias=True).clamp(-1, 1)
-        features_NC = self.network((frames / 2 + 0.5 - self.mean) / self.std)
-        return features_NC.unflatten(0, (B, -1)).transpose(1, 2)[..., None, None]
-
-
-class ReferenceEncoder:
-    """A frozen network in the place of an `InputEncoder`: clips to its features.
-
-    network: an `I3D`, of which it takes what comes before the classifier, float32 [B,1024,t,1,1], or a `FrameBackbone`.
-    tokenizer: where it is given, the network sees what its tokens keep of the clips.
-    """
-
-    def __init__(self, network: I3D | FrameBackbone, tokenizer: VideoTokenizer | None = None):
-        self.network, self.tokenizer = network, tokenizer
-        self.kind = "i3d" if isinstance(network, I3D) else "frames"
-        self.features = network.forward_features if isinstance(network, I3D) else network
-        self.prepare = InputEncoder("pixels" if tokenizer is None else "recon", tokenizer)
-
-    def __call__(self, video_B3THW: Tensor) -> Tensor:
-        return self.features(self.prepare(video_B3THW).to(next(self.network.parameters()).device))
-
-
 @dataclass
 class ProbeSide:
-    """x float32 [N,V,F], labels int [N], ids, groups (None, there are none), failures [{name, reason}]."""
+    """Features of one split: x float32 [N,V,F], labels int [N], ids, groups (None: no groups), failures [{name,
+    reason}]."""
 
     x_NVF: np.ndarray
     labels: np.ndarray
     ids: list[str]
     groups: list[str] | None = None
     failures: list[dict] = field(default_factory=list)
+
+
+@dataclass
+class ProbeData:
+    """Features to train and test on; shuffled: of the test clips with their frames in random order, or None. classes:
+    their names. encoder: what computed the features; None, they were read from files."""
+
+    train: ProbeSide
+    test: ProbeSide
+    shuffled: ProbeSide | None
+    classes: list[str]
+    encoder: InputEncoder | ReferenceEncoder | None = None
 
 
 def features_of_clips(
@@ -207,8 +151,11 @@ def features_of_clips(
     workers: int = 0,
     shuffle: bool = False,
 ) -> tuple[ProbeSide, list[str]]:
-    """(features, names of the classes). Videos are decoded one at a time and only their features are kept; shuffle:
-    with their frames in random order. Raises ValueError where none can be read."""
+    """Compute the features of videos: (features, class names).
+
+    Videos are decoded one at a time, and only their features are kept. limit: largest number of videos. shuffle: put
+    frames in random order. Raises ValueError where no video can be read.
+    """
     dataset = source.open(split, protocol)
     cut(dataset, slice(limit))
     rows, labels, ids, failures = [], [], [], []
@@ -225,7 +172,7 @@ def features_of_clips(
 
 
 def features_of_files(files: FeatureFiles, input: str, tokenizer: VideoTokenizer, pool: str) -> ProbeSide:
-    """Raises ValueError where the videos have different numbers of views."""
+    """Read pooled features of files. Raises ValueError where the videos have different numbers of views."""
     counts = {len(rows) for rows in files.records}
     if len(counts) > 1:
         raise ValueError(f"videos of {min(counts)} to {max(counts)} records: extract the same number of clips of each")
@@ -236,77 +183,201 @@ def features_of_files(files: FeatureFiles, input: str, tokenizer: VideoTokenizer
 
 
 def _numbers(x_NV: Tensor, input: str, tokenizer: VideoTokenizer) -> Tensor:
-    """Floats [N,V,C,...]: ids become signs, pixels a channel each."""
+    """Convert inputs to floats [N,V,C,...]; ids become signs."""
     return signs(x_NV, int(tokenizer.bits)) if input in ("tokens", "codes") else x_NV
 
 
-def of_clips(args: argparse.Namespace, tokenizer, protocol):
-    """input -> ({"train", "test", "shuffled": `ProbeSide`}, data of the result, what encoded it), decoded then."""
-    from vidtok.eval.recognition.results import data_record
+def probe(
+    source: str | None = None,
+    *,
+    root: str | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    checked: str | None = None,
+    group_column: str | None = None,
+    test_source: str | None = None,
+    features: str | None = None,
+    test_features: str | None = None,
+    train_split: str = "train",
+    split: str = "val",
+    train_clips: int | None = None,
+    test_clips: int | None = None,
+    input: str | Sequence[str] = "hidden",
+    i3d: str | None = None,
+    backbone: str | None = None,
+    backbone_weights: str | None = None,
+    recon: bool = False,
+    pool: str = "mean",
+    classifier: str = "logistic",
+    protocol: str = "17x4x1x1",
+    size: int = 128,
+    fps: float | None = None,
+    workers: int = 0,
+    model: str = "vidtok-t",
+    device: str = "auto",
+) -> dict:
+    """Fit a classifier on frozen features of a tokenizer or a reference network, and test it.
 
-    columns = args.path_column, args.label_column, args.split_column, args.group_column
-    source = ClipSource(args.source, args.root, *columns, checked=args.checked)
-    test_source = replace(source, source=args.test_source or args.source)
-    source.validate_disjoint(args.train_split, test_source, args.split)
-    training = source.open(args.train_split, protocol)
-    source.groups(training.ids)  # where there is no such column, now
-    test_source = replace(test_source, classes=training.classes)
-    parts = {
-        "train": (source, args.train_split, args.train_clips, False),
-        "test": (test_source, args.split, args.test_clips, False),
-        "shuffled": (test_source, args.split, args.test_clips, True),
-    }
+    Args:
+        source: "digits", a folder, or a csv or json file of annotations. With `features` it only holds group_column.
+        root, path_column, label_column, split_column, group_column, checked: see `ClipSource`.
+        test_source: annotations of the test split, where they are in another file.
+        features: files of `vidtok extract` with features of the training clips, instead of videos.
+        test_features: the same for the test clips; None, `features`.
+        train_split, split: names of the training and the test split.
+        train_clips, test_clips: largest number of clips of each; None, all.
+        input: one or more of hidden, latents, codes, pixels, recon, i3d, frames, as a list or separated by commas.
+            The first is what the others are compared with, by a paired bootstrap over clips.
+        i3d: I3D's weights, a file or URL, for the input i3d.
+        backbone, backbone_weights: timm's image classifier for the input frames, and a file of its weights; None,
+            timm downloads them.
+        recon: compute i3d and frames on reconstructed clips.
+        pool: one of `POOLS`. classifier: one of `CLASSIFIERS`.
+        protocol: frames x stride x segments x crops, see `Protocol`.
+        size: side of the center crop in pixels. fps: frame rate in which the stride is counted; None, the video's own.
+        workers: number of decoding processes.
+        model, device: name of the tokenizer, and where it runs.
 
-    # Not when their turn comes, after the work on others.
-    encoders = {input: find_encoder(args, input, tokenizer) for input in args.input.split(",")}
+    Returns:
+        A result of schema "vidtok.recognition/1" and kind "probe".
 
-    def read(input: str) -> tuple[dict, dict, InputEncoder | ReferenceEncoder]:
-        encoder, sides = encoders[input], {}
-        for name, (where, split, limit, shuffle) in parts.items():
-            sides[name], classes = features_of_clips(
-                where, split, protocol, encoder, args.pool, limit, args.workers, shuffle
-            )
-        failures, sides["train"].groups = sides["train"].failures, source.groups(sides["train"].ids)
-        return sides, data_record(source, {"train": args.train_split, "test": args.split}, classes, failures), encoder
+    Raises:
+        ValueError: for an unknown name, a setting that would have no effect, or splits that share videos.
+    """
+    config = dict(locals())
+    start = time.perf_counter()
+    inputs = input.split(",") if isinstance(input, str) else list(input)
+    if source is None and features is None:
+        raise ValueError("give either a source or features")
+    if features and (source is None) != (group_column is None):
+        raise ValueError("features take a source only together with group_column, a column of it")
+    if len(set(inputs)) < len(inputs):
+        raise ValueError(f"input {','.join(inputs)}: one of them is given twice")
+    for name, idle, why in (
+        ("test_source", features and test_source, "is for videos: give test_features"),
+        ("label_column", features and label_column, "is for videos: extracted features have labels of their own"),
+        ("recon", recon and not REFERENCES & set(inputs), f"is for inputs i3d and frames, not {','.join(inputs)}"),
+        ("i3d", i3d and "i3d" not in inputs, f"is for input i3d, not {','.join(inputs)}"),
+        ("backbone", backbone and "frames" not in inputs, f"is for input frames, not {','.join(inputs)}"),
+        ("backbone_weights", backbone_weights and "frames" not in inputs, "is for input frames"),
+    ):
+        if idle:
+            raise ValueError(f"{name} {why}")
+    check_classifier(classifier)
+    tokenizer = VideoTokenizer.from_pretrained(model, pick_device(device))
+    clips = Protocol.parse(protocol, size, fps)
+    columns = path_column, label_column, split_column, group_column
+    videos = ClipSource(str(source or features), root, *columns, checked=checked)
+    splits, limits = (train_split, split), (train_clips, test_clips)
+    if features:
+        paths = features, test_features or features
+        grouped = videos.groups if group_column else None
 
-    return read
+        def read(input: str) -> ProbeData:
+            return read_features(paths, splits, limits, input, tokenizer, clips, pool, grouped)
+    else:
+        test = replace(videos, source=str(test_source or source))
+        videos.validate_disjoint(train_split, test, split)
+        videos.groups(videos.open(train_split, clips).ids)  # a missing column is an error now, not after the work
+        encoders = {name: make_encoder(name, tokenizer, i3d, backbone, backbone_weights, recon) for name in inputs}
+
+        def read(input: str) -> ProbeData:
+            return read_clips((videos, test), splits, limits, encoders[input], clips, pool, workers)
+
+    entries, predictions = [], {}
+    for each in inputs:
+        found = read(each)
+        entry, predicted = probe_entry(each, classifier, found)
+        entries.append(entry)
+        predictions[entry["name"]] = [predicted]
+    first = entries[0]["name"]
+    return recognition_result(
+        "probe",
+        entries,
+        predictions,
+        data=data_record(
+            ClipSource(features) if features else videos,
+            {"train": train_split, "test": split},
+            found.classes,
+            found.train.failures,
+        ),
+        train_labels=found.train.labels,
+        protocol=clips.record(),
+        tokenizer=tokenizer if recon or set(inputs) - {"pixels", *REFERENCES} else None,
+        config=config,
+        wall_time_s=time.perf_counter() - start,
+        device=str(tokenizer.device),
+        comparisons=[
+            {"ours": name, "theirs": first, **paired_ratio(correct_of(seen), correct_of(predictions[first]))}
+            for name, seen in predictions.items()
+            if name != first
+        ],
+    )
 
 
-def find_encoder(args: argparse.Namespace, input: str, tokenizer):
-    """What makes the features of that name: an `InputEncoder` or a `ReferenceEncoder`."""
-    from vidtok.eval import I3D
+def probe_entry(input: str, classifier: str, data: ProbeData) -> tuple[dict, Predictions]:
+    """Fit and test a classifier: (its entry in the result, predictions for the test clips)."""
+    train = data.train
+    model, facts = fit_probe(classifier, train.x_NVF, train.labels, train.groups)
+    if isinstance(data.encoder, ReferenceEncoder):
+        facts["reference"] = {"name": input, "weight_hash": data.encoder.network.weight_hash}
 
-    if input not in ("i3d", "frames"):
-        return InputEncoder(input, tokenizer)
-    if input == "frames" and args.backbone is None:
-        raise ValueError("--input frames needs --backbone NAME")
-    if input == "i3d" and args.i3d is None:
-        raise ValueError("--input i3d needs --i3d FILE")
-    network = I3D(args.i3d) if input == "i3d" else FrameBackbone(args.backbone, args.backbone_weights)
-    return ReferenceEncoder(network.to(tokenizer.device), tokenizer if args.recon else None)
+    def predict(side: ProbeSide) -> Predictions:
+        return predict_probe(model, side.x_NVF, side.labels, side.ids, len(data.classes), side.failures)
+
+    predicted, shuffled = predict(data.test), None if data.shuffled is None else [predict(data.shuffled)]
+    runs = [({"seed": None, **facts}, predicted)]
+    return result_entry(f"{input}, {classifier}", input, runs, None, shuffled), predicted
 
 
-def of_files(args: argparse.Namespace, tokenizer, protocol):
-    """The same of the files of `vidtok extract`; frames can't be shuffled any more."""
-    from vidtok.eval.recognition.results import data_record
+def format_chosen(result: Mapping) -> str:
+    """One line for each classifier of a result: its number of features, and what cross-validation chose."""
+    runs = [(entry["name"], entry["runs"][0]) for entry in result["results"]]
+    return "\n".join(
+        f"{name}: {run['features']} features; {run['chosen']} by {run['by']} (top-1 {run['top1_there']:.3f} there)"
+        for name, run in runs
+    )
 
-    def read(input: str) -> tuple[dict, dict, None]:
-        train = FeatureFiles(args.features, args.train_split, input, tokenizer, protocol)
-        path = args.test_features or args.features
-        test = FeatureFiles(path, args.split, input, tokenizer, protocol, train.classes)
-        train.validate_disjoint(test)
-        test.validate_views(protocol)
-        for files, limit in ((train, args.train_clips), (test, args.test_clips)):
-            files.first(limit)
-        sides = {
-            name: features_of_files(files, input, tokenizer, args.pool)
-            for name, files in (("train", train), ("test", test))
-        }
-        sides["train"].groups = train.groups
-        if args.group_column:
-            columns = args.path_column, args.label_column, args.split_column, args.group_column
-            sides["train"].groups = ClipSource(args.source, None, *columns).groups(train.ids)
-        splits = {"train": args.train_split, "test": args.split}
-        return sides, data_record(ClipSource(args.features), splits, train.classes, train.failures), None
 
-    return read
+def read_clips(
+    sources: tuple[ClipSource, ClipSource],
+    splits: tuple[str, str],
+    limits: tuple[int | None, int | None],
+    encoder: InputEncoder | ReferenceEncoder,
+    protocol: Protocol,
+    pool: str,
+    workers: int = 0,
+) -> ProbeData:
+    """Features of videos, decoded here. sources, splits, limits: of training and test."""
+    train, classes = features_of_clips(sources[0], splits[0], protocol, encoder, pool, limits[0], workers)
+    train.groups = sources[0].groups(train.ids)
+    source = replace(sources[1], classes=classes)
+    test, shuffled = (
+        features_of_clips(source, splits[1], protocol, encoder, pool, limits[1], workers, shuffle)[0]
+        for shuffle in (False, True)
+    )
+    return ProbeData(train, test, shuffled, classes, encoder)
+
+
+def read_features(
+    paths: tuple[str, str],
+    splits: tuple[str, str],
+    limits: tuple[int | None, int | None],
+    input: str,
+    tokenizer: VideoTokenizer,
+    protocol: Protocol,
+    pool: str,
+    groups_of: Callable[[Sequence[str]], list[str] | None] | None = None,
+) -> ProbeData:
+    """Features from files of `vidtok extract`, whose frames can't be shuffled any more. paths, splits, limits: of
+    training and test. groups_of: the group of each video; None, those that the files know."""
+    train = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol)
+    test = FeatureFiles(paths[1], splits[1], input, tokenizer, protocol, train.classes)
+    train.validate_disjoint(test)
+    test.validate_views(protocol)
+    for files, limit in zip((train, test), limits, strict=True):
+        files.first(limit)
+    sides = [features_of_files(files, input, tokenizer, pool) for files in (train, test)]
+    sides[0].groups = train.groups if groups_of is None else groups_of(train.ids)
+    return ProbeData(*sides, None, train.classes)

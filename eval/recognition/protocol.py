@@ -1,4 +1,4 @@
-"""How a video becomes the clips that a recognition result is measured on."""
+"""Test protocols of recognition: which clips and crops of a video are classified."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -15,19 +15,21 @@ EXAMPLE = "17x4x5x3 (frames x stride x segments x crops), or 17xux2x3 for frames
 
 @dataclass(frozen=True)
 class Protocol:
-    """Frames, stride, segments and crops, with the name that the field gives them: `16x4x5x3`.
+    """Frames, stride, segments and crops of a test, written as in the literature: `16x4x5x3`.
 
     Attributes:
-        frames: of each clip. stride: video frames from one to the next; None ("u" in the name), they are spread evenly
-            over the whole video, the middle of each of `frames` equal parts.
-        segments: clips of each video, evenly spaced; one alone is taken from the middle. crops: 1, the centre, or 3
-            along the long side. Probabilities are averaged over the segments x crops views.
-        joined: the head sees the features of all segments at once instead, as V-JEPA's probe does, and probabilities
-            are averaged over the crops alone; it is trained on as many clips, one from each part of the video.
-        size: pixels of the crops, size x size; resize: the short side before, None, the same.
-        fps: what `stride` is counted in; None, the video's own rate.
+        frames: number of frames of a clip.
+        stride: video frames between two of them. None ("u" in the name): they are spread evenly over the whole video,
+            each in the middle of one of `frames` equal parts.
+        segments: number of clips of a video, evenly spaced; a single one is taken from the middle.
+        crops: 1, the center, or 3 along the long side. Probabilities are averaged over the segments x crops views.
+        size: side of the square crops in pixels. resize: short side before the crop in pixels; None, `size`.
+        fps: frame rate in which `stride` is counted; None, the video's own.
+        joined: whether the head sees the features of all segments at once, as V-JEPA's probe does. Probabilities are
+            then averaged over the crops alone, and training takes as many clips, one from each part of the video.
 
-    Raises ValueError for numbers that are none of this.
+    Raises:
+        ValueError: for illegal numbers.
     """
 
     frames: int = 17
@@ -51,7 +53,7 @@ class Protocol:
     def parse(
         cls, name: str, size: int = 128, fps: float | None = None, resize: int | None = None, joined: bool = False
     ) -> "Protocol":
-        """Raises ValueError for a name that isn't FRAMESxSTRIDExSEGMENTSxCROPS."""
+        """Parse FRAMESxSTRIDExSEGMENTSxCROPS. Raises ValueError for another name."""
         match = _NAME.fullmatch(name)
         if not match:
             raise ValueError(f"protocol {name!r}: want such as {EXAMPLE}")
@@ -68,17 +70,17 @@ class Protocol:
 
     @property
     def at_once(self) -> int:
-        """Clips that the head sees at once."""
+        """Number of clips that the head sees at once."""
         return self.segments if self.joined else 1
 
     def sampler(self) -> Sampler:
-        """Which moments are tested; nothing is random."""
+        """Return the deterministic sampler of the test."""
         if self.stride is None:
             return partial(uniform_segments, frames=self.frames, clips=self.segments)
         return partial(dense_clips, frames=self.frames, stride=self.stride, clips=self.segments, at_fps=self.fps)
 
     def train_sampler(self) -> Sampler:
-        """As many clips as the head sees at once, of the same kind from random places, or with random moments."""
+        """Return the sampler of random clips for training, as many as the head sees at once."""
         if self.stride is None:
             return partial(random_segments, frames=self.frames, clips=self.at_once)
         clips = {"clips": self.at_once, "spread": True}
@@ -88,16 +90,16 @@ class Protocol:
         return EvalTransform(self.size, self.crops, self.resize)
 
     def train_transform(self, **settings) -> TrainTransform:
-        """settings: of `TrainTransform`, but for the size."""
+        """Return the transform of training. settings: of `TrainTransform`, but for the size."""
         return TrainTransform(self.size, **settings)
 
     def record(self) -> dict:
-        """For a result file: the name and all that it leaves out."""
+        """Return the record for a result file: the name and all settings."""
         averaged = "crops, segments seen at once" if self.joined else "segments x crops"
         return {"name": str(self), **asdict(self), "views": f"probabilities averaged over {averaged}"}
 
     def for_head(self) -> dict:
-        """As `vidtok.heads.HeadConfig.protocol` has it."""
+        """Return the record for `vidtok.heads.HeadConfig.protocol`."""
         rest = {"fps": self.fps, "resize": self.resize, "joined": self.joined or None}
         return {
             "frames": self.frames, "stride": self.stride, "size": self.size,
@@ -107,13 +109,13 @@ class Protocol:
 
     @classmethod
     def of_head(cls, record: dict) -> "Protocol":
-        """The inverse of `for_head`."""
+        """Read the record of `for_head`."""
         stride = record.get("stride", 1 if "fps" in record else None)
         views = record.get("clips", 1), record.get("crops", 1)
         rest = record.get("fps"), record.get("resize"), record.get("joined", False)
         return cls(record["frames"], stride, *views, record["size"], *rest)
 
 
-def build_protocol(cfg: DictConfig) -> "Protocol":
-
+def build_protocol(cfg: DictConfig) -> Protocol:
+    """Build the protocol of the group `data`."""
     return Protocol.parse(cfg.data.protocol, cfg.data.size, cfg.data.fps, cfg.data.resize, cfg.data.joined)

@@ -1,4 +1,4 @@
-"""Results of recognition, all kinds in one form.
+"""Result files of recognition, of one schema for all kinds.
 
 Result schema "vidtok.recognition/1":
 
@@ -8,20 +8,20 @@ Result schema "vidtok.recognition/1":
     protocol        name (frames x stride x segments x crops: 17x4x1x1), frames, stride, segments, crops, size, fps
     tokenizer       name, weight_hash, stride, bits; or null
     results         one for each head or arm:
-      name            what the table calls it
-      input           what the head reads; tested_on: what it was tested on, mostly the same
+      name            its name in tables
+      input           input of the head in training; tested_on: in the test, mostly the same
       top1            over seeds: mean, deviation (null for one seed), seeds, low, high (95 %), interval (its kind)
       top5, mean_class   means over seeds; top5 is null for five classes or fewer
       shuffled_frames    top1 of the same heads on clips whose frames are in random order; or null
       runs            one for each seed: seed; top1, top5, top1_of_total, mean_class: {value, low, high} (95 %:
                       Wilson; mean_class: bootstrap over clips); confusion [K][K], true class by row; n_total,
-                      n_used, n_failed; head: name, weight_hash; and what was spent: steps, seconds
+                      n_used, n_failed; head: name, weight_hash; steps and seconds of the training
     controls        majority: the most frequent training class: class, top1, ...
     comparisons     [{ours, theirs, ratio, difference, method}]: paired bootstrap, see `paired_ratio`
     costs           see `vidtok.eval.recognition.comparison`; for kind "compare" only
     n_total         clips of the test split = n_used + n_failed
     n_used, n_failed
-    failures        [{name, reason}]: clips that could not be read; nothing takes their place
+    failures        [{name, reason}]: clips that could not be read; they are not replaced
     clips           [{id, label, predicted: {name of a result: [class for each seed]}}]
     config          all settings
     provenance      git, versions, device, threads, date
@@ -33,6 +33,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from vidtok.configs.compose import plain
 from vidtok.eval.metrics.intervals import accuracy, majority, over_seeds
 from vidtok.eval.recognition.clips import ClipSource
 from vidtok.eval.recognition.prediction import Predictions
@@ -49,8 +50,8 @@ def result_entry(
     tested_on: str | None = None,
     shuffled: Sequence[Predictions] | None = None,
 ) -> dict:
-    """One of `results`. runs: ({"seed", "head", ...}, predictions) of each seed, all for the same clips; shuffled: of
-    the same heads for shuffled frames."""
+    """Make one of `results`. runs: ({"seed", "head", ...}, predictions) of each seed, all for the same clips. shuffled:
+    predictions of the same heads for shuffled frames."""
     rows = [{**facts, **accuracy(found.probabilities, found.labels, len(found.failures))} for facts, found in runs]
     top5 = None if rows[0]["top5"] is None else float(np.mean([row["top5"]["value"] for row in rows]))
     return {
@@ -66,7 +67,7 @@ def result_entry(
 
 
 def correct_of(predictions: Sequence[Predictions]) -> np.ndarray:
-    """bool [S,N]. Raises ValueError where the seeds have not seen the same clips."""
+    """Return which predictions are right, bool [S,N]. Raises ValueError where seeds were tested on other clips."""
     if len({tuple(found.ids) for found in predictions}) > 1:
         raise ValueError("the runs have not been tested on the same clips")
     return np.stack([found.correct_N for found in predictions])
@@ -86,8 +87,8 @@ def recognition_result(
     device: str = "cpu",
     **more,
 ) -> dict:
-    """The whole result, see the top of this file. predictions: of each entry, by its name; train_labels: of the clips
-    that were trained on, for the majority class; more: `comparisons`, `costs`."""
+    """Make the whole result, see the top of this file. predictions: of each entry, by its name. train_labels: of the
+    training clips, for the majority class. more: `comparisons`, `costs`."""
     first = next(iter(predictions.values()))[0]
     classes = data["classes"]
     control = None
@@ -108,7 +109,7 @@ def recognition_result(
     return {
         "schema": SCHEMA,
         "kind": kind,
-        "data": {**data, "n_train": len(train_labels)},
+        "data": plain({**data, "n_train": len(train_labels)}),
         "protocol": dict(protocol),
         "tokenizer": None if tokenizer is None else tokenizer_record(tokenizer),
         "results": list(entries),
@@ -119,7 +120,7 @@ def recognition_result(
         "n_failed": len(first.failures),
         "failures": first.failures,
         "clips": clips,
-        "config": dict(config),
+        "config": plain(config),
         "provenance": provenance(device),
         "wall_time_s": wall_time_s,
     }
@@ -128,7 +129,7 @@ def recognition_result(
 def data_record(
     source: ClipSource, splits: Mapping[str, str | None], classes: Sequence[str], train_failures: Sequence[dict] = ()
 ) -> dict:
-    """train_failures: training clips that could not be read, {name, reason}; those read anew are resampled instead."""
+    """Make `data`. train_failures: training clips in memory that could not be read, {name, reason}."""
     record = {**asdict(source), "splits": dict(splits), "classes": list(classes)}
     return {**record, "train_failures": list(train_failures)}
 

@@ -1,8 +1,6 @@
-"""Clips and what they are encoded to, kept in a folder so that a comparison can go on where it was stopped.
+"""Files of clips: a store of decoded and encoded clips, and extracted features as training and test data.
 
-Extracted features as what a head or a probe is trained and tested on.
-
-Legend: B batch, V views: the records that share an id, clips and crops of one video; N videos.
+Legend: B batch, V views (records that share an id: clips and crops of one video), N videos.
 """
 
 import json
@@ -22,41 +20,41 @@ from vidtok.extraction import TokenDataset
 from vidtok.extraction.output import read_failures
 from vidtok.extraction.record import Entry
 from vidtok.extraction.sources import Clips
+from vidtok.files import write_json
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.run_folder import _temporary, check_fingerprint
 
 
 class ClipStore:
-    """A folder of safetensors files, one for each thing. facts: what they depend on, see `check_fingerprint`."""
+    """A folder of safetensors files, from which a stopped comparison resumes. facts: settings that its content depends
+    on, see `check_fingerprint`."""
 
     def __init__(self, folder: Path, facts: Mapping):
         self.folder = folder
         check_fingerprint(folder, facts)
 
     def clips(self, name: str, load: Callable[[], ClipSet]) -> ClipSet:
-        """The clips of that name; loaded where they aren't there yet."""
+        """Return the clips of that name; the first call loads and writes them."""
         file, side = self.path(name), self.folder / f"{name}.json"
         if not side.exists():
             found = load()
             _save({"video": found.video}, file)
             keys = ("ids", "classes", "failures", "paths")
             facts = {key: getattr(found, key) for key in keys} | {"labels": found.labels.tolist()}
-            part = _temporary(side)
-            part.write_text(json.dumps(facts))
-            part.replace(side)
+            write_json(side, facts)
             return found
         known = json.loads(side.read_text())
         labels = np.array(known.pop("labels"))
         return ClipSet(load_file(file)["video"], labels, **known)
 
     def array(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """The tensor of that name; made where it isn't there yet."""
+        """Return the tensor of that name; the first call makes and writes it."""
         if not self.path(name).exists():
             _save({"x": make()}, self.path(name))
         return load_file(self.path(name))["x"]
 
     def read(self, name: str, index: int) -> Tensor:
-        """One clip's part of an array, read from disk."""
+        """Read one clip's part of an array from disk."""
         with safe_open(self.path(name), "pt") as file:
             return file.get_slice("x")[index]
 
@@ -70,18 +68,25 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
     part.replace(path)
 
 
-# input of a head: the feature that it is made of
+# input of a head -> name of the extracted feature
 FEATURES = {"tokens": "ids", "codes": "ids", "latents": "latents", "hidden": "hidden", "embedding": "embedding"}
 
 
 class FeatureFiles:
     """The videos of one split in the files of `vidtok extract`.
 
-    input: what the head reads, a key of `FEATURES`. classes: names in order; None, those in the files. cache: see
-    `TokenDataset`; for drawing views at random. failures: [{name, reason}] of the videos that extraction failed on.
+    Args:
+        path, split: files or folder, and name of the split.
+        input: input of the head, a key of `FEATURES`.
+        tokenizer, protocol: what the features must come from.
+        classes: class names in order; None, those in the files.
+        seed: of the random views. cache: see `TokenDataset`.
 
-    Raises ValueError for features of another kind, of another tokenizer, of clips that aren't those of the protocol,
-    without labels, or with labels that are none of the classes.
+    Attributes:
+        failures: [{name, reason}] of the videos that extraction failed on.
+
+    Raises:
+        ValueError: for features of another kind, tokenizer or protocol, without labels, or with unknown classes.
     """
 
     def __init__(
@@ -124,35 +129,35 @@ class FeatureFiles:
         return len(self.ids)
 
     def keep(self, indices: Sequence[int]) -> "FeatureFiles":
-        """Leaves only some of the videos; returns itself."""
+        """Drop all other videos; return itself."""
         for name in ("ids", "records", "labels"):
             values = getattr(self, name)
             setattr(self, name, [values[i] for i in indices])
         return self
 
     def first(self, limit: int | None) -> None:
-        """Leaves only the first `limit` videos, and no failures, whose places nobody knows; None, all."""
+        """Keep only the first `limit` videos, and no failures, whose positions are unknown; None keeps all."""
         if limit is not None:
             self.keep(range(len(self))[:limit]).failures = []
 
     @property
     def groups(self) -> list[str] | None:
-        """What must not be parted, as far as files know it: of the built-in digits the digit. None for others."""
+        """Group of each video as far as the files know it: the digit for the built-in digits, else None."""
         return digits_of(self.ids) if self.dataset.read(0).meta.reader == DIGITS else None
 
     def validate_views(self, protocol: Protocol) -> None:
-        """Of a test. Raises ValueError where a video has other than the protocol's number of views."""
+        """Raise ValueError where a test video doesn't have the protocol's number of views."""
         for name, rows in zip(self.ids, self.records, strict=True):
             if len(rows) != protocol.views:
                 raise ValueError(f"{name} has {len(rows)} records, and protocol {protocol} has {protocol.views} views")
 
     def validate_disjoint(self, test: "FeatureFiles") -> None:
-        """Raises ValueError where a video is in both."""
+        """Raise ValueError where the two share a video."""
         if both := sorted(set(self.ids) & set(test.ids)):
             raise ValueError(f"{len(both)} videos are in training and test, the first is {both[0]}")
 
     def draw(self, index: int, epoch: int) -> tuple[Tensor, int]:
-        """One view of a video and its label, see `vidtok.eval.recognition.data.Source`."""
+        """Draw a view of a video: (features, label), see `vidtok.eval.recognition.data.Source`."""
         rows = self.records[index]
         view = np.random.default_rng([self.seed, epoch, index]).integers(len(rows))
         return self.dataset[rows[view]]["features"], self.labels[index]
@@ -161,7 +166,7 @@ class FeatureFiles:
         return ""
 
     def views(self, batch_size: int) -> Iterator[Views]:
-        """All videos, in order; neighbours with the same number of views share a batch."""
+        """Yield all videos in order; neighbors with the same number of views share a batch."""
         start, failures = 0, self.failures
         while start < len(self):
             stop = start + 1
@@ -172,13 +177,13 @@ class FeatureFiles:
             start, failures = stop, []
 
     def all_views(self, index: int) -> Tensor:
-        """[V,...]"""
+        """Return all views of a video, [V,...]."""
         return torch.stack([self.dataset[row]["features"] for row in self.records[index]])
 
 
 def validate_clips(path: str | Path, sampler: str | None, entries: Sequence[Entry], protocol: Protocol) -> None:
-    """Raises ValueError unless all records are clips of the protocol, or whole videos of its length and size, of which
-    a protocol takes every frame."""
+    """Raise ValueError unless all records are clips of the protocol, or whole videos of its length and size where it
+    takes every frame."""
     name = "uniform" if protocol.stride is None else "dense"
     wanted = str(Clips(name, protocol.segments, protocol.frames, protocol.stride or 1, protocol.fps))
     if sampler is None and (protocol.segments > 1 or protocol.stride not in (None, 1)):

@@ -1,4 +1,4 @@
-"""Does a classifier see the same in a clip and in what the tokens keep of it? No labels are needed.
+"""Whether a classifier predicts the same for a clip and for its reconstruction. No labels are needed.
 
 Result schema "vidtok.agreement/1":
 
@@ -8,7 +8,7 @@ Result schema "vidtok.agreement/1":
     n_total, n_used, n_failed, failures [{name, reason}]
     tokenizers      one for each: name, weight_hash, stride, bits; bits_per_pixel;
       top1            share of clips whose best class stays the best: {value, low, high}, 95 %, Wilson
-      top5            share of clips whose best class is still among the best five: likewise
+      top5            share of clips whose best class is still among the best five: {value, low, high}
       confidence      mean probability of the original's best class: original, reconstruction, drop {mean, stderr}
     clips           [{name, best: class of the original, confidence, tokenizers: {name: {best, confidence}}}]
     provenance      git, versions, device, threads, date
@@ -18,21 +18,70 @@ Legend: N clips, K classes.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vidtok.checks import pick_device
 from vidtok.eval.metrics.codebook import bits_per_pixel
 from vidtok.eval.metrics.i3d import I3D
 from vidtok.eval.metrics.intervals import share_of
 from vidtok.eval.recognition.results import tokenizer_record
-from vidtok.eval.reconstruction.run import Clip
+from vidtok.eval.reconstruction.run import Clip, clip_protocol, validation_clips
+from vidtok.files import find_videos
 from vidtok.provenance import provenance
 from vidtok.tokenizer import VideoTokenizer
 
 SCHEMA = "vidtok.agreement/1"
+
+
+def agreement(
+    inputs: str | Sequence[str],
+    i3d: str,
+    *,
+    model: str | Sequence[str] = "vidtok-t",
+    classes: str | None = None,
+    device: str = "auto",
+    frames: int = 17,
+    size: int = 128,
+    fps: float | None = None,
+    split: str | None = None,
+    track: Callable[[Iterator[Clip], int], Iterable[Clip]] = lambda clips, total: clips,
+) -> dict:
+    """Classify clips and their reconstructions with I3D of Kinetics-400.
+
+    Args:
+        inputs: one or more videos, folders of videos, or glob patterns. One clip is taken of each file.
+        i3d: I3D's weights, a file or URL.
+        model: one or more tokenizers: names, folders or hub ids.
+        classes: file with the names of I3D's classes, one a line; None, numbers.
+        device: of all networks.
+        frames, size, fps: of the clips, see `vidtok.eval.validation_clips`.
+        split: name of the split, for the record.
+        track: called with the clips and their number, returns the clips: for a progress bar.
+
+    Returns:
+        A result of schema "vidtok.agreement/1".
+
+    Raises:
+        UserError: for inputs without a video.
+        ValueError: where no clip could be used, and for another number of names than classes.
+    """
+    inputs = [inputs] if isinstance(inputs, str) else [str(each) for each in inputs]
+    files = [file for file, _ in find_videos(inputs)]
+    where = pick_device(device)
+    clips = validation_clips(files, frames, size, fps)
+    return evaluate_agreement(
+        I3D(i3d).to(where),
+        [VideoTokenizer.from_pretrained(name, where) for name in ([model] if isinstance(model, str) else model)],
+        track(clips, len(files)),
+        weights=i3d,
+        protocol=clip_protocol(" ".join(inputs), split, frames, size, fps),
+        classes=Path(classes).read_text().splitlines() if classes else None,
+        device=where,
+    )
 
 
 @torch.inference_mode()
@@ -46,12 +95,20 @@ def evaluate_agreement(
     classes: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
 ) -> dict:
-    """Classifies every clip, and its reconstruction by each tokenizer.
+    """Classify every clip, and its reconstruction by each tokenizer.
 
-    classifier, tokenizers: on `device`. videos: (name, float [1,3,T,H,W] in [-1,1] or why there is none). weights: the
-    classifier's file, for the record. classes: names of its classes; None, numbers.
+    Args:
+        classifier, tokenizers: on `device`.
+        videos: (name, float [1,3,T,H,W] in [-1,1]), or (name, exception) for a clip that could not be read.
+        weights: the classifier's file, for the record.
+        protocol: of the clips, see `clip_protocol`.
+        classes: names of the classifier's classes; None, numbers.
 
-    Raises ValueError where no clip could be used, or for another number of names.
+    Returns:
+        The result described at the top of this file.
+
+    Raises:
+        ValueError: where no clip could be used, or for another number of names than classes.
     """
     start = time.perf_counter()
     rows, failures, rates = [], [], {}
@@ -104,7 +161,7 @@ def evaluate_agreement(
             {
                 **tokenizer_record(tokenizer),
                 "bits_per_pixel": rates[tokenizer.config.name],
-                **agreement(original_NK, torch.cat(others[tokenizer.config.name])),
+                **agreement_shares(original_NK, torch.cat(others[tokenizer.config.name])),
             }
             for tokenizer in tokenizers
         ],
@@ -114,8 +171,8 @@ def evaluate_agreement(
     }
 
 
-def agreement(original_NK: Tensor, other_NK: Tensor) -> dict:
-    """top1, top5 and confidence, see the top of this file, of the probabilities for N clips."""
+def agreement_shares(original_NK: Tensor, other_NK: Tensor) -> dict:
+    """Compute top1, top5 and confidence, see the top of this file, from the probabilities for N clips."""
     best_N1 = original_NK.argmax(1, keepdim=True)
     five = min(5, other_NK.shape[1])
     same = int((other_NK.argmax(1, keepdim=True) == best_N1).sum())
@@ -134,7 +191,7 @@ def agreement(original_NK: Tensor, other_NK: Tensor) -> dict:
 
 
 def format_agreement(result: Mapping) -> str:
-    """The result as a few lines for a terminal."""
+    """Format the result as a few lines for a terminal."""
     protocol = result["protocol"]
     lines = [
         f"{result['classifier']['name']} on {protocol['source']} ({protocol['crop']}, fps {protocol['fps']})",

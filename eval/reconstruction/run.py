@@ -1,4 +1,4 @@
-"""Reconstruction quality of a tokenizer on a list of clips, as one JSON-ready result.
+"""Measure the reconstructions of a tokenizer: clips, the block-mean baseline, metrics and the result.
 
 Result schema "vidtok.eval.reconstruction/1":
 
@@ -7,26 +7,22 @@ Result schema "vidtok.eval.reconstruction/1":
     protocol        source, split, frames, size, crop, fps (from `clip_protocol`) and one line on each metric
     n_total         clips offered = n_used + n_failed
     n_used, n_failed
-    failures        [{name, reason}]: clips that could not be read or coded; nothing takes their place
+    failures        [{name, reason}]: clips that could not be read or coded; they are not replaced
     metrics         name -> {mean, stderr, n}; stderr is the standard error over clips, null for n = 1
                     psnr, trivial_psnr, psnr_gain (dB; paired difference of the two), ssim, bits_per_pixel;
                     block_ratio, block_phases (see `block_edges`) where the token grid has borders;
-                    lpips where its network is given; rfvd ({mean: the distance, stderr: null, n}) likewise
+                    lpips and rfvd ({mean: the distance, stderr: null, n}) where their networks are given
     codebook        size, tokens, distinct, usage (distinct/size), entropy_bits, bit_balance [bits]
     clips           [{name, and each metric but rfvd}], in order
     provenance      git, versions, device, threads, date
     wall_time_s     seconds, reading included
 
 Shape suffixes: B batch, C channels (RGB), T time, H height, W width.
-
-Clips to evaluate on: one per file, all of one shape.
-
-The trivial codec of a token grid: what a tokenizer must beat.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -34,12 +30,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vidtok.checks import pick_device
 from vidtok.datasets import VideoError, read_video
 from vidtok.eval.metrics.codebook import CodebookUsage, bits_per_pixel
 from vidtok.eval.metrics.frechet import GaussianStatistics, frechet_distance
 from vidtok.eval.metrics.i3d import I3D, I3D_FEATURES
 from vidtok.eval.metrics.image import block_edges, psnr, ssim
+from vidtok.files import find_videos
 from vidtok.provenance import provenance
+from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.perceptual import LPIPS
 
 Clip = tuple[str, Tensor | Exception]  # name and float [1,3,T,H,W] in [-1,1], or why there is none
@@ -52,14 +51,14 @@ def validation_clips(
     fps: float | None = None,
     stride: tuple[int, int, int] = (4, 8, 8),
 ) -> Iterator[Clip]:
-    """The first `frames` frames of each file: short side `size`, centre crop to `size` x `size`.
+    """Read the first `frames` frames of each file: short side `size`, center crop to `size` x `size`.
 
     Yields (path, float32 [1,3,frames,size,size] in [-1,1]). A file that cannot be read or is too short yields (path,
     the exception): `evaluate_reconstruction` counts it as failed and never replaces it.
 
     Args:
         paths: video files.
-        frames: clip length. size: pixels.
+        frames: number of frames of a clip. size: side of the clips in pixels.
         fps: frames per second to resample to; None keeps the file's own.
         stride: of the tokenizer that the clips are for, (s_t, s_h, s_w).
 
@@ -77,10 +76,10 @@ def validation_clips(
 def clip_protocol(
     source: str, split: str | None = None, frames: int = 17, size: int = 128, fps: float | None = None
 ) -> dict:
-    """What `validation_clips` with these arguments yields, in words, for the `protocol` of a result.
+    """Describe the clips of `validation_clips` with these arguments, for the `protocol` of a result.
 
     Args:
-        source: name of the data set or folder; split: which part of it.
+        source: name of the data set or folder. split: name of its split.
     """
     return {
         "source": source,
@@ -103,11 +102,11 @@ def _read(path: Path, frames: int, size: int, fps: float | None) -> Clip:
 
 
 def block_mean_baseline(video_BCTHW: Tensor, stride: tuple[int, int, int] = (4, 8, 8)) -> Tensor:
-    """Every cell of the token grid replaced by its mean colour, then enlarged smoothly.
+    """Replace every cell of the token grid by its mean color, and enlarge smoothly: what a tokenizer must beat.
 
     Cells are s_t frames by s_h x s_w pixels; the first frame stands alone with cells of 1 x s_h x s_w, like in a
     causal tokenizer. In time the mean is held over its s_t frames; in space it is enlarged bicubically (the a = -0.75
-    of torch and OpenCV, half-pixel centres) and clamped to [-1,1]. The means are not quantised: 3 floats a cell, far
+    of torch and OpenCV, half-pixel centers) and clamped to [-1,1]. The means are not quantized: 3 floats a cell, far
     more than 18 bits.
 
     On 131 clips of video-val (first 17 frames, short side 128 by area averaging, centre crop) its mean PSNR is
@@ -142,7 +141,7 @@ SCHEMA = "vidtok.eval.reconstruction/1"
 
 
 class Tokenizer(Protocol):
-    """What is asked of a tokenizer: ids int64 [B,t,h,w] from clips float [B,3,T,H,W] in [-1,1], and back."""
+    """The tokenizer's methods that are needed: ids int64 [B,t,h,w] from clips float [B,3,T,H,W] in [-1,1], and back."""
 
     stride: tuple[int, int, int]
     bits: float
@@ -150,6 +149,70 @@ class Tokenizer(Protocol):
     def encode(self, video: Tensor) -> Tensor: ...
 
     def decode(self, ids: Tensor) -> Tensor: ...
+
+
+def evaluate(
+    inputs: str | Sequence[str],
+    *,
+    model: str = "vidtok-t",
+    device: str = "auto",
+    precision: str = "fp32",
+    frames: int = 17,
+    size: int = 128,
+    fps: float | None = None,
+    clips: int | None = None,
+    split: str | None = None,
+    lpips: str | None = None,
+    lpips_net: str = "vgg",
+    i3d: str | None = None,
+    batch_size: int = 1,
+    track: Callable[[Iterator[Clip], int], Iterable[Clip]] = lambda clips, total: clips,
+) -> dict:
+    """Measure the reconstructions of a tokenizer: PSNR, SSIM, block edges, rate, use of the codebook, LPIPS, rFVD.
+
+    Args:
+        inputs: one or more videos, folders of videos, or glob patterns. One clip is taken of each file.
+        model: name of the tokenizer, its folder or hub id. device, precision ("fp32" or "bf16"): of all networks, and
+            of the tokenizer.
+        frames, size, fps: of the clips, see `validation_clips`.
+        clips: number of files, evenly spread over all; None, all files.
+        split: name of the split, for the record.
+        lpips: file of VGG16's or AlexNet's weights (lpips_net: "vgg" or "alex"); None leaves LPIPS out.
+        i3d: file of I3D's weights; None leaves rFVD out.
+        batch_size: number of clips at a time, which the metrics don't depend on.
+        track: called with the clips and their number, returns the clips: for a progress bar.
+
+    Returns:
+        A result of schema "vidtok.eval.reconstruction/1". Clips that can't be read count as failed.
+
+    Raises:
+        UserError: for inputs without a video.
+        ValueError: for a clip shape that doesn't fit the tokenizer, and where no clip could be evaluated.
+    """
+    inputs = [inputs] if isinstance(inputs, str) else [str(each) for each in inputs]
+    files = [file for file, _ in find_videos(inputs)]
+    chosen = {} if clips is None else {"clips": f"{clips} of {len(files)} files, evenly spread"}
+    files = spread(files, clips or len(files))
+    tokenizer = VideoTokenizer.from_pretrained(model, pick_device(device), precision)
+    protocol = clip_protocol(" ".join(inputs), split, frames, size, fps)
+    return evaluate_reconstruction(
+        tokenizer,
+        track(validation_clips(files, frames, size, fps, tokenizer.stride), len(files)),
+        name=tokenizer.config.name,
+        weight_hash=tokenizer.weight_hash,
+        protocol={**protocol, "precision": precision, **chosen},
+        lpips=LPIPS(lpips_net, lpips).to(tokenizer.device) if lpips else None,
+        fvd=I3D(i3d).to(tokenizer.device) if i3d else None,
+        batch_size=batch_size,
+        device=tokenizer.device,
+    )
+
+
+def spread(files: Sequence[Path], count: int) -> list[Path]:
+    """Choose `count` files at even distances, the first and the last included; all where there are no more."""
+    if count >= len(files):
+        return list(files)
+    return [files[round(i * (len(files) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def evaluate_reconstruction(
@@ -164,12 +227,12 @@ def evaluate_reconstruction(
     batch_size: int = 1,
     device: str | torch.device = "cpu",
 ) -> dict:
-    """Encode and decode every clip and measure what came back.
+    """Encode and decode every clip, and measure the reconstructions.
 
     Args:
         tokenizer: on `device`.
         videos: (name, float [1,3,T,H,W] in [-1,1]), or (name, exception) for a clip that could not be read. Clips of
-            different shapes may be mixed; neighbours of one shape share a batch.
+            different shapes may be mixed; neighbors of one shape share a batch.
         name, weight_hash: of the tokenizer, for the record.
         protocol: where the clips come from, see `clip_protocol`.
         lpips, fvd: networks on `device`; None leaves the metric out. With `fvd`, clips need at least 9 frames.
@@ -213,7 +276,7 @@ def evaluate_reconstruction(
 
 
 def format_table(result: Mapping) -> str:
-    """The result as a few lines for a terminal: protocol, counts, metrics with standard errors, codebook use."""
+    """Format the result as a few lines for a terminal: protocol, counts, metrics with standard errors, codebook use."""
     tokenizer, protocol, codebook = result["tokenizer"], result["protocol"], result["codebook"]
     lines = [
         f"{tokenizer['name']}  ({protocol['source']}, {protocol['crop']}, fps {protocol['fps']})",
@@ -298,7 +361,7 @@ class _Run:
 def _batches(
     videos: Iterable[Clip], batch_size: int, fail: Callable[[str, Exception], None]
 ) -> Iterator[tuple[list[str], list[Tensor]]]:
-    """Neighbouring clips of one shape, at most `batch_size` at a time; exceptions go to `fail`."""
+    """Yield neighboring clips of one shape, at most `batch_size` at a time; exceptions go to `fail`."""
     names: list[str] = []
     clips: list[Tensor] = []
     for name, clip in videos:

@@ -13,7 +13,7 @@ INK, GREY = "#3465a4", "#888a85"
 
 
 def draw_charts(result: Mapping, folder: Path) -> dict[str, Path]:
-    """accuracy.png, ratio.png (where there are comparisons), cost.png (where there are costs) and confusion.png."""
+    """Draw accuracy.png, confusion.png, and where the result has comparisons and costs, ratio.png and cost.png."""
     folder.mkdir(parents=True, exist_ok=True)
     charts = {"accuracy": accuracy_chart(result)}
     if result.get("comparisons"):
@@ -28,7 +28,7 @@ def draw_charts(result: Mapping, folder: Path) -> dict[str, Path]:
 
 
 def accuracy_chart(result: Mapping):
-    """Top-1 of each entry with its 95 % interval; dots, the seeds; crosses, shuffled frames; the line, the majority."""
+    """Plot top-1 of each entry with its 95 % interval: dots are seeds, crosses shuffled frames, a line the majority."""
     entries = result["results"]
     figure, axes = plt.subplots(figsize=(5, 0.5 * len(entries) + 1.6))
     for y, entry in enumerate(entries):
@@ -51,7 +51,7 @@ def accuracy_chart(result: Mapping):
 
 
 def overview_chart(results: Mapping[str, Mapping], arms: Sequence[str]):
-    """Accuracies of several comparisons, a panel for each; name of the set -> result; arms: names of the rows."""
+    """Plot accuracies of several comparisons (name of the set -> result), a panel for each. arms: names of the rows."""
     size = (1.9 * len(results) + 1.2, 0.3 * len(arms) + 1.2)
     figure, axes = plt.subplots(1, len(results), figsize=size, squeeze=False, sharey=True, layout="constrained")
     for place, (name, result) in zip(axes[0], results.items(), strict=True):
@@ -69,7 +69,7 @@ def overview_chart(results: Mapping[str, Mapping], arms: Sequence[str]):
 
 
 def ratio_chart(result: Mapping):
-    """Accuracy of each arm over the reference's, with 95 % intervals."""
+    """Plot the accuracy of each arm relative to the reference's, with 95 % intervals."""
     pairs = result["comparisons"]
     figure, axes = plt.subplots(figsize=(5, 0.5 * len(pairs) + 1.2))
     for y, pair in enumerate(pairs):
@@ -82,7 +82,7 @@ def ratio_chart(result: Mapping):
 
 
 def cost_chart(result: Mapping):
-    """Bytes per clip, and clips per second from disk."""
+    """Plot bytes per clip, and clips per second from disk."""
     costs = result["costs"]
     sizes = {name.replace("_", " "): size for name, size in costs["bytes_per_clip"].items() if size}
     panels = {"bytes per clip": sizes}
@@ -103,7 +103,7 @@ def cost_chart(result: Mapping):
 
 
 def confusion_chart(result: Mapping):
-    """Of the first entry, all seeds together; each row, a true class, sums to 1."""
+    """Plot the confusion matrix of the first entry over all seeds; each row, a true class, sums to 1."""
     entry, classes = result["results"][0], result["data"]["classes"]
     counts = np.sum([run["confusion"] for run in entry["runs"]], axis=0)
     shares = counts / counts.sum(1, keepdims=True).clip(1)
@@ -123,11 +123,11 @@ def confusion_chart(result: Mapping):
 
 
 def _error(value: float, interval: Mapping) -> list[list[float]]:
-    """How far the two ends of an interval lie from a value, as matplotlib wants it."""
+    """Return the distances of an interval's ends from a value, as matplotlib takes them."""
     return [[max(value - interval["low"], 0)], [max(interval["high"] - value, 0)]]
 
 
 def _name_rows(axes, names: Sequence[str]) -> None:
-    """Rows from the top, each with its name."""
+    """Label the rows, from the top."""
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)

@@ -1,6 +1,6 @@
-"""A self-contained page of a comparison: table, charts, and clips that play.
+"""Write a self-contained page of a comparison: table, charts, and playable clips.
 
-One file without scripts that asks for nothing else: it can be mailed, and opened on a phone.
+The page is one file without scripts or external resources: it can be mailed, and opened on a phone.
 """
 
 import base64
@@ -48,8 +48,8 @@ _CHARTS = {
 def write_page(
     path: Path, result: Mapping, charts: Mapping[str, Path], clips: Sequence[tuple[dict, Tensor]], fps: float
 ):
-    """path: of the html file. clips: (row of the result's `clips`, float or uint8 [3,T,H,2W], original beside
-    reconstruction), shown with what each arm's first seed took them for."""
+    """Write the page. path: of the html file. clips: (row of the result's `clips`, float or uint8 [3,T,H,2W], original
+    beside reconstruction), shown with the prediction of each arm's first seed."""
     name, title = result["results"][0]["name"], escape(_title(result))
     above, table, below = table_parts(result)
     parts = [
@@ -73,8 +73,8 @@ def write_page(
 
 
 def choose_clips(result: Mapping, count: int) -> list[int]:
-    """Places of clips for the page: by turns one that the first entry's first seed got right and one that it got wrong,
-    of as many classes as there are."""
+    """Choose clips for the page: in turn one that the first entry's first seed got right and one that it got wrong, of
+    as many classes as possible."""
     name, rows = result["results"][0]["name"], result["clips"]
     sides: tuple[list[int], list[int]] = ([], [])
     seen: dict[tuple[bool, str], int] = {}
@@ -92,12 +92,12 @@ def choose_clips(result: Mapping, count: int) -> list[int]:
 
 
 def beside(original_3THW: Tensor, reconstructed_3THW: Tensor) -> Tensor:
-    """uint8 or float clips, the one left of the other: float [3,T,H,2W]."""
+    """Put two uint8 or float clips side by side: float [3,T,H,2W]."""
     return torch.cat([to_float(original_3THW), to_float(reconstructed_3THW)], dim=-1)
 
 
 def _is_right(row: Mapping, name: str) -> bool:
-    """Whether the first seed of that entry was right."""
+    """Return whether the first seed of that entry was right."""
     return row["predicted"][name][0] == row["label"]
 
 

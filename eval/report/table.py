@@ -1,4 +1,4 @@
-"""The table of a recognition result, as text and in parts. Its shares are in percent."""
+"""Format the table of a recognition result; shares are in percent."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def format_table(result: Mapping) -> str:
-    """The result as a few lines for a terminal: protocol, accuracies with intervals, controls, failures."""
+    """Format a result for a terminal: protocol, accuracies with intervals, controls, failures."""
     above, table, below = table_parts(result)
     aligned = ("<24", ">8", ">14", ">16", ">8", ">11", ">10")
     rows = ["".join(map(format, row, aligned)).rstrip() for row in table]
@@ -14,7 +14,7 @@ def format_table(result: Mapping) -> str:
 
 
 def table_parts(result: Mapping) -> tuple[list[str], list[list[str]], list[str]]:
-    """(lines above the table; its rows, the first one names the columns; lines below: ratios and failures)."""
+    """Return (lines above the table; its rows, the first with the column names; lines below: ratios and failures)."""
     data, protocol = result["data"], result["protocol"]
     used = f"{result['n_used']} of {result['n_total']} clips used, {result['n_failed']} failed"
     above = [
@@ -56,5 +56,5 @@ def _interval(value: Mapping) -> str:
 
 
 def short_seconds(seconds: float) -> str:
-    """Two digits that count, however small; no exponent for large ones."""
+    """Format seconds with two significant digits, and without an exponent for large ones."""
     return f"{seconds:.2g}" if seconds < 1 else f"{seconds:.1f}"

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from vidtok.cli.eval.reconstruction import spread
 from vidtok.cli.main import VERBS, main
 from vidtok.config import TokenizerConfig
 from vidtok.datasets import demo_clip, iter_video, probe_video, read_video, write_video
+from vidtok.eval.reconstruction import evaluate
+from vidtok.eval.reconstruction.run import spread
 from vidtok.extraction import read_npz
 from vidtok.files import write_json
 from vidtok.streaming import pad_chunks
@@ -232,6 +233,9 @@ def test_eval_reconstruction(capsys, here, model, videos):
     vidtok(capsys, *command, "--model", model, status=0)
     result = json.loads((here / "r/one.json").read_text())
     assert (result["n_total"], result["protocol"]["clips"]) == (1, "1 of 3 files, evenly spread")
+    same = evaluate(str(videos), model=model, frames=5, size=32, clips=1)
+    for key in result.keys() - {"provenance", "wall_time_s"}:
+        assert same[key] == result[key], key
     (here / "zero.mp4").touch()
     assert "no clip could be evaluated" in fails(capsys, "eval", "reconstruction", "zero.mp4", "--model", model)
 

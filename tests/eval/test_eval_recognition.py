@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from vidtok.cli.main import main
 from vidtok.configs.compose import compose_config
 from vidtok.datasets import write_video
+from vidtok.errors import UserError
+from vidtok.eval import recognition
 from vidtok.eval.recognition.clips import ClipSource, load_clips, load_views
 from vidtok.eval.recognition.comparison import validate_arms
 from vidtok.eval.recognition.data import LabelledBatches, MemorySource, VideoSource, video_head_data
@@ -34,6 +36,7 @@ from vidtok.eval.recognition.protocol import Protocol
 from vidtok.eval.recognition.store import FeatureFiles, validate_clips
 from vidtok.eval.report import markdown
 from vidtok.extraction.sources import plan_sources
+from vidtok.files import write_json
 from vidtok.heads import Head
 from vidtok.heads.factory import create_head
 from vidtok.tokenizer import VideoTokenizer
@@ -294,7 +297,7 @@ def test_a_run_resumes_exactly(capsys, csv, tokenizer_path, tmp_path):
         requested = property(lambda self: next(once, True), lambda self, value: None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "StopSignal", Stop)
+        patch.setattr("vidtok.eval.recognition.finetuning.StopSignal", Stop)
         run(capsys, *finetune(csv, tokenizer_path, tmp_path / "parts", *more, "trainer.max_steps=4"))
     assert torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)["step"] == 2
     assert not (tmp_path / "parts" / "result.json").exists()
@@ -544,6 +547,30 @@ def test_what_is_there_is_not_made_again(capsys, comparison):
     assert "filled with another patch_merge (1)" in fails(capsys, *command, "patch_merge=2")
 
 
+def test_in_python_settings_are_nested(comparison, damaged, tokenizer_path):
+    """The call goes on with the run of the command, as its settings are the same."""
+    folder, _ = comparison
+    (folder / "runs" / "tokens-0" / "tested.json").unlink()
+    lines = []
+    result = recognition.compare(
+        *TINY,
+        data={"source": damaged},
+        tokenizer=tokenizer_path,
+        run=folder,
+        arms=["tokens", "codes", "pixels", "recon"],
+        seeds=(0, 1),
+        trainer={"max_steps": 2},
+        page={"clips": 0},
+        log=lines.append,
+    )
+    assert lines[0] == "tokens, seed 0" and lines[-1].endswith(f"page: {folder / 'page.html'}")
+    assert result["config"]["data"]["source"] == str(damaged) and result["n_failed"] == 1
+    with pytest.raises(UserError, match="give arms="):
+        recognition.compare(data={"source": damaged}, input="tokens")
+    with pytest.raises(UserError, match=r"unknown key 'trainer.max_step': did you mean 'trainer.max_steps'"):
+        recognition.compare(data={"source": damaged}, trainer={"max_step": 2})
+
+
 # ---------------------------------------------------------------------- probe
 
 
@@ -559,29 +586,31 @@ def test_probe_finds_brightness(capsys, csv, tokenizer_path, tmp_path, classifie
     assert entry["runs"][0]["features"] == 2 * 18 and entry["top1"]["mean"] >= 2 / 3
 
 
-def test_attentive_probe(capsys, csv, tokenizer_path, tmp_path):
+def test_an_attentive_probe_is_a_head(capsys, csv):
+    assert "vidtok eval finetune head=attentive" in fails(capsys, "eval", "probe", csv, "--classifier", "attentive")
+
+
+def test_a_probe_in_python_gives_the_result_of_the_command(capsys, csv, tokenizer_path, tmp_path):
     command = ["eval", "probe", csv, "--model", tokenizer_path, "--protocol", "5x2x1x1", "--size", 32]
-    command += ["--classifier", "attentive", "--steps", 1, "--run", tmp_path / "probe", "--json", tmp_path / "r.json"]
-    run(capsys, *command)
-    assert json.loads((tmp_path / "r.json").read_text()) == json.loads((tmp_path / "probe/result.json").read_text())
-    assert Head.from_pretrained(tmp_path / "probe" / "best").config.net["kind"] == "attentive"
-
-
-@pytest.mark.parametrize("flag", [["--pool", "time"], ["--recon"], ["--input", "i3d"], ["--input", "hidden,codes"]])
-def test_flags_that_the_attentive_probe_has_no_use_for(capsys, csv, tokenizer_path, flag):
-    command = ["eval", "probe", csv, "--model", tokenizer_path, "--classifier", "attentive"]
-    assert f"{flag[0]} goes without --classifier attentive" in fails(capsys, *command, *flag)
+    run(capsys, *command, "--input", "codes,latents", "--classifier", "knn", "--json", tmp_path / "r.json")
+    options = {"model": tokenizer_path, "protocol": "5x2x1x1", "size": 32, "classifier": "knn"}
+    result = recognition.probe(csv, input=["codes", "latents"], **options)
+    known = json.loads((tmp_path / "r.json").read_text())
+    write_json(tmp_path / "own.json", result)
+    result = json.loads((tmp_path / "own.json").read_text())
+    assert known["config"].keys() == result["config"].keys() and known["config"]["input"] == "codes,latents"
+    for key in known.keys() - {"config", "provenance", "wall_time_s"}:
+        assert known[key] == result[key], key
 
 
 def test_flags_of_other_inputs_and_classifiers(capsys, csv, tokenizer_path):
     command = ["eval", "probe", csv, "--model", tokenizer_path, "--protocol", "5x2x1x1", "--size", 32]
-    for flag in (["--steps", 5], ["--run", "x"]):
-        assert f"{flag[0]} is of --classifier attentive" in fails(capsys, *command, *flag)
-    assert "--i3d is for --input i3d, not hidden" in fails(capsys, *command, "--i3d", "x")
-    assert "--backbone is for --input frames, not hidden" in fails(capsys, *command, "--backbone", "x")
+    assert "i3d is for input i3d, not hidden" in fails(capsys, *command, "--i3d", "x")
+    assert "backbone is for input frames, not hidden" in fails(capsys, *command, "--backbone", "x")
+    assert "recon is for inputs i3d and frames, not hidden" in fails(capsys, *command, "--recon")
     for wrong, message in (
         (["--classifier", "logistik"], "did you mean 'logistic'"),
-        (["--input", "hidden,i3d"], "--input i3d needs --i3d FILE"),
+        (["--input", "hidden,i3d"], "input i3d needs i3d: the file of its weights"),
         (["--input", "hidden,tokns"], "unknown input 'tokns'"),
         (["--group-column", "place"], "there is no column 'place'"),
     ):
@@ -615,7 +644,9 @@ def test_a_probe_takes_its_test_from_another_file(capsys, csv, tokenizer_path, t
     assert shuffled.startswith("| set, frames shuffled |  |  | ")
     assert head == "| set | protocol | train, test clips | codes | majority |"
     assert row.startswith("| set, 3 classes | `5x2x1x1`, 32 px | 12, 6 | ") and row.endswith("| 33.3 |")
-    assert "--test-source is of clips" in fails(capsys, "eval", "probe", "--features", csv, "--test-source", other)
+    assert "test_source is for videos: give test_features" in fails(
+        capsys, "eval", "probe", "--features", csv, "--test-source", other
+    )
 
 
 def test_renderings_of_a_digit_stay_together(tokenizer_path, tokenizer, tmp_path, monkeypatch):
@@ -648,15 +679,17 @@ def test_probe_of_extracted_features(capsys, csv, features, tokenizer_path, tmp_
     assert result["results"][0]["shuffled_frames"] is None
     grouped = [*command[:2], csv, "--group-column", "lab", *command[2:-2]]
     assert "2 folds by group" in run(capsys, *grouped).out
-    assert "--features takes SOURCE where" in fails(capsys, *command[:-2], "--group-column", "lab")
+    assert "features take a source only together with group_column" in fails(
+        capsys, *command[:-2], "--group-column", "lab"
+    )
     assert "videos are in training and test" in fails(capsys, *command[:-2], "--train-split", "val")
-    assert "give either SOURCE or --features" in fails(capsys, "eval", "probe", "--model", tokenizer_path)
+    assert "give either a source or features" in fails(capsys, "eval", "probe", "--model", tokenizer_path)
     assert "of tokenizer tiny" in fails(capsys, *command[:4], "--model", "vidtok-t", *command[6:8], "--input", "codes")
     assert "holds ids" in fails(capsys, *command[:8], "--input", "hidden")
     others = fails(capsys, *command[:-2], "--protocol", "5x1x2x1")
     assert "holds clips (dense:2, 5 x 2), and protocol 5x1x2x1 is of others (dense:2, 5 x 1)" in others
     assert "holds 5 frames of 32 x 32" in fails(capsys, *command[:-2], "--size", 64)
-    assert "features have labels of their own" in fails(capsys, *command[:-2], "--label-column", "label")
+    assert "extracted features have labels of their own" in fails(capsys, *command[:-2], "--label-column", "label")
 
 
 def test_features_are_clips_of_the_protocol_or_whole_videos_that_it_takes_whole():

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from vidtok import VideoTokenizer
 from vidtok.cli.main import main
 from vidtok.eval import I3D
-from vidtok.eval.recognition.probing import FrameBackbone, ReferenceEncoder
+from vidtok.eval.recognition.references import FrameBackbone, ReferenceEncoder
 
 NAME = "test_vit"  # timm's own, for tests: 0.4 M parameters
 
@@ -81,7 +81,7 @@ def test_probe_on_frames(weights, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--input frames needs --backbone NAME"),
+        ([], "input frames needs a backbone"),
         (["--backbone", "test_vitt"], "timm has no model 'test_vitt': did you mean 'test_vit"),
         (["--backbone", NAME, "--backbone-weights", "nothing.pt"], "no weights at nothing.pt"),
     ],

@@ -29,13 +29,8 @@ from vidtok.eval.generation.conventions import (
     real_clips,
     score_clips,
 )
-from vidtok.eval.generation.run import (
-    ClassAgreement,
-    Evaluation,
-    FeatureExtractors,
-    check_conditions,
-    load_feature_extractors,
-)
+from vidtok.eval.generation.extractors import ClassAgreement, FeatureExtractors, load_feature_extractors
+from vidtok.eval.generation.run import Evaluation, check_conditions
 from vidtok.extraction import read_npz
 from vidtok.generator import Objective, from_pretrained
 from vidtok.generator.training import FIRST_SAMPLES, build_generator_training
@@ -325,7 +320,7 @@ def test_limits_are_of_different_videos_first():
 
 
 def test_eval_generation_measures_distances_and_draws_neighbours(trained, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("vidtok.eval.I3D", Brightness)
+    monkeypatch.setattr("vidtok.eval.generation.extractors.I3D", Brightness)
     png, out = tmp_path / "nearest.png", tmp_path / "result.json"
     command = ["eval", "generation", str(trained / "model"), "digits", "--i3d", "x", "--others", "val", "--steps", "2"]
     command += ["--n-real", "20", "--n-fake", "8", "--folds", "2", "--neighbours", str(png), "--json", str(out)]

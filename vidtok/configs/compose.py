@@ -1,9 +1,20 @@
-"""Compose hydra configs, with errors that name the nearest legal key."""
+"""Compose hydra configs, with errors that name the nearest legal key.
+
+Settings come in two forms, which may be mixed and mean the same: hydra overrides ("optimizer.lr=1e-3", "head=linear")
+and a nested mapping ({"optimizer": {"lr": 1e-3}, "head": "linear"}). The functions that train take both:
+
+    finetune("recipe=k400-linear", data={"source": "train.csv", "root": "videos"}, trainer={"max_steps": 100})
+"""
 
 import re
-from importlib.resources import files
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 
 from vidtok.errors import UserError, nearest
+
+Settings = Sequence[str] | Mapping[str, object]  # hydra overrides, or a nested mapping
+CONFIGS = Path(__file__).parent
 
 # Settings that are null by default, and otherwise above 0.
 COUNTS = {
@@ -12,25 +23,46 @@ COUNTS = {
 }  # fmt: skip
 AMOUNTS = {"fps", "max_minutes"}
 
+# Patterns of the options that a config takes of a group which several share; of other groups, it takes all.
+OFFERED = {
+    "train_tokenizer": {"data": ("digits", "folder")},
+    "train_generator": {"data": ("generation",), "experiment": ("generator/*",)},
+    "finetune": {"data": ("labelled",)},
+}
 
-def compose_config(name: str, overrides: list[str]):
-    """The resolved config; an unknown key or group is a UserError that names the nearest one."""
+
+def compose_config(name: str, *settings: Settings, complete: bool = True):
+    """Compose the config `name`.yaml with settings, of which a mapping overrides hydra's strings.
+
+    Args:
+        name: of a file in this folder.
+        settings: hydra overrides or nested mappings. A group takes the name of one of its options, {"head": "linear"},
+            or new values for the default option's keys, {"head": {"dim": 64}}.
+        complete: whether a setting without a value (??? in the YAML) is an error.
+
+    Returns:
+        An OmegaConf `DictConfig`.
+
+    Raises:
+        UserError: for an unknown key or option, with the nearest legal one, for a value of another type than the
+            default, and for a missing value.
+    """
     from hydra import compose, initialize_config_module
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-    if added := [o for o in overrides if o.startswith(("+", "~"))]:
-        raise UserError(f"keys are neither added nor removed: {added[0]}")
-    if bare := [o for o in overrides if "=" not in o[1:]]:
-        raise UserError(f"{bare[0]!r} sets nothing: want KEY=VALUE")
+    overrides, mappings = split_settings(settings)
     with initialize_config_module("vidtok.configs", version_base="1.3"):
         try:
             cfg = compose(name, overrides=overrides)
+            for mapping in mappings:
+                update(cfg, mapping)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explain(str(error), flat_keys(OmegaConf.to_container(compose(name))))) from error
-        groups = [o for o in overrides if files("vidtok.configs").joinpath(o.split("=")[0]).is_dir()]
+        groups = [o for o in overrides if is_group(o.split("=")[0])]
         validate_types(OmegaConf.to_container(compose(name, overrides=groups)), OmegaConf.to_container(cfg))
+    if complete:
         try:
             OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         except MissingMandatoryValue as error:
@@ -38,8 +70,96 @@ def compose_config(name: str, overrides: list[str]):
     return cfg
 
 
+def split_settings(layers: Sequence[Settings]) -> tuple[list[str], list[dict]]:
+    """(overrides for hydra, mappings of values to set after them), so that a later layer overrides an earlier one.
+
+    Options of groups always become overrides, and hydra overrides behind a mapping become mappings.
+    """
+    from omegaconf import OmegaConf
+
+    overrides: list[str] = []
+    mappings: list[dict] = []
+    for layer in filter(None, layers):
+        if isinstance(layer, Mapping):
+            chosen = {key: value for key, value in layer.items() if isinstance(value, str) and is_group(key)}
+            overrides += [f"{key}={value}" for key, value in chosen.items()]
+            mappings.append({key: plain(value) for key, value in layer.items() if key not in chosen})
+            continue
+        if added := [o for o in layer if o.startswith(("+", "~"))]:
+            raise UserError(f"keys are neither added nor removed: {added[0]}")
+        if bare := [o for o in layer if "=" not in o[1:]]:
+            raise UserError(f"{bare[0]!r} sets nothing: want KEY=VALUE")
+        if not mappings:
+            overrides += layer
+            continue
+        more = split_settings([OmegaConf.to_container(OmegaConf.from_dotlist([override])) for override in layer])
+        overrides, mappings = overrides + more[0], mappings + more[1]
+    return overrides, mappings
+
+
+def is_group(key: str) -> bool:
+    return (CONFIGS / key.split("@")[0]).is_dir()
+
+
+def plain(value: object) -> object:
+    """What YAML can hold: paths become text, and tuples lists."""
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return str(value) if isinstance(value, PurePath) else value
+
+
+def update(cfg, mapping: Mapping, prefix: str = "") -> None:
+    """Set the values of a nested mapping. A mapping for a key that holds keys changes these alone."""
+    from omegaconf import OmegaConf
+
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and OmegaConf.is_dict(OmegaConf.select(cfg, prefix + key)):
+            update(cfg, value, f"{prefix}{key}.")
+        else:
+            OmegaConf.update(cfg, prefix + key, value, merge=False)
+
+
+def given_keys(*settings: Settings) -> set[str]:
+    """The keys that settings give a value, with dots: {"optimizer.lr", "head"}."""
+    keys: set[str] = set()
+    for layer in settings:
+        keys |= set(flat_keys(layer)) if isinstance(layer, Mapping) else {o.split("=")[0] for o in layer}
+    return keys
+
+
+def describe_config(name: str, *settings: Settings) -> str:
+    """The composed config as YAML, ??? where a value is needed, and in comments what each group offers."""
+    from omegaconf import OmegaConf
+
+    yaml = OmegaConf.to_yaml(compose_config(name, *settings, complete=False))
+    lines = [yaml, "# Options of the groups, GROUP=OPTION:"]
+    for group, options in list_options(name).items():
+        indents = {"initial_indent": f"# {group}: ", "subsequent_indent": "#     "}
+        lines += textwrap.wrap(", ".join(options), 110, break_on_hyphens=False, **indents)
+    return "\n".join(lines)
+
+
+def list_options(name: str) -> dict[str, list[str]]:
+    """Group -> its options, of a config's groups with more than one."""
+    from omegaconf import OmegaConf
+
+    found: dict[str, list[str]] = {}
+    for entry in OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))["defaults"]:
+        if isinstance(entry, Mapping):
+            (group,) = entry
+            folder = CONFIGS / group.split("@")[0]
+            paths = [path for each in OFFERED.get(name, {}).get(group, ("*",)) for path in folder.glob(f"{each}.yaml")]
+            if len(paths) > 1:
+                found[group] = sorted(path.relative_to(folder).as_posix().removesuffix(".yaml") for path in paths)
+        elif entry != "_self_":  # the config that this one extends
+            found |= list_options(entry)
+    return found
+
+
 def explain(message: str, keys: list[str]) -> str:
-    """hydra's message in one line, with the nearest key where one is unknown."""
+    """Turn hydra's message into one line, with the nearest key where one is unknown."""
     first = message.splitlines()[0]
     if match := re.search(r"full_key: (\S+)", message):
         return f"unknown key {match[1]!r}: {nearest(match[1], keys)}"
@@ -55,7 +175,7 @@ def explain(message: str, keys: list[str]) -> str:
 
 
 def validate_types(old: dict, new: dict, prefix: str = "") -> None:
-    """Raises UserError where a setting has become another kind of thing than it is by default; null goes anywhere."""
+    """Raise UserError where a setting has another type than its default. null is legal everywhere."""
     for key, value in old.items():
         wanted, given = kind_of(value), kind_of(new[key])
         if value is None and given and key in COUNTS | AMOUNTS:
@@ -74,7 +194,7 @@ def kind_of(value: object) -> str | None:
         return "true or false"
     if isinstance(value, int | float):
         return "a number"
-    kinds = {str: "text", list: "a list", dict: "keys"}
+    kinds = {str: "text", list: "a list", dict: "a mapping"}
     return None if value == "???" else kinds.get(type(value))
 
 

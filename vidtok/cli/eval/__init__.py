@@ -1,23 +1,47 @@
 """Measure a model. Every kind has its own --help:
 
-vidtok eval reconstruction videos/                     # what a tokenizer loses
-vidtok eval probe grid.csv --label-column command      # what its features know
+vidtok eval reconstruction videos/                     # quality and rate of a tokenizer
+vidtok eval probe grid.csv --label-column command      # a classifier on its frozen features
 vidtok eval recognition HEAD grid.csv --split val      # a trained head on a split
-vidtok eval finetune data.source=grid.csv ...          # a recognition head, end to end
+vidtok eval finetune data.source=grid.csv ...          # train and test a recognition head
 vidtok eval compare data.source=grid.csv ...           # tokens, codes, latents, pixels, reconstructions
 vidtok eval generation MODEL digits --i3d FILE         # generated clips against real ones
 vidtok eval generation-compare data.source=digits ...  # masked, autoregressive, diffusion at equal budgets
 vidtok eval agreement videos/ --i3d FILE               # a classifier on clips and on reconstructions
+
+Kinds that train (finetune, compare, generation-compare) take hydra settings, the others flags.
 """
+
+import argparse
+from collections.abc import Mapping
 
 # kind -> what it does; its module is KIND.py
 KINDS = {
     "reconstruction": "PSNR, SSIM, LPIPS, rFVD, rate and codebook usage of a tokenizer",
-    "probe": "logistic regression, kNN or an attentive probe on a tokenizer's features",
+    "probe": "logistic regression or kNN on a tokenizer's features",
     "recognition": "accuracy of a trained head on a split",
     "finetune": "train a recognition head end to end and test it",
-    "generation": "FVD, FID and a recogniser's agreement of a generator's clips",
+    "generation": "FVD, FID and a recognizer's agreement of a generator's clips",
     "generation-compare": "masked, autoregressive and diffusion generators at equal data, parameters and seconds",
     "agreement": "whether a classifier sees the same in clips and their reconstructions",
     "compare": "the same head reading tokens, codes, latents, pixels or reconstructions",
 }
+
+
+def add_result(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", metavar="OUT", help="file for the whole result, clip by clip")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
+
+
+def arguments(args: argparse.Namespace) -> dict:
+    """The keyword arguments of a library function: all flags but those of `add_result`."""
+    return {name: value for name, value in vars(args).items() if name not in ("json", "force")}
+
+
+def write_result(result: Mapping, args: argparse.Namespace) -> int:
+    """Write --json where it is given. The exit status: 1 where a clip has failed."""
+    from vidtok.files import write_json
+
+    if args.json:
+        write_json(args.json, result)
+    return 1 if result.get("n_failed") else 0

@@ -1,0 +1,96 @@
+"""Networks that score generated clips: I3D for FVD, Inception for FID, and a recognition head for agreement.
+
+Legend: B batch, N clips, K classes, t h w token grid.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vidtok.eval.generation.conventions import Features
+from vidtok.eval.metrics.i3d import I3D
+from vidtok.eval.metrics.inception import InceptionFID
+from vidtok.eval.metrics.intervals import share_of
+from vidtok.heads import Head
+from vidtok.hub import hash_weights
+from vidtok.tokenizer import VideoTokenizer
+
+
+@dataclass
+class FeatureExtractors:
+    """Networks that score clips; None leaves a metric out.
+
+    Attributes:
+        fvd: maps clips [B, 3, T, H, W] to features. fid: maps frames [N, 3, H, W] to features.
+        head: recognition head of tokens, codes or pixels.
+        names: metric -> description of its network, for the record.
+    """
+
+    fvd: Features | None = None
+    fid: Features | None = None
+    head: Head | None = None
+    names: dict[str, str] = field(default_factory=dict)
+
+
+class ClassAgreement:
+    """Count how often a head predicts the class that tokens were generated for.
+
+    Args:
+        head: of tokens or codes, or of pixels, which sees the decoded clips. classes: class names in order.
+
+    Raises:
+        ValueError: where the head doesn't know one of the classes, or has another input.
+    """
+
+    def __init__(self, head: Head, classes: Sequence[str], tokenizer: VideoTokenizer):
+        self.head, self.tokenizer, self.classes = head, tokenizer, list(classes)
+        self.right_K, self.n_K = torch.zeros(2, len(self.classes), dtype=torch.long)
+        self.input = head.config.input["kind"]
+        if self.input not in ("tokens", "codes", "pixels"):
+            raise ValueError(f"the head {head.config.name!r} reads {self.input}: give one of tokens, codes or pixels")
+        head.validate_uncropped()
+        own = head.config.classes
+        if own is None:  # without names, both count alike
+            own = classes
+        if missing := [name for name in classes if name not in own]:
+            raise ValueError(f"the head {head.config.name!r} knows no class {missing[0]!r}")
+        self.numbers_K = torch.tensor([list(own).index(name) for name in classes], dtype=torch.long)
+
+    def update(self, ids_Bthw: Tensor, label_B: Tensor) -> None:
+        """Add int64 ids and their class numbers (on the CPU); -1, no class, is not counted."""
+        ids_Bthw, label_B = ids_Bthw[label_B >= 0], label_B[label_B >= 0]
+        if not len(label_B):
+            return
+        with torch.inference_mode():
+            x = self.tokenizer.decode(ids_Bthw) if self.input == "pixels" else ids_Bthw
+            seen = self.head(x).argmax(1).cpu()
+        self.right_K += label_B[seen == self.numbers_K[label_B]].bincount(minlength=len(self.classes))
+        self.n_K += label_B.bincount(minlength=len(self.classes))
+
+    @property
+    def n(self) -> int:
+        return int(self.n_K.sum())
+
+    def agreement(self) -> dict:
+        """Return {value, low, high (Wilson, 95 %), n, classes: {name: share of its clips}}."""
+        counts = zip(self.classes, self.right_K.tolist(), self.n_K.tolist(), strict=True)
+        classes = {name: right / n for name, right, n in counts if n}
+        return {**share_of(int(self.right_K.sum()), self.n), "n": self.n, "classes": classes}
+
+
+def load_feature_extractors(i3d: str | None, fid: str | None, head: str | None, tokenizer, device):
+    """Load the networks of weight files (or URLs), and a head."""
+    found = FeatureExtractors()
+    if i3d:
+        found.fvd = I3D(i3d).to(device)
+        found.names["fvd"] = f"I3D Kinetics-400 logits, weights {found.fvd.weight_hash}"
+    if fid:
+        found.fid = InceptionFID(fid).to(device)
+        found.names["fid"] = f"Inception of 2015-12-05, pooled features, weights {hash_weights(found.fid)}"
+    if head:
+        found.head = Head.from_pretrained(head, device).eval()
+        found.head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
+        found.names["agreement"] = f"{found.head.config.name}, weights {found.head.weight_hash}"
+    return found

@@ -1,0 +1,76 @@
+"""Test a trained head on the videos of a split."""
+
+import time
+
+import numpy as np
+
+from vidtok.eval.recognition.clips import ClipSource, cut
+from vidtok.eval.recognition.finetuning import head_record
+from vidtok.eval.recognition.prediction import Predictions, load_head, predict, trained_on, views_of_dataset
+from vidtok.eval.recognition.results import data_record, recognition_result, result_entry
+
+
+def evaluate(
+    head: str,
+    source: str,
+    *,
+    root: str | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    checked: str | None = None,
+    split: str = "val",
+    clips: int | None = None,
+    model: str | None = None,
+    recon: bool = False,
+    no_shuffle: bool = False,
+    protocol: str | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    device: str = "auto",
+) -> dict:
+    """Test a trained head on a split of labelled videos, and on the same with shuffled frames.
+
+    Args:
+        head: name of a shipped head, its folder or hub id.
+        source, root, path_column, label_column, split_column, checked: see `ClipSource`.
+        split: name of the split. clips: largest number of videos; None, all.
+        model: name of the tokenizer; None, the one that the head names.
+        recon: test a head of pixels on reconstructed clips. A head that was trained on them needs no flag.
+        no_shuffle: leave out the test on shuffled frames, which is half of the work.
+        protocol: frames x stride x segments x crops, instead of the head's own.
+        batch_size: number of videos at a time. workers: number of decoding processes.
+        device: of the head and the tokenizer.
+
+    Returns:
+        A result of schema "vidtok.recognition/1" and kind "recognition".
+
+    Raises:
+        ValueError: for another tokenizer than the head's, unknown classes or splits, and where no video can be read.
+    """
+    config = dict(locals())
+    start = time.perf_counter()
+    trained, encoder, views = load_head(head, model, device, recon, protocol)
+    known = trained.config
+    columns = path_column, label_column, split_column
+    videos = ClipSource(str(source), root, *columns, classes=known.classes, checked=checked)
+
+    def test(shuffle: bool) -> Predictions:
+        dataset = videos.open(split, views)
+        cut(dataset, slice(clips))
+        return predict(trained, views_of_dataset(dataset, batch_size, workers, shuffle, encoder.joined), encoder)
+
+    predictions, shuffled = test(shuffle=False), None if no_shuffle else [test(shuffle=True)]
+    facts = {"seed": None, "head": head_record(trained)}
+    return recognition_result(
+        "recognition",
+        [result_entry(known.name, trained_on(known), [(facts, predictions)], encoder.kind, shuffled)],
+        {known.name: [predictions]},
+        data=data_record(videos, {"train": None, "test": split}, known.classes),
+        train_labels=np.repeat(np.arange(trained.num_classes), known.class_counts or 0),
+        protocol=views.record(),
+        tokenizer=encoder.tokenizer,
+        config=config,
+        wall_time_s=time.perf_counter() - start,
+        device=str(trained.device),
+    )
