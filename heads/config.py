@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vidtok.config import load_config, save_config
+from vidtok.config import load_config
 
 SCHEMA = "vidtok.head/1"
 
@@ -59,8 +59,3 @@ def read_head_config(path: Path) -> HeadConfig:
     """Read a config file; raise ValueError if it is not a head's config or of another schema."""
     config = load_config(path, SCHEMA, HeadConfig, "head")
     return replace(config, grid=tuple(config.grid))
-
-
-def write_head_config(config: HeadConfig, path: Path) -> None:
-    """Write a config file."""
-    save_config(config, SCHEMA, path)

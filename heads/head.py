@@ -9,29 +9,18 @@ head.reset_classifier(n): replace the last layer by one of n classes; 0, remove 
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from vidtok.heads.config import HeadConfig, read_head_config, write_head_config
-from vidtok.hub import (
-    CONFIG,
-    PRETRAINED,
-    WEIGHTS,
-    find_pretrained,
-    hash_weights,
-    list_shipped,
-    load_weights,
-    save_weights,
-)
+from vidtok.heads.config import SCHEMA, HeadConfig, read_head_config
+from vidtok.hub import PRETRAINED, PretrainedModel, find_pretrained, list_shipped, load_weights
 
 SHIPPED = PRETRAINED / "heads"
 
 
-class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-classification"]):
+class Head(PretrainedModel, nn.Module, tags=["video-classification"]):
     """Base class of recognition heads. A subclass sets `embed` and defines `encode`.
 
     Args:
@@ -54,7 +43,6 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
         self.norm: nn.Module = nn.LayerNorm(num_features)
         self.head_drop = nn.Dropout(head_drop)
         self._set_classifier(num_classes)
-        self._file_hash: str | None = None
 
     def encode(self, x_BthwD: Tensor) -> Tensor:
         """Encode the output of `embed` to features [B, N, D]. Mixup is applied before it, for any kind of input."""
@@ -81,7 +69,6 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the last layer by a new one, and remove the class names and counts from the config."""
         self._set_classifier(num_classes)
-        self._file_hash = None
         self.config = replace(self.config, num_classes=num_classes, classes=None, class_counts=None)
 
     def _set_classifier(self, num_classes: int) -> None:
@@ -144,16 +131,6 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
                 f"{own['weight_hash']}), not of {name!r} (weights {weight_hash})"
             )
 
-    def train(self, mode: bool = True) -> "Head":
-        if mode:
-            self._file_hash = None  # the weights are about to change
-        return super().train(mode)
-
-    @property
-    def weight_hash(self) -> str:
-        """sha256 (16 hex digits) of the weight file that the head was loaded from, or else of its weights."""
-        return hash_weights(self) if self._file_hash is None else self._file_hash
-
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -175,14 +152,11 @@ class Head(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-
 
         config, weights = find_pretrained(name, "head", SHIPPED, **hub_arguments)
         head = make_head(read_head_config(config))
-        head._file_hash = load_weights(head, weights)
+        head.set_file_hash(load_weights(head, weights))
         return head.eval().to(device)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        save_weights(self, save_directory / WEIGHTS)
-        write_head_config(self.config, save_directory / CONFIG)
-        card = f"# {self.config.name}\n\nA recognition head for vidtok: `vidtok.heads.Head.from_pretrained(PATH)`.\n"
-        (save_directory / "README.md").write_text(card)
+    def _describe(self) -> tuple[str, str]:
+        return SCHEMA, "A recognition head for vidtok: `vidtok.heads.Head.from_pretrained(PATH)`."
 
 
 def list_shipped_heads() -> list[str]:

@@ -1,12 +1,22 @@
 """The library contract, over every architecture and quantizer."""
 
+import hashlib
 import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file
 
 import vidtok
+from vidtok import streaming
 from vidtok.config import TokenizerConfig
+from vidtok.extraction.model import FeatureModel, Stream
+from vidtok.extraction.output import make_settings
 from vidtok.tokenizer import VideoTokenizer
 
 NETS = {
@@ -259,12 +269,93 @@ def test_save_and_load(tmp_path, net):
     loaded = VideoTokenizer.from_pretrained(tmp_path / "model")
     assert loaded.config == tokenizer.config and not loaded.training
     for name, value in loaded.state_dict().items():
-        assert torch.equal(value, tokenizer.state_dict()[name].half().float())
+        assert torch.equal(value, tokenizer.state_dict()[name])
     assert len(loaded.weight_hash) == 16
     assert VideoTokenizer.from_pretrained(tmp_path / "model", precision="bf16").weight_hash == loaded.weight_hash
-    before = loaded.weight_hash
-    next(loaded.train().parameters()).data.zero_()
-    assert loaded.weight_hash != before  # of the weights as they are, once they may have changed
+
+
+def test_half_precision_is_an_explicit_export(tmp_path):
+    tokenizer = build()
+    tokenizer.save_pretrained(tmp_path, dtype=torch.float16)
+    assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
+    loaded, before = VideoTokenizer.from_pretrained(tmp_path), tokenizer.state_dict()
+    for name, value in loaded.state_dict().items():
+        assert value.dtype == before[name].dtype == torch.float32
+        assert torch.equal(value, before[name].half().float())
+    with torch.no_grad():
+        next(tokenizer.parameters())[0] = 1e5
+    with pytest.raises(ValueError, match=r"too large for torch.float16: export in torch.bfloat16 or torch.float32"):
+        tokenizer.save_pretrained(tmp_path, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"exported in torch.float16, .*, not in torch.int8"):
+        tokenizer.save_pretrained(tmp_path, dtype=torch.int8)
+    tokenizer.save_pretrained(tmp_path)
+    assert torch.equal(next(VideoTokenizer.from_pretrained(tmp_path).parameters()), next(tokenizer.parameters()))
+
+
+def test_bf16_weights_are_saved_as_they_are(tmp_path):
+    tokenizer = build().set_precision("bf16")
+    tokenizer.save_pretrained(tmp_path)
+    assert load_file(tmp_path / "model.safetensors")["encoder.embed.weight"].dtype == torch.bfloat16
+    again = VideoTokenizer.from_pretrained(tmp_path, precision="bf16")
+    assert torch.equal(again.encode(clip()), tokenizer.encode(clip()))
+
+
+def test_pushes_what_it_saves(monkeypatch):
+    seen = {}
+
+    def upload_folder(self, *, folder_path, **_):
+        folder = Path(folder_path)
+        seen.update({file.name: file.read_bytes() for file in folder.iterdir()})
+        return "url"
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **_: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    tokenizer = build()
+    assert tokenizer.push_to_hub("owner/model", dtype=torch.float16) == "url"
+    assert seen.keys() == {"config.json", "model.safetensors", "README.md"}
+    assert b"from_pretrained" in seen["README.md"]
+    assert len(seen["model.safetensors"]) < 2.5 * sum(p.numel() for p in tokenizer.parameters())
+
+
+def edit_in_place(tokenizer):
+    with torch.no_grad():
+        next(tokenizer.parameters())[0].add_(1)
+
+
+def edit_data(tokenizer):
+    next(tokenizer.parameters()).data.mul_(2)
+
+
+def edit_by_a_fused_optimizer(tokenizer):
+    """Whose steps torch's version counters don't count."""
+    optimizer = torch.optim.Adam(tokenizer.parameters(), fused=True)
+    for parameter in tokenizer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("edit", [edit_in_place, edit_data, edit_by_a_fused_optimizer])
+def test_the_hash_is_that_of_the_weights(tmp_path, edit):
+    build().save_pretrained(tmp_path)
+    loaded = VideoTokenizer.from_pretrained(tmp_path)
+    of_file = loaded.weight_hash
+    assert of_file == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()[:16]
+    before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+    assert loaded.train().eval().weight_hash == of_file
+    edit(loaded)
+    assert loaded.weight_hash != of_file
+    loaded.load_state_dict(before)
+    assert loaded.weight_hash == of_file
+
+
+def test_the_hash_knows_rounded_weights(tmp_path):
+    build().save_pretrained(tmp_path)
+    loaded = VideoTokenizer.from_pretrained(tmp_path)
+    of_file = loaded.weight_hash
+    assert loaded.set_precision("bf16").weight_hash == of_file
+    assert loaded.set_precision("fp32").weight_hash != of_file
+    own = build()
+    assert own.weight_hash == build().weight_hash != build().bfloat16().weight_hash
 
 
 def test_loading_errors_name_what_is_there(tmp_path):
@@ -298,6 +389,32 @@ def test_loading_errors_name_what_is_there(tmp_path):
         build().set_precision("fp31")
 
 
+def fp32_convolutions() -> str | bool:
+    convolutions = torch.backends.cudnn
+    return convolutions.conv.fp32_precision if hasattr(convolutions, "conv") else not convolutions.allow_tf32
+
+
+@pytest.mark.parametrize("feature", ["ids", "hidden"])
+@pytest.mark.parametrize("tile", [None, 32])
+def test_no_path_to_features_uses_tf32(monkeypatch, feature, tile):
+    """On a GPU the ids on disk were not those of `encode`: extraction ran the encoder without the guard."""
+    tokenizer, seen = build("patch"), []
+    name = "forward_features" if feature == "hidden" else "forward"
+    run = getattr(tokenizer.encoder, name)
+    monkeypatch.setattr(tokenizer.encoder, name, lambda *args: seen.append(fp32_convolutions()) or run(*args))
+    settings = make_settings(tokenizer, feature, tile=tile)
+    video, stream = clip(5, 32, 64), Stream()
+    FeatureModel(tokenizer, settings).push([stream], [video])
+    (features,) = stream.parts
+    extracted = len(seen)
+    if feature == "ids":
+        assert torch.equal(torch.from_numpy(features)[None].long(), tokenizer.encode(video, tile))
+        list(streaming.stream_encode(tokenizer, [video], tile))
+    else:
+        assert torch.equal(torch.from_numpy(features)[None], tokenizer.forward_features(video, tile))
+    assert 0 < extracted < len(seen) and {*map(str, seen)} <= {"ieee", "True"}
+
+
 def test_tiles_nearly_equal_the_whole():
     """For vidtok-t's network; the group norms of magvit2 see one tile at a time, which random weights make large."""
     tokenizer = build("patch")
@@ -325,6 +442,13 @@ def test_frames_too_large_name_the_memory(net):
     video = torch.zeros(1).expand(1, 3, 17, 2**17, 2**17)
     with pytest.raises(MemoryError, match=r"GiB.*tile="):
         build(net).encode(video)
+
+
+def test_submodules_load_on_first_use():
+    code = "import vidtok; print(vidtok.generator.KINDS, vidtok.train.__name__, *dir(vidtok))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert "masked" in out.stdout and "vidtok.train" in out.stdout and " generator " in out.stdout
 
 
 def test_configs_by_name():

@@ -22,6 +22,8 @@ _HOME = {
     "datasets": "vidtok.datasets",
     "heads": "vidtok.heads",
     "eval": "vidtok.eval",
+    "generator": "vidtok.generator",
+    "train": "vidtok.train",
 }
 
 __all__ = [*_HOME, "__version__"]

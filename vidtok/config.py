@@ -37,10 +37,6 @@ def read_config(path: Path) -> TokenizerConfig:
     return load_config(path, SCHEMA, TokenizerConfig, "tokenizer")
 
 
-def write_config(config: TokenizerConfig, path: Path) -> None:
-    save_config(config, SCHEMA, path)
-
-
 def load_config(path: Path, schema: str, kind: type, what: str):
     """A `kind` of the fields in a JSON file. Raises ValueError where it holds no such config of this schema."""
     try:

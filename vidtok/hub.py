@@ -1,24 +1,34 @@
 """Where a model's files are: in the package, in a folder, or on the Hugging Face hub.
 
-Weights as safetensors: half precision on disk, float32 in memory.
+Weights as safetensors: in the dtype of the module on disk, float32 in memory.
 """
 
 import hashlib
+import os
 import pickle
+import re
+from copy import deepcopy
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlparse
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vidtok.errors import nearest
+from vidtok.config import save_config
+from vidtok.errors import nearest, one_line
 
 PRETRAINED = Path(__file__).parent / "pretrained"  # the models that the package ships, one folder each
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
+HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
+EXPORT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 PARTS = ("best", "model")  # of a run folder, where its models are
+
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
 
 def list_shipped(root: Path = PRETRAINED) -> list[str]:
@@ -35,7 +45,7 @@ def find_pretrained(name: str | Path, what: str, root: Path | None = PRETRAINED,
         hub_arguments: of `huggingface_hub.hf_hub_download`.
 
     Raises:
-        ValueError: for a name that is none of these, or a folder that lacks a file.
+        ValueError: for a name that is none of these, a folder that lacks a file, or a hub that can't be reached.
     """
     if name is None:
         raise ValueError(f"a {what} is needed, by its name or folder, and null is none")
@@ -48,10 +58,14 @@ def find_pretrained(name: str | Path, what: str, root: Path | None = PRETRAINED,
             hint = f"; did you mean {folder / inside[0]}?" if inside else ""
             raise ValueError(f"{folder} is no {what}: it has no {' and no '.join(missing)}{hint}")
         return folder / CONFIG, folder / WEIGHTS
-    if str(name).count("/") != 1 or folder.parent.is_dir():
-        # Only what can be no path is asked of the hub, which takes half a minute to give up where it is offline.
-        raise ValueError(f"no shipped {what} and no folder {str(name)!r}: {nearest(str(name), shipped)}")
-    config, weights = (Path(hf_hub_download(str(name), file, **hub_arguments)) for file in (CONFIG, WEIGHTS))
+    absent = f"no shipped {what} and no folder {str(name)!r}"
+    if not HUB_ID.fullmatch(str(name)):
+        # The hub isn't asked for what can be no model of it: offline, it takes half a minute to give up.
+        raise ValueError(f"{absent}: {nearest(str(name), shipped)}")
+    try:
+        config, weights = (Path(hf_hub_download(str(name), file, **hub_arguments)) for file in (CONFIG, WEIGHTS))
+    except OSError as error:  # not found, not allowed, or offline
+        raise ValueError(f"{absent}, and the Hugging Face hub gives none: {one_line(error)}") from error
     return config, weights
 
 
@@ -80,17 +94,21 @@ def load_weights(module: nn.Module, path: Path, rename=str) -> str:
 def fetch(where: str | Path) -> Path:
     """The file at a path or URL, downloaded once and then kept by torch.hub.
 
+    A hash in the name ("vgg16-397923af.pth", as torchvision and timm have it) is that of the file: the download is
+    checked against it.
+
     Raises:
-        FileNotFoundError: no such file, or the download failed.
+        FileNotFoundError: no such file, or the download failed or is another file.
     """
     if str(where).startswith(("http://", "https://")):
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         path = folder / Path(urlparse(str(where)).path).name
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
+            check = {"hash_prefix": match[1]} if (match := HASH_IN_NAME.search(path.name)) else {}
             try:
-                torch.hub.download_url_to_file(str(where), str(path), progress=False)
-            except OSError as error:
+                torch.hub.download_url_to_file(str(where), str(path), progress=False, **check)
+            except (OSError, RuntimeError) as error:  # torch.hub raises RuntimeError for another hash
                 message = f"could not download {where} ({error}): fetch it on another machine and give the file"
                 raise FileNotFoundError(message) from error
         return path
@@ -117,13 +135,93 @@ def read_state(where: str | Path) -> dict[str, Tensor]:
 
 
 def hash_weights(module: nn.Module) -> str:
-    """The first 16 hex digits of the sha256 of the weights in memory, for a module that came from no file."""
+    """The first 16 hex digits of the sha256 of a module's weights in memory: of their names, dtypes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+        # Whole numbers count as floats and float32 goes without saying, so that hashes of old results stay the same.
+        tensor = tensor if tensor.is_floating_point() else tensor.float()
+        if tensor.dtype != torch.float32:
+            digest.update(str(tensor.dtype).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
+class PretrainedModel(PyTorchModelHubMixin, library_name="vidtok"):
+    """Mixin of modules that are saved, loaded and shared by the folder: adds `save_pretrained`, `push_to_hub` and
+    `weight_hash`. A class defines `from_pretrained` and `_describe`.
+
+    The weights themselves are hashed at every call, 2 ms per MB. torch's version counters would be quicker, but miss
+    edits through `.data` and steps of fused optimizers.
+    """
+
+    _loaded: tuple[str, str] | None = None  # hash of the weight file, and of the weights that it gave
+
+    @property
+    def weight_hash(self) -> str:
+        """sha256 (16 hex digits) of the weight file, as long as the weights are the ones in it; else of the weights."""
+        now = hash_weights(self)
+        return self._loaded[0] if self._loaded is not None and self._loaded[1] == now else now
+
+    def set_file_hash(self, file_hash: str) -> None:
+        """Make `file_hash` the `weight_hash` of the weights as they are now."""
+        self._loaded = file_hash, hash_weights(self)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *, dtype: torch.dtype | None = None, **hub_arguments
+    ) -> str | None:
+        """Write config.json, model.safetensors and a model card to a folder.
+
+        Args:
+            save_directory: the folder, made where it doesn't exist.
+            dtype: torch.float16 or torch.bfloat16 export a smaller file of rounded weights; None keeps each dtype.
+            hub_arguments: of `huggingface_hub.PyTorchModelHubMixin.save_pretrained`, such as push_to_hub and repo_id.
+
+        Raises:
+            ValueError: for another dtype, or one in which a weight is infinite.
+        """
+        return super(PretrainedModel, in_dtype(self, dtype)).save_pretrained(save_directory, **hub_arguments)
+
+    def push_to_hub(self, repo_id: str, *, dtype: torch.dtype | None = None, **hub_arguments) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face hub; return the URL of the commit.
+
+        Args:
+            repo_id: "owner/name".
+            dtype: as in `save_pretrained`.
+            hub_arguments: of `huggingface_hub.PyTorchModelHubMixin.push_to_hub`, such as private and token.
+        """
+        return super(PretrainedModel, in_dtype(self, dtype)).push_to_hub(repo_id, **hub_arguments)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_weights(self, save_directory / WEIGHTS)
+        schema, text = self._describe()
+        save_config(self.config, schema, save_directory / CONFIG)
+        (save_directory / "README.md").write_text(f"# {self.config.name}\n\n{text}\n")
+
+    def _describe(self) -> tuple[str, str]:
+        """Return the schema of the config, and what the model card says."""
+        raise NotImplementedError
+
+
 def save_weights(module: nn.Module, path: Path) -> None:
-    save_file({name: tensor.detach().half().contiguous().cpu() for name, tensor in module.state_dict().items()}, path)
+    """Write the weights of a module as safetensors, each in its own dtype."""
+    # Copies, since safetensors refuses tensors that share memory.
+    tensors = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, path)
+
+
+def in_dtype(module: ModuleType, dtype: torch.dtype | None) -> ModuleType:
+    """Return a copy of a module with its floating-point tensors in `dtype`, for export; None, the module itself.
+
+    Raises:
+        ValueError: for another dtype than float16, bfloat16 or float32, or one in which a weight is infinite.
+    """
+    if dtype is None:
+        return module
+    if dtype not in EXPORT_DTYPES:
+        raise ValueError(f"weights are exported in {', '.join(map(str, EXPORT_DTYPES))}, not in {dtype}")
+    copy = deepcopy(module).to(dtype)
+    for (name, before), after in zip(module.state_dict().items(), copy.state_dict().values(), strict=True):
+        if (after.isinf() & before.isfinite()).any():
+            raise ValueError(f"{name} holds values too large for {dtype}: export in torch.bfloat16 or torch.float32")
+    return copy

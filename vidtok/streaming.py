@@ -58,9 +58,7 @@ class EncodeStream:
             take = first + self.step * latents
             if chunk.shape[2] < first or take == 0:
                 break
-            with exact_convolutions():
-                latents_BCthw = self.encode(chunk[:, :, :take], self.state)
-            yield latents_BCthw
+            yield self.encode(chunk[:, :, :take], self.state)
             self.frames += take
             chunk = chunk[:, :, take:]
         self.pending = chunk.clone()  # not a view, which would keep the whole chunk

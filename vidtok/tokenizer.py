@@ -6,20 +6,20 @@ the model at hand, T = 1 + s_t (t - 1), H = s_h h, W = s_w w.
 
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from importlib.resources import files
-from pathlib import Path
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from vidtok import checks, streaming
-from vidtok.config import TokenizerConfig, read_config, write_config
+from vidtok.config import SCHEMA, TokenizerConfig, read_config
 from vidtok.errors import nearest
-from vidtok.hub import CONFIG, WEIGHTS, find_pretrained, hash_weights, load_weights, save_weights
+from vidtok.hub import PretrainedModel, find_pretrained, load_weights
 from vidtok.nets import NETS
+from vidtok.nets.layers import State
 from vidtok.quantize import QUANTIZERS
 from vidtok.streaming import DecodeStream, EncodeStream
 
@@ -42,7 +42,7 @@ def _call(make, what: str, *positional, **arguments):
         raise ValueError(f"{what}: {error}") from error
 
 
-class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tags=["video-tokenizer"]):
+class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
     """A video tokenizer with an encoder, a quantizer and a decoder.
 
     Attributes:
@@ -59,7 +59,6 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
         channels = self.quantizer.in_channels, self.quantizer.code_channels
         self.encoder, self.decoder = _call(build_net, "net", *channels, **net)
         self.bits = self.quantizer.bits
-        self._file_hash: str | None = None
 
     @property
     def stride(self) -> tuple[int, int, int]:
@@ -88,12 +87,12 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
     @torch.no_grad()
     def encode_latents(self, video: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
         """What `encode` quantizes (LFQ: takes the signs of): float32 [B, K, t, h, w]."""
-        return self._encode(video, tile, self._latents)
+        return self._encode(video, tile)
 
     @torch.no_grad()
     def forward_features(self, video: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
         """Encoder activations before the last 1x1x1 layer, for probes: float32 [B, D, t, h, w]."""
-        return self._encode(video, tile, self._features)
+        return self._encode(video, tile, hidden=True)
 
     @torch.no_grad()
     def decode(self, ids: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
@@ -140,7 +139,7 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
         Joined along time, what it yields equals `encode` of the joined chunks. A stream that doesn't end on
         1 + s_t k frames yields all complete latents, then raises ValueError.
         """
-        stream = EncodeStream(self._latents, self.stride[0])
+        stream = EncodeStream(self.encode_chunk, self.stride[0])
         for chunk in chunks:
             checks.check_video(chunk, self.stride, any_length=True)
             for z in stream.push(chunk.to(self.device)):
@@ -155,31 +154,41 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
             for video in stream.push(self.quantizer.ids_to_codes(ids.to(self.device).long())):
                 yield video.clamp(-1, 1)
 
-    def _encode(self, video: Tensor, tile, encode_chunk) -> Tensor:
+    @torch.no_grad()
+    def encode_chunk(self, video: Tensor, state: State, hidden: bool = False) -> Tensor:
+        """Encode the next chunk of a stream. Every path to ids, latents and hidden features comes through here.
+
+        Args:
+            video: [B, 3, T, H, W] in [-1, 1] on the model's device; T is 1 + s_t k in the first chunk of a stream and
+                s_t k in the others.
+            state: of the stream, updated in place; {} before the first chunk.
+            hidden: return what `forward_features` does, not latents.
+
+        Returns:
+            float32 [B, K, t, h, w], or [B, D, t, h, w] of hidden features.
+        """
+        # In training the convolutions may be faster than exact; what is stored or compared must be the same everywhere.
+        with streaming.exact_convolutions():
+            if hidden:
+                return self.encoder.forward_features(video.to(self.dtype), state).float()
+            return self._latents(video, state)
+
+    def _encode(self, video: Tensor, tile, hidden: bool = False) -> Tensor:
         checks.check_video(video, self.stride, values=False)
         if tile is not None:
-            return streaming.encode_tiles(
-                lambda part: self._encode(part, None, encode_chunk), video, tile, self.stride[1:]
-            )
+            return streaming.encode_tiles(lambda part: self._encode(part, None, hidden), video, tile, self.stride[1:])
         checks.check_memory(self.encoder, video.shape, (1, 1, 1), self.device, self.dtype)
         checks.check_values(video)
-        return torch.cat(list(EncodeStream(encode_chunk, self.stride[0]).push(video.to(self.device))), 2)
+        stream = EncodeStream(partial(self.encode_chunk, hidden=hidden), self.stride[0])
+        return torch.cat(list(stream.push(video.to(self.device))), 2)
 
     def _latents(self, video: Tensor, state) -> Tensor:
         return self.quantizer.latents(self.encoder(video.to(self.dtype), state))
-
-    def _features(self, video: Tensor, state) -> Tensor:
-        return self.encoder.forward_features(video.to(self.dtype), state).float()
 
     def _reconstruct(self, codes: Tensor, state) -> Tensor:
         return self.decoder(codes.to(self.dtype), state).float()
 
     # -------------------------------------------------------- load and save
-
-    def train(self, mode: bool = True) -> "VideoTokenizer":
-        if mode:
-            self._file_hash = None  # the weights are about to change
-        return super().train(mode)
 
     @property
     def device(self) -> torch.device:
@@ -190,23 +199,23 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
         """Of the networks; latents and codes are float32 whatever it is."""
         return next(self.encoder.parameters()).dtype
 
-    @property
-    def weight_hash(self) -> str:
-        """sha256 (16 hex digits) of the weight file that the model was loaded from, or else of its weights."""
-        if self._file_hash is None:
-            return hash_weights(self)
-        return self._file_hash
-
     def set_precision(self, precision: str) -> "VideoTokenizer":
-        """Runs the networks in "fp32" or "bf16" with channels-last weights; the quantizer stays in float32."""
+        """Run the networks in "fp32" or "bf16" with channels-last weights; the quantizer stays in float32.
+
+        In bf16 a loaded model keeps the `weight_hash` of its file. Back in fp32 it has another: weights were rounded.
+        """
         if precision not in PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}: {nearest(precision, PRECISIONS)}")
+        # Tokens name their precision beside the hash.
+        keeps_hash = precision == "bf16" and self._loaded is not None and self.weight_hash == self._loaded[0]
         for net in (self.encoder, self.decoder):
             net.to(PRECISIONS[precision])
             for parameter in net.parameters():
                 if parameter.ndim in (4, 5):
                     layout = torch.channels_last if parameter.ndim == 4 else torch.channels_last_3d
                     parameter.data = parameter.data.contiguous(memory_format=layout)
+        if keeps_hash:
+            self.set_file_hash(self._loaded[0])
         return self
 
     @classmethod
@@ -227,14 +236,12 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin, library_name="vidtok", tag
         """
         config, weights = find_pretrained(name, "tokenizer", **hub_arguments)
         tokenizer = cls(read_config(config))
-        tokenizer._file_hash = load_weights(tokenizer, weights)
-        return tokenizer.eval().set_precision(precision).to(device)
+        file_hash = load_weights(tokenizer, weights)
+        tokenizer.eval().set_precision(precision).to(device).set_file_hash(file_hash)
+        return tokenizer
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        save_weights(self, save_directory / WEIGHTS)
-        write_config(self.config, save_directory / CONFIG)
-        card = f"# {self.config.name}\n\nA video tokenizer for vidtok: `VideoTokenizer.from_pretrained(PATH)`.\n"
-        (save_directory / "README.md").write_text(card)
+    def _describe(self) -> tuple[str, str]:
+        return SCHEMA, "A video tokenizer for vidtok: `VideoTokenizer.from_pretrained(PATH)`."
 
 
 def list_tokenizers() -> list[str]:

@@ -1,8 +1,13 @@
 """Settings that can't be: one line that says what to do, before any work."""
 
+import hashlib
+import io
+from email.message import Message
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from vidtok.cli.main import one_line_once
 from vidtok.configs.compose import compose_config
@@ -10,7 +15,7 @@ from vidtok.errors import UserError
 from vidtok.eval.recognition.comparison import validate_settings
 from vidtok.eval.recognition.finetuning import check_finetuning
 from vidtok.files import validate_output
-from vidtok.hub import find_pretrained, read_state
+from vidtok.hub import fetch, find_pretrained, read_state
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train import distributed
 from vidtok.train.run_folder import check_fingerprint
@@ -107,6 +112,42 @@ def test_a_run_folder_names_its_models(tmp_path):
     (tmp_path / "best" / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"did you mean .*best\?"):
         find_pretrained(tmp_path, "head")
+
+
+def test_downloads_are_checked_against_the_hash_in_their_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    content = b"weights"
+    digest = hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(torch.hub, "urlopen", lambda request: Response(content))
+    path = fetch(f"https://host/net-{digest[:8]}.pth")
+    assert path.read_bytes() == content
+    with pytest.raises(FileNotFoundError, match="invalid hash value"):
+        fetch("https://host/net-01234567.pth")
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert fetch("https://host/net-400.pth").read_bytes() == content  # 400 is no hash
+
+
+class Response(io.BytesIO):
+    def info(self):
+        return Message()
+
+
+def test_a_folder_named_like_a_hub_owner_blocks_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    monkeypatch.setattr("vidtok.hub.hf_hub_download", lambda name, file, **_: f"/cache/{name}/{file}")
+    found = find_pretrained("owner/model", "tokenizer")
+    assert found == (Path("/cache/owner/model/config.json"), Path("/cache/owner/model/model.safetensors"))
+
+    def offline(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("vidtok.hub.hf_hub_download", offline)
+    with pytest.raises(ValueError, match=r"no folder 'owner/model', and the Hugging Face hub gives none: no route"):
+        find_pretrained("owner/model", "tokenizer")
+    for name in ("owner/../model", "./model", "a/b/c", "model"):
+        with pytest.raises(ValueError, match=r"no folder '.*': (known are|did you mean)"):
+            find_pretrained(name, "tokenizer")
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vidtok.generator import KINDS, GeneratorConfig, Objective, create_generator, from_pretrained, masks
+from vidtok.generator import KINDS, Generator, GeneratorConfig, Objective, create_generator, from_pretrained, masks
 from vidtok.generator.long import generate_long
 from vidtok.generator.sampling import (
     PerSampleRNG,
@@ -314,8 +314,11 @@ def test_saved_and_loaded(kind, tmp_path):
     generator.save_pretrained(tmp_path)
     loaded = from_pretrained(tmp_path)
     assert loaded.config == generator.config and not loaded.training
+    assert all(torch.equal(value, generator.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert type(Generator.from_pretrained(tmp_path)) is type(generator)
+    generator.save_pretrained(tmp_path, dtype=torch.float16)
     half = {name: value.half().float() for name, value in generator.state_dict().items()}
-    assert all(torch.equal(value, half[name]) for name, value in loaded.state_dict().items())
+    assert all(torch.equal(value, half[name]) for name, value in from_pretrained(tmp_path).state_dict().items())
     with pytest.raises(ValueError, match="has no config"):
         from_pretrained(tmp_path / "..")
 

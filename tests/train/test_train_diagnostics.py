@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from vidtok.config import TokenizerConfig
 from vidtok.configs.compose import compose_config
+from vidtok.nets.discriminator import Discriminator
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.losses import LossWeights
 from vidtok.train.perceptual import LogitDistance, build_perceptual, logit_distance
@@ -85,6 +86,19 @@ def test_the_gram_term_needs_no_perceptual_weight():
     assert all(p.grad.abs().sum() > 0 for p in model.decoder.parameters())
     line = task.progress({name: term.item() for name, term in terms.items()})
     assert f"gram {terms['gram'].item():.4f}" in line
+
+
+def test_a_task_holds_nothing_that_trains():
+    """All that training changes is in the state: the discriminator comes with each call, and learns nothing from it."""
+    task = TokenizerTask(LossWeights(perceptual=0, adversarial=0.1))
+    assert not any(isinstance(value, torch.nn.Module) for value in vars(task).values())
+    discriminator = Discriminator((5, 16, 16), base=4, multipliers=(2, 2))
+    net = {"kind": "patch", "width": 32, "blocks": 1, "decoder_blocks": 1}
+    model = VideoTokenizer(TokenizerConfig("tiny", net, {"kind": "lfq", "bits": 18})).train()
+    terms, _ = task.terms(model, torch.rand(1, 3, 5, 16, 16), step=0, discriminator=discriminator)
+    terms["adversarial"].backward()
+    assert all(p.grad is None and p.requires_grad for p in discriminator.parameters())
+    assert any(p.grad is not None for p in model.decoder.parameters())
 
 
 def test_the_gram_term_is_of_lpips_network():

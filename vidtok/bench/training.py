@@ -57,7 +57,7 @@ def training_run(
         state.discriminator_optimizer = create_optimizer_v2(state.discriminator, opt="adamw", lr=1e-4)
     batches = RandomClips(clip)
     options = TrainerOptions(precision, log_seconds=NEVER, save_seconds=NEVER)
-    task = TokenizerTask(weights, state.discriminator)
+    task = TokenizerTask(weights)
 
     def run() -> list[float]:
         with tempfile.TemporaryDirectory() as folder:

@@ -64,7 +64,7 @@ class FeatureModel:
             nonlocal place
             before = [stream.states[place] if place < len(stream.states) else {} for stream in streams]
             state = _join([*before, *[before[0]] * fill])
-            out = self._net(part.to(self.tokenizer.device), state)
+            out = self.tokenizer.encode_chunk(part.to(self.tokenizer.device), state, hidden=self._grid == "hidden")
             for stream, after in zip(streams, _split(state, self.batch), strict=False):
                 stream.states[place : place + 1] = [after]
             place += 1
@@ -84,12 +84,6 @@ class FeatureModel:
             return (stream.parts[0] / stream.count).astype(self.settings.dtype)
         array = np.concatenate(stream.parts, 0 if self._grid == "ids" else 1)
         return array if self.head is None else self._embed(array)
-
-    def _net(self, video: Tensor, state: State) -> Tensor:
-        encoder, video = self.tokenizer.encoder, video.to(self.tokenizer.dtype)
-        if self._grid == "hidden":
-            return encoder.forward_features(video, state).float()
-        return self.tokenizer.quantizer.latents(encoder(video, state))
 
     def _kind(self, out_BCthw: Tensor) -> np.ndarray:
         """Of latents what is asked for, in the type that is stored."""

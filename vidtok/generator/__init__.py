@@ -17,8 +17,7 @@ import os
 import torch
 
 from vidtok.errors import nearest
-from vidtok.generator.base import Generator, GeneratorConfig, Objective, read_config, rename_parameter
-from vidtok.hub import find_pretrained, load_weights
+from vidtok.generator.base import Generator, GeneratorConfig, Objective
 
 KINDS = ("masked", "autoregressive", "diffusion")
 
@@ -58,10 +57,7 @@ def from_pretrained(name: str | os.PathLike, device: str | torch.device = "cpu",
     Raises:
         ValueError: the name is neither, or the weights don't fit the config.
     """
-    config, weights = find_pretrained(name, "generator", root=None, **hub_arguments)
-    generator = create_generator(read_config(config))
-    load_weights(generator, weights, rename_parameter)
-    return generator.eval().to(device)
+    return Generator.from_pretrained(name, device, **hub_arguments)
 
 
 def load_tokenizer(config: GeneratorConfig, name: str | None = None, device: str | torch.device = "cpu"):

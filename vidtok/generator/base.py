@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vidtok.config import load_config, save_config
+from vidtok.config import load_config
 from vidtok.errors import nearest
 from vidtok.generator import masks
 from vidtok.generator.sampling import PerSampleRNG, check_numbers, guidance_scale, mask_ratio, sample_rngs
 from vidtok.generator.transformer import Transformer
-from vidtok.hub import CONFIG, WEIGHTS, save_weights
+from vidtok.hub import PretrainedModel, find_pretrained, load_weights
 
 SCHEMA = "vidtok.generator/2"  # in /1 the heads did not normalize the embedding of the low bits
 # Parts of parameter names in weights and checkpoints of earlier versions.
@@ -73,11 +73,6 @@ class GeneratorConfig:
 def read_config(path: Path) -> GeneratorConfig:
     """Read a config file; raise ValueError if it is not a generator's config or of another schema."""
     return load_config(path, SCHEMA, GeneratorConfig, "generator")
-
-
-def write_config(config: GeneratorConfig, path: Path) -> None:
-    """Write a config file."""
-    save_config(config, SCHEMA, path)
 
 
 @dataclass(frozen=True)
@@ -137,7 +132,7 @@ class Objective:
         return min(int(count) if count.isdigit() else 0 for count in counts)  # `check_task` rejects other counts
 
 
-class Generator(nn.Module):
+class Generator(PretrainedModel, nn.Module, tags=["video-generation"]):
     """Base class of generators. The subclasses are its kinds, built by `vidtok.generator.create_generator`.
 
     Attributes:
@@ -324,16 +319,23 @@ class Generator(nn.Module):
 
     # --------------------------------------------------------- load and save
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write config.json, model.safetensors and a model card (README.md) into a folder."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(self, folder / WEIGHTS)
-        write_config(self.config, folder / CONFIG)
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike, device: str | torch.device = "cpu", **hub_arguments
+    ) -> "Generator":
+        """Load a trained generator in evaluation mode; see `vidtok.generator.from_pretrained`."""
+        from vidtok.generator import create_generator  # late: it knows all kinds
+
+        config, weights = find_pretrained(name, "generator", root=None, **hub_arguments)
+        generator = create_generator(read_config(config))
+        generator.set_file_hash(load_weights(generator, weights, rename_parameter))
+        return generator.eval().to(device)
+
+    def _describe(self) -> tuple[str, str]:
         config = self.config
-        (folder / "README.md").write_text(
-            f"# {config.name}\n\nA {config.kind} generator of `{config.tokenizer}` tokens (weights "
-            f"`{config.weight_hash}`) for vidtok: `vidtok.generator.from_pretrained(PATH)`.\n"
+        return SCHEMA, (
+            f"A {config.kind} generator of `{config.tokenizer}` tokens (weights `{config.weight_hash}`) for vidtok: "
+            "`vidtok.generator.from_pretrained(PATH)`."
         )
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *arguments) -> None:

@@ -218,6 +218,7 @@ def train(
         checkpoint_blocks(state.model)
     model = accelerator.prepare(state.model)
     discriminator = accelerator.prepare(state.discriminator) if state.discriminator is not None else None
+    adversary = {"discriminator": state.discriminator} if state.discriminator is not None else {}
 
     def exchange_gradients(net: nn.Module, now: bool):
         return nullcontext() if now else accelerator.no_sync(net)
@@ -237,7 +238,7 @@ def train(
             torch.manual_seed(options.seed * 1_000_003 + state.step + (rank * accumulate + i << 40))
             with exchange_gradients(model, now=i == accumulate - 1):
                 with autocast():
-                    terms, rest = task.terms(model, part, state.step)
+                    terms, rest = task.terms(model, part, state.step, **adversary)
                 terms["loss"] = task.total(terms, state.step)
                 accelerator.backward(terms["loss"] / accumulate)
             aux.append(rest)

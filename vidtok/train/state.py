@@ -6,7 +6,9 @@ timm's optimisers, at full speed on CPUs that have no bf16 arithmetic of their o
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from timm.optim import create_optimizer_v2, muon
@@ -146,17 +148,33 @@ class Schedule:
         return warmup * (self.final_rate + (1 - self.final_rate) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-_timms = muon.zeropower_via_newtonschulz
-
-
 def create_optimizer(model: nn.Module, **arguments) -> Optimizer:
-    """`timm.optim.create_optimizer_v2`. Muon's Newton-Schulz steps, which timm always does in bf16, are done in fp32
-    where bf16 is only emulated: there they would take most of a training step.
+    """Create an optimizer of timm: `timm.optim.create_optimizer_v2`.
 
-    arguments: timm's (opt, lr, ...), which raises ValueError for what it doesn't know."""
-    # timm hands no dtype down to them.
-    muon.zeropower_via_newtonschulz = _orthogonalize
-    return create_optimizer_v2(model, **arguments)
+    timm's Muon always does its Newton-Schulz iterations in bf16. Where bf16 is only emulated they would take most of a
+    training step, and this optimizer does them in fp32.
+
+    Args:
+        arguments: timm's (opt, lr, ...).
+
+    Raises:
+        ValueError: for what timm doesn't know.
+    """
+    optimizer = create_optimizer_v2(model, **arguments)
+    if type(optimizer) is muon.Muon:
+        optimizer.__class__ = _Muon
+    return optimizer
+
+
+class _Muon(muon.Muon):
+    def step(self, closure: Callable | None = None):
+        # timm hands no dtype down to them. Replaced for this step alone: other users of timm have its own.
+        timms = muon.zeropower_via_newtonschulz
+        muon.zeropower_via_newtonschulz = partial(_orthogonalize, timms)
+        try:
+            return super().step(closure)
+        finally:
+            muon.zeropower_via_newtonschulz = timms
 
 
 def has_fast_bf16() -> bool:
@@ -165,10 +183,10 @@ def has_fast_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _orthogonalize(G: Tensor, *args, **kwargs) -> Tensor:
+def _orthogonalize(timms: Callable, G: Tensor, *args, **kwargs) -> Tensor:
     if G.device.type == "cpu" and not has_fast_bf16():
         kwargs.setdefault("dtype", torch.float32)
-    return _timms(G, *args, **kwargs)
+    return timms(G, *args, **kwargs)
 
 
 def build_state(model: nn.Module, plain: dict) -> "TrainState":

@@ -55,7 +55,7 @@ class Task(Protocol):
 
 
 class AdversarialTask(Task, Protocol):
-    """A task whose state has a critic, too: after each step of the model, the critic has one on the same batch.
+    """A task whose state has a discriminator, too: after each step of the model, it has one on the same batch.
 
     Attributes:
         logit_decay: of the moving averages of the terms "real_logit" and "fake_logit".
@@ -63,16 +63,21 @@ class AdversarialTask(Task, Protocol):
 
     logit_decay: float
 
+    def terms(
+        self, model: nn.Module, batch: Batch, step: int, discriminator: nn.Module | None = None
+    ) -> tuple[dict[str, Tensor], Any]:
+        """As in `Task`. discriminator: that of the state, not wrapped; only the model learns from the terms."""
+
     def is_adversarial_step(self, step: int) -> bool:
-        """Whether the critic trains at this step."""
+        """Return whether the discriminator trains at this step."""
 
     def discriminator_terms(
         self, discriminator: nn.Module, batch: Batch, aux: Any, lecam_ema: Tensor, step: int
     ) -> dict[str, Tensor]:
         """Scalar terms and diagnostics by name, "real_logit" and "fake_logit" among them.
 
-        carried: what `terms` returned for the same batch; averages: [2], of the real and the fake logit.
+        aux: what `terms` returned for the same batch; lecam_ema: [2], averages of the real and the fake logit.
         """
 
     def discriminator_total(self, terms: dict[str, Tensor], step: int) -> Tensor:
-        """The weighted sum that the critic minimises."""
+        """Return the weighted sum that the discriminator minimizes."""

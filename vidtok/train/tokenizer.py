@@ -48,7 +48,6 @@ class TokenizerTask(AdversarialTask):
 
     Args:
         weights: of the terms.
-        discriminator: the critic of the adversarial game, the same object as in the state; None plays none.
         perceptual: the distance of the perceptual term, needed where its weight isn't 0; LPIPS where the weight of the
             Gram term isn't 0.
         fixed_clips: [1, 3, T, H, W] each, of one or more sizes; PSNR, block edges and pictures of them show how the run
@@ -58,17 +57,18 @@ class TokenizerTask(AdversarialTask):
     def __init__(
         self,
         weights: LossWeights,
-        discriminator: Discriminator | None = None,
         perceptual: LPIPS | LogitDistance | None = None,
         fixed_clips: list[Tensor] = (),
     ):
-        self.weights, self.discriminator, self.perceptual = weights, discriminator, perceptual
+        self.weights, self.perceptual = weights, perceptual
         self.fixed_clips, self.logit_decay = fixed_clips, weights.lecam_decay
 
     def is_adversarial_step(self, step: int) -> bool:
-        return self.discriminator is not None and step >= self.weights.adversarial_start
+        return self.weights.adversarial > 0 and step >= self.weights.adversarial_start
 
-    def terms(self, model: nn.Module, batch: Tensor, step: int) -> tuple[dict[str, Tensor], Tensor]:
+    def terms(
+        self, model: nn.Module, batch: Tensor, step: int, discriminator: nn.Module | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
         decoded, z, codes = model(batch)
         quantizer = unwrap_model(model).quantizer
         terms = {"reconstruction": reconstruction_loss(decoded, batch), **quantizer.losses(z, codes)}
@@ -82,11 +82,10 @@ class TokenizerTask(AdversarialTask):
                 terms["perceptual"], terms["gram"] = perceptual_and_gram_loss(distance, *looked_at)
             else:
                 terms["perceptual"] = perceptual_loss(distance, *looked_at)
-        if self.is_adversarial_step(step):
-            # Not the wrapped one: nothing here is for the discriminator to learn from.
-            self.discriminator.requires_grad_(False)
-            terms["adversarial"] = losses.generator_loss(self.discriminator(decoded))
-            self.discriminator.requires_grad_(True)
+        if discriminator is not None and self.is_adversarial_step(step):
+            discriminator.requires_grad_(False)  # nothing here is for it to learn from
+            terms["adversarial"] = losses.generator_loss(discriminator(decoded))
+            discriminator.requires_grad_(True)
         return terms, decoded.detach()
 
     def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
@@ -266,7 +265,7 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
         size = (data["frames"], data["crop"], data["crop"])
         state.discriminator = Discriminator(size, **plain["discriminator"])
         state.discriminator_optimizer = create_optimizer(state.discriminator, **plain["discriminator_optimizer"])
-    task = TokenizerTask(weights, state.discriminator, perceptual, fixed_clips)
+    task = TokenizerTask(weights, perceptual, fixed_clips)
     if plain["branch"]:  # last, so that a command that failed has started none
         branch = start_branch(plain["branch"], plain["run"], join_processes())
         arguments = build_schedule(plain, branch)
