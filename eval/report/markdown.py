@@ -1,27 +1,44 @@
-"""Comparisons as one Markdown table and one chart, or probes as a table:
+"""Write results as Markdown tables, and comparisons as a chart.
 
     python -m vidtok.eval.report.markdown runs/*/result.json
-    python -m vidtok.eval.report.markdown runs/*/result.json --chart chart.png --into README.md
-    python -m vidtok.eval.report.markdown droid-probe.json rt1-probe.json --into README.md
-    python -m vidtok.eval.report.markdown runs/generation*/result.json --into README.md
+    python -m vidtok.eval.report.markdown runs/*/result.json --chart chart.png --into page.md
+    python -m vidtok.eval.report.markdown droid-probe.json rt1-probe.json --into page.md
+    python -m vidtok.eval.report.markdown runs/generation*/result.json --into page.md
+    python -m vidtok.eval.report.markdown --update README.md docs/pages/*.md  # all published tables, from eval/results
 
-A row for each result file of `vidtok eval compare`: top-1 in percent, mean over seeds and their deviation (one seed: 95
-% interval), of every arm; the majority class; tokens over pixels with its 95 % interval. Of two results of one set, the
-second is told apart by its steps. Of `vidtok eval probe`, a row likewise, with 95 % intervals. Of `vidtok eval
-generation-compare`, a row for each guidance. --into replaces what stands between the lines `<!-- recognition -->` and
-`<!-- end of recognition -->` of a file, or those of `probes` or `guidance`.
+Comparisons (`vidtok eval compare`): a row per result file with the top-1 of every arm in percent, mean and standard
+deviation over seeds (one seed: 95 % interval), the majority class, and tokens over pixels with its 95 % interval. A
+second result of the same set is named with its number of steps. Probes (`vidtok eval probe`): a row per result file
+with 95 % intervals. Generators (`vidtok eval generation-compare`): a row per guidance.
+
+Tables stand between the lines `<!-- NAME -->` and `<!-- end of NAME -->` of a page. --into fills `recognition`,
+`probes` or `guidance` of a page; --update fills every name of `published_tables` that the pages have.
 """
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from vidtok.eval.generation.comparison import SCHEMA, guidance_table
+from vidtok.eval.generation.comparison import SCHEMA, guidance_table, markdown_table, verdict
 from vidtok.eval.recognition.comparison import TRANSFER
 from vidtok.eval.report.charts import overview_chart
+from vidtok.hub import PRETRAINED
 
 ORDER = ("tokens", "codes", "latents", "hidden", "pixels", TRANSFER, "recon")
+
+# Result files of `vidtok eval compare` behind the published table, each with the name of its row.
+COMPARISONS = {
+    "recognition-digits": "digits",
+    "recognition-digits-long": "digits, 1500 steps",
+    "recognition-rt1": "rt1",
+    "recognition-rt1-views": "rt1, 800 steps",
+    "recognition-droid": "droid",
+    "recognition-grid": "grid, command",
+    "recognition-grid-digit": "grid, digit",
+}
+GUIDANCES = ("generation-guidance-1", "generation-guidance-1.5", "generation", "generation-guidance-3")
 
 
 def arms_of(results: Mapping[str, Mapping]) -> list[str]:
@@ -86,13 +103,161 @@ def probe_table(results: Mapping[str, Mapping]) -> str:
     return "\n".join(lines)
 
 
+def accuracy_table(result: Mapping, arms: Sequence[str]) -> str:
+    """Return top-1 in percent with its 95 % interval for some arms of one comparison."""
+    entries = {entry["name"]: entry["top1"] for entry in result["results"]}
+    lines = [_row(["head reads", "top-1, %", "95 % interval"]), _row(["---"] * 3)]
+    for arm in arms:
+        mean, low, high = (100 * entries[arm][key] for key in ("mean", "low", "high"))
+        lines.append(_row([arm, f"{mean:.1f}", f"{low:.1f} to {high:.1f}"]))
+    return "\n".join(lines)
+
+
+def model_table(results: Mapping[str, Mapping]) -> str:
+    """Return reconstruction metrics, a row per tokenizer; results: name of the model -> its evaluation.json."""
+    head = ["model", "PSNR, dB", "over block means, dB", "SSIM", "LPIPS (VGG)", "entropy of the ids, bits"]
+    head += ["bits per pixel", "weights"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for name, result in results.items():
+        metrics = result["metrics"]
+        gain = metrics["psnr_gain"]
+        cells = [f"`{name}`", f"{metrics['psnr']['mean']:.2f}", f"+{gain['mean']:.2f} ± {gain['stderr']:.2f}"]
+        cells += [f"{metrics['ssim']['mean']:.3f}", f"{metrics['lpips']['mean']:.3f}"]
+        cells += [f"{result['codebook']['entropy_bits']:.1f}", f"{metrics['bits_per_pixel']['mean']:.4f}"]
+        lines.append(_row([*cells, f"`{result['tokenizer']['weight_hash']}`"]))
+    return "\n".join(lines)
+
+
+def speed_table(result: Mapping) -> str:
+    """Return the speed of a tokenizer in fp32 and bf16, from the JSON of `vidtok bench`."""
+
+    def row(title: str, key: str, form: str, what: str, field: str, scale: float = 1.0) -> str:
+        cells = []
+        for precision in ("fp32", "bf16"):
+            wanted = {"what": what, "precision": precision}
+            rows = [row for row in result[key] if wanted.items() <= row.items()]
+            # The first size; in the memory layout of `from_pretrained`.
+            first = next(row for row in rows if row.get("layout", "channels-last") == "channels-last")
+            cells.append(form.format(scale * first[field]))
+        return _row([title, *cells])
+
+    clip, step, latent = (_shape(result[key][0]) for key in ("tokenizer", "train", "streaming"))
+    lines = [
+        _row([f"`{result['model']}`", "fp32", "bf16"]),
+        _row(["---"] * 3),
+        row(f"encode {clip}, frames/s", "tokenizer", "{:.0f}", "encode", "frames_per_s"),
+        row("decode, frames/s", "tokenizer", "{:.0f}", "decode", "frames_per_s"),
+        row("encode, GFLOP/s", "tokenizer", "{:.0f}", "encode", "gflop_per_s"),
+        row("its convolutions alone, GFLOP/s", "tokenizer", "{:.0f}", "encode", "conv_gflop_per_s"),
+        row(f"encode one latent of a stream, {latent}, ms", "streaming", "{:.0f}", "encode", "median_s", 1e3),
+        row(f"training step of {step}, s", "train", "{:.2f}", "step", "median_s"),
+        row("training step with discriminator, s", "train", "{:.1f}", "step with GAN", "median_s"),
+    ]
+    return "\n".join(lines)
+
+
+def speed_ratio_table(result: Mapping) -> str:
+    """Return speed ratios against other libraries, measured in the same run."""
+    versions, loss = result["provenance"]["versions"], result["loss"]
+
+    def row(title: str, ratio: Mapping) -> str:
+        return _row([title, f"{ratio['median']:.3g} ({ratio['lowest']:.3g} .. {ratio['highest']:.3g})"])
+
+    lines = [
+        _row(["compared in the same run", "times as fast, median (lowest .. highest)"]),
+        _row(["---"] * 2),
+        row(
+            f"encode {_shape(result['tokenizer'][0])}: `magvit2-pytorch` {versions['magvit2-pytorch']}, the model of "
+            "its README",
+            result["encode_peer"]["ratio"],
+        ),
+        row(
+            f"LFQ loss and gradient, {loss['bits']} bits, {loss['rows'][1]['tokens']} tokens: "
+            f"`vector-quantize-pytorch` {versions['vector-quantize-pytorch']}",
+            loss["ratio"],
+        ),
+        row(
+            f"`magvit2` encode {_shape(result['magvit2'][0])}, bf16 and channels-last: itself in fp32, contiguous",
+            result["magvit2_ratio"],
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def machine_line(result: Mapping) -> str:
+    """Return the machine, threads and load of a `vidtok bench`."""
+    about = result["provenance"]
+    machine = about["machine"]
+    return (
+        f"{machine['cpu']}, {about['threads']} of {machine['cores']} cores, torch {about['versions']['torch']}, "
+        f"load {machine['load']:.0f}."
+    )
+
+
+def sampling_table(results: Sequence[Mapping]) -> str:
+    """Return seconds of masked and next-token sampling, from the JSON of `vidtok bench generate`, one per device."""
+    first = results[0]["rows"][0]
+    what = "{steps} masked steps, {tokens} tokens, {depth} layers x {width}".format(**first, **first["trunk"])
+    head = [what, "masked, s", "with cache, s", "without, s", "cache / masked", "without / masked"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for result in results:
+        device = result["provenance"]["device"].replace("cpu", "CPU")
+        for row in result["rows"]:
+            cells = [f"{row[kind]['median_s']:.3g}" if kind in row else "" for kind in ("masked", "cached", "uncached")]
+            cells += [f"{row[kind]['median']:.3g}" if kind in row else "" for kind in ("over_cached", "over_uncached")]
+            lines.append(_row([f"{device}, batch {row['batch']}", *cells]))
+    return "\n".join(lines)
+
+
+def published_tables(folder: str | Path = "eval/results") -> dict[str, str]:
+    """Build every table of the README and the docs.
+
+    Args:
+        folder: result files; those of shipped models come from the package.
+
+    Returns:
+        name of the table -> Markdown.
+    """
+
+    def read(name: str) -> dict:
+        return json.loads((Path(folder) / f"{name}.json").read_text())
+
+    models = {file.parent.name: json.loads(file.read_text()) for file in sorted(PRETRAINED.glob("*/evaluation.json"))}
+    comparisons = {name: read(file) for file, name in COMPARISONS.items()}
+    generations, speed = [read(name) for name in GUIDANCES], read("speed")
+    result = read("generation")
+    said = verdict(result["rows"])
+    return {
+        "models": model_table(models),
+        "digits": accuracy_table(comparisons["digits, 1500 steps"], ("tokens", "latents", "pixels")),
+        "recognition": f"{comparison_table(comparisons)}\n\n{cost_table(comparisons)}",
+        "probes": probe_table(read("probes")),
+        "generation": f"{markdown_table(result)}\n\n{said[0].upper()}{said[1:]}.",
+        "guidance": guidance_table(generations),
+        "speed": f"{speed_table(speed)}\n\n{machine_line(speed)}",
+        "ratios": speed_ratio_table(speed),
+        "sampling": sampling_table([read("generate"), read("generate-h200")]),
+    }
+
+
+def update(text: str, tables: Mapping[str, str]) -> str:
+    """Fill every table of a page; the page may have any of them."""
+    for name in re.findall(r"<!-- end of (\w+) -->", text):
+        text = replace_between(text, tables[name], name)
+    return text
+
+
 def replace_between(text: str, new: str, name: str = "recognition") -> str:
-    """Raises ValueError for a text without the two lines."""
+    """Replace the table of that name. Raises ValueError for a text without its two lines."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
     if begin not in text or end not in text:
-        raise ValueError(f"want the lines {begin.strip()} and {end.strip()}")
+        raise ValueError(f"the page has no lines {begin.strip()} and {end.strip()}: add them where the table belongs")
     before, rest = text.split(begin, 1)
-    return f"{before}{begin}{new}\n{end}{rest.split(end, 1)[1]}"
+    return f"{before}{begin}\n{new}\n\n{end}{rest.split(end, 1)[1]}"
+
+
+def _shape(row: Mapping) -> str:
+    return "{batch} x {frames} x {side} x {side}".format(**{"batch": 1, **row})
 
 
 def _accuracy(top1: Mapping) -> str:
@@ -120,43 +285,68 @@ def _named(result: dict) -> tuple[str, dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "results", nargs="+", metavar="RESULT", help="result.json of comparisons, of probes, or of generators"
+        "results", nargs="*", metavar="RESULT", help="result files of comparisons, of probes, or of generators"
     )
-    parser.add_argument("--chart", metavar="PNG", help="accuracies of all, drawn")
-    parser.add_argument("--into", metavar="FILE", help="put the tables there instead of printing them")
+    parser.add_argument("--chart", metavar="PNG", help="chart of the accuracies of all comparisons")
+    parser.add_argument("--into", metavar="FILE", help="page that gets the tables (default: print them)")
+    parser.add_argument("--update", nargs="+", metavar="FILE", help="pages whose published tables are written anew")
     args = parser.parse_args()
-    read = [json.loads(Path(path).read_text()) for path in args.results]
-    if strange := [path for path, result in zip(args.results, read, strict=True) if "schema" not in result]:
+    if bool(args.results) == bool(args.update):
+        parser.error("give result files, or --update with pages")
+    if args.update:
+        update_pages(args.update)
+        return
+    results = [json.loads(Path(path).read_text()) for path in args.results]
+    if strange := [path for path, result in zip(args.results, results, strict=True) if "schema" not in result]:
         parser.error(f"{strange[0]} is no result file")
-    generation = [result["schema"] == SCHEMA for result in read]
-    if args.chart and (any(generation) or any(result.get("kind") == "probe" for result in read)):
-        parser.error("--chart is of comparisons of recognition")
-    if all(generation):
-        put(guidance_table(read), args.into, "guidance")
-        return
-    if any(generation):
-        parser.error("comparisons of recognition and of generators make two tables: give one kind")
-    found, results = [_named(result) for result in read], {}
-    kinds = {result["kind"] for _, result in found}
-    if kinds == {"probe"}:
-        put(probe_table(dict(found)), args.into, "probes")
-        return
-    if "probe" in kinds:
-        parser.error("comparisons and probes make two tables: give one kind")
-    for name, result in found:
-        if name in results:
-            name = f"{name}, {result['config']['trainer']['max_steps']} steps"
-        results[name] = result
-    for result in results.values():
-        result["results"].sort(key=lambda entry: ORDER.index(entry["name"]))
-    text = f"{comparison_table(results)}\n\n{cost_table(results)}"
+    try:
+        text, name, named = make_table(results)
+    except ValueError as error:
+        parser.error(str(error))
     if args.chart:
-        overview_chart(results, arms_of(results)).savefig(args.chart, dpi=120, bbox_inches="tight")
-    put(text, args.into, "recognition")
+        if name != "recognition":
+            parser.error("--chart is of comparisons of recognition")
+        overview_chart(named, arms_of(named)).savefig(args.chart, dpi=120, bbox_inches="tight")
+    put(text, args.into, name)
+
+
+def make_table(results: Sequence[dict]) -> tuple[str, str, dict[str, dict]]:
+    """Build the table of some results of one kind.
+
+    Returns:
+        the Markdown; the name of the table; set -> result (none for generators).
+
+    Raises:
+        ValueError: results of several kinds.
+    """
+    generation = [result["schema"] == SCHEMA for result in results]
+    if all(generation):
+        return guidance_table(results), "guidance", {}
+    if any(generation):
+        raise ValueError("comparisons of recognition and of generators make two tables: give one kind")
+    kinds = {result["kind"] for result in results}
+    pairs = [_named(result) for result in results]
+    if kinds == {"probe"}:
+        return probe_table(dict(pairs)), "probes", dict(pairs)
+    if "probe" in kinds:
+        raise ValueError("comparisons and probes make two tables: give one kind")
+    named: dict[str, dict] = {}
+    for name, result in pairs:
+        unique = f"{name}, {result['config']['trainer']['max_steps']} steps" if name in named else name
+        named[unique] = result
+        result["results"].sort(key=lambda entry: ORDER.index(entry["name"]))
+    return f"{comparison_table(named)}\n\n{cost_table(named)}", "recognition", named
+
+
+def update_pages(pages: Iterable[str | Path]) -> None:
+    """Write the published tables of some pages anew."""
+    tables = published_tables()
+    for page in map(Path, pages):
+        page.write_text(update(page.read_text(), tables))
 
 
 def put(text: str, into: str | None, name: str) -> None:
-    """Prints the text, or puts it between the lines of that name in the file `into`."""
+    """Print the text, or put it between the lines of that name in the file `into`."""
     if into is None:
         print(text)
     else:

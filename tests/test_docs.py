@@ -1,0 +1,196 @@
+"""Pages are true: their Python runs, their commands parse, their tables and numbers are those of the result files."""
+
+import json
+import re
+import shutil
+import subprocess
+from argparse import ArgumentParser
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vidtok.cli.main import main
+from vidtok.datasets import demo_clip, write_video
+from vidtok.eval.generation.comparison import guidance_table, verdict
+from vidtok.eval.report import markdown
+from vidtok.eval.report.markdown import GUIDANCES, published_tables, update
+from vidtok.extraction import Record, RecordMeta, open_writer
+from vidtok.hub import PRETRAINED
+
+ROOT = Path(__file__).parent.parent
+PAGES = {file.name: file.read_text() for file in [ROOT / "README.md", *sorted((ROOT / "docs/pages").glob("*.md"))]}
+RESULTS = " ".join(PAGES["results.md"].split())
+SHIPPED = sorted(p.parent.name for p in PRETRAINED.glob("*/config.json"))
+
+
+def pages_with(language: str) -> list[str]:
+    return [name for name, text in PAGES.items() if f"```{language}\n" in text]
+
+
+def blocks_of(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.DOTALL)
+
+
+def read(name: str) -> dict:
+    return json.loads((ROOT / "eval/results" / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_python_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vidtok-demo").mkdir()
+    write_video(tmp_path / "vidtok-demo" / "original.mp4", demo_clip(), 30)
+    write_tokens(tmp_path / "tokens")
+    for block in blocks_of(page, "python"):
+        names = {}
+        exec(block, names)
+        # A comment "# [1, 18, 9, 16, 16]" after an assignment states the shape.
+        for name, shape in re.findall(r"^(\w+) = .*  # (?:\w+ )?(\[[\d, ]+\])", block, re.MULTILINE):
+            assert list(names[name].shape) == json.loads(shape), name
+
+
+def write_tokens(folder):
+    """Labelled tokens of whole videos, as `vidtok extract` writes them."""
+    folder.mkdir()
+    writer = open_writer(folder, "npz")
+    for i in range(6):
+        meta = RecordMeta(
+            feature="ids", model="test", weight_hash="0" * 16, precision="fp32", bits=18, stride=(4, 8, 8),
+            dtype="uint32", fps=25.0, frames=17 + 4 * i, size=(16, 24), coded_size=(16, 24), native_size=(16, 24),
+            native_fps=25.0, source=f"{i}.mp4", source_bytes=99, reader="pyav", bytes_per_token=4.0,
+        )  # fmt: skip
+        ids = np.full((5 + i, 2, 3), i, np.uint32)
+        writer.write([Record(f"{i}.mp4", "ab"[i % 2], "train", ids, np.arange(meta.frames) / 25, meta)])
+    writer.close()
+
+
+# Commands that pages may name beside vidtok, and how bash reaches the arguments of vidtok.
+SHELL = """
+vidtok() { printf '%s\\x1f' "$@"; printf '\\x1e'; }
+torchrun() { while [ "$1" != vidtok ]; do shift; done; shift; vidtok "$@"; }
+python() { :; }; pip() { :; }; pytest() { :; }
+"""
+
+
+@pytest.mark.parametrize("page", pages_with("bash"))
+def test_commands_parse(page, tmp_path):
+    """bash expands variables and quotes; argparse and hydra take the rest."""
+    script = "\n".join([SHELL, *blocks_of(page, "bash")])  # later blocks use variables of earlier ones
+    shell = [shutil.which("bash"), "-euf", "-c", script]
+    out = subprocess.run(shell, env={"PATH": ""}, cwd=tmp_path, capture_output=True, text=True)
+    assert not out.returncode, out.stderr
+    for command in out.stdout.split("\x1e")[:-1]:
+        check_command(command.split("\x1f")[:-1])
+
+
+def check_command(argv: list[str]) -> None:
+    # --config composes the settings and prints them.
+    if argv[0] == "train" or argv[:2] in (["eval", kind] for kind in ("compare", "finetune", "generation-compare")):
+        assert main([*argv, "--config"]) == 0, argv
+        return
+    module = import_module(f"vidtok.cli.{argv[0]}")
+    rest = argv[1:]
+    if hasattr(module, "KINDS"):
+        module, rest = import_module(f"vidtok.cli.{argv[0]}.{argv[1].replace('-', '_')}"), argv[2:]
+    parser = ArgumentParser(exit_on_error=False)
+    module.configure(parser)
+    parser.parse_intermixed_args(rest)
+
+
+def test_tables_are_those_of_the_result_files():
+    tables = published_tables()
+    for name, text in PAGES.items():
+        assert update(text, tables) == text, f"{name}: run python -m vidtok.eval.report.markdown --update PAGE"
+    shown = set(re.findall(r"<!-- end of (\w+) -->", "".join(PAGES.values())))
+    assert shown == tables.keys()
+
+
+def test_links_exist():
+    for page, text in PAGES.items():
+        folder = ROOT if page == "README.md" else ROOT / "docs/pages"
+        for target in re.findall(r"\]\((?!https:)([^)#]+)", text):
+            assert (folder / target).is_file(), target
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_model_cards_have_the_row_of_the_table(name):
+    (row,) = (line for line in published_tables()["models"].splitlines() if line.startswith(f"| `{name}` |"))
+    assert row in (PRETRAINED / name / "README.md").read_text().splitlines()
+
+
+def test_the_shipped_head_is_that_of_its_result_file():
+    result = json.loads((PRETRAINED / "heads" / "digits-tokens" / "evaluation.json").read_text())
+    top1, n = result["results"][0]["runs"][0]["top1"], result["n_used"]
+    share = "{:.1f} % ({:.1f} to {:.1f})".format(*(100 * top1[key] for key in ("value", "low", "high")))
+    assert f"{share} of all {n:,} held-out clips" in RESULTS
+
+
+def test_agreement_is_that_of_the_result_file():
+    ours, other = read("agreement")["tokenizers"]
+    share = (100 * ours["top1"][key] for key in ("value", "low", "high"))
+    assert "top class stays the same in {:.1f} % ({:.1f} to {:.1f})".format(*share) in RESULTS
+    seen = (ours["confidence"][key] for key in ("original", "reconstruction"))
+    assert "falls from {:.2f} to {:.2f}".format(*seen) in RESULTS
+    assert other["top1"]["value"] <= ours["top1"]["value"]
+
+
+def test_ratios_of_the_digits_are_those_of_the_result_file():
+    result = read("recognition-digits-long")
+    ratios = {pair["ours"]: 100 * pair["ratio"]["value"] for pair in result["comparisons"]}
+    said = "has {:.1f} % of the accuracy of one on pixels, on all 3,231 clips of held-out digits, and one on latents "
+    said += "{:.1f} %."
+    assert said.format(ratios["tokens"], ratios["latents"]) in RESULTS
+    assert f"the majority class has {100 * result['controls']['majority']['top1']['value']:.1f} %" in PAGES["README.md"]
+    assert f"{result['n_used']:,} test clips" in PAGES["README.md"]
+    assert len(result["results"][0]["runs"]) == 3
+
+
+def test_generators_are_those_of_the_result_files():
+    rows = [row for name in GUIDANCES for row in read(name)["rows"]]
+    assert f"all steps: {verdict(rows)}" in RESULTS
+    metrics = read("generation-digits")["metrics"]
+    for name, place in (("agreement", "agreement of {} of {}"), ("real_agreement", "is right on {} of {}")):
+        numbers = (100 * metrics[name][key] for key in ("value", "low", "high"))
+        assert place.format("{:.1f} % ({:.1f} to {:.1f})".format(*numbers), metrics[name]["n"]) in RESULTS
+    shares = {name: round(100 * share) for name, share in metrics["agreement"]["classes"].items()}
+    few = [shares.pop(name) for name in ("turning left", "turning right")]
+    said = "{} % of turning left and {} % of turning right, and the other seven {} to {} %"
+    assert said.format(*few, min(shares.values()), max(shares.values())) in RESULTS
+    for name in ("droid", "droid-class"):
+        metrics = read(f"generation-{name}")["metrics"]
+        numbers = [metrics["fvd"]["mean"], metrics["fvd"]["deviation"]]
+        numbers += [metrics[limit]["value"] for limit in ("fvd_reconstruction", "fvd_floor")]
+        said = "FVD {:.0f} ± {:.0f}; reconstructions of other real clips {:.0f}, these clips {:.0f}"
+        assert said.format(*numbers) in RESULTS
+
+
+def test_tables_are_of_results_of_one_kind(capsys, monkeypatch):
+    def printed(*names: str) -> str:
+        files = (str(ROOT / "eval/results" / f"{name}.json") for name in names)
+        monkeypatch.setattr("sys.argv", ["markdown", *files])
+        markdown.main()
+        return capsys.readouterr().out.strip()
+
+    names = ("generation-guidance-1", "generation")
+    assert printed(*names) == guidance_table([read(name) for name in names])
+    for others, message in (
+        (("generation", "recognition-rt1"), "make two tables: give one kind"),
+        (("probes",), "is no result file"),
+        ((), "give result files, or --update"),
+    ):
+        with pytest.raises(SystemExit):
+            printed(*others)
+        assert message in capsys.readouterr().err
+
+
+def test_update_fills_a_page(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- digits -->\n<!-- end of digits -->\nafter\n")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", ["markdown", "--update", str(page)])
+    markdown.main()
+    assert f"<!-- digits -->\n\n{published_tables()['digits']}\n\n<!-- end of digits -->\nafter\n" in page.read_text()
+    with pytest.raises(ValueError, match="no lines <!-- probes -->"):
+        markdown.replace_between("", "", "probes")
