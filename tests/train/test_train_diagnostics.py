@@ -92,7 +92,7 @@ def test_a_task_holds_nothing_that_trains():
     """All that training changes is in the state: the discriminator comes with each call, and learns nothing from it."""
     task = TokenizerTask(LossWeights(perceptual=0, adversarial=0.1))
     assert not any(isinstance(value, torch.nn.Module) for value in vars(task).values())
-    discriminator = Discriminator((5, 16, 16), base=4, multipliers=(2, 2))
+    discriminator = Discriminator((5, 16, 16), base=4, channel_multipliers=(2, 2))
     net = {"kind": "patch", "width": 32, "blocks": 1, "decoder_blocks": 1}
     model = VideoTokenizer(TokenizerConfig("tiny", net, {"kind": "lfq", "bits": 18})).train()
     terms, _ = task.terms(model, torch.rand(1, 3, 5, 16, 16), step=0, discriminator=discriminator)

@@ -324,7 +324,7 @@ class Generator(PretrainedModel, nn.Module, tags=["video-generation"]):
         cls, name: str | os.PathLike, device: str | torch.device = "cpu", **hub_arguments
     ) -> "Generator":
         """Load a trained generator in evaluation mode; see `vidtok.generator.from_pretrained`."""
-        from vidtok.generator import create_generator  # which knows all kinds
+        from vidtok.generator import create_generator  # late: it knows all kinds
 
         config, weights = find_pretrained(name, "generator", root=None, **hub_arguments)
         generator = create_generator(read_config(config))
