@@ -227,11 +227,15 @@ def test_emulated_bf16_is_said(clips, tmp_path, monkeypatch, capsys):
     assert "trainer.precision=fp32 is quicker here" in capsys.readouterr().out
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(clips, tmp_path, capsys):
+@pytest.mark.parametrize("checked", ["trainer.log_seconds=0", "trainer.save_steps=1", "trainer.max_steps=3"])
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(clips, tmp_path, capsys, checked):
+    """Looked at when a line, a checkpoint or the end is due, and not in every step."""
     train(clips, tmp_path / "run", "trainer.max_steps=2")
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
-    assert train(clips, tmp_path / "run", "trainer.max_steps=50", "loss.reconstruction=1e39") == 1
-    assert "lower the learning rate" in capsys.readouterr().err
+    bad = ["trainer.log_seconds=1000", "trainer.max_steps=50", "loss.reconstruction=1e39", checked]
+    assert train(clips, tmp_path / "run", *bad) == 1
+    error = capsys.readouterr().err
+    assert "not finite at step 2: " in error and "lower the learning rate" in error
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
 
 

@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from vidtok.datasets.loading import Shard, shard_rows
 from vidtok.errors import nearest
 from vidtok.tokenizer import PRECISIONS
-from vidtok.train.distributed import add_mean, all_reduce_mean
+from vidtok.train.distributed import SharedClock, add_mean
 from vidtok.train.run_folder import RunFolder
 from vidtok.train.state import Schedule, TrainState, has_fast_bf16
 from vidtok.train.task import Batch, Batches, Task
@@ -70,8 +70,9 @@ class Clock:
         self.clips += clips
         return passed
 
-    def log_due(self) -> bool:
-        return self.last - self.logged >= self.log_seconds
+    def since_log(self) -> float:
+        """Seconds since the last progress line."""
+        return self.last - self.logged
 
     def clips_per_second(self) -> float:
         """Since the last call."""
@@ -225,7 +226,8 @@ def train(
 
     clock = Clock(options.log_seconds, options.save_seconds)
     loader = batches.loader(start=state.step, workers=options.workers, shard=(rank, processes))
-    while not all_reduce_mean(accelerator, stop.requested or schedule.progress(state.step, state.seconds) >= 1)[0]:
+    shared, gradients, means = SharedClock(accelerator, clock, stop), FiniteCheck(device), {}
+    while not shared.stopping and schedule.progress(state.step, state.seconds) < 1:
         share = next(loader)
         parts = [to_device(shard_of(share, (i, accumulate)), device) for i in range(accumulate)]
         for optimizer, rates in peaks:
@@ -244,7 +246,7 @@ def train(
             aux.append(rest)
             add_mean(means, terms, accumulate)
         means["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), options.clip_norm)
-        check_finite("gradient_norm", means, state.step)
+        gradients.add(means["gradient_norm"], state.step)
         state.optimizer.step()
         state.optimizer.zero_grad()
 
@@ -257,7 +259,7 @@ def train(
                     accelerator.backward(task.discriminator_total(terms, state.step) / accumulate)
                 add_mean(means, terms, accumulate)
             means["critic_norm"] = accelerator.clip_grad_norm_(discriminator.parameters(), options.clip_norm)
-            check_finite("critic_norm", means, state.step)
+            gradients.add(means["critic_norm"], state.step)
             state.discriminator_optimizer.step()
             state.discriminator_optimizer.zero_grad()
             logits = accelerator.reduce(torch.stack([means["real_logit"], means["fake_logit"]]), "mean")
@@ -265,8 +267,12 @@ def train(
 
         state.step += 1
         state.ema.update(state.model, state.step)
-        seconds, log_due = all_reduce_mean(accelerator, clock.tick(clips=samples(share) * processes), clock.log_due())
+        seconds, log_due, save_due = shared.tick(clips=samples(share) * processes)
         state.seconds += seconds
+        ends = schedule.progress(state.step, state.seconds) >= 1  # and is saved below
+        step_due = options.save_steps is not None and state.step % options.save_steps == 0 and not ends
+        if log_due or save_due or step_due:
+            gradients.check(means)
         if log_due:
             scalars = {name: accelerator.reduce(value, "mean").item() for name, value in means.items()}
             scalars["learning_rate"] = max(group["lr"] for group in state.optimizer.param_groups)
@@ -274,14 +280,13 @@ def train(
             if accelerator.is_main_process:
                 run.save_scalars(scalars, state.step)
                 log(f"{progress_line(scalars, state, schedule)}  {task.progress(scalars)}")
-        ends = schedule.progress(state.step, state.seconds) >= 1  # and is saved below
-        step_due = options.save_steps is not None and state.step % options.save_steps == 0 and not ends
-        if (clock.save_due() or step_due) and accelerator.is_main_process:
+        if (save_due or step_due) and accelerator.is_main_process:
             save_and_validate(task, state, run, log)
 
+    gradients.check(means)
     if accelerator.is_main_process:
         save_and_validate(task, state, run, log)
-        reason = "asked to stop" if stop.requested else "done"
+        reason = "asked to stop" if shared.stopping else "done"
         notes = "; ".join(filter(None, [f"after {state.seconds / 60:.1f} minutes", batches.summary()]))
         log(f"{reason} at step {state.step} {notes}")
     accelerator.wait_for_everyone()
@@ -293,11 +298,24 @@ def peak_rates(optimizer: torch.optim.Optimizer) -> list[float]:
     return [group["lr"] * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
 
 
-def check_finite(norm: str, means: dict[str, Tensor], step: int) -> None:
-    """Asks the gradient's norm, which is the same in all processes, so that they end together."""
-    if not means[norm].isfinite():
-        bad = ", ".join(f"{name} {value.item()}" for name, value in means.items() if not value.isfinite())
-        raise FloatingPointError(f"not finite at step {step}: {bad}; lower the learning rate, or use fp32")
+class FiniteCheck:
+    """Remember the first step whose gradient wasn't finite.
+
+    On the device: reading a norm in every step would make a GPU wait. The norm is the same in all processes, and all
+    check at the same steps, so that they end together; no checkpoint is written without a check.
+    """
+
+    def __init__(self, device: torch.device):
+        self._step = torch.full((), -1, device=device)
+
+    def add(self, norm: Tensor, step: int) -> None:
+        self._step = torch.where((self._step < 0) & ~norm.isfinite(), step, self._step)
+
+    def check(self, means: dict[str, Tensor]) -> None:
+        """Raise FloatingPointError where a gradient wasn't finite; means: of the last step's terms, for the message."""
+        if (step := self._step.item()) >= 0:
+            bad = ", ".join(f"{name} {value.item()}" for name, value in means.items() if not value.isfinite())
+            raise FloatingPointError(f"not finite at step {step}: {bad}; lower the learning rate, or use fp32")
 
 
 @torch.no_grad()
