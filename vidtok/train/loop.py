@@ -14,6 +14,7 @@ Less memory for more work: the activations inside blocks are computed again on t
 
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import wraps
@@ -29,7 +30,7 @@ from vidtok.datasets.loading import Shard, shard_rows
 from vidtok.errors import nearest
 from vidtok.tokenizer import PRECISIONS
 from vidtok.train.distributed import SharedClock, add_mean
-from vidtok.train.run_folder import RunFolder
+from vidtok.train.run_folder import RunFolder, check_fingerprint, write_fingerprint
 from vidtok.train.state import Schedule, TrainState, has_fast_bf16
 from vidtok.train.task import Batch, Batches, Task
 
@@ -180,6 +181,7 @@ def train(
     stop: StopSignal,
     config_yaml: str = "",
     log=print,
+    fingerprint: Mapping | None = None,
 ) -> nn.Module:
     """Trains until the schedule ends, if it does, or somebody asks to stop, and saves either way.
 
@@ -190,14 +192,17 @@ def train(
         batches: every process makes its share of each, and takes that in `options.accumulate` parts.
         run: where it is saved; config_yaml: what it writes down of the settings.
         stop: looked at between steps.
-        say: takes one line of progress.
+        log: takes one line of progress.
+        fingerprint: the settings that the checkpoint in `run` must have been made with; None where the caller has
+            checked them.
 
     Returns:
         The model with the averaged weights, in evaluation mode.
 
     Raises:
         FloatingPointError: if the loss or its gradient isn't finite; the last good checkpoint stays.
-        ValueError: for a checkpoint of another model, or a batch that doesn't divide into the processes' parts.
+        ValueError: for a checkpoint of another model or of other settings, or a batch that doesn't divide into the
+            processes' parts.
     """
     accelerator = Accelerator(mixed_precision="no")  # its precision is the process' for good; ours is this run's
     device, accumulate = accelerator.device, options.accumulate
@@ -210,11 +215,15 @@ def train(
         log("this CPU only emulates bf16, at a fraction of its speed: trainer.precision=fp32 is quicker here")
     state.to(device)
     peaks = [(opt, peak_rates(opt)) for opt in (state.optimizer, state.discriminator_optimizer) if opt]
-    if (checkpoint := run.load_checkpoint()) is not None:
+    checkpoint = run.load_checkpoint()
+    if fingerprint is not None:
+        # Nothing depends on the settings before the first checkpoint. A folder from before fingerprints goes on.
+        (write_fingerprint if checkpoint is None else check_fingerprint)(run.path, fingerprint)
+    if checkpoint is not None:
         state.load_state_dict(checkpoint)
         log(f"goes on from step {state.step} after {state.seconds / 60:.1f} minutes, as {run.path} holds a checkpoint")
     if accelerator.is_main_process:
-        run.open(config_yaml if schedule.progress(state.step, state.seconds) < 1 else None)
+        run.open(config_yaml if schedule.progress(state.step, state.seconds) < 1 else None, state.step)
     if options.checkpoint_activations:
         checkpoint_blocks(state.model)
     model = accelerator.prepare(state.model)
