@@ -1,15 +1,9 @@
-"""The training loop, in full: schedules, both optimisers, logs, checkpoints. What is trained is the `Task`'s business.
+"""The training loop, in full: schedules, both optimizers, logs, checkpoints. What is trained is the `Task`'s business.
 
 Batch i is a pure function of (seed, i) and every step seeds its own random numbers, so that a run resumes exactly from
 `TrainState`, and k processes, each of which makes a k-th of each batch, do what one does with the whole.
 
-SIGTERM and Ctrl-C as a wish to stop at the next step.
-
-Seconds per step, clips per second, and when the next line or checkpoint is due.
-
-Batches of any structure: a tensor, or a nested dict, list or tuple of tensors with the samples along dimension 0.
-
-Less memory for more work: the activations inside blocks are computed again on the way back.
+A batch is a tensor, or a nested dict, list or tuple of tensors with the samples along dimension 0.
 """
 
 import signal
@@ -39,7 +33,10 @@ if TYPE_CHECKING:
 
 
 class StopSignal:
-    """A context in which the two signals only set `requested`; the handlers from before come back after it."""
+    """Turn SIGTERM and Ctrl-C into a request to stop after the current step.
+
+    A context in which the two signals only set `requested`; the handlers from before come back after it.
+    """
 
     def __init__(self):
         self.requested = False
@@ -105,7 +102,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
-    """Makes every block of the model keep only its input for the backward pass.
+    """Activation checkpointing: recompute the activations inside blocks in the backward pass.
 
     Blocks are the members of module lists, the innermost ones where lists are nested. Weights, their names and results
     stay the same.
