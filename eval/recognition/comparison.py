@@ -32,9 +32,11 @@ from vidtok.errors import UserError, nearest
 from vidtok.eval.metrics.intervals import paired_ratio
 from vidtok.eval.recognition.clips import ClipSet, build_clip_sources, load_clips, load_training_clips
 from vidtok.eval.recognition.data import (
+    DataOptions,
     HeadData,
     MemorySource,
     Test,
+    build_data_options,
     memory_head_data,
     memory_test,
     validate_data_settings,
@@ -141,7 +143,7 @@ class Comparison:
     Args:
         encoded: store of the encodings. train, test: the clips.
         encoder: arm -> `InputEncoder`. arms: names of `vidtok.eval.recognition.inputs.INPUTS`. seeds: of each arm.
-        cells, batch_size, select, groups: see `memory_head_data`.
+        options, groups: see `memory_head_data`; each seed replaces that of the options.
     """
 
     def __init__(
@@ -152,13 +154,11 @@ class Comparison:
         encoder: Callable[[str], InputEncoder],
         arms: Sequence[str],
         seeds: Sequence[int],
-        cells: int | None = None,
-        batch_size: int = 16,
-        select: float = 0.0,
+        options: DataOptions,
         groups: Sequence[str] | None = None,
     ):
-        self.store, self.encoder, self.arms, self.seeds, self.cells = encoded, encoder, arms, seeds, cells
-        self.train, self.test, self.batch_size, self.select, self.groups = train, test, batch_size, select, groups
+        self.store, self.encoder, self.arms, self.seeds = encoded, encoder, arms, seeds
+        self.train, self.test, self.options, self.groups = train, test, options, groups
         self.sides = {"train": train.video, "test": test.video, "shuffled": shuffle_frames(test.video, test.ids)}
 
     def run(self, fit: Fit, folder: Path, log=print) -> bool:
@@ -171,13 +171,11 @@ class Comparison:
             missing = [seed for seed in self.seeds if not _done(folder, arm, seed)]
             if not missing:
                 continue
-            encoded = [self.encoded(arm, side) for side in ("train", "test", "shuffled")]
+            encoded = tuple(self.encoded(arm, side) for side in ("train", "test", "shuffled"))
             for seed in missing:
                 log(f"{arm}, seed {seed}")
-                head_data = memory_head_data(
-                    self.train, self.test, self.encoder(arm), *encoded,
-                    self.groups, self.select, self.cells, self.batch_size, seed,
-                )  # fmt: skip
+                options = replace(self.options, seed=seed)
+                head_data = memory_head_data(self.train, self.test, self.encoder(arm), encoded, options, self.groups)
                 own = folder / "runs" / f"{arm}-{seed}"
                 fitted = fit(head_data, arm, seed, own)
                 if fitted is None:
@@ -219,7 +217,7 @@ class Comparison:
             return {}
         unit = self.encoder(arm).unit
         return {
-            name: memory_test(self.encoded("recon", side), self.test, self.cells, unit, self.batch_size)
+            name: memory_test(self.encoded("recon", side), self.test, self.options.cells, unit, self.options.batch_size)
             for name, side in (("recon", "test"), ("recon, shuffled", "shuffled"))
         }
 
@@ -243,7 +241,7 @@ class Comparison:
         return {
             "bytes_per_clip": bytes_per_clip(self.test, bits, cells),
             "clips_per_second": loading_speed(videos, self.store, "tokens-test", min(len(self.test), 64)),
-            "trained_per_second": training_speed(entries, self.batch_size),
+            "trained_per_second": training_speed(entries, self.options.batch_size),
         }
 
 
@@ -335,10 +333,8 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> Comparison:
 
     train = store.clips("train", lambda: load_training_clips(source, protocol, data))
     test = store.clips("test", load_test)
-    return Comparison(
-        encoded, train, test, encoders.__getitem__, list(cfg.arms), list(cfg.seeds), data["cells"], data["batch_size"],
-        data["select"], source.groups(train.ids),
-    )  # fmt: skip
+    options, groups = build_data_options(cfg), source.groups(train.ids)
+    return Comparison(encoded, train, test, encoders.__getitem__, list(cfg.arms), list(cfg.seeds), options, groups)
 
 
 def validate_arms(cfg: DictConfig, encoders: dict, classes: Sequence[str], tokenizer: VideoTokenizer) -> None:

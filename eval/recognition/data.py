@@ -183,31 +183,55 @@ class HeadData:
         return (self.example.shape[1] if self.example.ndim == 3 else 1), 1, 1
 
 
+@dataclass(frozen=True)
+class DataOptions:
+    """Options that all kinds of data share.
+
+    Attributes:
+        splits, limits: names and largest numbers of videos of training and test; None, all.
+        select: share of the training clips that is held out to choose a checkpoint.
+        cells: of data in memory, side of the random crops of the grid, see `MemorySource`.
+        batch_size: of training batches, and the largest of tests. workers: number of processes that decode test clips.
+        seed: of the random draws of training.
+    """
+
+    splits: tuple[str | None, str | None] = ("train", "val")
+    limits: tuple[int | None, int | None] = (None, None)
+    select: float = 0.0
+    cells: int | None = None
+    batch_size: int = 16
+    workers: int = 0
+    seed: int = 0
+
+
+def build_data_options(cfg: DictConfig) -> DataOptions:
+    """Build the options from the group `data` and the seed."""
+    data = cfg.data
+    splits, limits = (data.train_split, data.val_split), (data.train_clips, data.val_clips)
+    return DataOptions(splits, limits, data.select, data.cells, data.batch_size, data.workers, cfg.seed)
+
+
 def memory_head_data(
     train: ClipSet,
     test: ClipSet,
     encoder: InputEncoder,
-    x_train_NV: Tensor,
-    x_test_NV: Tensor,
-    x_shuffled_NV: Tensor,
+    encoded: tuple[Tensor, Tensor, Tensor],
+    options: DataOptions,
     groups: Sequence[str] | None = None,
-    select: float = 0.0,
-    cells: int | None = None,
-    batch_size: int = 16,
-    seed: int = 0,
 ) -> HeadData:
-    """Build `HeadData` from clips in memory and their encodings by `encode_all`.
+    """Build `HeadData` from clips in memory.
 
-    x_shuffled_NV: of the test clips with shuffled frames. select: share of the training clips that is held out to
-    choose a checkpoint. cells: side of the random crops of the grid, see `MemorySource`.
+    encoded: by `encode_all`, x [N,V,...] of the training clips, the test clips, and the test clips with shuffled
+    frames. groups: of the training clips, which the split for model selection keeps whole.
     """
+    x_train_NV, x_test_NV, x_shuffled_NV = encoded
     kept, apart = slice(None), None  # a view of all, not a copy
-    if select:
-        kept, apart = split_off(train.labels, groups, select)
-    unit = encoder.unit
+    if options.select:
+        kept, apart = split_off(train.labels, groups, options.select)
+    unit, cells, batch_size = encoder.unit, options.cells, options.batch_size
     return HeadData(
         encoder.head_input,
-        MemorySource(x_train_NV[kept], train.labels[kept], cells, unit, seed),
+        MemorySource(x_train_NV[kept], train.labels[kept], cells, unit, options.seed),
         unpack,
         unpack(center_crop_cells(x_train_NV[:1, 0], cells, unit)),
         memory_test(x_test_NV, test, cells, unit, batch_size),
@@ -233,38 +257,33 @@ def memory_test(x_NV: Tensor, clips: ClipSet, cells: int | None, unit: int, batc
 def video_head_data(
     source: ClipSource,
     test_source: ClipSource,
-    splits: tuple[str | None, str | None],
     protocol: Protocol,
     encoder: InputEncoder,
-    select: float = 0.0,
-    batch_size: int = 16,
-    workers: int = 0,
-    seed: int = 0,
-    limits: tuple[int | None, int | None] = (None, None),
+    options: DataOptions,
     **augmentation,
 ) -> HeadData:
     """Build `HeadData` from videos that are decoded and encoded on the fly, with random clips and crops in training.
 
-    splits, limits: names and largest numbers of videos of training and test. augmentation: scale, flip and augment of
-    `ClipSource.open`. The test has the classes of the training.
+    augmentation: scale, flip and augment of `ClipSource.open`. The test has the classes of the training.
     """
-    training = source.open(splits[0], protocol, training=True, seed=seed, **augmentation)
+    splits, limits = options.splits, options.limits
+    training = source.open(splits[0], protocol, training=True, seed=options.seed, **augmentation)
     test_source = replace(test_source, classes=training.classes)
     cut(training, slice(limits[0]))
     apart, dataset = None, test_source.open(splits[1], protocol)
     cut(dataset, slice(limits[1]))
-    if select:
-        kept, chosen = split_off(np.array(training.labels), source.groups(training.ids), select)
+    if options.select:
+        kept, chosen = split_off(np.array(training.labels), source.groups(training.ids), options.select)
         apart = source.open(splits[0], protocol)
         cut(apart, chosen)
         cut(training, kept)
 
     # A training batch is shared by many processes, and has one view of each video.
-    tested = max(1, min(batch_size, TESTED_CLIPS) // protocol.views)
+    tested = max(1, min(options.batch_size, TESTED_CLIPS) // protocol.views)
 
     def test_on(videos, shuffle: bool = False) -> Test:
-        at_once = encoder.joined
-        return lambda head: predict(head, views_of_dataset(videos, tested, workers, shuffle, at_once), encoder)
+        reading = tested, options.workers, shuffle, encoder.joined
+        return lambda head: predict(head, views_of_dataset(videos, *reading), encoder)
 
     videos = VideoSource(training)
     example = encoder(videos.draw(0, 0)[0][None])
@@ -282,38 +301,34 @@ def video_head_data(
 
 def feature_head_data(
     paths: tuple[str, str],
-    splits: tuple[str | None, str | None],
     input: str,
     tokenizer: VideoTokenizer,
     protocol: Protocol,
-    select: float = 0.0,
-    batch_size: int = 16,
-    seed: int = 0,
+    options: DataOptions,
     groups_of: Callable[[Sequence[str]], list[str]] | None = None,
     cache: str | None = None,
-    limits: tuple[int | None, int | None] = (None, None),
 ) -> HeadData:
     """Build `HeadData` from files of `vidtok extract`.
 
-    paths, splits, limits: files, names and largest numbers of videos of training and test. groups_of: maps ids to their
-    groups; None, the groups that the files know. cache: of the training features, see `TokenDataset`. Raises
-    ValueError where training and test share a video.
+    paths: files of training and test. groups_of: maps ids to their groups; None, the groups that the files know. cache:
+    of the training features, see `TokenDataset`. Raises ValueError where training and test share a video.
     """
-    train = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol, seed=seed, cache=cache)
+    splits = options.splits
+    train = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol, seed=options.seed, cache=cache)
     test = FeatureFiles(paths[1], splits[1], input, tokenizer, protocol, train.classes)
     train.validate_disjoint(test)
     test.validate_views(protocol)
-    for files, limit in zip((train, test), limits, strict=True):
+    for files, limit in zip((train, test), options.limits, strict=True):
         files.first(limit)
     apart = None
-    if select:
+    if options.select:
         groups = train.groups if groups_of is None else groups_of(train.ids)
-        kept, chosen = split_off(np.array(train.labels), groups, select)
+        kept, chosen = split_off(np.array(train.labels), groups, options.select)
         apart = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol).keep(chosen)
         train.keep(kept)
 
     def test_on(videos: FeatureFiles) -> Test:
-        return lambda head: predict(head, videos.views(batch_size))
+        return lambda head: predict(head, videos.views(options.batch_size))
 
     return HeadData(
         input,
@@ -336,47 +351,30 @@ def validate_mixing(ids: bool, clips: int, averaged: bool) -> None:
         raise ValueError(f"mixup and cutmix pair the clips of a batch, of its parts too: {clips} is odd")
 
 
-def build_head_data(cfg: DictConfig, tokenizer: VideoTokenizer) -> "HeadData":
+def build_head_data(cfg: DictConfig, tokenizer: VideoTokenizer) -> HeadData:
     """Build the data of `finetune` from its config."""
     data, protocol = OmegaConf.to_container(cfg.data, resolve=True), build_protocol(cfg)
     validate_data_settings(data)
     validate_task(cfg, cfg.input)
+    options = build_data_options(cfg)
+    source, test_source = build_clip_sources(cfg)
     if data["features"] is not None:
         paths = data["features"], data["val_features"] or data["features"]
-        splits = data["train_split"], data["val_split"]
-        return feature_head_data(
-            paths,
-            splits,
-            cfg.input,
-            tokenizer,
-            protocol,
-            data["select"],
-            data["batch_size"],
-            cfg.seed,
-            build_clip_sources(cfg)[0].groups if data["group_column"] else None,
-            data["cache"],
-            (data["train_clips"], data["val_clips"]),
-        )
-    source, test_source = build_clip_sources(cfg)
-    splits = data["train_split"], data["val_split"]
+        groups_of = source.groups if data["group_column"] else None
+        return feature_head_data(paths, cfg.input, tokenizer, protocol, options, groups_of, data["cache"])
+    splits = options.splits
     encoder = InputEncoder(cfg.input, tokenizer, protocol.at_once)
     source.validate_disjoint(splits[0], test_source, splits[1])
     if not data["in_memory"]:
-        limits = data["train_clips"], data["val_clips"]
-        return video_head_data(
-            source, test_source, splits, protocol, encoder, data["select"], data["batch_size"], data["workers"],
-            cfg.seed, limits, **{key: data[key] for key in AUGMENTATION},
-        )  # fmt: skip
+        augmentation = {key: data[key] for key in AUGMENTATION}
+        return video_head_data(source, test_source, protocol, encoder, options, **augmentation)
     validate_no_concat(data)
     train = load_training_clips(source, protocol, data, encoder.encode_compact)
     test_source = replace(test_source, classes=train.classes)
     test = load_clips(test_source.open(splits[1], protocol), data["val_clips"], data["workers"])
-    groups = source.groups(train.ids)
     x_test, x_shuffled = (encode_all(encoder, video) for video in (test.video, shuffle_frames(test.video, test.ids)))
-    return memory_head_data(
-        train, test, encoder, train.video, x_test, x_shuffled, groups,
-        data["select"], data["cells"], data["batch_size"], cfg.seed,
-    )  # fmt: skip
+    encoded = train.video, x_test, x_shuffled
+    return memory_head_data(train, test, encoder, encoded, options, source.groups(train.ids))
 
 
 def validate_data_settings(data: dict) -> None:

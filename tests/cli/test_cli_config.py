@@ -67,8 +67,19 @@ def test_config_needs_no_data_and_lists_what_the_groups_offer(capsys, command, w
     assert "did you mean 'trainer.max_steps'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train_tokenizer", "train_generator", "finetune"])
 def test_every_listed_option_composes(name):
     for group, options in list_options(name).items():
         for option in options:
             compose_config(name, [f"{group}={option}"], complete=False)
+
+
+def test_evaluations_and_trainings_are_functions():
+    import vidtok
+    from vidtok.train.run import train_generator, train_tokenizer
+
+    packages = vidtok.eval.reconstruction, vidtok.eval.recognition, vidtok.eval.generation
+    functions = [getattr(package, name) for package in packages for name in package.__all__]
+    assert len(functions) == 8 and all(map(callable, [*functions, train_tokenizer, train_generator]))
+    assert not hasattr(vidtok.eval.recognition, "prob")

@@ -20,7 +20,7 @@ from vidtok.errors import UserError
 from vidtok.eval import recognition
 from vidtok.eval.recognition.clips import ClipSource, load_clips, load_views
 from vidtok.eval.recognition.comparison import validate_arms
-from vidtok.eval.recognition.data import LabelledBatches, MemorySource, VideoSource, video_head_data
+from vidtok.eval.recognition.data import DataOptions, LabelledBatches, MemorySource, VideoSource, video_head_data
 from vidtok.eval.recognition.finetuning import RecognitionTask, read_best
 from vidtok.eval.recognition.inputs import (
     INPUTS,
@@ -277,10 +277,9 @@ def test_crops_of_the_grid_go_with_the_head(capsys, csv, tokenizer_path, tmp_pat
 def test_a_test_of_many_views_goes_in_small_parts(csv, tokenizer, monkeypatch):
     seen = []
     monkeypatch.setattr("vidtok.eval.recognition.data.TESTED_CLIPS", 6)
-    found = video_head_data(
-        ClipSource(str(csv)), ClipSource(str(csv)), ("train", "val"), Protocol(5, 1, 2, size=32),
-        InputEncoder("tokens", tokenizer), batch_size=512,
-    )  # fmt: skip
+    source, options = ClipSource(str(csv)), DataOptions(batch_size=512)
+    encoder = InputEncoder("tokens", tokenizer)
+    found = video_head_data(source, source, Protocol(5, 1, 2, size=32), encoder, options)
     head = create_head("linear", "tokens", 3, (2, 4, 4), bits=tokenizer.bits)
     head.register_forward_pre_hook(lambda module, x: seen.append(len(x[0])))
     assert len(found.test(head.eval()).ids) == 6 and seen == [6, 6]  # three videos of two views at a time
