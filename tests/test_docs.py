@@ -188,7 +188,7 @@ def test_tables_are_of_results_of_one_kind(capsys, monkeypatch):
 def test_update_fills_a_page(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- digits -->\n<!-- end of digits -->\nafter\n")
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["markdown", "--update", str(page)])
     markdown.main()
     assert f"<!-- digits -->\n\n{published_tables()['digits']}\n\n<!-- end of digits -->\nafter\n" in page.read_text()

@@ -38,6 +38,7 @@ COMPARISONS = {
     "recognition-grid": "grid, command",
     "recognition-grid-digit": "grid, digit",
 }
+RESULTS = Path(__file__).parent.parent / "results"
 GUIDANCES = ("generation-guidance-1", "generation-guidance-1.5", "generation", "generation-guidance-3")
 
 
@@ -209,11 +210,11 @@ def sampling_table(results: Sequence[Mapping]) -> str:
     return "\n".join(lines)
 
 
-def published_tables(folder: str | Path = "eval/results") -> dict[str, str]:
+def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
     """Build every table of the README and the docs.
 
     Args:
-        folder: result files; those of shipped models come from the package.
+        folder: result files (default: eval/results of the checkout); those of shipped models come from the package.
 
     Returns:
         name of the table -> Markdown.
