@@ -24,7 +24,7 @@ class LossWeights:
         block_edges: of the squared jump of the error across borders of the token grid, see `block_edge_loss`.
         commitment: of mean (z - code)^2.
         codebook: of VQ's codebook term.
-        entropy: of per-sample minus codebook entropy, in nats; it may be negative, see the README.
+        entropy: of per-sample minus codebook entropy, in nats; it may be negative, see docs/pages/training.md.
         adversarial: of the generator's term; 0 trains no discriminator.
         adversarial_start: step at which both sides of the adversarial game begin.
         r1, lecam: of the discriminator's penalties; lecam_decay: of the averages that LeCAM anchors on.
