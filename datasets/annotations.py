@@ -185,8 +185,8 @@ def _cells(line: str, separator: str) -> list[str]:
 
 def _known(names: list[str]) -> dict[str, int]:
     lower = [name.lower() for name in names]
-    found = {kind: next((lower.index(n) for n in known if n in lower), None) for kind, known in _NAMES.items()}
-    return {kind: place for kind, place in found.items() if place is not None}
+    places = {kind: next((lower.index(n) for n in known if n in lower), None) for kind, known in _NAMES.items()}
+    return {kind: place for kind, place in places.items() if place is not None}
 
 
 _LIST_SEPARATORS = {
