@@ -6,6 +6,7 @@ The one exception of reading.
 """
 
 import difflib
+import dis
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -50,7 +51,13 @@ def nearest(given: str, legal: Iterable[str]) -> str:
 
 
 def is_expected(error: Exception) -> bool:
-    """Whether it is about what the user gave or has, and no fault of the program."""
+    """Return whether an error is about what the user gave or has, and no fault of the program.
+
+    A plain ValueError is, unless Python or a C extension raised it without a `raise` statement, as `a, b = [1]` does:
+    nobody wrote its text for the user.
+    """
+    if type(error) is ValueError:
+        return _is_written(error)
     if isinstance(error, (UserError, ValueError, OSError, MemoryError, FloatingPointError)):
         return True
     # Imported late: they bring torch.
@@ -58,6 +65,17 @@ def is_expected(error: Exception) -> bool:
 
     # Where a GPU raises OutOfMemoryError, the CPU's allocator raises a plain RuntimeError.
     return isinstance(error, (VideoError, OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def _is_written(error: Exception) -> bool:
+    """Return whether a `raise` statement raised the error, by the instruction at which its traceback ends."""
+    end = error.__traceback__
+    if end is None:
+        return True
+    while end.tb_next is not None:
+        end = end.tb_next
+    code = end.tb_frame.f_code.co_code
+    return 0 <= end.tb_lasti < len(code) and dis.opname[code[end.tb_lasti]] == "RAISE_VARARGS"
 
 
 def one_line(error: Exception) -> str:

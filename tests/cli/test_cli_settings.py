@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vidtok.cli.main import one_line_once
+from vidtok.cli.main import main, one_line_once
 from vidtok.configs.compose import compose_config
 from vidtok.errors import UserError
 from vidtok.eval.recognition.comparison import validate_settings
@@ -156,6 +156,41 @@ def test_damaged_weights_are_one_line(tmp_path, name):
     with pytest.raises(ValueError, match="can't be read") as error:
         read_state(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+def unpack():
+    a, b = [1]
+    return a, b
+
+
+def read_count():
+    return int("one")
+
+
+def refuse():
+    raise ValueError("batch=0 is too few")
+
+
+BUGS = [unpack, read_count, lambda: None + 1, lambda: {}["key"], lambda: [][0], lambda: None.shape]
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_programming_error_keeps_its_traceback(monkeypatch, bug):
+    monkeypatch.setattr("vidtok.cli.info.run", lambda args: bug())
+    with pytest.raises((ValueError, TypeError, LookupError, AttributeError)):
+        main(["info", "vidtok-t"])
+
+
+def test_a_users_error_is_one_line_unless_debugged(monkeypatch, capsys):
+    monkeypatch.setattr("vidtok.cli.info.run", lambda args: refuse())
+    assert main(["info", "vidtok-t"]) == 1
+    assert capsys.readouterr().err == "vidtok: batch=0 is too few\n"
+    for argv in (["info", "vidtok-t", "--debug"], ["--debug", "info", "vidtok-t"]):
+        with pytest.raises(ValueError, match="too few"):
+            main(argv)
+    monkeypatch.setenv("VIDTOK_DEBUG", "1")
+    with pytest.raises(ValueError, match="too few"):
+        main(["info", "vidtok-t"])
 
 
 def test_a_warning_is_said_once():

@@ -9,14 +9,19 @@ import sys
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vidtok
 from vidtok.cli.main import main
+from vidtok.configs.compose import compose_config
 from vidtok.datasets import demo_clip, write_video
+from vidtok.tokenizer import build_tokenizer
 from vidtok.train.losses import LossWeights, perceptual_loss, reconstruction_loss
+from vidtok.train.run_folder import check_fingerprint
 from vidtok.train.state import Schedule
+from vidtok.train.tokenizer import training_fingerprint
 
 TINY = ["model.net.width=16", "model.net.blocks=1", "model.net.decoder_blocks=1", "loss=starter", "optimizer=muon"]
 TINY += ["data.crop=32", "data.batch_size=2", "data.image_batch_size=2", "trainer.workers=0", "trainer.log_seconds=0"]
@@ -92,7 +97,7 @@ def test_a_short_run_learns_and_leaves_everything(clips, held_out, tmp_path, cap
     assert len(losses) == 60 and all(math.isfinite(loss) for loss in losses)
     assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
     names = {p.name for p in (tmp_path / "run").iterdir()}
-    assert names == {"config.yaml", "run.json", "checkpoint.pt", "model", "scalars", "pictures"}
+    assert names == {"config.yaml", "run.json", "depends_on.json", "checkpoint.pt", "model", "scalars", "pictures"}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["torch"] == torch.__version__
     assert list((tmp_path / "run" / "pictures").glob("*.png"))
     events = EventAccumulator(str(tmp_path / "run" / "scalars")).Reload()
@@ -175,9 +180,51 @@ def test_the_batch_must_divide(clips, tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(clips, tmp_path, capsys):
     train(clips, tmp_path / "run", "trainer.max_steps=1")
     assert train(clips, tmp_path / "run", "trainer.max_steps=2", "model.net.width=24") == 1
-    assert "is of another model" in capsys.readouterr().err
+    assert "was filled with another model.net.width (16): give another run=" in capsys.readouterr().err
     assert train(clips, tmp_path / "run", "trainer.max_steps=2", *GAN) == 1
     assert "holds no critic" in capsys.readouterr().err
+    (tmp_path / "run" / "depends_on.json").unlink()  # a folder from before fingerprints
+    assert train(clips, tmp_path / "run", "trainer.max_steps=2", "model.net.width=24") == 1
+    assert "is of another model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["data.crop=64", "seed=1", "quantizer=fsq", "optimizer=adam", "optimizer.weight_decay=0", "trainer.precision=bf16"],
+)
+def test_a_run_resumed_with_other_settings_is_refused(tmp_path, other):
+    """config.yaml would state settings that the checkpoint doesn't use."""
+    before = build_fingerprint(tmp_path)
+    check_fingerprint(tmp_path / "run", before)
+    with pytest.raises(ValueError, match=rf"another \S*{other.split('=')[0].split('.')[0]}\S* \("):
+        check_fingerprint(tmp_path / "run", build_fingerprint(tmp_path, other))
+
+
+def test_a_run_may_be_retuned(tmp_path):
+    check_fingerprint(tmp_path / "run", build_fingerprint(tmp_path))
+    changes = ["loss.entropy=0.3", "optimizer.lr=1", "trainer.max_steps=9", "trainer.max_minutes=3"]
+    changes += ["trainer.workers=2", "trainer.save_seconds=5", "trainer.log_seconds=5", "validation.clips=3"]
+    check_fingerprint(tmp_path / "run", build_fingerprint(tmp_path, *changes))
+
+
+def build_fingerprint(folder, *overrides):
+    settings = ["data=digits", "trainer.max_steps=1", f"run={folder / 'run'}", *TINY, *overrides]
+    cfg = compose_config("train_tokenizer", settings)
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    return training_fingerprint(plain, build_tokenizer(cfg).config)
+
+
+def test_a_resumed_run_keeps_its_earlier_settings(clips, tmp_path):
+    folder = tmp_path / "run"
+    train(clips, folder, "trainer.max_steps=1")
+    first = (folder / "config.yaml").read_text()
+    train(clips, folder, "trainer.max_steps=2", "loss.entropy=0.03")
+    assert (folder / "config-until-1.yaml").read_text() == first
+    assert "entropy: 0.03" in (folder / "config.yaml").read_text() and checkpoint(folder)["step"] == 2
+    (folder / "depends_on.json").unlink()  # as in folders from before fingerprints
+    assert train(clips, folder, "trainer.max_steps=3") == 0 and (folder / "depends_on.json").exists()
+    (folder / "checkpoint.pt").unlink()  # nothing is left of what the other settings made
+    assert train(clips, folder, "trainer.max_steps=1", "seed=2") == 0
 
 
 def test_a_damaged_checkpoint_is_one_line(clips, tmp_path, capsys):
@@ -232,11 +279,15 @@ def test_emulated_bf16_is_said(clips, tmp_path, monkeypatch, capsys):
     assert "trainer.precision=fp32 is quicker here" in capsys.readouterr().out
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(clips, tmp_path, capsys):
+@pytest.mark.parametrize("checked", ["trainer.log_seconds=0", "trainer.save_steps=1", "trainer.max_steps=3"])
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(clips, tmp_path, capsys, checked):
+    """Looked at when a line, a checkpoint or the end is due, and not in every step."""
     train(clips, tmp_path / "run", "trainer.max_steps=2")
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
-    assert train(clips, tmp_path / "run", "trainer.max_steps=50", "loss.reconstruction=1e39") == 1
-    assert "lower the learning rate" in capsys.readouterr().err
+    bad = ["trainer.log_seconds=1000", "trainer.max_steps=50", "loss.reconstruction=1e39", checked]
+    assert train(clips, tmp_path / "run", *bad) == 1
+    error = capsys.readouterr().err
+    assert "not finite at step 2: " in error and "lower the learning rate" in error
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
 
 

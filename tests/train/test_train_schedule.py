@@ -4,6 +4,9 @@ import json
 import os
 import shutil
 import signal
+import time
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +15,8 @@ import yaml
 from vidtok.cli.main import main
 from vidtok.train import loop
 from vidtok.train.branch import Branch, read_branch
+from vidtok.train.distributed import SharedClock
+from vidtok.train.loop import Clock
 from vidtok.train.run_folder import lasting
 from vidtok.train.state import Schedule
 
@@ -218,3 +223,49 @@ def test_a_head_that_is_tested_needs_an_end(tmp_path, capsys):
     command = ["eval", "finetune", *data, f"run={tmp_path / 'run'}", "trainer.shape=constant", "data.select=0"]
     assert main(command) == 1
     assert "set trainer.max_steps or trainer.max_minutes" in capsys.readouterr().err
+
+
+class FakeAccelerator:
+    """One of two processes that run alike; counts what they exchange."""
+
+    num_processes, is_main_process, device, exchanges = 2, True, "cpu", 0
+
+    def reduce(self, values, how):
+        self.exchanges += 1
+        return values
+
+
+def test_processes_exchange_their_clocks_at_the_log_interval(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stop, accelerator = SimpleNamespace(requested=False), FakeAccelerator()
+    shared = SharedClock(accelerator, clock := Clock(log_seconds=4, save_seconds=8), stop)
+    seconds, logs, saves = 0.0, [], []
+    for step in range(1, 41):
+        now += 0.5 if step <= 24 else 1.0
+        passed, log, save = shared.tick(clips=2)
+        seconds += passed
+        if log:
+            logs.append(now)
+            assert seconds == pytest.approx(now)
+            clock.clips_per_second()
+        if save:
+            saves.append(now)
+    assert len(logs) >= 5 and all(4 <= b - a <= 8 for a, b in pairwise(logs))
+    assert len(saves) >= 2 and accelerator.exchanges <= 12
+    stop.requested = True
+    assert not shared.stopping
+    for _ in range(10):
+        now += 1
+        shared.tick(clips=2)
+    assert shared.stopping
+
+
+def test_a_process_alone_asks_nobody(monkeypatch):
+    stop, accelerator = SimpleNamespace(requested=False), FakeAccelerator()
+    accelerator.num_processes = 1
+    shared = SharedClock(accelerator, Clock(log_seconds=0, save_seconds=100), stop)
+    passed, log, save = shared.tick(clips=2)
+    assert passed >= 0 and log and not save and not shared.stopping and accelerator.exchanges == 0
+    stop.requested = True
+    assert shared.stopping

@@ -2,7 +2,8 @@
 
 Every module in `vidtok.cli` named here has `configure(parser)` and `run(args)`, which returns the exit status or None;
 or it is a package with KINDS, kind -> what it does, whose modules have the two (`vidtok eval probe`: `eval/probe.py`).
-What the user did wrong (see `is_expected`) becomes one line and exit status 1.
+What the user did wrong (see `is_expected`) becomes one line and exit status 1, or a traceback with --debug or
+VIDTOK_DEBUG=1. A programming error keeps its traceback.
 """
 
 import argparse
@@ -31,7 +32,10 @@ VERBS = {
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in argv or os.environ.get("VIDTOK_DEBUG", "") not in ("", "0")
+    argv = [argument for argument in argv if argument != "--debug"]
     parser = argparse.ArgumentParser(prog="vidtok", description="Video as discrete tokens.")
+    add_debug(parser)
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     for verb, text in VERBS.items():
@@ -56,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.configure(verb_parser)
+    add_debug(verb_parser)
     warnings.formatwarning = one_line_once(set())
     try:
         return module.run(verb_parser.parse_intermixed_args(rest)) or 0
@@ -66,10 +71,15 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
-        if not is_expected(error):
+        if debug or not is_expected(error):
             raise
         print(f"vidtok: {one_line(error)}", file=sys.stderr)
         return 1
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """Add --debug to the help; `main` takes it wherever it stands."""
+    parser.add_argument("--debug", action="store_true", help="show the traceback of every error (or VIDTOK_DEBUG=1)")
 
 
 def one_line_once(seen: set[str]):

@@ -1,21 +1,13 @@
 """Training.
 
-loop           the whole loop, top to bottom
-task           what it asks of the things it trains
-state          all that a run needs to go on
-batch          parts of batches of any structure
-activations    computed again on the way back, to save memory
-schedule       learning rate over a run
-branch         a run that goes on from another run's checkpoint, in a folder of its own
-clock          what is due when
-processes      those of one run
-stop           SIGTERM and Ctrl-C as a wish
-folder         the run folder: config, checkpoints, scalars, pictures
-curves         pictures of the scalars
-
-tokenizer      the task of training a tokenizer
-loss           the terms of its objective and their weights
-adversarial    those between tokenizer and discriminator
-fixed_clips    by which a person sees how it goes
-discriminator  the 3-D StyleGAN discriminator
+loop         the training loop, from top to bottom
+task         what the loop asks of what it trains
+tokenizer    the task of training a tokenizer; its validation clips and fingerprint
+losses       the terms of its objective and their weights
+perceptual   LPIPS and the distance of a classifier's logits
+state        all that a run needs to go on; schedule, optimizer, moving average
+run_folder   config, checkpoints, scalars, pictures; the fingerprint of a run's settings
+branch       a run that goes on from another run's checkpoint, in a folder of its own
+distributed  the processes of one run, and what they exchange
+curves       plots of the scalars
 """

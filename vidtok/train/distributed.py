@@ -1,5 +1,6 @@
 """The processes of one run, as torchrun or a cluster starts them."""
 
+import math
 import os
 from datetime import timedelta
 
@@ -9,6 +10,8 @@ from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
 PATIENCE = timedelta(hours=6)  # of the others, while one validates or tests: libraries give up after minutes
+
+MAX_SILENCE = 10.0  # seconds until a signal to stop that one process got reaches the others
 
 
 def join_processes() -> PartialState:
@@ -45,6 +48,50 @@ def all_reduce_mean(accelerator: Accelerator, *values: float) -> list[float]:
     if accelerator.num_processes == 1:
         return list(values)
     return accelerator.reduce(torch.tensor([float(v) for v in values], device=accelerator.device), "mean").tolist()
+
+
+class SharedClock:
+    """What all processes of a run agree on: seconds of training, and when to log, save and stop.
+
+    Processes that exchange something wait for each other, so that they do it at the log interval only, and at least
+    every `MAX_SILENCE` seconds. In between, a step counts as many seconds as the steps before the last exchange took,
+    which the next exchange corrects. A process alone looks at its own clock and signals in every step.
+
+    Args:
+        clock: a `vidtok.train.loop.Clock`, this process's own.
+        stop: a `vidtok.train.loop.StopSignal`, this process's own.
+    """
+
+    def __init__(self, accelerator: Accelerator, clock, stop):
+        self.accelerator, self.clock, self.stop = accelerator, clock, stop
+        self._alone = accelerator.num_processes == 1
+        self._stopping = all_reduce_mean(accelerator, stop.requested)[0] > 0
+        self._steps, self._interval = 0, 1  # since the last exchange; from it to the next one
+        self._seconds = self._counted = self._pace = 0.0  # measured and counted since the last exchange; per step
+
+    @property
+    def stopping(self) -> bool:
+        return self.stop.requested if self._alone else self._stopping
+
+    def tick(self, clips: int) -> tuple[float, bool, bool]:
+        """Count a step with so many clips; return (seconds to add to those of the run, log now, save now)."""
+        seconds = self.clock.tick(clips)
+        if self._alone:
+            return seconds, self.clock.since_log() >= self.clock.log_seconds, self.clock.save_due()
+        self._steps += 1
+        self._seconds += seconds
+        if self._steps < self._interval:
+            self._counted += self._pace
+            return self._pace, False, False
+        save = self.accelerator.is_main_process and self.clock.save_due()
+        signals = (self._seconds, self.clock.since_log(), save, self.stop.requested)
+        seconds, since_log, save, stopping = all_reduce_mean(self.accelerator, *signals)
+        log, self._stopping = since_log >= self.clock.log_seconds, stopping > 0
+        correction, self._pace = seconds - self._counted, seconds / self._steps
+        silence = min(self.clock.log_seconds - (0 if log else since_log), MAX_SILENCE)
+        self._interval = max(1, math.ceil(silence / max(self._pace, 1e-9)))
+        self._steps, self._seconds, self._counted = 0, 0.0, 0.0
+        return correction, log, save > 0
 
 
 def add_mean(means: dict[str, Tensor], terms: dict[str, Tensor], parts: int) -> None:

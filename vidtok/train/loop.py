@@ -1,19 +1,14 @@
-"""The training loop, in full: schedules, both optimisers, logs, checkpoints. What is trained is the `Task`'s business.
+"""The training loop, in full: schedules, both optimizers, logs, checkpoints. What is trained is the `Task`'s business.
 
 Batch i is a pure function of (seed, i) and every step seeds its own random numbers, so that a run resumes exactly from
 `TrainState`, and k processes, each of which makes a k-th of each batch, do what one does with the whole.
 
-SIGTERM and Ctrl-C as a wish to stop at the next step.
-
-Seconds per step, clips per second, and when the next line or checkpoint is due.
-
-Batches of any structure: a tensor, or a nested dict, list or tuple of tensors with the samples along dimension 0.
-
-Less memory for more work: the activations inside blocks are computed again on the way back.
+A batch is a tensor, or a nested dict, list or tuple of tensors with the samples along dimension 0.
 """
 
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import wraps
@@ -28,8 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from vidtok.datasets.loading import Shard, shard_rows
 from vidtok.errors import nearest
 from vidtok.tokenizer import PRECISIONS
-from vidtok.train.distributed import add_mean, all_reduce_mean
-from vidtok.train.run_folder import RunFolder
+from vidtok.train.distributed import SharedClock, add_mean
+from vidtok.train.run_folder import RunFolder, check_fingerprint, write_fingerprint
 from vidtok.train.state import Schedule, TrainState, has_fast_bf16
 from vidtok.train.task import Batch, Batches, Task
 
@@ -38,7 +33,10 @@ if TYPE_CHECKING:
 
 
 class StopSignal:
-    """A context in which the two signals only set `requested`; the handlers from before come back after it."""
+    """Turn SIGTERM and Ctrl-C into a request to stop after the current step.
+
+    A context in which the two signals only set `requested`; the handlers from before come back after it.
+    """
 
     def __init__(self):
         self.requested = False
@@ -70,8 +68,9 @@ class Clock:
         self.clips += clips
         return passed
 
-    def log_due(self) -> bool:
-        return self.last - self.logged >= self.log_seconds
+    def since_log(self) -> float:
+        """Seconds since the last progress line."""
+        return self.last - self.logged
 
     def clips_per_second(self) -> float:
         """Since the last call."""
@@ -103,7 +102,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
-    """Makes every block of the model keep only its input for the backward pass.
+    """Activation checkpointing: recompute the activations inside blocks in the backward pass.
 
     Blocks are the members of module lists, the innermost ones where lists are nested. Weights, their names and results
     stay the same.
@@ -179,6 +178,7 @@ def train(
     stop: StopSignal,
     config_yaml: str = "",
     log=print,
+    fingerprint: Mapping | None = None,
 ) -> nn.Module:
     """Trains until the schedule ends, if it does, or somebody asks to stop, and saves either way.
 
@@ -189,14 +189,17 @@ def train(
         batches: every process makes its share of each, and takes that in `options.accumulate` parts.
         run: where it is saved; config_yaml: what it writes down of the settings.
         stop: looked at between steps.
-        say: takes one line of progress.
+        log: takes one line of progress.
+        fingerprint: the settings that the checkpoint in `run` must have been made with; None where the caller has
+            checked them.
 
     Returns:
         The model with the averaged weights, in evaluation mode.
 
     Raises:
         FloatingPointError: if the loss or its gradient isn't finite; the last good checkpoint stays.
-        ValueError: for a checkpoint of another model, or a batch that doesn't divide into the processes' parts.
+        ValueError: for a checkpoint of another model or of other settings, or a batch that doesn't divide into the
+            processes' parts.
     """
     accelerator = Accelerator(mixed_precision="no")  # its precision is the process' for good; ours is this run's
     device, accumulate = accelerator.device, options.accumulate
@@ -209,11 +212,15 @@ def train(
         log("this CPU only emulates bf16, at a fraction of its speed: trainer.precision=fp32 is quicker here")
     state.to(device)
     peaks = [(opt, peak_rates(opt)) for opt in (state.optimizer, state.discriminator_optimizer) if opt]
-    if (checkpoint := run.load_checkpoint()) is not None:
+    checkpoint = run.load_checkpoint()
+    if fingerprint is not None:
+        # Nothing depends on the settings before the first checkpoint. A folder from before fingerprints goes on.
+        (write_fingerprint if checkpoint is None else check_fingerprint)(run.path, fingerprint)
+    if checkpoint is not None:
         state.load_state_dict(checkpoint)
         log(f"goes on from step {state.step} after {state.seconds / 60:.1f} minutes, as {run.path} holds a checkpoint")
     if accelerator.is_main_process:
-        run.open(config_yaml if schedule.progress(state.step, state.seconds) < 1 else None)
+        run.open(config_yaml if schedule.progress(state.step, state.seconds) < 1 else None, state.step)
     if options.checkpoint_activations:
         checkpoint_blocks(state.model)
     model = accelerator.prepare(state.model)
@@ -225,7 +232,8 @@ def train(
 
     clock = Clock(options.log_seconds, options.save_seconds)
     loader = batches.loader(start=state.step, workers=options.workers, shard=(rank, processes))
-    while not all_reduce_mean(accelerator, stop.requested or schedule.progress(state.step, state.seconds) >= 1)[0]:
+    shared, gradients, means = SharedClock(accelerator, clock, stop), FiniteCheck(device), {}
+    while not shared.stopping and schedule.progress(state.step, state.seconds) < 1:
         share = next(loader)
         parts = [to_device(shard_of(share, (i, accumulate)), device) for i in range(accumulate)]
         for optimizer, rates in peaks:
@@ -244,7 +252,7 @@ def train(
             aux.append(rest)
             add_mean(means, terms, accumulate)
         means["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), options.clip_norm)
-        check_finite("gradient_norm", means, state.step)
+        gradients.add(means["gradient_norm"], state.step)
         state.optimizer.step()
         state.optimizer.zero_grad()
 
@@ -257,7 +265,7 @@ def train(
                     accelerator.backward(task.discriminator_total(terms, state.step) / accumulate)
                 add_mean(means, terms, accumulate)
             means["critic_norm"] = accelerator.clip_grad_norm_(discriminator.parameters(), options.clip_norm)
-            check_finite("critic_norm", means, state.step)
+            gradients.add(means["critic_norm"], state.step)
             state.discriminator_optimizer.step()
             state.discriminator_optimizer.zero_grad()
             logits = accelerator.reduce(torch.stack([means["real_logit"], means["fake_logit"]]), "mean")
@@ -265,8 +273,12 @@ def train(
 
         state.step += 1
         state.ema.update(state.model, state.step)
-        seconds, log_due = all_reduce_mean(accelerator, clock.tick(clips=samples(share) * processes), clock.log_due())
+        seconds, log_due, save_due = shared.tick(clips=samples(share) * processes)
         state.seconds += seconds
+        ends = schedule.progress(state.step, state.seconds) >= 1  # and is saved below
+        step_due = options.save_steps is not None and state.step % options.save_steps == 0 and not ends
+        if log_due or save_due or step_due:
+            gradients.check(means)
         if log_due:
             scalars = {name: accelerator.reduce(value, "mean").item() for name, value in means.items()}
             scalars["learning_rate"] = max(group["lr"] for group in state.optimizer.param_groups)
@@ -274,14 +286,13 @@ def train(
             if accelerator.is_main_process:
                 run.save_scalars(scalars, state.step)
                 log(f"{progress_line(scalars, state, schedule)}  {task.progress(scalars)}")
-        ends = schedule.progress(state.step, state.seconds) >= 1  # and is saved below
-        step_due = options.save_steps is not None and state.step % options.save_steps == 0 and not ends
-        if (clock.save_due() or step_due) and accelerator.is_main_process:
+        if (save_due or step_due) and accelerator.is_main_process:
             save_and_validate(task, state, run, log)
 
+    gradients.check(means)
     if accelerator.is_main_process:
         save_and_validate(task, state, run, log)
-        reason = "asked to stop" if stop.requested else "done"
+        reason = "asked to stop" if shared.stopping else "done"
         notes = "; ".join(filter(None, [f"after {state.seconds / 60:.1f} minutes", batches.summary()]))
         log(f"{reason} at step {state.step} {notes}")
     accelerator.wait_for_everyone()
@@ -293,11 +304,24 @@ def peak_rates(optimizer: torch.optim.Optimizer) -> list[float]:
     return [group["lr"] * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
 
 
-def check_finite(norm: str, means: dict[str, Tensor], step: int) -> None:
-    """Asks the gradient's norm, which is the same in all processes, so that they end together."""
-    if not means[norm].isfinite():
-        bad = ", ".join(f"{name} {value.item()}" for name, value in means.items() if not value.isfinite())
-        raise FloatingPointError(f"not finite at step {step}: {bad}; lower the learning rate, or use fp32")
+class FiniteCheck:
+    """Remember the first step whose gradient wasn't finite.
+
+    On the device: reading a norm in every step would make a GPU wait. The norm is the same in all processes, and all
+    check at the same steps, so that they end together; no checkpoint is written without a check.
+    """
+
+    def __init__(self, device: torch.device):
+        self._step = torch.full((), -1, device=device)
+
+    def add(self, norm: Tensor, step: int) -> None:
+        self._step = torch.where((self._step < 0) & ~norm.isfinite(), step, self._step)
+
+    def check(self, means: dict[str, Tensor]) -> None:
+        """Raise FloatingPointError where a gradient wasn't finite; means: of the last step's terms, for the message."""
+        if (step := self._step.item()) >= 0:
+            bad = ", ".join(f"{name} {value.item()}" for name, value in means.items() if not value.isfinite())
+            raise FloatingPointError(f"not finite at step {step}: {bad}; lower the learning rate, or use fp32")
 
 
 @torch.no_grad()

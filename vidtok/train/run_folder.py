@@ -1,6 +1,6 @@
 """The run folder: everything a training run leaves behind.
 
-config.yaml      the resolved config
+config.yaml      the resolved config; config-until-STEP.yaml, an earlier one of a run that was resumed with others
 run.json         command, git hash, versions, machine
 checkpoint.pt    state to resume from (tensors and plain values only)
 branch.json      of a branch: the run, step and seconds at which it began, see `vidtok.train.branch`
@@ -31,14 +31,22 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    def open(self, config_yaml: str | None) -> None:
-        """Makes the folder and begins to write; only the main process of a run does. config_yaml: None where nothing is
-        left to train: the folder goes on saying what its model was trained with."""
+    def open(self, config_yaml: str | None, step: int = 0) -> None:
+        """Make the folder and begin to write; only the main process of a run does.
+
+        Args:
+            config_yaml: the settings; None where nothing is left to train: the folder goes on saying what its model was
+                trained with.
+            step: that the run goes on from. Other settings than these, that it had until then, are kept.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         self.writer = SummaryWriter(str(self.path / "scalars"))
         if config_yaml is None:
             return
-        (self.path / "config.yaml").write_text(config_yaml)
+        config = self.path / "config.yaml"
+        if step and config.exists() and config.read_text() != config_yaml:
+            config.replace(self.path / f"config-until-{step}.yaml")
+        config.write_text(config_yaml)
         facts = {
             "command": " ".join(sys.argv),
             "git": git_hash(),
@@ -96,17 +104,23 @@ FINGERPRINT = "depends_on.json"
 def check_fingerprint(folder: Path, facts: Mapping) -> None:
     """Notes in a folder what its content depends on. Raises ValueError where it was filled with other facts, or can't
     be written."""
+    file = folder / FINGERPRINT
+    if file.exists():
+        old, new = rename_keys(json.loads(file.read_text())), json.loads(json.dumps(facts))
+        if others := [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]:
+            raise ValueError(f"{folder} was filled with another {others[0]} ({old.get(others[0])}): give another run=")
+    write_fingerprint(folder, facts)
+
+
+def write_fingerprint(folder: Path, facts: Mapping) -> None:
+    """Note in a folder, made where it doesn't exist, what its content depends on. Raises ValueError where it can't."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{folder} can't be made ({error.strerror}): give another run=") from error
-    file, text = folder / FINGERPRINT, json.dumps(facts, indent=2, sort_keys=True) + "\n"
-    if file.exists():
-        old, new = rename_keys(json.loads(file.read_text())), json.loads(text)
-        if others := [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]:
-            raise ValueError(f"{folder} was filled with another {others[0]} ({old.get(others[0])}): give another run=")
+    file = folder / FINGERPRINT
     part = _temporary(file)
-    part.write_text(text)
+    part.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
     part.replace(file)
 
 

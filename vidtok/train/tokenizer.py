@@ -272,7 +272,36 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
         cfg.trainer.shape, cfg.trainer.max_steps = "decay", arguments["schedule"].max_steps
     elif branch := read_branch(cfg.run):
         raise ValueError(f"run={cfg.run} holds a branch: give branch={branch.run} to go on, or another run=")
-    return {"task": task, "state": state, "batches": batches, **arguments}
+    fingerprint = training_fingerprint(plain, tokenizer.config)
+    return {"task": task, "state": state, "batches": batches, "fingerprint": fingerprint, **arguments}
+
+
+def training_fingerprint(plain: dict, config: TokenizerConfig) -> dict:
+    """Return the settings of a run that can't change when it is resumed, by name.
+
+    What may change, since long runs retune it: loss weights, learning rates and their schedule, the end of the run,
+    logging, saving, workers, memory and validation. The run folder keeps the configs of all parts.
+    """
+    data = {key: value for key, value in plain["data"].items() if key not in ("cache", "cache_gb")}
+    settings = {
+        "command": "train tokenizer",
+        "seed": plain["seed"],
+        "model": {"net": config.net, "quantizer": config.quantizer},
+        "data": data,
+        "trainer": {key: plain["trainer"][key] for key in ("precision", "accumulate", "clip_norm", "ema_decay")},
+        **{key: plain[key] for key in ("init", "inflate", "grow")},
+    }
+    for optimizer in ("optimizer", "discriminator_optimizer"):
+        settings[optimizer] = {key: value for key, value in plain[optimizer].items() if key != "lr"}
+    return _flat(settings)
+
+
+def _flat(settings: dict, prefix: str = "") -> dict:
+    """{"data": {"crop": 128}} -> {"data.crop": 128}."""
+    flat = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def build_clips(plain: dict, stride: tuple[int, int, int]) -> tuple["ClipFolder | DigitClips", list[torch.Tensor]]:
