@@ -25,14 +25,9 @@ UNDERSTOOD = (
 
 
 class AnnotationFormatError(Exception):
-    """The reason why a file, or one line of it, fits none of the formats.
+    """The reason why a file, or the line `line` with the 1-based `number`, fits none of the formats.
 
     `str()` is written to follow the name of the file.
-
-    Args:
-        why: the reason.
-        number: line number, from 1; None, the whole file.
-        line: text of the line; None, not shown.
     """
 
     def __init__(self, why: str, number: int | None = None, line: str | None = None):
@@ -56,10 +51,7 @@ def is_several(label: str) -> bool:
 
 
 def is_class_list(names: Sequence[str], labels: Sequence[str | None]) -> bool:
-    """Return whether two columns are a class list.
-
-    In a class list one column holds 0..n-1 or 1..n, the other n distinct words, most of them without digits.
-    """
+    """Return whether one column holds 0..n-1 or 1..n, and the other n distinct words, most of them without digits."""
     for numbers, words in (([name.rstrip(":.)") for name in names], labels), (labels, names)):
         if not all(numbers) or not all(words) or not all(map(is_whole, numbers)) or len(set(words)) < len(words):
             continue
@@ -90,13 +82,9 @@ _SECONDS = re.compile(r"\d+(\.\d*)?")
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a csv file.
+    """The header of a csv file: separator, column names as written, index of the column of each kind, format's name.
 
-    Attributes:
-        separator: a key of `_TABLE_SEPARATORS`.
-        names: the column names as written.
-        places: index of the column of each kind ("path" or "id", "label", "split", "start", "end").
-        format: name of the format.
+    The kinds are "path" or "id", "label", "split", "start" and "end".
     """
 
     separator: str
@@ -110,9 +98,6 @@ def find_header(text: str, columns: dict[str, str | None]) -> Header | None:
 
     Args:
         columns: {"path" | "label" | "split": requested column name, or None for the usual names}.
-
-    Raises:
-        AnnotationFormatError: a requested column is missing, or no column of labels is found.
     """
     line = next(line for line in text.split("\n") if line.strip())
     wanted = {kind: name for kind, name in columns.items() if name}
@@ -145,11 +130,7 @@ def find_header(text: str, columns: dict[str, str | None]) -> Header | None:
 
 
 def read_table(text: str, header: Header) -> tuple[dict[str, list], str]:
-    """Read the rows below a header into (columns, name of the format).
-
-    Raises:
-        AnnotationFormatError: a row does not fit the header, or the rows are of an unsupported kind.
-    """
+    """Read the rows below a header into (columns, name of the format)."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=header.separator, skipinitialspace=True)
     rows = ([cell.strip() for cell in row] for row in reader if any(cell.strip() for cell in row))
     next(rows)  # the header
@@ -185,8 +166,8 @@ def _cells(line: str, separator: str) -> list[str]:
 
 def _known(names: list[str]) -> dict[str, int]:
     lower = [name.lower() for name in names]
-    found = {kind: next((lower.index(n) for n in known if n in lower), None) for kind, known in _NAMES.items()}
-    return {kind: place for kind, place in found.items() if place is not None}
+    places = {kind: next((lower.index(n) for n in known if n in lower), None) for kind, known in _NAMES.items()}
+    return {kind: place for kind, place in places.items() if place is not None}
 
 
 _LIST_SEPARATORS = {
@@ -201,11 +182,7 @@ _NUMBER_FIRST = re.compile(r"\d+[ ,;\t]")
 
 
 def read_list(path: Path, text: str) -> tuple[dict[str, list], str]:
-    """Read `path label` lines into (columns "path" and "label", name of the format).
-
-    Raises:
-        AnnotationFormatError: a line does not fit, or the lines are of an unsupported kind.
-    """
+    """Read `path label` lines into (columns "path" and "label", name of the format)."""
     if re.search(r"_test_split\d\.txt$", path.name):
         raise AnnotationFormatError(
             "looks like a split of HMDB51: its numbers say train or test, the class is in the file's name"
@@ -308,11 +285,7 @@ def _format_error(lines: list[str]) -> AnnotationFormatError:
 
 
 def read_json(document: list | dict) -> tuple[dict[str, list], str]:
-    """Read [{id, template, ...}] or [{id}] into (columns "id" and "label", name of the format).
-
-    Raises:
-        AnnotationFormatError: the document has another structure.
-    """
+    """Read [{id, template, ...}] or [{id}] into (columns "id" and "label", name of the format)."""
     if isinstance(document, dict) or not document or not all(isinstance(entry, dict) for entry in document):
         raise AnnotationFormatError(_looks_like(document))
     ids_only = all(set(entry) == {"id"} for entry in document)

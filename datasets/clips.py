@@ -216,8 +216,8 @@ class ClipFolder(Dataset):
             return
         add_videos(self._cache, self.videos, self._cache_gb, workers, time_limit)
         self._store = YUVStore(self._cache)
-        found = {path: self._store.find(path) for path in self.videos}
-        self._stored = {path: video for path, video in found.items() if video is not None}
+        stored = {path: self._store.find(path) for path in self.videos}
+        self._stored = {path: video for path, video in stored.items() if video is not None}
 
     def _draw(self, rng: np.random.Generator, number: int) -> np.ndarray | StoredWindow:
         """Read a random window of a random usable file for batch `number`: uint8 [T,H,W,3] if it isn't stored."""
@@ -297,10 +297,10 @@ def _find(root: Root, suffixes: tuple[str, ...], names: set[str] | None) -> tupl
     files: list[str] = []
     shares: list[float] = []
     for folder, share in roots.items():
-        found = find_media(folder, suffixes)
+        matches = find_media(folder, suffixes)
         if names is not None:
-            found = [file for file in found if os.path.relpath(file, folder) in names]
-        files += found
-        shares += [1.0 if share is None else share / max(len(found), 1)] * len(found)
+            matches = [file for file in matches if os.path.relpath(file, folder) in names]
+        files += matches
+        shares += [1.0 if share is None else share / max(len(matches), 1)] * len(matches)
     cumulative = np.cumsum(shares)
     return files, cumulative / cumulative[-1] if files else cumulative

@@ -86,11 +86,11 @@ class MovingDigits(LabelledDataset):
     def _read(self, index: int, rng: np.random.Generator) -> Sample:
         number, motion = self.ids[index].split("/")  # not from `index`: a dataset may be reduced to some of its ids
         # Not `rng`: the video is the same in every epoch.
-        own = np.random.default_rng([self.seed, int(number), list(_MOTIONS).index(motion)])
+        video_rng = np.random.default_rng([self.seed, int(number), list(_MOTIONS).index(motion)])
         place, direction = _MOTIONS[motion]
-        states = np.tile(own.random(4), (self.frames, 1))  # x, y, angle, size, each in [0, 1)
-        states[:, place] += direction * own.uniform(*_TRAVEL) * np.linspace(0, 1, self.frames)
-        video = self._render(self._digits[int(number)], torch.from_numpy(states % 1).float(), own)[None]
+        states = np.tile(video_rng.random(4), (self.frames, 1))  # x, y, angle, size, each in [0, 1)
+        states[:, place] += direction * video_rng.uniform(*_TRAVEL) * np.linspace(0, 1, self.frames)
+        video = self._render(self._digits[int(number)], torch.from_numpy(states % 1).float(), video_rng)[None]
         if self.transform is not None:
             video = self.transform(video, rng)
         timestamps = torch.arange(self.frames, dtype=torch.float64) / self.fps

@@ -74,8 +74,8 @@ def create_head(
         raise ValueError(f"unknown head {name!r}: {nearest(name, list_heads())}")
     with initialize_config_module("vidtok.configs", version_base="1.3"):
         cfg = compose(overrides=[f"+head={name}"])
-    own = {"bits": bits, "channels": channels, "stride": list(stride)}
-    return build_head(cfg, name, input, num_classes, grid, patch_merge, own, arguments)
+    input_settings = {"bits": bits, "channels": channels, "stride": list(stride)}
+    return build_head(cfg, name, input, num_classes, grid, patch_merge, input_settings, arguments)
 
 
 def build_head(
@@ -85,14 +85,14 @@ def build_head(
     num_classes: int,
     grid: tuple[int, int, int],
     patch_merge: int,
-    own: dict,
+    input_settings: dict,
     arguments: dict | None = None,
 ) -> "Head":
     """Build the head of a hydra config with a group `head`.
 
     Args:
         cfg: the config.
-        own: {"bits", "channels", "stride"}, of which the one that `input` needs is used.
+        input_settings: {"bits", "channels", "stride"}, of which the one that `input` needs is used.
         name, input, num_classes, grid, patch_merge, arguments: see `create_head`.
 
     Raises:
@@ -103,8 +103,8 @@ def build_head(
     if input not in INPUTS:
         raise ValueError(f"unknown input {input!r}: {nearest(input, INPUTS)}")
     key = INPUTS[input][1]
-    if own.get(key) is None:
+    if input_settings.get(key) is None:
         raise ValueError(f"input {input!r} needs {key}=: give it")
     net = {**OmegaConf.to_container(cfg.head, resolve=True), **(arguments or {})}
-    spec = {"kind": input, "patch_merge": patch_merge, key: own[key]}
+    spec = {"kind": input, "patch_merge": patch_merge, key: input_settings[key]}
     return make_head(HeadConfig(name, net, spec, tuple(grid), num_classes))

@@ -124,11 +124,11 @@ class Head(PretrainedModel, nn.Module, tags=["video-classification"]):
 
     def check_tokenizer(self, name: str, weight_hash: str) -> None:
         """Raise ValueError unless the head was trained on the output of this tokenizer, or on pixels."""
-        own = self.config.tokenizer
-        if own is not None and own["weight_hash"] != weight_hash:
+        source = self.config.tokenizer
+        if source is not None and source["weight_hash"] != weight_hash:
             raise ValueError(
-                f"head {self.config.name!r} reads {self.config.input['kind']} of tokenizer {own['name']!r} (weights "
-                f"{own['weight_hash']}), not of {name!r} (weights {weight_hash})"
+                f"head {self.config.name!r} reads {self.config.input['kind']} of tokenizer {source['name']!r} (weights "
+                f"{source['weight_hash']}), not of {name!r} (weights {weight_hash})"
             )
 
     @property

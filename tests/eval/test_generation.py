@@ -225,7 +225,7 @@ def test_wrong_wishes_of_generate_are_one_line(trained, tmp_path, capsys):
         ([*SMALL, "data.frames=5", "objective.tasks.interpolation=1"], "interpolation needs at least 3 latent frames"),
         ([*SMALL, "sampling.temperature=abc"], "temperature is a number, not 'abc'"),
         ([*SMALL, "sampling.steps=2.5"], "steps is a whole number, not 2.5"),
-        ([*SMALL, "generator=autoregressive", "objective.tasks.inpainting=1"], "goes on from prefixes alone"),
+        ([*SMALL, "generator=autoregressive", "objective.tasks.inpainting=1"], "takes only prefixes"),
         ([*stored, "generator=diffusion"], "diffusion is trained on latents"),
     ):
         assert main(["train", "generator", *overrides, f"run={tmp_path / 'run'}"]) == 1, overrides

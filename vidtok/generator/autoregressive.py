@@ -54,8 +54,8 @@ class AutoregressiveGenerator(Generator):
         ids_BN = batch["ids"].flatten(1)
         _, label_B, _ = self.draw_conditions(batch, objective)
         x_BND = self.trunk(self.embed_before(ids_BN[:, :-1]), self.label_embed(label_B))
-        asked_BN = torch.ones_like(ids_BN, dtype=torch.bool)
-        return factor_losses(self.heads, x_BND, ids_BN, asked_BN, objective.label_smoothing, ids_BN.numel())
+        scored_BN = torch.ones_like(ids_BN, dtype=torch.bool)
+        return factor_losses(self.heads, x_BND, ids_BN, scored_BN, objective.label_smoothing, ids_BN.numel())
 
     def sample(
         self,

@@ -76,12 +76,12 @@ def generate_samples(
     """
     for first in range(0, number, batch):
         numbers = range(first, min(first + batch, number))
-        own = {
+        conditions = {
             "label": None if labels is None else [labels[i % len(labels)] for i in numbers],
             "prefix": None if prefixes is None else prefixes[torch.tensor([i % len(prefixes) for i in numbers])],
             "first": first,
         }
         if latents is None:
-            yield generator.generate(len(numbers), **own, **settings)
+            yield generator.generate(len(numbers), **conditions, **settings)
         else:
-            yield generate_long(generator, len(numbers), latents, **own, **settings)
+            yield generate_long(generator, len(numbers), latents, **conditions, **settings)

@@ -133,7 +133,7 @@ def log_probability(logits_BNV: Tensor, choice_BN: Tensor) -> Tensor:
 
 
 def factor_losses(
-    heads: TokenHeads, x_BND: Tensor, ids_BN: Tensor, asked_BN: Tensor, smoothing: float, count: float
+    heads: TokenHeads, x_BND: Tensor, ids_BN: Tensor, scored_BN: Tensor, smoothing: float, count: float
 ) -> dict[str, Tensor]:
     """Compute the terms of `forward` for selected tokens.
 
@@ -143,16 +143,16 @@ def factor_losses(
         heads: the token heads.
         x_BND: features.
         ids_BN: int64 target tokens.
-        asked_BN: bool, the tokens whose loss is computed.
+        scored_BN: bool, the tokens whose loss is computed.
         smoothing: label smoothing.
         count: divisor of the summed loss.
     """
     low_BN, high_BN = factorize_ids(ids_BN, heads.embedding.bits)
     logits = heads.low_logits(x_BND), heads.high_logits(x_BND, low_BN)
-    targets = [half.masked_fill(~asked_BN, IGNORED) for half in (low_BN, high_BN)]
+    targets = [factor.masked_fill(~scored_BN, IGNORED) for factor in (low_BN, high_BN)]
     pairs = [(a.flatten(0, 1), b.flatten()) for a, b in zip(logits, targets, strict=True)]
     losses = [F.cross_entropy(a, b, None, None, IGNORED, None, "sum", smoothing) for a, b in pairs]
     with torch.no_grad():
         bits = sum(F.cross_entropy(a, b, ignore_index=IGNORED) for a, b in pairs) / math.log(2)
-        right_BN = (logits[0].argmax(-1) == low_BN) & (logits[1].argmax(-1) == high_BN) & asked_BN
-    return {"loss": sum(losses) / (2 * count), "bits": bits, "accuracy": right_BN.sum() / asked_BN.sum()}
+        right_BN = (logits[0].argmax(-1) == low_BN) & (logits[1].argmax(-1) == high_BN) & scored_BN
+    return {"loss": sum(losses) / (2 * count), "bits": bits, "accuracy": right_BN.sum() / scored_BN.sum()}

@@ -270,7 +270,7 @@ def build_generator_training(cfg: DictConfig) -> dict:
     generator.check_sampling(**sampling)  # fail now, not at the first validation
     for name, weight in task.objective.tasks.items():
         if weight and generator.causal and not name.startswith(("none", "prefix")):  # it learns every prefix anyway
-            raise ValueError(f"autoregressive models take only prefixes: objective.tasks.{name} is for other kinds")
+            raise ValueError(f"an autoregressive model takes only prefixes: objective.tasks.{name} is for other kinds")
         if weight:
             check_task(name, generator.config.grid)  # fail now, not when it is first drawn
     if generator.config.kind == "diffusion":
@@ -320,9 +320,9 @@ def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: 
             raise ValueError(f"{data['features']} has no splits: the split {split!r} can't be held out of it")
         chosen = split if splits != {None} else None
         dataset = TokenDataset(data["features"], chosen, classes=data["classes"] or None, cache=data["cache"])
-        if (own := dataset.meta["weight_hash"]) != tokenizer.weight_hash:
+        if (weight_hash := dataset.meta["weight_hash"]) != tokenizer.weight_hash:
             name = f"{tokenizer.config.name} ({tokenizer.weight_hash})"
-            raise ValueError(f"{data['features']} holds tokens of weights {own}, not of {name}: set tokenizer=")
+            raise ValueError(f"{data['features']} holds tokens of weights {weight_hash}, not of {name}: set tokenizer=")
         if dataset.feature == "latents" and tokenizer.config.quantizer["kind"] != "lfq":
             raise ValueError(f"{data['features']} holds latents, and only those of LFQ determine the ids: extract ids")
         tokens = TokenBatches(dataset, batch_size, data["latents"], first_only=True, seed=seed)

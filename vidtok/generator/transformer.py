@@ -208,10 +208,10 @@ class TokenEmbedding(nn.Module):
     def __init__(self, bits: int, width: int):
         super().__init__()
         self.bits = bits
-        self.low, self.high = (nn.Embedding(2**half, width) for half in factor_bits(bits))
-        for table, half in zip((self.low, self.high), factor_bits(bits), strict=True):
-            signs_VK = ids_to_signs(torch.arange(2**half), half)
-            table.weight.data = signs_VK @ torch.randn(half, width) / (half * width) ** 0.5
+        self.low, self.high = (nn.Embedding(2**n_bits, width) for n_bits in factor_bits(bits))
+        for table, n_bits in zip((self.low, self.high), factor_bits(bits), strict=True):
+            signs_VK = ids_to_signs(torch.arange(2**n_bits), n_bits)
+            table.weight.data = signs_VK @ torch.randn(n_bits, width) / (n_bits * width) ** 0.5
 
     def forward(self, ids_BN: Tensor) -> Tensor:
         low, high = factorize_ids(ids_BN, self.bits)
@@ -231,7 +231,7 @@ class TokenHeads(nn.Module):
         super().__init__()
         self.embedding, self.conditioned = embedding, conditioned
         self.dense = nn.Linear(width, width)
-        self.low_bias, self.high_bias = (nn.Parameter(torch.zeros(2**half)) for half in factor_bits(embedding.bits))
+        self.low_bias, self.high_bias = (nn.Parameter(torch.zeros(2**n_bits)) for n_bits in factor_bits(embedding.bits))
         self.mix = nn.Linear(width, width) if conditioned else None
 
     def low_logits(self, x_BND: Tensor) -> Tensor:
@@ -246,6 +246,6 @@ class TokenHeads(nn.Module):
             x_BND = x_BND + F.gelu(self.mix(x_BND + low_BND), approximate="tanh")
         return self.project(x_BND, self.embedding.high, self.high_bias)
 
-    def project(self, x_BND: Tensor, half: nn.Embedding, bias: Tensor) -> Tensor:
+    def project(self, x_BND: Tensor, table: nn.Embedding, bias: Tensor) -> Tensor:
         y = F.layer_norm(F.gelu(self.dense(x_BND), approximate="tanh"), x_BND.shape[-1:])
-        return F.linear(y, half.weight, bias).float()
+        return F.linear(y, table.weight, bias).float()
