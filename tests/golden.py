@@ -68,7 +68,14 @@ COMMANDS: dict[str, tuple[Spelling, ...]] = {
     "recognize": (Spelling("recognize"),),
     "check": (Spelling("check"),),
     "generate": (Spelling("generate"),),
-    "train tokenizer": (Spelling("train tokenizer"),),
+    "train tokenizer": (
+        Spelling(
+            "train tokenizer",
+            {"discriminator.multipliers=": "discriminator.channel_multipliers="},
+            "train tokenizer --config data=digits discriminator.channel_multipliers=[2]",
+        ),
+        Spelling("train tokenizer"),
+    ),
     "train generator": (Spelling("train generator"),),
     "eval reconstruction": (Spelling("eval reconstruction"),),
     "eval agreement": (Spelling("eval agreement"),),
@@ -87,7 +94,16 @@ COMMANDS: dict[str, tuple[Spelling, ...]] = {
 # Old to new: (regular expression, replacement), applied to the fields of both versions. A field is "file:key.key", such
 # as "train-masked/checkpoint.pt:model.trunk.0.weight"; "values" are texts in JSON and YAML.
 RENAMED: dict[str, list[tuple[str, str]]] = {
-    "fields": [(r"part-[0-9a-f]{12}", "part")],  # shards are named at random
+    "fields": [
+        (r"part-[0-9a-f]{12}", "part"),  # shards are named at random
+        (r"\bhalve_time\b", "temporal_downsample"),
+        (r"\blabel_drop\b", "class_dropout_prob"),
+        (r"\bmerge\b", "patch_merge"),
+        (r"\bmultipliers\b", "channel_multipliers"),
+        (r"\benter\b", "proj_in"),
+        (r"\bleave\b", "proj_out"),
+        (r"\bsharpness\b", "qk_scale"),
+    ],
     "values": [],
 }
 

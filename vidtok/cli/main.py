@@ -79,7 +79,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
     """Add --debug to the help; `main` takes it wherever it stands."""
-    parser.add_argument("--debug", action="store_true", help="show the traceback of every error (or VIDTOK_DEBUG=1)")
+    # Suppressed: commands pass their arguments on to library functions, which know none of it.
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show the traceback of every error (or VIDTOK_DEBUG=1)",
+    )
 
 
 def one_line_once(seen: set[str]):
