@@ -291,7 +291,7 @@ def test_a_run_resumes_exactly(capsys, csv, tokenizer_path, tmp_path):
     from vidtok.train import loop
 
     class Stop(loop.StopSignal):
-        asked = property(lambda self: next(once, True), lambda self, value: None)
+        requested = property(lambda self: next(once, True), lambda self, value: None)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "StopSignal", Stop)
