@@ -65,7 +65,7 @@ class SharedClock:
     def __init__(self, accelerator: Accelerator, clock, stop):
         self.accelerator, self.clock, self.stop = accelerator, clock, stop
         self._alone = accelerator.num_processes == 1
-        self._stopping = all_reduce_mean(accelerator, stop.requested)[0] > 0
+        self._stopping = not self._alone and all_reduce_mean(accelerator, stop.requested)[0] > 0
         self._steps, self._interval = 0, 1  # since the last exchange; from it to the next one
         self._seconds = self._counted = self._pace = 0.0  # measured and counted since the last exchange; per step
 
