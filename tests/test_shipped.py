@@ -13,7 +13,7 @@ from vidtok.datasets import VideoError, demo_clip
 from vidtok.eval import block_mean_baseline, psnr
 from vidtok.hub import PRETRAINED
 
-SHIPPED = ["vidtok-t", "vidtok-t-r"]
+SHIPPED = ["vidtok-t", "vidtok-t-next", "vidtok-t-r"]
 CLIPS = Path(os.environ.get("VIDTOK_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data" / "video-val.tar"
 
 
