@@ -144,8 +144,8 @@ class TokenDataset(Dataset):
         without reading. feature: its kind. meta: dict of what all records have in common, see `Settings`.
 
     Raises:
-        ValueError: where there are no features or none is left, for a split, label or id that isn't there, and, naming
-        the file, when a damaged one is read.
+        ValueError: where there are no features or none is left, for a split, label or id that isn't there, and when a
+            damaged file is read, which it names.
     """
 
     def __init__(
