@@ -24,7 +24,8 @@ train=(python3 -m vidtok train tokenizer experiment=vidtok-t "${common[@]}")
 "${train[@]}" grow=null init="$init" trainer.max_minutes="$constant" run=constant "$@"
 "${train[@]}" grow=null branch=constant trainer.max_minutes="$decay" run=decay "$@"
 for run in constant decay; do
-  cp -r "$run/model" "$out/$run"
+  python3 -c "import sys, torch, vidtok
+vidtok.VideoTokenizer.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2], dtype=torch.float16)" "$run/model" "$out/$run"
   for protocol in "video-val 128" "video-val-hd 256"; do
     read -r clips size <<< "$protocol"
     python3 -m vidtok eval reconstruction "clips/$clips" --split val --size "$size" --model "$run/model" \
