@@ -98,3 +98,10 @@ def test_a_typed_old_name_is_answered_with_the_new_one(config, overrides, messag
 def test_old_arguments_in_python_are_refused():
     with pytest.raises(ValueError, match="unexpected keyword argument 'merge'"):
         create_head("linear", num_classes=3, merge=2)
+
+
+def test_the_optimizer_of_generators_knows_the_new_names():
+    """Muon leaves the projections of diffusion to AdamW, as before they were renamed."""
+    cfg = compose_config("train_generator", ["data.source=digits"])
+    assert {"proj_in*", "proj_out*"} <= set(cfg.optimizer.fallback_list)
+    assert not {f"{old}*" for old in RENAMED_PARAMETERS} & set(cfg.optimizer.fallback_list)
