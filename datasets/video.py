@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from PIL import Image
 from torch import Tensor
 
@@ -200,6 +201,7 @@ class VideoWriter:
     """Write a video chunk by chunk to .mp4, .mov or .mkv (H.264, crf 12), .gif, or one frame to .png.
 
     Even sizes are stored as 4:2:0, which every player supports; sizes with an odd side as 4:4:4, which keeps the size.
+    Color is limited-range BT.709 in HD and BT.601 below, as players expect it, and the file says so in its color tags.
     The file is renamed into place when the `with` block ends; an exception inside leaves no file.
 
     Args:
@@ -282,9 +284,18 @@ class _H264:
             self._stream = self._container.add_stream("libx264", rate=self._fps, options={"crf": "12"})
             self._stream.width, self._stream.height = width, height
             self._stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+            # Players that ignore the tags guess the matrix from the size. These thresholds are mpv's.
+            hd = width >= 1280 or height > 576
+            self._matrix = Colorspace.ITU709 if hd else Colorspace.ITU601
+            context = self._stream.codec_context
+            context.colorspace, context.color_range = self._matrix, ColorRange.MPEG
+            context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         for image_HWC in frames_THWC:
             frame = av.VideoFrame.from_ndarray(image_HWC, format="rgb24")
-            self._container.mux(self._stream.encode(frame.reformat(format=self._stream.pix_fmt)))
+            yuv = frame.reformat(
+                format=self._stream.pix_fmt, dst_colorspace=self._matrix, dst_color_range=ColorRange.MPEG
+            )
+            self._container.mux(self._stream.encode(yuv))
 
     def finish(self) -> None:
         self._container.mux(self._stream.encode(None))

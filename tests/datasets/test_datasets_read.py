@@ -6,9 +6,11 @@ import tarfile
 import tracemalloc
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from PIL import Image
 
 from vidtok.datasets import (
@@ -101,6 +103,42 @@ def test_frames_and_floats_round_trip():
     video_CTHW = frames_to_video(frames_THWC)
     assert video_CTHW.min() == -1 and video_CTHW.max() == 1 and video_CTHW.is_contiguous()
     np.testing.assert_array_equal(video_to_frames(video_CTHW), frames_THWC)
+
+
+COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 0, 255), (0, 255, 255), (255, 255, 0), (220, 180, 160), (9,) * 3]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+@pytest.mark.parametrize(
+    ("height", "width", "matrix"),
+    [
+        (720, 1280, Colorspace.ITU709),
+        (640, 320, Colorspace.ITU709),  # upright
+        (577, 161, Colorspace.ITU709),  # odd sides: 4:4:4
+        (480, 640, Colorspace.ITU601),
+        (63, 161, Colorspace.ITU601),
+        (16, 160, Colorspace.ITU601),
+    ],
+)
+def test_color_is_tagged_and_coded_as_players_expect_it(tmp_path, suffix, height, width, matrix):
+    colors = torch.tensor(COLORS, dtype=torch.uint8)
+    columns = torch.arange(width).mul(8).div(width, rounding_mode="floor")
+    video_CTHW = colors[columns].T[:, None, None].expand(3, 2, height, width)
+    path = tmp_path / f"a{suffix}"
+    write_video(path, video_CTHW, 25)
+    with av.open(str(path)) as container:
+        context = container.streams.video[0].codec_context
+        tags = context.colorspace, context.color_range, context.color_primaries, context.color_trc
+        assert tags == (matrix, ColorRange.MPEG, ColorPrimaries.BT709, ColorTrc.BT709)
+        frame = next(container.decode(video=0))
+    at = np.arange(8) * width // 8 + width // 16
+    # By its tags, and as a player does that guesses the matrix from the size.
+    for arguments in ({}, {"src_colorspace": matrix, "dst_colorspace": matrix}):
+        seen = frame.reformat(format="rgb24", **arguments).to_ndarray()[height // 2, at]
+        assert np.abs(seen.astype(int) - colors.numpy()).max() <= 4
+    for backend in ("pyav", None):
+        with open_video(path, backend) as reader:
+            assert np.abs(reader.frames([0])[0, height // 2, at].astype(int) - colors.numpy()).max() <= 4
 
 
 def test_chunked_writing_equals_whole(clip, tmp_path):
