@@ -5,6 +5,7 @@ import itertools
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -157,7 +158,7 @@ def check_videos(
 
 
 def find_overlap(train: Files, val: Files) -> list[tuple[str, str]]:
-    """Find pairs (path in train, path in val) of files with the same bytes. Missing files are ignored.
+    """Find pairs (path in train, path in val) of files with the same bytes. Files that can't be read are ignored.
 
     Only files that agree in size and in their last 4 KB are read completely.
 
@@ -168,13 +169,14 @@ def find_overlap(train: Files, val: Files) -> list[tuple[str, str]]:
         The pairs, sorted.
     """
     sides = [dict.fromkeys(map(str, getattr(files, "paths", files))) for files in (train, val)]
-    groups = {(): tuple([path for path in side if os.path.exists(path)] for side in sides)}
+    groups = {(): tuple([path for path in side if os.path.isfile(path)] for side in sides)}
     for trait in (os.path.getsize, _tail, _digest):
         finer = defaultdict(lambda: ([], []))
         for key, group in groups.items():
             for side, paths in enumerate(group):
                 for path in paths:
-                    finer[key, trait(path)][side].append(path)
+                    with suppress(OSError):  # it can't be read, or is gone by now
+                        finer[key, trait(path)][side].append(path)
         groups = {key: group for key, group in finer.items() if all(group)}
     return sorted(pair for group in groups.values() for pair in itertools.product(*group))
 

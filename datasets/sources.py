@@ -16,6 +16,7 @@ from vidtok.datasets.annotations import read_annotations, without_brackets
 from vidtok.datasets.decode import MEDIA_SUFFIXES, VIDEO_SUFFIXES
 from vidtok.datasets.digits import MovingDigits
 from vidtok.datasets.labelled import LabelledDataset, LabelledVideos
+from vidtok.files import walk_files
 
 
 def of_split(table: pd.DataFrame, split: str | None, source: str | Path) -> pd.DataFrame:
@@ -72,19 +73,14 @@ def class_numbers(
 
 
 def find_media(root: str | Path, suffixes: tuple[str, ...]) -> list[str]:
-    """Find the files below `root` with one of `suffixes`, sorted, without hidden files.
+    """Find the files below `root` with one of `suffixes` as `walk_files` does, sorted.
 
     Raises:
         ValueError: root is not a folder.
     """
     if not Path(root).is_dir():
         raise ValueError(f"{root} is not a folder")
-    return sorted(
-        os.path.join(where, name)
-        for where, _, names in os.walk(root, followlinks=True)
-        for name in names
-        if name.lower().endswith(suffixes) and not name.startswith(".")
-    )
+    return sorted(walk_files(root, suffixes))
 
 
 class Names:

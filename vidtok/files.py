@@ -6,8 +6,11 @@ Results as JSON files.
 import json
 import math
 import os
+import warnings
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from glob import glob, has_magic
 from pathlib import Path
 
@@ -32,33 +35,113 @@ def find_videos(inputs: Iterable[str]) -> list[tuple[Path, Path]]:
 def find_files(inputs: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]:
     """(file, its path below the folder it was found in) of files, folders and glob patterns.
 
-    A file that is named is taken whatever its suffix; a folder, searched recursively, gives those with one of
-    `suffixes`. Nothing is taken twice.
+    A file that is named is taken whatever its suffix; a folder, searched as in `walk_files`, gives those with one of
+    `suffixes`. Nothing is taken twice, under whatever name or link.
 
     Raises:
         UserError: for an input that doesn't exist or matches nothing.
     """
-    found: dict[Path, Path] = {}
+    found: dict[str, tuple[Path, Path]] = {}
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            files = [(f, f.relative_to(path)) for f in _walk(path, suffixes)]
+            files = [(f, f.relative_to(path)) for f in sorted(map(Path, walk_files(path, suffixes)))]
             nothing = f"{text}: no {'/'.join(suffixes[:3])} file in this folder"
-        elif path.exists():
+        elif os.path.lexists(path):  # what can't be read is a failure of its own, and doesn't end the run
             files, nothing = [(path, Path(path.name))], ""
         elif has_magic(text):
             root = Path(*_fixed_parts(path))
-            files = [(f, f.relative_to(root)) for f in map(Path, sorted(glob(text, recursive=True))) if f.is_file()]
+            files = [(f, f.relative_to(root)) for f in _match(path, root)]
             nothing = f"{text}: no file matches"
         else:
             files, nothing = [], f"{text}: no such file or folder"
         if not files:
             raise UserError(nothing)
         for file, below in files:
-            found.setdefault(file.absolute(), below)
+            found.setdefault(os.path.realpath(file), (file.absolute(), below))
     # The paths as the user wrote them read better than absolute ones.
     here = Path.cwd()
-    return [(f.relative_to(here) if f.is_relative_to(here) else f, below) for f, below in found.items()]
+    return [(f.relative_to(here) if f.is_relative_to(here) else f, below) for f, below in found.values()]
+
+
+def walk_files(root: str | os.PathLike, suffixes: tuple[str, ...]) -> list[str]:
+    """List the files below a folder whose names end in one of `suffixes` in any case. Every search follows this rule.
+
+    Links to files and folders are followed. Each real file is listed once: by its path without links if that lies below
+    the folder too, else by the first link. Hidden files and folders are left out. A link that leads nowhere is listed,
+    so that whoever reads it reports it.
+
+    Warn of all else that is left out: other broken links, folders that can't be read, and files of these names that
+    are not regular (a FIFO, a socket, a device).
+
+    Args:
+        root: the folder.
+        suffixes: in lower case; "" fits every file.
+
+    Returns:
+        Paths that begin with `root`, in no order.
+    """
+    found: dict[str, str] = {}  # by real path
+    searched: set[str] = set()  # real paths of folders
+    folders, links = deque([os.fspath(root)]), deque()
+    while folders or links:
+        if not folders:  # links come last, so that a file's own path is found first
+            path = links.popleft()
+            if os.path.isdir(path):
+                folders.append(path)
+            else:
+                found.setdefault(os.path.realpath(path), path)
+            continue
+        folder = folders.popleft()
+        real_folder = os.path.realpath(folder)
+        if real_folder in searched:
+            continue
+        searched.add(real_folder)
+        try:
+            with os.scandir(folder) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except OSError as error:
+            warnings.warn(f"{folder}: {error.strerror}, left out", stacklevel=2)
+            continue
+        for entry in entries:
+            fits = entry.name.lower().endswith(suffixes)
+            if entry.name.startswith(".") or entry.name.lower() in _LITTER:
+                continue
+            if entry.is_symlink():
+                if os.path.isdir(entry.path) or (fits and os.path.isfile(entry.path)):
+                    links.append(entry.path)
+                elif not os.path.exists(entry.path):
+                    if fits:
+                        found.setdefault(os.path.join(real_folder, entry.name), entry.path)
+                    else:
+                        warnings.warn(f"{entry.path}: a link that leads nowhere, left out", stacklevel=2)
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            elif fits and entry.is_file(follow_symlinks=False):
+                found.setdefault(os.path.join(real_folder, entry.name), entry.path)
+            elif fits and os.path.exists(entry.path):
+                warnings.warn(f"{entry.path}: not a regular file, left out", stacklevel=2)
+    return [*found.values()]
+
+
+_LITTER = ("thumbs.db", "desktop.ini")  # files that Windows leaves in folders; those of macOS are hidden
+
+
+def _match(pattern: Path, root: Path) -> list[Path]:
+    """The files that a glob pattern matches, in order. root: its folders before the first wildcard."""
+    if "**" in pattern.parts:  # `glob` would follow a link into a loop until its paths get too long
+        steps = pattern.parts[len(root.parts) :]
+        return sorted(f for f in map(Path, walk_files(root, ("",))) if _fits(f.relative_to(root).parts, steps))
+    files = [Path(f) for f in sorted(glob(str(pattern))) if os.path.isfile(f) or not os.path.exists(f)]
+    return [file for file in files if file.name.lower() not in _LITTER]
+
+
+def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return _fits(parts, pattern[1:]) or (bool(parts) and _fits(parts[1:], pattern))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
 
 
 def plan_jobs(files: list[tuple[Path, Path]], output: str, suffix: str, suffixes: tuple[str, ...]) -> list[Job]:
@@ -89,15 +172,6 @@ def plan_jobs(files: list[tuple[Path, Path]], output: str, suffix: str, suffixes
         if job.target.resolve() in sources:
             raise UserError(f"{job.target} is one of the inputs: give another -o")
     return jobs
-
-
-def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    return sorted(
-        Path(where, name)
-        for where, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(suffixes) and not name.startswith(".")
-    )
 
 
 def _fixed_parts(pattern: Path) -> Iterable[str]:

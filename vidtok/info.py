@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vidtok.errors import UserError
+from vidtok.files import walk_files
 
 
 def describe(thing: str | Path) -> dict[str, object]:
@@ -114,7 +115,7 @@ def folder_info(path: Path) -> dict[str, object]:
     entries, settings = reader.entries, reader.settings
     labels = Counter(entry.label for entry in entries if entry.label is not None)
     splits = Counter(entry.split for entry in entries if entry.split is not None)
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    files = [path] if path.is_file() else [Path(file) for file in walk_files(path, ("",))]
     return {
         "features": f"{settings.feature} in {path} ({sum(file.stat().st_size for file in files)} bytes)",
         "videos": f"{len({entry.id for entry in entries})}, {len(entries)} records",

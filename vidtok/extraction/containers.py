@@ -28,6 +28,7 @@ from vidtok.extraction.record import (
     differences,
     entry_of,
 )
+from vidtok.files import walk_files
 
 VIDEOS, BYTES, SECONDS = 1000, 1 << 28, 300  # a shard ends at the first of these: what a kill can cost at most
 
@@ -204,8 +205,8 @@ def open_reader(path: str | Path) -> Reader:
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
     for container, suffix in SUFFIXES.items():
-        files = sorted(path.rglob(f"*{suffix}")) if path.is_dir() else [path] * (path.suffix == suffix)
-        if files := [file for file in files if file.is_file() and not file.name.startswith(".")]:
+        in_folder = path.is_dir()
+        if files := sorted(map(Path, walk_files(path, (suffix,)))) if in_folder else [path] * (path.suffix == suffix):
             return NpzReader(files) if container == "npz" else ShardReader(files, _form(container))
     raise ValueError(f"{path}: no features here ({', '.join(SUFFIXES.values())})")
 

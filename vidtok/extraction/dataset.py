@@ -32,6 +32,7 @@ from vidtok.datasets.loading import WHOLE, Shard, shard_rows
 from vidtok.errors import nearest
 from vidtok.extraction.containers import open_reader
 from vidtok.extraction.record import Entry, Record, describe, make_record, settings_of
+from vidtok.files import walk_files
 
 _ALIGNMENT = 64  # bytes
 _ARRAYS = ("features", "timestamps")
@@ -84,13 +85,13 @@ class UnpackedReader:
 
 
 def _fingerprint(path: Path) -> str:
-    digest = hashlib.sha256(f"columns:{os.path.realpath(path)}".encode())
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256(os.fsencode(f"columns:{os.path.realpath(path)}"))
+    files = sorted(map(Path, walk_files(path, ("",)))) if path.is_dir() else [path]
     for file in files:
         if not file.exists():
             raise ValueError(f"{file}: no such file or folder")
         status = file.stat()
-        digest.update(f"{file}:{status.st_size}:{status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{file}:{status.st_size}:{status.st_mtime_ns}\n"))
     return digest.hexdigest()[:24]
 
 

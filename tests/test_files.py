@@ -1,0 +1,118 @@
+"""Which files a folder holds, and how they are written."""
+
+import os
+import socket
+import warnings
+
+import pytest
+
+from vidtok.datasets import VideoFolder, files_by_split, find_overlap
+from vidtok.datasets.sources import find_media
+from vidtok.errors import UserError
+from vidtok.files import find_files, find_videos, walk_files
+
+MP4 = (".mp4",)
+
+
+def put(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+
+
+def below(folder, suffixes=MP4):
+    """Paths that `walk_files` finds, relative to the folder, and its warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = sorted(os.path.relpath(path, folder) for path in walk_files(folder, suffixes))
+    return found, [str(warning.message).replace(f"{folder}/", "") for warning in caught]
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """A folder with links to a file and folders outside of it, to itself, and to what it holds anyway."""
+    put(tmp_path, "real/b.mp4", "real/deep/c.mp4", "one.mp4", "data/own.mp4", "data/z/d.mp4")
+    data = tmp_path / "data"
+    (data / "linked").symlink_to(tmp_path / "real")
+    (data / "again").symlink_to(tmp_path / "real")
+    (data / "a.mp4").symlink_to(tmp_path / "one.mp4")
+    (data / "a-link-to-d.mp4").symlink_to(data / "z" / "d.mp4")
+    (data / "z" / "up").symlink_to(data)
+    (data / "loop").symlink_to("loop")
+    (tmp_path / "real" / "back").symlink_to(data)
+    return data
+
+
+def test_links_are_followed_and_each_file_is_listed_once(linked):
+    expected = ["a.mp4", "again/b.mp4", "again/deep/c.mp4", "own.mp4", "z/d.mp4"]
+    assert below(linked) == (expected, ["loop: a link that leads nowhere, left out"])
+
+
+@pytest.mark.filterwarnings("ignore:.*leads nowhere")
+def test_the_rule_is_the_same_for_every_search(linked, monkeypatch):
+    expected = [str(linked / name) for name in below(linked)[0]]
+    assert find_media(linked, MP4) == expected == files_by_split(linked)[str(linked)]
+    assert [str(file) for file, _ in find_files([str(linked)], MP4)] == expected
+    assert [str(file) for file, _ in find_files([f"{linked}/**/*.mp4"], MP4)] == expected
+    monkeypatch.chdir(linked)
+    assert len(find_files([".", "..", "linked", "z/up"], MP4)) == 5
+    for name in ("own.mp4", "a.mp4", "a-link-to-d.mp4"):
+        (linked / name).unlink()
+    dataset = VideoFolder(linked)
+    assert dataset.ids == ["again/b.mp4", "again/deep/c.mp4", "z/d.mp4"] and dataset.classes == ["again", "z"]
+
+
+def test_a_broken_link_is_listed_so_that_its_reader_reports_it(tmp_path):
+    put(tmp_path, "a.mp4")
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nothing.mp4")
+    (tmp_path / "disk").symlink_to("/not/mounted")
+    (tmp_path / ".#lock").symlink_to("host:1")
+    assert below(tmp_path) == (["a.mp4", "gone.mp4"], ["disk: a link that leads nowhere, left out"])
+    assert [str(name) for _, name in find_files([str(tmp_path / "gone.mp4")], MP4)] == ["gone.mp4"]
+
+
+def test_what_is_no_regular_file_is_left_out(tmp_path, monkeypatch):
+    put(tmp_path, "x.mp4/a.mp4", "x.mp4/._a.mp4", ".hidden/b.mp4", "Thumbs.db", ".DS_Store", "empty/.keep")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.mp4")
+        named = [f"{name}: not a regular file, left out" for name in ("pipe.mp4", "socket.mp4")]
+        assert below(tmp_path) == (["x.mp4/a.mp4"], named)
+    put(tmp_path, "b.mp4")
+    assert [str(file) for file, _ in find_files(["*"], MP4)] == ["b.mp4"]
+    assert [str(file) for file, _ in find_files(["**"], MP4)] == ["b.mp4", "x.mp4/a.mp4"]
+    with pytest.raises(UserError, match=r"empty: no \.mp4"):
+        find_videos(["empty"])
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    put(tmp_path, "a.mp4", "secret/b.mp4")
+    scandir = os.scandir
+
+    def scan(path):
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    assert below(tmp_path) == (["a.mp4"], ["secret: Permission denied, left out"])
+
+
+def test_files_that_vanish_or_cannot_be_read_have_no_twin(tmp_path, monkeypatch):
+    put(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    (tmp_path / "c.mp4").write_text("a.mp4")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    paths = {name: str(tmp_path / f"{name}.mp4") for name in ("a", "b", "c", "pipe", "gone")}
+    size = os.path.getsize
+
+    def getsize(path):
+        if path == paths["b"]:
+            raise FileNotFoundError(path)
+        return size(path)
+
+    monkeypatch.setattr(os.path, "getsize", getsize)
+    assert find_overlap(paths.values(), [paths["b"], paths["c"]]) == [
+        (paths["a"], paths["c"]),
+        (paths["c"], paths["c"]),
+    ]
