@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vidtok.datasets.decode import MEDIA_SUFFIXES
+from vidtok.datasets.container import MEDIA_SUFFIXES
 
 UNDERSTOOD = (
     "Formats understood: Kinetics csv (label,youtube_id,time_start,time_end,split); Something-Something-v2 json "

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vidtok.datasets.decode import Chunk, OnError, PyAVReader, VideoReader
+from vidtok.datasets.decode import Chunk, OnError, PyAVReader, VideoReader, convert_pictures
+from vidtok.datasets.frames import View
 from vidtok.datasets.seek import read_timeline
 from vidtok.errors import VideoError
 
@@ -23,6 +24,7 @@ class VerifiedReader:
     """
 
     backend: str
+    error = None
 
     def __init__(self, path: str | Path):
         self.path, timeline = Path(path), read_timeline(path)
@@ -44,18 +46,18 @@ class VerifiedReader:
     def duration(self) -> float:
         return float(self.timestamps[-1]) + 1 / self.fps
 
-    def frames(self, indices: Sequence[int]) -> np.ndarray:
+    def frames(self, indices: Sequence[int], view: View | None = None) -> np.ndarray:
         wanted = np.asarray(indices, dtype=np.int64)
         if wanted.ndim != 1 or not wanted.size or wanted.min() < 0 or wanted.max() >= self.num_frames:
             raise ValueError(f"{self.path} has frames 0 to {self.num_frames - 1}, not {indices!r}")
-        return self._get(wanted.tolist())
+        return convert_pictures(self._get(wanted.tolist()), view)
 
-    def iter_frames(self, chunk: int = 16) -> Iterator[Chunk]:
+    def iter_frames(self, chunk: int = 16, view: View | None = None) -> Iterator[Chunk]:
         if chunk < 1:
             raise ValueError(f"chunk={chunk} must be at least 1")
         for start in range(0, self.num_frames, chunk):
             stop = min(start + chunk, self.num_frames)
-            yield Chunk(self._get(list(range(start, stop))), self.timestamps[start:stop])
+            yield Chunk(self.frames(range(start, stop), view), self.timestamps[start:stop])
 
     def __enter__(self) -> "VerifiedReader":
         return self
@@ -83,6 +85,7 @@ class VerifiedReader:
         with PyAVReader(self.path) as reader:
             truth_HWC, turned = reader.frames([0])[0], reader.turned
         mine_HWC = self._get([0])[0]
+        self.size = mine_HWC.shape[:2]
         if turned:
             raise self._distrust("the picture is turned by metadata")
         if mine_HWC.shape != truth_HWC.shape:
@@ -173,15 +176,19 @@ class TorchCodecReader(VerifiedReader):
         self._decoder = None
 
 
-def open_video(path: str | Path, backend: str | None = None, on_error: OnError = "raise") -> VideoReader:
+READERS = ("auto", "pyav", "decord", "torchcodec")
+
+
+def open_video(path: str | Path, backend: str | None = "auto", on_error: OnError = "raise") -> VideoReader:
     """Open a video, or an image as a video of one frame.
 
     Args:
         path: the file.
         backend: "pyav" decodes sequentially and is always correct. "decord" and "torchcodec" seek, and raise
-            `VideoError` on a file where they cannot be verified. None uses decord if it is installed and verified on
-            the file, else PyAV.
-        on_error: "raise", or "keep": a video that breaks in the middle ends at its last good frame (PyAV only).
+            `VideoError` on a file where they cannot be verified. "auto" is "pyav": the other two convert colors with
+            other rounding, so that their pixels never equal PyAV's, and `vidtok bench loader` finds neither faster.
+            None is "auto".
+        on_error: "raise", or "keep": a video that breaks in the middle ends at its last good frame ("pyav" only).
 
     Raises:
         VideoError: the file cannot be decoded.
@@ -189,17 +196,10 @@ def open_video(path: str | Path, backend: str | None = None, on_error: OnError =
     """
     if on_error not in ("raise", "keep"):
         raise ValueError(f"on_error={on_error!r} is not 'raise' or 'keep'")
-    if backend not in (None, "pyav", "decord", "torchcodec"):
-        raise ValueError(f"backend={backend!r} is not 'pyav', 'decord', 'torchcodec' or None (automatic)")
-    if on_error == "keep" and backend not in (None, "pyav"):
-        raise ValueError("on_error='keep' needs backend='pyav': only sequential decoding finds the break")
-    if backend == "pyav" or on_error == "keep" or (backend is None and not has_decord()):
+    if backend not in (*READERS, None):
+        raise ValueError(f"backend={backend!r} is not one of {', '.join(READERS)}")
+    if backend in ("auto", "pyav", None):
         return PyAVReader(path, on_error)
-    if backend == "torchcodec":
-        return TorchCodecReader(path)
-    if backend == "decord":
-        return DecordReader(path)
-    try:
-        return DecordReader(path)
-    except VideoError:  # not verified; if the file itself is broken, PyAV's error is more precise
-        return PyAVReader(path)
+    if on_error == "keep":
+        raise ValueError("on_error='keep' needs backend='pyav': only sequential decoding finds the break")
+    return DecordReader(path) if backend == "decord" else TorchCodecReader(path)

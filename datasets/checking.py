@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from vidtok.datasets.backends import DecordReader, has_decord
 from vidtok.datasets.clips import ClipFolder
-from vidtok.datasets.decode import IMAGE_SUFFIXES, PyAVReader
+from vidtok.datasets.container import IMAGE_SUFFIXES
+from vidtok.datasets.decode import PyAVReader
 from vidtok.datasets.labelled import LabelledDataset
 from vidtok.datasets.loading import DecodePool
 from vidtok.datasets.sources import files_by_split

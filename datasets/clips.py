@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from vidtok.datasets.annotations import read_annotations
-from vidtok.datasets.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES, PyAVReader
+from vidtok.datasets.container import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from vidtok.datasets.decode import PyAVReader
 from vidtok.datasets.frames import frames_to_video
 from vidtok.datasets.loading import WHOLE, DecodePool, Shard, check_clip, check_counts, is_image_batch, shard_rows
 from vidtok.datasets.seek import read_window, window_indices

@@ -5,6 +5,7 @@ Legend: B clips, T H W video.
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -80,6 +81,30 @@ def plan_resize(height: int, width: int, size: Size, multiple: int = 8) -> tuple
     return resized, cut
 
 
+class View(NamedTuple):
+    """Region of a picture, and the size at which to read it.
+
+    Attributes:
+        box: (top, left, height, width) in pixels of the picture as shown.
+        size: (height, width) after resizing.
+    """
+
+    box: tuple[int, int, int, int]
+    size: tuple[int, int]
+
+
+def plan_view(height: int, width: int, size: Size, multiple: int = 8) -> View:
+    """Compute the view that crops first what `resize_video` crops after resizing, for pictures of height x width.
+
+    Raises:
+        ValueError: the crop would be empty.
+    """
+    (new_h, new_w), cut = plan_resize(height, width, size, multiple)
+    box_h, box_w = round(cut[0] * height / new_h), round(cut[1] * width / new_w)
+    top, left = (height - box_h) // 2, (width - box_w) // 2
+    return View((top, left, box_h, box_w), cut)
+
+
 Matrix = tuple[int, int, int, int]
 
 # Display matrices of EXIF's orientations 2 to 8, see `display_matrix`.
@@ -92,17 +117,6 @@ _ORIENTATIONS: dict[int, Matrix] = {
     7: (0, -1, -1, 0),
     8: (0, -1, 1, 0),
 }
-
-
-def to_rgb(frame: VideoFrame, width: int, height: int, matrix: Matrix | None = None) -> np.ndarray:
-    """Convert a decoded frame to uint8 [H,W,3] RGB as shown.
-
-    Args:
-        width, height: size in pixels before rotation; a frame of another size is scaled to it.
-        matrix: display matrix to apply; None, the frame's own.
-    """
-    image_HWC = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
-    return orient(image_HWC, matrix or display_matrix(frame))
 
 
 def exif_matrix(path: Path) -> Matrix | None:
@@ -145,6 +159,23 @@ def orient(image_HWC: np.ndarray, matrix: Matrix | None) -> np.ndarray:
     if swaps_sides(matrix):
         image_HWC, a, d = image_HWC.transpose(1, 0, 2), c, b
     return image_HWC[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def uncrop(box: tuple[int, int, int, int], size: tuple[int, int], matrix: Matrix | None) -> tuple[int, int, int, int]:
+    """Return the box of the coded picture that `orient` turns into `box` of a shown picture of `size` (height, width).
+
+    Boxes are (top, left, height, width) in pixels.
+    """
+    if matrix is None:
+        return box
+    top, left, height, width = box
+    a, b, c, d = matrix
+    swap = swaps_sides(matrix)
+    if swap:
+        a, d = c, b
+    top = size[0] - top - height if d < 0 else top
+    left = size[1] - left - width if a < 0 else left
+    return (left, top, width, height) if swap else (top, left, height, width)
 
 
 COLUMNS = 6  # frames per clip in `frame_rows`

@@ -16,9 +16,13 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av import VideoFrame
+from av.container import InputContainer
+from av.video.stream import VideoStream
 
-from vidtok.datasets.decode import Chunk, PyAVReader, describe, open_container, stream_fps
-from vidtok.datasets.frames import to_rgb
+from vidtok.datasets.container import describe, open_container, stream_fps
+from vidtok.datasets.decode import Chunk, FrameConverter, PyAVReader, convert_pictures, places_of
+from vidtok.datasets.frames import View, display_matrix
 from vidtok.errors import VideoError
 
 
@@ -205,19 +209,24 @@ def _decode(path: str | Path, frames_file: Path, facts_file: Path) -> None:
 
 
 Choose = Callable[[np.ndarray, float], np.ndarray]
+ChooseView = Callable[[int, int], View | None]
 
 
-def read_selection(path: str | Path, choose: Choose, cache: str | Path | None = None) -> Chunk:
-    """Read selected frames, decoding from the nearest keyframe where the file allows it.
+def read_selection(
+    path: str | Path, choose: Choose, cache: str | Path | None = None, view: ChooseView = lambda height, width: None
+) -> Chunk:
+    """Read selected frames, decoding from the nearest keyframes where the file allows it.
 
     Args:
         path: the video.
         choose: function of (timestamps, float64 [N] in seconds; fps) that returns int64 frame indices of any shape,
             repeats allowed.
         cache: folder for decoded frames, see `cached_frames`; None, no cache.
+        view: function of (height, width) in pixels as shown that returns the region to read and its output size; None,
+            the whole picture at native size. Called once, after `choose`.
 
     Returns:
-        Frames uint8 [*shape,H,W,3] and timestamps float64 [*shape] in seconds.
+        Frames uint8 [*shape,h,w,3] and timestamps float64 [*shape] in seconds.
 
     Raises:
         VideoError: the video can't be decoded.
@@ -225,50 +234,64 @@ def read_selection(path: str | Path, choose: Choose, cache: str | Path | None = 
     if cache is not None:
         pictures, timestamps, fps = cached_frames(path, cache)
         indices = choose(timestamps, fps)
-        return Chunk(np.array(pictures[indices]), timestamps[indices])
+        return Chunk(convert_pictures(pictures[indices], view(*pictures.shape[1:3])), timestamps[indices])
     timeline, frames_NHWC = _timeline(str(path)), None
     if timeline.unreliable is None:
         timestamps = timeline.timestamps
         indices = choose(timestamps, timeline.fps)
-        frames_NHWC = _seek(path, timeline, indices.ravel())
+        view = lru_cache(view)  # drawn once, also if seeking is given up
+        frames_NHWC = _seek(path, timeline, indices.ravel(), view)
     if frames_NHWC is None:
         with PyAVReader(path) as reader:
             timestamps = reader.timestamps
             indices = choose(timestamps, reader.fps)
-            frames_NHWC = reader.frames(indices.ravel())
+            frames_NHWC = reader.frames(indices.ravel(), view(*reader.size))
     return Chunk(frames_NHWC.reshape(*indices.shape, *frames_NHWC.shape[1:]), timestamps[indices])
 
 
 _timeline = lru_cache(maxsize=20_000)(read_timeline)
+AHEAD = 16  # frames; decoding so many is cheaper than a seek
 
 
-def _seek(path: str | Path, timeline: Timeline, indices: np.ndarray) -> np.ndarray | None:
-    """Decode frames from the last keyframe that is not after the first index.
+def _seek(path: str | Path, timeline: Timeline, indices: np.ndarray, view: ChooseView) -> np.ndarray | None:
+    """Decode frames in ascending order, seeking to a keyframe wherever that skips more than `AHEAD` frames.
 
-    Return None if seeking leads elsewhere, as in containers without an index (MPEG-TS and -PS).
+    Return None if seeking leads elsewhere, as in containers without an index (MPEG-TS and -PS), or to frames that the
+    decoder reports as corrupt.
     """
-    wanted = set(timeline.pts[indices].tolist())
-    first, last, pictures = min(wanted), max(wanted), {}
+    places, out, convert = places_of(timeline.pts[indices]), None, None
     container, stream = open_container(path)
     with container:
-        container.seek(int(timeline.keys[np.searchsorted(timeline.keys, first, side="right") - 1]), stream=stream)
-        packets = container.demux(stream)
+        frames: Iterator[VideoFrame] | None = None
+        at = None  # time of the last decoded frame
         try:
-            start = next(packets)
-            if not start.is_keyframe or start.pts is None or start.pts > first:
-                return None
-            for frame in chain(start.decode(), chain.from_iterable(packet.decode() for packet in packets)):
-                if frame.pts in wanted:
-                    pictures[frame.pts] = to_rgb(frame, stream.codec_context.width, stream.codec_context.height)
-                if frame.pts is None or frame.pts >= last:
-                    break
+            for wanted in sorted(places):
+                key = int(timeline.keys[np.searchsorted(timeline.keys, wanted, side="right") - 1])
+                if at is None or (key > at and np.subtract(*np.searchsorted(timeline.pts, (key, at))) > AHEAD):
+                    frames = _frames_from(container, stream, key)
+                for frame in frames or ():
+                    if (at := frame.pts) is None or at >= wanted:
+                        break
+                if frames is None or at != wanted or frame.is_corrupt:
+                    return None
+                convert = convert or FrameConverter((frame.width, frame.height), display_matrix(frame))
+                picture_HWC = convert(frame, view(*convert.size))
+                out = np.empty((len(indices), *picture_HWC.shape), np.uint8) if out is None else out
+                out[places[wanted]] = picture_HWC
         except av.error.FFmpegError as e:
             what = f"frames {indices.min()} to {indices.max()}"
             raise VideoError(path, f"the stream breaks while reading {what} ({describe(e)})") from e
-    if len(pictures) != len(wanted):
-        what = f"frames {indices.min()} to {indices.max()}"
-        raise VideoError(path, f"{what}: {len(pictures)} of {len(wanted)} were decoded")
-    return np.stack([pictures[p] for p in timeline.pts[indices].tolist()])
+    return out
+
+
+def _frames_from(container: InputContainer, stream: VideoStream, key: int) -> Iterator[VideoFrame] | None:
+    """Seek to the keyframe at time `key` in ticks and return the frames from there; None if seeking leads elsewhere."""
+    container.seek(key, stream=stream)
+    packets = container.demux(stream)
+    start = next(packets)
+    if not start.is_keyframe or start.pts is None or start.pts > key:
+        return None
+    return chain(start.decode(), chain.from_iterable(packet.decode() for packet in packets))
 
 
 def read_window(path: str | Path, frames: int, fps: float | None, position: float) -> np.ndarray:

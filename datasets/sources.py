@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from vidtok.datasets.annotations import read_annotations, without_brackets
-from vidtok.datasets.decode import MEDIA_SUFFIXES, VIDEO_SUFFIXES
+from vidtok.datasets.container import MEDIA_SUFFIXES, VIDEO_SUFFIXES
 from vidtok.datasets.digits import MovingDigits
 from vidtok.datasets.labelled import LabelledDataset, LabelledVideos
 from vidtok.files import walk_files

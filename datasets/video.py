@@ -14,8 +14,10 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from PIL import Image
 from torch import Tensor
 
-from vidtok.datasets.decode import Chunk, OnError, PyAVReader, open_container
-from vidtok.datasets.frames import Size, check_size, frames_to_video, plan_resize, resize_video, video_to_frames
+from vidtok.datasets.backends import open_video
+from vidtok.datasets.container import open_container
+from vidtok.datasets.decode import Chunk, OnError, PyAVReader
+from vidtok.datasets.frames import Size, check_size, frames_to_video, plan_view, video_to_frames
 from vidtok.datasets.seek import resample_chunks
 from vidtok.errors import VideoError
 
@@ -81,23 +83,25 @@ class VideoStream:
         error: the `VideoError` that ended the video early with on_error="keep", or None.
     """
 
-    def __init__(self, path: str | Path, fps: float | None, size: Size, chunk: int, multiple: int, on_error: OnError):
+    def __init__(
+        self, path: str | Path, fps: float | None, size: Size, chunk: int, multiple: int, on_error: OnError, reader: str
+    ):
         if fps is not None and not fps > 0:
             raise ValueError(f"fps={fps} must be above 0")
         if chunk < 1:
             raise ValueError(f"chunk={chunk} must be at least 1")
         check_size(size)
-        self._reader = PyAVReader(path, on_error)
-        self._chunk, self._size_wanted, self._multiple = chunk, size, multiple
+        self._reader, self._chunk = open_video(path, reader, on_error), chunk
         self.path, self.backend = self._reader.path, self._reader.backend
         self.native_fps, self.fps = self._reader.fps, self._reader.fps if fps is None else float(fps)
         self._resample = fps is not None
         self.native_size = self._reader.size
         try:
-            self.size = plan_resize(*self.native_size, size, multiple)[1]
+            self._view = plan_view(*self.native_size, size, multiple)
         except ValueError as e:
             self.close()
             raise VideoError(path, str(e)) from e
+        self.size = self._view.size
         self._times: list[np.ndarray] = []
 
     @property
@@ -113,12 +117,17 @@ class VideoStream:
         return self._reader.error
 
     def __iter__(self) -> Iterator[Tensor]:
-        chunks: Iterator[Chunk] = self._reader.iter_frames(self._chunk)
+        for frames_THWC in self.iter_uint8():
+            yield frames_to_video(frames_THWC)[None]
+
+    def iter_uint8(self) -> Iterator[np.ndarray]:
+        """Iterate over the same chunks as uint8 [t,H,W,3], a quarter of the memory."""
+        chunks: Iterator[Chunk] = self._reader.iter_frames(self._chunk, self._view)
         if self._resample:
             chunks = resample_chunks(chunks, self.fps, 1 / self.native_fps, self._chunk)
         for frames_THWC, times in chunks:
             self._times.append(times)
-            yield resize_video(frames_to_video(frames_THWC), self._size_wanted, self._multiple)[None]
+            yield frames_THWC
         self.close()
 
     def close(self) -> None:
@@ -138,6 +147,7 @@ def iter_video(
     chunk: int = 16,
     multiple: int = 8,
     on_error: OnError = "raise",
+    reader: str = "auto",
 ) -> VideoStream:
     """Stream a video of any length in bounded memory; see `VideoStream` for the chunks.
 
@@ -149,12 +159,13 @@ def iter_video(
         multiple: sides are cropped to a multiple of it where `size` does not set them; 1 with size=None keeps all
             pixels.
         on_error: "raise", or "keep": a video that breaks in the middle ends at its last good frame.
+        reader: "auto", "pyav", "decord" or "torchcodec", see `open_video`.
 
     Raises:
         VideoError: the file can't be decoded; raised when iteration reaches the break, if not before.
         ValueError: an illegal argument.
     """
-    return VideoStream(path, fps, size, chunk, multiple, on_error)
+    return VideoStream(path, fps, size, chunk, multiple, on_error, reader)
 
 
 def read_video(
@@ -173,9 +184,10 @@ def read_video(
         fps: frames per second to resample to. Frame j is the latest one whose timestamp is not after j/fps (within
             1 ms, the rounding of containers with millisecond timestamps); the last frame is shown for 1/native fps.
             None keeps every frame.
-        size: in pixels. int, the short side becomes `size` (bicubic, antialiased, aspect ratio kept), and the long
-            side is center-cropped to a multiple of the stride; (h, w), the video is resized to cover h x w and
-            center-cropped; None, native size, center-cropped to multiples of the stride.
+        size: in pixels. int, the short side becomes `size` (aspect ratio kept), and the long side is center-cropped to
+            a multiple of the stride; (h, w), the largest centered region of that aspect ratio is resized to h x w;
+            None, native size, center-cropped to multiples of the stride. For the filters see `AREA_FACTOR` in
+            `vidtok.datasets.decode`.
         max_frames: number of frames to read, before T is cropped to 1 + a multiple of the stride; None, all.
         stride: (time, height, width) of the tokenizer.
 

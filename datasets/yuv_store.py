@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidtok.datasets.decode import PyAVReader
-from vidtok.datasets.frames import display_matrix, to_rgb
+from vidtok.datasets.frames import display_matrix
 from vidtok.datasets.loading import DecodePool
 from vidtok.errors import VideoError
 
@@ -260,7 +260,7 @@ def _decode(job: Job) -> StoredVideo | None:
                     matrix = MATRICES[int(frame.colorspace)] if is_direct else 601
                     full = is_direct and _is_full_range(frame)
                 if not is_direct or _layout(frame) != layout:
-                    frame = _to_yuv(to_rgb(frame, *reader.coded_size), matrix, full)
+                    frame = _to_yuv(reader.convert(frame, None), matrix, full)
                 for plane in _planes(frame):
                     file.write(np.ascontiguousarray(plane))
                 if file.tell() > limit:

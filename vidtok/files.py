@@ -27,7 +27,7 @@ class Job:
 
 def find_videos(inputs: Iterable[str]) -> list[tuple[Path, Path]]:
     """`find_files` for videos. Images are taken where they are named, not out of folders."""
-    from vidtok.datasets.decode import VIDEO_SUFFIXES
+    from vidtok.datasets.container import VIDEO_SUFFIXES
 
     return find_files(inputs, VIDEO_SUFFIXES)
 
@@ -154,7 +154,7 @@ def plan_jobs(files: list[tuple[Path, Path]], output: str, suffix: str, suffixes
     Raises:
         UserError: where two results would get one name, or a result would replace an input.
     """
-    from vidtok.datasets.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+    from vidtok.datasets.container import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
     out = Path(output)
     ending = out.suffix.lower()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vidtok.checks import pick_device
 from vidtok.datasets import LabelledDataset, LabelledVideos
-from vidtok.datasets.decode import VIDEO_SUFFIXES
+from vidtok.datasets.container import VIDEO_SUFFIXES
 from vidtok.errors import is_expected, one_line
 from vidtok.eval.recognition.inputs import join_segments, shuffle_frames
 from vidtok.extraction import read_npz

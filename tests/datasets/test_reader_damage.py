@@ -65,7 +65,9 @@ def test_concealed_frames_end_the_good_ones(tmp_path):
     write(path, "libx264")
     whole, data, rng = read(path), path.read_bytes(), random.Random(0)
     noticed = 0
-    for _ in range(12):
+    for _ in range(200):  # x264 writes other bytes every time, and not all damage is noticed
+        if noticed == 4:
+            break
         rotten = bytearray(data)
         place = rng.randrange(len(data) // 4, len(data) * 3 // 4)
         for i in range(4):
@@ -79,7 +81,7 @@ def test_concealed_frames_end_the_good_ones(tmp_path):
         assert len(frames) == reader.error.good_frames < FRAMES
         good = max(len(frames) - REORDERED, 0)
         assert np.abs(frames.astype(int)[:good] - whole[:good]).mean((1, 2, 3)).max(initial=0) < 0.5
-    assert noticed >= 4
+    assert noticed == 4
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])

@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from vidtok.datasets.decode import MEDIA_SUFFIXES
+from vidtok.datasets.container import MEDIA_SUFFIXES
 from vidtok.extraction.record import (
     Entry,
     Record,
