@@ -34,6 +34,9 @@ class Head(PretrainedModel, nn.Module, tags=["video-classification"]):
         norm: norm of the pooled features.
     """
 
+    compiled_parts = ("embed", "position", "blocks", "query", "mlp")
+    compiled_methods = ("encode", "forward_features", "pool", "forward_head")
+
     config: HeadConfig
     embed: nn.Module
 

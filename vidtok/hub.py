@@ -7,6 +7,8 @@ import hashlib
 import os
 import pickle
 import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import TypeVar
@@ -18,12 +20,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vidtok.compiled import CompiledMethods
 from vidtok.config import save_config
 from vidtok.errors import nearest, one_line
 
 PRETRAINED = Path(__file__).parent / "pretrained"  # the models that the package ships, one folder each
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
+# What torch.compile, DistributedDataParallel, FSDP and activation checkpointing put into the names of wrapped parts.
+WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
 EXPORT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 PARTS = ("best", "model")  # of a run folder, where its models are
@@ -79,7 +84,7 @@ def load_weights(module: nn.Module, path: Path, rename=str) -> str:
         ValueError: where the file is damaged, or holds other tensors than the module does: the first of them.
     """
     try:
-        tensors = {rename(name): tensor for name, tensor in load_file(path).items()}
+        tensors = {rename(WRAPPERS.sub("", name)): tensor for name, tensor in load_file(path).items()}
     except SafetensorError as error:
         raise ValueError(f"{path} can't be read: {error}") from error
     wanted = module.state_dict()
@@ -134,10 +139,24 @@ def read_state(where: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} can't be read: {str(error).splitlines()[0]}") from error
 
 
+def unwrap_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under the names that it has where no part is wrapped (see `WRAPPERS`), with each tensor whole."""
+    # A tensor that FSDP has sharded is gathered: all processes have to call this.
+    return {
+        WRAPPERS.sub("", name): tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        for name, tensor in state.items()
+    }
+
+
 def hash_weights(module: nn.Module) -> str:
     """The first 16 hex digits of the sha256 of a module's weights in memory: of their names, dtypes and values."""
+    return hash_state(module.state_dict())
+
+
+def hash_state(state: Mapping[str, Tensor]) -> str:
+    """`hash_weights` of a state dict."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(unwrap_state(state).items()):
         digest.update(name.encode())
         # Whole numbers count as floats and float32 goes without saying, so that hashes of old results stay the same.
         tensor = tensor if tensor.is_floating_point() else tensor.float()
@@ -147,7 +166,7 @@ def hash_weights(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-class PretrainedModel(PyTorchModelHubMixin, library_name="vidtok"):
+class PretrainedModel(CompiledMethods, PyTorchModelHubMixin, library_name="vidtok"):
     """Mixin of modules that are saved, loaded and shared by the folder: adds `save_pretrained`, `push_to_hub` and
     `weight_hash`. A class defines `from_pretrained` and `_describe`.
 
@@ -155,17 +174,40 @@ class PretrainedModel(PyTorchModelHubMixin, library_name="vidtok"):
     edits through `.data` and steps of fused optimizers.
     """
 
-    _loaded: tuple[str, str] | None = None  # hash of the weight file, and of the weights that it gave
+    # Hash of the weight file, of the weights that it gave, and of these cast to another dtype.
+    _loaded: tuple[str, str, str] | None = None
 
     @property
     def weight_hash(self) -> str:
-        """sha256 (16 hex digits) of the weight file, as long as the weights are the ones in it; else of the weights."""
+        """sha256 (16 hex digits) of the weight file, as long as the weights are the ones in it; else of the weights.
+
+        Casting the weights of a file, here or with a model around this one, leaves it; casting them back does only if
+        no weight was rounded.
+        """
         now = hash_weights(self)
-        return self._loaded[0] if self._loaded is not None and self._loaded[1] == now else now
+        return self._loaded[0] if self._loaded is not None and now in self._loaded[1:] else now
 
     def set_file_hash(self, file_hash: str) -> None:
         """Make `file_hash` the `weight_hash` of the weights as they are now."""
-        self._loaded = file_hash, hash_weights(self)
+        now = hash_weights(self)
+        self._loaded = file_hash, now, now
+
+    @contextmanager
+    def casting(self) -> Iterator[None]:
+        """Keep the `weight_hash` of a file where the block casts its weights to another dtype."""
+        before = self.state_dict()
+        yield
+        after = self.state_dict()
+        # Hashed only if a cast is seen, since moves between devices come here too.
+        if self._loaded is not None and any(after[name].dtype != before[name].dtype for name in after):
+            file_hash, original, _ = self._loaded
+            if hash_state(before) == original:
+                self._loaded = file_hash, original, hash_state(after)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PretrainedModel":
+        """Called by `to`, `half`, `cuda`, ... of this module and of those around it."""
+        with self.casting():
+            return super()._apply(fn, recurse)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, *, dtype: torch.dtype | None = None, **hub_arguments
@@ -206,7 +248,7 @@ class PretrainedModel(PyTorchModelHubMixin, library_name="vidtok"):
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write the weights of a module as safetensors, each in its own dtype."""
     # Copies, since safetensors refuses tensors that share memory.
-    tensors = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    tensors = {name: tensor.detach().cpu() for name, tensor in unwrap_state(module.state_dict()).items()}
     save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, path)
 
 

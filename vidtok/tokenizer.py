@@ -50,6 +50,11 @@ class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
         bits: log2 of the codebook size.
     """
 
+    compiled_parts = ("encoder", "decoder")
+    compiled_methods = (
+        "encode", "encode_latents", "forward_features", "decode", "stream_encode", "stream_decode", "encode_chunk",
+    )  # fmt: skip
+
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.config = config
@@ -170,7 +175,7 @@ class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
         # In training the convolutions may be faster than exact; what is stored or compared must be the same everywhere.
         with streaming.exact_convolutions():
             if hidden:
-                return self.encoder.forward_features(video.to(self.dtype), state).float()
+                return self.encoder(video.to(self.dtype), state, hidden=True).float()
             return self._latents(video, state)
 
     def _encode(self, video: Tensor, tile, hidden: bool = False) -> Tensor:
@@ -207,15 +212,13 @@ class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
         if precision not in PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}: {nearest(precision, PRECISIONS)}")
         # Tokens name their precision beside the hash.
-        keeps_hash = precision == "bf16" and self._loaded is not None and self.weight_hash == self._loaded[0]
-        for net in (self.encoder, self.decoder):
-            net.to(PRECISIONS[precision])
-            for parameter in net.parameters():
-                if parameter.ndim in (4, 5):
-                    layout = torch.channels_last if parameter.ndim == 4 else torch.channels_last_3d
-                    parameter.data = parameter.data.contiguous(memory_format=layout)
-        if keeps_hash:
-            self.set_file_hash(self._loaded[0])
+        with self.casting():
+            for net in (self.encoder, self.decoder):
+                net.to(PRECISIONS[precision])
+                for parameter in net.parameters():
+                    if parameter.ndim in (4, 5):
+                        layout = torch.channels_last if parameter.ndim == 4 else torch.channels_last_3d
+                        parameter.data = parameter.data.contiguous(memory_format=layout)
         return self
 
     @classmethod
@@ -236,9 +239,8 @@ class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
         """
         config, weights = find_pretrained(name, "tokenizer", **hub_arguments)
         tokenizer = cls(read_config(config))
-        file_hash = load_weights(tokenizer, weights)
-        tokenizer.eval().set_precision(precision).to(device).set_file_hash(file_hash)
-        return tokenizer
+        tokenizer.set_file_hash(load_weights(tokenizer, weights))
+        return tokenizer.eval().set_precision(precision).to(device)
 
     def _describe(self) -> tuple[str, str]:
         return SCHEMA, "A video tokenizer for vidtok: `VideoTokenizer.from_pretrained(PATH)`."

@@ -141,6 +141,9 @@ class Generator(PretrainedModel, nn.Module, tags=["video-generation"]):
         default_steps: number of sampling steps if none is given.
     """
 
+    compiled_parts = ("trunk",)
+    compiled_methods = ("generate",)
+
     causal = False
     default_steps: int
 

@@ -78,8 +78,10 @@ class Encoder(nn.Module):
             x = layer(x, state)
         return F.silu(self.norm(x))
 
-    def forward(self, x_B3THW: Tensor, state: State | None = None) -> Tensor:
-        return self.head(self.forward_features(x_B3THW, state))
+    def forward(self, x_B3THW: Tensor, state: State | None = None, hidden: bool = False) -> Tensor:
+        """Encode; with `hidden`, as `forward_features`, which hooks and torch.compile don't see."""
+        features = self.forward_features(x_B3THW, state)
+        return features if hidden else self.head(features)
 
 
 class DecoderStage(nn.Module):

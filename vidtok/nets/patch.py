@@ -105,7 +105,10 @@ class Encoder(nn.Module):
     def forward_features(self, x_B3THW: Tensor, state: State | None = None) -> Tensor:
         return self._features(x_B3THW, state).movedim(-1, 1)
 
-    def forward(self, x_B3THW: Tensor, state: State | None = None) -> Tensor:
+    def forward(self, x_B3THW: Tensor, state: State | None = None, hidden: bool = False) -> Tensor:
+        """Encode; with `hidden`, as `forward_features`, which hooks and torch.compile don't see."""
+        if hidden:
+            return self.forward_features(x_B3THW, state)
         return self.head(self._features(x_B3THW, state)).movedim(-1, 1)
 
 
