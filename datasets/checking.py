@@ -19,7 +19,7 @@ from vidtok.datasets.labelled import LabelledDataset
 from vidtok.datasets.loading import DecodePool
 from vidtok.datasets.sources import files_by_split
 from vidtok.errors import UserError, VideoError
-from vidtok.files import validate_output
+from vidtok.files import replacing, validate_output
 
 if TYPE_CHECKING:
     import pandas
@@ -97,9 +97,8 @@ def check(
         progress(len(rows), len(videos))
     table = pd.DataFrame(rows).astype({"frames": "Int64", "height": "Int64", "width": "Int64"})
     if output is not None:
-        part = f"{output}.{os.getpid()}.part"
-        table.to_csv(part, index=False)
-        os.replace(part, output)
+        with replacing(output) as part:
+            table.to_csv(part, index=False)
     overlap = [
         (a, ours, b, theirs)
         for a, b in itertools.combinations(splits, 2)

@@ -24,6 +24,7 @@ from vidtok.datasets.container import describe, open_container, stream_fps
 from vidtok.datasets.decode import Chunk, FrameConverter, PyAVReader, convert_pictures, places_of
 from vidtok.datasets.frames import View, display_matrix
 from vidtok.errors import VideoError
+from vidtok.files import replacing
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def cached_frames(path: str | Path, folder: str | Path) -> tuple[np.ndarray, np.
     folder = Path(folder)
     status = os.stat(path)
     key = f"{os.path.realpath(path)}:{status.st_size}:{status.st_mtime_ns}"
-    name = hashlib.sha256(key.encode()).hexdigest()[:24]
+    name = hashlib.sha256(os.fsencode(key)).hexdigest()[:24]
     frames_file, facts_file = folder / f"{name}.rgb", folder / f"{name}.npz"
     if not facts_file.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -191,21 +192,16 @@ def cached_frames(path: str | Path, folder: str | Path) -> tuple[np.ndarray, np.
 
 def _decode(path: str | Path, frames_file: Path, facts_file: Path) -> None:
     """Decode a video into its two files, renamed into place: atomic, and safe with concurrent processes."""
-    new_frames, new_facts = (f.with_suffix(f".{os.getpid()}.new{f.suffix}") for f in (frames_file, facts_file))
     times = []
-    try:
-        with PyAVReader(path) as reader, open(new_frames, "wb") as handle:
+    with replacing(facts_file) as new_facts:
+        with replacing(frames_file) as new_frames, PyAVReader(path) as reader, open(new_frames, "wb") as handle:
             for chunk in reader.iter_frames():
                 handle.write(np.ascontiguousarray(chunk.frames).data)
                 times.append(chunk.timestamps)
                 frame_shape, fps = chunk.frames.shape[1:], reader.fps
         timestamps = np.concatenate(times)
-        np.savez(new_facts, timestamps=timestamps, shape=np.array([len(timestamps), *frame_shape]), fps=fps)
-        os.replace(new_frames, frames_file)
-        os.replace(new_facts, facts_file)
-    finally:  # remains of a broken video
-        new_frames.unlink(missing_ok=True)
-        new_facts.unlink(missing_ok=True)
+        with open(new_facts, "wb") as handle:
+            np.savez(handle, timestamps=timestamps, shape=np.array([len(timestamps), *frame_shape]), fps=fps)
 
 
 Choose = Callable[[np.ndarray, float], np.ndarray]

@@ -20,6 +20,7 @@ from vidtok.datasets.decode import Chunk, OnError, PyAVReader
 from vidtok.datasets.frames import Size, check_size, frames_to_video, plan_view, video_to_frames
 from vidtok.datasets.seek import resample_chunks
 from vidtok.errors import VideoError
+from vidtok.files import temporary_path
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ class VideoWriter:
             raise ValueError(f"{self.path}: can write {', '.join(_SINKS)}, not {suffix!r}")
         if not fps > 0:
             raise ValueError(f"fps={fps} must be above 0")
-        self._part = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{suffix}")
+        self._part = temporary_path(self.path, suffix)
         self._sink = _SINKS[suffix](self._part, Fraction(fps).limit_denominator(1001))
         self._shape: tuple[int, ...] | None = None
 

@@ -29,6 +29,7 @@ from vidtok.datasets.decode import PyAVReader
 from vidtok.datasets.frames import display_matrix
 from vidtok.datasets.loading import DecodePool
 from vidtok.errors import VideoError
+from vidtok.files import replacing
 
 # By FFmpeg's number of the color matrix; 0, 2 and 5 are read as BT.601, as swscale does for untagged videos.
 MATRICES = {0: 601, 1: 709, 2: 601, 5: 601, 6: 601, 9: 2020}
@@ -322,9 +323,8 @@ def _save_index(folder: Path, videos: dict[str, StoredVideo], file: BinaryIO) ->
     os.fsync(file.fileno())
     columns = {name: np.array([getattr(video, name) for video in videos.values()]) for name in FIELDS}
     timestamps = np.concatenate([video.timestamps for video in videos.values()] or [np.zeros(0)])
-    new = folder / "index.new.npz"
-    np.savez(new, keys=np.array(list(videos), dtype=str), timestamps=timestamps, **columns)
-    os.replace(new, folder / "index.npz")
+    with replacing(folder / "index.npz", locked=True) as new, open(new, "wb") as index:
+        np.savez(index, keys=np.array(list(videos), dtype=str), timestamps=timestamps, **columns)
 
 
 def _read_index(folder: Path) -> dict[str, StoredVideo]:

@@ -5,11 +5,12 @@ import socket
 import warnings
 
 import pytest
+import torch
 
-from vidtok.datasets import VideoFolder, files_by_split, find_overlap
+from vidtok.datasets import VideoFolder, files_by_split, find_overlap, write_video
 from vidtok.datasets.sources import find_media
 from vidtok.errors import UserError
-from vidtok.files import find_files, find_videos, walk_files
+from vidtok.files import find_files, find_videos, replacing, temporary_path, walk_files, write_json
 
 MP4 = (".mp4",)
 
@@ -116,3 +117,30 @@ def test_files_that_vanish_or_cannot_be_read_have_no_twin(tmp_path, monkeypatch)
         (paths["a"], paths["c"]),
         (paths["c"], paths["c"]),
     ]
+
+
+LONGEST = "m" * 251  # with a suffix of four bytes the longest name that common file systems take
+
+
+def test_the_longest_names_can_be_written(tmp_path):
+    write_json(tmp_path / f"{LONGEST[1:]}.json", {"a": 1})
+    write_video(tmp_path / f"{LONGEST}.mp4", torch.zeros(1, 3, 1, 16, 16), 24)
+    write_video(tmp_path / f"{LONGEST}.gif", torch.zeros(1, 3, 2, 16, 16), 24)
+    assert len(os.listdir(tmp_path)) == 3
+
+
+def test_a_file_appears_complete_or_not_at_all(tmp_path):
+    path = tmp_path / "a.txt"
+    with pytest.raises(ZeroDivisionError), replacing(path) as part:
+        part.write_text("half")
+        raise ZeroDivisionError
+    assert not os.listdir(tmp_path)
+    with replacing(path) as part:
+        part.write_text("whole")
+        assert part.name.startswith(".") and "a.txt" not in part.name and not path.exists()
+    assert path.read_text() == "whole" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_locked_file_has_one_temporary_name(tmp_path):
+    names = [temporary_path(tmp_path / name, locked=True) for name in ("a.npz", "a.npz", "b.npz")]
+    assert names[0] == names[1] != names[2] and temporary_path(tmp_path / "a.npz") not in names

@@ -3,12 +3,14 @@
 Results as JSON files.
 """
 
+import hashlib
 import json
 import math
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import glob, has_magic
@@ -199,9 +201,31 @@ def write_json(path: str | os.PathLike, value: dict) -> None:
     those become the strings "inf", "-inf" and "nan"."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         part.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def temporary_path(path: str | os.PathLike, suffix: str = "", locked: bool = False) -> Path:
+    """Name a file to be written beside `path` and renamed to it, so that `path` is complete or not there at all.
+
+    The name is hidden and short, however long that of `path` is: file systems limit names, most to 255 bytes.
+
+    Args:
+        suffix: of the temporary file, for writers that choose the format by it.
+        locked: a lock keeps other processes from writing `path`. The name is always the same then, so that the next
+            write replaces what a killed process left.
+    """
+    path = Path(path)
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    return path.with_name(f".{name}{'' if locked else f'.{os.getpid()}'}.part{suffix}")
+
+
+@contextmanager
+def replacing(path: str | os.PathLike, locked: bool = False) -> Iterator[Path]:
+    """Give the `temporary_path` to write to; rename it at the end of the block, or remove it after an error."""
+    part = temporary_path(path, locked=locked)
+    try:
+        yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

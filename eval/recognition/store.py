@@ -20,9 +20,9 @@ from vidtok.extraction import TokenDataset
 from vidtok.extraction.output import read_failures
 from vidtok.extraction.record import Entry
 from vidtok.extraction.sources import Clips
-from vidtok.files import write_json
+from vidtok.files import replacing, write_json
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.run_folder import _temporary, check_fingerprint
+from vidtok.train.run_folder import check_fingerprint
 
 
 class ClipStore:
@@ -63,9 +63,8 @@ class ClipStore:
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    part = _temporary(path)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
-    part.replace(path)
+    with replacing(path) as part:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
 
 
 # input of a head -> name of the extracted feature

@@ -15,6 +15,7 @@ from vidtok.extraction import open_reader
 from vidtok.extraction.decoding import Decoders, ReadConfig, read_chunks
 from vidtok.extraction.output import Failures, VideoLocks, read_failures
 from vidtok.extraction.sources import WorkItem, parse_clips, plan_dataset
+from vidtok.files import temporary_path
 from vidtok.streaming import pad_chunks
 from vidtok.tokenizer import VideoTokenizer
 
@@ -226,10 +227,12 @@ def test_what_is_complete_is_skipped_and_what_is_not_is_done(extract, videos, tm
     data = bytearray(changed.read_bytes())
     data[len(data) // 3] ^= 1
     changed.write_bytes(data)
-    (tmp_path / "out" / ".a.npz.part").write_bytes(b"of a process that was killed")
+    left_over = temporary_path(cut, locked=True)
+    left_over.write_bytes(b"of a process that was killed")
     again, out, _ = extract(videos)
     assert "extracted 2 of 4 videos" in out and "2 were complete" in out and kept.stat().st_mtime_ns == before
     assert all(np.array_equal(first[key].features, again[key].features) for key in first) and len(again) == 4
+    assert not left_over.exists()
 
 
 def test_failures_are_listed_until_they_are_done(extract, videos, tmp_path):

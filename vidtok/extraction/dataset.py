@@ -32,7 +32,7 @@ from vidtok.datasets.loading import WHOLE, Shard, shard_rows
 from vidtok.errors import nearest
 from vidtok.extraction.containers import open_reader
 from vidtok.extraction.record import Entry, Record, describe, make_record, settings_of
-from vidtok.files import walk_files
+from vidtok.files import replacing, walk_files
 
 _ALIGNMENT = 64  # bytes
 _ARRAYS = ("features", "timestamps")
@@ -98,9 +98,8 @@ def _fingerprint(path: Path) -> str:
 def _unpack(path: str | Path, arrays: Path, table: Path) -> None:
     """Both files are renamed into place, so that several processes may be at it and a kill leaves nothing half done."""
     reader, columns = open_reader(path), {}
-    new_arrays, new_table = (file.with_suffix(f".{os.getpid()}.new{file.suffix}") for file in (arrays, table))
-    try:
-        with open(new_arrays, "wb") as file:
+    with replacing(table) as new_table:
+        with replacing(arrays) as new_arrays, open(new_arrays, "wb") as file:
             for index in range(len(reader)):
                 record = reader.read(index)
                 own = describe(record)
@@ -115,11 +114,6 @@ def _unpack(path: str | Path, arrays: Path, table: Path) -> None:
         common = {key: own[0] for key, own in columns.items() if len({json.dumps(value) for value in own}) == 1}
         own = {key: values for key, values in columns.items() if key not in common}
         new_table.write_text(json.dumps({"count": len(reader), "common": common, "columns": own}))
-        os.replace(new_arrays, arrays)
-        os.replace(new_table, table)
-    finally:
-        new_arrays.unlink(missing_ok=True)
-        new_table.unlink(missing_ok=True)
 
 
 class TokenDataset(Dataset):

@@ -36,17 +36,13 @@ from vidtok.extraction.record import (
     parse_description,
     settings_of,
 )
+from vidtok.files import replacing
 
 
 def write_npz(path: str | os.PathLike, records: Sequence[Record]) -> None:
     """Writes the records of one video: one, or all its clips. The file appears complete or not at all."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with replacing(path, locked=True) as part:
         part.write_bytes(npz_bytes(records))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def npz_bytes(records: Sequence[Record]) -> bytes:

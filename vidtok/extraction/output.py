@@ -32,6 +32,7 @@ from vidtok.extraction.record import (
     settings_of,
 )
 from vidtok.extraction.sources import WorkItem
+from vidtok.files import replacing
 from vidtok.quantize import LFQ
 
 LOCKS_FILE = ".claims"
@@ -129,9 +130,8 @@ def check_folder(folder: Path, settings: Settings, container: str, locks: VideoL
         if not path.exists():
             if (file := next(folder.rglob(f"[!.]*{suffix}"), None)) is not None:
                 raise ValueError(f"{file} is there, but {path} isn't, which says what it is of: give another folder")
-            part = path.with_name(f".{SETTINGS_FILE}.part")
-            part.write_text(json.dumps(ours, indent=2) + "\n")
-            os.replace(part, path)
+            with replacing(path, locked=True) as part:
+                part.write_text(json.dumps(ours, indent=2) + "\n")
             return
     finally:
         locks.release(SETTINGS_LOCK)
@@ -200,10 +200,8 @@ class Failures:
             if not rows:
                 self._path.unlink()
                 return
-            part = self._path.with_name(f".{FAILURES_FILE}.part")
-            with open(part, "w", newline="") as file:
+            with replacing(self._path, locked=True) as part, open(part, "w", newline="") as file:
                 csv.writer(file).writerows([COLUMNS, *rows])
-            os.replace(part, self._path)
         finally:
             self._locks.release(FAILURES_LOCK)
 

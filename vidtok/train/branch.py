@@ -5,13 +5,13 @@ A run at a constant rate needs no end. A branch gives it one, from any of its ch
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from accelerate import PartialState
 
 from vidtok.config import read_config
+from vidtok.files import replacing
 from vidtok.train.run_folder import RunFolder
 
 FILE = "branch.json"
@@ -92,7 +92,6 @@ def _copy(run: Path, folder: Path, model: dict) -> None:
     checkpoint = RunFolder(run).load_checkpoint()
     branch = Branch(str(run), checkpoint["step"], checkpoint["seconds"], model)
     folder.mkdir(parents=True, exist_ok=True)
-    new = folder / f"{FILE}.new"
-    new.write_text(json.dumps(asdict(branch), indent=2) + "\n")
-    os.replace(new, folder / FILE)
+    with replacing(folder / FILE, locked=True) as new:
+        new.write_text(json.dumps(asdict(branch), indent=2) + "\n")
     RunFolder(folder).save_checkpoint(checkpoint | {"branched": True})

@@ -24,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import save_image
 
 from vidtok.config import rename_keys
+from vidtok.files import replacing
 from vidtok.provenance import git_hash
 
 
@@ -67,9 +68,8 @@ class RunFolder:
 
     def save_checkpoint(self, state: dict) -> None:
         """Atomic: a kill at any moment leaves the old or the new one."""
-        new = self.path / "checkpoint.pt.new"
-        torch.save(state, new)
-        os.replace(new, self.path / "checkpoint.pt")
+        with replacing(self.path / "checkpoint.pt", locked=True) as new:
+            torch.save(state, new)
 
     def save_model(self, model) -> Path:
         """Writes model/ beside the old one, then puts it in its place (a kill in between leaves model.new/ whole)."""
@@ -119,14 +119,8 @@ def write_fingerprint(folder: Path, facts: Mapping) -> None:
     except OSError as error:
         raise ValueError(f"{folder} can't be made ({error.strerror}): give another run=") from error
     file = folder / FINGERPRINT
-    part = _temporary(file)
-    part.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
-    part.replace(file)
-
-
-def _temporary(file: Path) -> Path:
-    """What becomes the file when it is whole; several processes may be at it."""
-    return file.with_name(f".{file.name}.{os.getpid()}.part")
+    with replacing(file) as part:
+        part.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
 
 
 def lasting(trainer: dict) -> dict:
