@@ -14,6 +14,7 @@ from vidtok.datasets.decode import Chunk, OnError, PyAVReader, VideoReader, conv
 from vidtok.datasets.frames import View
 from vidtok.datasets.seek import read_timeline
 from vidtok.errors import VideoError
+from vidtok.files import check_unchanged, file_version
 
 
 class VerifiedReader:
@@ -27,7 +28,8 @@ class VerifiedReader:
     error = None
 
     def __init__(self, path: str | Path):
-        self.path, timeline = Path(path), read_timeline(path)
+        self.path, self._version = Path(path), file_version(path)
+        timeline = read_timeline(path)
         if timeline.unreliable is not None:
             raise self._distrust(timeline.unreliable)
         if timeline.open_gop:
@@ -50,7 +52,9 @@ class VerifiedReader:
         wanted = np.asarray(indices, dtype=np.int64)
         if wanted.ndim != 1 or not wanted.size or wanted.min() < 0 or wanted.max() >= self.num_frames:
             raise ValueError(f"{self.path} has frames 0 to {self.num_frames - 1}, not {indices!r}")
-        return convert_pictures(self._get(wanted.tolist()), view)
+        frames_NHWC = self._get(wanted.tolist())
+        check_unchanged(self.path, self._version)
+        return convert_pictures(frames_NHWC, view)
 
     def iter_frames(self, chunk: int = 16, view: View | None = None) -> Iterator[Chunk]:
         if chunk < 1:

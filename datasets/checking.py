@@ -46,6 +46,11 @@ class CheckResult:
         return self.table[self.table["status"] != "ok"]
 
     @property
+    def warned(self) -> "pandas.DataFrame":
+        """The rows of good videos with a warning."""
+        return self.table[(self.table["status"] == "ok") & (self.table["warning"] != "")]
+
+    @property
     def ok(self) -> bool:
         return not len(self.bad) and not self.overlap
 
@@ -116,9 +121,10 @@ def check_video(path: str | Path, min_frames: int = 1) -> dict:
 
     Returns:
         A dict with the keys `path`; `status`, one of "ok", "missing", "corrupt", "too short"; `reason`, why the status
-        is not "ok", else ""; `guard`, why PyAV reads the file instead of decord, "" if decord does; `frames`, the
-        number of decoded frames, in a corrupt file those before the break; `fps`; `height` and `width`, in pixels as
-        shown; `duration`, in seconds. Unknown values are None.
+        is not "ok", else ""; `warning`, what is mended in reading it (a clock that restarts), else ""; `guard`, why
+        PyAV reads the file instead of decord, "" if decord does; `frames`, the number of decoded frames, in a corrupt
+        file those before the break; `fps`; `height` and `width`, in pixels as shown; `duration`, in seconds. Unknown
+        values are None.
     """
     row = _row(path)
     if not os.path.exists(path):
@@ -126,7 +132,7 @@ def check_video(path: str | Path, min_frames: int = 1) -> dict:
     try:
         with PyAVReader(path) as reader:
             row |= {"fps": reader.fps, "height": reader.size[0], "width": reader.size[1]}
-            row |= {"frames": reader.num_frames, "duration": reader.duration}
+            row |= {"frames": reader.num_frames, "duration": reader.duration, "warning": str(reader.clock)}
     except VideoError as e:
         return row | {"status": "corrupt", "reason": e.reason, "frames": e.good_frames}
     if has_decord() and not str(path).lower().endswith(IMAGE_SUFFIXES):
@@ -194,6 +200,7 @@ def _row(path: str | Path) -> dict:
         "path": str(path),
         "status": "ok",
         "reason": "",
+        "warning": "",
         "guard": "",
         "frames": None,
         "fps": None,

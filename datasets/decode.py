@@ -6,6 +6,7 @@ verified. It also detects truncated Matroska, WebM and AVI files, whose end FFmp
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -15,9 +16,21 @@ import numpy as np
 from av import VideoFrame
 from av.filter import Graph
 
-from vidtok.datasets.container import IMAGE_SUFFIXES, MAX_PIXELS, describe, is_truncated, open_container, stream_fps
+from vidtok.datasets.container import (
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    Clock,
+    describe,
+    is_rate_reliable,
+    is_truncated,
+    longest_gap,
+    measure_rate,
+    open_container,
+    stated_rate,
+)
 from vidtok.datasets.frames import Matrix, View, display_matrix, exif_matrix, orient, swaps_sides, uncrop
 from vidtok.errors import VideoError
+from vidtok.files import check_unchanged, file_version
 
 OnError = Literal["raise", "keep"]
 
@@ -45,7 +58,7 @@ class VideoReader(Protocol):
         path: the file.
         size: (height, width) in pixels as shown.
         num_frames: number of presented frames.
-        fps: average frames per second.
+        fps: average frames per second, measured where the container states none or a wrong one.
         duration: seconds, including the display time of the last frame.
         timestamps: float64 [num_frames], seconds from the first presented frame.
         start_time: time of the first presented frame on the container's clock, in seconds.
@@ -196,6 +209,7 @@ class PyAVReader:
         convert: the `FrameConverter` of its frames.
         coded_size: (width, height) in pixels before the rotation of the metadata.
         turned: whether the metadata rotate or mirror the picture.
+        clock: the `Clock` that makes times continuous; it knows of the restarts that decoding has reached.
 
     Raises:
         VideoError: no frame can be decoded.
@@ -207,6 +221,7 @@ class PyAVReader:
         self.path, self._on_error = Path(path), on_error
         self.error: VideoError | None = None
         self._timestamps: np.ndarray | None = None
+        self._version = file_version(path)
         self._container, stream = open_container(path)
         self._decoder = self._decode(self._container, stream)
         first = next(self._decoder, None)
@@ -216,13 +231,25 @@ class PyAVReader:
                 reason += f"; damaged, or above the limit of {MAX_PIXELS} pixels a frame"
             self.close()
             raise VideoError(path, f"no frame could be decoded ({reason})", 0)
-        self.fps = stream_fps(stream) if first.time is not None else float(stream.guessed_rate or 25)
+        self._has_times = first.time is not None  # raw streams have none
+        self._stated = stated_rate(stream) if self._has_times else float(stream.guessed_rate or 25)
+        is_image = self.path.suffix.lower() in IMAGE_SUFFIXES
+        self._measures = self._has_times and not is_image and not is_rate_reliable(self._container, stream)
+        self.clock = Clock(longest_gap(self._container), 1 / self._stated)
         self._ahead, self._next = chain([first], self._decoder), 0  # the frames to come, and the index of the next
-        self.start_time = self._time(first, 0)
-        matrix = exif_matrix(self.path) if self.path.suffix.lower() in IMAGE_SUFFIXES else None
+        self.start_time = first.time if self._has_times else 0.0
+        matrix = exif_matrix(self.path) if is_image else None
         self.convert = FrameConverter((first.width, first.height), matrix or display_matrix(first))
         self.coded_size, self.size = self.convert.coded_size, self.convert.size
         self.turned = self.convert.matrix is not None
+
+    @cached_property
+    def fps(self) -> float:
+        if not self._measures:
+            return self._stated
+        container, stream = open_container(self.path)
+        with container:
+            return measure_rate(container, stream)
 
     @property
     def num_frames(self) -> int:
@@ -235,9 +262,10 @@ class PyAVReader:
     @property
     def timestamps(self) -> np.ndarray:
         if self._timestamps is None:
+            check_unchanged(self.path, self._version)
             with PyAVReader(self.path, self._on_error) as other:  # keeps the position of this reader
                 self._timestamps = np.array([t for t, _ in other._forward()])
-                self.error = other.error
+                self.error, self.clock = other.error, other.clock
         return self._timestamps
 
     def frames(self, indices: Sequence[int], view: View | None = None) -> np.ndarray:
@@ -252,6 +280,7 @@ class PyAVReader:
                 picture_HWC = self.convert(entry[1], view)
                 out = np.empty((len(wanted), *picture_HWC.shape), np.uint8) if out is None else out
                 out[rows] = picture_HWC
+        check_unchanged(self.path, self._version)
         if places:
             raise ValueError(f"{self.path} has frames 0 to {self._next - 1}, not {max(places)}")
         return out
@@ -293,6 +322,7 @@ class PyAVReader:
         for frame in self._ahead:
             self._next += 1
             yield self._time(frame, self._next - 1) - self.start_time, frame
+        check_unchanged(self.path, self._version)
 
     def _decode(self, container, stream) -> Iterator[VideoFrame]:
         """Yield the presented frames from the start, up to the first that FFmpeg can't decode or reports as corrupt.
@@ -324,7 +354,7 @@ class PyAVReader:
         if (
             why is None
             and last is not None
-            and is_truncated(self.path, container, stream, last + 1 / stream_fps(stream))
+            and is_truncated(self.path, container, stream, last + 1 / stated_rate(stream))
         ):
             why = "the file is truncated"
         if why is not None:
@@ -335,9 +365,11 @@ class PyAVReader:
 
     def _restart(self) -> None:
         self.close()
+        check_unchanged(self.path, self._version)
         self._container, stream = open_container(self.path)
+        self.clock = Clock(longest_gap(self._container), 1 / self._stated)
         self._decoder = self._decode(self._container, stream)
         self._ahead, self._next = self._decoder, 0
 
     def _time(self, frame: VideoFrame, index: int) -> float:
-        return index / self.fps if frame.time is None else frame.time  # raw streams carry no timestamps
+        return self.clock.time(frame.time, index) if self._has_times else index / self.fps

@@ -20,11 +20,11 @@ from av import VideoFrame
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from vidtok.datasets.container import describe, open_container, stream_fps
+from vidtok.datasets.container import PacketTimes, describe, longest_gap, open_container
 from vidtok.datasets.decode import Chunk, FrameConverter, PyAVReader, convert_pictures, places_of
 from vidtok.datasets.frames import View, display_matrix
 from vidtok.errors import VideoError
-from vidtok.files import replacing
+from vidtok.files import FileVersion, check_unchanged, file_version, replacing
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Timeline:
         pts: int64 [N], presentation times of all packets, ascending, in ticks.
         keys: int64 [K], presentation times of the keyframes, ascending, in ticks.
         tick: seconds per tick.
-        fps: average frames per second.
+        fps: average frames per second, see `PacketTimes.fps`.
         unreliable: the reason why the packets do not determine the frames that a decoder presents; None if they do. It
-            requires that no packet is discarded (edit lists) or corrupt, that times are complete, distinct and not
-            negative, and that the header states the same number of frames.
+            requires that no packet is discarded (edit lists) or corrupt, that times are complete, distinct, not
+            negative and of one continuous clock, and that the header states the same number of frames.
         open_gop: whether a keyframe is followed by frames shown before it. Decoders that seek and then count frames, as
             decord does, return wrong frames there.
     """
@@ -64,11 +64,12 @@ def read_timeline(path: str | Path) -> Timeline:
     """
     container, stream = open_container(path)
     with container:
-        pts, key_places, doubts = [], [], set()
+        pts, key_places, doubts, times = [], [], set(), PacketTimes()
         try:
             for packet in container.demux(stream):
                 if not packet.size:
                     continue
+                times.add(packet)
                 if packet.is_discard:
                     doubts.add("packets marked for discarding (an edit list)")
                 if packet.is_corrupt:
@@ -89,6 +90,8 @@ def read_timeline(path: str | Path) -> Timeline:
             doubts.add("times below zero")
         if (np.diff(ascending) == 0).any():
             doubts.add("two packets with one time")
+        if times.breaks(longest_gap(container) / float(stream.time_base)):
+            doubts.add("the clock restarts or jumps")
         if not len(keys) or keys[0] != ascending[0]:
             doubts.add("does not begin with a keyframe")
         if stream.frames and stream.frames != len(pts):
@@ -97,7 +100,7 @@ def read_timeline(path: str | Path) -> Timeline:
             ascending,
             np.sort(keys),
             float(stream.time_base),
-            stream_fps(stream),
+            times.fps(container, stream),
             "; ".join(sorted(doubts)) or None,
             open_gop=bool((np.searchsorted(ascending, keys) != key_places).any()),
         )
@@ -231,22 +234,32 @@ def read_selection(
         pictures, timestamps, fps = cached_frames(path, cache)
         indices = choose(timestamps, fps)
         return Chunk(convert_pictures(pictures[indices], view(*pictures.shape[1:3])), timestamps[indices])
-    timeline, frames_NHWC = _timeline(str(path)), None
+    version = file_version(path)
+    timeline, frames_NHWC = _timeline(version, str(path)), None
     if timeline.unreliable is None:
         timestamps = timeline.timestamps
         indices = choose(timestamps, timeline.fps)
         view = lru_cache(view)  # drawn once, also if seeking is given up
-        frames_NHWC = _seek(path, timeline, indices.ravel(), view)
+        try:
+            frames_NHWC = _seek(path, timeline, indices.ravel(), view)
+        except VideoError:
+            check_unchanged(path, version)  # the better reason
+            raise
     if frames_NHWC is None:
         with PyAVReader(path) as reader:
             timestamps = reader.timestamps
             indices = choose(timestamps, reader.fps)
             frames_NHWC = reader.frames(indices.ravel(), view(*reader.size))
+    check_unchanged(path, version)
     return Chunk(frames_NHWC.reshape(*indices.shape, *frames_NHWC.shape[1:]), timestamps[indices])
 
 
-_timeline = lru_cache(maxsize=20_000)(read_timeline)
 AHEAD = 16  # frames; decoding so many is cheaper than a seek
+
+
+@lru_cache(maxsize=20_000)
+def _timeline(version: FileVersion, path: str) -> Timeline:
+    return read_timeline(path)
 
 
 def _seek(path: str | Path, timeline: Timeline, indices: np.ndarray, view: ChooseView) -> np.ndarray | None:

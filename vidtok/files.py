@@ -1,6 +1,6 @@
 """What IN... and -o mean: the files to work on and where each one's result goes.
 
-Results as JSON files.
+Results as JSON files; the identity of a file's contents.
 """
 
 import hashlib
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import glob, has_magic
 from pathlib import Path
+from typing import NamedTuple
 
-from vidtok.errors import UserError
+from vidtok.errors import UserError, VideoError
 
 MOVIES = (".mp4", ".mov", ".mkv", ".gif", ".png")  # what a `VideoWriter` writes
 
@@ -237,3 +238,31 @@ def _finite(value):
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class FileVersion(NamedTuple):
+    """Identity of a file's contents at one time, to key a cache by: an overwritten or replaced file has another."""
+
+    path: str
+    size: int
+    modified: int
+    inode: int
+
+
+def file_version(path: str | Path) -> FileVersion:
+    """Return the version of a file.
+
+    Raises:
+        VideoError: no such file.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as e:
+        raise VideoError(path, "no such file" if isinstance(e, FileNotFoundError) else e.strerror) from e
+    return FileVersion(os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def check_unchanged(path: str | Path, version: FileVersion) -> None:
+    """Raise VideoError if the file at `path` is no longer the one of `version`."""
+    if file_version(path) != version:
+        raise VideoError(path, "the file changed while it was read: read it again")

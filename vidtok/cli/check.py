@@ -4,9 +4,9 @@
     vidtok check train.csv val.csv --root videos/ --min-frames 16 -o checked.csv
 
 DATASET: a folder, or an annotation file (Kinetics csv, Something-Something-v2 json, csv with a header, list). The table
-has a row per video: status (ok, missing, corrupt, too short), reason, guard (why decord is not trusted with it: it is
-read all the same, by PyAV), frames, fps, height, width, duration; datasets take it as `checked`. A file that is in two
-splits, under whatever name, is an error. Exit status 1 where anything is wrong.
+has a row per video: status (ok, missing, corrupt, too short), reason, warning (a clock that restarts), guard (why
+decord is not trusted with it: it is read all the same, by PyAV), frames, fps, height, width, duration; datasets take it
+as `checked`. A file that is in two splits, under whatever name, is an error. Exit status 1 where anything is wrong.
 """
 
 import argparse
@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{row.path}: {row.status}" + ("" if row.status == "missing" else f": {row.reason}"))
     if len(bad) > SHOWN:
         print(f"... and {len(bad) - SHOWN} more" + (f", see {args.output}" if args.output else ": give -o TABLE"))
+    for row in found.warned.head(SHOWN).itertuples():
+        print(f"{row.path}: ok, but {row.warning}")
     for split, ours, other, theirs in found.overlap:
         print(f"{ours} of {split} is in {other}, too" + (f", as {theirs}" if theirs != ours else ""))
     counts = table["status"].value_counts()
