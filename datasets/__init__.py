@@ -8,7 +8,7 @@ from vidtok.datasets.decode import Chunk, VideoReader
 from vidtok.datasets.demo import demo_clip
 from vidtok.datasets.digits import DigitClips, MovingDigits
 from vidtok.datasets.frames import frames_to_video, plan_resize, resize_video, video_to_frames
-from vidtok.datasets.labelled import Batch, LabelledDataset, LabelledVideos, Sample, collate_samples
+from vidtok.datasets.labeled import Batch, LabeledDataset, LabeledVideos, Sample, collate_samples
 from vidtok.datasets.loading import DecodePool
 from vidtok.datasets.samplers import dense_clips, random_clip, random_segments, uniform_segments, whole_windows
 from vidtok.datasets.sources import Kinetics, SomethingSomethingV2, VideoFolder, VideoList, files_by_split, open_dataset
@@ -25,8 +25,8 @@ __all__ = [
     "DigitClips",
     "EvalTransform",
     "Kinetics",
-    "LabelledDataset",
-    "LabelledVideos",
+    "LabeledDataset",
+    "LabeledVideos",
     "MovingDigits",
     "Sample",
     "SomethingSomethingV2",

@@ -156,8 +156,8 @@ def read_table(text: str, header: Header) -> tuple[dict[str, list], str]:
     columns.setdefault("label", [None] * len(columns[key]))
     if key == "id" and is_class_list(columns["id"], columns["label"]):
         raise AnnotationFormatError("looks like a class list, not annotations of videos")
-    unlabelled = "" if any(columns["label"]) else " without labels"
-    return columns, f"{header.format} separated by {_TABLE_SEPARATORS[header.separator]}{unlabelled}"
+    unlabeled = "" if any(columns["label"]) else " without labels"
+    return columns, f"{header.format} separated by {_TABLE_SEPARATORS[header.separator]}{unlabeled}"
 
 
 def _cells(line: str, separator: str) -> list[str]:
@@ -411,10 +411,10 @@ _SPLITS = {"validate": "val", "validation": "val", "dev": "val", "training": "tr
 
 def _tidy(path: Path, table: pd.DataFrame, name: str) -> pd.DataFrame:
     """Convert the columns to their types, drop rows without a label, and check the file as a whole."""
-    dropped, labelled = 0, table["label"].notna() & (table["label"] != "")
-    if labelled.any():
-        dropped = int((~labelled).sum())
-        table = table[labelled].reset_index(drop=True)
+    dropped, labeled = 0, table["label"].notna() & (table["label"] != "")
+    if labeled.any():
+        dropped = int((~labeled).sum())
+        table = table[labeled].reset_index(drop=True)
         if table["label"].str.fullmatch(r"-?\d{1,9}").all():
             table["label"] = table["label"].astype("int64")
         elif table["label"].str.fullmatch(r"-?\d*\.\d+([eE][-+]?\d+)?").all():

@@ -15,7 +15,7 @@ from vidtok.datasets.backends import DecordReader, has_decord
 from vidtok.datasets.clips import ClipFolder
 from vidtok.datasets.container import IMAGE_SUFFIXES
 from vidtok.datasets.decode import PyAVReader
-from vidtok.datasets.labelled import LabelledDataset
+from vidtok.datasets.labeled import LabeledDataset
 from vidtok.datasets.loading import DecodePool
 from vidtok.datasets.sources import files_by_split
 from vidtok.errors import UserError, VideoError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas
 
 SHOWN = 20
-Files = Iterable[str | Path] | LabelledDataset | ClipFolder
+Files = Iterable[str | Path] | LabeledDataset | ClipFolder
 
 
 @dataclass(frozen=True)

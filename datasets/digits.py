@@ -1,4 +1,4 @@
-"""Moving digits: a labelled dataset rendered by the package, and training batches of it, without any file.
+"""Moving digits: a labeled dataset rendered by the package, and training batches of it, without any file.
 
 The label is the kind of motion: a single frame carries no information about it.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidtok.datasets.labelled import LabelledDataset, Sample, Transform
+from vidtok.datasets.labeled import LabeledDataset, Sample, Transform
 from vidtok.datasets.loading import WHOLE, Shard, check_clip, check_counts, is_image_batch, prefetch, shard_rows
 
 # Per motion: index of the state that moves through its range (x, y, angle, size), and the direction. Ranges are
@@ -33,7 +33,7 @@ _SMALLEST, _LARGEST = 0.3, 0.6  # height of the digit as a share of the picture'
 _TRAVEL = (0.4, 0.8)  # distance from the first frame to the last, as a share of the range
 
 
-class MovingDigits(LabelledDataset):
+class MovingDigits(LabeledDataset):
     """scikit-learn's 1797 handwritten digits in motion; the label is the kind of motion.
 
     Every digit moves in each of nine ways: left, right, up, down, turning left, turning right, growing, shrinking,
@@ -48,7 +48,7 @@ class MovingDigits(LabelledDataset):
         frames: frames per video, at least 1.
         size: height and width in pixels, at least 16.
         seed: seed of the videos and of the transform.
-        transform: see `LabelledVideos`. A transform with flip=True is rejected: it would turn left into right.
+        transform: see `LabeledVideos`. A transform with flip=True is rejected: it would turn left into right.
         classes: class names in the order of the class numbers, such as those of a trained head; None, the order above.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Labelled datasets from folders and annotation files: Kinetics, Something-Something-v2, class folders and lists.
+"""Labeled datasets from folders and annotation files: Kinetics, Something-Something-v2, class folders and lists.
 
 `open_dataset` detects which of them a source is.
 """
@@ -15,7 +15,7 @@ import pandas as pd
 from vidtok.datasets.annotations import read_annotations, without_brackets
 from vidtok.datasets.container import MEDIA_SUFFIXES, VIDEO_SUFFIXES
 from vidtok.datasets.digits import MovingDigits
-from vidtok.datasets.labelled import LabelledDataset, LabelledVideos
+from vidtok.datasets.labeled import LabeledDataset, LabeledVideos
 from vidtok.files import walk_files
 
 
@@ -101,7 +101,7 @@ class Names:
         return next((path for path in places if Path(path).parent.name == folder), places[0])
 
 
-class Kinetics(LabelledVideos):
+class Kinetics(LabeledVideos):
     """Kinetics-400, -600 or -700 by its official csv files (label,youtube_id,time_start,time_end,split).
 
     Args:
@@ -111,7 +111,7 @@ class Kinetics(LabelledVideos):
         split: "train", "val" or "test", if the file has several; None, all.
         classes: class names in the order of the class numbers, required if the file lacks some of them; None, the
             labels in the file, sorted.
-        reading: see `LabelledVideos`.
+        reading: see `LabeledVideos`.
 
     Raises:
         ValueError: the annotations are of another kind, or don't fit the split or the classes.
@@ -142,7 +142,7 @@ def _folder(label: str | None) -> str:
     return "" if label is None else label.replace(" ", "_")
 
 
-class SomethingSomethingV2(LabelledVideos):
+class SomethingSomethingV2(LabeledVideos):
     """Something-Something-v2 by its official json files.
 
     Args:
@@ -150,7 +150,7 @@ class SomethingSomethingV2(LabelledVideos):
         root: folder with {id}.webm (or another suffix), at any depth.
         split: name of the split; it selects nothing.
         classes: something-something-v2-labels.json, or the class names in order; None, the labels in the file, sorted.
-        reading: see `LabelledVideos`. A transform with flip=True is rejected: "pushing from left to right" would become
+        reading: see `LabeledVideos`. A transform with flip=True is rejected: "pushing from left to right" would become
             its opposite.
 
     Raises:
@@ -189,18 +189,18 @@ def _read_classes(path: str | Path) -> list[str]:
     return sorted(numbers, key=numbers.__getitem__)
 
 
-class VideoFolder(LabelledVideos):
+class VideoFolder(LabeledVideos):
     """Videos in class folders: ROOT/CLASS/VIDEO or, with a split, ROOT/SPLIT/CLASS/VIDEO.
 
     Files may lie at any depth below their class folder. Images are videos of one frame. A folder without class folders
-    is unlabelled. Ids are paths relative to the root.
+    is unlabeled. Ids are paths relative to the root.
 
     Args:
         root: the folder.
         split: subfolder of the root; None, the root itself.
         suffixes: suffixes of the files to use, such as `vidtok.datasets.decode.IMAGE_SUFFIXES`.
         classes: class names in the order of the class numbers; None, the folder names, sorted.
-        reading: see `LabelledVideos`.
+        reading: see `LabeledVideos`.
 
     Raises:
         ValueError: no such file in the folder, files beside class folders, or a folder that is not among the classes.
@@ -229,7 +229,7 @@ class VideoFolder(LabelledVideos):
         super().__init__(paths, ids, labels, classes, split, **reading)
 
 
-class VideoList(LabelledVideos):
+class VideoList(LabeledVideos):
     """Videos in a list of paths and labels, or in a csv with a header. Images are videos of one frame.
 
     Args:
@@ -239,7 +239,7 @@ class VideoList(LabelledVideos):
         split: the split to use, if there is a column of splits; None, all.
         path_column, label_column, split_column: column names; None, the usual ones, see `read_annotations`.
         classes: class names in the order of the class numbers; None, the labels in the file, sorted.
-        reading: see `LabelledVideos`.
+        reading: see `LabeledVideos`.
 
     Attributes:
         format: name of the detected format.
@@ -292,8 +292,8 @@ def open_dataset(
     label_column: str | None = None,
     split_column: str | None = None,
     **reading,
-) -> LabelledDataset:
-    """Open the labelled dataset at `source`; detect its kind.
+) -> LabeledDataset:
+    """Open the labeled dataset at `source`; detect its kind.
 
     Args:
         source: "digits" (`MovingDigits`), a folder (`VideoFolder`), or an annotation file, whose content decides

@@ -29,8 +29,8 @@ class HeadConfig:
             "resize": short side in pixels before the crop, if not `size`.
             "clips": clips per video.
             "crops": 1 or 3 per clip, whose probabilities are averaged.
-            "joined": whether the head sees the features of all clips at once.
-            "cells": side of the center crop of the grid, if it was trained on crops of the grid.
+            "concat_segments": whether the head sees the features of all clips at once.
+            "grid_crop": side of the center crop of the grid, if it was trained on crops of the grid.
         class_counts: number of training clips of each class; None, unknown.
         license: license of the weights.
     """

@@ -122,8 +122,8 @@ class Head(PretrainedModel, nn.Module, tags=["video-classification"]):
 
     def validate_uncropped(self) -> None:
         """Raise ValueError if the head was trained on crops of the grid, where it is given whole grids."""
-        if cells := (self.config.protocol or {}).get("cells"):
-            raise ValueError(f"head {self.config.name!r} sees crops of {cells} x {cells} cells, not the whole grid")
+        if side := (self.config.protocol or {}).get("grid_crop"):
+            raise ValueError(f"head {self.config.name!r} sees crops of {side} x {side} cells, not the whole grid")
 
     def check_tokenizer(self, name: str, weight_hash: str) -> None:
         """Raise ValueError unless the head was trained on the output of this tokenizer, or on pixels."""

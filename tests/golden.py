@@ -88,7 +88,14 @@ COMMANDS: dict[str, tuple[Spelling, ...]] = {
     #     Spelling("eval compare"))
     "eval compare": (Spelling("eval compare"),),
     "eval generation": (Spelling("eval generation"),),
-    "eval generation-compare": (Spelling("eval generation-compare"),),
+    "eval generation-compare": (
+        Spelling(
+            "eval generation-compare",
+            {"recogniser=": "recognizer="},
+            "eval generation-compare --config data=digits recognizer=x",
+        ),
+        Spelling("eval generation-compare"),
+    ),
 }
 
 # Old to new: (regular expression, replacement), applied to the fields of both versions. A field is "file:key.key", such
@@ -99,12 +106,18 @@ RENAMED: dict[str, list[tuple[str, str]]] = {
         (r"\bhalve_time\b", "temporal_downsample"),
         (r"\blabel_drop\b", "class_dropout_prob"),
         (r"\bmerge\b", "patch_merge"),
+        (r"\bjoined\b", "concat_segments"),
+        (r"data\.cells\b", "data.grid_crop"),
+        (r"\brecogniser\b", "recognizer"),
+        (r"\bneighbours\b", "neighbors"),
+        (r"\btrivial_psnr\b", "block_mean_psnr"),
+        (r"\bdepends_on\.json\b", "fingerprint.json"),
         (r"\bmultipliers\b", "channel_multipliers"),
         (r"\benter\b", "proj_in"),
         (r"\bleave\b", "proj_out"),
         (r"\bsharpness\b", "qk_scale"),
     ],
-    "values": [],
+    "values": [(r"\bcentre crop\b", "center crop"), (r"\bmean colour\b", "mean color")],
 }
 
 # Keys (parts of a field between dots) that say where, when and how fast, in any file.
@@ -122,7 +135,7 @@ SKIPPED_FILES = ("*/run.json", "*chart*")
 
 @dataclass(frozen=True)
 class Job:
-    """One command. It runs in a folder of its version, beside the folders ../clips, ../labelled, ../demo and
+    """One command. It runs in a folder of its version, beside the folders ../clips, ../labeled, ../demo and
     ../weights, and writes into the folder that is called like it.
 
     Attributes:
@@ -154,7 +167,7 @@ HEAD = f"{TRAINER} data.source=digits data.size=32 data.protocol=9x1x1x1 data.tr
 HEAD += "data.batch_size=8"
 TINY_HEAD = "head=vivit-micro 'head_options={dim: 16, depth: 1, heads: 2}'"
 SHORT = "--size 64 --max-frames 17 --workers 0"
-LABELLED = "../labelled --class-folders"
+LABELED = "../labeled --class-folders"
 
 JOBS = (
     Job("demo", "demo", "-o demo"),
@@ -173,13 +186,13 @@ JOBS = (
     Job("train-init", "train tokenizer", f"{TOKENIZER} run=train-init data=digits init=train-fsq/model",
         needs=("train-fsq",), reread=True),
     # Extraction: every container, feature and way of cutting clips; the pool of decoders.
-    Job("extract-npz", "extract", f"{LABELLED} -o extract-npz {SHORT}"),
-    Job("extract-clips", "extract", f"{LABELLED} -o extract-clips --clips dense:2 --frames 9 --stride 2 "
+    Job("extract-npz", "extract", f"{LABELED} -o extract-npz {SHORT}"),
+    Job("extract-clips", "extract", f"{LABELED} -o extract-clips --clips dense:2 --frames 9 --stride 2 "
         "--crop three --size 32 --fps 10 --workers 0 --batch 2"),
-    Job("extract-parquet", "extract", f"{LABELLED} -o extract-parquet --container parquet --features codes "
+    Job("extract-parquet", "extract", f"{LABELED} -o extract-parquet --container parquet --features codes "
         "--clips windows:64 --frames 9 --size 32 --workers 1", module="pyarrow"),
     Job("extract-pooled", "extract", f"../clips -o extract-pooled --features hidden --pool mean {SHORT}"),
-    Job("extract-webdataset", "extract", f"{LABELLED} -o extract-webdataset --container webdataset --features "
+    Job("extract-webdataset", "extract", f"{LABELED} -o extract-webdataset --container webdataset --features "
         f"latents --dtype float16 --model vidtok-t-r --batch 2 {SHORT}"),
     Job("extract-embedding", "extract", "../clips -o extract-embedding --features embedding --head digits-tokens "
         "--clips uniform:1 --frames 17 --size 64 --crop three --workers 0"),
@@ -187,7 +200,7 @@ JOBS = (
     Job("decode", "decode", "extract-npz -o decode", needs=("extract-npz",), reread=True),
     Job("decode-gif", "decode", "extract-npz/val/one/clip-4.npz -o decode-gif/clip.gif", needs=("extract-npz",)),
     Job("reconstruct", "reconstruct", "../clips -o reconstruct --side-by-side --size 64 --max-frames 10"),
-    Job("check", "check", "../labelled -o check/table.csv --workers 1"),
+    Job("check", "check", "../labeled -o check/table.csv --workers 1"),
     # Generators, and what they draw.
     Job("train-masked", "train generator", f"{GENERATOR} {SAMPLES} run=train-masked data.held_out=val "
         "data.held_out_samples=4 objective.tasks.prefix=1 objective.tasks.inpainting=1"),
@@ -227,9 +240,9 @@ JOBS = (
         "--size 32 --fps 10 --json probe-features/result.json", needs=("extract-clips",), reread=True),
     Job("compare", "eval compare", f"{HEAD} run=compare arms=[tokens,pixels,recon] seeds=[0] {TINY_HEAD} "
         "page.clips=2"),
-    Job("reconstruction", "eval reconstruction", "../labelled/train --frames 9 --size 64 --lpips-net alex --lpips "
+    Job("reconstruction", "eval reconstruction", "../labeled/train --frames 9 --size 64 --lpips-net alex --lpips "
         "../weights/alex.safetensors --i3d ../weights/i3d.safetensors --json reconstruction/result.json"),
-    Job("agreement", "eval agreement", "../labelled/val --frames 9 --size 64 --i3d ../weights/i3d.safetensors "
+    Job("agreement", "eval agreement", "../labeled/val --frames 9 --size 64 --i3d ../weights/i3d.safetensors "
         "--model vidtok-t --model vidtok-t-r --json agreement/result.json"),
     Job("generation", "eval generation", "train-masked/model digits --head finetune-tokens/best --n-real 4 --n-fake 4 "
         "--folds 2 --others val --steps 2 --i3d ../weights/i3d.safetensors --json generation/result.json",

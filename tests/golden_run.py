@@ -135,7 +135,7 @@ def write_inputs(work: Path, version: Version, tar_file: Path) -> None:
     if not made:
         raise SystemExit(log.with_suffix(".err").read_text())
     for i, path in enumerate(sorted(clips.iterdir())):
-        place = work / "labelled" / ("val" if i > 3 else "train") / ("one", "two")[i % 2] / path.name
+        place = work / "labeled" / ("val" if i > 3 else "train") / ("one", "two")[i % 2] / path.name
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, place)
     write_weights(work / "weights")

@@ -52,7 +52,7 @@ def test_python_runs(page, tmp_path, monkeypatch):
 
 
 def write_tokens(folder):
-    """Labelled tokens of whole videos, as `vidtok extract` writes them."""
+    """Labeled tokens of whole videos, as `vidtok extract` writes them."""
     folder.mkdir()
     writer = open_writer(folder, "npz")
     for i in range(6):

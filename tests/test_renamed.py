@@ -1,15 +1,19 @@
 """Settings that were renamed: files of earlier versions load, and a typed old name is answered with the new one."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 
+from vidtok.cli.main import main
 from vidtok.config import TokenizerConfig
 from vidtok.configs.compose import compose_config
 from vidtok.errors import RENAMED, UserError
+from vidtok.extraction.decoding import ReadConfig
+from vidtok.extraction.record import SCHEMA, Settings, parse_description, settings_of
 from vidtok.generator import GeneratorConfig, create_generator, from_pretrained
 from vidtok.generator.base import RENAMED_PARAMETERS
 from vidtok.heads import Head
@@ -79,6 +83,42 @@ def test_run_folders_of_earlier_versions_go_on(tmp_path):
         check_fingerprint(tmp_path, {"patch_merge": 1, "objective": {"class_dropout_prob": 0.1}})
 
 
+def test_a_fingerprint_under_its_old_file_name_counts_until_there_is_a_new_one(tmp_path):
+    (tmp_path / "depends_on.json").write_text(json.dumps({"cells": 4, "joined": False}))
+    with pytest.raises(ValueError, match="another grid_crop"):
+        check_fingerprint(tmp_path, {"grid_crop": 5, "concat_segments": False})
+    check_fingerprint(tmp_path, {"grid_crop": 4, "concat_segments": False})
+    (tmp_path / "depends_on.json").write_text(json.dumps({"cells": 5, "joined": False}))
+    check_fingerprint(tmp_path, {"grid_crop": 4, "concat_segments": False})
+
+
+def test_protocols_of_earlier_heads_load(tmp_path):
+    protocol = {"frames": 9, "size": 32, "stride": 2, "concat_segments": True, "grid_crop": 4}
+    head = create_head("linear", num_classes=3, grid=(3, 4, 4))
+    head.record(protocol=protocol)
+    head.save_pretrained(tmp_path)
+    with_old_names(tmp_path)
+    assert {"joined", "cells"} <= set(json.loads((tmp_path / "config.json").read_text())["protocol"])
+    assert Head.from_pretrained(tmp_path).config.protocol == protocol
+
+
+def test_center_crops_of_earlier_records_load():
+    settings = Settings(
+        feature="ids", model="m", weight_hash="0", precision="fp32", bits=18, stride=(4, 8, 8), dtype="uint32",
+        resize=64, crop="center",
+    )  # fmt: skip
+    old = json.dumps({"schema": SCHEMA, **asdict(settings), "crop": "centre"})
+    assert settings_of(parse_description(old)) == settings
+    with pytest.raises(ValueError, match="unknown crop 'centre': did you mean 'center'"):
+        ReadConfig((4, 8, 8), 64, "centre")
+
+
+def test_a_typed_old_flag_is_answered_with_the_new_one(capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", "generation", "model", "digits", "--neighbours", "x.png"])
+    assert "did you mean --neighbors?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "config, overrides, message",
     [
@@ -87,6 +127,9 @@ def test_run_folders_of_earlier_versions_go_on(tmp_path):
         ("train_generator", ["objective.label_drop=0"], "did you mean 'objective.class_dropout_prob'"),
         ("train_tokenizer", ["discriminator.multipliers=[2]"], "did you mean 'discriminator.channel_multipliers'"),
         ("train_tokenizer", ["model=magvit2", "model.net.multipliers=[2]"], "'model.net.channel_multipliers'"),
+        ("finetune", ["data.source=x", "data.joined=true"], "did you mean 'data.concat_segments'"),
+        ("compare", ["data.source=x", "data.cells=4"], "did you mean 'data.grid_crop'"),
+        ("generation_compare", ["recogniser=x"], "did you mean 'recognizer'"),
         ("train_tokenizer", ["model=magvit2", "model.net.halve_time=[true]"], "'model.net.temporal_downsample'"),
     ],
 )

@@ -33,10 +33,14 @@ class VideoError(Exception):
 # Names that settings had in earlier versions. Saved files with these names can still be read, see
 # `vidtok.config.rename_keys`; a user who types one is told the new name.
 RENAMED = {
+    "cells": "grid_crop",
     "halve_time": "temporal_downsample",
+    "joined": "concat_segments",
     "label_drop": "class_dropout_prob",
     "merge": "patch_merge",
     "multipliers": "channel_multipliers",
+    "neighbours": "neighbors",
+    "recogniser": "recognizer",
 }
 
 

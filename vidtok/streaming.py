@@ -162,7 +162,7 @@ def encode_tiles(encode: Callable[[Tensor], Tensor], video: Tensor, tile: int | 
 
 
 def _ramp(span: tuple[int, int], length: int, overlap: int, cell: int) -> Tensor:
-    """Weight of each pixel of a tile: 1 inside, falling to 0 across the overlap where there is a neighbour."""
+    """Weight of each pixel of a tile: 1 inside, falling to 0 across the overlap where there is a neighbor."""
     pixels = torch.arange((span[1] - span[0]) * cell) + 0.5
     weight = torch.ones(len(pixels))
     if span[0] > 0:

@@ -57,9 +57,9 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
     check_kinds(plain)
     device, folder = only_process("eval generation-compare"), Path(cfg.run)
     tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, device)
-    if not (cfg.i3d or cfg.recogniser):
-        raise ValueError("nothing to measure: give i3d=FILE or recogniser=NAME")
-    detectors = load_feature_extractors(cfg.i3d, None, cfg.recogniser, tokenizer, device)
+    if not (cfg.i3d or cfg.recognizer):
+        raise ValueError("nothing to measure: give i3d=FILE or recognizer=NAME")
+    detectors = load_feature_extractors(cfg.i3d, None, cfg.recognizer, tokenizer, device)
     for kind in cfg.kinds:
         config = check_kind(kind, layers, folder / kind)
         if config.weight_hash != tokenizer.weight_hash:
@@ -264,7 +264,7 @@ def _row(cells: Sequence[str]) -> str:
 # Settings that the content of a run folder depends on: with other values it isn't resumed.
 TRAINED_WITH = {"generator", "size", "data", "optimizer", "trainer", "tokenizer", "objective", "seed"}
 MEASURED_WITH = {"convention", "n_real", "n_fake", "folds", "real", "real_root", "real_split", "other_split"}
-MEASURED_WITH |= {"i3d", "recogniser", "settings", "seed"}
+MEASURED_WITH |= {"i3d", "recognizer", "settings", "seed"}
 TRAINED = "trained.json"  # file that marks a finished training
 
 

@@ -14,7 +14,7 @@ Result schema "vidtok.eval.generation/1":
                  fvd_floor (other real clips against the same real ones), fvd_reconstruction (these, decoded),
                  agreement: {value, low, high (Wilson), n, classes {name: share}}, real_agreement: the same of the other
                  real clips' tokens
-    neighbours   where they were drawn: n_real (number of real clips searched), generated: [distance of each to the
+    neighbors   where they were drawn: n_real (number of real clips searched), generated: [distance of each to the
                  nearest of them, in the features of FVD]; others: [the same of other real clips]
     seconds_per_clip    of sampling
     provenance   git, versions, device, threads, date
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from vidtok.datasets import (
     EvalTransform,
-    LabelledDataset,
+    LabeledDataset,
     MovingDigits,
     VideoError,
     dense_clips,
@@ -272,7 +272,7 @@ def real_clips(
     if others is not None and others == split:
         raise ValueError(f"other real clips than those of {split!r} are of another split than {others!r}")
 
-    def opened(part: str | None) -> LabelledDataset:
+    def opened(part: str | None) -> LabeledDataset:
         if source == "digits":
             return MovingDigits(part, frames, size)
         drawn = random_clip if convention.random else dense_clips

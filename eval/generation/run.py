@@ -52,7 +52,7 @@ def evaluate(
     i3d: str | None = None,
     fid: str | None = None,
     head: str | None = None,
-    neighbours: str | None = None,
+    neighbors: str | None = None,
     tokenizer: str | None = None,
     device: str = "auto",
     batch: int = 8,
@@ -71,7 +71,7 @@ def evaluate(
         others: split of other real clips, for the floor and for reconstructions; None, neither is measured.
         i3d, fid: weights of I3D and of FID's Inception, files or URLs. head: a recognition head of tokens, codes or
             pixels. Each adds its metric; at least one is needed.
-        neighbours: .png file to draw generated clips in, each beside the nearest real ones. It needs `i3d`.
+        neighbors: .png file to draw generated clips in, each beside the nearest real ones. It needs `i3d`.
         tokenizer: where the generator's tokenizer is; None, by its name.
         device: of all networks. batch: number of clips at a time. seed: of the sampling.
         progress: called with the number of clips generated so far, and of all.
@@ -83,12 +83,12 @@ def evaluate(
     Raises:
         ValueError: for settings that don't fit the generator, the convention or the real clips.
     """
-    if neighbours and not neighbours.lower().endswith(".png"):
-        raise ValueError(f"neighbours are drawn in a .png file, not {neighbours}")
+    if neighbors and not neighbors.lower().endswith(".png"):
+        raise ValueError(f"neighbors are drawn in a .png file, not {neighbors}")
     if not (i3d or fid or head):
         raise ValueError("nothing to measure: give i3d, fid or head")
-    if neighbours and not i3d:
-        raise ValueError("neighbours need i3d, whose features say which clips are near")
+    if neighbors and not i3d:
+        raise ValueError("neighbors need i3d, whose features say which clips are near")
     where = pick_device(device)
     rules = smaller(get_convention(convention), n_real, n_fake, folds)
     model = from_pretrained(generator, where)
@@ -102,8 +102,8 @@ def evaluate(
     limits, total = evaluation.limits(), rules.folds * rules.n_fake
     result = evaluation.measure(model, seed, lambda done: progress(done, total), **given)
     result["metrics"] |= limits
-    if neighbours:
-        result["neighbours"] = draw_neighbors(neighbours, evaluation, model, seed, given)
+    if neighbors:
+        result["neighbors"] = draw_neighbors(neighbors, evaluation, model, seed, given)
     return result
 
 

@@ -1,4 +1,4 @@
-"""Labelled clips: their source, clips in memory, and train/validation splits.
+"""Labeled clips: their source, clips in memory, and train/validation splits.
 
 Splits are made of the training clips alone, so that model selection never sees the test set.
 """
@@ -20,7 +20,7 @@ from sklearn.model_selection import (
 )
 from torch import Tensor
 
-from vidtok.datasets import LabelledDataset, MovingDigits, open_dataset, read_annotations, validate_disjoint
+from vidtok.datasets import LabeledDataset, MovingDigits, open_dataset, read_annotations, validate_disjoint
 from vidtok.eval.recognition.inputs import to_bytes
 from vidtok.eval.recognition.protocol import Protocol
 
@@ -30,7 +30,7 @@ DIGITS = "digits"  # the set that the package makes itself
 
 @dataclass(frozen=True)
 class ClipSource:
-    """A source of labelled videos, as the user names it.
+    """A source of labeled videos, as the user names it.
 
     Attributes:
         source: "digits", a folder, or an annotation file, see `vidtok.datasets.open_dataset`.
@@ -61,7 +61,7 @@ class ClipSource:
         flip: bool = True,
         augment: str | None = None,
         on_error: str = "resample",
-    ) -> LabelledDataset:
+    ) -> LabeledDataset:
         """Open the videos of a split.
 
         Args:
@@ -143,7 +143,7 @@ class ClipSet:
 
 
 def load_clips(
-    dataset: LabelledDataset, limit: int | None = None, workers: int = 0, log=print, encode: Encode | None = None
+    dataset: LabeledDataset, limit: int | None = None, workers: int = 0, log=print, encode: Encode | None = None
 ) -> ClipSet:
     """Decode the first `limit` videos of a dataset, or all. Videos that can't be read are listed in `failures`.
 
@@ -196,7 +196,7 @@ def load_views(
     return replace(whole, video=video, failures=list(failures.values()))
 
 
-def cut(dataset: LabelledDataset, chosen: slice | np.ndarray) -> None:
+def cut(dataset: LabeledDataset, chosen: slice | np.ndarray) -> None:
     """Drop all other samples of a dataset. Raises ValueError where none is left."""
     if isinstance(chosen, slice) and chosen.stop is not None and chosen.stop < 1:
         raise ValueError(f"want at least one clip, not {chosen.stop}")
@@ -250,7 +250,7 @@ def folds(
     return name, list(splitter.split(np.zeros(len(labels)), labels, groups))
 
 
-AUGMENTATION = ("scale", "flip", "augment")  # of training clips of labelled videos
+AUGMENTATION = ("scale", "flip", "augment")  # of training clips of labeled videos
 
 
 def build_clip_sources(cfg: DictConfig) -> tuple["ClipSource", "ClipSource"]:

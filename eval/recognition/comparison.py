@@ -7,7 +7,7 @@ and predictions.npz once it has been tested). Existing files are reused.
 Schema of `costs`, of clips as video and as tokens:
 
     bytes_per_clip      file (mean size of a video file, all of its frames), frames_uint8 (the clip's frames in memory),
-                        tokens (bits x cells / 8), tokens_int64 (as `vidtok.extraction` and torch hold them)
+                        tokens (bits x number / 8), tokens_int64 (as `vidtok.extraction` and torch hold them)
     clips_per_second    video: opened, decoded, resized and cut; tokens: read from the cache on disk; ratio; clips: how
                         many each; null where there are no files
     trained_per_second  arm -> clips of a training batch per second, mean over seeds
@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from vidtok.configs.compose import compose_config, given_keys
-from vidtok.datasets import LabelledDataset
+from vidtok.datasets import LabeledDataset
 from vidtok.errors import UserError, nearest
 from vidtok.eval.metrics.intervals import paired_ratio
 from vidtok.eval.recognition.clips import ClipSet, build_clip_sources, load_clips, load_training_clips
@@ -217,7 +217,9 @@ class Comparison:
             return {}
         unit = self.encoder(arm).unit
         return {
-            name: memory_test(self.encoded("recon", side), self.test, self.options.cells, unit, self.options.batch_size)
+            name: memory_test(
+                self.encoded("recon", side), self.test, self.options.grid_crop, unit, self.options.batch_size
+            )
             for name, side in (("recon", "test"), ("recon, shuffled", "shuffled"))
         }
 
@@ -232,14 +234,14 @@ class Comparison:
             lambda: encode_all(self.encoder(arm), video, self.encoded("tokens", side) if arm == "recon" else None),
         )
 
-    def costs(self, videos: LabelledDataset, bits: float, entries: Sequence[Mapping]) -> dict:
+    def costs(self, videos: LabeledDataset, bits: float, entries: Sequence[Mapping]) -> dict:
         """Measure bytes and loading speed of the test clips as video and as tokens, and training speed.
 
         The result is described at the top of this file. videos: of the test. bits: of a token.
         """
-        cells = self.encoded("tokens", "test")[0, 0].numel()
+        tokens = self.encoded("tokens", "test")[0, 0].numel()
         return {
-            "bytes_per_clip": bytes_per_clip(self.test, bits, cells),
+            "bytes_per_clip": bytes_per_clip(self.test, bits, tokens),
             "clips_per_second": loading_speed(videos, self.store, "tokens-test", min(len(self.test), 64)),
             "trained_per_second": training_speed(entries, self.options.batch_size),
         }
@@ -261,18 +263,18 @@ def _load(folder: Path, arm: str, seed: int, test: ClipSet) -> tuple[dict, dict[
     return json.loads((own / "tested.json").read_text()), found
 
 
-def bytes_per_clip(clips: ClipSet, bits: float, cells: int) -> dict:
-    """cells: tokens of one view of a clip."""
+def bytes_per_clip(clips: ClipSet, bits: float, tokens: int) -> dict:
+    """tokens: number of tokens of one view of a clip."""
     sizes = [os.path.getsize(path) for path in clips.paths if path]
     return {
         "file": sum(sizes) / len(sizes) if sizes else None,
         "frames_uint8": math.prod(clips.video.shape[2:]),
-        "tokens": bits * cells / 8,
-        "tokens_int64": 8 * cells,
+        "tokens": bits * tokens / 8,
+        "tokens_int64": 8 * tokens,
     }
 
 
-def loading_speed(dataset: LabelledDataset, store: ClipStore, tokens: str, count: int) -> dict | None:
+def loading_speed(dataset: LabeledDataset, store: ClipStore, tokens: str, count: int) -> dict | None:
     """Measure clips per second from the video files and from the token cache in this process, for the first `count`
     clips."""
     if not dataset.paths:  # rendered, not decoded
@@ -324,7 +326,7 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> Comparison:
     training |= lasting(recipe["trainer"]) | {"parameters": HEAD_ORDER}
     if data["select"]:  # whose choice depends on what is saved
         training["save_steps"] = recipe["trainer"]["save_steps"]
-    chosen = ("batch_size", "cells", "select", *(["group_column"] if data["select"] else []))
+    chosen = ("batch_size", "grid_crop", "select", *(["group_column"] if data["select"] else []))
     check_fingerprint(Path(cfg.run) / "runs", training | {key: data[key] for key in chosen})
 
     def load_test() -> ClipSet:
@@ -345,7 +347,7 @@ def validate_arms(cfg: DictConfig, encoders: dict, classes: Sequence[str], token
     for arm in cfg.arms:
         encoder = encoders[arm]
         x = unpack(encoder.encode_compact(black))
-        example = MemorySource(x[None], [0], cfg.data.cells, encoder.unit).draw(0, 0)[0][None]
+        example = MemorySource(x[None], [0], cfg.data.grid_crop, encoder.unit).draw(0, 0)[0][None]
         validate_task(cfg, encoder.head_input)
         head_data = HeadData(encoder.head_input, None, None, example, None, None, None, list(classes))
         head = build_recognition_head(OmegaConf.merge(cfg, {"input": arm}), head_data, tokenizer).eval()

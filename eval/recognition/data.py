@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from vidtok.datasets import LabelledDataset
+from vidtok.datasets import LabeledDataset
 from vidtok.datasets.loading import WHOLE, Shard, prefetch, shard_rows
 from vidtok.eval.recognition.clips import (
     AUGMENTATION,
@@ -29,8 +29,8 @@ from vidtok.eval.recognition.clips import (
 )
 from vidtok.eval.recognition.inputs import (
     InputEncoder,
-    center_crop_cells,
-    crop_cells,
+    center_crop_grid,
+    crop_grid,
     encode_all,
     shuffle_frames,
     unpack,
@@ -42,7 +42,7 @@ from vidtok.tokenizer import VideoTokenizer
 
 
 class Source(TypingProtocol):
-    """Labelled samples. draw(index, epoch) returns (the sample in that epoch, its label), a pure function of the two.
+    """Labeled samples. draw(index, epoch) returns (the sample in that epoch, its label), a pure function of the two.
 
     The label is that of the drawn sample, as another may replace one that can't be read.
     """
@@ -59,7 +59,7 @@ class Source(TypingProtocol):
 class VideoSource:
     """Videos, decoded when they are drawn."""
 
-    def __init__(self, dataset: LabelledDataset):
+    def __init__(self, dataset: LabeledDataset):
         self.dataset, self.labels = dataset, dataset.labels
 
     def __len__(self) -> int:
@@ -78,15 +78,15 @@ class VideoSource:
 class MemorySource:
     """Inputs in memory, x [N,V,...]. A draw takes one of the V views at random, and a random crop of the grid.
 
-    cells: side of the crop in cells of the token grid; None, no crop. unit: values per cell in the last two dimensions,
-    8 for pixels and 1 on the token grid, so that all inputs are cropped alike.
+    grid_crop: side of the crop in cells of the token grid; None, no crop. unit: values per cell in the last two
+    dimensions, 8 for pixels and 1 on the token grid, so that all inputs are cropped alike.
     """
 
-    def __init__(self, x_NV: Tensor, labels: np.ndarray, cells: int | None = None, unit: int = 1, seed: int = 0):
+    def __init__(self, x_NV: Tensor, labels: np.ndarray, grid_crop: int | None = None, unit: int = 1, seed: int = 0):
         side = min(x_NV.shape[-2:]) // unit
-        if cells is not None and not 1 <= cells <= side:
-            raise ValueError(f"crops are 1 to {side} cells of the grid wide and high, not {cells}")
-        self.x_NV, self.labels, self.cells, self.unit, self.seed = x_NV, labels, cells, unit, seed
+        if grid_crop is not None and not 1 <= grid_crop <= side:
+            raise ValueError(f"crops are 1 to {side} cells of the grid wide and high, not {grid_crop}")
+        self.x_NV, self.labels, self.grid_crop, self.unit, self.seed = x_NV, labels, grid_crop, unit, seed
 
     def __len__(self) -> int:
         return len(self.x_NV)
@@ -94,16 +94,16 @@ class MemorySource:
     def draw(self, index: int, epoch: int) -> tuple[Tensor, int]:
         rng = np.random.default_rng([self.seed, epoch, index])
         x = self.x_NV[index, rng.integers(self.x_NV.shape[1])]
-        if self.cells is not None:
-            places = [int(rng.integers(side // self.unit - self.cells, endpoint=True)) for side in x.shape[-2:]]
-            x = crop_cells(x, *places, self.cells, self.unit)
+        if self.grid_crop is not None:
+            places = [int(rng.integers(side // self.unit - self.grid_crop, endpoint=True)) for side in x.shape[-2:]]
+            x = crop_grid(x, *places, self.grid_crop, self.unit)
         return x, int(self.labels[index])
 
     def summary(self) -> str:
         return ""
 
 
-class LabelledBatches:
+class LabeledBatches:
     """Training batches (x [B,...], labels int64 [B]) by number. Each epoch has an order of its own; a batch may span
     two epochs.
 
@@ -190,7 +190,7 @@ class DataOptions:
     Attributes:
         splits, limits: names and largest numbers of videos of training and test; None, all.
         select: share of the training clips that is held out to choose a checkpoint.
-        cells: of data in memory, side of the random crops of the grid, see `MemorySource`.
+        grid_crop: of data in memory, side of the random crops of the grid, see `MemorySource`.
         batch_size: of training batches, and the largest of tests. workers: number of processes that decode test clips.
         seed: of the random draws of training.
     """
@@ -198,7 +198,7 @@ class DataOptions:
     splits: tuple[str | None, str | None] = ("train", "val")
     limits: tuple[int | None, int | None] = (None, None)
     select: float = 0.0
-    cells: int | None = None
+    grid_crop: int | None = None
     batch_size: int = 16
     workers: int = 0
     seed: int = 0
@@ -208,7 +208,7 @@ def build_data_options(cfg: DictConfig) -> DataOptions:
     """Build the options from the group `data` and the seed."""
     data = cfg.data
     splits, limits = (data.train_split, data.val_split), (data.train_clips, data.val_clips)
-    return DataOptions(splits, limits, data.select, data.cells, data.batch_size, data.workers, cfg.seed)
+    return DataOptions(splits, limits, data.select, data.grid_crop, data.batch_size, data.workers, cfg.seed)
 
 
 def memory_head_data(
@@ -228,25 +228,25 @@ def memory_head_data(
     kept, apart = slice(None), None  # a view of all, not a copy
     if options.select:
         kept, apart = split_off(train.labels, groups, options.select)
-    unit, cells, batch_size = encoder.unit, options.cells, options.batch_size
+    unit, grid_crop, batch_size = encoder.unit, options.grid_crop, options.batch_size
     return HeadData(
         encoder.head_input,
-        MemorySource(x_train_NV[kept], train.labels[kept], cells, unit, options.seed),
+        MemorySource(x_train_NV[kept], train.labels[kept], grid_crop, unit, options.seed),
         unpack,
-        unpack(center_crop_cells(x_train_NV[:1, 0], cells, unit)),
-        memory_test(x_test_NV, test, cells, unit, batch_size),
-        memory_test(x_shuffled_NV, test, cells, unit, batch_size),
-        None if apart is None else memory_test(x_train_NV[apart], train.subset(apart), cells, unit, batch_size),
+        unpack(center_crop_grid(x_train_NV[:1, 0], grid_crop, unit)),
+        memory_test(x_test_NV, test, grid_crop, unit, batch_size),
+        memory_test(x_shuffled_NV, test, grid_crop, unit, batch_size),
+        None if apart is None else memory_test(x_train_NV[apart], train.subset(apart), grid_crop, unit, batch_size),
         train.classes,
         train.failures,
     )
 
 
-def memory_test(x_NV: Tensor, clips: ClipSet, cells: int | None, unit: int, batch_size: int) -> Test:
+def memory_test(x_NV: Tensor, clips: ClipSet, grid_crop: int | None, unit: int, batch_size: int) -> Test:
     """Make the test on encoded clips, x [N,V,...]; clips that could not be read count as failures."""
 
     def test(head: nn.Module) -> Predictions:
-        views = views_in_memory(center_crop_cells(x_NV, cells, unit), clips.labels, clips.ids, batch_size)
+        views = views_in_memory(center_crop_grid(x_NV, grid_crop, unit), clips.labels, clips.ids, batch_size)
         found = predict(head, views, unpack)
         found.failures += clips.failures
         return found
@@ -282,7 +282,7 @@ def video_head_data(
     tested = max(1, min(options.batch_size, TESTED_CLIPS) // protocol.views)
 
     def test_on(videos, shuffle: bool = False) -> Test:
-        reading = tested, options.workers, shuffle, encoder.joined
+        reading = tested, options.workers, shuffle, encoder.concat_segments
         return lambda head: predict(head, views_of_dataset(videos, *reading), encoder)
 
     videos = VideoSource(training)
@@ -380,10 +380,10 @@ def build_head_data(cfg: DictConfig, tokenizer: VideoTokenizer) -> HeadData:
 def validate_data_settings(data: dict) -> None:
     """Raise ValueError for a setting of the group `data` that has no effect."""
     if data["features"] is not None:
-        idle = ("joined", "train_views", "cells", "augment", "classes", "checked", "label_column")
+        idle = ("concat_segments", "train_views", "grid_crop", "augment", "classes", "checked", "label_column")
         why = "takes videos, not extracted features"
     elif not data["in_memory"]:
-        idle, why = ("train_views", "cells"), "takes data.in_memory=true"
+        idle, why = ("train_views", "grid_crop"), "takes data.in_memory=true"
     else:
         idle, why = ("augment",) if data["train_views"] is None else (), "takes data.train_views=N in memory"
     for key in idle:
@@ -397,8 +397,8 @@ def validate_data_settings(data: dict) -> None:
 
 def validate_no_concat(data: dict) -> None:
     """Raise ValueError where the head sees several random clips at once, before the clips are decoded."""
-    if data["joined"]:
-        raise ValueError("joined clips are random ones of each video, read anew: data.in_memory=false")
+    if data["concat_segments"]:
+        raise ValueError("concatenated clips are random ones of each video, read anew: data.in_memory=false")
 
 
 def validate_task(cfg: DictConfig, input: str) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vidtok.configs.compose import compose_config
 from vidtok.eval.recognition.clips import build_clip_sources
-from vidtok.eval.recognition.data import HeadData, LabelledBatches, MemorySource, build_head_data, validate_mixing
+from vidtok.eval.recognition.data import HeadData, LabeledBatches, MemorySource, build_head_data, validate_mixing
 from vidtok.eval.recognition.prediction import Predictions
 from vidtok.eval.recognition.protocol import build_protocol
 from vidtok.eval.recognition.results import data_record, recognition_result, result_entry
@@ -265,10 +265,10 @@ def build_recognition_training(cfg: DictConfig, head_data: HeadData, tokenizer: 
     head.record(
         classes=list(head_data.classes),
         tokenizer={"name": tokenizer.config.name, "weight_hash": tokenizer.weight_hash} if reads_tokens else None,
-        protocol=build_protocol(cfg).for_head() | ({"cells": cells} if (cells := plain["data"]["cells"]) else {}),
+        protocol=build_protocol(cfg).for_head() | ({"grid_crop": side} if (side := plain["data"]["grid_crop"]) else {}),
         class_counts=torch.bincount(torch.as_tensor(head_data.train.labels), minlength=head.num_classes).tolist(),
     )
-    batches = LabelledBatches(head_data.train, plain["data"]["batch_size"], plain["seed"])
+    batches = LabeledBatches(head_data.train, plain["data"]["batch_size"], plain["seed"])
     if isinstance(head_data.train, MemorySource):
         plain["trainer"]["workers"] = 0  # there is nothing to prefetch, and each worker would copy the clips
     arguments, may_choose = build_schedule(plain), None

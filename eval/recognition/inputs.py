@@ -37,9 +37,10 @@ class InputEncoder:
         kind: one of `INPUTS`. "tokens" and "codes" give int64 ids [B,t,h,w], "latents" and "hidden" float32
             [B,C,t,h,w], "pixels" and "recon" float32 [B,3,T,H,W].
         tokenizer: not needed for pixels. The result is on its device.
-        joined: number J of clips that the head sees at once. With J > 1, clips are [B,J,3,T,H,W]; each is encoded
-            alone, and features are concatenated in time, J*t in place of t.
-        cells: side of the center crop of the grid, for heads that were trained on crops; None, the whole grid.
+        concat_segments: number J of clips that the head sees at once. With J > 1, clips are [B,J,3,T,H,W]; each is
+            encoded alone, and features are concatenated in time, J*t in place of t.
+        grid_crop: side of the center crop of the grid in cells, for heads that were trained on crops; None, the whole
+            grid.
         pixels_per_cell: of such a crop of pixels; None, the tokenizer's.
 
     Raises:
@@ -47,17 +48,18 @@ class InputEncoder:
     """
 
     def __init__(
-        self, kind: str, tokenizer: VideoTokenizer | None = None, joined: int = 1, cells: int | None = None,
-        pixels_per_cell: int | None = None,
+        self, kind: str, tokenizer: VideoTokenizer | None = None, concat_segments: int = 1,
+        grid_crop: int | None = None, pixels_per_cell: int | None = None,
     ):  # fmt: skip
         if kind not in INPUTS:
             raise ValueError(f"unknown input {kind!r}: {nearest(kind, INPUTS)}")
         if tokenizer is None and kind != "pixels":
             raise ValueError(f"input {kind!r} comes from a tokenizer: give one")
-        self.kind, self.tokenizer, self.joined, self.cells = kind, tokenizer, joined, cells
+        self.kind, self.tokenizer = kind, tokenizer
+        self.concat_segments, self.grid_crop = concat_segments, grid_crop
         self.pixels_per_cell = pixels_per_cell or (tokenizer.stride[-1] if tokenizer else 1)
-        if joined > 1 and self.head_input == "pixels":
-            raise ValueError(f"clips can be joined as tokens, codes, latents or hidden features, not as {kind}")
+        if concat_segments > 1 and self.head_input == "pixels":
+            raise ValueError(f"clips can be concatenated as tokens, codes, latents or hidden features, not as {kind}")
 
     @property
     def head_input(self) -> str:
@@ -70,15 +72,15 @@ class InputEncoder:
         return self.pixels_per_cell if self.head_input == "pixels" else 1
 
     def __call__(self, video: Tensor) -> Tensor:
-        if self.joined == 1:
+        if self.concat_segments == 1:
             return self.cropped(unpack(self.encode_compact(video)))
-        x = unpack(self.encode_compact(video.flatten(0, 1))).unflatten(0, (-1, self.joined))
+        x = unpack(self.encode_compact(video.flatten(0, 1))).unflatten(0, (-1, self.concat_segments))
         time = 1 if x.ndim == 5 else 2  # of ids [B,J,t,h,w] and features [B,J,C,t,h,w]
         return self.cropped(x.movedim(1, time).flatten(time, time + 1))
 
     def cropped(self, x: Tensor) -> Tensor:
         """Cut a whole grid to the part that the head sees."""
-        return center_crop_cells(x, self.cells, self.unit)
+        return center_crop_grid(x, self.grid_crop, self.unit)
 
     @torch.no_grad()
     def encode_compact(self, video_B3THW: Tensor) -> Tensor:
@@ -107,7 +109,7 @@ class InputEncoder:
 def encode_all(encoder: InputEncoder, video_NV3THW: Tensor, ids_NVthw: Tensor | None = None) -> Tensor:
     """Encode uint8 clips once, to be kept in memory: x [N,V,...], packed (see `unpack`). ids_NVthw: the clips' tokens
     where they are known; reconstructions are decoded from them."""
-    assert encoder.joined == 1, "joined clips are drawn anew in every epoch"
+    assert encoder.concat_segments == 1, "concatenated clips are drawn anew in every epoch"
     if encoder.kind == "pixels":
         return video_NV3THW
     at_once = max(1, _pixels_at_once(encoder.tokenizer) // video_NV3THW[0, 0, 0].numel())
@@ -133,18 +135,18 @@ def unpack(x: Tensor) -> Tensor:
     return to_float(x) if x.dtype == torch.uint8 else x.float() if x.is_floating_point() else x
 
 
-def crop_cells(x: Tensor, top: int, left: int, cells: int, unit: int) -> Tensor:
-    """Crop `cells` x `cells` of the grid at the cell (top, left), where a cell is `unit` x `unit` values."""
-    (y, x0), side = (top * unit, left * unit), cells * unit
-    return x[..., y : y + side, x0 : x0 + side]
+def crop_grid(x: Tensor, top: int, left: int, side: int, unit: int) -> Tensor:
+    """Crop `side` x `side` cells of the grid at the cell (top, left), where a cell is `unit` x `unit` values."""
+    top, left, side = top * unit, left * unit, side * unit
+    return x[..., top : top + side, left : left + side]
 
 
-def center_crop_cells(x: Tensor, cells: int | None, unit: int) -> Tensor:
+def center_crop_grid(x: Tensor, side: int | None, unit: int) -> Tensor:
     """Crop the center of the grid, for tests of heads that were trained on crops; None returns the whole."""
-    if cells is None:
+    if side is None:
         return x
-    top, left = ((side // unit - cells) // 2 for side in x.shape[-2:])
-    return crop_cells(x, top, left, cells, unit)
+    top, left = ((size // unit - side) // 2 for size in x.shape[-2:])
+    return crop_grid(x, top, left, side, unit)
 
 
 def to_float(video: Tensor) -> Tensor:
@@ -152,10 +154,10 @@ def to_float(video: Tensor) -> Tensor:
     return video.float().div_(127.5).sub_(1) if video.dtype == torch.uint8 else video
 
 
-def join_segments(video_BV3THW: Tensor, joined: int) -> Tensor:
-    """Group the V = segments x crops views of B videos for `InputEncoder`: [B,V,3,T,H,W], or for joined = segments > 1,
-    [B,crops,segments,3,T,H,W]."""
-    return video_BV3THW if joined == 1 else video_BV3THW.unflatten(1, (joined, -1)).transpose(1, 2)
+def group_segments(video_BV3THW: Tensor, concat_segments: int) -> Tensor:
+    """Group the V = segments x crops views of B videos for `InputEncoder`: [B,V,3,T,H,W], or for
+    concat_segments = segments > 1, [B,crops,segments,3,T,H,W]."""
+    return video_BV3THW if concat_segments == 1 else video_BV3THW.unflatten(1, (concat_segments, -1)).transpose(1, 2)
 
 
 def to_bytes(video: Tensor) -> Tensor:

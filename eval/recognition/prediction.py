@@ -1,4 +1,4 @@
-"""A head's probabilities for labelled videos.
+"""A head's probabilities for labeled videos.
 
 Legend: B batch, V views of one video, N videos, K classes.
 """
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from vidtok.checks import pick_device
-from vidtok.datasets import LabelledDataset, LabelledVideos
+from vidtok.datasets import LabeledDataset, LabeledVideos
 from vidtok.datasets.container import VIDEO_SUFFIXES
 from vidtok.errors import is_expected, one_line
-from vidtok.eval.recognition.inputs import join_segments, shuffle_frames
+from vidtok.eval.recognition.inputs import group_segments, shuffle_frames
 from vidtok.extraction import read_npz
 from vidtok.files import find_files
 
@@ -45,17 +45,17 @@ class Predictions:
 
 
 def views_of_dataset(
-    dataset: LabelledDataset, batch_size: int, workers: int = 0, shuffle: bool = False, joined: int = 1
+    dataset: LabeledDataset, batch_size: int, workers: int = 0, shuffle: bool = False, concat_segments: int = 1
 ) -> Iterator[Views]:
     """Yield batches of the videos of a dataset; failed videos (on_error="return") are listed and not replaced.
 
-    shuffle: put frames in random order, see `shuffle_frames`. joined: number of clips that the head sees at once, see
-    `join_segments`.
+    shuffle: put frames in random order, see `shuffle_frames`. concat_segments: number of clips that the head sees at
+    once, see `group_segments`.
     """
     for batch in dataset.loader(batch_size, workers):
         failures = [{"name": str(error.path), "reason": error.reason} for error in batch.failed]
         x = shuffle_frames(batch.video, batch.id) if shuffle and batch.id else batch.video
-        yield Views(join_segments(x, joined) if batch.id else x, batch.label, batch.id, failures)
+        yield Views(group_segments(x, concat_segments) if batch.id else x, batch.label, batch.id, failures)
 
 
 def views_in_memory(x_NV: Tensor, labels: np.ndarray, ids: list[str], batch_size: int) -> Iterator[Views]:
@@ -172,14 +172,14 @@ class Recognizer:
         if path.suffix.lower() == ".npz":
             x = self._tokens(path)
             return self._average(x), len(x)
-        videos = LabelledVideos(
+        videos = LabeledVideos(
             [str(path)], [path.name], [-1], [], sampler=self.protocol.sampler(), transform=self.protocol.transform()
         )
         return self.video(videos[0].video), self.protocol.views
 
     def video(self, video_V3THW: Tensor) -> Tensor:
         """Probabilities [classes] of the views of one video, float [V, 3, T, H, W] in [-1, 1]."""
-        views = join_segments(video_V3THW[None], self.encoder.joined)[0]
+        views = group_segments(video_V3THW[None], self.encoder.concat_segments)[0]
         return self._average(self.encoder(views.to(self.head.device)))
 
     def top(self, probabilities: Tensor, count: int) -> list[tuple[str, float]]:
@@ -194,8 +194,9 @@ class Recognizer:
         wanted = "ids" if kind in ("tokens", "codes") else kind
         if meta.feature != wanted:
             raise ValueError(f"it holds {meta.feature}, and head {self.head.config.name!r} reads {kind}")
-        if self.encoder.joined > 1:
-            raise ValueError(f"head {self.head.config.name!r} sees {self.encoder.joined} clips at once: give the video")
+        if self.encoder.concat_segments > 1:
+            count = self.encoder.concat_segments
+            raise ValueError(f"head {self.head.config.name!r} sees {count} clips at once: give the video")
         self.head.check_tokenizer(meta.model, meta.weight_hash)
         side = self.protocol.size
         if meta.frames != self.protocol.frames or meta.size != (side, side):
@@ -244,8 +245,8 @@ def load_head(
             raise ValueError(f"head {config.name!r} names no tokenizer: give --model")
         tokenizer = VideoTokenizer.from_pretrained(model or named, head.device, precision)
         head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
-    cells, side = (config.protocol or {}).get("cells"), config.input.get("stride", [None])[-1]
-    return head, InputEncoder(kind, tokenizer, found.at_once, cells, side), found
+    grid_crop, side = (config.protocol or {}).get("grid_crop"), config.input.get("stride", [None])[-1]
+    return head, InputEncoder(kind, tokenizer, found.at_once, grid_crop, side), found
 
 
 def trained_on(config) -> str:
@@ -263,4 +264,4 @@ def find_protocol(config, name: str | None):
     own = Protocol.of_head(config.protocol) if config.protocol else Protocol()
     if name is None:
         return own
-    return Protocol.parse(name, own.size, None if "xu" in name else own.fps, own.resize, own.joined)
+    return Protocol.parse(name, own.size, None if "xu" in name else own.fps, own.resize, own.concat_segments)

@@ -7,7 +7,7 @@ from functools import partial
 from omegaconf import DictConfig
 
 from vidtok.datasets import EvalTransform, TrainTransform, dense_clips, random_clip, random_segments, uniform_segments
-from vidtok.datasets.labelled import Sampler
+from vidtok.datasets.labeled import Sampler
 
 _NAME = re.compile(r"(\d+)x(\d+|u)x(\d+)x(\d+)")
 EXAMPLE = "17x4x5x3 (frames x stride x segments x crops), or 17xux2x3 for frames spread evenly over the video"
@@ -25,8 +25,9 @@ class Protocol:
         crops: 1, the center, or 3 along the long side. Probabilities are averaged over the segments x crops views.
         size: side of the square crops in pixels. resize: short side before the crop in pixels; None, `size`.
         fps: frame rate in which `stride` is counted; None, the video's own.
-        joined: whether the head sees the features of all segments at once, as V-JEPA's probe does. Probabilities are
-            then averaged over the crops alone, and training takes as many clips, one from each part of the video.
+        concat_segments: whether the head sees the features of all segments at once, as V-JEPA's probe does.
+            Probabilities are then averaged over the crops alone, and training takes as many clips, one from each part
+            of the video.
 
     Raises:
         ValueError: for illegal numbers.
@@ -39,7 +40,7 @@ class Protocol:
     size: int = 128
     fps: float | None = None
     resize: int | None = None
-    joined: bool = False
+    concat_segments: bool = False
 
     def __post_init__(self):
         if min(self.frames, self.segments, self.size) < 1 or self.stride == 0 or self.crops not in (1, 3):
@@ -51,7 +52,12 @@ class Protocol:
 
     @classmethod
     def parse(
-        cls, name: str, size: int = 128, fps: float | None = None, resize: int | None = None, joined: bool = False
+        cls,
+        name: str,
+        size: int = 128,
+        fps: float | None = None,
+        resize: int | None = None,
+        concat_segments: bool = False,
     ) -> "Protocol":
         """Parse FRAMESxSTRIDExSEGMENTSxCROPS. Raises ValueError for another name."""
         match = _NAME.fullmatch(name)
@@ -59,7 +65,7 @@ class Protocol:
             raise ValueError(f"protocol {name!r}: want such as {EXAMPLE}")
         frames, stride, segments, crops = match.groups()
         stride = None if stride == "u" else int(stride)
-        return cls(int(frames), stride, int(segments), int(crops), size, fps, resize, joined)
+        return cls(int(frames), stride, int(segments), int(crops), size, fps, resize, concat_segments)
 
     def __str__(self) -> str:
         return f"{self.frames}x{self.stride or 'u'}x{self.segments}x{self.crops}"
@@ -71,7 +77,7 @@ class Protocol:
     @property
     def at_once(self) -> int:
         """Number of clips that the head sees at once."""
-        return self.segments if self.joined else 1
+        return self.segments if self.concat_segments else 1
 
     def sampler(self) -> Sampler:
         """Return the deterministic sampler of the test."""
@@ -95,12 +101,12 @@ class Protocol:
 
     def record(self) -> dict:
         """Return the record for a result file: the name and all settings."""
-        averaged = "crops, segments seen at once" if self.joined else "segments x crops"
+        averaged = "crops, segments seen at once" if self.concat_segments else "segments x crops"
         return {"name": str(self), **asdict(self), "views": f"probabilities averaged over {averaged}"}
 
     def for_head(self) -> dict:
         """Return the record for `vidtok.heads.HeadConfig.protocol`."""
-        rest = {"fps": self.fps, "resize": self.resize, "joined": self.joined or None}
+        rest = {"fps": self.fps, "resize": self.resize, "concat_segments": self.concat_segments or None}
         return {
             "frames": self.frames, "stride": self.stride, "size": self.size,
             "clips": self.segments, "crops": self.crops,
@@ -112,10 +118,10 @@ class Protocol:
         """Read the record of `for_head`."""
         stride = record.get("stride", 1 if "fps" in record else None)
         views = record.get("clips", 1), record.get("crops", 1)
-        rest = record.get("fps"), record.get("resize"), record.get("joined", False)
+        rest = record.get("fps"), record.get("resize"), record.get("concat_segments", False)
         return cls(record["frames"], stride, *views, record["size"], *rest)
 
 
 def build_protocol(cfg: DictConfig) -> Protocol:
     """Build the protocol of the group `data`."""
-    return Protocol.parse(cfg.data.protocol, cfg.data.size, cfg.data.fps, cfg.data.resize, cfg.data.joined)
+    return Protocol.parse(cfg.data.protocol, cfg.data.size, cfg.data.fps, cfg.data.resize, cfg.data.concat_segments)

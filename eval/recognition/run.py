@@ -29,7 +29,7 @@ def evaluate(
     workers: int = 0,
     device: str = "auto",
 ) -> dict:
-    """Test a trained head on a split of labelled videos, and on the same with shuffled frames.
+    """Test a trained head on a split of labeled videos, and on the same with shuffled frames.
 
     Args:
         head: name of a shipped head, its folder or hub id.
@@ -58,7 +58,8 @@ def evaluate(
     def test(shuffle: bool) -> Predictions:
         dataset = videos.open(split, views)
         cut(dataset, slice(clips))
-        return predict(trained, views_of_dataset(dataset, batch_size, workers, shuffle, encoder.joined), encoder)
+        batches = views_of_dataset(dataset, batch_size, workers, shuffle, encoder.concat_segments)
+        return predict(trained, batches, encoder)
 
     predictions, shuffled = test(shuffle=False), None if no_shuffle else [test(shuffle=True)]
     facts = {"seed": None, "head": head_record(trained)}

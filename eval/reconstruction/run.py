@@ -9,7 +9,7 @@ Result schema "vidtok.eval.reconstruction/1":
     n_used, n_failed
     failures        [{name, reason}]: clips that could not be read or coded; they are not replaced
     metrics         name -> {mean, stderr, n}; stderr is the standard error over clips, null for n = 1
-                    psnr, trivial_psnr, psnr_gain (dB; paired difference of the two), ssim, bits_per_pixel;
+                    psnr, block_mean_psnr, psnr_gain (dB; paired difference of the two), ssim, bits_per_pixel;
                     block_ratio, block_phases (see `block_edges`) where the token grid has borders;
                     lpips and rfvd ({mean: the distance, stderr: null, n}) where their networks are given
     codebook        size, tokens, distinct, usage (distinct/size), entropy_bits, bit_balance [bits]
@@ -86,7 +86,7 @@ def clip_protocol(
         "split": split,
         "frames": frames,
         "size": [size, size],
-        "crop": f"first {frames} frames, short side {size}, centre crop",
+        "crop": f"first {frames} frames, short side {size}, center crop",
         "fps": "native" if fps is None else fps,
     }
 
@@ -109,7 +109,7 @@ def block_mean_baseline(video_BCTHW: Tensor, stride: tuple[int, int, int] = (4, 
     of torch and OpenCV, half-pixel centers) and clamped to [-1,1]. The means are not quantized: 3 floats a cell, far
     more than 18 bits.
 
-    On 131 clips of video-val (first 17 frames, short side 128 by area averaging, centre crop) its mean PSNR is
+    On 131 clips of video-val (first 17 frames, short side 128 by area averaging, center crop) its mean PSNR is
     22.21 dB; the same clips reduced bicubically are sharper and give 21.36 dB, bilinearly 21.88 dB. So compare only
     on clips from one reader. Interpolating linearly in time adds 0.04 dB.
 
@@ -331,10 +331,10 @@ class _Run:
         y_BCTHW = self.tokenizer.decode(ids).float()
         columns = {
             "psnr": psnr(x_BCTHW, y_BCTHW),
-            "trivial_psnr": psnr(x_BCTHW, block_mean_baseline(x_BCTHW, self.tokenizer.stride)),
+            "block_mean_psnr": psnr(x_BCTHW, block_mean_baseline(x_BCTHW, self.tokenizer.stride)),
             "ssim": ssim(x_BCTHW, y_BCTHW),
         }
-        columns["psnr_gain"] = columns["psnr"] - columns["trivial_psnr"]
+        columns["psnr_gain"] = columns["psnr"] - columns["block_mean_psnr"]
         if (edges := block_edges(x_BCTHW, y_BCTHW, self.tokenizer.stride)) is not None:
             columns["block_ratio"], columns["block_phases"] = edges
         if self.lpips is not None:
@@ -386,7 +386,7 @@ def _summary(values: list[float]) -> dict:
 def _metric_notes(metrics: Mapping, lpips: LPIPS | None) -> dict:
     notes = {
         "psnr": "per clip: MSE over frames and RGB, peak 2 in [-1,1], not rounded to 8 bits, at most 100 dB; mean",
-        "trivial_psnr": "same, mean colour of each cell of the token grid, first frame alone, bicubic up",
+        "block_mean_psnr": "same, mean color of each cell of the token grid, first frame alone, bicubic up",
         "ssim": "Gaussian 11x11, sigma 1.5, data range 2 in [-1,1]; mean over RGB, frames, clips",
         "block_ratio": "per clip: mean gradient across cell borders over that elsewhere, relative to original; mean",
         "block_phases": "per clip: mean gradient at each phase of the stride relative to original, max over min; mean",

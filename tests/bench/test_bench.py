@@ -116,7 +116,7 @@ def test_loader_is_measured_against_this_process(monkeypatch):
     monkeypatch.setattr("vidtok.bench.loader.RENDERED", 2)
     monkeypatch.setattr("vidtok.bench.loader.SIDE", 16)
     rows = list(bench_loader(batches=3, runs=1, workers=(1,)))
-    kinds = ("labelled", "training", "training, cached")
+    kinds = ("labeled", "training", "training, cached")
     assert [(row["of"], row["workers"]) for row in rows] == [(of, n) for of in kinds for n in (0, 1)]
     assert all(row["clips_per_s"] > 0 and row["cpu_ms"] > 0 for row in rows)
     for alone, ours in (rows[:2], rows[2:4], rows[4:]):

@@ -221,7 +221,7 @@ def test_eval_reconstruction(capsys, here, model, videos):
     command = ["eval", "reconstruction", videos, "--frames", 5, "--size", 32, "--split", "val", "--json", "r/e.json"]
     out, _ = vidtok(capsys, *command, "--model", model, status=1)
     assert "one.mp4: fewer than 5 frames" in out
-    assert "2 of 3 clips used, 1 failed" in out and "first 5 frames, short side 32, centre crop" in out
+    assert "2 of 3 clips used, 1 failed" in out and "first 5 frames, short side 32, center crop" in out
     result = json.loads((here / "r/e.json").read_text())
     assert result["protocol"]["split"] == "val" and result["tokenizer"]["name"] == "tiny"
     assert result["n_used"] == 2 and "psnr" in result["metrics"] and result["protocol"]["precision"] == "fp32"

@@ -63,7 +63,7 @@ def test_length_is_cut_to_1_plus_4k(wide, max_frames, length):
     assert read_video(wide, max_frames=max_frames).shape[2] == length
 
 
-def test_resize_keeps_aspect_and_centre():
+def test_resize_keeps_aspect_and_center():
     ramp_CTHW = torch.linspace(-1, 1, 200).expand(3, 2, 100, 200).contiguous()
     out_CTHW = resize_video(ramp_CTHW, 50)
     assert out_CTHW.shape == (3, 2, 50, 96)

@@ -27,8 +27,8 @@ def numbered(i: int, width: int = 160, height: int = 96) -> np.ndarray:
 
 def number(image_HWC: np.ndarray) -> int:
     height, width = image_HWC.shape[:2]
-    centres = [(2 * bit + 1) * width // (2 * BITS) for bit in range(BITS)]
-    upper, lower = (image_HWC[y - 2 : y + 3, centres].mean(axis=(0, 2)) for y in (height // 4, 3 * height // 4))
+    centers = [(2 * bit + 1) * width // (2 * BITS) for bit in range(BITS)]
+    upper, lower = (image_HWC[y - 2 : y + 3, centers].mean(axis=(0, 2)) for y in (height // 4, 3 * height // 4))
     return sum(1 << bit for bit in range(BITS) if upper[bit] > lower[bit])
 
 

@@ -126,7 +126,7 @@ def test_wrong_files_are_one_line(tmp_path):
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="no inception_fid.safetensors in $VIDTOK_WEIGHTS")
 def test_features_are_those_of_the_original():
-    """Of a ramp of colours, computed once with torch-fidelity 0.4.0's network and resize, from the same weights."""
+    """Of a ramp of colors, computed once with torch-fidelity 0.4.0's network and resize, from the same weights."""
     ramp = torch.linspace(-1, 1, 64).expand(64, 64)
     features = InceptionFID(WEIGHTS)(torch.stack([ramp, ramp.T, -ramp])[None])[0]
     assert features[:6].tolist() == pytest.approx([1.119931, 0.012816, 0.003362, 0.0, 0.0, 0.160364], abs=1e-4)

@@ -20,14 +20,14 @@ from vidtok.errors import UserError
 from vidtok.eval import recognition
 from vidtok.eval.recognition.clips import ClipSource, load_clips, load_views
 from vidtok.eval.recognition.comparison import validate_arms
-from vidtok.eval.recognition.data import DataOptions, LabelledBatches, MemorySource, VideoSource, video_head_data
+from vidtok.eval.recognition.data import DataOptions, LabeledBatches, MemorySource, VideoSource, video_head_data
 from vidtok.eval.recognition.finetuning import RecognitionTask, read_best
 from vidtok.eval.recognition.inputs import (
     INPUTS,
     InputEncoder,
-    center_crop_cells,
+    center_crop_grid,
     encode_all,
-    join_segments,
+    group_segments,
     shuffle_frames,
     unpack,
 )
@@ -129,12 +129,12 @@ def test_crops_of_the_grid_are_the_same_for_pixels_and_tokens():
     cells = torch.arange(36).view(1, 1, 1, 6, 6).expand(4, 1, 1, 6, 6)
     pixels = cells.repeat_interleave(8, 3).repeat_interleave(8, 4)
     labels = np.zeros(4, dtype=int)
-    ids, large = MemorySource(cells, labels, cells=3), MemorySource(pixels, labels, cells=3, unit=8)
+    ids, large = MemorySource(cells, labels, grid_crop=3), MemorySource(pixels, labels, grid_crop=3, unit=8)
     places = {int(ids.draw(0, epoch)[0][0, 0, 0]) for epoch in range(40)}
     assert len(places) > 8  # of 16
     for epoch in range(3):
         assert torch.equal(ids.draw(1, epoch)[0], large.draw(1, epoch)[0][..., ::8, ::8])
-    assert torch.equal(center_crop_cells(cells, 4, 1), center_crop_cells(pixels, 4, 8)[..., ::8, ::8])
+    assert torch.equal(center_crop_grid(cells, 4, 1), center_crop_grid(pixels, 4, 8)[..., ::8, ::8])
 
 
 @pytest.mark.parametrize("kind", ["tokens", "hidden"])
@@ -161,9 +161,9 @@ def test_batches_follow_from_seed_and_number(csv):
     def source():
         return VideoSource(ClipSource(str(csv)).open("train", Protocol(5, 1, size=32), training=True, seed=1))
 
-    batches = LabelledBatches(source(), batch_size=5, seed=3)
+    batches = LabeledBatches(source(), batch_size=5, seed=3)
     rows = [batches[i] for i in range(6)]  # two and a half epochs of 12
-    again = LabelledBatches(source(), batch_size=5, seed=3)
+    again = LabeledBatches(source(), batch_size=5, seed=3)
     loader = again.loader(start=4)
     for number in (4, 5):
         x, labels = next(loader)
@@ -181,7 +181,7 @@ def test_what_takes_the_place_of_a_bad_video_has_its_own_label(csv):
     (csv.parent / "none.mp4").write_bytes(b"no video")
     listed.write_text("path,label,split\nnone.mp4,dark,train\nrising-0.mp4,rising,train\n")
     dataset = ClipSource(str(listed)).open("train", Protocol(5, 1, size=32), training=True)
-    x, labels = LabelledBatches(VideoSource(dataset), batch_size=2)[0]
+    x, labels = LabeledBatches(VideoSource(dataset), batch_size=2)[0]
     assert torch.equal(labels, torch.full((2,), dataset.classes.index("rising"))) and x.shape[0] == 2
     assert VideoSource(dataset).summary()
 
@@ -261,7 +261,7 @@ def test_a_training_video_that_fails_is_counted(capsys, damaged, tokenizer_path,
 @pytest.mark.parametrize("kind", ["tokens", "pixels", "recon"])
 def test_crops_of_the_grid_go_with_the_head(capsys, csv, tokenizer_path, tmp_path, kind):
     command = finetune(csv, tokenizer_path, tmp_path, f"input={kind}", "data.in_memory=true", "data.select=0")
-    run(capsys, *command, "data.cells=2", "trainer.max_steps=8", "optimizer.lr=1e-2", "trainer.ema_decay=0")
+    run(capsys, *command, "data.grid_crop=2", "trainer.max_steps=8", "optimizer.lr=1e-2", "trainer.ema_decay=0")
     elsewhere = ["eval", "recognition", tmp_path / "model", csv, "--model", tokenizer_path]
     run(capsys, *elsewhere, "--json", tmp_path / "r.json")
     there, here = (json.loads((tmp_path / name).read_text()) for name in ("result.json", "r.json"))
@@ -269,7 +269,7 @@ def test_crops_of_the_grid_go_with_the_head(capsys, csv, tokenizer_path, tmp_pat
         (own,), (other,) = a["predicted"].values(), b["predicted"].values()
         assert own == other
     head = Head.from_pretrained(tmp_path / "model")
-    assert head.config.protocol["cells"] == 2
+    assert head.config.protocol["grid_crop"] == 2
     with pytest.raises(ValueError, match="sees crops of 2 x 2 cells"):
         head.validate_uncropped()
 
@@ -367,9 +367,9 @@ def test_several_views_are_averaged(capsys, csv, trained, tokenizer_path, tmp_pa
     assert json.loads((tmp_path / "r.json").read_text())["protocol"]["segments"] == 2
 
 
-def test_clips_are_seen_together_where_they_are_joined(capsys, csv, tokenizer_path, tmp_path):
+def test_clips_are_seen_together_where_they_are_concatenated(capsys, csv, tokenizer_path, tmp_path):
     more = ["head=attentive", "head_options=null", "input=latents", "data.select=0", "data.protocol=5x2x2x3"]
-    run(capsys, *finetune(csv, tokenizer_path, tmp_path / "run", "data.joined=true", *more))
+    run(capsys, *finetune(csv, tokenizer_path, tmp_path / "run", "data.concat_segments=true", *more))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["protocol"]["views"] == "probabilities averaged over crops, segments seen at once"
     head = Head.from_pretrained(tmp_path / "run" / "model")
@@ -382,19 +382,20 @@ def test_clips_are_seen_together_where_they_are_joined(capsys, csv, tokenizer_pa
     clip = csv.parent / "dark-5.mp4"
     out = run(capsys, "recognize", clip, "--head", tmp_path / "run" / "model", "--model", tokenizer_path, "--json").out
     assert json.loads(out)["labels"][0]["label"] in again["clips"][3]["predicted"][name]
+    more.append("data.concat_segments=true")
     for wrong in ("data.in_memory=true", "input=pixels"):
-        assert "joined" in fails(capsys, *finetune(csv, tokenizer_path, tmp_path, "data.joined=true", *more, wrong))
+        assert "concatenated" in fails(capsys, *finetune(csv, tokenizer_path, tmp_path, *more, wrong))
 
 
-def test_joined_views_are_the_segments_of_one_crop(tokenizer):
+def test_concatenated_views_are_the_segments_of_one_crop(tokenizer):
     video = torch.stack([make_clip("rising", seed)[0, :, :5, :, :32] for seed in range(6)])  # 2 segments x 3 crops
-    encoder, single = InputEncoder("hidden", tokenizer, joined=2), InputEncoder("hidden", tokenizer)
-    x = encoder(join_segments(video[None], 2)[0])
+    encoder, single = InputEncoder("hidden", tokenizer, concat_segments=2), InputEncoder("hidden", tokenizer)
+    x = encoder(group_segments(video[None], 2)[0])
     assert x.shape[0] == 3
     for crop in range(3):
         expected = torch.cat([single(video[[segment * 3 + crop]]) for segment in range(2)], 2)
         torch.testing.assert_close(x[[crop]], expected, rtol=2e-3, atol=1e-3)
-    ids = InputEncoder("tokens", tokenizer, joined=2)(video.unflatten(0, (3, 2)))
+    ids = InputEncoder("tokens", tokenizer, concat_segments=2)(video.unflatten(0, (3, 2)))
     assert torch.equal(ids, InputEncoder("tokens", tokenizer)(video).unflatten(0, (3, 2)).flatten(1, 2))
 
 
@@ -533,7 +534,7 @@ def test_what_is_there_is_not_made_again(capsys, comparison):
     for wrong, message in (
         (["patch_merge=3"], "patch_merge=3"),
         (["task.mixup=0.5"], "can't be averaged"),
-        (["data.cells=9"], "crops are 1 to 4 cells"),
+        (["data.grid_crop=9"], "crops are 1 to 4 cells"),
         (["data.size=33"], "33"),
         (["input=pixels"], "give arms="),
         (["seed=1"], "give seeds="),
@@ -662,7 +663,7 @@ def test_renderings_of_a_digit_stay_together(tokenizer_path, tokenizer, tmp_path
 def features(csv, tokenizer_path, tmp_path_factory):
     """Ids of two clips of every video, as `vidtok extract` writes them."""
     out = tmp_path_factory.mktemp("features") / "ids"
-    command = ["extract", csv, "-o", out, "--model", tokenizer_path, "--size", 32, "--crop", "centre"]
+    command = ["extract", csv, "-o", out, "--model", tokenizer_path, "--size", 32, "--crop", "center"]
     command += ["--clips", "dense:2", "--frames", 5, "--stride", 2]
     assert main([str(a) for a in command]) == 0
     return out
@@ -726,7 +727,7 @@ def test_finetuning_on_extracted_features(capsys, csv, features, tokenizer_path,
     assert result["n_used"] == 2 and result["data"]["n_train"] == 6
     for idle in (
         "data.label_column=label",
-        "data.cells=2",
+        "data.grid_crop=2",
         "data.train_views=2",
         "data.augment=rand-m7",
         "data.checked=x.csv",

@@ -27,9 +27,9 @@ def test_a_protocol_samples_what_it_says():
     drawn = Protocol.parse("4xux1x1").train_sampler()(8.0, 30.0, np.random.default_rng(0))
     assert (drawn // 2 == [[0, 1, 2, 3]]).all()
     assert Protocol.parse("4x2x8x3").train_sampler()(8.0, 30.0, np.random.default_rng(0)).shape == (1, 4)
-    joined = Protocol.parse("4x2x8x3", joined=True)
-    assert joined.at_once == 8 and Protocol.of_head(joined.for_head()) == joined
-    starts = joined.train_sampler()(8.0, 30.0, np.random.default_rng(0))[:, 0]
+    whole = Protocol.parse("4x2x8x3", concat_segments=True)
+    assert whole.at_once == 8 and Protocol.of_head(whole.for_head()) == whole
+    starts = whole.train_sampler()(8.0, 30.0, np.random.default_rng(0))[:, 0]
     room = 8 - (3 * 2 + 1) / 30
     assert (np.floor(starts / (room + 1 / 30) * 8) == np.arange(8)).all()  # one from each eighth
 

@@ -294,7 +294,7 @@ def test_prefixes_are_of_different_videos_first():
 
 
 class Brightness(torch.nn.Module):
-    """In the place of I3D: the mean colour of the first and of the last frame."""
+    """In the place of I3D: the mean color of the first and of the last frame."""
 
     weight_hash = "0123456789abcdef"
 
@@ -319,23 +319,23 @@ def test_limits_are_of_different_videos_first():
     assert limits["fvd_reconstruction"]["value"] == pytest.approx(there.distance("fvd", passed), abs=1e-6)
 
 
-def test_eval_generation_measures_distances_and_draws_neighbours(trained, tmp_path, capsys, monkeypatch):
+def test_eval_generation_measures_distances_and_draws_neighbors(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("vidtok.eval.generation.extractors.I3D", Brightness)
     png, out = tmp_path / "nearest.png", tmp_path / "result.json"
     command = ["eval", "generation", str(trained / "model"), "digits", "--i3d", "x", "--others", "val", "--steps", "2"]
-    command += ["--n-real", "20", "--n-fake", "8", "--folds", "2", "--neighbours", str(png), "--json", str(out)]
+    command += ["--n-real", "20", "--n-fake", "8", "--folds", "2", "--neighbors", str(png), "--json", str(out)]
     with monkeypatch.context() as patch:
         patch.setattr(MovingDigits, "__len__", lambda self: 40)
         assert main(command) == 0
     result = json.loads(out.read_text())
-    metrics, near = result["metrics"], result["neighbours"]
+    metrics, near = result["metrics"], result["neighbors"]
     assert result["n_real"] == 20 and metrics["fvd_floor"]["n"] == metrics["fvd_reconstruction"]["n"] == 8
     assert len(metrics["fvd"]["folds"]) == 2 and metrics["fvd"]["mean"] > metrics["fvd_floor"]["value"]
     assert near["n_real"] == 40 and len(near["generated"]) == len(near["others"]) == 6
     assert read_video(png).shape[-1] >= 4 * 32 and "distance to the nearest, median" in capsys.readouterr().out
 
 
-def test_folds_and_neighbours():
+def test_folds_and_neighbors():
     assert over_folds([1.0, 3.0]) == {"mean": 2.0, "deviation": pytest.approx(2**0.5), "folds": [1.0, 3.0]}
     assert over_folds([1.0])["deviation"] is None
     real = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
@@ -473,7 +473,7 @@ def test_pictures_of_frame_prediction_go_on_from_held_out_clips():
     assert torch.equal(given[0], begin[[0, 1, 0]])
 
 
-def test_an_unlabelled_clip_agrees_with_nothing():
+def test_an_unlabeled_clip_agrees_with_nothing():
     class Head:
         config = SimpleNamespace(name="head", classes=["a", "b"], input={"kind": "tokens"})
 
@@ -532,7 +532,7 @@ def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsy
         *SMALL,
         "samples=0",
         "trainer.max_steps=2",
-        f"recogniser={tmp_path / 'head'}",
+        f"recognizer={tmp_path / 'head'}",
         'training.masked=["optimizer.lr=0.003"]',
     ]
     arguments += [
@@ -565,7 +565,7 @@ def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsy
         ("trainer.max_steps=3", "filled with another trainer"),
         ("convention=magvit", "unknown convention 'magvit'"),
         ("i3d=nothing.safetensors", "no weights at nothing.safetensors; FVD needs"),
-        ("recogniser=null", "nothing to measure: give i3d=FILE or recogniser=NAME"),
+        ("recognizer=null", "nothing to measure: give i3d=FILE or recognizer=NAME"),
     ):
         assert main([*arguments, f"run={run}", other]) == 1
         error = capsys.readouterr().err

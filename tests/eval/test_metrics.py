@@ -126,12 +126,12 @@ def test_overshoot_of_5_percent_is_tolerated():
 
 
 @pytest.mark.parametrize("frames", [1, 5, 17])
-def test_trivial_codec_keeps_a_constant_clip(frames):
+def test_block_mean_baseline_keeps_a_constant_clip(frames):
     x = torch.full((2, 3, frames, 16, 24), 0.3)
     torch.testing.assert_close(block_mean_baseline(x), x)
 
 
-def test_trivial_codec_keeps_the_means_of_time_cells():
+def test_block_mean_baseline_keeps_the_means_of_time_cells():
     """Clips that are constant in space but not in time: the cells are frame 0, then 1-4, 5-8."""
     x = torch.linspace(-0.8, 0.8, 9)[None, None, :, None, None].expand(1, 3, 9, 16, 16)
     levels = block_mean_baseline(x)[0, 0, :, 0, 0]
@@ -139,6 +139,6 @@ def test_trivial_codec_keeps_the_means_of_time_cells():
     torch.testing.assert_close(levels, torch.stack(expected))
 
 
-def test_trivial_codec_refuses_a_grid_that_does_not_fit():
+def test_block_mean_baseline_refuses_a_grid_that_does_not_fit():
     with pytest.raises(ValueError, match="4x8x8 does not fit"):
         block_mean_baseline(torch.zeros(1, 3, 4, 16, 16))

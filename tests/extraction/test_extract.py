@@ -113,7 +113,7 @@ def test_embeddings_of_a_trained_head(extract, capsys, tokenizer, videos, model,
     records, _, _ = extract(videos / "c.mp4", "--features", "embedding", "--head", "head", out="e")
     clips, _, _ = extract(
         videos / "c.mp4", "--features", "hidden", "--clips", "dense:2", "--frames", 9, "--stride", 2, "--size", 32,
-        "--crop", "centre", out="h",
+        "--crop", "center", out="h",
     )  # fmt: skip
     head = type(head).from_pretrained("head")
     for key, record in records.items():
@@ -123,7 +123,7 @@ def test_embeddings_of_a_trained_head(extract, capsys, tokenizer, videos, model,
     assert len(records) == 2
     command = ["extract", videos / "c.mp4", "-o", "x", "--features", "embedding", "--head", "head"]
     assert "not of 'vidtok-t'" in refused(capsys, *command)
-    head.record(protocol={"frames": 9, "size": 32, "stride": 2, "clips": 2, "crops": 1, "joined": True})
+    head.record(protocol={"frames": 9, "size": 32, "stride": 2, "clips": 2, "crops": 1, "concat_segments": True})
     head.save_pretrained("head")
     assert "several clips at once" in refused(capsys, *command, "--model", str(model))
 
@@ -148,18 +148,18 @@ def test_batches_across_videos(extract, tokenizer, videos):
 
 
 def test_size_crop_rate_and_tiles(extract, tokenizer, videos):
-    records, _, _ = extract(videos, "--size", 16, "--crop", "centre", "--fps", 12, "--max-frames", 5)
+    records, _, _ = extract(videos, "--size", 16, "--crop", "center", "--fps", 12, "--max-frames", 5)
     record = records["wave/d.mp4", None]
     video = torch.cat(list(iter_video(videos / "wave/d.mp4", fps=12, size=(16, 16))), 2)[:, :, :5]
     assert np.array_equal(record.features, tokenizer.encode(video)[0].numpy())
-    assert record.meta.resample == 12 and record.meta.crop == "centre" and record.meta.size == (16, 16)
+    assert record.meta.resample == 12 and record.meta.crop == "center" and record.meta.size == (16, 16)
     records, _, _ = extract(videos, "--tile", 32, "--batch", 2, out="tiles")
     for name in SIZES:
         same = records[name, None].features == tokenizer.encode(padded(videos / name), tile=32)[0].numpy()
         assert same.mean() > 0.99
 
 
-def test_clips_of_a_labelled_folder(extract, tokenizer, videos, tmp_path):
+def test_clips_of_a_labeled_folder(extract, tokenizer, videos, tmp_path):
     for i, (split, name) in enumerate([("train", "up"), ("train", "down"), ("val", "up")]):
         (tmp_path / "set" / split / name).mkdir(parents=True)
         write_video(tmp_path / "set" / split / name / f"{i}.mp4", demo_clip(30 + i, 64)[..., :40, :48], 25)
@@ -341,7 +341,7 @@ def test_a_decoder_that_hangs_or_crashes_costs_one_video(videos, tmp_path):
         (["--pool", "mean"], "ids can't be pooled"),
         (["--features", "hidden", "--pool", "max"], "'max'"),
         (["--features", "hidden", "--dtype", "float8"], "float8"),
-        (["--crop", "centre"], "needs a size"),
+        (["--crop", "center"], "needs a size"),
         (["--crop", "three", "--size", 32], "three crops are taken of clips"),
         (["--crop", "left", "--size", 32], "'left'"),
         (["--clips", "unifrom:4"], "did you mean 'uniform'"),

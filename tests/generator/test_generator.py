@@ -254,7 +254,7 @@ def test_random_numbers_are_uniform_normal_and_whole():
     shares = torch.histc(uniform.float(), 50, 0, 1) / uniform.numel()
     assert (shares - 0.02).abs().max() < 0.0012  # six standard errors
     assert abs(normal.mean()) < 0.006 and abs(normal.var() - 1) < 0.01 and abs((normal**4).mean() - 3) < 0.07
-    # Neighbors, in one sample and of neighbouring seeds, have nothing to do with each other.
+    # Neighbors, in one sample and of neighboring seeds, have nothing to do with each other.
     for a, b in ((uniform[:, 1:], uniform[:, :-1]), (uniform[1:], uniform[:-1])):
         assert abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]) < 0.009
     assert rng.whole(2, 4).unique().tolist() == [2, 3, 4]

@@ -105,7 +105,7 @@ def test_merge_quarters_the_sequence(kind):
         head(example(kind, (3, 4, 5)))
 
 
-def test_merged_cells_are_neighbours():
+def test_merged_cells_are_neighbors():
     head = make("vivit-micro", "hidden", patch_merge=2)
     x = example("hidden")
     moved = x.clone()

@@ -229,7 +229,7 @@ def test_videos_of_any_size_and_length_stream_in_tiles(name, tile):
     assert (decoded - tokenizer.decode(ids, tile=tile)[:, :, :23, :70, :90]).abs().max() < 1e-4
 
 
-def test_rates_and_the_trivial_codec_follow_the_stride(name):
+def test_rates_and_the_block_mean_baseline_follow_the_stride(name):
     stride = STRIDES[name]
     video = clip(3, stride)
     tokens = 3 * 2 * 3

@@ -108,7 +108,7 @@ def test_a_short_run_learns_and_leaves_everything(clips, held_out, tmp_path, cap
     assert len(losses) == 60 and all(math.isfinite(loss) for loss in losses)
     assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
     names = {p.name for p in (tmp_path / "run").iterdir()}
-    assert names == {"config.yaml", "run.json", "depends_on.json", "checkpoint.pt", "model", "scalars", "pictures"}
+    assert names == {"config.yaml", "run.json", "fingerprint.json", "checkpoint.pt", "model", "scalars", "pictures"}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["torch"] == torch.__version__
     assert list((tmp_path / "run" / "pictures").glob("*.png"))
     events = EventAccumulator(str(tmp_path / "run" / "scalars")).Reload()
@@ -194,7 +194,7 @@ def test_a_checkpoint_of_another_model_is_refused(clips, tmp_path, capsys):
     assert "was filled with another model.net.width (16): give another run=" in capsys.readouterr().err
     assert train(clips, tmp_path / "run", "trainer.max_steps=2", *GAN) == 1
     assert "holds no critic" in capsys.readouterr().err
-    (tmp_path / "run" / "depends_on.json").unlink()  # a folder from before fingerprints
+    (tmp_path / "run" / "fingerprint.json").unlink()  # a folder from before fingerprints
     assert train(clips, tmp_path / "run", "trainer.max_steps=2", "model.net.width=24") == 1
     assert "is of another model" in capsys.readouterr().err
 
@@ -232,8 +232,8 @@ def test_a_resumed_run_keeps_its_earlier_settings(clips, tmp_path):
     train(clips, folder, "trainer.max_steps=2", "loss.entropy=0.03")
     assert (folder / "config-until-1.yaml").read_text() == first
     assert "entropy: 0.03" in (folder / "config.yaml").read_text() and checkpoint(folder)["step"] == 2
-    (folder / "depends_on.json").unlink()  # as in folders from before fingerprints
-    assert train(clips, folder, "trainer.max_steps=3") == 0 and (folder / "depends_on.json").exists()
+    (folder / "fingerprint.json").unlink()  # as in folders from before fingerprints
+    assert train(clips, folder, "trainer.max_steps=3") == 0 and (folder / "fingerprint.json").exists()
     (folder / "checkpoint.pt").unlink()  # nothing is left of what the other settings made
     assert train(clips, folder, "trainer.max_steps=1", "seed=2") == 0
 

@@ -53,7 +53,7 @@ def test_image_fraction_of_digits(fraction, images):
     assert [i for i in range(10) if batches[i].shape[2] == 1] == images
 
 
-def test_parts_of_labelled_clips_are_slices():
+def test_parts_of_labeled_clips_are_slices():
     batches = ClipBatches(MovingDigits("train", 5, 16), batch_size=4)
     whole, parts = batches[3], [next(batches.loader(start=3, shard=(i, 2))) for i in range(2)]
     for name, value in whole.items():

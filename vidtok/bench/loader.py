@@ -13,7 +13,7 @@ import psutil
 from vidtok.datasets import (
     ClipFolder,
     EvalTransform,
-    LabelledVideos,
+    LabeledVideos,
     VideoError,
     demo_clip,
     dense_clips,
@@ -40,7 +40,7 @@ def bench_loader(
         batches: of 8 clips, in each run. runs: of each. workers: numbers of processes.
 
     Yields:
-        A row for each of "labelled" (a labelled dataset's `loader`), "training" (`ClipFolder`) and "training, cached"
+        A row for each of "labeled" (a labeled dataset's `loader`), "training" (`ClipFolder`) and "training, cached"
         (the same, its videos decoded beforehand, see `vidtok.datasets.yuv_store`) and each number of workers, 0 for
         this process alone: {"of", "workers", "clips_per_s" (median; "best_...", "worst_..."), "share" (of what this
         process reads alone, median over the rounds), "cpu_ms" (processor time a clip takes in all processes, median),
@@ -55,13 +55,13 @@ def bench_loader(
             videos.mkdir()
             for i in range(RENDERED):
                 write_video(videos / f"{i}.mp4", demo_clip(2 * FRAMES, 320, seed=i)[..., :240, :], 25)
-        labelled, training, cached = _datasets(data or str(videos), batches * BATCH, cache)
-        yield from _rows("labelled", partial(_labelled, labelled), runs, workers)
+        labeled, training, cached = _datasets(data or str(videos), batches * BATCH, cache)
+        yield from _rows("labeled", partial(_labeled, labeled), runs, workers)
         yield from _rows("training", partial(_training, training, batches), runs, workers)
         yield from _rows("training, cached", partial(_training, cached, batches), runs, workers)
 
 
-def _datasets(data: str, clips: int, cache: Path) -> tuple[LabelledVideos, ClipFolder, ClipFolder]:
+def _datasets(data: str, clips: int, cache: Path) -> tuple[LabeledVideos, ClipFolder, ClipFolder]:
     found = open_dataset(data)
     if not found.paths:
         raise ValueError(f"{data} is rendered, not decoded: give a folder of videos, or an annotation file")
@@ -72,10 +72,10 @@ def _datasets(data: str, clips: int, cache: Path) -> tuple[LabelledVideos, ClipF
         ClipFolder(folder, FRAMES, size=SIDE, crop=SIDE, images=False, batch_size=BATCH, cache=where, cache_gb=CACHE_GB)
         for where in (None, cache)
     )
-    return LabelledVideos(*lists, found.classes, **reading), training, cached
+    return LabeledVideos(*lists, found.classes, **reading), training, cached
 
 
-def _labelled(dataset: LabelledVideos, workers: int) -> Iterator[int]:
+def _labeled(dataset: LabeledVideos, workers: int) -> Iterator[int]:
     """Reads the samples; says how many came each time."""
     if workers:
         return (len(batch.label) for batch in dataset.loader(BATCH, workers))

@@ -2,8 +2,8 @@
 
     vidtok extract videos/ -o tokens                                  # ids of whole videos, a mirrored tree of .npz
     vidtok extract train.csv --root videos/ -o tokens --size 128      # labels and splits of an annotation file
-    vidtok extract digits -o digits --container parquet               # the built-in labelled videos
-    vidtok extract videos/ -o hidden --features hidden --pool mean --clips dense:2 --frames 16 --size 128 --crop centre
+    vidtok extract digits -o digits --container parquet               # the built-in labeled videos
+    vidtok extract videos/ -o hidden --features hidden --pool mean --clips dense:2 --frames 16 --size 128 --crop center
 
 SRC: files, folders, glob patterns; annotation files (.csv, .json, .txt; Kinetics, Something-Something-v2, lists);
 "digits". Labels and splits come from the annotations, or with --class-folders from the folders SRC/[SPLIT/]CLASS/VIDEO.
@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     common.add_model(parser)
     common.add_precision(parser)
     common.add_reading(parser)
-    parser.add_argument("--crop", help="centre, or with --clips three: squares of --size (default: none)")
+    parser.add_argument("--crop", help="center, or with --clips three: squares of --size (default: none)")
     parser.add_argument("--clips", metavar="SAMPLER", help="uniform:N, dense:N, windows[:HOP] (default: whole videos)")
     parser.add_argument("--frames", type=positive(int), help="of a clip (16)")
     parser.add_argument("--stride", type=positive(int), help="from frame to frame of a clip (1)")

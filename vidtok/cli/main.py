@@ -12,7 +12,7 @@ import sys
 import warnings
 from importlib import import_module
 
-from vidtok.errors import is_expected, one_line
+from vidtok.errors import RENAMED, is_expected, one_line
 
 VERBS = {
     "demo": "show what a tokenizer does to one clip",
@@ -61,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     module.configure(verb_parser)
     add_debug(verb_parser)
+    if renamed := [flag for flag in rest if flag.removeprefix("--") in RENAMED and flag.startswith("--")]:
+        verb_parser.error(f"unknown flag {renamed[0]}: did you mean --{RENAMED[renamed[0][2:]]}?")
     warnings.formatwarning = one_line_once(set())
     try:
         return module.run(verb_parser.parse_intermixed_args(rest)) or 0

@@ -18,7 +18,7 @@ CONFIGS = Path(__file__).parent
 
 # Settings that are null by default, and otherwise above 0.
 COUNTS = {
-    "cells", "image_batch_size", "latents", "max_steps", "resize", "save_steps", "train_clips", "train_views",
+    "grid_crop", "image_batch_size", "latents", "max_steps", "resize", "save_steps", "train_clips", "train_views",
     "val_clips",
 }  # fmt: skip
 AMOUNTS = {"fps", "max_minutes"}
@@ -27,7 +27,7 @@ AMOUNTS = {"fps", "max_minutes"}
 OFFERED = {
     "train_tokenizer": {"data": ("digits", "folder")},
     "train_generator": {"data": ("generation",), "experiment": ("generator/*",)},
-    "finetune": {"data": ("labelled",)},
+    "finetune": {"data": ("labeled",)},
 }
 
 

@@ -20,9 +20,11 @@ from torch import Tensor
 from vidtok.datasets import DecodePool, MovingDigits, VideoError, frames_to_video, iter_video
 from vidtok.datasets.seek import indices_at, read_selection, resample_indices
 from vidtok.datasets.transforms import center_crop, resize_short_side, three_crops
+from vidtok.errors import nearest
 from vidtok.extraction.sources import Clips, WorkItem
 from vidtok.streaming import pad_chunks
 
+CROPS = ("center", "three")
 CLIPS_AT_ONCE = 8  # decoded together, to be held in memory
 
 
@@ -31,7 +33,7 @@ class ReadConfig:
     """How videos are read.
 
     stride: of the model, (frames, rows, columns) per token. size: short side to resize to in pixels, or None, native.
-    crop: None, all of the picture; "centre", or with clips "three", squares of `size`. clips: None, the whole video,
+    crop: None, all of the picture; "center", or with clips "three", squares of `size`. clips: None, the whole video,
     fps: at that rate (None: native), max_frames: cut there.
     """
 
@@ -43,8 +45,8 @@ class ReadConfig:
     clips: Clips | None = None
 
     def __post_init__(self):
-        if self.crop not in (None, "centre", "three"):
-            raise ValueError(f"crop={self.crop!r} is not 'centre' or 'three'")
+        if self.crop is not None and self.crop not in CROPS:
+            raise ValueError(f"unknown crop {self.crop!r}: {nearest(self.crop, CROPS)}")
         if self.crop is not None and self.size is None:
             raise ValueError(f"a {self.crop} crop needs a size")
         if self.crop == "three" and self.clips is None:
@@ -162,7 +164,7 @@ def _crops(
     native_size = tuple(video_CTHW.shape[-2:])
     views = video_CTHW[None] if reading.size is None else resize_short_side(video_CTHW[None], reading.size)
     if reading.crop is not None:
-        views = (center_crop if reading.crop == "centre" else three_crops)(views, reading.size)
+        views = (center_crop if reading.crop == "center" else three_crops)(views, reading.size)
     span = times[-1] - times[0]
     fps = float((len(times) - 1) / span) if span > 0 else native_fps
     clips = None if reading.clips is None else count * len(views)

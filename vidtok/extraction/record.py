@@ -40,7 +40,7 @@ class Settings:
         stride: pixels per token in (time, height, width); the first frame has tokens of its own.
         dtype: of the array as stored, NumPy's name.
         pool: "mean" or None, a grid. head: the trained head as "name, weights hash", or None.
-        resize: short side that was asked for in pixels, or None, native. crop: "centre", "three" or None, all of it.
+        resize: short side that was asked for in pixels, or None, native. crop: "center", "three" or None, all of it.
         resample: frames per second that were asked for, or None, native. max_frames: where videos are cut, or None.
         sampler: the clips that were asked for, or None, the whole video.
         tile: side of the spatial tiles in pixels, or None, whole frames.
@@ -132,6 +132,8 @@ def parse_description(text: str) -> dict:
     description = json.loads(text)
     if (schema := description["schema"]) != SCHEMA:
         raise ValueError(f"its schema is {schema!r}, and this vidtok reads {SCHEMA!r}")
+    if description.get("crop") == "centre":  # as earlier versions spelled it
+        description["crop"] = "center"
     return description
 
 

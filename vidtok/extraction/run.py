@@ -39,7 +39,7 @@ def extract(
     """Extract features of videos into a folder. The same call again goes on where the last one stopped.
 
         vidtok.extract("videos/", "tokens", model="vidtok-t", size=128)
-        vidtok.extract("train.csv", "hidden", features="hidden", pool="mean", clips="dense:2", size=128, crop="centre")
+        vidtok.extract("train.csv", "hidden", features="hidden", pool="mean", clips="dense:2", size=128, crop="center")
 
     Args:
         sources: files, folders, glob patterns, annotation files or "digits"; one or several.
@@ -109,7 +109,7 @@ class Extraction:
         pool: "mean", hidden features or latents over the whole grid, or None, the grid.
         head: trained head for embeddings: shipped name, folder or hub id. Its clips, size and crop are those that it
             was trained on, where no others are given.
-        size: short side to resize to in pixels, or None, native. crop: "centre", with clips "three", or None, no crop.
+        size: short side to resize to in pixels, or None, native. crop: "center", with clips "three", or None, no crop.
         fps: frames per second to resample to, or None, native. max_frames: of each video, or None, all.
         clips: "uniform:N", "dense:N" or "windows[:HOP]", or None, whole videos. frames: of a clip (16). stride: from
             frame to frame of a clip (1).
@@ -302,9 +302,9 @@ def follow(protocol: dict, size: int | None, crop: str | None, clips: Clips | No
     Raises:
         ValueError: for a head that sees several clips at once, or crops of a larger picture.
     """
-    if protocol.get("joined") or protocol.get("resize", protocol["size"]) != protocol["size"]:
+    if protocol.get("concat_segments") or protocol.get("resize", protocol["size"]) != protocol["size"]:
         raise ValueError("no embeddings of heads that see several clips at once, or crops of a larger picture")
-    size, crop = size or protocol["size"], crop or ("three" if protocol["crops"] == 3 else "centre")
+    size, crop = size or protocol["size"], crop or ("three" if protocol["crops"] == 3 else "center")
     if clips is None:
         fps, stride = protocol.get("fps"), protocol.get("stride")
         name = "uniform" if fps is None and stride is None else "dense"

@@ -66,7 +66,7 @@ def plan_files(files: Iterable[tuple[Path, Path]]) -> list[WorkItem]:
 def plan_dataset(
     source: str, root: str | None = None, split: str | None = None, renderings: int = 1, **columns: str | None
 ) -> list[WorkItem]:
-    """Of a labelled dataset, see `vidtok.datasets.open_dataset`; split: None, all there are. renderings: of each of the
+    """Of a labeled dataset, see `vidtok.datasets.open_dataset`; split: None, all there are. renderings: of each of the
     digits, which are made with seeds 0, 1, ...
 
     Raises:

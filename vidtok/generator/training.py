@@ -19,7 +19,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from vidtok.datasets import LabelledDataset
+from vidtok.datasets import LabeledDataset
 from vidtok.datasets.frames import frame_rows
 from vidtok.datasets.loading import WHOLE, Shard, prefetch, shard_rows
 from vidtok.extraction.dataset import TokenBatches
@@ -161,7 +161,7 @@ class StoredBatches:
 
 
 class ClipBatches:
-    """Batches of clips of a labelled dataset, decoded on the fly.
+    """Batches of clips of a labeled dataset, decoded on the fly.
 
     Args:
         dataset: the dataset.
@@ -172,7 +172,7 @@ class ClipBatches:
         ValueError: a batch size below 1, or an empty dataset.
     """
 
-    def __init__(self, dataset: LabelledDataset, batch_size: int, seed: int = 0):
+    def __init__(self, dataset: LabeledDataset, batch_size: int, seed: int = 0):
         if batch_size < 1 or not len(dataset):
             raise ValueError(f"want {batch_size=} of at least 1 and a dataset that is not empty ({len(dataset)} clips)")
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
@@ -338,7 +338,7 @@ def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: 
     return batches, [] if data["classes"] == [] else dataset.classes, fps
 
 
-def build_generator_clips(data: dict, split: str, seed: int) -> "LabelledDataset":
+def build_generator_clips(data: dict, split: str, seed: int) -> "LabeledDataset":
     """Build the dataset of random clips and crops of a generator's config group `data`."""
 
     from vidtok.datasets import MovingDigits, SquareTransform, open_dataset, random_clip

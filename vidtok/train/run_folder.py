@@ -98,14 +98,14 @@ class RunFolder:
         return path
 
 
-FINGERPRINT = "depends_on.json"
+FINGERPRINT, OLD_FINGERPRINT = "fingerprint.json", "depends_on.json"
 
 
 def check_fingerprint(folder: Path, facts: Mapping) -> None:
     """Notes in a folder what its content depends on. Raises ValueError where it was filled with other facts, or can't
     be written."""
-    file = folder / FINGERPRINT
-    if file.exists():
+    files = [folder / name for name in (FINGERPRINT, OLD_FINGERPRINT)]
+    if file := next(filter(Path.exists, files), None):
         old, new = rename_keys(json.loads(file.read_text())), json.loads(json.dumps(facts))
         if others := [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]:
             raise ValueError(f"{folder} was filled with another {others[0]} ({old.get(others[0])}): give another run=")

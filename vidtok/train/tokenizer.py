@@ -197,7 +197,7 @@ def read_fixed_clips(
         root: the folder; "digits", the ones that training doesn't see; None, no clips.
         clips: how many. Videos with fewer than `frames` frames are left out with a warning.
         frames: of each; 1 takes images, too.
-        size: of the centre crop, pixels; several give each video at every size, one size after the other.
+        size: of the center crop, pixels; several give each video at every size, one size after the other.
         stride: of the tokenizer, which frames and size must fit.
         training_files: among which no file of the folder may be.
 

@@ -3,7 +3,7 @@
     vidtok eval generation runs/masked/model digits --i3d FILE --n-fake 256 --folds 2
     vidtok eval generation runs/masked/model digits --head runs/head/best --n-fake 90
     vidtok eval generation MODEL k600/val --convention magvit-k600 --i3d FILE
-    vidtok eval generation MODEL train.csv --root videos --i3d FILE --fid FILE --neighbours nearest.png
+    vidtok eval generation MODEL train.csv --root videos --i3d FILE --fid FILE --neighbors nearest.png
 
 FVD with I3D of Kinetics-400 (--i3d), FID of frames (--fid), and how often a trained recognizer (--head) sees the class
 that was asked for. The weights of the two networks aren't shipped: `python -m vidtok.eval.metrics.i3d --help` and
@@ -12,7 +12,7 @@ folder, an annotation file; --split names the split. A convention sets frames, s
 continues 5 frames of a real clip of the same split; papers take the eval split, generate at 128 pixels and score at
 64), magvit-ucf, stylegan-v-2048x16, or plain, which scores clips as they are. --n-real, --n-fake and --folds change the
 numbers, and the result says so. --others is a split of other real clips: it gives the floor, which a perfect generator
-reaches, and the distance of reconstructions, which no generator on these tokens beats. --neighbours draws generated
+reaches, and the distance of reconstructions, which no generator on these tokens beats. --neighbors draws generated
 clips beside the real clips of --split with the nearest features, to find copies of training clips; the result has the
 distances, and with --others those of other real clips.
 """
@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--i3d", metavar="WEIGHTS", help="I3D's weights, file or URL: measure FVD")
     parser.add_argument("--fid", metavar="WEIGHTS", help="weights of FID's Inception, file or URL: measure FID")
     parser.add_argument("--head", metavar="NAME", help="recognition head of tokens, codes or pixels: measure agreement")
-    parser.add_argument("--neighbours", metavar="PNG", help="picture of generated clips and the nearest real ones")
+    parser.add_argument("--neighbors", metavar="PNG", help="picture of generated clips and the nearest real ones")
     parser.add_argument("--tokenizer", metavar="NAME", help="the generator's tokenizer (default: by its name)")
     parser.add_argument("--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
     parser.add_argument("--batch", type=positive(int), default=8, help="number of clips at a time (%(default)s)")
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from vidtok.eval.generation import evaluate
     from vidtok.files import validate_output
 
-    for out in (args.json, args.neighbours):
+    for out in (args.json, args.neighbors):
         validate_output(out, args.force)
     bars: list[Progress] = []
     with ExitStack() as stack:
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             bars[0].reach(done)
 
         result = evaluate(**arguments(args), progress=progress)
-    print_result(result, args.neighbours)
+    print_result(result, args.neighbors)
     return write_result(result, args)
 
 
@@ -86,7 +86,7 @@ def print_result(result: dict, picture: str | None) -> None:
         "seconds per clip": short_seconds(result["seconds_per_clip"]),
     }
     print_rows(rows)
-    if found := result.get("neighbours"):
+    if found := result.get("neighbors"):
         middles = [f"{name} {median(found[name]):.1f}" for name in ("generated", "others") if name in found]
         print(f"generated clips, each beside the nearest of {found['n_real']} real ones: {picture}")
         print(f"distance to the nearest, median: {', '.join(middles)}")

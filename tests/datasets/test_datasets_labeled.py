@@ -1,4 +1,4 @@
-"""Labelled datasets: which file has which label, samples that depend on nothing but their number, failures."""
+"""Labeled datasets: which file has which label, samples that depend on nothing but their number, failures."""
 
 import json
 import time
@@ -254,8 +254,8 @@ def test_video_list(folder, tmp_path):
     assert data[0].video.shape[2] == 15
     bare = VideoList(_written(tmp_path / "bare.txt", "0 4\n3 4\n"), folder)
     assert [Path(p).name for p in bare.paths] == ["0.mp4", "3.mp4"] and bare[1].label == 4
-    unlabelled = VideoList(_written(tmp_path / "test.txt", "a/0.mp4\n"), folder)
-    assert unlabelled.labels == [-1] and unlabelled.classes == []
+    unlabeled = VideoList(_written(tmp_path / "test.txt", "a/0.mp4\n"), folder)
+    assert unlabeled.labels == [-1] and unlabeled.classes == []
     with pytest.raises(ValueError, match="labels from 0 to 1, legal are 0 to 0"):
         VideoList(tmp_path / "train.csv", folder, classes=["x"])
 
@@ -279,7 +279,7 @@ class TestMovingDigits:
         assert not torch.equal(a[100].video, MovingDigits(seed=1)[100].video)
 
     def test_the_motion_is_the_label(self):
-        """Measured on the ink: where its centre goes, how it spreads, how it turns."""
+        """Measured on the ink: where its center goes, how it spreads, how it turns."""
         data = MovingDigits(size=48)
         for label, name in enumerate(data.classes):
             moved = np.array([_motion(data[9 * k + label].video[0]) for k in range(0, 120, 8)])
@@ -322,14 +322,14 @@ class TestMovingDigits:
 
 
 def _ink(frame_CHW) -> np.ndarray:
-    """[H,W] in [0, 1], by distance from the ground's colour, which most pixels have."""
+    """[H,W] in [0, 1], by distance from the ground's color, which most pixels have."""
     ground = frame_CHW.flatten(1).median(1).values
     ink = (frame_CHW - ground[:, None, None]).abs().sum(0)
     return (ink / ink.max()).numpy()
 
 
 def _circle(ink) -> tuple[complex, complex]:
-    """Centre of the ink on the torus: the phase of x and of y."""
+    """Center of the ink on the torus: the phase of x and of y."""
     phase = np.exp(2j * np.pi * np.arange(len(ink)) / len(ink))
     return (ink.sum(0) * phase).sum() / ink.sum(), (ink.sum(1) * phase).sum() / ink.sum()
 

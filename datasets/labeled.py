@@ -1,6 +1,6 @@
-"""Base classes of labelled datasets: samples, batches, and the handling of unreadable videos.
+"""Base classes of labeled datasets: samples, batches, and the handling of unreadable videos.
 
-`LabelledDataset` is the base of all, `LabelledVideos` of those whose videos are files.
+`LabeledDataset` is the base of all, `LabeledVideos` of those whose videos are files.
 """
 
 import itertools
@@ -27,11 +27,11 @@ Transform = Callable[[Tensor, np.random.Generator], Tensor]
 
 
 class Sample(NamedTuple):
-    """One labelled video.
+    """One labeled video.
 
     Attributes:
         video: float32 [V,3,T,H,W] in [-1, 1], V views (clips x crops).
-        label: class number; -1, unlabelled.
+        label: class number; -1, unlabeled.
         id: name of the video in its annotation.
         timestamps: float64 [V,T], seconds from the first frame.
     """
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 
     Attributes:
         video: float32 [B,V,3,T,H,W] in [-1, 1].
-        label: int64 [B]; -1, unlabelled.
+        label: int64 [B]; -1, unlabeled.
         id: B names.
         timestamps: float64 [B,V,T], seconds.
         failed: one error for each video that could not be read. Failed videos are left out: B may be less than the
@@ -86,14 +86,14 @@ OnError = Literal["raise", "return", "resample"]
 _ATTEMPTS = 100
 
 
-class LabelledDataset(Dataset):
-    """Base class of labelled datasets: `dataset[i]` is a `Sample`, a function of (seed, epoch, i).
+class LabeledDataset(Dataset):
+    """Base class of labeled datasets: `dataset[i]` is a `Sample`, a function of (seed, epoch, i).
 
     Samples do not depend on the number of workers. A subclass sets the attributes and defines `_read`.
 
     Args:
         length: number of samples.
-        transform: see `LabelledVideos`.
+        transform: see `LabeledVideos`.
         seed: seed of all random choices.
         on_error: what happens if a video can't be read. "raise": its `VideoError` is raised. "return": the error is
             returned in place of the sample, so that an evaluation continues and counts it. "resample": a random other
@@ -101,7 +101,7 @@ class LabelledDataset(Dataset):
 
     Attributes:
         classes: the name of each class number; empty without labels.
-        labels: class number of each sample; -1, unlabelled.
+        labels: class number of each sample; -1, unlabeled.
         ids: name of each sample.
         split: "train", "val", ... or None.
         paths: file of each sample; empty for a dataset without files.
@@ -237,8 +237,8 @@ class LabelledDataset(Dataset):
         warnings.warn(f"{error}; replaced by another video in this epoch", stacklevel=3)
 
 
-class LabelledVideos(LabelledDataset):
-    """Labelled video files; see `LabelledDataset`.
+class LabeledVideos(LabeledDataset):
+    """Labeled video files; see `LabeledDataset`.
 
     Subclasses take the arguments from `sampler` on as `**reading`.
 
@@ -250,7 +250,7 @@ class LabelledVideos(LabelledDataset):
         transform: function of (float32 [V,3,T,H,W] in [-1, 1], rng) that returns [V',3,T,h,w], V' a multiple of V;
             None, frames as they are in the file.
         seed: seed of all random choices.
-        on_error: "raise", "return" or "resample", see `LabelledDataset`.
+        on_error: "raise", "return" or "resample", see `LabeledDataset`.
         checked: table of `vidtok check`, as DataFrame or csv file. Videos whose status in it is not "ok" are left out,
             with a warning; `left_out` lists their paths.
         cache: folder for decoded frames, see `cached_frames`; None, no cache.
