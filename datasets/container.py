@@ -17,7 +17,11 @@ from av import Packet
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from vidtok.errors import VideoError
+from vidtok.errors import UserError, VideoError
+
+OLDEST_AV = 17  # older versions ignore the color tags: BT.709 is read with the matrix of BT.601, up to 23 levels off
+if int(av.__version__.partition(".")[0]) < OLDEST_AV:
+    raise UserError(f"vidtok needs av>={OLDEST_AV}, not {av.__version__}: pip install -U av")
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (

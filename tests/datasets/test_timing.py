@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -198,3 +200,11 @@ def test_a_reader_notices_that_its_file_was_overwritten(tmp_path):
             reader.frames([4])
         with pytest.raises(VideoError, match="changed while it was read"):
             reader.num_frames  # noqa: B018
+
+
+def test_an_old_av_is_refused_in_one_line(tmp_path):
+    path = make(tmp_path / "x.mp4")
+    code = "import av; av.__version__ = '16.1.0'; from vidtok.cli.main import main; raise SystemExit(main())"
+    done = subprocess.run([sys.executable, "-c", code, "info", str(path)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "vidtok: vidtok needs av>=17, not 16.1.0: pip install -U av\n"
