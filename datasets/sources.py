@@ -87,18 +87,34 @@ class Names:
     """Index of the files below a folder, at any depth, by their name without suffix."""
 
     def __init__(self, root: str | Path, suffixes: tuple[str, ...]):
-        self._root, self._places = Path(root), defaultdict(list)
+        self._root = Path(root)
+        self._paths: dict[str, list[str]] = defaultdict(list)  # by path without suffix
+        self._named: dict[str, list[str]] = defaultdict(list)  # by name without suffix
         for path in find_media(root, suffixes):
-            self._places[Path(path).stem].append(path)
+            stem = os.path.splitext(path)[0]
+            self._paths[os.path.normpath(stem)].append(path)
+            self._named[os.path.basename(stem)].append(path)
 
-    def find(self, name: str, folder: str, suffix: str) -> str:
-        """Return the path of the file called `name`.
+    def find(self, name: str, folder: str = "") -> str | None:
+        """Return the path of the file called `name`, which may begin with folders; None if there is none.
 
-        Among several, the one in a folder called `folder` is preferred. If there is none, return its expected path:
-        name + suffix in the root.
+        The file at exactly this path below the root is preferred, then those whose path ends with `name`, then those in
+        a folder called `folder`.
+
+        Raises:
+            ValueError: two files fit.
         """
-        places = self._places.get(name) or [str(self._root / f"{name}{suffix}")]
-        return next((path for path in places if Path(path).parent.name == folder), places[0])
+        parts = Path(name).parts
+        places = self._paths.get(os.path.normpath(self._root / name)) or self._named.get(Path(name).name, [])
+        for fits in (
+            lambda path: Path(os.path.splitext(path)[0]).parts[-len(parts) :] == parts,
+            lambda path: Path(path).parent.name == folder,
+        ):
+            if len(places) > 1:
+                places = [path for path in places if fits(path)] or places
+        if len(places) > 1:
+            raise ValueError(f"{name} is {places[0]} or {places[1]}: give its path below {self._root}, with the suffix")
+        return places[0] if places else None
 
 
 class Kinetics(LabeledVideos):
@@ -133,7 +149,8 @@ class Kinetics(LabeledVideos):
         ids = [f"{i}_{int(s):06d}_{int(e):06d}" for i, s, e in zip(rows["id"], rows["start"], rows["end"], strict=True)]
         names = Names(root, VIDEO_SUFFIXES)
         folders = [_folder(label) for label in rows["label"]]
-        paths = [names.find(name, folder, ".mp4") for name, folder in zip(ids, folders, strict=True)]
+        found = [names.find(name, folder) for name, folder in zip(ids, folders, strict=True)]
+        paths = [path or str(Path(root) / f"{name}.mp4") for path, name in zip(found, ids, strict=True)]
         super().__init__(paths, ids, labels, classes, split, **reading)
 
 
@@ -174,7 +191,7 @@ class SomethingSomethingV2(LabeledVideos):
             classes = _read_classes(classes)
         labels, classes = class_numbers(table, table, classes, annotations)
         names = Names(root, VIDEO_SUFFIXES)
-        paths = [names.find(name, "", ".webm") for name in table["id"]]
+        paths = [names.find(name) or str(Path(root) / f"{name}.webm") for name in table["id"]]
         super().__init__(paths, table["id"].tolist(), labels, classes, split, **reading)
 
 
@@ -235,7 +252,7 @@ class VideoList(LabeledVideos):
     Args:
         annotations: see `read_annotations`.
         root: folder that the paths are relative to; None, the folder of the list. A name without a suffix (a bare
-            number, an id) is searched for below the root.
+            number, an id) is searched for below the root, see `Names.find`.
         split: the split to use, if there is a column of splits; None, all.
         path_column, label_column, split_column: column names; None, the usual ones, see `read_annotations`.
         classes: class names in the order of the class numbers; None, the labels in the file, sorted.
@@ -246,7 +263,8 @@ class VideoList(LabeledVideos):
         dropped: number of rows dropped, with a warning, because they have no label in a file that has labels.
 
     Raises:
-        ValueError: the annotations can't be read, or don't fit the split or the classes.
+        ValueError: the annotations can't be read, or don't fit the split or the classes; or a name without a suffix
+            fits two files.
     """
 
     def __init__(
@@ -275,7 +293,7 @@ def _resolve(ids: list[str], root: Path) -> list[str]:
     bare = [not name.lower().endswith(MEDIA_SUFFIXES) for name in ids]
     names = Names(root, VIDEO_SUFFIXES) if any(bare) else None
     return [
-        names.find(Path(name).name, Path(name).parent.name, "") if is_bare else str(root / name)
+        (is_bare and names.find(name)) or str(root / name)  # a path that is missing is an error when it is read
         for name, is_bare in zip(ids, bare, strict=True)
     ]
 

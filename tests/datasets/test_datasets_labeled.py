@@ -56,6 +56,27 @@ def folder(clips, tmp_path) -> Path:
     return tmp_path / "data"
 
 
+def test_a_name_without_suffix_is_one_file(clips, tmp_path):
+    root = tmp_path / "data"
+    put(clips[0], root / "train/run/0001.mp4", root / "x/v1.2.mp4")
+    put(clips[1], root / "val/run/0001.mp4")
+    put(clips[2], root / "0001.mp4")
+
+    def found(*names: str) -> list[str]:
+        listed = _written(tmp_path / "list.csv", "path,label\n" + "".join(f"{name},a\n" for name in names))
+        return [str(Path(path).relative_to(root)) for path in VideoList(listed, root).paths]
+
+    exact = ["train/run/0001.mp4", "val/run/0001.mp4", "0001.mp4"]
+    assert found("train/run/0001", "val/run/0001", "0001") == found("./train//run/0001", *exact[1:]) == exact
+    assert found(str(root / "val/run/0001")) == ["val/run/0001.mp4"]
+    assert found("v1.2", "videos/v1.2", "gone/0002") == ["x/v1.2.mp4", "x/v1.2.mp4", "gone/0002"]
+    with pytest.raises(ValueError, match=r"run/0001 is .*train/run/0001\.mp4 or .*val/run/0001\.mp4"):
+        found("run/0001")
+    put(clips[0], root / "0001.webm")
+    with pytest.raises(ValueError, match=r"0001 is .*0001\.mp4 or .*0001\.webm"):
+        found("0001")
+
+
 def test_video_folder(folder):
     data = VideoFolder(folder)
     assert len(data) == 4 and data.classes == ["a", "b"] and data.labels == [0, 0, 1, 1] and data.split is None
