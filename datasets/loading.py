@@ -17,7 +17,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_all_start_methods, get_context, parent_process
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -273,8 +273,11 @@ class _Worker:
     def __init__(
         self, function: Callable[[Job], Answer], slots: SharedMemoryPool, tasks: Iterable[tuple[int, Job]] = ()
     ):
-        context = get_context("forkserver")
-        context.set_forkserver_preload([__name__])  # torch is imported once, not again in each process
+        # Not fork: FFmpeg hangs in a forked child of a process that has used it. Windows has spawn only.
+        method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+        context = get_context(method)
+        if method == "forkserver":
+            context.set_forkserver_preload([__name__])  # torch is imported once, not again in each process
         self.pipe, end = context.Pipe()
         self._process = context.Process(target=_work, args=(end, function), daemon=True)
         self._process.start()
@@ -327,7 +330,7 @@ class _Worker:
 def _work(pipe: connection.Connection, function: Callable[[Job], Answer]) -> None:
     """Main loop of a worker process."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    os.setsid()  # the parent handles SIGINT and SIGTERM sent to the process group
+    leave_process_group()
     torch.set_num_threads(1)  # the parallelism is in the processes
     memories: dict[tuple[int, int], torch.Tensor] = {}
     message: tuple[str, Any] = ("ready", None)
@@ -383,14 +386,17 @@ def prefetch(make: Callable[[int], Any], start: int, workers: int) -> Iterator[A
         sampler=itertools.count(start),
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
-        worker_init_fn=_leave_group,
+        worker_init_fn=leave_process_group,
     )
     return iter(loader)
 
 
-def _leave_group(worker: int) -> None:
-    """Leave the process group, so that the main process handles Ctrl-C and SIGTERM."""
-    os.setsid()
+def leave_process_group(worker: int = 0) -> None:
+    """Leave the process group, so that the main process alone handles Ctrl-C and SIGTERM sent to it."""
+    if hasattr(os, "setsid"):
+        os.setsid()
+    else:  # Windows
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 Shard = tuple[int, int]  # (index, count): one of `count` equal slices of a batch

@@ -1,6 +1,7 @@
 """What may go into a tokenizer, and the errors for all else. Each says what was given and what is legal."""
 
 import math
+import os
 
 import psutil
 import torch
@@ -97,6 +98,15 @@ def free_memory(device: torch.device) -> int:
         return psutil.virtual_memory().available
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def count_cpus() -> int:
+    """Number of logical CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    if hasattr(os, "process_cpu_count"):  # Python 3.13
+        return os.process_cpu_count() or 1
+    return os.cpu_count() or 1
 
 
 def pick_device(name: str):

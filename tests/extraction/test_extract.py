@@ -13,7 +13,7 @@ from vidtok.datasets import MovingDigits, VideoError, VideoFolder, demo_clip, it
 from vidtok.datasets.transforms import EvalTransform
 from vidtok.extraction import open_reader
 from vidtok.extraction.decoding import Decoders, ReadConfig, read_chunks
-from vidtok.extraction.output import Failures, VideoLocks, read_failures
+from vidtok.extraction.output import Failures, read_failures, video_locks
 from vidtok.extraction.sources import WorkItem, parse_clips, plan_dataset
 from vidtok.files import temporary_path
 from vidtok.streaming import pad_chunks
@@ -253,7 +253,7 @@ def test_failures_are_listed_until_they_are_done(extract, videos, tmp_path):
 
 
 def test_a_row_of_failures_that_was_cut_short_costs_no_other(tmp_path):
-    failures = Failures(tmp_path, VideoLocks(tmp_path))
+    failures = Failures(tmp_path, video_locks(tmp_path))
     for id in "abc":
         failures.add(id, f"{id}.mp4", "val", "broken, by whom?")
         with open(tmp_path / "failures.csv", "a") as file:

@@ -2,18 +2,20 @@
 
 Many videos to a file: what parquet and webdataset tar have in common.
 
-A shard in the making is a hidden file, locked by the process that makes it; it gets its name when it is complete. Every
-process makes shards of its own, under names that nobody else has.
+A shard in the making is a hidden file, beside a lock that the process holds which makes it; it gets its name when it is
+complete. Every process makes shards of its own, under names that nobody else has.
 """
 
-import fcntl
 import os
 import time
 import uuid
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
+
+from filelock import FileLock, Timeout, UnixFileLock
 
 from vidtok.errors import nearest
 from vidtok.extraction.npz import NpzReader, NpzWriter
@@ -94,11 +96,12 @@ class ShardWriter:
         shard.finish()
         self._file.flush()
         os.fsync(self._file.fileno())
+        self.written += self._file.tell()
+        self._file.close()
         name = f"{self._name}-{self._count:05d}{self.form.suffix}"
         os.rename(self._part, self.folder / name)
         self._part = None
-        self.written += self._file.tell()
-        self._file.close()
+        _unlock(self._lock)
         self._count += 1
         self._known.add(name)
         self._found |= self._entries
@@ -108,18 +111,19 @@ class ShardWriter:
         """Removes what is in the making, after an error."""
         self._shard = None
         if self._part is not None:
+            with suppress(OSError):  # a full disk
+                self._file.close()
             self._part.unlink(missing_ok=True)
+            self._part = None
+            _unlock(self._lock)
 
     def _begin(self) -> None:
         self._entries: dict[str, Entry] = {}
         name = f"{self._name}-{self._count:05d}"
-        self._part = self.folder / f".{name}{self.form.suffix}.part"
-        while True:
-            self._file = open(self._part, "wb")  # noqa: SIM115 - it lives as long as the shard
-            fcntl.flock(self._file, fcntl.LOCK_EX)  # the kernel's to release, however this process ends
-            if self._part.exists():
-                break
-            self._file.close()  # another process has just found it without its lock, and removed it
+        part = self.folder / f".{name}{self.form.suffix}.part"
+        self._lock = _lock(part)
+        self._lock.acquire()
+        self._part, self._file = part, open(part, "wb")  # noqa: SIM115 - it lives as long as the shard
         self._shard, self._since = self.form.create(self._file, name), time.monotonic()
 
     def _look(self) -> None:
@@ -133,7 +137,7 @@ class ShardWriter:
                 entries = self.form.index(path, verify=not self._looked)[1]
             except ValueError as error:
                 warnings.warn(f"{error}; its videos are done again", stacklevel=2)
-                os.rename(path, path.with_name(f".{name}.damaged"))
+                os.replace(path, path.with_name(f".{name}.damaged"))
                 continue
             self._known.add(name)
             for entry in entries:
@@ -168,15 +172,27 @@ class ShardReader:
         return self.form.read(*self._places[index])
 
 
+def _lock(part: Path) -> FileLock:
+    """The lock of a shard in the making. It ends with the process, however that ends."""
+    return FileLock(part.with_suffix(".lock"), thread_local=False)
+
+
+def _unlock(lock: FileLock) -> None:
+    if isinstance(lock, UnixFileLock):  # other systems' locks remove their files themselves
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: whoever waits for it sees that it is gone
+    lock.release()
+
+
 def _remove_abandoned(folder: Path) -> None:
-    """Shards in the making whose process has died: nobody holds their lock."""
-    for path in folder.glob(".part-*.part"):
+    """Remove shards in the making whose process has died: nobody holds their lock."""
+    for path in {file.with_suffix(".part") for suffix in ("part", "lock") for file in folder.glob(f".part-*.{suffix}")}:
+        lock = _lock(path)
         try:
-            with open(path, "r+b") as file:  # NFS locks only what may be written
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-        except (BlockingIOError, FileNotFoundError):
+            lock.acquire(timeout=0)
+        except Timeout:
             continue
+        path.unlink(missing_ok=True)
+        _unlock(lock)
 
 
 SUFFIXES = {"npz": ".npz", "parquet": ".parquet", "webdataset": ".tar"}

@@ -8,7 +8,6 @@ Several processes on one folder: who is at which video.
 """
 
 import csv
-import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +15,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
+
+from filelock import FileLock, Timeout
 
 from vidtok.errors import nearest
 from vidtok.extraction.containers import SUFFIXES, check_container, open_writer
@@ -35,22 +37,44 @@ from vidtok.extraction.sources import WorkItem
 from vidtok.files import replacing
 from vidtok.quantize import LFQ
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 LOCKS_FILE = ".claims"
 
 
-class VideoLocks:
-    """A video is claimed by a lock on one byte of one file, at a place that its id gives.
+class VideoLocks(Protocol):
+    """Claims of videos among the processes that fill a folder. They end with the process, however it ends."""
 
-    The kernel releases the locks of a process that ends, however it ends, so that no claim is ever stale; the file
-    itself stays empty. They are POSIX record locks, which work between machines where the file system supports them
-    (NFS, Lustre with -o flock, ...), and belong to the process: it may open this file only once.
+    def take(self, id: str) -> bool:
+        """Claim a video; return False where another process has it."""
+
+    def wait(self, id: str) -> None:
+        """`take`, as soon as it is free."""
+
+    def release(self, id: str) -> None: ...
+    def close(self) -> None: ...
+
+
+def video_locks(folder: Path) -> VideoLocks:
+    """Open the claims of a folder."""
+    return RecordLocks(folder) if fcntl else FileLocks(folder)
+
+
+class RecordLocks:
+    """`VideoLocks` of POSIX: a video is claimed by a lock on one byte of one file, at a place that its id gives.
+
+    The file itself stays empty. The locks work between machines where the file system supports them (NFS, Lustre with
+    -o flock, ...), and belong to the process: it may open this file only once. A claim took 7 microseconds here and
+    444 with filelock, which holds a file open for each, where a process may have 1024 and a shard claims 1000 videos.
     """
 
     def __init__(self, folder: Path):
         self._file = os.open(folder / LOCKS_FILE, os.O_RDWR | os.O_CREAT, 0o666)
 
     def take(self, id: str) -> bool:
-        """Whether the video is this process' now; not, where another one is at it."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _place(id))
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the system likes
@@ -58,7 +82,6 @@ class VideoLocks:
         return True
 
     def wait(self, id: str) -> None:
-        """`take`, as soon as it is free."""
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _place(id))
 
     def release(self, id: str) -> None:
@@ -70,6 +93,38 @@ class VideoLocks:
 
 def _place(id: str) -> int:
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:7], "big")
+
+
+class FileLocks:
+    """`VideoLocks` of systems without fcntl: a video is claimed by a lock file of its own."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder / f"{LOCKS_FILE}.d"
+        self._folder.mkdir(exist_ok=True)
+        self._held: dict[str, FileLock] = {}
+
+    def take(self, id: str) -> bool:
+        try:
+            self._acquire(id, 0)
+        except Timeout:
+            return False
+        return True
+
+    def wait(self, id: str) -> None:
+        self._acquire(id, -1)
+
+    def release(self, id: str) -> None:
+        self._held.pop(id).release()
+
+    def close(self) -> None:
+        for id in [*self._held]:
+            self.release(id)
+
+    def _acquire(self, id: str, timeout: float) -> None:
+        if id not in self._held:
+            lock = FileLock(self._folder / f"{_place(id):x}.lock", thread_local=False)
+            lock.acquire(timeout)
+            self._held[id] = lock
 
 
 FLOATS = ("float32", "float16")
@@ -229,7 +284,7 @@ class Output:
     ):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._locks = VideoLocks(folder)
+        self._locks = video_locks(folder)
         check_folder(folder, settings, container, self._locks)
         self.writer: Writer = open_writer(folder, container)
         self._failures = Failures(folder, self._locks)

@@ -1,6 +1,5 @@
 """Extract features of videos: `extract`, which the commands `vidtok extract` and `vidtok encode` are shells over."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from vidtok.checks import count_cpus
 from vidtok.datasets import VideoError
 from vidtok.errors import UserError
 from vidtok.extraction.decoding import Decoders, ReadConfig
@@ -268,7 +268,7 @@ class Extraction:
             "frames": frames,
             "max_frames": reading.max_frames,
             "device": str(self.tokenizer.device),
-            "cpus": len(os.sched_getaffinity(0)),
+            "cpus": count_cpus(),
             "threads": torch.get_num_threads(),
             "decode_processes": self._workers,
             "batch": self._model.batch,
@@ -314,4 +314,4 @@ def follow(protocol: dict, size: int | None, crop: str | None, clips: Clips | No
 
 def default_workers(videos: int) -> int:
     """Decode processes: half of the CPUs, for the model needs the others; none for a few videos."""
-    return 0 if videos < FEW else max(1, len(os.sched_getaffinity(0)) // 2)
+    return 0 if videos < FEW else max(1, count_cpus() // 2)
