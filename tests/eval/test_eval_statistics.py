@@ -1,9 +1,21 @@
 """Protocols by name, accuracies with their intervals, and the parting of training clips."""
 
+import warnings
+
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
-from vidtok.eval.metrics.intervals import accuracy, majority, over_seeds, paired_ratio, rank_of_label, wilson_interval
+from vidtok.eval.metrics.intervals import (
+    accuracy,
+    bootstrap_interval,
+    majority,
+    over_seeds,
+    paired_ratio,
+    rank_of_label,
+    wilson_interval,
+)
 from vidtok.eval.recognition.clips import folds, split_off
 from vidtok.eval.recognition.protocol import Protocol
 
@@ -79,6 +91,26 @@ def test_accuracy_counts_what_failed():
 def test_labels_that_do_not_fit(labels):
     with pytest.raises(ValueError, match=r"no clip was classified|for 6 classes"):
         accuracy(np.zeros((len(labels), 6)), np.array(labels, dtype=int))
+
+
+def test_accuracies_are_those_of_scikit_learn():
+    labels = RNG.integers(6, size=300)
+    labels[labels == 3] = 2  # a class without clips
+    scores = RNG.normal(size=(300, 6)) + 2 * np.eye(6)[labels]
+    result = accuracy(scores, labels)
+    assert result["top1"]["value"] == top_k_accuracy_score(labels, scores, k=1, labels=range(6))
+    assert result["top5"]["value"] == top_k_accuracy_score(labels, scores, k=5, labels=range(6))
+    with warnings.catch_warnings():  # class 3 is predicted, but isn't there
+        warnings.simplefilter("ignore")
+        assert result["mean_class"]["value"] == pytest.approx(balanced_accuracy_score(labels, scores.argmax(1)))
+
+
+def test_the_bootstrap_is_that_of_scipy():
+    values = RNG.normal(size=50)
+    ours = bootstrap_interval(lambda indices: values[indices].mean(), 50)
+    theirs = bootstrap((values,), np.mean, method="percentile", n_resamples=20000, vectorized=True)
+    assert ours == pytest.approx((theirs.confidence_interval.low, theirs.confidence_interval.high), abs=0.05)
+    assert bootstrap_interval(lambda indices: float(len(indices)), 1) == (1, 1)
 
 
 def test_majority_is_that_of_training():
