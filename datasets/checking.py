@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 
 from vidtok.datasets.backends import DecordReader, has_decord
 from vidtok.datasets.clips import ClipFolder
-from vidtok.datasets.container import IMAGE_SUFFIXES
 from vidtok.datasets.decode import PyAVReader
 from vidtok.datasets.labeled import LabeledDataset
 from vidtok.datasets.loading import DecodePool
 from vidtok.datasets.sources import files_by_split
 from vidtok.errors import UserError, VideoError
-from vidtok.files import replacing, validate_output
+from vidtok.files import IMAGE_SUFFIXES, replacing, validate_output
 
 if TYPE_CHECKING:
     import pandas

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from vidtok.datasets.annotations import read_annotations
-from vidtok.datasets.container import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from vidtok.datasets.decode import PyAVReader
 from vidtok.datasets.frames import frames_to_video
 from vidtok.datasets.loading import WHOLE, DecodePool, Shard, check_clip, check_counts, is_image_batch, shard_rows
@@ -23,6 +22,7 @@ from vidtok.datasets.seek import read_window, window_indices
 from vidtok.datasets.sources import find_media, of_split
 from vidtok.datasets.yuv_store import StoredVideo, YUVStore, add_videos
 from vidtok.errors import VideoError
+from vidtok.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 Root = str | Path | Sequence[str | Path] | dict[str | Path, float]
 

@@ -18,17 +18,12 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from vidtok.errors import UserError, VideoError
+from vidtok.files import IMAGE_SUFFIXES
 
 OLDEST_AV = 17  # older versions ignore the color tags: BT.709 is read with the matrix of BT.601, up to 23 levels off
 if int(av.__version__.partition(".")[0]) < OLDEST_AV:
     raise UserError(f"vidtok needs av>={OLDEST_AV}, not {av.__version__}: pip install -U av")
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-VIDEO_SUFFIXES = (
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".asf",
-    ".flv", ".3gp", ".ogv", ".vob", ".y4m", ".h264", ".264", ".hevc", ".265",
-)  # fmt: skip
-MEDIA_SUFFIXES = VIDEO_SUFFIXES + IMAGE_SUFFIXES
 MAX_PIXELS = 1 << 27  # per frame; 16K UHD fits, a header that claims more is damaged or an attack
 LARGE = 1280 * 720  # pixels per frame from which several threads decode
 

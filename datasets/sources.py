@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from vidtok.datasets.annotations import read_annotations, without_brackets
-from vidtok.datasets.container import MEDIA_SUFFIXES, VIDEO_SUFFIXES
+from vidtok.datasets.annotations import read_annotations
+from vidtok.datasets.annotations.documents import without_brackets
 from vidtok.datasets.digits import MovingDigits
 from vidtok.datasets.labeled import LabeledDataset, LabeledVideos
-from vidtok.files import walk_files
+from vidtok.files import MEDIA_SUFFIXES, VIDEO_SUFFIXES, walk_files
 
 
 def of_split(table: pd.DataFrame, split: str | None, source: str | Path) -> pd.DataFrame:
@@ -215,7 +215,7 @@ class VideoFolder(LabeledVideos):
     Args:
         root: the folder.
         split: subfolder of the root; None, the root itself.
-        suffixes: suffixes of the files to use, such as `vidtok.datasets.decode.IMAGE_SUFFIXES`.
+        suffixes: suffixes of the files to use, such as `vidtok.files.IMAGE_SUFFIXES`.
         classes: class names in the order of the class numbers; None, the folder names, sorted.
         reading: see `LabeledVideos`.
 

@@ -3,12 +3,11 @@
 from vidtok.heads.attentive import AttentiveProbe
 from vidtok.heads.config import HeadConfig
 from vidtok.heads.embed import INPUTS
-from vidtok.heads.factory import HEADS, make_head
-from vidtok.heads.head import Head, list_shipped_heads
+from vidtok.heads.head import HEADS, Head, list_shipped_heads, make_head, register_head
 from vidtok.heads.pooled import LinearHead, MlpHead
 from vidtok.heads.transformer import VideoTransformer
 
 __all__ = [
     "HEADS", "INPUTS", "AttentiveProbe", "Head", "HeadConfig", "LinearHead", "MlpHead", "VideoTransformer",
-    "list_shipped_heads", "make_head",
+    "list_shipped_heads", "make_head", "register_head",
 ]  # fmt: skip

@@ -6,9 +6,10 @@ from timm.models.vision_transformer import Block, init_weights_vit_timm
 from torch import Tensor, nn
 
 from vidtok.heads.embed import Position, make_embed
-from vidtok.heads.head import Head
+from vidtok.heads.head import Head, register_head
 
 
+@register_head("attentive")
 class AttentiveProbe(Head):
     """Attentive pooling: a learned query attends to all features, after `depth` - 1 layers of self-attention.
 

@@ -1,4 +1,4 @@
-"""Build heads: from a `HeadConfig`, from a config name, or from a hydra config."""
+"""Build heads by config name, or from a hydra config."""
 
 from importlib.resources import files
 
@@ -6,35 +6,9 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 from vidtok.errors import nearest
-from vidtok.heads.attentive import AttentiveProbe
 from vidtok.heads.config import HeadConfig
-from vidtok.heads.head import Head
-from vidtok.heads.pooled import LinearHead, MlpHead
-from vidtok.heads.transformer import VideoTransformer
-
-HEADS = {"transformer": VideoTransformer, "attentive": AttentiveProbe, "linear": LinearHead, "mlp": MlpHead}
-
-
-def make_head(config: HeadConfig) -> Head:
-    """Build an untrained head, in training mode on the CPU.
-
-    Raises:
-        ValueError: an unknown kind, input or argument, or a grid that is not divisible by the input's patch_merge.
-    """
-    arguments = dict(config.net)
-    kind = arguments.pop("kind")
-    if kind not in HEADS:
-        raise ValueError(f"unknown head {kind!r}: {nearest(kind, HEADS)}")
-    m = config.input.get("patch_merge", 1)
-    t, h, w = config.grid
-    if m < 1 or h % m or w % m:
-        raise ValueError(f"patch_merge={m} needs a grid whose sides are multiples of {m}, not {h} x {w}")
-    try:
-        head = HEADS[kind](config.input, (t, h // m, w // m), config.num_classes, **arguments)
-    except TypeError as error:  # an unknown argument: configs come from users
-        raise ValueError(f"head {kind!r}: {error}") from error
-    head.config = config
-    return head
+from vidtok.heads.embed import INPUTS
+from vidtok.heads.head import Head, make_head
 
 
 def list_heads() -> list[str]:
@@ -52,7 +26,7 @@ def create_head(
     channels: int | None = None,
     stride: tuple[int, int, int] = (4, 8, 8),
     **arguments,
-) -> "Head":
+) -> Head:
     """Create an untrained recognition head by config name, in training mode on the CPU.
 
     Args:
@@ -87,7 +61,7 @@ def build_head(
     patch_merge: int,
     input_settings: dict,
     arguments: dict | None = None,
-) -> "Head":
+) -> Head:
     """Build the head of a hydra config with a group `head`.
 
     Args:
@@ -98,8 +72,6 @@ def build_head(
     Raises:
         ValueError: see `create_head`.
     """
-    from vidtok.heads import INPUTS, HeadConfig
-
     if input not in INPUTS:
         raise ValueError(f"unknown input {input!r}: {nearest(input, INPUTS)}")
     key = INPUTS[input][1]

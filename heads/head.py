@@ -1,4 +1,4 @@
-"""Base class of recognition heads: timm's model interface, loading and saving.
+"""Base class of recognition heads: timm's model interface, registry of kinds, loading and saving.
 
 head(x) -> logits [B, classes]
 head.forward_features(x) -> [B, N, D]; N depends on the head, D is head.num_features
@@ -8,16 +8,20 @@ head.reset_classifier(n): replace the last layer by one of n classes; 0, remove 
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from vidtok.errors import nearest
 from vidtok.heads.config import SCHEMA, HeadConfig, read_head_config
 from vidtok.hub import PRETRAINED, PretrainedModel, find_pretrained, list_shipped, load_weights
 
 SHIPPED = PRETRAINED / "heads"
+HEADS: dict[str, Callable[..., "Head"]] = {}  # kind, its name in configs -> class; filled by `register_head`
 
 
 class Head(PretrainedModel, nn.Module, tags=["video-classification"]):
@@ -151,8 +155,6 @@ class Head(PretrainedModel, nn.Module, tags=["video-classification"]):
         Raises:
             ValueError: the name is none of these, or the weights are missing or don't fit the config.
         """
-        from vidtok.heads.factory import make_head  # late: it imports all subclasses
-
         config, weights = find_pretrained(name, "head", SHIPPED, **hub_arguments)
         head = make_head(read_head_config(config))
         head.set_file_hash(load_weights(head, weights))
@@ -160,6 +162,41 @@ class Head(PretrainedModel, nn.Module, tags=["video-classification"]):
 
     def _describe(self) -> tuple[str, str]:
         return SCHEMA, "A recognition head for vidtok: `vidtok.heads.Head.from_pretrained(PATH)`."
+
+
+HeadClass = TypeVar("HeadClass", bound=type[Head])
+
+
+def register_head(kind: str) -> Callable[[HeadClass], HeadClass]:
+    """Decorate a subclass of `Head`: `kind` is its name in configs."""
+
+    def register(head_class: HeadClass) -> HeadClass:
+        HEADS[kind] = head_class
+        return head_class
+
+    return register
+
+
+def make_head(config: HeadConfig) -> Head:
+    """Build an untrained head, in training mode on the CPU.
+
+    Raises:
+        ValueError: an unknown kind, input or argument, or a grid that is not divisible by the input's patch_merge.
+    """
+    arguments = dict(config.net)
+    kind = arguments.pop("kind")
+    if kind not in HEADS:
+        raise ValueError(f"unknown head {kind!r}: {nearest(kind, HEADS)}")
+    m = config.input.get("patch_merge", 1)
+    t, h, w = config.grid
+    if m < 1 or h % m or w % m:
+        raise ValueError(f"patch_merge={m} needs a grid whose sides are multiples of {m}, not {h} x {w}")
+    try:
+        head = HEADS[kind](config.input, (t, h // m, w // m), config.num_classes, **arguments)
+    except TypeError as error:  # an unknown argument: configs come from users
+        raise ValueError(f"head {kind!r}: {error}") from error
+    head.config = config
+    return head
 
 
 def list_shipped_heads() -> list[str]:

@@ -4,9 +4,10 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from vidtok.heads.embed import make_embed
-from vidtok.heads.head import Head
+from vidtok.heads.head import Head, register_head
 
 
+@register_head("linear")
 class LinearHead(Head):
     """Linear probe of MAE (arXiv 2111.06377, appendix A): mean over the grid, batch norm without affine, linear layer.
 
@@ -29,6 +30,7 @@ class LinearHead(Head):
         return x_BthwD.flatten(1, 3)
 
 
+@register_head("mlp")
 class MlpHead(LinearHead):
     """Mean-pooled features through an MLP, then batch norm and a linear layer as in `LinearHead`.
 

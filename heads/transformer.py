@@ -11,9 +11,10 @@ from timm.models.vision_transformer import Block, init_weights_vit_timm
 from torch import Tensor, nn
 
 from vidtok.heads.embed import Position, make_embed
-from vidtok.heads.head import Head
+from vidtok.heads.head import Head, register_head
 
 
+@register_head("transformer")
 class VideoTransformer(Head):
     """Video transformer with joint space-time attention, or with a factorized encoder.
 

@@ -19,6 +19,12 @@ from typing import NamedTuple
 
 from vidtok.errors import UserError, VideoError
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".asf",
+    ".flv", ".3gp", ".ogv", ".vob", ".y4m", ".h264", ".264", ".hevc", ".265",
+)  # fmt: skip
+MEDIA_SUFFIXES = VIDEO_SUFFIXES + IMAGE_SUFFIXES
 MOVIES = (".mp4", ".mov", ".mkv", ".gif", ".png")  # what a `VideoWriter` writes
 
 
@@ -30,8 +36,6 @@ class Job:
 
 def find_videos(inputs: Iterable[str]) -> list[tuple[Path, Path]]:
     """`find_files` for videos. Images are taken where they are named, not out of folders."""
-    from vidtok.datasets.container import VIDEO_SUFFIXES
-
     return find_files(inputs, VIDEO_SUFFIXES)
 
 
@@ -157,8 +161,6 @@ def plan_jobs(files: list[tuple[Path, Path]], output: str, suffix: str, suffixes
     Raises:
         UserError: where two results would get one name, or a result would replace an input.
     """
-    from vidtok.datasets.container import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-
     out = Path(output)
     ending = out.suffix.lower()
     one_file = ending in (".npz", *suffixes, *VIDEO_SUFFIXES, *IMAGE_SUFFIXES) and not out.is_dir()

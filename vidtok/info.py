@@ -23,14 +23,17 @@ def describe(thing: str | Path) -> dict[str, object]:
         UserError: for a file that doesn't exist.
         ValueError: for what is none of these.
     """
+    from vidtok.extraction.containers import SUFFIXES, is_shard
+    from vidtok.extraction.output import SETTINGS_FILE
+
     path = Path(thing)
     if not path.exists() and path.suffix:
         raise UserError(f"{path}: no such file")
-    if (path / "settings.json").is_file() or path.suffix.lower() in (".parquet", ".tar"):
+    if (path / SETTINGS_FILE).is_file() or is_shard(path):
         return folder_info(path)
     if not path.is_file():
         return model_info(str(thing))
-    return features_info(path) if path.suffix.lower() == ".npz" else video_info(path)
+    return features_info(path) if path.suffix.lower() == SUFFIXES["npz"] else video_info(path)
 
 
 def model_info(name: str) -> dict[str, object]:

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from vidtok.checks import pick_device
 from vidtok.datasets import LabeledDataset, LabeledVideos
-from vidtok.datasets.container import VIDEO_SUFFIXES
 from vidtok.errors import is_expected, one_line
 from vidtok.eval.recognition.inputs import group_segments, shuffle_frames
 from vidtok.extraction import read_npz
-from vidtok.files import find_files
+from vidtok.files import VIDEO_SUFFIXES, find_files
 
 
 class Views(NamedTuple):

@@ -199,6 +199,11 @@ SUFFIXES = {"npz": ".npz", "parquet": ".parquet", "webdataset": ".tar"}
 CONTAINERS = tuple(SUFFIXES)
 
 
+def is_shard(path: Path) -> bool:
+    """Return whether a file holds the features of many videos, by its suffix."""
+    return path.suffix.lower() in SUFFIXES.values() and path.suffix.lower() != SUFFIXES["npz"]
+
+
 def check_container(container: str) -> None:
     """Raises ValueError for a name that is not one of `CONTAINERS`."""
     if container not in CONTAINERS:

@@ -24,7 +24,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from vidtok.datasets.container import MEDIA_SUFFIXES
 from vidtok.extraction.record import (
     Entry,
     Record,
@@ -36,7 +35,7 @@ from vidtok.extraction.record import (
     parse_description,
     settings_of,
 )
-from vidtok.files import replacing
+from vidtok.files import MEDIA_SUFFIXES, replacing
 
 
 def write_npz(path: str | os.PathLike, records: Sequence[Record]) -> None:

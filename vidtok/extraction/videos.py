@@ -14,7 +14,7 @@ from vidtok import streaming
 from vidtok.checks import check_memory, pick_device
 from vidtok.datasets import VideoWriter, iter_video
 from vidtok.errors import is_expected, one_line
-from vidtok.extraction.containers import open_reader
+from vidtok.extraction.containers import SUFFIXES, is_shard, open_reader
 from vidtok.extraction.engine import RunStats
 from vidtok.extraction.npz import npz_name, read_npz
 from vidtok.extraction.output import make_settings
@@ -167,7 +167,7 @@ def decode_files(
     """Decode token files to videos.
 
     Args:
-        inputs: files in .npz, .parquet or .tar, folders of them, glob patterns; one or several.
+        inputs: files of `vidtok extract` in any container, folders of them, glob patterns; one or several.
         output: a folder, or a name in one of `vidtok.files.MOVIES` for one video.
         model: the tokenizer that made the tokens. device, precision, tile: as of `vidtok.extract`.
         force: overwrite videos that exist; otherwise each is a failure.
@@ -248,8 +248,8 @@ def as_list(inputs: str | Path | Iterable) -> list:
 
 def _plan_records(inputs: str | Path | Iterable[str | Path], output: str | Path) -> dict[Job, Callable[[], Record]]:
     """{job: what reads its record}: one for each .npz, as many as there are videos for each shard."""
-    files = find_files(as_list(inputs), (".npz", ".parquet", ".tar"))
-    shards = [file for file, _ in files if file.suffix in (".parquet", ".tar")]
+    files = find_files(as_list(inputs), tuple(SUFFIXES.values()))
+    shards = [file for file, _ in files if is_shard(file)]
     files = [(file, below) for file, below in files if file not in shards]
     jobs = plan_jobs(files, str(output), ".mp4", MOVIES)
     readers = {job: lambda source=job.source: read_npz(source)[0] for job in jobs}

@@ -1,0 +1,132 @@
+"""Read annotation files of several formats into one kind of table.
+
+`read_annotations` detects the format from the content: csv with a header (Kinetics' own, or any with named columns),
+lists of `path label` lines without a header (in the dialects of common training codes), and Something-Something-v2
+json. Files of other kinds (captions, boxes, class lists, frame folders) raise an error that names the kind.
+
+A reader of a format returns ({"path" or "id", "label", "split", "start", "end": list}, name of the format), with a
+label of None where the file has none, or raises `AnnotationFormatError`.
+"""
+
+import csv
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from vidtok.datasets.annotations.documents import read_json
+from vidtok.datasets.annotations.lists import read_list
+from vidtok.datasets.annotations.table import find_header, read_table
+from vidtok.datasets.annotations.words import AnnotationFormatError
+
+UNDERSTOOD = (
+    "Formats understood: Kinetics csv (label,youtube_id,time_start,time_end,split); Something-Something-v2 json "
+    "([{id, template}] or [{id}]); csv with a header (path, label, split); list of 'path label' or 'path,label' lines"
+)
+
+
+def read_annotations(
+    path: str | Path,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+) -> pd.DataFrame:
+    """Read an annotation file; detect its format from its content.
+
+    Supported formats:
+      Kinetics csv       header with youtube_id, time_start, time_end and, except in test files, label
+      SSv2 json          a list of {id, template, ...}, or of {id} in test files; brackets in templates are removed
+      csv with a header  separated by comma, tab, semicolon or space; columns are found by their usual names, or named
+      list               path and label, separated by space, comma, tab, semicolon or ::, no header; or paths alone
+
+    Args:
+        path: the file, text in UTF-8.
+        path_column, label_column, split_column: column names in the header; None, the usual names.
+
+    Returns:
+        One row per video in the order of the file. Columns: `path` (str, as written) or `id` (str); `label`, int64 if
+        all labels are whole numbers, else str, None in test files; and, if present, `start` and `end` (seconds) and
+        `split` ("validate", "validation" and "dev" become "val", "training" becomes "train", "testing" becomes "test";
+        other names are kept). `.attrs["format"]` is the name of the detected format. `.attrs["dropped"]` is the number
+        of rows dropped because they have no label in a file that has labels.
+
+    Raises:
+        ValueError: the file is of an unsupported kind (frame-folder list, multi-label rows, class list, captions,
+            localization); the message names the kind. Or one line does not fit; the message names the line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: not a text file in UTF-8 ({e.reason} at byte {e.start}). {UNDERSTOOD}") from e
+    if "\0" in text:
+        raise ValueError(f"{path}: not a text file (byte 0 in it). {UNDERSTOOD}")
+    if not text.strip():
+        raise ValueError(f"{path}: the file is empty")
+    try:
+        rows, name = _read(path, text, {"path": path_column, "label": label_column, "split": split_column})
+    except AnnotationFormatError as e:
+        raise ValueError(f"{path}{e}. {UNDERSTOOD}") from e
+    except csv.Error as e:
+        raise ValueError(f"{path}: not a list or a table ({e}). {UNDERSTOOD}") from e
+    return _tidy(path, pd.DataFrame(rows), name)
+
+
+def _read(path: Path, text: str, columns: dict[str, str | None]) -> tuple[dict[str, list], str]:
+    """Read the columns as strings (label: None if absent), and the name of the format."""
+    if (document := _json(path, text)) is not None:
+        return read_json(document)
+    if (header := find_header(text, columns)) is not None:
+        return read_table(text, header)
+    return read_list(path, text)
+
+
+def _json(path: Path, text: str) -> list | dict | None:
+    """Parse json; return None for a list whose first name starts with a bracket."""
+    if path.suffix.lower() != ".json" and text.lstrip()[0] not in "[{":
+        return None
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as e:
+        if path.suffix.lower() == ".json" or text.lstrip()[0] == "{":
+            raise AnnotationFormatError(f"not JSON that can be read ({e.msg}); JSON lines, perhaps", e.lineno) from e
+        return None
+    return document if isinstance(document, list | dict) else None
+
+
+_SPLITS = {"validate": "val", "validation": "val", "dev": "val", "training": "train", "testing": "test"}
+
+
+def _tidy(path: Path, table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Convert the columns to their types, drop rows without a label, and check the file as a whole."""
+    dropped, labeled = 0, table["label"].notna() & (table["label"] != "")
+    if labeled.any():
+        dropped = int((~labeled).sum())
+        table = table[labeled].reset_index(drop=True)
+        if table["label"].str.fullmatch(r"-?\d{1,9}").all():
+            table["label"] = table["label"].astype("int64")
+        elif table["label"].str.fullmatch(r"-?\d*\.\d+([eE][-+]?\d+)?").all():
+            raise ValueError(f"{path}: labels such as {table['label'].iloc[0]} are scores, not classes. {UNDERSTOOD}")
+    else:
+        table["label"] = None
+    for time in {"start", "end"} & set(table):
+        if (table[time] % 1 == 0).all():
+            table[time] = table[time].astype("int64")
+    if "split" in table:
+        table["split"] = [_SPLITS.get(split.lower(), split) for split in table["split"]]
+    _check_one_label(path, table)
+    order = [c for c in ("path", "id", "label", "start", "end", "split") if c in table]
+    table = table[order]
+    table.attrs.update(format=name, dropped=dropped)
+    return table
+
+
+def _check_one_label(path: Path, table: pd.DataFrame) -> None:
+    """Raise ValueError if a clip occurs twice in one split with different labels (a multi-label file)."""
+    clip = [c for c in ("path", "id", "start", "end", "split") if c in table]
+    once = table.drop_duplicates([*clip, "label"])
+    twice = once[once.duplicated(clip, keep=False)]
+    if len(twice):
+        what = twice.iloc[0, 0]
+        labels = twice.loc[twice.iloc[:, 0] == what, "label"].tolist()
+        raise ValueError(f"{path}: {what} has the labels {labels}: multi-label rows are not supported. {UNDERSTOOD}")

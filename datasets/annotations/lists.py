@@ -1,0 +1,121 @@
+"""Annotation lists: lines of a path and a label, without a header."""
+
+import csv
+import re
+from pathlib import Path
+
+from vidtok.datasets.annotations.words import AnnotationFormatError, is_class_list, is_media, is_several, is_whole
+from vidtok.files import MEDIA_SUFFIXES
+
+_LIST_SEPARATORS = {
+    "\t": "tab",
+    "::": "::",
+    ";": "semicolon",
+    ",": "comma",
+    " ": "space",
+}  # in order of preference where several fit equally well
+_SUFFIX_INSIDE = re.compile(rf"({'|'.join(map(re.escape, MEDIA_SUFFIXES))})(\s|$)", re.IGNORECASE)
+_NUMBER_FIRST = re.compile(r"\d+[ ,;\t]")
+
+
+def read_list(path: Path, text: str) -> tuple[dict[str, list], str]:
+    """Read `path label` lines into (columns "path" and "label", name of the format)."""
+    if re.search(r"_test_split\d\.txt$", path.name):
+        raise AnnotationFormatError(
+            "looks like a split of HMDB51: its numbers say train or test, the class is in the file's name"
+        )
+    if text.startswith(("<", "version https://git-lfs")):
+        raise AnnotationFormatError("a web page or a Git LFS pointer, not the file that was meant")
+    if re.match(r"#\s*\d+\n", text):
+        raise AnnotationFormatError("looks like a list of proposals (temporal localization)")
+    numbered = [(number, line.strip(" ")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = [line for _, line in numbered]
+    # A thousand lines determine the separator; trying all separators on all of Kinetics takes seconds.
+    best = max(_LIST_SEPARATORS, key=lambda s: sum(isinstance(_fit(line, s), tuple) for line in lines[:1000]))
+    fits = [_fit(line, best) for line in lines]
+    rows = [fit for fit in fits if isinstance(fit, tuple)]
+    if not rows and _are_names(lines):
+        return {"path": lines, "label": [None] * len(lines)}, "list of paths without labels"
+    if 2 * len(rows) < len(lines):
+        raise _format_error(lines)
+    paths, labels = zip(*rows, strict=True)
+    if is_class_list(paths, labels):
+        raise AnnotationFormatError("looks like a class list, not annotations of videos")
+    if len(rows) == len(lines) > 2 and not is_whole(labels[0]) and all(map(is_whole, labels[1:])):
+        raise AnnotationFormatError("looks like a header: give path_column and label_column", *numbered[0])
+    for (number, line), fit in zip(numbered, fits, strict=True):
+        if isinstance(fit, str):
+            header = "" if line != lines[0] else "; if it is a header, give path_column and label_column"
+            raise AnnotationFormatError(f"{fit}, and other lines are 'path{best}label'{header}", number, line)
+    return {"path": list(paths), "label": list(labels)}, f"list separated by {_LIST_SEPARATORS[best]}"
+
+
+def _fit(line: str, separator: str) -> tuple[str, str] | str:
+    """Split a line into (path, label); return the reason as a str if it does not fit.
+
+    A path may contain the separator: the media suffix marks the end of the path.
+    """
+    if separator == "::":
+        cells = line.split("::")
+    else:
+        cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True))
+    *front, label = [cell.strip() for cell in cells]
+    if not front:
+        return "one column"
+    if len(front) > 1:
+        if not is_media(front[-1]) or any(map(is_media, front[:-1])):
+            several = is_media(front[0]) and all(map(is_whole, [*front[1:], label]))
+            return "looks like multi-label rows" if several else f"{len(cells)} columns"
+        front = [line.rpartition(separator)[0].rstrip()]
+    name = front[0]
+    if not name:
+        return "no path"
+    if _SUFFIX_INSIDE.search(label):
+        return "a path where the label should be"
+    if is_several(label):
+        return "looks like multi-label rows"
+    if label[:1] == "0" and label != "0" and is_whole(label) and not is_media(name):
+        return "a number with leading zeros is no class"  # a time, as in AVA
+    # Without this check, any text with two words per line would fit.
+    if label and not is_whole(label) and not is_media(name) and not re.search(r"[\d/]", name):
+        return "neither path nor label looks like one"
+    return name, label
+
+
+def _are_names(lines: list[str]) -> bool:
+    """Return whether the lines of one column are paths, or distinct bare numbers without leading zeros."""
+    if all(map(is_media, lines)):
+        return not all(map(_NUMBER_FIRST.match, lines))
+    plain = all(str(int(line)) == line if is_whole(line) else is_media(line) for line in lines)
+    return plain and len(set(lines)) == len(lines)
+
+
+def _format_error(lines: list[str]) -> AnnotationFormatError:
+    """Diagnose a file in which most lines are not `path label`."""
+    for separator in (r"\s+", r"[\s,;]+"):
+        rows = [re.split(separator, line.replace('"', "")) for line in lines]
+        if all(len(row) > 1 for row in rows):
+            break
+    widths = {len(row) for row in rows}
+    if all(len(row) > 2 and all(map(is_whole, row[1:])) for row in rows):
+        if is_media(rows[0][0]) or not widths <= {3, 4}:
+            return AnnotationFormatError("looks like multi-label rows", 1, lines[0])
+        what = "folder, frames, label" if widths == {3} else "folder, first frame, frames, label"
+        return AnnotationFormatError(
+            f"looks like a frame-folder list ({what}); only video and image files are read", 1, lines[0]
+        )
+    if all(len(row) > 1 and is_media(row[-1]) for row in rows):
+        return AnnotationFormatError("label before path; the path comes first", 1, lines[0])
+    if all(is_media(row[0]) and is_several(row[-1]) for row in rows):
+        return AnnotationFormatError("looks like multi-label rows", 1, lines[0])
+    if all(is_media(row[0]) and len(row) > 2 for row in rows):
+        return AnnotationFormatError("looks like captions, or a table without a header", 1, lines[0])
+    if widths == {8} or widths == {7}:
+        return AnnotationFormatError("looks like boxes in time (such as AVA)", 1, lines[0])
+    if widths == {2} and all(row[1].startswith("0") for row in rows):
+        return AnnotationFormatError(
+            "numbers with leading zeros are no classes; looks like times (such as AVA)", 1, lines[0]
+        )
+    if not any(re.search(r"[\t;/\\.]", line) for line in lines):
+        return AnnotationFormatError("looks like a class list, not annotations of videos", 1, lines[0])
+    return AnnotationFormatError("not a known kind of annotations", 1, lines[0])
