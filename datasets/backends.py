@@ -5,6 +5,7 @@ torchcodec is an optional extra.
 """
 
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from vidtok.datasets.decode import Chunk, OnError, PyAVReader, VideoReader, convert_pictures
 from vidtok.datasets.frames import View
-from vidtok.datasets.seek import read_timeline
+from vidtok.datasets.timeline import read_timeline
 from vidtok.errors import VideoError
 from vidtok.files import check_unchanged, file_version
 
@@ -183,6 +184,17 @@ class TorchCodecReader(VerifiedReader):
 READERS = ("auto", "pyav", "decord", "torchcodec")
 
 
+def reader_name(backend: str | None) -> str:
+    """Return the name of the reader that `open_video` uses for `backend`."""
+    return "pyav" if backend in ("auto", None) else backend
+
+
+def reader_version(name: str) -> str:
+    """Return the version of a reader's package; "" for what is rendered."""
+    package = {"pyav": "av", "decord": "decord", "torchcodec": "torchcodec"}.get(name)
+    return "" if package is None else version(package)
+
+
 def open_video(path: str | Path, backend: str | None = "auto", on_error: OnError = "raise") -> VideoReader:
     """Open a video, or an image as a video of one frame.
 
@@ -202,7 +214,7 @@ def open_video(path: str | Path, backend: str | None = "auto", on_error: OnError
         raise ValueError(f"on_error={on_error!r} is not 'raise' or 'keep'")
     if backend not in (*READERS, None):
         raise ValueError(f"backend={backend!r} is not one of {', '.join(READERS)}")
-    if backend in ("auto", "pyav", None):
+    if reader_name(backend) == "pyav":
         return PyAVReader(path, on_error)
     if on_error == "keep":
         raise ValueError("on_error='keep' needs backend='pyav': only sequential decoding finds the break")

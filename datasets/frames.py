@@ -20,8 +20,19 @@ Size = int | tuple[int, int] | None
 
 def frames_to_video(frames_THWC: np.ndarray | Tensor) -> Tensor:
     """Convert frames to a video: uint8 [T,H,W,3] -> float32 [3,T,H,W] in [-1, 1]."""
-    frames_CTHW = torch.as_tensor(frames_THWC).permute(3, 0, 1, 2)
-    return frames_CTHW.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+    return normalize_video(torch.as_tensor(frames_THWC).permute(3, 0, 1, 2))
+
+
+def frames_as_video(frames_THWC: np.ndarray) -> Tensor:
+    """View frames as a video that is still to be normalized: uint8 [T,H,W,3] -> uint8 [3,T,H,W] in the same memory."""
+    return torch.from_numpy(frames_THWC).permute(3, 0, 1, 2)
+
+
+def normalize_video(video: Tensor) -> Tensor:
+    """Convert uint8 pixels to contiguous float32 in [-1, 1], on their device; floats are returned as they are."""
+    if video.dtype != torch.uint8:
+        return video
+    return video.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
 def video_to_frames(video_CTHW: Tensor) -> np.ndarray:
@@ -81,6 +92,9 @@ def plan_resize(height: int, width: int, size: Size, multiple: int = 8) -> tuple
     return resized, cut
 
 
+Box = tuple[int, int, int, int]
+
+
 class View(NamedTuple):
     """Region of a picture, and the size at which to read it.
 
@@ -89,7 +103,7 @@ class View(NamedTuple):
         size: (height, width) after resizing.
     """
 
-    box: tuple[int, int, int, int]
+    box: Box
     size: tuple[int, int]
 
 
@@ -161,7 +175,7 @@ def orient(image_HWC: np.ndarray, matrix: Matrix | None) -> np.ndarray:
     return image_HWC[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-def uncrop(box: tuple[int, int, int, int], size: tuple[int, int], matrix: Matrix | None) -> tuple[int, int, int, int]:
+def uncrop(box: Box, size: tuple[int, int], matrix: Matrix | None) -> Box:
     """Return the box of the coded picture that `orient` turns into `box` of a shown picture of `size` (height, width).
 
     Boxes are (top, left, height, width) in pixels.

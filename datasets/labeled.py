@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vidtok.datasets.frames import frames_to_video
+from vidtok.datasets.frames import normalize_video
 from vidtok.datasets.loading import DecodePool
-from vidtok.datasets.seek import indices_at, read_selection
+from vidtok.datasets.seek import indices_at, read_selection, whole_picture
+from vidtok.datasets.transforms import ViewTransform
 from vidtok.errors import VideoError
 
 Sampler = Callable[[float, float, np.random.Generator], np.ndarray]
@@ -135,7 +136,7 @@ class LabeledDataset(Dataset):
     def __getitem__(self, index: int) -> Sample | VideoError:
         if not 0 <= index < len(self):
             raise IndexError(index)  # ends a plain `for` loop
-        return self._take((index, 0))
+        return _normalized(self._take((index, 0)))
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, which seeds the random choices; it applies to running workers too."""
@@ -143,7 +144,7 @@ class LabeledDataset(Dataset):
 
     def draw(self, index: int, epoch: int) -> Sample | VideoError:
         """Return sample `index` of `epoch`, regardless of `set_epoch`: for batches that span epochs."""
-        return self._take((index, 0), epoch)
+        return _normalized(self._take((index, 0), epoch))
 
     @property
     def resampled(self) -> int:
@@ -197,10 +198,10 @@ class LabeledDataset(Dataset):
                     sample = self._replacement(index, sample, time_limit)
                 elif isinstance(sample, VideoError) and self.on_error == "raise":
                     raise sample
-                yield sample
+                yield _normalized(sample)
 
     def _take(self, job: tuple[int, int], epoch: int | None = None) -> Sample | VideoError:
-        """Return the sample of a job (index, number of the first attempt).
+        """Return the sample of a job (index, number of the first attempt), pixels possibly still uint8.
 
         Attempt 0 reads the video itself, the others random ones.
         """
@@ -237,6 +238,11 @@ class LabeledDataset(Dataset):
         warnings.warn(f"{error}; replaced by another video in this epoch", stacklevel=3)
 
 
+def _normalized(sample: Sample | VideoError) -> Sample | VideoError:
+    """Normalize pixels after transport: uint8 takes a quarter of the shared memory."""
+    return sample if isinstance(sample, VideoError) else sample._replace(video=normalize_video(sample.video))
+
+
 class LabeledVideos(LabeledDataset):
     """Labeled video files; see `LabeledDataset`.
 
@@ -254,6 +260,7 @@ class LabeledVideos(LabeledDataset):
         checked: table of `vidtok check`, as DataFrame or csv file. Videos whose status in it is not "ok" are left out,
             with a warning; `left_out` lists their paths.
         cache: folder for decoded frames, see `cached_frames`; None, no cache.
+        reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`.
 
     Raises:
         ValueError: no video, or arguments that don't fit together.
@@ -272,6 +279,7 @@ class LabeledVideos(LabeledDataset):
         on_error: OnError = "raise",
         checked: pd.DataFrame | str | Path | None = None,
         cache: str | Path | None = None,
+        reader: str = "auto",
     ):
         bad = set() if checked is None else _not_ok(checked)
         kept = [not bad or os.path.abspath(path) not in bad for path in paths]
@@ -286,12 +294,18 @@ class LabeledVideos(LabeledDataset):
             raise ValueError(f"no video{f' in split {split!r}' if split else ''}{' is left' if self.left_out else ''}")
         super().__init__(len(self.paths), transform, seed, on_error)
         self.classes, self.split, self.sampler, self.cache = list(classes), split, sampler, cache
+        self.reader = reader
 
     def _read(self, index: int, rng: np.random.Generator) -> Sample:
-        frames_VTHWC, timestamps_VT = read_selection(self.paths[index], partial(self._choose, rng=rng), self.cache)
-        video = torch.stack([frames_to_video(frames_THWC) for frames_THWC in frames_VTHWC])
-        if self.transform is not None:
-            video = self.transform(video, rng)
+        view = partial(self.transform.view, rng=rng) if isinstance(self.transform, ViewTransform) else whole_picture
+        frames_VTHWC, timestamps_VT = read_selection(
+            self.paths[index], partial(self._choose, rng=rng), self.cache, view, self.reader
+        )
+        video = torch.from_numpy(frames_VTHWC).permute(0, 4, 1, 2, 3)
+        if isinstance(self.transform, ViewTransform):
+            video = self.transform.finish(video, rng)
+        elif self.transform is not None:
+            video = self.transform(normalize_video(video), rng)
         times = torch.from_numpy(timestamps_VT)
         times = times.repeat_interleave(len(video) // len(times), dim=0)  # crops of one clip are consecutive
         return Sample(video, self.labels[index], self.ids[index], times)

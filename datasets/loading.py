@@ -127,12 +127,21 @@ class SharedMemoryPool:
 
 
 class _Pickler(pickle.Pickler):
-    """Pickle CPU tensors as NumPy arrays; torch would write a file for each."""
+    """Pickle CPU tensors as NumPy arrays; torch would write a file for each.
+
+    A dense tensor of any memory format, as frames [T,H,W,3] seen as [3,T,H,W], is not copied.
+    """
 
     def reducer_override(self, value: Any):
         if type(value) is Tensor and value.device.type == "cpu" and value.dtype in _DTYPES:
-            return torch.from_numpy, (np.ascontiguousarray(value.detach().numpy()).reshape(value.shape),)
+            order = sorted(range(value.ndim), key=lambda dim: (value.stride(dim), value.shape[dim]), reverse=True)
+            array = np.ascontiguousarray(value.detach().permute(order).numpy())
+            return _permuted, (array.reshape([value.shape[dim] for dim in order]), np.argsort(order).tolist())
         return NotImplemented
+
+
+def _permuted(array: np.ndarray, order: list[int]) -> Tensor:
+    return torch.from_numpy(array).permute(order)
 
 
 _DTYPES = {torch.from_numpy(np.zeros(1, t)).dtype for t in "?bhilefdB"}

@@ -1,4 +1,4 @@
-"""Random access to frames: timelines from packets, resampling in time, seeking, and a cache of decoded frames.
+"""Random access to frames: resampling in time, seeking, and a cache of decoded frames.
 
 The cache holds decoded frames on disk, for training runs that read the same short videos repeatedly. Each video has two
 files, named by a hash of its path, size and modification time: NAME.rgb, raw uint8 [T,H,W,3], and NAME.npz (timestamps
@@ -9,7 +9,6 @@ float64 [T] in seconds, shape int64 [T,H,W,3], fps float64). NAME.npz is written
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
@@ -20,91 +19,13 @@ from av import VideoFrame
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from vidtok.datasets.container import PacketTimes, describe, longest_gap, open_container
+from vidtok.datasets.backends import open_video
+from vidtok.datasets.container import describe, open_container
 from vidtok.datasets.decode import Chunk, FrameConverter, PyAVReader, convert_pictures, places_of
 from vidtok.datasets.frames import View, display_matrix
+from vidtok.datasets.timeline import Timeline, cached_timeline
 from vidtok.errors import VideoError
-from vidtok.files import FileVersion, check_unchanged, file_version, replacing
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """Presentation times of all frames of a file, read from its packets without decoding.
-
-    Attributes:
-        pts: int64 [N], presentation times of all packets, ascending, in ticks.
-        keys: int64 [K], presentation times of the keyframes, ascending, in ticks.
-        tick: seconds per tick.
-        fps: average frames per second, see `PacketTimes.fps`.
-        unreliable: the reason why the packets do not determine the frames that a decoder presents; None if they do. It
-            requires that no packet is discarded (edit lists) or corrupt, that times are complete, distinct, not
-            negative and of one continuous clock, and that the header states the same number of frames.
-        open_gop: whether a keyframe is followed by frames shown before it. Decoders that seek and then count frames, as
-            decord does, return wrong frames there.
-    """
-
-    pts: np.ndarray
-    keys: np.ndarray
-    tick: float
-    fps: float
-    unreliable: str | None
-    open_gop: bool
-
-    @property
-    def timestamps(self) -> np.ndarray:
-        """float64 [N], seconds from the first frame."""
-        return (self.pts - self.pts[0]) * self.tick
-
-
-def read_timeline(path: str | Path) -> Timeline:
-    """Read the timeline of a file by demuxing it to its end.
-
-    Raises:
-        VideoError: the file can't be opened.
-    """
-    container, stream = open_container(path)
-    with container:
-        pts, key_places, doubts, times = [], [], set(), PacketTimes()
-        try:
-            for packet in container.demux(stream):
-                if not packet.size:
-                    continue
-                times.add(packet)
-                if packet.is_discard:
-                    doubts.add("packets marked for discarding (an edit list)")
-                if packet.is_corrupt:
-                    doubts.add("packets marked corrupt")
-                if packet.pts is None:
-                    doubts.add("packets without a time")
-                    continue
-                if packet.is_keyframe:
-                    key_places.append(len(pts))
-                pts.append(packet.pts)
-        except av.error.FFmpegError as e:
-            doubts.add(f"demuxing ends in an error ({describe(e)})")
-        pts = np.array(pts, dtype=np.int64)
-        ascending, keys = np.sort(pts), pts[key_places]
-        if not len(pts):
-            doubts.add("no packets")
-        elif ascending[0] < 0:
-            doubts.add("times below zero")
-        if (np.diff(ascending) == 0).any():
-            doubts.add("two packets with one time")
-        if times.breaks(longest_gap(container) / float(stream.time_base)):
-            doubts.add("the clock restarts or jumps")
-        if not len(keys) or keys[0] != ascending[0]:
-            doubts.add("does not begin with a keyframe")
-        if stream.frames and stream.frames != len(pts):
-            doubts.add(f"{len(pts)} packets for {stream.frames} frames in the header")
-        return Timeline(
-            ascending,
-            np.sort(keys),
-            float(stream.time_base),
-            times.fps(container, stream),
-            "; ".join(sorted(doubts)) or None,
-            open_gop=bool((np.searchsorted(ascending, keys) != key_places).any()),
-        )
-
+from vidtok.files import check_unchanged, file_version, replacing
 
 TOLERANCE = 1e-3  # seconds; containers with millisecond timestamps round 1/30 s to 33 or 34 ms
 
@@ -211,8 +132,16 @@ Choose = Callable[[np.ndarray, float], np.ndarray]
 ChooseView = Callable[[int, int], View | None]
 
 
+def whole_picture(height: int, width: int) -> None:
+    """Choose no view: whole pictures at native size."""
+
+
 def read_selection(
-    path: str | Path, choose: Choose, cache: str | Path | None = None, view: ChooseView = lambda height, width: None
+    path: str | Path,
+    choose: Choose,
+    cache: str | Path | None = None,
+    view: ChooseView = whole_picture,
+    reader: str = "auto",
 ) -> Chunk:
     """Read selected frames, decoding from the nearest keyframes where the file allows it.
 
@@ -223,6 +152,7 @@ def read_selection(
         cache: folder for decoded frames, see `cached_frames`; None, no cache.
         view: function of (height, width) in pixels as shown that returns the region to read and its output size; None,
             the whole picture at native size. Called once, after `choose`.
+        reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`.
 
     Returns:
         Frames uint8 [*shape,h,w,3] and timestamps float64 [*shape] in seconds.
@@ -234,32 +164,26 @@ def read_selection(
         pictures, timestamps, fps = cached_frames(path, cache)
         indices = choose(timestamps, fps)
         return Chunk(convert_pictures(pictures[indices], view(*pictures.shape[1:3])), timestamps[indices])
+    frames_NHWC, view = None, lru_cache(view)  # drawn once, also if seeking is given up
     version = file_version(path)
-    timeline, frames_NHWC = _timeline(version, str(path)), None
-    if timeline.unreliable is None:
+    if reader in ("auto", "pyav") and (timeline := cached_timeline(version, str(path))).unreliable is None:
         timestamps = timeline.timestamps
         indices = choose(timestamps, timeline.fps)
-        view = lru_cache(view)  # drawn once, also if seeking is given up
         try:
             frames_NHWC = _seek(path, timeline, indices.ravel(), view)
         except VideoError:
             check_unchanged(path, version)  # the better reason
             raise
     if frames_NHWC is None:
-        with PyAVReader(path) as reader:
-            timestamps = reader.timestamps
-            indices = choose(timestamps, reader.fps)
-            frames_NHWC = reader.frames(indices.ravel(), view(*reader.size))
+        with open_video(path, reader) as video:
+            timestamps = video.timestamps
+            indices = choose(timestamps, video.fps)
+            frames_NHWC = video.frames(indices.ravel(), view(*video.size))
     check_unchanged(path, version)
     return Chunk(frames_NHWC.reshape(*indices.shape, *frames_NHWC.shape[1:]), timestamps[indices])
 
 
 AHEAD = 16  # frames; decoding so many is cheaper than a seek
-
-
-@lru_cache(maxsize=20_000)
-def _timeline(version: FileVersion, path: str) -> Timeline:
-    return read_timeline(path)
 
 
 def _seek(path: str | Path, timeline: Timeline, indices: np.ndarray, view: ChooseView) -> np.ndarray | None:

@@ -1,7 +1,8 @@
 """Transforms of clips between decoder and model: resizing, crops, flips and RandAugment.
 
 The functions take and return float32 [V,3,T,H,W] in [-1, 1], V views of one video, and transform all frames and views
-alike. `rng` is the only source of randomness. Sizes are in pixels; resizing is bicubic and antialiased.
+alike. Crops and flips take uint8 as well. `rng` is the only source of randomness. Sizes are in pixels; resizing is
+bicubic and antialiased. A `ViewTransform` leaves cropping and resizing of files to the reader.
 """
 
 import random
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidtok.datasets.frames import frames_to_video, video_to_frames
+from vidtok.datasets.frames import Box, View, frames_to_video, plan_view, video_to_frames
 
 
 def resize_short_side(video: Tensor, size: int) -> Tensor:
@@ -46,14 +47,14 @@ def three_crops(video: Tensor, size: int) -> Tensor:
     return torch.stack(crops, dim=1).flatten(0, 1)
 
 
-def random_resized_crop(
-    video: Tensor,
-    size: int,
+def random_resized_box(
+    height: int,
+    width: int,
     rng: np.random.Generator,
     scale: tuple[float, float] = (0.3, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Tensor:
-    """Crop a random region and resize it to size x size, as torchvision's RandomResizedCrop.
+) -> Box:
+    """Draw the region of torchvision's RandomResizedCrop from a picture of height x width.
 
     After ten failed attempts, take the largest center crop with a legal ratio.
 
@@ -61,32 +62,45 @@ def random_resized_crop(
         scale: (low, high), share of the area that is kept, uniformly distributed.
         ratio: (low, high), width / height of the region, log-uniformly distributed.
     """
-    height, width = video.shape[-2:]
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
         aspect = np.exp(rng.uniform(*np.log(ratio)))
         w, h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
         if 0 < w <= width and 0 < h <= height:
             top, left = rng.integers(height - h, endpoint=True), rng.integers(width - w, endpoint=True)
-            break
-    else:
-        w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
-        top, left = (height - h) // 2, (width - w) // 2
-    return _resize(video[..., top : top + h, left : left + w], size, size)
+            return int(top), int(left), h, w
+    w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
-def random_square_crop(
-    video: Tensor, size: int, rng: np.random.Generator, scale: tuple[float, float] = (0.8, 1.0)
-) -> Tensor:
-    """Crop a random square and resize it to size x size; the aspect ratio is kept, as generators need.
+def random_square_box(
+    height: int, width: int, rng: np.random.Generator, scale: tuple[float, float] = (0.8, 1.0)
+) -> Box:
+    """Draw a square region of a picture of height x width; resizing it keeps the aspect ratio, as generators need.
 
     Args:
         scale: (low, high), side of the square as a share of the short side, uniformly distributed.
     """
-    height, width = video.shape[-2:]
     side = max(1, round(min(height, width) * rng.uniform(*scale)))
     top, left = rng.integers(height - side, endpoint=True), rng.integers(width - side, endpoint=True)
-    return _resize(video[..., top : top + side, left : left + side], size, size)
+    return int(top), int(left), side, side
+
+
+def random_resized_crop(
+    video: Tensor,
+    size: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float] = (0.3, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Tensor:
+    """Crop a random region (see `random_resized_box`) and resize it to size x size."""
+    return apply_view(video, View(random_resized_box(*video.shape[-2:], rng, scale, ratio), (size, size)))
+
+
+def apply_view(video: Tensor, view: View) -> Tensor:
+    """Crop and resize a rendered video, float32 [V,3,T,H,W], as a reader does with a file (see `View`)."""
+    top, left, height, width = view.box
+    return _resize(video[..., top : top + height, left : left + width], *view.size)
 
 
 def random_flip(video: Tensor, rng: np.random.Generator) -> Tensor:
@@ -133,15 +147,35 @@ def _check_shares(scale: tuple[float, float], of: str) -> None:
         raise ValueError(f"want scale=(low, high), shares of the {of} above 0 and at most 1, not {scale}")
 
 
+class ViewTransform:
+    """Base class of the transforms: a region that the reader crops and resizes while it decodes, and what follows.
+
+    A subclass defines `view` and `finish`. Calling it applies both to a video at full size, such as a rendered one.
+    """
+
+    def view(self, height: int, width: int, rng: np.random.Generator) -> View | None:
+        """Choose the region of pictures of height x width to read; None, whole pictures at native size."""
+        raise NotImplementedError
+
+    def finish(self, video: Tensor, rng: np.random.Generator) -> Tensor:
+        """Transform what has been read, uint8 or float32 [V,3,T,h,w]."""
+        raise NotImplementedError
+
+    def __call__(self, video: Tensor, rng: np.random.Generator) -> Tensor:
+        view = self.view(*video.shape[-2:], rng)
+        return self.finish(video if view is None else apply_view(video, view), rng)
+
+
 @dataclass(frozen=True)
-class TrainTransform:
+class TrainTransform(ViewTransform):
     """Training transform: RandAugment, random resized crop, horizontal flip.
 
     Attributes:
         size: side of the output in pixels.
-        scale: see `random_resized_crop`.
+        scale: see `random_resized_box`.
         flip: flip horizontally with probability 1/2.
-        augment: RandAugment configuration in timm's notation; None, no RandAugment.
+        augment: RandAugment configuration in timm's notation; None, no RandAugment. It sees whole pictures, so that
+            they are not cropped while decoding.
     """
 
     size: int
@@ -152,20 +186,25 @@ class TrainTransform:
     def __post_init__(self):
         _check_shares(self.scale, "picture")
 
-    def __call__(self, video: Tensor, rng: np.random.Generator) -> Tensor:
+    def view(self, height: int, width: int, rng: np.random.Generator) -> View | None:
+        if self.augment is not None:
+            return None
+        return View(random_resized_box(height, width, rng, self.scale), (self.size, self.size))
+
+    def finish(self, video: Tensor, rng: np.random.Generator) -> Tensor:
         if self.augment is not None:
             video = rand_augment(video, rng, self.augment)
-        video = random_resized_crop(video, self.size, rng, self.scale)
+            video = random_resized_crop(video, self.size, rng, self.scale)
         return random_flip(video, rng) if self.flip else video
 
 
 @dataclass(frozen=True)
-class SquareTransform:
+class SquareTransform(ViewTransform):
     """Training transform of generators: random square crop, horizontal flip.
 
     Attributes:
         size: side of the output in pixels.
-        scale: see `random_square_crop`.
+        scale: see `random_square_box`.
         flip: flip horizontally with probability 1/2.
     """
 
@@ -176,13 +215,15 @@ class SquareTransform:
     def __post_init__(self):
         _check_shares(self.scale, "side")
 
-    def __call__(self, video: Tensor, rng: np.random.Generator) -> Tensor:
-        video = random_square_crop(video, self.size, rng, self.scale)
+    def view(self, height: int, width: int, rng: np.random.Generator) -> View:
+        return View(random_square_box(height, width, rng, self.scale), (self.size, self.size))
+
+    def finish(self, video: Tensor, rng: np.random.Generator) -> Tensor:
         return random_flip(video, rng) if self.flip else video
 
 
 @dataclass(frozen=True)
-class EvalTransform:
+class EvalTransform(ViewTransform):
     """Evaluation transform: resize the short side, then take the center crop or three crops.
 
     Attributes:
@@ -201,9 +242,19 @@ class EvalTransform:
         if self.resize is not None and self.resize < self.size:
             raise ValueError(f"a crop of {self.size} does not fit into a short side of {self.resize} pixels")
 
-    def __call__(self, video: Tensor, rng: np.random.Generator) -> Tensor:
-        video = resize_short_side(video, self.resize or self.size)
+    def view(self, height: int, width: int, rng: np.random.Generator) -> View:
+        resized = plan_view(height, width, self.resize or self.size, multiple=1)
+        if self.crops == 3:
+            return resized
+        scale = min(height, width) / min(resized.size)
+        side = round(self.size * scale)
+        return View(((height - side) // 2, (width - side) // 2, side, side), (self.size, self.size))
+
+    def finish(self, video: Tensor, rng: np.random.Generator) -> Tensor:
         return center_crop(video, self.size) if self.crops == 1 else three_crops(video, self.size)
+
+    def __call__(self, video: Tensor, rng: np.random.Generator) -> Tensor:
+        return self.finish(resize_short_side(video, self.resize or self.size), rng)
 
 
 def _margins(video: Tensor, size: int) -> tuple[int, int]:

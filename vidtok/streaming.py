@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vidtok.nets.layers import State
@@ -199,7 +198,9 @@ def coded_size(size: tuple[int, int], stride: tuple[int, int, int]) -> tuple[int
 
 
 def pad_chunks(chunks: Iterable[Tensor], stride: tuple[int, int, int]) -> Iterator[Tensor]:
-    """[1, 3, any, H, W] chunks of one video to chunks of 1 + s_t n frames first, then s_t n, with padded sides.
+    """Regroup [1, 3, any, H, W] chunks of one video into chunks of 1 + s_t n frames first, then s_t n, and pad sides.
+
+    Chunks are uint8 or float, and stay so.
 
     Every chunk that comes out completes as many latents as it has: this module and `vidtok.extraction` rely on it.
     """
@@ -207,15 +208,22 @@ def pad_chunks(chunks: Iterable[Tensor], stride: tuple[int, int, int]) -> Iterat
     first, pending = True, None
     for chunk in chunks:
         height, width = coded_size(chunk.shape[3:], stride)
-        sides = (0, width - chunk.shape[4], 0, height - chunk.shape[3], 0, 0)
-        chunk = F.pad(chunk, sides, mode="replicate") if any(sides) else chunk
+        chunk = _extend(_extend(chunk, 3, height), 4, width)
         pending = chunk if pending is None else torch.cat([pending, chunk], 2)
         while pending.shape[2] >= (take := step * LATENTS + first):
             yield pending[:, :, :take]
             first, pending = False, pending[:, :, take:].clone()  # no view, which would keep the whole chunk
     if pending is not None and pending.shape[2]:
-        missing = -(pending.shape[2] - first) % step
-        yield F.pad(pending, (0, 0, 0, 0, 0, missing), mode="replicate") if missing else pending
+        yield _extend(pending, 2, pending.shape[2] + -(pending.shape[2] - first) % step)
+
+
+def _extend(video: Tensor, dim: int, length: int) -> Tensor:
+    """Repeat the last slice along `dim` up to `length`: any dtype, and the memory format stays."""
+    missing = length - video.shape[dim]
+    if not missing:
+        return video
+    last = video.narrow(dim, -1, 1)
+    return torch.cat([video, last.expand(*(missing if i == dim else -1 for i in range(video.ndim)))], dim)
 
 
 def cut_chunks(chunks: Iterable[Tensor], frames: int, size: tuple[int, int]) -> Iterator[Tensor]:

@@ -27,6 +27,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=positive(int), metavar="PIXELS", help="resize the short side (default: native)")
     parser.add_argument("--fps", type=positive(float), help="resample by time (default: native)")
     parser.add_argument("--max-frames", type=positive(int), metavar="N", help="stop after N frames")
+    parser.add_argument("--reader", default="auto", help="video decoder: auto (default), pyav, decord, torchcodec")
 
 
 def add_tile(parser: argparse.ArgumentParser) -> None:

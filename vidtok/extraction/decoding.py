@@ -17,9 +17,11 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from vidtok.datasets import DecodePool, MovingDigits, VideoError, frames_to_video, iter_video
+from vidtok.datasets import DecodePool, MovingDigits, VideoError, iter_video
+from vidtok.datasets.backends import reader_name
+from vidtok.datasets.frames import View, frames_as_video, plan_view
 from vidtok.datasets.seek import indices_at, read_selection, resample_indices
-from vidtok.datasets.transforms import center_crop, resize_short_side, three_crops
+from vidtok.datasets.transforms import three_crops
 from vidtok.errors import nearest
 from vidtok.extraction.sources import Clips, WorkItem
 from vidtok.streaming import pad_chunks
@@ -34,7 +36,7 @@ class ReadConfig:
 
     stride: of the model, (frames, rows, columns) per token. size: short side to resize to in pixels, or None, native.
     crop: None, all of the picture; "center", or with clips "three", squares of `size`. clips: None, the whole video,
-    fps: at that rate (None: native), max_frames: cut there.
+    fps: at that rate (None: native), max_frames: cut there. reader: see `vidtok.datasets.open_video`.
     """
 
     stride: tuple[int, int, int]
@@ -43,6 +45,7 @@ class ReadConfig:
     fps: float | None = None
     max_frames: int | None = None
     clips: Clips | None = None
+    reader: str = "auto"
 
     def __post_init__(self):
         if self.crop is not None and self.crop not in CROPS:
@@ -72,8 +75,9 @@ class Info:
 class StreamChunk(NamedTuple):
     """A part of a stream; a stream is a whole video, or clip number `clip` of one.
 
-    video: float32 [1, 3, T, H, W] in [-1, 1], T = 1 + s_t n for the first piece, s_t n for others, padded as
-    `vidtok.streaming` says. info: with the last piece. ends_item: whether it is the last of the whole item.
+    video: uint8 [1, 3, T, H, W], or float32 in [-1, 1] where it is rendered, T = 1 + s_t n for the first piece, s_t n
+    for others, padded as `vidtok.streaming` says. info: with the last piece. ends_item: whether it is the last of the
+    whole item.
     """
 
     video: Tensor
@@ -101,19 +105,25 @@ def read_chunks(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:
 
 def _whole(path: str, reading: ReadConfig) -> Iterator[StreamChunk]:
     size = reading.size if reading.crop is None else (reading.size, reading.size)
-    with iter_video(path, reading.fps, size, multiple=1) as stream:
+    with iter_video(path, reading.fps, size, multiple=1, reader=reading.reader) as stream:
 
         def info() -> Info:
             times = stream.timestamps[: reading.max_frames]
             native = (tuple(stream.native_size), stream.native_fps)
             return Info(stream.fps, tuple(stream.size), *native, stream.backend, Path(path).stat().st_size, times, None)
 
-        chunks = stream if reading.max_frames is None else _cut(stream, reading.max_frames)
+        chunks = (frames_as_video(frames_THWC)[None] for frames_THWC in stream.iter_uint8())
+        chunks = chunks if reading.max_frames is None else _cut(chunks, reading.max_frames)
         yield from _pieces(chunks, reading, None, info)
 
 
 def _clips(path: str, reading: ReadConfig) -> Iterator[StreamChunk]:
     known: dict = {}
+    scaled = reading.size if reading.crop in (None, "three") else (reading.size, reading.size)
+
+    def view(height: int, width: int) -> View:
+        known["native_size"] = height, width
+        return plan_view(height, width, scaled, multiple=1)
 
     def choose(timestamps: np.ndarray, fps: float, start: int) -> np.ndarray:
         indices = indices_at(timestamps, reading.clips.times(timestamps[-1] + 1 / fps, fps))
@@ -122,10 +132,13 @@ def _clips(path: str, reading: ReadConfig) -> Iterator[StreamChunk]:
 
     start = 0
     while start < known.get("count", 1):
-        frames_VTHWC, timestamps_VT = read_selection(path, partial(choose, start=start))
+        frames_VTHWC, timestamps_VT = read_selection(path, partial(choose, start=start), None, view, reading.reader)
         for i, (frames_THWC, times) in enumerate(zip(frames_VTHWC, timestamps_VT, strict=True), start):
-            source = (known["fps"], "pyav", Path(path).stat().st_size)
-            yield from _crops(frames_to_video(frames_THWC), times, reading, i, known["count"], *source)
+            views = frames_as_video(frames_THWC)[None]
+            if reading.crop == "three":
+                views = three_crops(views, reading.size)
+            source = known["native_size"], known["fps"], reader_name(reading.reader), Path(path).stat().st_size
+            yield from _views(views, times, reading, i, known["count"], *source)
         start += CLIPS_AT_ONCE
 
 
@@ -140,8 +153,11 @@ def _digit(digit: tuple[str, int, int], reading: ReadConfig) -> Iterator[StreamC
     else:
         indices_VT = indices_at(timestamps, reading.clips.times(timestamps[-1] + 1 / fps, fps))
     for i, indices in enumerate(indices_VT):
-        times = timestamps[indices]
-        yield from _crops(video_CTHW[:, indices], times, reading, i, len(indices_VT), fps, "digits", None)
+        views = video_CTHW[None, :, indices]
+        if reading.crop == "three":
+            views = three_crops(views, reading.size)
+        source = tuple(video_CTHW.shape[-2:]), fps, "digits", None
+        yield from _views(views, timestamps[indices], reading, i, len(indices_VT), *source)
 
 
 @lru_cache(maxsize=64)
@@ -150,21 +166,18 @@ def _digits(split: str, seed: int, size: int | None) -> MovingDigits:
     return MovingDigits(split, seed=seed) if size is None else MovingDigits(split, size=size, seed=seed)
 
 
-def _crops(
-    video_CTHW: Tensor,
+def _views(
+    views: Tensor,
     times: np.ndarray,
     reading: ReadConfig,
     number: int,
     count: int,
+    native_size: tuple[int, int],
     native_fps: float,
     reader: str,
     source_bytes: int | None,
 ) -> Iterator[StreamChunk]:
-    """The pieces of one clip, or of several crops of it; of a whole video, where there are no clips."""
-    native_size = tuple(video_CTHW.shape[-2:])
-    views = video_CTHW[None] if reading.size is None else resize_short_side(video_CTHW[None], reading.size)
-    if reading.crop is not None:
-        views = (center_crop if reading.crop == "center" else three_crops)(views, reading.size)
+    """The pieces of the views [V, 3, T, H, W] of one clip; of a whole video, where there are no clips."""
     span = times[-1] - times[0]
     fps = float((len(times) - 1) / span) if span > 0 else native_fps
     clips = None if reading.clips is None else count * len(views)

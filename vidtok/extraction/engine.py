@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from vidtok.datasets import VideoError
+from vidtok.datasets.backends import reader_version
 from vidtok.extraction.decoding import Decoders, Info, StreamChunk
 from vidtok.extraction.model import FeatureModel, Stream
 from vidtok.extraction.output import Output
@@ -300,6 +301,7 @@ def make_record(item: WorkItem, clip: int | None, info: Info, features: np.ndarr
         source=item.path.rpartition("/")[2] if item.path else "",
         source_bytes=info.source_bytes,
         reader=info.reader,
+        reader_version=reader_version(info.reader),
         bytes_per_token=features.nbytes / cells if features.ndim > 1 else None,
         clip=clip,
         clips=info.clips,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vidtok.checks import check_memory
+from vidtok.datasets.frames import normalize_video
 from vidtok.extraction.record import Settings
 from vidtok.nets.layers import State
 from vidtok.streaming import encode_tiles
@@ -52,7 +53,7 @@ class FeatureModel:
 
     @torch.no_grad()
     def push(self, streams: Sequence[Stream], videos: Sequence[Tensor]) -> None:
-        """The next piece of each stream, [1, 3, T, H, W] of one shape, all first ones or none.
+        """The next piece of each stream, uint8 or float [1, 3, T, H, W] of one shape, all first ones or none.
 
         Raises:
             MemoryError: where they can't fit the memory at hand.
@@ -65,7 +66,8 @@ class FeatureModel:
             nonlocal place
             before = [stream.states[place] if place < len(stream.states) else {} for stream in streams]
             state = _join([*before, *[before[0]] * fill])
-            out = self.tokenizer.encode_chunk(part.to(self.tokenizer.device), state, hidden=self._grid == "hidden")
+            part = normalize_video(part.to(self.tokenizer.device))
+            out = self.tokenizer.encode_chunk(part, state, hidden=self._grid == "hidden")
             for stream, after in zip(streams, _split(state, self.batch), strict=False):
                 stream.states[place : place + 1] = [after]
             place += 1

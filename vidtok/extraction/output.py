@@ -19,6 +19,8 @@ from typing import Protocol
 
 from filelock import FileLock, Timeout
 
+from vidtok.datasets.backends import reader_name
+from vidtok.datasets.decode import RESIZE_VERSION
 from vidtok.errors import nearest
 from vidtok.extraction.containers import SUFFIXES, check_container, open_writer
 from vidtok.extraction.record import (
@@ -133,14 +135,20 @@ SETTINGS_LOCK = f"\0{SETTINGS_FILE}"  # no video's id
 
 
 def make_settings(
-    tokenizer, feature: str = "ids", precision: str = "fp32", dtype: str = "float32", **requested
+    tokenizer,
+    feature: str = "ids",
+    precision: str = "fp32",
+    dtype: str = "float32",
+    reader: str = "auto",
+    **requested,
 ) -> Settings:
     """The settings for features of a tokenizer.
 
     Args:
         tokenizer: a `VideoTokenizer`. feature: one of `FEATURES`. precision: the one it was loaded with.
         dtype: "float32" or "float16", how floats are stored.
-        asked: pool, head, resize, crop, resample, max_frames, sampler, tile: see `Settings`.
+        reader: what decodes the videos, see `vidtok.datasets.open_video`.
+        requested: pool, head, resize, crop, resample, max_frames, sampler, tile: see `Settings`.
 
     Raises:
         ValueError: for settings that don't fit each other.
@@ -167,6 +175,7 @@ def make_settings(
         bits=tokenizer.bits,
         stride=tuple(tokenizer.stride),
         dtype=dtype,
+        pixels=f"{reader_name(reader)}/{RESIZE_VERSION}",
         **requested,
     )
 

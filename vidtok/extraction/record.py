@@ -44,6 +44,7 @@ class Settings:
         resample: frames per second that were asked for, or None, native. max_frames: where videos are cut, or None.
         sampler: the clips that were asked for, or None, the whole video.
         tile: side of the spatial tiles in pixels, or None, whole frames.
+        pixels: reader and version of its resizing (`vidtok.datasets.decode.RESIZE_VERSION`), which determine pixels.
     """
 
     feature: str
@@ -61,6 +62,7 @@ class Settings:
     max_frames: int | None = None
     sampler: str | None = None
     tile: int | None = None
+    pixels: str = "pyav/1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,7 @@ class RecordMeta(Settings):
         coded_size: (height, width) with the padding at the right and the bottom, multiples of the stride.
         native_size, native_fps: of the source.
         source: file name of the video, without its folder, or "" where it is no file. source_bytes: the file's size.
-        reader: what decoded it ("pyav", ...).
+        reader: what decoded it ("pyav", ...). reader_version: of its package, or "".
         bytes_per_token: of the array, before compression; None where it is pooled.
         clip, clips: number of this clip (crops of one clip follow each other) and how many there are, or None.
     """
@@ -90,6 +92,7 @@ class RecordMeta(Settings):
     bytes_per_token: float | None
     clip: int | None = None
     clips: int | None = None
+    reader_version: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class Record:
 
 def settings_of(description: dict) -> Settings:
     """Those in a `describe`, or in settings.json. Raises KeyError or TypeError where they are not all there."""
-    values = {field.name: description[field.name] for field in fields(Settings)}
+    values = {field.name: description[field.name] for field in fields(Settings) if field.name in description}
     return Settings(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 

@@ -9,6 +9,7 @@ import torch
 
 from vidtok.checks import count_cpus
 from vidtok.datasets import VideoError
+from vidtok.datasets.backends import READERS
 from vidtok.errors import UserError
 from vidtok.extraction.decoding import Decoders, ReadConfig
 from vidtok.extraction.engine import ExtractionStats, extract_records, measure_speeds, reason, run_extraction
@@ -119,6 +120,7 @@ class Extraction:
         renderings: of each of the digits (1). class_folders: the folders in a source are classes.
         batch: streams per pass (1 on a CPU, 8 on a GPU). threads: of the model on a CPU, for the whole process.
         workers: decode processes (by videos and CPUs); 0, none. time_limit: seconds for a decoder that gives nothing.
+        reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`.
         engine: "local" or "ray", on all machines of a cluster. ray_address: a running cluster, "auto" or "host:port",
             or None, a new one. actors: of Ray (one per GPU, or per two CPUs).
 
@@ -157,12 +159,15 @@ class Extraction:
         threads: int | None = None,
         workers: int | None = None,
         time_limit: float = 60,
+        reader: str = "auto",
         engine: str = "local",
         ray_address: str | None = None,
         actors: int | None = None,
     ):
         if clips is None and (frames is not None or stride is not None):
             raise ValueError("frames and stride are of clips: give clips, too")
+        if reader not in READERS:
+            raise ValueError(f"the reader is {', '.join(READERS)}, not {reader!r}")
         if engine not in ("local", "ray"):
             raise ValueError(f"the engine is local or ray, not {engine!r}")
         sampler = None if clips is None else parse_clips(clips, frames or 16, stride or 1, fps)
@@ -181,6 +186,7 @@ class Extraction:
             features,
             precision,
             dtype,
+            reader,
             head=None if trained is None else f"{trained.config.name}, {trained.weight_hash}",
             pool=pool,
             resize=size,
@@ -191,7 +197,7 @@ class Extraction:
             tile=tile,
         )
         default_batch = 1 if tokenizer.device.type == "cpu" else 8
-        self._reading = ReadConfig(tokenizer.stride, size, crop, fps, max_frames, sampler)
+        self._reading = ReadConfig(tokenizer.stride, size, crop, fps, max_frames, sampler, reader)
         self._batch, self._given_workers, self._threads, self._time_limit = batch, workers, threads, time_limit
         self._model = FeatureModel(tokenizer, self.settings, batch or default_batch, trained)
         self._workers = default_workers(len(self.items)) if workers is None else workers

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vidtok import streaming
 from vidtok.checks import check_memory, pick_device
 from vidtok.datasets import VideoWriter, iter_video
+from vidtok.datasets.backends import reader_version
 from vidtok.errors import is_expected, one_line
 from vidtok.extraction.containers import SUFFIXES, is_shard, open_reader
 from vidtok.extraction.engine import RunStats
@@ -44,7 +45,7 @@ class Source:
         path: the video.
         size: short side to resize to, pixels; None, native. fps: resample by time; None, native.
         max_frames: stop after so many.
-        count: called with the number of frames of each chunk.
+        count: called with the number of frames of each chunk. reader: see `vidtok.datasets.open_video`.
 
     Attributes:
         frames: read so far.
@@ -58,9 +59,10 @@ class Source:
         fps: float | None = None,
         max_frames: int | None = None,
         count: Callable[[int], None] = lambda frames: None,
+        reader: str = "auto",
     ):
         self.resize, self.fps, self.max_frames, self.count = size, fps, max_frames, count
-        self.stream = iter_video(path, fps=fps, size=size, multiple=1)
+        self.stream = iter_video(path, fps=fps, size=size, multiple=1, reader=reader)
         self.frames = 0
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -82,7 +84,7 @@ class Source:
     def record(self, tokenizer: VideoTokenizer, ids: np.ndarray, precision: str, tile: int | None) -> Record:
         """The tokens [t, h, w] of this video, once it is read to its end, with all that is known about them."""
         requested = {"resize": self.resize, "resample": self.fps, "max_frames": self.max_frames, "tile": tile}
-        settings = make_settings(tokenizer, precision=precision, **requested)
+        settings = make_settings(tokenizer, precision=precision, reader=self.stream.backend, **requested)
         meta = RecordMeta(
             **asdict(settings),
             fps=self.stream.fps,
@@ -94,6 +96,7 @@ class Source:
             source=self.stream.path.name,
             source_bytes=self.stream.path.stat().st_size,
             reader=self.stream.backend,
+            reader_version=reader_version(self.stream.backend),
             bytes_per_token=float(ids.itemsize),
         )
         return Record(self.stream.path.name, None, None, ids, self.stream.timestamps[: self.frames], meta)
@@ -209,6 +212,7 @@ def reconstruct_files(
     fps: float | None = None,
     max_frames: int | None = None,
     tile: int | None = None,
+    reader: str = "auto",
     side_by_side: bool = False,
     force: bool = False,
     progress: Report = lambda stats: None,
@@ -227,7 +231,7 @@ def reconstruct_files(
     tokenizer = load_tokenizer(model, device, precision, tile)
 
     def reconstruct(job: Job, count: Callable[[int], None]) -> None:
-        with Source(job.source, size, fps, max_frames, count) as source:
+        with Source(job.source, size, fps, max_frames, count, reader) as source:
             originals = Echo(source)
             ids = encode_chunks(tokenizer, originals, tile)
             with VideoWriter(job.target, source.stream.fps) as writer:
