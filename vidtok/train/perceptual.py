@@ -19,27 +19,14 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import get_model
 
 from vidtok.errors import nearest
 from vidtok.hub import read_state
 
-# Convolutions as (channels, kernel, stride, padding), each followed by a ReLU; "M" is a max-pool; "*" follows a layer
-# whose activation LPIPS compares. Positions in the nn.Sequential built from this equal torchvision's `features.N`.
-_LAYOUTS = {
-    "vgg": [
-        *[(64, 3, 1, 1)] * 2, "*", "M",
-        *[(128, 3, 1, 1)] * 2, "*", "M",
-        *[(256, 3, 1, 1)] * 3, "*", "M",
-        *[(512, 3, 1, 1)] * 3, "*", "M",
-        *[(512, 3, 1, 1)] * 3, "*",
-    ],
-    "alex": [
-        (64, 11, 4, 2), "*", "M",
-        (192, 5, 1, 2), "*", "M",
-        (384, 3, 1, 1), "*", (256, 3, 1, 1), "*", (256, 3, 1, 1), "*",
-    ],
-}  # fmt: skip
-_POOLS = {"vgg": (2, 2), "alex": (3, 2)}  # kernel, stride
+# Model of torchvision, and the layers of its `features` whose activations LPIPS compares: of VGG16 the ReLU before each
+# pooling, of AlexNet all.
+_BACKBONES = {"vgg": ("vgg16", (3, 8, 15, 22, 29)), "alex": ("alexnet", (1, 4, 7, 9, 11))}
 _URLS = {
     "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
     "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
@@ -66,10 +53,10 @@ class LPIPS(nn.Module):
 
     def __init__(self, net: str = "vgg", weights: str | Path | None = None):
         super().__init__()
-        if net not in _LAYOUTS:
-            raise ValueError(f"unknown LPIPS network {net!r}; legal: {', '.join(_LAYOUTS)}")
+        if net not in _BACKBONES:
+            raise ValueError(f"unknown LPIPS network {net!r}; legal: {', '.join(_BACKBONES)}")
         self.net = net
-        self.features, self.taps = _build_features(_LAYOUTS[net], _POOLS[net])
+        self.features, self.taps = _build_features(net)
         _load_convolutions(self.features, net, weights)
         for layer, head_C in enumerate(_read_heads(net)):
             self.register_buffer(f"head{layer}", head_C)
@@ -148,19 +135,12 @@ def _gram_matrix(x_BCHW: Tensor) -> Tensor:
         return x_BCN @ x_BCN.mT / x_BCHW[0].numel()
 
 
-def _build_features(layout: list, pool: tuple[int, int]) -> tuple[nn.Sequential, tuple[int, ...]]:
-    layers: list[nn.Module] = []
-    taps: list[int] = []
-    channels = 3
-    for item in layout:
-        if item == "*":
-            taps.append(len(layers) - 1)
-        elif item == "M":
-            layers.append(nn.MaxPool2d(*pool))
-        else:
-            layers += [nn.Conv2d(channels, *item), nn.ReLU()]
-            channels = item[0]
-    return nn.Sequential(*layers), tuple(taps)
+def _build_features(net: str) -> tuple[nn.Sequential, tuple[int, ...]]:
+    """The layers that LPIPS needs, without values, and the numbers of those that it compares."""
+    name, taps = _BACKBONES[net]
+    with torch.device("meta"):  # the classifier's large linear layers are never allocated
+        features = get_model(name).features[: taps[-1] + 1]
+    return features, taps
 
 
 def _load_convolutions(features: nn.Sequential, net: str, weights: str | Path | None) -> None:
@@ -172,7 +152,8 @@ def _load_convolutions(features: nn.Sequential, net: str, weights: str | Path | 
     wrong = [name for name, tensor in wanted.items() if name not in state or state[name].shape != tensor.shape]
     if wrong:
         raise ValueError(f"{weights} does not hold the convolutions of {net!r}: missing or misshapen {wrong[0]}")
-    features.load_state_dict({name.removeprefix("features."): state[name] for name in wanted})
+    values = {name.removeprefix("features."): state[name].float() for name in wanted}
+    features.load_state_dict(values, assign=True)  # the network has no memory of its own yet
 
 
 def _read_heads(net: str) -> list[Tensor]:
