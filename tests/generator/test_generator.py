@@ -18,7 +18,7 @@ from vidtok.generator.sampling import (
     sample_rngs,
     top_k_top_p_filter,
 )
-from vidtok.generator.transformer import TokenEmbedding, attention
+from vidtok.generator.transformer import Rotary, TokenEmbedding, attention
 from vidtok.quantize import LFQ
 from vidtok.quantize.bits import combine_ids, factorize_ids, ids_to_signs, signs_to_ids
 from vidtok.train.state import make_ema
@@ -28,6 +28,24 @@ CONFIG = GeneratorConfig(
     "test", "masked", "vidtok-t", "0" * 16, 18, GRID, classes=("left", "right"), width=48, depth=2, heads=2
 )
 TASKS = {"none": 1.0, "prefix": 1.0, "prefix-2": 1.0, "interpolation": 1.0, "inpainting": 1.0, "outpainting": 1.0}
+
+
+@pytest.mark.parametrize("dim", [6, 32])
+def test_rotary_turns_pairs_by_the_angles_of_their_axis(dim):
+    """As trained weights know it: pairs (i, i + dim/2), split among the axes with the rest on the first."""
+    pairs = dim // 2
+    counts = pairs - 2 * (pairs // 3), pairs // 3, pairs // 3
+    rates = torch.cat([(1 / 8) ** (torch.arange(n) / max(n - 1, 1)) for n in counts])
+    axis = torch.arange(3).repeat_interleave(torch.tensor(counts))
+    places = torch.cartesian_prod(*(torch.arange(n) for n in GRID)).float()
+    turn = torch.polar(torch.ones(24, pairs), places[:, axis] * rates)
+    x = torch.randn(2, 3, 24, dim, generator=torch.Generator().manual_seed(0))
+    left, right = x.chunk(2, -1)
+    turned = torch.complex(left, right) * turn
+    expected = torch.cat([turned.real, turned.imag], -1)
+    rotary = Rotary(GRID, dim)
+    torch.testing.assert_close(rotary(x), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(rotary(x[:, :, 5:9], 5), expected[:, :, 5:9], atol=1e-5, rtol=0)
 
 
 def make(kind: str, seed: int = 0, **changes):

@@ -11,7 +11,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
+from timm.layers import Mlp, apply_rot_embed_cat
 from torch import Tensor, nn
 
 from vidtok.quantize.bits import factor_bits, factorize_ids, ids_to_signs
@@ -41,6 +41,8 @@ class Cache:
 class Rotary(nn.Module):
     """Rotary position embedding on three axes (Su et al. 2021); the pairs of channels are divided among the axes.
 
+    The angles are our own, since timm's embeddings have equally many on each axis: 16 pairs of a head are 6, 5 and 5.
+
     Args:
         grid: (t, height, width) of the tokens.
         head_dim: values per head, even and at least 6.
@@ -63,15 +65,12 @@ class Rotary(nn.Module):
             rates = slowest ** (torch.arange(share) / max(share - 1, 1))
             angles.append(places[:, axis, None] * rates)
         angles_Nd = torch.cat(angles, 1).repeat(1, 2)
-        self.register_buffer("cos", angles_Nd.cos(), persistent=False)
-        self.register_buffer("sin", angles_Nd.sin(), persistent=False)
+        self.register_buffer("sin_cos", torch.cat([angles_Nd.sin(), angles_Nd.cos()], 1), persistent=False)
 
     def forward(self, x_BhNd: Tensor, start: int = 0) -> Tensor:
         """Rotate the queries or keys of tokens start, start + 1, ..."""
-        end = start + x_BhNd.shape[2]
-        cos, sin = self.cos[start:end].to(x_BhNd.dtype), self.sin[start:end].to(x_BhNd.dtype)
-        left, right = x_BhNd.chunk(2, -1)
-        return x_BhNd * cos + torch.cat([-right, left], -1) * sin
+        sin_cos = self.sin_cos[start : start + x_BhNd.shape[2]].to(x_BhNd.dtype)
+        return apply_rot_embed_cat(x_BhNd, sin_cos, half=True)
 
 
 class Block(nn.Module):
