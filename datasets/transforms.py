@@ -3,6 +3,9 @@
 The functions take and return float32 [V,3,T,H,W] in [-1, 1], V views of one video, and transform all frames and views
 alike. Crops and flips take uint8 as well. `rng` is the only source of randomness. Sizes are in pixels; resizing is
 bicubic and antialiased. A `ViewTransform` leaves cropping and resizing of files to the reader.
+
+torchvision.transforms.v2 would not give the same crops from a seed: it draws from torch's global generator, and its
+center_crop lies one pixel further down or right for a quarter of all margins (3, 7, 11, ... pixels).
 """
 
 import random

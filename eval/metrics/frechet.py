@@ -2,6 +2,10 @@
 
 rFVD is the FVD between clips and their reconstructions. It falls with more clips and differs with their length, so a
 figure needs its n, frame count, frame rate and split beside it.
+
+torchmetrics' FrechetInceptionDistance gives the same, as fast: the relative difference was 5e-15 for 1000 samples of
+400 features, 4e-8 for 500 of 2048, and 2e-3 for a mean of 1e6 deviations, where its sums cancel. But it holds both sets
+in one object, and here the statistics of one set are compared with several; nor does it take a single sample.
 """
 
 import torch

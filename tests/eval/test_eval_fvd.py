@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from scipy.linalg import sqrtm
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from vidtok.eval import I3D, GaussianStatistics, frechet_distance
 from vidtok.eval.metrics.i3d import _ArrayUnpickler, _pad_same, convert_i3d, fold_batch_norm
@@ -57,6 +58,28 @@ def test_fewer_samples_than_features():
     x = samples(10, 40, 3)
     assert frechet_distance(statistics(x), statistics(x)) == pytest.approx(0, abs=1e-4)
     assert frechet_distance(statistics(x), statistics(x + 2)) == pytest.approx(40 * 4, rel=1e-6)
+
+
+class Features(torch.nn.Module):
+    """A feature network of torchmetrics that is given features."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.num_features = dim
+
+    def forward(self, x_ND: torch.Tensor) -> torch.Tensor:
+        return x_ND
+
+
+@pytest.mark.parametrize("samples", [20, 300])  # fewer than features, and more
+def test_the_distance_is_that_of_torchmetrics(samples):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, samples, 64, generator=generator)
+    metric = FrechetInceptionDistance(feature=Features(64)).set_dtype(torch.float64)
+    metric.update(x.double(), real=True)
+    metric.update(1.1 * y.double() + 0.1, real=False)
+    ours = frechet_distance(statistics(x), statistics(1.1 * y.double() + 0.1))
+    assert ours == pytest.approx(metric.compute().item(), rel=1e-6)
 
 
 def test_wrong_features_are_refused():

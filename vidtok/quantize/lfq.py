@@ -24,7 +24,8 @@ class _AllReduceSum(torch.autograd.Function):
     """Sum over ranks, whose backward pass sums gradients over ranks.
 
     The loss is then the same scalar on every rank, and the mean of the ranks' gradients, as computed by
-    DistributedDataParallel, is the gradient of one process with the whole batch.
+    DistributedDataParallel, is the gradient of one process with the whole batch. The same as
+    torch.distributed.nn.functional.all_reduce, which torch 2.14 deprecates, with a warning in every run.
     """
 
     @staticmethod
