@@ -131,7 +131,7 @@ class DecordReader(VerifiedReader):
         try:
             self._decoder = decord.VideoReader(str(self.path), num_threads=1)
             times = self._decoder.get_frame_timestamp(range(len(self._decoder)))[:, 0].astype(np.float64)
-        except self._failure as e:
+        except (*self._failure, UnicodeEncodeError) as e:  # the latter for a name that is not UTF-8
             raise self._distrust("it can't open it") from e
         if len(times) == self.num_frames:
             self._check_times(times - times[0], self.timestamps)

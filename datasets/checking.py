@@ -18,7 +18,8 @@ from vidtok.datasets.labeled import LabeledDataset
 from vidtok.datasets.loading import DecodePool
 from vidtok.datasets.sources import files_by_split
 from vidtok.errors import UserError, VideoError
-from vidtok.files import IMAGE_SUFFIXES, replacing, validate_output
+from vidtok.files import replacing, validate_output
+from vidtok.names import IMAGE_SUFFIXES, escape_name
 
 if TYPE_CHECKING:
     import pandas
@@ -119,11 +120,11 @@ def check_video(path: str | Path, min_frames: int = 1) -> dict:
         min_frames: a video with fewer frames is "too short".
 
     Returns:
-        A dict with the keys `path`; `status`, one of "ok", "missing", "corrupt", "too short"; `reason`, why the status
-        is not "ok", else ""; `warning`, what is mended in reading it (a clock that restarts), else ""; `guard`, why
-        PyAV reads the file instead of decord, "" if decord does; `frames`, the number of decoded frames, in a corrupt
-        file those before the break; `fps`; `height` and `width`, in pixels as shown; `duration`, in seconds. Unknown
-        values are None.
+        A dict with the keys `path`, as `vidtok.names.escape_name` writes it; `status`, one of "ok", "missing",
+        "corrupt", "too short"; `reason`, why the status is not "ok", else ""; `warning`, what is mended in reading it
+        (a clock that restarts), else ""; `guard`, why PyAV reads the file instead of decord, "" if decord does;
+        `frames`, the number of decoded frames, in a corrupt file those before the break; `fps`; `height` and `width`,
+        in pixels as shown; `duration`, in seconds. Unknown values are None.
     """
     row = _row(path)
     if not os.path.exists(path):
@@ -196,7 +197,7 @@ def validate_disjoint(train: Files, val: Files) -> None:
 
 def _row(path: str | Path) -> dict:
     return {
-        "path": str(path),
+        "path": escape_name(str(path)),
         "status": "ok",
         "reason": "",
         "warning": "",

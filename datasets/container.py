@@ -18,7 +18,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from vidtok.errors import UserError, VideoError
-from vidtok.files import IMAGE_SUFFIXES
+from vidtok.names import IMAGE_SUFFIXES
 
 OLDEST_AV = 17  # older versions ignore the color tags: BT.709 is read with the matrix of BT.601, up to 23 levels off
 if int(av.__version__.partition(".")[0]) < OLDEST_AV:

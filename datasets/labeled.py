@@ -22,6 +22,7 @@ from vidtok.datasets.loading import DecodePool
 from vidtok.datasets.seek import indices_at, read_selection, whole_picture
 from vidtok.datasets.transforms import ViewTransform
 from vidtok.errors import VideoError
+from vidtok.names import unescape_name
 
 Sampler = Callable[[float, float, np.random.Generator], np.ndarray]
 Transform = Callable[[Tensor, np.random.Generator], Tensor]
@@ -324,4 +325,4 @@ def _not_ok(checked: pd.DataFrame | str | Path) -> set[str]:
     table = checked if isinstance(checked, pd.DataFrame) else pd.read_csv(checked, dtype={"path": str})
     if not {"path", "status"} <= set(table):
         raise ValueError("checked is not a table of `vidtok check`: want columns path and status")
-    return {os.path.abspath(path) for path in table.loc[table["status"] != "ok", "path"]}
+    return {os.path.abspath(unescape_name(path)) for path in table.loc[table["status"] != "ok", "path"]}

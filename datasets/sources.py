@@ -16,7 +16,8 @@ from vidtok.datasets.annotations import read_annotations
 from vidtok.datasets.annotations.documents import without_brackets
 from vidtok.datasets.digits import MovingDigits
 from vidtok.datasets.labeled import LabeledDataset, LabeledVideos
-from vidtok.files import MEDIA_SUFFIXES, VIDEO_SUFFIXES, walk_files
+from vidtok.files import walk_files
+from vidtok.names import MEDIA_SUFFIXES, VIDEO_SUFFIXES, escape_name, spellings
 
 
 def of_split(table: pd.DataFrame, split: str | None, source: str | Path) -> pd.DataFrame:
@@ -210,12 +211,12 @@ class VideoFolder(LabeledVideos):
     """Videos in class folders: ROOT/CLASS/VIDEO or, with a split, ROOT/SPLIT/CLASS/VIDEO.
 
     Files may lie at any depth below their class folder. Images are videos of one frame. A folder without class folders
-    is unlabeled. Ids are paths relative to the root.
+    is unlabeled. Ids are paths relative to the root; ids and classes escape names, see `vidtok.names`.
 
     Args:
         root: the folder.
         split: subfolder of the root; None, the root itself.
-        suffixes: suffixes of the files to use, such as `vidtok.files.IMAGE_SUFFIXES`.
+        suffixes: suffixes of the files to use, such as `vidtok.names.IMAGE_SUFFIXES`.
         classes: class names in the order of the class numbers; None, the folder names, sorted.
         reading: see `LabeledVideos`.
 
@@ -240,9 +241,9 @@ class VideoFolder(LabeledVideos):
         flat = [parts[0] for parts in inside if len(parts) == 1]
         if flat and len(flat) < len(inside):
             raise ValueError(f"{folder}: {flat[0]} lies beside the class folders: move it into the folder of its class")
-        table = pd.DataFrame({"label": [None if flat else parts[0] for parts in inside]})
+        table = pd.DataFrame({"label": [None if flat else escape_name(parts[0]) for parts in inside]})
         labels, classes = class_numbers(table, table, classes, folder)
-        ids = [os.path.relpath(path, root) for path in paths]
+        ids = [escape_name(Path(os.path.relpath(path, root)).as_posix()) for path in paths]
         super().__init__(paths, ids, labels, classes, split, **reading)
 
 
@@ -251,8 +252,9 @@ class VideoList(LabeledVideos):
 
     Args:
         annotations: see `read_annotations`.
-        root: folder that the paths are relative to; None, the folder of the list. A name without a suffix (a bare
-            number, an id) is searched for below the root, see `Names.find`.
+        root: folder that the paths are relative to; None, the folder of the list. They may be written as on Windows,
+            with other Unicode accents than on disk, or escaped as in the table of `vidtok check`. A name without a
+            suffix (a bare number, an id) is searched for below the root, see `Names.find`.
         split: the split to use, if there is a column of splits; None, all.
         path_column, label_column, split_column: column names; None, the usual ones, see `read_annotations`.
         classes: class names in the order of the class numbers; None, the labels in the file, sorted.
@@ -293,9 +295,18 @@ def _resolve(ids: list[str], root: Path) -> list[str]:
     bare = [not name.lower().endswith(MEDIA_SUFFIXES) for name in ids]
     names = Names(root, VIDEO_SUFFIXES) if any(bare) else None
     return [
-        (is_bare and names.find(name)) or str(root / name)  # a path that is missing is an error when it is read
+        # A path that is missing is an error when it is read.
+        (is_bare and names.find(name.replace("\\", "/"))) or _locate(root, name)
         for name, is_bare in zip(ids, bare, strict=True)
     ]
+
+
+def _locate(root: Path, name: str) -> str:
+    """Path of a file that a list names: as written, or in another of its `spellings`."""
+    path = str(root / name)
+    if (name.isascii() and "\\" not in name and "%x" not in name) or os.path.lexists(path):
+        return path
+    return next((other for each in spellings(name) if os.path.lexists(other := str(root / each))), path)
 
 
 _SPLITS = ("train", "val", "validation", "test")

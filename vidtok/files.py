@@ -3,7 +3,6 @@
 Results as JSON files; the identity of a file's contents.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -18,13 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vidtok.errors import UserError, VideoError
+from vidtok.names import IMAGE_SUFFIXES, VIDEO_SUFFIXES, hash_name, result_names
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-VIDEO_SUFFIXES = (
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".asf",
-    ".flv", ".3gp", ".ogv", ".vob", ".y4m", ".h264", ".264", ".hevc", ".265",
-)  # fmt: skip
-MEDIA_SUFFIXES = VIDEO_SUFFIXES + IMAGE_SUFFIXES
 MOVIES = (".mp4", ".mov", ".mkv", ".gif", ".png")  # what a `VideoWriter` writes
 
 
@@ -158,6 +152,8 @@ def plan_jobs(files: list[tuple[Path, Path]], output: str, suffix: str, suffixes
         output: a folder, which gets the tree below each input folder; or, for one input, a file with one of `suffixes`.
         suffix: of the files in a folder.
 
+    The names in a folder are those of `vidtok.names.result_names`.
+
     Raises:
         UserError: where two results would get one name, or a result would replace an input.
     """
@@ -168,7 +164,8 @@ def plan_jobs(files: list[tuple[Path, Path]], output: str, suffix: str, suffixes
         raise UserError(f"-o {output}: give a folder, or a file in {', '.join(suffixes)}")
     if one_file and len(files) > 1:
         raise UserError(f"-o {output} is one file, and there are {len(files)} inputs: give a folder")
-    jobs = [Job(file, out if one_file else out / below.with_suffix(suffix)) for file, below in files]
+    names = result_names(((below.as_posix(), file) for file, below in files), suffix)
+    jobs = [Job(file, out if one_file else out / names[below.as_posix()]) for file, below in files]
     owners: dict[Path, Path] = {}
     sources = {file.resolve() for file, _ in files}
     for job in jobs:
@@ -219,7 +216,7 @@ def temporary_path(path: str | os.PathLike, suffix: str = "", locked: bool = Fal
             write replaces what a killed process left.
     """
     path = Path(path)
-    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    name = hash_name(path.name, 16)
     return path.with_name(f".{name}{'' if locked else f'.{os.getpid()}'}.part{suffix}")
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from vidtok.datasets import LabeledDataset, MovingDigits, open_dataset, read_annotations, validate_disjoint
 from vidtok.eval.recognition.inputs import to_bytes
 from vidtok.eval.recognition.protocol import Protocol
+from vidtok.names import escape_name
 
 Encode = Callable[[Tensor], Tensor]
 DIGITS = "digits"  # the set that the package makes itself
@@ -155,7 +156,7 @@ def load_clips(
     clips, labels, ids, failures = [], [], [], []
     for batch in dataset.loader(batch_size=max(1, workers), workers=workers):
         for error in batch.failed:
-            failures.append({"name": str(error.path), "reason": error.reason})
+            failures.append({"name": escape_name(str(error.path)), "reason": error.reason})
             log(str(error))
         for name, label, clip in zip(batch.id, batch.label.tolist(), batch.video, strict=True):
             video = to_bytes(clip)

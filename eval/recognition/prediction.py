@@ -17,7 +17,8 @@ from vidtok.datasets import LabeledDataset, LabeledVideos
 from vidtok.errors import is_expected, one_line
 from vidtok.eval.recognition.inputs import group_segments, shuffle_frames
 from vidtok.extraction import read_npz
-from vidtok.files import VIDEO_SUFFIXES, find_files
+from vidtok.files import find_files
+from vidtok.names import VIDEO_SUFFIXES, escape_name
 
 
 class Views(NamedTuple):
@@ -52,7 +53,7 @@ def views_of_dataset(
     once, see `group_segments`.
     """
     for batch in dataset.loader(batch_size, workers):
-        failures = [{"name": str(error.path), "reason": error.reason} for error in batch.failed]
+        failures = [{"name": escape_name(str(error.path)), "reason": error.reason} for error in batch.failed]
         x = shuffle_frames(batch.video, batch.id) if shuffle and batch.id else batch.video
         yield Views(group_segments(x, concat_segments) if batch.id else x, batch.label, batch.id, failures)
 

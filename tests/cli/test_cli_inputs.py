@@ -8,7 +8,8 @@ from vidtok.files import find_files, plan_jobs
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    for name in ("v/a.mp4", "v/sub/b.MP4", "v/sub/c.mkv", "v/notes.txt", "v/.hidden.mp4", "w/a.avi", "w/d[1].mp4"):
+    names = "v/a.mp4 v/sub/b.MP4 v/sub/c.mkv v/notes.txt v/.hidden.mp4 w/a.avi w/d[1].mp4 w/x/a.mp4"
+    for name in names.split():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     monkeypatch.chdir(tmp_path)
@@ -26,11 +27,12 @@ def plan(inputs, output):
         (["v"], "o", {"v/a.mp4": "o/a.npz", "v/sub/b.MP4": "o/sub/b.npz", "v/sub/c.mkv": "o/sub/c.npz"}),
         (["v/a.mp4"], "o", {"v/a.mp4": "o/a.npz"}),
         (["v/a.mp4"], "o/x.npz", {"v/a.mp4": "o/x.npz"}),
-        (["v/notes.txt"], "o", {"v/notes.txt": "o/notes.npz"}),  # named: what it is shows when it is read
+        (["v/notes.txt"], "o", {"v/notes.txt": "o/notes.txt.npz"}),  # named: what it is shows when it is read
         (["v/*/*.mkv"], "o", {"v/sub/c.mkv": "o/sub/c.npz"}),
         (["v/**/*.mp4"], "o", {"v/a.mp4": "o/a.npz"}),
         (["w/d[1].mp4"], "o", {"w/d[1].mp4": "o/d[1].npz"}),  # a name before it is a pattern
         (["v/sub", "v/sub/c.mkv", "./v/sub/"], "o", {"v/sub/b.MP4": "o/b.npz", "v/sub/c.mkv": "o/c.npz"}),
+        (["v/a.mp4", "w/a.avi"], "o", {"v/a.mp4": "o/a.mp4.npz", "w/a.avi": "o/a.avi.npz"}),
     ],
 )
 def test_targets(tree, inputs, output, expected):
@@ -42,7 +44,7 @@ def test_targets(tree, inputs, output, expected):
     [
         (["nope.mp4"], "o", "nope.mp4: no such file"),
         (["v/*.avi"], "o", "no file matches"),
-        (["v", "w"], "o", "v/a.mp4 and w/a.avi would both become o/a.npz"),
+        (["v", "w/x"], "o", "v/a.mp4 and w/x/a.mp4 would both become o/a.npz"),
         (["v"], "o.npz", "3 inputs"),
         (["v"], "v/notes.txt", "give a folder, or a file in .npz"),
         (["v/a.mp4"], "o.webm", "give a folder, or a file in .npz"),

@@ -1,14 +1,15 @@
 """The record and its npz container."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from vidtok.extraction import Record, RecordMeta, open_reader, read_npz, write_npz
-from vidtok.extraction.npz import npz_name
 from vidtok.extraction.record import id_type
+from vidtok.names import result_candidates
 
 META = RecordMeta(
     feature="ids", model="test", weight_hash="0123456789abcdef", precision="fp32", bits=18, stride=(4, 8, 8),
@@ -169,6 +170,13 @@ def test_pickles_are_not_loaded(tmp_path):
         read_npz(path)
 
 
+def test_a_fifo_is_no_file_of_features(tmp_path):
+    os.mkfifo(tmp_path / "clip.npz")
+    for read in (read_npz, open_reader):
+        with pytest.raises(ValueError, match=r"no regular file|no features"):
+            read(tmp_path / "clip.npz")
+
+
 def test_missing(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_npz(tmp_path / "clip.npz")
@@ -179,10 +187,11 @@ def test_missing(tmp_path):
     [
         ("a/b.mp4", "a/b.npz"), ("0004/turning left", "0004/turning left.npz"), ("id_1.5_000001", "id_1.5_000001.npz"),
         ("/data/x.webm", "data/x.npz"), ("../../x.mp4", "x.npz"), ("a\\b.AVI", "a/b.npz"), ("-x", "-x.npz"),
+        ("//data/x.mp4", "data/x.npz"), ("C:\\data\\x.mp4", "data/x.npz"),
     ],
 )  # fmt: skip
 def test_names_stay_inside_the_folder(id, name):
-    assert npz_name(id) == name
+    assert result_candidates(id, ".npz")[0] == name
 
 
 def test_a_folder_is_read_back(tmp_path):

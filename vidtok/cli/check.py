@@ -12,6 +12,7 @@ as `checked`. A file that is in two splits, under whatever name, is an error. Ex
 import argparse
 
 from vidtok.cli import common
+from vidtok.names import printable
 
 SHOWN = 30  # bad videos on the console; the table has all
 
@@ -45,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     for row in found.warned.head(SHOWN).itertuples():
         print(f"{row.path}: ok, but {row.warning}")
     for split, ours, other, theirs in found.overlap:
-        print(f"{ours} of {split} is in {other}, too" + (f", as {theirs}" if theirs != ours else ""))
+        text = f"{ours} of {split} is in {other}, too" + (f", as {theirs}" if theirs != ours else "")
+        print(printable(text))
     counts = table["status"].value_counts()
     print(
         f"{len(table)} videos: {', '.join(f'{n} {status}' for status, n in counts.items())}; "

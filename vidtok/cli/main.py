@@ -13,6 +13,7 @@ import warnings
 from importlib import import_module
 
 from vidtok.errors import RENAMED, is_expected, one_line
+from vidtok.names import printable
 
 VERBS = {
     "demo": "show what a tokenizer does to one clip",
@@ -31,7 +32,11 @@ VERBS = {
 
 
 def main(argv: list[str] | None = None) -> int:
+    if hasattr(sys.stdout, "reconfigure"):  # a name is printed, whatever the encoding of the terminal
+        sys.stdout.reconfigure(errors="backslashreplace")
     argv = sys.argv[1:] if argv is None else argv
+    end = [*argv, "--"].index("--")  # behind it, too, argparse takes a name that begins with a dash for an option
+    argv = argv[:end] + [f"./{name}" if name.startswith("-") else name for name in argv[end + 1 :]]
     debug = "--debug" in argv or os.environ.get("VIDTOK_DEBUG", "") not in ("", "0")
     argv = [argument for argument in argv if argument != "--debug"]
     parser = argparse.ArgumentParser(prog="vidtok", description="Video as discrete tokens.")
@@ -75,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug or not is_expected(error):
             raise
-        print(f"vidtok: {one_line(error)}", file=sys.stderr)
+        print(f"vidtok: {printable(one_line(error))}", file=sys.stderr)
         return 1
 
 
@@ -94,7 +99,7 @@ def one_line_once(seen: set[str]):
     """A `warnings.formatwarning` without a line of our code, and with nothing for what has been said."""
 
     def format_warning(message, *_, **__) -> str:
-        text = f"vidtok: {message}\n"
+        text = f"vidtok: {printable(str(message))}\n"
         if text in seen:
             return ""
         seen.add(text)

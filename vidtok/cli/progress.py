@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from vidtok.names import printable
+
 Item = TypeVar("Item")
 
 
@@ -77,7 +79,8 @@ class RunProgress:
     def tell(self, stats) -> None:
         """Print the failures that are new."""
         for source, why in stats.failures[self._told :]:
-            print(f"vidtok: {why if str(source) in why else f'{source}: {why}'}", file=sys.stderr)  # above the bar
+            source, why = printable(str(source)), printable(why)
+            print(f"vidtok: {why if source in why else f'{source}: {why}'}", file=sys.stderr)  # above the bar
         self._told = len(stats.failures)
 
     def __enter__(self) -> "RunProgress":

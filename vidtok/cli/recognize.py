@@ -14,6 +14,7 @@ import json
 import sys
 
 from vidtok.cli import common
+from vidtok.names import escape_name, printable
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,13 +31,14 @@ def run(args: argparse.Namespace) -> int:
 
     failed = 0
     for found in Recognizer(args.head, args.model, args.device)(args.inputs, args.top):
+        path = escape_name(str(found.path))
         if found.error is not None:
             failed += 1
-            text = found.error if str(found.path) in found.error else f"{found.path}: {found.error}"
-            print(f"vidtok: {text}", file=sys.stderr)
+            text = found.error if str(found.path) in found.error else f"{path}: {found.error}"
+            print(f"vidtok: {printable(text)}", file=sys.stderr)
         elif args.json:
             labels = [{"label": label, "probability": round(p, 6)} for label, p in found.labels]
-            print(json.dumps({"path": str(found.path), "views": found.views, "labels": labels}), flush=True)
+            print(json.dumps({"path": path, "views": found.views, "labels": labels}), flush=True)
         else:
-            print(*[f"{found.path}  {p:6.1%}  {label}" for label, p in found.labels], sep="\n", flush=True)
+            print(*[f"{path}  {p:6.1%}  {label}" for label, p in found.labels], sep="\n", flush=True)
     return 1 if failed else 0

@@ -10,7 +10,7 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -210,10 +210,10 @@ def check_container(container: str) -> None:
         raise ValueError(f"unknown container {container!r}: {nearest(container, CONTAINERS)}")
 
 
-def open_writer(folder: str | Path, container: str) -> Writer:
-    """container: one of `CONTAINERS`. Raises ValueError for another one."""
+def open_writer(folder: str | Path, container: str, names: Mapping[str, str] | None = None) -> Writer:
+    """container: one of `CONTAINERS`. names: of files, by id, see `NpzWriter`. Raises ValueError for another one."""
     check_container(container)
-    return NpzWriter(Path(folder)) if container == "npz" else ShardWriter(Path(folder), _form(container))
+    return NpzWriter(Path(folder), names or {}) if container == "npz" else ShardWriter(Path(folder), _form(container))
 
 
 def open_reader(path: str | Path) -> Reader:

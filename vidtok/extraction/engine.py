@@ -3,6 +3,7 @@
 Pieces go through the model together that are the next ones of different streams and have one shape.
 """
 
+import os
 import tempfile
 import time
 from collections import Counter, deque
@@ -21,6 +22,7 @@ from vidtok.extraction.model import FeatureModel, Stream
 from vidtok.extraction.output import Output
 from vidtok.extraction.record import Record, RecordMeta, Settings
 from vidtok.extraction.sources import WorkItem
+from vidtok.names import escape_name
 from vidtok.streaming import coded_size
 
 
@@ -214,8 +216,9 @@ def run_extraction(
                     output.fail(item, reason(result))
                 else:
                     with stats.stage("write"):
-                        output.take(item, result)
-                    stats.add(result)
+                        stored = output.take(item, result)
+                    if stored:
+                        stats.add(result)
                     stats.bytes = output.writer.written
                 report(stats)
             with stats.stage("write"):
@@ -298,7 +301,7 @@ def make_record(item: WorkItem, clip: int | None, info: Info, features: np.ndarr
         coded_size=coded_size(info.size, settings.stride),
         native_size=info.native_size,
         native_fps=info.native_fps,
-        source=item.path.rpartition("/")[2] if item.path else "",
+        source=escape_name(os.path.basename(item.path)) if item.path else "",
         source_bytes=info.source_bytes,
         reader=info.reader,
         reader_version=reader_version(info.reader),

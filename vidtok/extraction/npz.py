@@ -8,25 +8,28 @@ A NumPy `.npz` (a zip with a checksum for each entry) of deflated arrays:
     meta                                         one string: a JSON object with "schema": "vidtok.features/1", id,
                                                  label, split and the fields of `RecordMeta` ("clip" is null)
 
-A folder of npz files, one per video, in the tree of their ids.
+A folder of npz files, one per video, in the tree of their ids, named as `vidtok.names` says.
 """
 
+import errno
 import io
 import json
 import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from vidtok.errors import one_line
 from vidtok.extraction.record import (
     Entry,
     Record,
+    RefusedName,
     check_record,
     describe,
     differences,
@@ -35,7 +38,8 @@ from vidtok.extraction.record import (
     parse_description,
     settings_of,
 )
-from vidtok.files import MEDIA_SUFFIXES, replacing
+from vidtok.files import replacing
+from vidtok.names import result_candidates
 
 
 def write_npz(path: str | os.PathLike, records: Sequence[Record]) -> None:
@@ -76,7 +80,7 @@ def read_npz(path: str | os.PathLike) -> list[Record]:
         ValueError: naming the file, where it holds no features, is damaged, or of another schema.
         FileNotFoundError: where there is none.
     """
-    with damage_named(path), open(path, "rb") as file:
+    with damage_named(path), _open(path) as file:
         return parse_npz(file)
 
 
@@ -94,10 +98,16 @@ def parse_npz(file: BinaryIO) -> list[Record]:
 
 def read_description(path: str | os.PathLike) -> dict:
     """What a file says of its records (`record.describe`); the arrays aren't read. Raises as above."""
-    with damage_named(path), open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+    with damage_named(path), _open(path) as file, np.load(file, allow_pickle=False) as arrays:
         description = parse_description(str(arrays["meta"]))
         settings_of(description)
         return description
+
+
+def _open(path: str | os.PathLike) -> BinaryIO:
+    if not os.path.isfile(path) and os.path.exists(path) and not os.path.isdir(path):
+        raise ValueError("no regular file")  # opening a FIFO would wait for its other end
+    return open(path, "rb")
 
 
 @contextmanager
@@ -125,36 +135,32 @@ def _reason(error: Exception) -> str:
     return f"no {error}" if isinstance(error, KeyError) else text or type(error).__name__
 
 
-def npz_name(id: str) -> str:
-    """Path of a video's file below the folder: its id with .npz in place of a video's suffix.
-
-    Parts that would lead out of the folder ("/", "..") are left out.
-    """
-    parts = [part for part in PurePosixPath(id.replace("\\", "/")).parts if part not in ("/", ".", "..")]
-    path = PurePosixPath(*parts)
-    stem = path.name[: -len(path.suffix)] if path.suffix.lower() in MEDIA_SUFFIXES else path.name
-    return str(path.with_name(f"{stem}.npz"))
+# What the system says of a name that it doesn't take, or that is a folder's or below a file's.
+_REFUSED = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 
 
 class NpzWriter:
-    """See `vidtok.extraction.record.Writer`. A file that is damaged counts as none and is written anew."""
+    """See `vidtok.extraction.record.Writer`. A file that is damaged counts as none and is written anew.
 
-    def __init__(self, folder: Path):
-        self.folder, self.written = folder, 0
+    names: of the files below the folder, by id, see `vidtok.names.result_names`. A file that an earlier run has written
+    under another of the `result_candidates` is found there; one that is another video's is left alone.
+    """
 
-    def path_of(self, id: str) -> Path:
-        return self.folder / npz_name(id)
+    def __init__(self, folder: Path, names: Mapping[str, str]):
+        self.folder, self.written, self._names = folder, 0, names
 
     def find(self, id: str) -> Entry | None:
-        try:
-            return entry_of(describe(read_npz(self.path_of(id))[0]))
-        except (FileNotFoundError, ValueError):
-            return None
+        return self._look(id)[1]
 
     def write(self, records: Sequence[Record]) -> list[str]:
-        path = self.path_of(records[0].id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_npz(path, records)
+        path, _ = self._look(records[0].id)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_npz(path, records)
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+            raise RefusedName(one_line(error)) from error
         self.written += path.stat().st_size
         return [records[0].id]
 
@@ -163,6 +169,25 @@ class NpzWriter:
 
     def abandon(self) -> None:
         pass
+
+    def _look(self, id: str) -> tuple[Path, Entry | None]:
+        """Where the file of a video is, or belongs, and the first record in it."""
+        candidates = result_candidates(id, ".npz")
+        paths = [self.folder / name for name in dict.fromkeys((self._names.get(id, candidates[0]), *candidates))]
+        free = None
+        for path in paths:
+            try:
+                entry = entry_of(describe(read_npz(path)[0]))
+            except (FileNotFoundError, NotADirectoryError, ValueError):
+                free = free or path
+                continue
+            except OSError as error:
+                if error.errno not in _REFUSED:
+                    raise
+                continue
+            if entry.id == id:
+                return path, entry
+        return free or paths[0], None
 
 
 class NpzReader:

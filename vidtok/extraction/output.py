@@ -2,7 +2,8 @@
 
 The settings of a run, and the file that holds a folder to them.
 
-failures.csv: which videos have no features, and why. Columns: id, path, split (of the annotations), reason.
+failures.csv: which videos have no features, and why. Columns: id, path (as `vidtok.names.escape_name` writes it), split
+(of the annotations), reason. UTF-8.
 
 Several processes on one folder: who is at which video.
 """
@@ -21,13 +22,14 @@ from filelock import FileLock, Timeout
 
 from vidtok.datasets.backends import reader_name
 from vidtok.datasets.decode import RESIZE_VERSION
-from vidtok.errors import nearest
+from vidtok.errors import nearest, one_line
 from vidtok.extraction.containers import SUFFIXES, check_container, open_writer
 from vidtok.extraction.record import (
     FEATURES,
     SCHEMA,
     Entry,
     Record,
+    RefusedName,
     Settings,
     Writer,
     differences,
@@ -37,6 +39,7 @@ from vidtok.extraction.record import (
 )
 from vidtok.extraction.sources import WorkItem
 from vidtok.files import replacing
+from vidtok.names import escape_name, printable, result_names
 from vidtok.quantize import LFQ
 
 try:
@@ -94,7 +97,7 @@ class RecordLocks:
 
 
 def _place(id: str) -> int:
-    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:7], "big")
+    return int.from_bytes(hashlib.sha256(id.encode("utf-8", "surrogatepass")).digest()[:7], "big")
 
 
 class FileLocks:
@@ -192,7 +195,7 @@ def check_folder(folder: Path, settings: Settings, container: str, locks: VideoL
     locks.wait(SETTINGS_LOCK)
     try:
         if not path.exists():
-            if (file := next(folder.rglob(f"[!.]*{suffix}"), None)) is not None:
+            if (file := next(filter(Path.is_file, folder.rglob(f"[!.]*{suffix}")), None)) is not None:
                 raise ValueError(f"{file} is there, but {path} isn't, which says what it is of: give another folder")
             with replacing(path, locked=True) as part:
                 part.write_text(json.dumps(ours, indent=2) + "\n")
@@ -225,7 +228,8 @@ def read_failures(features: Path, split: str | None) -> list[dict[str, str]]:
     file = (features if features.is_dir() else features.parent) / FAILURES_FILE
     if not file.exists():
         return []
-    with open(file, newline="") as rows:  # of a run that was killed: several rows of a video, or one cut short
+    with open(file, newline="", encoding="utf-8") as rows:
+        # Of a run that was killed: several rows of a video, or one cut short.
         found = {row["id"]: row for row in csv.DictReader(rows) if row.get("reason") is not None}
     kept = [row for row in found.values() if split is None or row.get("split") == split]
     return [{"name": row["id"], "reason": row["reason"]} for row in kept]
@@ -244,7 +248,7 @@ class Failures:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(size - 1, 0))
                 cut_short = file.read(1) not in (b"", b"\n")  # the last row, by a full disk
-            with open(self._path, "a", newline="") as file:
+            with open(self._path, "a", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 file.write("\r\n" if cut_short else "")
                 csv.writer(file).writerows([*([] if size else [COLUMNS]), [id, path, split, reason]])
         finally:
@@ -256,7 +260,7 @@ class Failures:
         try:
             if not self._path.exists():
                 return
-            with open(self._path, newline="") as file:
+            with open(self._path, newline="", encoding="utf-8") as file:
                 # A row that was cut short is of a video that is done again.
                 last = {row[0]: row for row in csv.reader(file) if len(row) == len(COLUMNS)}
             last.pop(COLUMNS[0], None)
@@ -264,7 +268,7 @@ class Failures:
             if not rows:
                 self._path.unlink()
                 return
-            with replacing(self._path, locked=True) as part, open(part, "w", newline="") as file:
+            with replacing(self._path, locked=True) as part, open(part, "w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([COLUMNS, *rows])
         finally:
             self._locks.release(FAILURES_LOCK)
@@ -295,9 +299,10 @@ class Output:
         folder.mkdir(parents=True, exist_ok=True)
         self._locks = video_locks(folder)
         check_folder(folder, settings, container, self._locks)
-        self.writer: Writer = open_writer(folder, container)
-        self._failures = Failures(folder, self._locks)
         self._todo, self._force = deque(items), force
+        names = result_names(((item.id, item.path) for item in self._todo), SUFFIXES["npz"])
+        self.writer: Writer = open_writer(folder, container, names)
+        self._failures = Failures(folder, self._locks)
         self._elsewhere: deque[WorkItem] = deque()  # another process is at these
         self.skipped = 0
         self.failures: list[tuple[WorkItem, str]] = []
@@ -309,7 +314,11 @@ class Output:
             if not self._locks.take(item.id):
                 self._elsewhere.append(item)
                 continue
-            entry = None if self._force else self.writer.find(item.id)
+            try:
+                entry = None if self._force else self.writer.find(item.id)
+            except OSError as error:  # what is there under its name can't be read
+                self.fail(item, one_line(error))
+                continue
             if entry is None:
                 return item
             self._locks.release(item.id)
@@ -319,9 +328,14 @@ class Output:
                 self.skipped += 1
         return None
 
-    def take(self, item: WorkItem, records: Sequence[Record]) -> None:
-        """Store all records of a video. Raises OSError where the disk is full, ..."""
-        self._release(self.writer.write(records))
+    def take(self, item: WorkItem, records: Sequence[Record]) -> bool:
+        """Store all records of a video; whether that was possible. Raises OSError where the disk is full, ..."""
+        try:
+            self._release(self.writer.write(records))
+        except RefusedName as error:
+            self.fail(item, str(error))
+            return False
+        return True
 
     def fail(self, item: WorkItem, reason: str) -> None:
         self._note(item, reason)
@@ -336,7 +350,7 @@ class Output:
     def close(self) -> None:
         """End a run after a `flush`; failures.csv lists what is missing now."""
         failed = {item.id for item, _ in self.failures}  # what is there under such a name may be of another file
-        self._failures.tidy(lambda id: id not in failed and self.writer.find(id) is not None)
+        self._failures.tidy(lambda id: id not in failed and self._is_done(id))
         self._locks.close()
 
     def abandon(self) -> None:
@@ -344,8 +358,14 @@ class Output:
         self.writer.abandon()
         self._locks.close()
 
+    def _is_done(self, id: str) -> bool:
+        try:
+            return self.writer.find(id) is not None
+        except OSError:
+            return False
+
     def _note(self, item: WorkItem, reason: str) -> None:
-        self._failures.add(item.id, item.path or "", item.split or "", reason)
+        self._failures.add(item.id, escape_name(item.path or ""), item.split or "", printable(reason))
         self.failures.append((item, reason))
 
     def _release(self, ids: Iterable[str]) -> None:
@@ -355,7 +375,11 @@ class Output:
 
 def another(item: WorkItem, entry: Entry) -> str | None:
     """Why what is there is not of this item, or None."""
-    if item.path is not None and Path(item.path).exists() and Path(item.path).stat().st_size != entry.source_bytes:
+    try:
+        size = None if item.path is None else os.stat(item.path).st_size
+    except OSError:  # its features stay, with or without the video
+        size = None
+    if size not in (None, entry.source_bytes):
         return f"under its name there are features of another file, of {entry.source_bytes} bytes: give another folder"
     if (item.label, item.split) != (entry.label, entry.split):
         return f"its features are there with label {entry.label} and split {entry.split}: give another folder"

@@ -195,6 +195,10 @@ class Entry(NamedTuple):
     coded_size: tuple[int, int]
 
 
+class RefusedName(ValueError):
+    """The file system doesn't take the name of a video's file: the fault of this video alone. `str()` is one line."""
+
+
 class Writer(Protocol):
     """Takes the records of one video at a time; belongs to one process, and several may write to one folder.
 
@@ -212,6 +216,7 @@ class Writer(Protocol):
         """Takes all records of one video; returns the ids of the videos that are complete on disk by now.
 
         Raises:
+            RefusedName: for these records alone.
             OSError: where the disk is full, ...; what is complete stays complete.
         """
         ...

@@ -1,15 +1,17 @@
 """The work: one item per video, whatever it came from; and the clips of a video, by a named sampler."""
 
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from vidtok.datasets import MovingDigits, dense_clips, open_dataset, read_annotations, uniform_segments, whole_windows
 from vidtok.errors import UserError, nearest
-from vidtok.extraction.npz import npz_name
 from vidtok.files import find_videos
+from vidtok.names import escape_name
 
 
 @dataclass(frozen=True)
@@ -44,23 +46,25 @@ def plan_sources(
     named = {**columns, "root": root, "split": split}
     given = [f"--{name.replace('_', '-')}" for name, value in named.items() if value is not None]
     items = []
-    for source in [sources] if isinstance(sources, str | Path) else sources:
-        source = str(source)
-        if is_dataset(source) or class_folders:
+    sources = [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
+    for is_labeled, group in groupby(sources, lambda source: class_folders or is_dataset(source)):
+        if not is_labeled:
+            group = [*group]
+            if given:
+                raise UserError(f"{group[0]}: {', '.join(given)} is for annotations and --class-folders")
+            items += plan_files(find_videos(group))
+            continue
+        for source in group:
             annotated = source != "digits" and not Path(source).is_dir()
             if not annotated and (unfit := [flag for flag in given if flag != "--split"]):
                 raise UserError(f"{source}: {', '.join(unfit)} is for annotations")
             items += plan_dataset(source, root, split, renderings or 1, **columns)
-        elif given:
-            raise UserError(f"{source}: {', '.join(given)} is for annotations and --class-folders")
-        else:
-            items += plan_files(find_videos([source]))
     return validate_unique(items)
 
 
 def plan_files(files: Iterable[tuple[Path, Path]]) -> list[WorkItem]:
-    """Of (file, its path below the folder it was found in), without labels."""
-    return [WorkItem(below.as_posix(), str(file)) for file, below in files]
+    """Of (file, its path below the folder it was found in), without labels. Ids escape names, see `vidtok.names`."""
+    return [WorkItem(escape_name(below.as_posix()), str(file)) for file, below in files]
 
 
 def plan_dataset(
@@ -86,13 +90,20 @@ def plan_dataset(
 
 
 def validate_unique(items: Sequence[WorkItem]) -> list[WorkItem]:
-    """The items, each once. Raises ValueError where two videos would be kept under one name."""
+    """The items, each once. Raises ValueError where two videos have one id."""
     owners: dict[str, WorkItem] = {}
     for item in items:
-        other = owners.setdefault(npz_name(item.id), item)
-        if other != item:
-            raise ValueError(f"{other} and {item} would both become {npz_name(item.id)}: extract them into two folders")
+        other = owners.setdefault(item.id, item)
+        if other != item and not _is_same_file(other, item):
+            raise ValueError(f"{other} and {item} would both be kept as {item.id}: extract them into two folders")
     return [*owners.values()]
+
+
+def _is_same_file(item: WorkItem, other: WorkItem) -> bool:
+    """Whether the two differ at most in the links that lead to their file."""
+    if item.path is None or other.path is None:
+        return False
+    return replace(item, path=os.path.realpath(item.path)) == replace(other, path=os.path.realpath(other.path))
 
 
 def _splits(source: str, columns: dict[str, str | None]) -> list[str | None]:

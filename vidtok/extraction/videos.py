@@ -17,10 +17,11 @@ from vidtok.datasets.backends import reader_version
 from vidtok.errors import is_expected, one_line
 from vidtok.extraction.containers import SUFFIXES, is_shard, open_reader
 from vidtok.extraction.engine import RunStats
-from vidtok.extraction.npz import npz_name, read_npz
+from vidtok.extraction.npz import read_npz
 from vidtok.extraction.output import make_settings
 from vidtok.extraction.record import Record, RecordMeta, id_type
 from vidtok.files import MOVIES, Job, find_files, find_videos, plan_jobs
+from vidtok.names import escape_name
 from vidtok.streaming import LATENTS, coded_size, cut_chunks, pad_chunks, tile_cells
 from vidtok.tokenizer import VideoTokenizer
 
@@ -93,13 +94,13 @@ class Source:
             coded_size=coded_size(self.stream.size, tokenizer.stride),
             native_size=tuple(self.stream.native_size),
             native_fps=self.stream.native_fps,
-            source=self.stream.path.name,
+            source=escape_name(self.stream.path.name),
             source_bytes=self.stream.path.stat().st_size,
             reader=self.stream.backend,
             reader_version=reader_version(self.stream.backend),
             bytes_per_token=float(ids.itemsize),
         )
-        return Record(self.stream.path.name, None, None, ids, self.stream.timestamps[: self.frames], meta)
+        return Record(meta.source, None, None, ids, self.stream.timestamps[: self.frames], meta)
 
 
 class Echo:
@@ -258,11 +259,19 @@ def _plan_records(inputs: str | Path | Iterable[str | Path], output: str | Path)
     jobs = plan_jobs(files, str(output), ".mp4", MOVIES)
     readers = {job: lambda source=job.source: read_npz(source)[0] for job in jobs}
     for shard in shards:
-        reader = open_reader(shard)
-        below = [(shard, Path(npz_name(entry.id))) for entry in reader.entries]
+        try:
+            reader = open_reader(shard)
+        except ValueError as error:
+            readers[Job(shard, Path(output) / shard.name)] = partial(_fail, error)
+            continue
+        below = [(shard, Path(entry.id)) for entry in reader.entries]
         for i, job in enumerate(plan_jobs(below, str(output), ".mp4", MOVIES)):
             readers[Job(shard, job.target)] = partial(reader.read, i)
     return readers
+
+
+def _fail(error: Exception) -> Record:
+    raise error
 
 
 def _run_jobs(

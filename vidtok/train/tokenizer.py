@@ -22,7 +22,7 @@ from vidtok.datasets import MovingDigits, read_video, validate_disjoint
 from vidtok.datasets.sources import find_media
 from vidtok.errors import nearest
 from vidtok.eval.metrics.image import block_edges
-from vidtok.files import MEDIA_SUFFIXES, VIDEO_SUFFIXES
+from vidtok.names import MEDIA_SUFFIXES, VIDEO_SUFFIXES
 from vidtok.nets.discriminator import Discriminator
 from vidtok.tokenizer import VideoTokenizer, build_tokenizer
 from vidtok.train import losses

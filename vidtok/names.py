@@ -1,0 +1,169 @@
+"""Suffixes of media files, and names of results.
+
+A result is named after its video, and the same video has the same name in every run:
+
+    sub/clip.mp4                            sub/clip.npz
+    clip.mp4 and clip.webm in one folder    clip.mp4.npz, clip.webm.npz, even where only one of them is given
+    /data/clip.mp4, ../data/clip.mp4        data/clip.npz
+    clip-\\xe9.mp4, which is not UTF-8       clip-%xE9.npz
+    a name of more than 255 bytes           its beginning, and a hash of all of it
+    two that would still share a name       clip-d18e8a1f.npz: each with a hash
+
+Ids escape names in the same way (`escape_name`), so that every container, table and console can hold them.
+"""
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".asf",
+    ".flv", ".3gp", ".ogv", ".vob", ".y4m", ".h264", ".264", ".hevc", ".265",
+)  # fmt: skip
+MEDIA_SUFFIXES = VIDEO_SUFFIXES + IMAGE_SUFFIXES
+NAME_BYTES = 255  # of one file or folder, on nearly every file system
+
+# Control characters, and what Python makes of bytes that are not UTF-8.
+_ODD = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+_ESCAPED = re.compile(r"%x([0-9A-F]{2})")
+
+
+def escape_name(name: str) -> str:
+    """Write a file name or path as text that every encoding of Unicode takes, on one line.
+
+    Control characters and bytes that are not UTF-8 become %x and two hexadecimal digits: `%xE9`. Where a name holds
+    such an escape itself, its % becomes %x25. All other names stay as they are.
+    """
+    return printable(_ESCAPED.sub(r"%x25x\1", name))
+
+
+def unescape_name(text: str) -> str:
+    """The inverse of `escape_name`."""
+    data = _ESCAPED.sub(lambda match: chr(int(match[1], 16) + (0xDC00 if match[1] >= "80" else 0)), text)
+    return _bytes(data).decode("utf-8", "surrogateescape")
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """How a path may be written on disk that a list spells `name`: with the separators of Windows, with the escapes of
+    `escape_name`, or with composed or decomposed accents (macOS decomposes them)."""
+    name = unescape_name(name).replace("\\", "/")
+    return name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)
+
+
+def escape_bytes(data: bytes) -> str:
+    """Decode UTF-8, and escape what is none as `escape_name` does."""
+    return _NOT_UTF8.sub(lambda match: f"%x{ord(match[0]) - 0xDC00:02X}", data.decode("utf-8-sig", "surrogateescape"))
+
+
+def printable(text: str) -> str:
+    """`escape_name` for messages, which nobody reads back: an escape that is there already stays."""
+
+    def escape(match: re.Match) -> str:
+        return "".join(f"%x{byte:02X}" for byte in _bytes(match[0]))
+
+    return _ODD.sub(escape, text)
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8, where any text has one: also names of Windows with half a surrogate pair."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+
+
+def hash_name(name: str, digits: int = 8) -> str:
+    """Hash any name into hexadecimal digits."""
+    return hashlib.sha256(_bytes(name)).hexdigest()[:digits]
+
+
+def result_candidates(id: str, suffix: str) -> list[str]:
+    """The names, below the folder of results, that the result of a video may have.
+
+    Args:
+        id: of the video, such as its path below the folder it was found in. Parts of it that would lead out of the
+            folder of results are left out.
+        suffix: of the result.
+
+    Returns:
+        Its name with `suffix` in place of the video's; with `suffix` after it; with a hash of the id as well.
+    """
+    return [_result_name(id, suffix, number) for number in range(3)]
+
+
+def _result_name(id: str, suffix: str, number: int) -> str:
+    """Candidate `number`."""
+    parts = [part for part in id.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    if parts and re.fullmatch("[A-Za-z]:", parts[0]):  # a drive of Windows
+        del parts[0]
+    *folders, name = parts or [hash_name(id)]
+    stem, ending = os.path.splitext(name)
+    if number != 1 and ending.lower() in (*MEDIA_SUFFIXES, ".npz"):
+        name = stem
+    if number == 2:
+        name = f"{name}-{hash_name(id)}"
+    return "/".join([*map(_fit, folders), _fit(name, suffix)])
+
+
+def result_names(videos: Iterable[tuple[str, str | os.PathLike | None]], suffix: str) -> dict[str, str]:
+    """Name the results of videos, each differently; see the module for the rules.
+
+    Args:
+        videos: (id, file or None) of each.
+        suffix: of the results.
+
+    Returns:
+        {id: path below the folder of results, with "/"}.
+    """
+    names: dict[str, str] = {}
+    twins: dict[str, set[str]] = {}  # by folder
+    for id, file in videos:
+        folder, name = os.path.split(file or "")
+        if file and folder not in twins:
+            twins[folder] = _find_twins(folder)
+        names[id] = _result_name(id, suffix, int(bool(file) and name in twins[folder]))
+    for number in (1, 2):
+        shared, folders = Counter(names.values()), _folders(names.values())
+        for id, name in names.items():
+            if shared[name] > 1 or name in folders:
+                names[id] = _result_name(id, suffix, number)
+    return names
+
+
+def _folders(names: Iterable[str]) -> set[str]:
+    """All folders that the names lie in."""
+    found: set[str] = set()
+    for name in names:
+        while (name := name.rpartition("/")[0]) and name not in found:
+            found.add(name)
+    return found
+
+
+def _find_twins(folder: str) -> set[str]:
+    """Names of files in a folder whose results would have one name: videos that differ in the suffix alone, and images
+    that differ so from a video or another image."""
+    try:
+        with os.scandir(folder or ".") as listing:
+            files = (entry for entry in listing if entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path))
+            split = [os.path.splitext(entry.name) for entry in files]
+    except OSError:  # gone, or not readable: so are its videos
+        return set()
+    videos = Counter(stem for stem, ending in split if ending.lower() in VIDEO_SUFFIXES)
+    images = Counter(stem for stem, ending in split if ending.lower() in IMAGE_SUFFIXES)
+    return {stem + ending for stem, ending in split if ending.lower() in VIDEO_SUFFIXES and videos[stem] > 1} | {
+        stem + ending for stem, ending in split if ending.lower() in IMAGE_SUFFIXES and videos[stem] + images[stem] > 1
+    }
+
+
+def _fit(part: str, suffix: str = "") -> str:
+    """One part of a path as file systems take it."""
+    part = printable(part)
+    if len((part + suffix).encode()) <= NAME_BYTES:
+        return part + suffix
+    kept = part.encode()[: NAME_BYTES - len(suffix) - 9].decode(errors="ignore")
+    return f"{kept}-{hash_name(part)}{suffix}"
