@@ -22,7 +22,7 @@ from vidtok.datasets.seek import read_window, window_indices
 from vidtok.datasets.sources import find_media, of_split
 from vidtok.datasets.yuv_store import StoredVideo, YUVStore, add_videos
 from vidtok.errors import VideoError
-from vidtok.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from vidtok.names import IMAGE_SUFFIXES, VIDEO_SUFFIXES, spellings
 
 Root = str | Path | Sequence[str | Path] | dict[str | Path, float]
 
@@ -285,11 +285,11 @@ def _sides(window: np.ndarray | StoredWindow) -> tuple[int, int]:
 
 
 def _names(annotations: str | Path, split: str | None) -> set[str]:
-    """Read the normalized paths in an annotation file."""
+    """Read the normalized paths in an annotation file, in all `spellings`."""
     table = of_split(read_annotations(annotations), split, annotations)
     if "path" not in table:
         raise ValueError(f"{annotations} lists videos by id: give a list of paths below the root")
-    return set(map(os.path.normpath, table["path"]))
+    return {os.path.normpath(spelling) for name in table["path"] for spelling in (name, *spellings(name))}
 
 
 def _find(root: Root, suffixes: tuple[str, ...], names: set[str] | None) -> tuple[list[str], np.ndarray]:
@@ -300,7 +300,7 @@ def _find(root: Root, suffixes: tuple[str, ...], names: set[str] | None) -> tupl
     for folder, share in roots.items():
         matches = find_media(folder, suffixes)
         if names is not None:
-            matches = [file for file in matches if os.path.relpath(file, folder) in names]
+            matches = [f for f in matches if os.path.relpath(f, folder) in names or os.path.abspath(f) in names]
         files += matches
         shares += [1.0 if share is None else share / max(len(matches), 1)] * len(matches)
     cumulative = np.cumsum(shares)

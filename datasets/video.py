@@ -289,7 +289,7 @@ def write_video(path: str | Path, video: Tensor, fps: float) -> None:
 
 class _H264:
     def __init__(self, path: Path, fps: Fraction):
-        self._container, self._fps, self._stream = av.open(str(path), "w"), fps, None
+        self._container, self._fps, self._stream = av.open(f"file:{path}", "w"), fps, None
 
     def add(self, frames_THWC: np.ndarray) -> None:
         if self._stream is None:

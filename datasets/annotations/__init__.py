@@ -18,6 +18,7 @@ from vidtok.datasets.annotations.documents import read_json
 from vidtok.datasets.annotations.lists import read_list
 from vidtok.datasets.annotations.table import find_header, read_table
 from vidtok.datasets.annotations.words import AnnotationFormatError
+from vidtok.names import escape_bytes
 
 UNDERSTOOD = (
     "Formats understood: Kinetics csv (label,youtube_id,time_start,time_end,split); Something-Something-v2 json "
@@ -40,7 +41,7 @@ def read_annotations(
       list               path and label, separated by space, comma, tab, semicolon or ::, no header; or paths alone
 
     Args:
-        path: the file, text in UTF-8.
+        path: the file, text in UTF-8; names of videos may hold other bytes, which `vidtok.names.escape_bytes` escapes.
         path_column, label_column, split_column: column names in the header; None, the usual names.
 
     Returns:
@@ -55,10 +56,12 @@ def read_annotations(
             localization); the message names the kind. Or one line does not fit; the message names the line.
     """
     path = Path(path)
+    data, not_utf8 = path.read_bytes(), None
     try:
-        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        data.decode()
     except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: not a text file in UTF-8 ({e.reason} at byte {e.start}). {UNDERSTOOD}") from e
+        not_utf8 = f"{path}: not a text file in UTF-8 ({e.reason} at byte {e.start}). {UNDERSTOOD}"
+    text = escape_bytes(data).replace("\r\n", "\n").replace("\r", "\n")
     if "\0" in text:
         raise ValueError(f"{path}: not a text file (byte 0 in it). {UNDERSTOOD}")
     if not text.strip():
@@ -66,9 +69,11 @@ def read_annotations(
     try:
         rows, name = _read(path, text, {"path": path_column, "label": label_column, "split": split_column})
     except AnnotationFormatError as e:
-        raise ValueError(f"{path}{e}. {UNDERSTOOD}") from e
+        raise ValueError(not_utf8 or f"{path}{e}. {UNDERSTOOD}") from e
     except csv.Error as e:
-        raise ValueError(f"{path}: not a list or a table ({e}). {UNDERSTOOD}") from e
+        raise ValueError(not_utf8 or f"{path}: not a list or a table ({e}). {UNDERSTOOD}") from e
+    if not_utf8 and any("%x" in str(value) for kind in rows if kind != "path" for value in rows[kind]):
+        raise ValueError(not_utf8)
     return _tidy(path, pd.DataFrame(rows), name)
 
 

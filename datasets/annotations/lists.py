@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from vidtok.datasets.annotations.words import AnnotationFormatError, is_class_list, is_media, is_several, is_whole
-from vidtok.files import MEDIA_SUFFIXES
+from vidtok.names import MEDIA_SUFFIXES
 
 _LIST_SEPARATORS = {
     "\t": "tab",

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from vidtok.files import MEDIA_SUFFIXES
+from vidtok.names import MEDIA_SUFFIXES
 
 
 class AnnotationFormatError(Exception):

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from vidtok.cli.main import main
-from vidtok.datasets import check, demo_clip, open_dataset, write_video
+from vidtok.datasets import ClipFolder, check, demo_clip, open_dataset, write_video
 from vidtok.extraction import npz, open_reader
 from vidtok.extraction.containers import SUFFIXES
 from vidtok.names import escape_name
@@ -154,6 +154,15 @@ def test_files_that_differ_in_the_suffix(folder, run, video):
     assert run("decode", "p", "-o", "e")[0] == 0 and results("e", ".mp4") == ["a.mkv.mp4", "a.mp4.mp4", "b.mp4"]
 
 
+def test_a_shard_that_cannot_be_read_fails_alone(folder, run):
+    folder("a.mp4")
+    run("extract", "v", "-o", "p", "--container", "parquet")
+    Path("p/part-0.parquet").write_bytes(b"no shard")
+    status, out, err = run("decode", "p", "-o", "12:30")
+    assert status == 1 and "1 of 2" in out and err.startswith("vidtok: p/part-0.parquet: ") and err.count("\n") == 1
+    assert results("12:30", ".mp4") == ["a.mp4"]
+
+
 def test_two_folders_with_one_name_of_different_suffix(folder, run, video):
     folder("x/a.mp4")
     shutil.copytree("v/x", "w")
@@ -215,3 +224,20 @@ def test_class_folders_that_are_not_utf8(folder, run):
     reader = open_reader("o")
     assert {(entry.id, entry.label) for entry in reader.entries} == {("caf%xE9/a.mp4", "caf%xE9"), ("tea/b.mp4", "tea")}
     assert np.array_equal(reader.read(0).features, reader.read(1).features)
+
+
+def test_lists_name_files_as_other_systems_write_them(folder, run):
+    root = folder("sub/a.mp4", f"sub/{LATIN}", "e\u0301.mp4", "%d.mp4")
+    names = [b"sub\\a.mp4", b"sub/latin\xe9.mp4", "\u00e9.mp4".encode(), os.fsencode(root / "%d.mp4")]
+    (root / "list.csv").write_bytes(b"\r\n".join([b"path,label", *(name + b",x" for name in names)]))
+    dataset = open_dataset(root / "list.csv")
+    expected = ["sub/a.mp4", f"sub/{LATIN}", "e\u0301.mp4", "%d.mp4"]
+    assert [os.path.relpath(path, root) for path in dataset.paths] == expected
+    assert dataset.ids[1] == f"sub/{LATIN_ID}"
+    clips = ClipFolder(root, 5, crop=32, annotations=root / "list.csv")
+    assert sorted(os.path.relpath(path, root) for path in clips.videos) == sorted(expected)
+    status, out, _ = run("extract", root / "list.csv", "-o", "o", "--container", "parquet")
+    assert status == 0 and "4 of 4 videos" in out
+    (root / "labels.csv").write_bytes("path,label\na.mp4,caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="not a text file in UTF-8"):
+        open_dataset(root / "labels.csv")
