@@ -115,6 +115,24 @@ def test_loaded_in_bf16_is_rounded_in_fp32(folder, tokenizer):
     assert low.float().weight_hash != tokenizer.weight_hash
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_around_it_changes_no_ids(tokenizer, dtype):
+    expected = tokenizer.encode_latents(clip()), tokenizer.forward_features(clip())
+    ids = tokenizer.encode(clip())
+    frames = tokenizer.decode(ids)
+    with torch.autocast("cpu", dtype):
+        latents, features = tokenizer.encode_latents(clip()), tokenizer.forward_features(clip())
+        assert torch.equal(tokenizer.encode(clip()), ids) and torch.equal(tokenizer.decode(ids), frames)
+    assert torch.equal(latents, expected[0]) and torch.equal(features, expected[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("kind", ["masked", "autoregressive", "diffusion"])
+def test_generators_run_in_any_precision(kind, dtype):
+    options = {} if kind == "autoregressive" else {"steps": 2}
+    assert make_generator(kind).to(dtype).generate(1, **options).shape == (1, 2, 2, 2)
+
+
 # ------------------------------------------------------------ wrapped parts
 
 
@@ -141,6 +159,21 @@ def test_wrapped_parts_are_saved_under_their_own_names(tokenizer, tmp_path, wrap
     again = VideoTokenizer.from_pretrained(tmp_path)
     if dtype is None:
         assert torch.equal(again.encode(video), ids)
+
+
+@pytest.mark.parametrize("wrap", [compile_parts, data_parallel, lambda t: torch.compile(t, backend="eager")])
+def test_states_load_into_wrapped_models_and_back(folder, tokenizer, wrap):
+    plain = {name: tensor.clone() for name, tensor in tokenizer.state_dict().items()}
+    wrapped = wrap(VideoTokenizer.from_pretrained(folder))
+    tokenizer.load_state_dict(wrapped.state_dict())
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            parameter.zero_()
+    assert wrapped.weight_hash != tokenizer.weight_hash
+    getattr(wrapped, "_orig_mod", wrapped).load_state_dict(plain)
+    assert wrapped.weight_hash == tokenizer.weight_hash
+    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: \"x.y\""):
+        tokenizer.load_state_dict(plain | {"x.y": torch.zeros(1)})
 
 
 def test_files_with_names_of_wrappers_load(tokenizer, tmp_path):

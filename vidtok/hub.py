@@ -204,6 +204,13 @@ class PretrainedModel(CompiledMethods, PyTorchModelHubMixin, library_name="vidto
             if hash_state(before) == original:
                 self._loaded = file_hash, original, hash_state(after)
 
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *arguments, **options):
+        """As that of `nn.Module`; either side may have been wrapped when the state was made (see `WRAPPERS`)."""
+        own = {WRAPPERS.sub("", name): name for name in self.state_dict()}
+        if any(own.get(WRAPPERS.sub("", name), name) != name for name in state_dict):
+            state_dict = {own.get(WRAPPERS.sub("", name), name): tensor for name, tensor in state_dict.items()}
+        return super().load_state_dict(state_dict, *arguments, **options)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PretrainedModel":
         """Called by `to`, `half`, `cuda`, ... of this module and of those around it."""
         with self.casting():

@@ -153,7 +153,7 @@ class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
 
     def stream_decode(self, id_chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Video of ids that come in chunks of any number of latents, in bounded memory; joined it equals `decode`."""
-        stream = DecodeStream(self._reconstruct)
+        stream = DecodeStream(self._decode_chunk)
         for ids in id_chunks:
             checks.check_ids(ids, self.bits)
             for video in stream.push(self.quantizer.ids_to_codes(ids.to(self.device).long())):
@@ -172,8 +172,9 @@ class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
         Returns:
             float32 [B, K, t, h, w], or [B, D, t, h, w] of hidden features.
         """
-        # In training the convolutions may be faster than exact; what is stored or compared must be the same everywhere.
-        with streaming.exact_convolutions():
+        # In training the convolutions may be faster than exact; what is stored or compared must be the same everywhere,
+        # with autocast around a larger model too.
+        with torch.autocast(self.device.type, enabled=False), streaming.exact_convolutions():
             if hidden:
                 return self.encoder(video.to(self.dtype), state, hidden=True).float()
             return self._latents(video, state)
@@ -186,6 +187,10 @@ class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
         checks.check_values(video)
         stream = EncodeStream(partial(self.encode_chunk, hidden=hidden), self.stride[0])
         return torch.cat(list(stream.push(video.to(self.device))), 2)
+
+    def _decode_chunk(self, codes: Tensor, state: State) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):
+            return self._reconstruct(codes, state)
 
     def _latents(self, video: Tensor, state) -> Tensor:
         return self.quantizer.latents(self.encoder(video.to(self.dtype), state))

@@ -76,9 +76,10 @@ class DiffusionGenerator(Generator):
 
     def predict(self, x_BNK: Tensor, time_B: Tensor, ids_BN: Tensor, known_BN: Tensor, condition_BD: Tensor) -> Tensor:
         """Predict velocity or noise, float32 [B, N, K]."""
-        known = self.proj_in(ids_to_signs(ids_BN, self.config.bits)) + self.known_embed
-        x_BND = torch.where(known_BN[..., None], known, self.proj_in(x_BNK))
-        condition_BD = condition_BD + self.time_embed(self.waves(time_B))
+        dtype = self.proj_in.weight.dtype  # noise and waves are float32, the weights may be half precision
+        known = self.proj_in(ids_to_signs(ids_BN, self.config.bits).to(dtype)) + self.known_embed
+        x_BND = torch.where(known_BN[..., None], known, self.proj_in(x_BNK.to(dtype)))
+        condition_BD = condition_BD + self.time_embed(self.waves(time_B).to(dtype))
         return self.proj_out(self.trunk(x_BND, condition_BD)).float()
 
     def forward(self, batch, objective: Objective) -> dict[str, Tensor]:
