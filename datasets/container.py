@@ -35,15 +35,18 @@ def open_container(path: str | Path) -> tuple[InputContainer, VideoStream]:
         VideoError: the file is missing or empty, or has no video that FFmpeg can decode.
     """
     path = Path(path)
-    if not path.exists():
-        raise VideoError(path, "no such file")
-    if not path.is_file():
-        raise VideoError(path, "not a file")
-    if path.stat().st_size == 0:
-        raise VideoError(path, "the file is empty (0 bytes)")
-    # "file:" keeps a colon in a name from being read as a protocol. An image is passed as bytes, or FFmpeg would take
-    # a % in its name for a numbered sequence.
-    source = BytesIO(path.read_bytes()) if path.suffix.lower() in IMAGE_SUFFIXES else f"file:{path}"
+    try:
+        if not path.exists():
+            raise VideoError(path, "no such file")
+        if not path.is_file():
+            raise VideoError(path, "not a file")
+        if path.stat().st_size == 0:
+            raise VideoError(path, "the file is empty (0 bytes)")
+        # "file:" keeps a colon in a name from being read as a protocol. An image is passed as bytes, or FFmpeg would
+        # take a % in its name for a numbered sequence.
+        source = BytesIO(path.read_bytes()) if path.suffix.lower() in IMAGE_SUFFIXES else f"file:{path}"
+    except OSError as e:  # not readable, gone by now, or a name that is too long
+        raise VideoError(path, e.strerror or str(e)) from e
     try:
         # max_pixels also applies to the decoders that probing starts, so that an absurd header costs no memory there.
         container = av.open(source, options={"max_pixels": str(MAX_PIXELS)}, metadata_errors="replace")

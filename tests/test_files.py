@@ -3,13 +3,15 @@
 import os
 import socket
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
-from vidtok.datasets import VideoFolder, files_by_split, find_overlap, write_video
+from vidtok.datasets import ClipFolder, VideoFolder, files_by_split, find_overlap, write_video
+from vidtok.datasets.container import open_container
 from vidtok.datasets.sources import find_media
-from vidtok.errors import UserError
+from vidtok.errors import UserError, VideoError
 from vidtok.files import find_files, find_videos, replacing, temporary_path, walk_files, write_json
 
 MP4 = (".mp4",)
@@ -63,6 +65,13 @@ def test_the_rule_is_the_same_for_every_search(linked, monkeypatch):
     assert dataset.ids == ["again/b.mp4", "again/deep/c.mp4", "z/d.mp4"] and dataset.classes == ["again", "z"]
 
 
+@pytest.mark.filterwarnings("ignore:.*leads nowhere")
+def test_a_list_may_name_files_by_any_link(linked):
+    (linked / "list.csv").write_text(f"path,label\nlinked/b.mp4,a\nz/up/own.mp4,b\n{linked}/z/d.mp4,c\nz/no.mp4,d\n")
+    clips = ClipFolder(linked, 5, crop=32, annotations=linked / "list.csv")
+    assert [os.path.relpath(path, linked) for path in clips.videos] == ["again/b.mp4", "own.mp4", "z/d.mp4"]
+
+
 def test_a_broken_link_is_listed_so_that_its_reader_reports_it(tmp_path):
     put(tmp_path, "a.mp4")
     (tmp_path / "gone.mp4").symlink_to(tmp_path / "nothing.mp4")
@@ -98,6 +107,19 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", scan)
     assert below(tmp_path) == (["a.mp4"], ["secret: Permission denied, left out"])
+
+
+def test_a_file_that_cannot_be_opened_is_one_error(tmp_path, monkeypatch):
+    with pytest.raises(VideoError, match=r"\.mp4: File name too long"):
+        open_container(tmp_path / f"{'m' * 300}.mp4")
+    put(tmp_path, "a.png")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(VideoError, match=r"a\.png: Permission denied"):
+        open_container(tmp_path / "a.png")
 
 
 def test_files_that_vanish_or_cannot_be_read_have_no_twin(tmp_path, monkeypatch):
