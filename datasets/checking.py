@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vidtok.checks import count_cpus
 from vidtok.datasets.backends import DecordReader, has_decord
 from vidtok.datasets.clips import ClipFolder
 from vidtok.datasets.decode import PyAVReader
@@ -97,7 +98,7 @@ def check(
     if not videos:
         raise UserError(f"{', '.join(map(str, sources))}: no videos")
     rows = []
-    for row in check_videos(videos, min_frames, workers or os.cpu_count(), time_limit):
+    for row in check_videos(videos, min_frames, workers or count_cpus(), time_limit):
         rows.append(row)
         progress(len(rows), len(videos))
     table = pd.DataFrame(rows).astype({"frames": "Int64", "height": "Int64", "width": "Int64"})

@@ -28,6 +28,18 @@ multiprocessing.context.DefaultContext.get_all_start_methods = lambda self: ["sp
 """
 
 
+IMPORT_ALL = """
+import importlib, pkgutil, vidtok
+for module in pkgutil.walk_packages(vidtok.__path__, "vidtok."):
+    if not module.name.endswith("__main__"):
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            if error.name not in ("ray", "pyarrow"):  # extras
+                raise
+"""
+
+
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory):
     """A folder with a model, eight videos, and what takes the system's features away."""
@@ -82,6 +94,12 @@ def test_commands_work(setup, tmp_path):
         assert all(np.array_equal(features[id], expected[id]) for id in expected)
         assert {path.name for path in (tmp_path / name).rglob(".*")} == {".claims.d"}
         assert not list((tmp_path / name / ".claims.d").iterdir())
+
+
+def test_every_module_is_imported(setup):
+    environment = os.environ | {"PYTHONPATH": str(setup / "without")}
+    result = subprocess.run([sys.executable, "-c", IMPORT_ALL], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("make", [video_locks, FileLocks])
