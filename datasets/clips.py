@@ -300,18 +300,21 @@ def _find(root: Root, suffixes: tuple[str, ...], names: set[str] | None) -> tupl
     for folder, share in roots.items():
         matches = find_media(folder, suffixes)
         if names is not None:
-            matches = _named(matches, folder, names)
+            matches = _named(matches, folder, names, suffixes)
         files += matches
         shares += [1.0 if share is None else share / max(len(matches), 1)] * len(matches)
     cumulative = np.cumsum(shares)
     return files, cumulative / cumulative[-1] if files else cumulative
 
 
-def _named(files: list[str], folder: str | Path, names: set[str]) -> list[str]:
-    """Select the files that are named by their path below the folder, by an absolute one, or by a link to them."""
+def _named(files: list[str], folder: str | Path, names: set[str], suffixes: tuple[str, ...]) -> list[str]:
+    """Select the files that are named by their path below the folder, by an absolute one, or by a link to them; add
+    those that are named and were left out as hidden. Sorted."""
     inside = {os.path.relpath(file, folder): file for file in files}
-    links = (os.path.join(folder, name) for name in names - set(inside))
-    targets = {os.path.realpath(link) for link in links if os.path.exists(link)}
-    if not targets:
-        return [file for name, file in inside.items() if name in names]
-    return [file for name, file in inside.items() if name in names or os.path.realpath(file) in targets]
+    found = {os.path.realpath(inside[name]): inside[name] for name in names & set(inside)}
+    if left := [name for name in names - set(inside) if name.lower().endswith(suffixes)]:
+        listed = {os.path.realpath(file): file for file in files}
+        for path in (os.path.join(folder, name) for name in left):
+            if os.path.isfile(path):
+                found.setdefault(real := os.path.realpath(path), listed.get(real, path))
+    return sorted(found.values())

@@ -67,9 +67,12 @@ def test_the_rule_is_the_same_for_every_search(linked, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*leads nowhere")
 def test_a_list_may_name_files_by_any_link(linked):
-    (linked / "list.csv").write_text(f"path,label\nlinked/b.mp4,a\nz/up/own.mp4,b\n{linked}/z/d.mp4,c\nz/no.mp4,d\n")
+    (linked / "list.csv").write_text(
+        f"path,label\nlinked/b.mp4,a\nz/up/own.mp4,b\n{linked}/z/d.mp4,c\n.h/e.mp4,d\nz/no.mp4,d\n"
+    )
+    put(linked, ".h/e.mp4")
     clips = ClipFolder(linked, 5, crop=32, annotations=linked / "list.csv")
-    assert [os.path.relpath(path, linked) for path in clips.videos] == ["again/b.mp4", "own.mp4", "z/d.mp4"]
+    assert [os.path.relpath(path, linked) for path in clips.videos] == [".h/e.mp4", "again/b.mp4", "own.mp4", "z/d.mp4"]
 
 
 def test_a_broken_link_is_listed_so_that_its_reader_reports_it(tmp_path):

@@ -29,7 +29,8 @@ def test_what_some_encodings_refuse_is_escaped():
     "id, name",
     [
         ("a\\b.AVI", "a/b.npz"), ("//data/x.mp4", "data/x.npz"), ("C:\\data\\x.mp4", "data/x.npz"),
-        ("a/./../x.mp4", "a/x.npz"), ("-x", "-x.npz"), ("a.b..mp4", "a.b..npz"), ("x /y .mp4", "x /y .npz"),
+        (".h/.x.mp4", "%x2Eh/%x2Ex.npz"), ("a/./../x.mp4", "a/x.npz"),
+        ("-x", "-x.npz"), ("a.b..mp4", "a.b..npz"), ("x /y .mp4", "x /y .npz"),
         (os.fsdecode(b"\xe9/\xe9.mp4"), "%xE9/%xE9.npz"),
     ],
 )  # fmt: skip

@@ -84,7 +84,7 @@ def walk_files(root: str | os.PathLike, suffixes: tuple[str, ...]) -> list[str]:
     """
     found: dict[str, str] = {}  # by real path
     searched: set[str] = set()  # real paths of folders
-    folders, links = deque([os.fspath(root)]), deque()
+    folders, links = deque([os.fspath(root)]), deque[str]()
     while folders or links:
         if not folders:  # links come last, so that a file's own path is found first
             path = links.popleft()
@@ -257,7 +257,7 @@ def file_version(path: str | Path) -> FileVersion:
     try:
         status = os.stat(path)
     except OSError as e:
-        raise VideoError(path, "no such file" if isinstance(e, FileNotFoundError) else e.strerror) from e
+        raise VideoError(path, "no such file" if isinstance(e, FileNotFoundError) else e.strerror or str(e)) from e
     return FileVersion(os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino)
 
 

@@ -6,6 +6,7 @@ A result is named after its video, and the same video has the same name in every
     clip.mp4 and clip.webm in one folder    clip.mp4.npz, clip.webm.npz, even where only one of them is given
     /data/clip.mp4, ../data/clip.mp4        data/clip.npz
     clip-\\xe9.mp4, which is not UTF-8       clip-%xE9.npz
+    .clip.mp4, .hidden/clip.mp4             %x2Eclip.npz, %x2Ehidden/clip.npz: readers leave out hidden files
     a name of more than 255 bytes           its beginning, and a hash of all of it
     two that would still share a name       clip-d18e8a1f.npz: each with a hash
 
@@ -161,8 +162,10 @@ def _find_twins(folder: str) -> set[str]:
 
 
 def _fit(part: str, suffix: str = "") -> str:
-    """One part of a path as file systems take it."""
+    """One part of a path as file systems take it, and not hidden."""
     part = printable(part)
+    if part.startswith("."):
+        part = f"%x2E{part[1:]}"
     if len((part + suffix).encode()) <= NAME_BYTES:
         return part + suffix
     kept = part.encode()[: NAME_BYTES - len(suffix) - 9].decode(errors="ignore")

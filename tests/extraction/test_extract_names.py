@@ -13,7 +13,7 @@ import pytest
 
 from vidtok.cli.main import main
 from vidtok.datasets import ClipFolder, check, demo_clip, open_dataset, write_video
-from vidtok.extraction import npz, open_reader
+from vidtok.extraction import TokenDataset, npz, open_reader
 from vidtok.extraction.containers import SUFFIXES
 from vidtok.names import escape_name
 
@@ -86,6 +86,15 @@ def test_every_name_is_extracted_and_found_again(folder, run, container):
     reader = open_reader("o")
     sources = {entry.id: reader.read(i).meta.source for i, entry in enumerate(reader.entries)}
     assert sources[LATIN_ID] == LATIN_ID
+
+
+@pytest.mark.parametrize("container", [*SUFFIXES])
+def test_an_output_folder_that_is_not_utf8(folder, run, container):
+    folder("a.mp4", ".hidden.mp4")
+    out = os.fsdecode(b"caf\xe9")
+    for counts in ("extracted 2 of 2", "2 were complete"):
+        assert counts in run("extract", "v", "v/.hidden.mp4", "-o", out, "--container", container)[1]
+    assert ids_in(out) == [".hidden.mp4", "a.mp4"] and len(TokenDataset(out, cache="cache")) == 2
 
 
 def test_a_name_that_is_too_long_fails_alone(folder, run, monkeypatch):

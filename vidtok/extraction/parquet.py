@@ -9,6 +9,7 @@ The pages have checksums, and a file without its footer is incomplete.
 """
 
 import json
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -74,7 +75,7 @@ class ParquetFormat:
         return ParquetShard(file)
 
     def index(self, path: Path, verify: bool) -> tuple[Settings, list[Entry]]:
-        with damage_named(path), pq.ParquetFile(path, page_checksum_verification=verify) as file:
+        with damage_named(path), pq.ParquetFile(_open(path), page_checksum_verification=verify) as file:
             descriptions = []
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, None if verify else ["meta"])
@@ -88,11 +89,15 @@ class ParquetFormat:
     def read(self, path: Path, row: int) -> Record:
         with damage_named(path):
             if path not in self._starts:
-                with pq.ParquetFile(path) as file:
+                with pq.ParquetFile(_open(path)) as file:
                     counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
                     self._starts[path] = np.cumsum([0, *counts])
             group = int(np.searchsorted(self._starts[path], row, side="right")) - 1
             return _read_group(path, group).record(row - int(self._starts[path][group]))
+
+
+def _open(path: Path) -> pa.OSFile:
+    return pa.OSFile(os.fsencode(path))  # as bytes, since the name of a folder need not be UTF-8
 
 
 class _Rows:
@@ -109,7 +114,7 @@ class _Rows:
 
 @lru_cache(maxsize=4)
 def _read_group(path: Path, group: int) -> _Rows:
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with pq.ParquetFile(_open(path), page_checksum_verification=True) as file:
         return _Rows(file.read_row_group(group))
 
 
