@@ -200,7 +200,7 @@ class PretrainedModel(CompiledMethods, PyTorchModelHubMixin, library_name="vidto
         after = self.state_dict()
         # Hashed only if a cast is seen, since moves between devices come here too.
         if self._loaded is not None and any(after[name].dtype != before[name].dtype for name in after):
-            file_hash, original, _ = self._loaded
+            file_hash, original = self._loaded[:2]
             if hash_state(before) == original:
                 self._loaded = file_hash, original, hash_state(after)
 
