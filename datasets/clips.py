@@ -285,11 +285,11 @@ def _sides(window: np.ndarray | StoredWindow) -> tuple[int, int]:
 
 
 def _names(annotations: str | Path, split: str | None) -> set[str]:
-    """Read the normalized paths in an annotation file, in all `spellings`."""
+    """Read the normalized paths in an annotation file."""
     table = of_split(read_annotations(annotations), split, annotations)
     if "path" not in table:
         raise ValueError(f"{annotations} lists videos by id: give a list of paths below the root")
-    return {os.path.normpath(spelling) for name in table["path"] for spelling in (name, *spellings(name))}
+    return set(map(os.path.normpath, table["path"]))
 
 
 def _find(root: Root, suffixes: tuple[str, ...], names: set[str] | None) -> tuple[list[str], np.ndarray]:
@@ -308,13 +308,17 @@ def _find(root: Root, suffixes: tuple[str, ...], names: set[str] | None) -> tupl
 
 
 def _named(files: list[str], folder: str | Path, names: set[str], suffixes: tuple[str, ...]) -> list[str]:
-    """Select the files that are named by their path below the folder, by an absolute one, or by a link to them; add
-    those that are named and were left out as hidden. Sorted."""
+    """Select the files that are named by their path below the folder, by an absolute one, by a link to them, or in
+    another of the `spellings`; add those that are named and were left out as hidden. Sorted."""
     inside = {os.path.relpath(file, folder): file for file in files}
-    found = {os.path.realpath(inside[name]): inside[name] for name in names & set(inside)}
+    found = {inside[name] for name in names & set(inside)}
     if left := [name for name in names - set(inside) if name.lower().endswith(suffixes)]:
         listed = {os.path.realpath(file): file for file in files}
-        for path in (os.path.join(folder, name) for name in left):
-            if os.path.isfile(path):
-                found.setdefault(real := os.path.realpath(path), listed.get(real, path))
-    return sorted(found.values())
+        for name in left:
+            paths = (os.path.join(folder, spelling) for spelling in (name, *spellings(name)))
+            path = next(filter(os.path.isfile, paths), None)
+            if path is not None and (real := os.path.realpath(path)) in listed:
+                found.add(listed[real])
+            elif path is not None and not os.path.relpath(path, folder).startswith(".."):
+                found.add(path)
+    return sorted(found)

@@ -74,6 +74,16 @@ def test_a_list_may_name_files_by_any_link(linked):
     clips = ClipFolder(linked, 5, crop=32, annotations=linked / "list.csv")
     assert [os.path.relpath(path, linked) for path in clips.videos] == [".h/e.mp4", "again/b.mp4", "own.mp4", "z/d.mp4"]
 
+    other = ClipFolder({linked: 1, linked.parent / "real" / "deep": 1}, 5, crop=32, annotations=linked / "list.csv")
+    assert other.videos == clips.videos  # an absolute path is of the folder that it lies in
+
+
+def test_a_list_names_one_of_two_spellings(tmp_path):
+    put(tmp_path, "\u00e9.mp4", "e\u0301.mp4", "o\u0308.mp4")
+    (tmp_path / "list.csv").write_text("path,label\n\u00e9.mp4,a\n\u00f6.mp4,b\n")
+    clips = ClipFolder(tmp_path, 5, crop=32, annotations=tmp_path / "list.csv")
+    assert [os.path.basename(path) for path in clips.videos] == ["o\u0308.mp4", "\u00e9.mp4"]
+
 
 def test_a_broken_link_is_listed_so_that_its_reader_reports_it(tmp_path):
     put(tmp_path, "a.mp4")

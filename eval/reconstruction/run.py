@@ -37,6 +37,7 @@ from vidtok.eval.metrics.frechet import GaussianStatistics, frechet_distance
 from vidtok.eval.metrics.i3d import I3D, I3D_FEATURES
 from vidtok.eval.metrics.image import block_edges, psnr, ssim
 from vidtok.files import find_videos
+from vidtok.names import escape_name
 from vidtok.provenance import provenance
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.perceptual import LPIPS
@@ -53,8 +54,9 @@ def validation_clips(
 ) -> Iterator[Clip]:
     """Read the first `frames` frames of each file: short side `size`, center crop to `size` x `size`.
 
-    Yields (path, float32 [1,3,frames,size,size] in [-1,1]). A file that cannot be read or is too short yields (path,
-    the exception): `evaluate_reconstruction` counts it as failed and never replaces it.
+    Yields (path, float32 [1,3,frames,size,size] in [-1,1]); paths are escaped, see `vidtok.names`. A file that cannot
+    be read or is too short yields (path, the exception): `evaluate_reconstruction` counts it as failed and never
+    replaces it.
 
     Args:
         paths: video files.
@@ -97,8 +99,8 @@ def _read(path: Path, frames: int, size: int, fps: float | None) -> Clip:
         if video_BCTHW.shape[2] < frames:
             raise VideoError(path, f"fewer than {frames} frames")
     except VideoError as error:
-        return str(path), error
-    return str(path), video_BCTHW
+        return escape_name(str(path)), error
+    return escape_name(str(path)), video_BCTHW
 
 
 def block_mean_baseline(video_BCTHW: Tensor, stride: tuple[int, int, int] = (4, 8, 8)) -> Tensor:
