@@ -250,6 +250,13 @@ def test_a_compiled_generator_runs_compiled(compiled, kind):
     assert frames > 0 and torch.equal(result, expected)
 
 
+def test_a_compiled_tokenizer_stays_compiled_in_another_precision(tokenizer):
+    compiled = torch.compile(tokenizer, backend="eager")
+    assert compiled.set_precision("bf16") is compiled and tokenizer.dtype == torch.bfloat16
+    result, frames = count_compiled(lambda: compiled.eval().encode(clip()))
+    assert frames > 0 and result.shape == (1, 2, 4, 4)
+
+
 def test_disabled_is_not_compiled(tokenizer):
     _, frames = count_compiled(lambda: torch.compiler.disable(tokenizer).encode(clip()))
     assert frames == 0

@@ -50,7 +50,8 @@ def _call_compiled(wrapper, method: str, *arguments, **options):
     if callable(context.callback):  # not so with torch.compiler.disable, which has the same wrapper
         for part in module.eager_parts():
             part._compiled_call_impl = context(part._call_impl)
-    return getattr(module, method)(*arguments, **options)
+    result = getattr(module, method)(*arguments, **options)
+    return wrapper if result is module else result
 
 
 register_module_module_registration_hook(_wrap_methods)

@@ -53,6 +53,7 @@ class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
     compiled_parts = ("encoder", "decoder")
     compiled_methods = (
         "encode", "encode_latents", "forward_features", "decode", "stream_encode", "stream_decode", "encode_chunk",
+        "set_precision",
     )  # fmt: skip
 
     def __init__(self, config: TokenizerConfig):
