@@ -11,7 +11,9 @@ from torch import nn
 from vidtok.bench.generation import bench_generation, describe
 from vidtok.bench.loader import bench_loader
 from vidtok.bench.peers import bench_loss
+from vidtok.bench.readers import bench_readers
 from vidtok.bench.suite import QUICK
+from vidtok.bench.table import print_part
 from vidtok.bench.timing import convolutions_of, count_flops, peak_mb, ratio, summary, time_together
 from vidtok.bench.tokenizer import NAIVE, Clip, Variant, bench_tokenizer, open_tokenizer
 from vidtok.bench.training import bench_training
@@ -121,6 +123,21 @@ def test_loader_is_measured_against_this_process(monkeypatch):
     assert all(row["clips_per_s"] > 0 and row["cpu_ms"] > 0 for row in rows)
     for alone, ours in (rows[:2], rows[2:4], rows[4:]):
         assert alone["share"] == 1 and ours["share"] == ours["clips_per_s"] / alone["clips_per_s"]
+
+
+def test_readers_are_measured_beside_their_peers(monkeypatch, capsys):
+    pytest.importorskip("decord")
+    rows = list(bench_readers(runs=1, heights={128: 4, 256: 3}, long=500))
+    *rates, memory = rows
+    assert {row["of"] for row in rates} >= {"128p at 128", "256p at 224", "4 clips of 17 frames of 0 minutes at 128"}
+    assert {row["reader"] for row in rates} >= {"vidtok", "decord", "pyav"}
+    for row in rates:
+        assert row["frames_per_s"] > 0 and (row["ratio"] == 1 or row["reader"] != "decord")
+        assert row["psnr"] is None or row["psnr"] > 25
+    assert memory["of"] == "256p memory" and memory["mb"] > 0
+    for row in rows:
+        print_part({"loader": row})
+    assert "x decord (lowest" in capsys.readouterr().out
 
 
 def test_loader_needs_files(capsys):

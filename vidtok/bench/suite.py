@@ -7,10 +7,11 @@ against tuned), "streaming", "loss" (against vector-quantize-pytorch), "train". 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 
-from vidtok.bench import generation, loader
+from vidtok.bench import generation, loader, readers
 from vidtok.bench.peers import PEER_TOKENS, bench_loss, magvit2_pytorch_encode, peer_versions
 from vidtok.bench.timing import machine, peak_mb, ratio, summary, time_together
 from vidtok.bench.tokenizer import NAIVE, Clip, Variant, bench_streaming, bench_tokenizer, codec_call
@@ -118,7 +119,7 @@ def run_benchmark(
 
     Args:
         kind: one of `KINDS`, "all" of them, or one of `ALONE`.
-        data: for "loader", a folder of videos or an annotation file; None, rendered clips.
+        data: for "loader", a folder of videos or an annotation file; None, rendered clips, and readers beside peers.
         model: of "tokenizer", "streaming" and "train": as `from_pretrained` takes it, or a config's name (untrained).
         device: "auto", "cpu", "cuda", "cuda:1", ... threads: of torch on a CPU, for the whole process.
         runs: of each quick measurement; None, 15 (of "generate" and "loader" 3).
@@ -165,7 +166,11 @@ def _run_alone(kind: str, data: str | None, device: torch.device, about: dict, r
         rows = generation.bench_generation(device, batches=(1,) if quick else (1, 8), runs=runs)
     else:
         words = f"clips of {loader.FRAMES} x {loader.SIDE} x {loader.SIDE}, of {data or 'rendered videos'}"
-        rows = loader.bench_loader(data, batches=3 if quick else 12, runs=runs)
+        heights = dict.fromkeys(readers.HEIGHTS, 8) if quick else readers.HEIGHTS
+        rows = chain(
+            readers.bench_readers(1 if quick else 5, heights) if data is None else (),
+            loader.bench_loader(data, batches=3 if quick else 12, runs=runs),
+        )
     report({"header": words}, result)
     for row in rows:
         result["rows"].append(row)

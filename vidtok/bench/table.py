@@ -67,7 +67,21 @@ def _train(rows: list[dict]) -> None:
         print(f"  {row['what'] + ' ' + row['precision']:43}{_times(row)}{_memory(row)}", flush=True)
 
 
+def _reader(row: dict) -> None:
+    if "mb" in row:
+        print(
+            f"  {row['of']}: {'unknown' if row['mb'] is None else format(row['mb'], '.0f')} MB above the start",
+            flush=True,
+        )
+        return
+    ratio = "" if row["ratio"] is None else f", {row['ratio']:.2f}x decord (lowest {row['lowest']:.2f}x)"
+    quality = "" if row["psnr"] is None else f", {row['psnr']:.1f} dB"
+    print(f"  {row['of']:40}{row['reader']:12}{row['frames_per_s']:7.0f} frames/s{ratio}{quality}", flush=True)
+
+
 def _loader(row: dict) -> None:
+    if "workers" not in row:
+        return _reader(row)
     who = f"{row['workers']} worker{'s' * (row['workers'] > 1)}" if row["workers"] else "this process"
     share = f", {row['share']:.0%} of this process alone" if row["workers"] else ""
     print(

@@ -11,13 +11,15 @@ the same convolutions alone; against magvit2-pytorch's model where that is insta
 naive against bf16 and channels-last. streaming: the latency of one latent. loss: the LFQ loss, forward and backward,
 against vector-quantize-pytorch's. train: a training step, with and without discriminator. Without a kind all of these,
 in some minutes. By their names alone: generate, 12 masked steps against autoregressive sampling of 1280 tokens, in some
-minutes more; loader, the clips of DATASET (or rendered ones) that reach training and evaluation through 1 and 2 worker
+minutes more; loader, reading beside decord, torchcodec and PyAV on rendered files of 360 to 2160 lines (without
+DATASET), and the clips of DATASET (or rendered ones) that reach training and evaluation through 1 and 2 worker
 processes, of those that this process decodes and resizes. What is compared is measured in turns; every figure is a
 median of several runs.
 
 `vidtok bench generate`: how much faster 12 masked steps are than a step per token.
 
-`vidtok bench loader`: what arrives through a loader, of what one process decodes and resizes.
+`vidtok bench loader`: rates of reading as multiples of decord's, PSNR of the resizing, memory of 4K; and what arrives
+through a loader, of what one process decodes and resizes.
 """
 
 import argparse
