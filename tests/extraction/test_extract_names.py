@@ -131,6 +131,18 @@ def test_what_is_there_but_cannot_be_read_fails_alone(folder, run, monkeypatch):
     assert err == "vidtok: v/a.mp4: o/a.npz: Permission denied\n"
 
 
+@pytest.mark.filterwarnings("ignore:v/pipe")
+def test_what_is_no_file_fails_alone(folder, run):
+    folder("a.mp4")
+    os.symlink("nothing", "v/gone.mp4")
+    os.mkfifo("v/pipe.mp4")
+    status, out, err = run("encode", "v/a.mp4", "v/gone.mp4", "v/pipe.mp4", "-o", "o")
+    assert status == 1 and "encoded 1 of 3" in out
+    assert err == "vidtok: v/gone.mp4: no such file\nvidtok: v/pipe.mp4: not a file\n"
+    status, out, err = run("extract", "v", "-o", "o")  # a folder gives no FIFOs
+    assert "1 were complete, 1 failed" in out and err == "vidtok: v/gone.mp4: no such file\n"
+
+
 def test_a_file_where_a_folder_belongs_fails_alone(folder, run):
     folder("a.npz/x.mp4", "b.mp4", "c.mp4")
     os.makedirs("o/b.npz")
