@@ -17,7 +17,8 @@ from vidtok.datasets.clips import ClipFolder
 from vidtok.datasets.decode import PyAVReader
 from vidtok.datasets.labeled import LabeledDataset
 from vidtok.datasets.loading import DecodePool
-from vidtok.datasets.sources import files_by_split
+from vidtok.datasets.samplers import Segment, segment_error
+from vidtok.datasets.sources import videos_by_split
 from vidtok.errors import UserError, VideoError
 from vidtok.files import replacing, validate_output
 from vidtok.names import IMAGE_SUFFIXES, escape_name
@@ -34,7 +35,8 @@ class CheckResult:
     """What `check` found.
 
     Attributes:
-        table: a pandas data frame with a row for each video, see `check_video`.
+        table: a pandas data frame with a row for each video, see `check_video`, and one for each segment of an
+            annotation that is not within its video: status "bad segment", with its `start` and `end` in seconds.
         overlap: (split, path, other split, path in it) of each file that is in two splits, under whatever name.
     """
 
@@ -43,7 +45,7 @@ class CheckResult:
 
     @property
     def bad(self) -> "pandas.DataFrame":
-        """The rows of videos that are missing, corrupt or too short."""
+        """The rows of videos that are missing, corrupt or too short, and of bad segments."""
         return self.table[self.table["status"] != "ok"]
 
     @property
@@ -91,9 +93,12 @@ def check(
     columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column}
     sources = [sources] if isinstance(sources, str | Path) else list(sources)
     splits: dict[str, list[str]] = {}
+    segments: dict[str, list[Segment]] = defaultdict(list)
     for source in sources:
-        for split, paths in files_by_split(source, root, **columns).items():
-            splits.setdefault(split, []).extend(paths)
+        for split, found in videos_by_split(source, root, **columns).items():
+            splits.setdefault(split, []).extend(path for path, _ in found)
+            for path, segment in found:
+                segments[path] += [] if segment is None else [segment]
     videos = list(dict.fromkeys(itertools.chain(*splits.values())))
     if not videos:
         raise UserError(f"{', '.join(map(str, sources))}: no videos")
@@ -101,6 +106,7 @@ def check(
     for row in check_videos(videos, min_frames, workers or count_cpus(), time_limit):
         rows.append(row)
         progress(len(rows), len(videos))
+    rows += [bad for row in rows if row["status"] == "ok" for bad in _check_segments(row, segments[row["path"]])]
     table = pd.DataFrame(rows).astype({"frames": "Int64", "height": "Int64", "width": "Int64"})
     if output is not None:
         with replacing(output) as part:
@@ -144,6 +150,14 @@ def check_video(path: str | Path, min_frames: int = 1) -> dict:
     if row["frames"] < min_frames:
         row |= {"status": "too short", "reason": f"{row['frames']} frames, fewer than {min_frames}"}
     return row
+
+
+def _check_segments(row: dict, segments: Iterable[Segment]) -> Iterator[dict]:
+    """Yield a row for each segment that is not within the video of `row`."""
+    for segment in segments:
+        if reason := segment_error(segment, row["duration"], row["fps"]):
+            start, end = segment
+            yield _row(row["path"]) | {"status": "bad segment", "reason": reason, "start": start, "end": end}
 
 
 def check_videos(
@@ -208,6 +222,8 @@ def _row(path: str | Path) -> dict:
         "height": None,
         "width": None,
         "duration": None,
+        "start": None,
+        "end": None,
     }
 
 

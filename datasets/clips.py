@@ -18,7 +18,8 @@ from vidtok.datasets.annotations import read_annotations
 from vidtok.datasets.decode import PyAVReader
 from vidtok.datasets.frames import frames_to_video
 from vidtok.datasets.loading import WHOLE, DecodePool, Shard, check_clip, check_counts, is_image_batch, shard_rows
-from vidtok.datasets.seek import read_window, window_indices
+from vidtok.datasets.samplers import Segment, choose_in_segment, ids_and_segments
+from vidtok.datasets.seek import read_selection, window_indices
 from vidtok.datasets.sources import find_media, of_split
 from vidtok.datasets.yuv_store import StoredVideo, YUVStore, add_videos
 from vidtok.errors import VideoError
@@ -78,8 +79,8 @@ class ClipFolder(Dataset):
         cache_gb: limit of the cache in GB (1e9 bytes); None, no limit. A random choice of videos is stored up to the
             limit; the others are decoded per window.
         stride: (s_t, s_h, s_w), stride of the tokenizer to train.
-        annotations: a file that lists the files to use by their paths below the root (see `read_annotations`); None,
-            all files.
+        annotations: a file that lists the files to use by their paths below the root (see `read_annotations`), and
+            may give segments of them, from which windows are then drawn; None, all files.
         split: the split to use, if the annotations have a column of splits.
 
     Raises:
@@ -117,8 +118,8 @@ class ClipFolder(Dataset):
         self.frames, self.crop, self.crops_per_clip, self.flip, self.fps = frames, crop, crops_per_clip, flip, fps
         self.seed, self.batch_size, self.image_batch_size = seed, batch_size, image_batch_size
         names = None if annotations is None else _names(annotations, split)
-        self.videos, self.video_shares = _find(root, VIDEO_SUFFIXES, names)
-        self.images, self.image_shares = _find(root, IMAGE_SUFFIXES if images else (), names)
+        self.videos, self._segments, self.video_shares = _find(root, VIDEO_SUFFIXES, names)
+        self.images, _, self.image_shares = _find(root, IMAGE_SUFFIXES if images else (), names)
         if not self.videos and not self.images:
             which = "" if annotations is None else f" that {annotations} names"
             raise ValueError(f"no video{' or image' if images else ''}{which} in {root}")
@@ -232,7 +233,9 @@ class ClipFolder(Dataset):
             path = self.paths[first + i]
             self._reading[first + i] = number + 1
             try:
-                return self._read(path, position, image)
+                whole = image or self._segments[i] is None
+                read = self._read if whole else partial(self._read, segment=self._segments[i])
+                return read(path, position, image)
             except VideoError as e:
                 bad[i] = True
                 warnings.warn(f"skipped from now on: {e}", stacklevel=2)
@@ -240,15 +243,18 @@ class ClipFolder(Dataset):
                 self._reading[first + i] = 0
         raise VideoError(self.paths[first], f"none of the {len(shares)} {'images' if image else 'videos'} is usable")
 
-    def _read(self, path: str, position: float, image: bool) -> np.ndarray | StoredWindow:
+    def _read(
+        self, path: str, position: float, image: bool, segment: Segment | None = None
+    ) -> np.ndarray | StoredWindow:
+        choose = partial(window_indices, path=path, frames=self.frames, fps=self.fps, position=position)
+        choose = partial(choose_in_segment, path=path, segment=segment, choose=choose)
         if image:
             with PyAVReader(path) as reader:
                 window = reader.frames([0])
         elif video := self._stored.get(path):
-            indices = window_indices(video.timestamps, video.fps, path, self.frames, self.fps, position)
-            window = StoredWindow(video, indices)
+            window = StoredWindow(video, choose(video.timestamps, video.fps))
         else:
-            window = read_window(path, self.frames, self.fps, position)
+            window = read_selection(path, choose).frames
         short = min(_sides(window))
         if self.size is None and short < self.crop:
             raise VideoError(path, f"a short side of {short} pixels is less than crop={self.crop}")
@@ -284,41 +290,53 @@ def _sides(window: np.ndarray | StoredWindow) -> tuple[int, int]:
     return window.size if isinstance(window, StoredWindow) else window.shape[1:3]
 
 
-def _names(annotations: str | Path, split: str | None) -> set[str]:
-    """Read the normalized paths in an annotation file."""
+def _names(annotations: str | Path, split: str | None) -> dict[str, list[Segment | None]]:
+    """Read the normalized paths in an annotation file, and the segments of each; None is the whole file."""
     table = of_split(read_annotations(annotations), split, annotations)
     if "path" not in table:
         raise ValueError(f"{annotations} lists videos by id: give a list of paths below the root")
-    return set(map(os.path.normpath, table["path"]))
+    names: dict[str, list[Segment | None]] = {}
+    for name, segment in zip(table["path"], ids_and_segments(table)[1], strict=True):
+        segments = names.setdefault(os.path.normpath(name), [])
+        segments += [] if segment in segments else [segment]
+    return names
 
 
-def _find(root: Root, suffixes: tuple[str, ...], names: set[str] | None) -> tuple[list[str], np.ndarray]:
-    """Find files below `root` by suffix and among `names`; return them sorted, and the cumulative share of each."""
+def _find(
+    root: Root, suffixes: tuple[str, ...], names: dict[str, list[Segment | None]] | None
+) -> tuple[list[str], list[Segment | None], np.ndarray]:
+    """Find files below `root` by suffix and among `names`; return them sorted, once for each segment of a file, the
+    segments, and the cumulative share of each."""
     roots = root if isinstance(root, dict) else {r: None for r in ([root] if isinstance(root, str | Path) else root)}
-    files: list[str] = []
+    found: list[tuple[str, Segment | None]] = []
     shares: list[float] = []
     for folder, share in roots.items():
-        matches = find_media(folder, suffixes)
+        files = {file: [None] for file in find_media(folder, suffixes)}
         if names is not None:
-            matches = _named(matches, folder, names, suffixes)
-        files += matches
+            files = _named(list(files), folder, names, suffixes)
+        matches = [(file, segment) for file, segments in files.items() for segment in segments]
+        found += matches
         shares += [1.0 if share is None else share / max(len(matches), 1)] * len(matches)
     cumulative = np.cumsum(shares)
-    return files, cumulative / cumulative[-1] if files else cumulative
+    chosen, segments = [file for file, _ in found], [segment for _, segment in found]
+    return chosen, segments, cumulative / cumulative[-1] if found else cumulative
 
 
-def _named(files: list[str], folder: str | Path, names: set[str], suffixes: tuple[str, ...]) -> list[str]:
+def _named(
+    files: list[str], folder: str | Path, names: dict[str, list[Segment | None]], suffixes: tuple[str, ...]
+) -> dict[str, list[Segment | None]]:
     """Select the files that are named by their path below the folder, by an absolute one, by a link to them, or in
-    another of the `spellings`; add those that are named and were left out as hidden. Sorted."""
+    another of the `spellings`; add those that are named and were left out as hidden. Return the segments of each file,
+    sorted by file."""
     inside = {os.path.relpath(file, folder): file for file in files}
-    found = {inside[name] for name in names & set(inside)}
-    if left := [name for name in names - set(inside) if name.lower().endswith(suffixes)]:
+    found = {inside[name]: [*segments] for name, segments in names.items() if name in inside}
+    if left := [name for name in names if name not in inside and name.lower().endswith(suffixes)]:
         listed = {os.path.realpath(file): file for file in files}
         for name in left:
             paths = (os.path.join(folder, spelling) for spelling in (name, *spellings(name)))
             path = next(filter(os.path.isfile, paths), None)
             if path is not None and (real := os.path.realpath(path)) in listed:
-                found.add(listed[real])
+                found.setdefault(listed[real], []).extend(names[name])
             elif path is not None and not os.path.relpath(path, folder).startswith(".."):
-                found.add(path)
-    return sorted(found)
+                found.setdefault(path, []).extend(names[name])
+    return {file: list(dict.fromkeys(found[file])) for file in sorted(found)}

@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 
 from vidtok.datasets.frames import normalize_video
 from vidtok.datasets.loading import DecodePool
-from vidtok.datasets.seek import indices_at, read_selection, whole_picture
+from vidtok.datasets.samplers import Segment, choose_at_times, choose_in_segment, describe_segment
+from vidtok.datasets.seek import read_selection, whole_picture
 from vidtok.datasets.transforms import ViewTransform
 from vidtok.errors import VideoError
 from vidtok.names import unescape_name
@@ -107,6 +108,8 @@ class LabeledDataset(Dataset):
         ids: name of each sample.
         split: "train", "val", ... or None.
         paths: file of each sample; empty for a dataset without files.
+        segments: (start, end) in seconds of each sample, or None for the whole video; empty for a dataset without
+            files.
         flip_keeps_label: whether a mirrored video keeps its class.
 
     Raises:
@@ -119,6 +122,7 @@ class LabeledDataset(Dataset):
     ids: list[str]
     split: str | None
     paths: Sequence[str] = ()
+    segments: Sequence[Segment | None] = ()
 
     def __init__(self, length: int, transform: Transform | None, seed: int, on_error: OnError):
         if on_error not in ("raise", "return", "resample"):
@@ -262,6 +266,8 @@ class LabeledVideos(LabeledDataset):
             with a warning; `left_out` lists their paths.
         cache: folder for decoded frames, see `cached_frames`; None, no cache.
         reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`.
+        segments: (start, end) in seconds of each video, of which samples are taken as of a video of its own (their
+            timestamps remain those of the video); None, and None for a video: all of it.
 
     Raises:
         ValueError: no video, or arguments that don't fit together.
@@ -281,10 +287,16 @@ class LabeledVideos(LabeledDataset):
         checked: pd.DataFrame | str | Path | None = None,
         cache: str | Path | None = None,
         reader: str = "auto",
+        segments: Sequence[Segment | None] | None = None,
     ):
+        segments = [None] * len(paths) if segments is None else segments
         bad = set() if checked is None else _not_ok(checked)
-        kept = [not bad or os.path.abspath(path) not in bad for path in paths]
-        self.paths, self.ids, self.labels = ([*itertools.compress(x, kept)] for x in (paths, ids, labels))
+        kept = [
+            not bad or not {(os.path.abspath(path), None), (os.path.abspath(path), segment)} & bad
+            for path, segment in zip(paths, segments, strict=True)
+        ]
+        columns = (paths, ids, labels, segments)
+        self.paths, self.ids, self.labels, self.segments = ([*itertools.compress(x, kept)] for x in columns)
         self.left_out = [path for path, is_kept in zip(paths, kept, strict=True) if not is_kept]
         if self.left_out:
             warnings.warn(
@@ -298,10 +310,16 @@ class LabeledVideos(LabeledDataset):
         self.reader = reader
 
     def _read(self, index: int, rng: np.random.Generator) -> Sample:
+        path, segment = self.paths[index], self.segments[index]
+        choose = _all_frames
+        if self.sampler is not None:
+            choose = partial(choose_at_times, times=partial(self.sampler, rng=rng))
+        choose = partial(choose_in_segment, path=path, segment=segment, choose=choose)
         view = partial(self.transform.view, rng=rng) if isinstance(self.transform, ViewTransform) else whole_picture
-        frames_VTHWC, timestamps_VT = read_selection(
-            self.paths[index], partial(self._choose, rng=rng), self.cache, view, self.reader
-        )
+        try:
+            frames_VTHWC, timestamps_VT = read_selection(path, choose, self.cache, view, self.reader)
+        except VideoError as e:  # several samples may be of this file
+            raise VideoError(self._name((index, 0)), e.reason, e.good_frames) from e
         video = torch.from_numpy(frames_VTHWC).permute(0, 4, 1, 2, 3)
         if isinstance(self.transform, ViewTransform):
             video = self.transform.finish(video, rng)
@@ -311,18 +329,21 @@ class LabeledVideos(LabeledDataset):
         times = times.repeat_interleave(len(video) // len(times), dim=0)  # crops of one clip are consecutive
         return Sample(video, self.labels[index], self.ids[index], times)
 
-    def _choose(self, timestamps: np.ndarray, fps: float, rng: np.random.Generator) -> np.ndarray:
-        """Select frame indices, int64 [V,T]."""
-        if self.sampler is None:
-            return np.arange(len(timestamps))[None]
-        return indices_at(timestamps, self.sampler(timestamps[-1] + 1 / fps, fps, rng))
-
     def _name(self, job: tuple[int, int]) -> str:
-        return self.paths[job[0]]
+        return describe_segment(self.paths[job[0]], self.segments[job[0]])
 
 
-def _not_ok(checked: pd.DataFrame | str | Path) -> set[str]:
+def _all_frames(timestamps: np.ndarray, fps: float) -> np.ndarray:
+    return np.arange(len(timestamps))[None]
+
+
+def _not_ok(checked: pd.DataFrame | str | Path) -> set[tuple[str, Segment | None]]:
+    """Return (absolute path, segment or None for the whole video) of what is not ok."""
     table = checked if isinstance(checked, pd.DataFrame) else pd.read_csv(checked, dtype={"path": str})
     if not {"path", "status"} <= set(table):
         raise ValueError("checked is not a table of `vidtok check`: want columns path and status")
-    return {os.path.abspath(unescape_name(path)) for path in table.loc[table["status"] != "ok", "path"]}
+    bad = table[table["status"] != "ok"].reindex(columns=["path", "start", "end"])
+    return {
+        (os.path.abspath(unescape_name(path)), None if pd.isna(start) else (float(start), float(end)))
+        for path, start, end in bad.itertuples(index=False)
+    }

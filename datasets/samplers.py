@@ -14,9 +14,21 @@ Common arguments:
     clips: number of clips.
 
 In a video shorter than a clip, the last frame is repeated until the clip ends.
+
+A segment of a video, from an annotation, is sampled as a video of its own; its timestamps remain those of the video.
 """
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
+
+from vidtok.datasets.seek import TOLERANCE, Choose, indices_at
+from vidtok.errors import VideoError
+from vidtok.names import MEDIA_SUFFIXES
+
+Segment = tuple[float, float]  # (start, end) in seconds from the first frame of the video
 
 
 def uniform_segments(
@@ -113,3 +125,86 @@ def _room(duration: float, fps: float, frames: int, stride: int, at_fps: float |
     """Return the seconds between the first and the last possible start of a clip; 0 if the video is too short."""
     span = (frames - 1) * stride / (at_fps or fps) + 1 / fps  # the last frame is shown for 1/fps
     return max(duration - span, 0.0)
+
+
+def segment_id(name: str, segment: Segment) -> str:
+    """Name a segment as Kinetics does: "u.mp4" from 3 to 6 s is "u_000003_000006.mp4"; fractions are kept."""
+    suffix = Path(name).suffix if name.lower().endswith(MEDIA_SUFFIXES) else ""
+    times = [f"{time:06.0f}" if time % 1 == 0 else f"{time:013.6f}".rstrip("0") for time in segment]
+    return "_".join([name.removesuffix(suffix), *times]) + suffix
+
+
+def ids_and_segments(table: pd.DataFrame) -> tuple[list[str], list[Segment | None]]:
+    """Return the name and the segment of each row of `read_annotations`.
+
+    A row without times is a whole video. So is one whose name ends with its times: its file has been cut.
+    """
+    names = table["path" if "path" in table else "id"].tolist()
+    if "start" not in table:
+        return names, [None] * len(names)
+    ids: list[str] = []
+    segments: list[Segment | None] = []
+    for name, start, end in zip(names, table["start"], table["end"], strict=True):
+        segment = None if pd.isna(start) else (float(start), float(end))
+        if segment is not None and _stem(name).endswith(_stem(segment_id("", segment))):
+            segment = None
+        ids.append(name if segment is None else segment_id(name, segment))
+        segments.append(segment)
+    return ids, segments
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem if name.lower().endswith(MEDIA_SUFFIXES) else name
+
+
+def describe_segment(path: str | Path, segment: Segment | None) -> str:
+    """Name a segment in a message: "u.mp4 (3 to 6 s)"."""
+    return str(path) if segment is None else f"{path} ({segment[0]:g} to {segment[1]:g} s)"
+
+
+def segment_error(segment: Segment, duration: float, fps: float) -> str | None:
+    """Return why a segment is not within a video of `duration` seconds; None if it is, up to rounding."""
+    start, end = segment
+    if start >= duration or end > duration + 1 / fps + 0.1:
+        return f"the segment from {start:g} to {end:g} s is not within the video, which lasts {duration:.2f} s"
+    return None
+
+
+def frames_of_segment(path: str | Path, timestamps: np.ndarray, fps: float, segment: Segment | None) -> slice:
+    """Return the frames whose timestamps are in [start, end); in a segment between two frames, the one shown.
+
+    Args:
+        path: the file to name in an error.
+        timestamps: float64 [N], seconds. fps: frames per second.
+        segment: None, the whole video. An end after the end of the video is the end of the video.
+
+    Raises:
+        VideoError: the segment starts after the end of the video.
+    """
+    if segment is None:
+        return slice(0, len(timestamps))
+    duration = timestamps[-1] + 1 / fps
+    if segment[0] >= duration:
+        raise VideoError(path, segment_error(segment, duration, fps))
+    first, stop = np.searchsorted(timestamps, np.subtract(segment, TOLERANCE)).tolist()
+    if stop <= first:
+        first = int(indices_at(timestamps, np.array(segment[0])))
+    return slice(first, max(stop, first + 1))
+
+
+def choose_in_segment(
+    timestamps: np.ndarray, fps: float, path: str | Path, segment: Segment | None, choose: Choose
+) -> np.ndarray:
+    """Choose frames of a segment as of a video of its own; return their int64 indices in the video, any shape.
+
+    Args:
+        timestamps, fps, path, segment: see `frames_of_segment`.
+        choose: function of (timestamps of the segment's frames from 0 on, fps) that returns indices among them.
+    """
+    inside = frames_of_segment(path, timestamps, fps, segment)
+    return inside.start + choose(timestamps[inside] - timestamps[inside.start], fps)
+
+
+def choose_at_times(timestamps: np.ndarray, fps: float, times: Callable[[float, float], np.ndarray]) -> np.ndarray:
+    """Return int64 indices of the frames shown at times(duration in seconds, fps), seconds from the first frame."""
+    return indices_at(timestamps, times(timestamps[-1] + 1 / fps, fps))

@@ -14,8 +14,10 @@ import pandas as pd
 
 from vidtok.datasets.annotations import read_annotations
 from vidtok.datasets.annotations.documents import without_brackets
+from vidtok.datasets.annotations.words import canonical_split
 from vidtok.datasets.digits import MovingDigits
 from vidtok.datasets.labeled import LabeledDataset, LabeledVideos
+from vidtok.datasets.samplers import Segment, ids_and_segments, segment_id
 from vidtok.files import walk_files
 from vidtok.names import MEDIA_SUFFIXES, VIDEO_SUFFIXES, escape_name, spellings
 
@@ -33,7 +35,7 @@ def of_split(table: pd.DataFrame, split: str | None, source: str | Path) -> pd.D
     """
     if split is None or "split" not in table:
         return table
-    rows = table[table["split"] == split]
+    rows = table[table["split"].map(canonical_split) == canonical_split(split)]
     if not len(rows):
         raise ValueError(f"{source} has no split {split!r}, only {', '.join(sorted(set(table['split'])))}")
     return rows
@@ -117,14 +119,22 @@ class Names:
             raise ValueError(f"{name} is {places[0]} or {places[1]}: give its path below {self._root}, with the suffix")
         return places[0] if places else None
 
+    def locate(self, name: str, segment: Segment | None, folder: str = "") -> tuple[str | None, Segment | None]:
+        """Return (path, segment to read of it): the file of the segment alone if there is one, see `segment_id`."""
+        if segment is not None and (path := self.find(segment_id(name, segment), folder)):
+            return path, None
+        path = self.find(name, folder)
+        return path, None if path is None else segment
+
 
 class Kinetics(LabeledVideos):
     """Kinetics-400, -600 or -700 by its official csv files (label,youtube_id,time_start,time_end,split).
 
     Args:
         annotations: csv file.
-        root: folder with the clips, {youtube_id}_{start:06d}_{end:06d}.mp4 (or another suffix), at any depth. A missing
-            clip keeps its expected path, and raises an error when it is read.
+        root: folder with the clips, {youtube_id}_{start:06d}_{end:06d}.mp4 (or another suffix), at any depth, or with
+            whole videos, {youtube_id}.mp4, of which the segments are read. A missing clip keeps its expected path, and
+            raises an error when it is read.
         split: "train", "val" or "test", if the file has several; None, all.
         classes: class names in the order of the class numbers, required if the file lacks some of them; None, the
             labels in the file, sorted.
@@ -147,12 +157,12 @@ class Kinetics(LabeledVideos):
             raise ValueError(f"{annotations} is a {table.attrs['format']}, not a Kinetics csv")
         rows = of_split(table, split, annotations)
         labels, classes = class_numbers(table, rows, classes, annotations)
-        ids = [f"{i}_{int(s):06d}_{int(e):06d}" for i, s, e in zip(rows["id"], rows["start"], rows["end"], strict=True)]
+        ids, segments = ids_and_segments(rows)
         names = Names(root, VIDEO_SUFFIXES)
         folders = [_folder(label) for label in rows["label"]]
-        found = [names.find(name, folder) for name, folder in zip(ids, folders, strict=True)]
-        paths = [path or str(Path(root) / f"{name}.mp4") for path, name in zip(found, ids, strict=True)]
-        super().__init__(paths, ids, labels, classes, split, **reading)
+        found = [names.locate(*row) for row in zip(rows["id"], segments, folders, strict=True)]
+        paths = [path or str(Path(root) / f"{name}.mp4") for (path, _), name in zip(found, ids, strict=True)]
+        super().__init__(paths, ids, labels, classes, split, segments=[segment for _, segment in found], **reading)
 
 
 def _folder(label: str | None) -> str:
@@ -233,7 +243,7 @@ class VideoFolder(LabeledVideos):
         **reading,
     ):
         root = Path(root)
-        folder = root / split if split else root
+        folder = find_split_folder(root, split) if split else root
         paths = find_media(folder, suffixes)
         if not paths:
             raise ValueError(f"{folder} holds no file with one of the suffixes {', '.join(suffixes[:4])}, ...")
@@ -255,7 +265,7 @@ class VideoList(LabeledVideos):
         root: folder that the paths are relative to; None, the folder of the list. They may be written as on Windows,
             with other Unicode accents than on disk, or escaped as in the table of `vidtok check`. A name without a
             suffix (a bare number, an id) is searched for below the root, see `Names.find`.
-        split: the split to use, if there is a column of splits; None, all.
+        split: the split to use, if there is a column of splits; None, all. The case of its name doesn't matter.
         path_column, label_column, split_column: column names; None, the usual ones, see `read_annotations`.
         classes: class names in the order of the class numbers; None, the labels in the file, sorted.
         reading: see `LabeledVideos`.
@@ -287,18 +297,22 @@ class VideoList(LabeledVideos):
         rows = of_split(table, split, annotations)
         labels, classes = class_numbers(table, rows, classes, annotations)
         root = Path(annotations).parent if root is None else Path(root)
-        ids = rows["path" if "path" in rows else "id"].tolist()
-        super().__init__(_resolve(ids, root), ids, labels, classes, split, **reading)
+        names = rows["path" if "path" in rows else "id"].tolist()
+        ids, segments = ids_and_segments(rows)
+        found = _resolve(names, segments, root)
+        paths, segments = (list(column) for column in zip(*found, strict=True))
+        super().__init__(paths, ids, labels, classes, split, segments=segments, **reading)
 
 
-def _resolve(ids: list[str], root: Path) -> list[str]:
-    bare = [not name.lower().endswith(MEDIA_SUFFIXES) for name in ids]
-    names = Names(root, VIDEO_SUFFIXES) if any(bare) else None
-    return [
-        # A path that is missing is an error when it is read.
-        (is_bare and names.find(name.replace("\\", "/"))) or _locate(root, name)
-        for name, is_bare in zip(ids, bare, strict=True)
-    ]
+def _resolve(names: list[str], segments: list[Segment | None], root: Path) -> list[tuple[str, Segment | None]]:
+    """Return (path, segment to read of it) of each name; a missing one is an error when it is read."""
+    bare = [not name.lower().endswith(MEDIA_SUFFIXES) for name in names]
+    index = Names(root, VIDEO_SUFFIXES) if any(bare) else None
+    found = []
+    for name, segment, is_bare in zip(names, segments, bare, strict=True):
+        path, rest = index.locate(name.replace("\\", "/"), segment) if is_bare else (None, segment)
+        found.append((path, rest) if path else (_locate(root, name), segment))
+    return found
 
 
 def _locate(root: Path, name: str) -> str:
@@ -309,7 +323,22 @@ def _locate(root: Path, name: str) -> str:
     return next((other for each in spellings(name) if os.path.lexists(other := str(root / each))), path)
 
 
-_SPLITS = ("train", "val", "validation", "test")
+SPLIT_FOLDERS = ("train", "val", "validation", "test")
+
+
+def split_folders(root: str | Path) -> list[str]:
+    """Return the subfolders of `root` that are splits by their names, in whatever case, in the order of training."""
+    names = sorted(path.name for path in Path(root).iterdir() if path.is_dir())
+    return sorted((n for n in names if n.lower() in SPLIT_FOLDERS), key=lambda n: SPLIT_FOLDERS.index(n.lower()))
+
+
+def find_split_folder(root: str | Path, split: str) -> Path:
+    """Return the subfolder of `root` for a split: the one of exactly this name, else of the same canonical name."""
+    if not (folder := Path(root) / split).is_dir() and Path(root).is_dir():
+        same = [name for name in split_folders(root) if canonical_split(name) == canonical_split(split)]
+        if len(same) == 1:
+            return Path(root) / same[0]
+    return folder
 
 
 def open_dataset(
@@ -350,10 +379,12 @@ def open_dataset(
     return VideoList(source, root, split, **columns, classes=classes, **reading)
 
 
-def files_by_split(source: str | Path, root: str | Path | None = None, **columns: str | None) -> dict[str, list[str]]:
+def videos_by_split(
+    source: str | Path, root: str | Path | None = None, **columns: str | None
+) -> dict[str, list[tuple[str, Segment | None]]]:
     """List the videos of each split of a folder or an annotation file; labels are ignored.
 
-    In a folder, the subfolders train, val, validation and test are its splits.
+    In a folder, the subfolders train, val, validation and test are its splits, in whatever case.
 
     Args:
         source: folder or annotation file.
@@ -361,7 +392,8 @@ def files_by_split(source: str | Path, root: str | Path | None = None, **columns
         columns: path_column, label_column, split_column, see `VideoList`.
 
     Returns:
-        {split: paths}; a source without splits is one split that is named like the source.
+        {split: [(path, segment or None for the whole video)]}; a source without splits is one split that is named like
+        the source.
 
     Raises:
         ValueError: the source does not exist or can't be read.
@@ -370,12 +402,17 @@ def files_by_split(source: str | Path, root: str | Path | None = None, **columns
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder")
     if source.is_dir():
-        splits = [name for name in _SPLITS if (source / name).is_dir()]
-        return {name: find_media(source / name, MEDIA_SUFFIXES) for name in splits} or {
-            str(source): find_media(source, MEDIA_SUFFIXES)
-        }
-    dataset = open_dataset(source, root, **columns)
+        folders = {name: source / name for name in split_folders(source)} or {str(source): source}
+        return {name: [(path, None) for path in find_media(folder, MEDIA_SUFFIXES)] for name, folder in folders.items()}
     table = read_annotations(source, **columns)
-    if "split" not in table:
-        return {str(source): dataset.paths}
-    return {split: open_dataset(source, root, split, **columns).paths for split in dict.fromkeys(table["split"])}
+    splits = dict.fromkeys(table["split"]) if "split" in table else {str(source): None}
+    found = {}
+    for split in splits:
+        dataset = open_dataset(source, root, split if "split" in table else None, **columns)
+        found[split] = list(zip(dataset.paths, dataset.segments, strict=True))
+    return found
+
+
+def files_by_split(source: str | Path, root: str | Path | None = None, **columns: str | None) -> dict[str, list[str]]:
+    """List the files of each split, {split: paths}; see `videos_by_split`."""
+    return {split: [path for path, _ in videos] for split, videos in videos_by_split(source, root, **columns).items()}

@@ -17,12 +17,13 @@ import pandas as pd
 from vidtok.datasets.annotations.documents import read_json
 from vidtok.datasets.annotations.lists import read_list
 from vidtok.datasets.annotations.table import find_header, read_table
-from vidtok.datasets.annotations.words import AnnotationFormatError
+from vidtok.datasets.annotations.words import AnnotationFormatError, tidy_split
 from vidtok.names import escape_bytes
 
 UNDERSTOOD = (
     "Formats understood: Kinetics csv (label,youtube_id,time_start,time_end,split); Something-Something-v2 json "
-    "([{id, template}] or [{id}]); csv with a header (path, label, split); list of 'path label' or 'path,label' lines"
+    "([{id, template}] or [{id}]); csv with a header (path, label, split, start, end), or json with these keys; list "
+    "of 'path label' or 'path,label' lines"
 )
 
 
@@ -38,6 +39,7 @@ def read_annotations(
       Kinetics csv       header with youtube_id, time_start, time_end and, except in test files, label
       SSv2 json          a list of {id, template, ...}, or of {id} in test files; brackets in templates are removed
       csv with a header  separated by comma, tab, semicolon or space; columns are found by their usual names, or named
+      json table         a list of objects with the same names as keys
       list               path and label, separated by space, comma, tab, semicolon or ::, no header; or paths alone
 
     Args:
@@ -46,10 +48,10 @@ def read_annotations(
 
     Returns:
         One row per video in the order of the file. Columns: `path` (str, as written) or `id` (str); `label`, int64 if
-        all labels are whole numbers, else str, None in test files; and, if present, `start` and `end` (seconds) and
-        `split` ("validate", "validation" and "dev" become "val", "training" becomes "train", "testing" becomes "test";
-        other names are kept). `.attrs["format"]` is the name of the detected format. `.attrs["dropped"]` is the number
-        of rows dropped because they have no label in a file that has labels.
+        all labels are whole numbers (3 or 3.0), else str, None in test files; and, if present, `start` and `end` of a
+        segment (seconds; NaN for a whole video) and `split` ("train", "val", "test" for their usual names in whatever
+        case; other names are kept). `.attrs["format"]` is the name of the detected format. `.attrs["dropped"]` is the
+        number of rows dropped because they have no label in a file that has labels.
 
     Raises:
         ValueError: the file is of an unsupported kind (frame-folder list, multi-label rows, class list, captions,
@@ -99,26 +101,26 @@ def _json(path: Path, text: str) -> list | dict | None:
     return document if isinstance(document, list | dict) else None
 
 
-_SPLITS = {"validate": "val", "validation": "val", "dev": "val", "training": "train", "testing": "test"}
-
-
 def _tidy(path: Path, table: pd.DataFrame, name: str) -> pd.DataFrame:
     """Convert the columns to their types, drop rows without a label, and check the file as a whole."""
     dropped, labeled = 0, table["label"].notna() & (table["label"] != "")
+    numbers = table["label"].astype(str).str.fullmatch(r"-?\d{1,9}(\.0*)?")
+    if numbers.any() and (numbers | ~labeled | table["label"].isin(["nan", "NaN"])).all():  # NaN made them floats
+        labeled = numbers
     if labeled.any():
         dropped = int((~labeled).sum())
         table = table[labeled].reset_index(drop=True)
-        if table["label"].str.fullmatch(r"-?\d{1,9}").all():
-            table["label"] = table["label"].astype("int64")
+        if numbers[labeled].all():
+            table["label"] = table["label"].astype("float64").astype("int64")
         elif table["label"].str.fullmatch(r"-?\d*\.\d+([eE][-+]?\d+)?").all():
             raise ValueError(f"{path}: labels such as {table['label'].iloc[0]} are scores, not classes. {UNDERSTOOD}")
     else:
         table["label"] = None
     for time in {"start", "end"} & set(table):
-        if (table[time] % 1 == 0).all():
+        if (table[time].astype("float64") % 1 == 0).all():
             table[time] = table[time].astype("int64")
     if "split" in table:
-        table["split"] = [_SPLITS.get(split.lower(), split) for split in table["split"]]
+        table["split"] = table["split"].map(tidy_split)
     _check_one_label(path, table)
     order = [c for c in ("path", "id", "label", "start", "end", "split") if c in table]
     table = table[order]

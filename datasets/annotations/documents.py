@@ -1,12 +1,17 @@
-"""Annotations in JSON: those of Something-Something-v2."""
+"""Annotations in JSON: those of Something-Something-v2, and tables as lists of objects."""
 
+from functools import partial
+
+from vidtok.datasets.annotations.table import Header, add_row, check_times, known_columns
 from vidtok.datasets.annotations.words import AnnotationFormatError
 
 
 def read_json(document: list | dict) -> tuple[dict[str, list], str]:
-    """Read [{id, template, ...}] or [{id}] into (columns "id" and "label", name of the format)."""
+    """Read [{id, template, ...}], [{id}] or a table in json into (columns, name of the format)."""
     if isinstance(document, dict) or not document or not all(isinstance(entry, dict) for entry in document):
         raise AnnotationFormatError(_looks_like(document))
+    if (table := _read_records(document)) is not None:
+        return table
     ids_only = all(set(entry) == {"id"} for entry in document)
     for number, entry in enumerate(document):
         if (not ids_only and not isinstance(entry.get("template"), str)) or not _is_id(entry.get("id")):
@@ -17,6 +22,34 @@ def read_json(document: list | dict) -> tuple[dict[str, list], str]:
     labels = [None] * len(document) if ids_only else [without_brackets(entry["template"]) for entry in document]
     name = "something-something-v2 json" + (" without labels" if ids_only else "")
     return {"id": [str(entry["id"]) for entry in document], "label": labels}, name
+
+
+def _read_records(document: list[dict]) -> tuple[dict[str, list], str] | None:
+    """Read [{path (or id with times), label, start, end, split}], keys as the columns of a csv.
+
+    "segment": [start, end] stands for the two times. Return None for other kinds of entries.
+    """
+    rows = [entry | _times(entry.get("segment")) for entry in document]
+    names = list(dict.fromkeys(str(key) for row in rows for key in row))
+    places = known_columns(names)
+    cells = [["" if row.get(name) is None else row.get(name) for name in names] for row in rows]
+    plain = all(isinstance(row[place], str | int | float) for row in cells for place in places.values())
+    named = "path" in places or {"id", "start"} <= set(places)  # without times, [{id, label}] lacks its templates
+    if "template" in names or "label" not in places or not named or not plain:
+        return None
+    check_times(names, places)
+    if "path" in places:
+        places.pop("id", None)
+    header = Header(" ", names, places, "json table")
+    columns: dict[str, list] = {kind: [] for kind in places}
+    for number, row in enumerate(cells, 1):
+        add_row(columns, [str(cell).strip() for cell in row], header, partial(AnnotationFormatError, number=number))
+    return columns, header.format
+
+
+def _times(segment: object) -> dict:
+    pair = isinstance(segment, list) and len(segment) == 2
+    return dict(zip(("start", "end"), segment, strict=True)) if pair else {}
 
 
 def without_brackets(template: str) -> str:

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import math
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,12 +18,14 @@ _NAMES = {
     "label": ("label", "class", "class_name", "label_name", "category", "action", "tag", "target", "labels",
               "class_label", "action_label", "label_id", "class_id", "label_idx", "class_idx"),
     "split": ("split", "subset", "partition"),
-    "start": ("time_start", "start", "start_time"),
-    "end": ("time_end", "end", "end_time"),
+    "start": ("time_start", "t_start", "start", "start_time", "start_sec", "start_seconds", "start_timestamp", "begin"),
+    "end": ("time_end", "t_end", "end", "end_time", "end_sec", "end_seconds", "end_timestamp", "stop",
+            "stop_timestamp"),
 }  # fmt: skip
+_FRAME_NUMBERS = {"start_frame", "end_frame", "stop_frame", "frame_start", "frame_end", "first_frame", "last_frame"}
 _TEXT = {"caption", "captions", "sentence", "text", "description", "question", "narration", "summary"}
 _TABLE_SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", " ": "space"}
-_SECONDS = re.compile(r"\d+(\.\d*)?")
+_CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)")
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,16 @@ def find_header(text: str, columns: dict[str, str | None]) -> Header | None:
     wanted = {kind: name for kind, name in columns.items() if name}
     separator = max(
         _TABLE_SEPARATORS,
-        key=lambda s: (sum(n in _cells(line, s) for n in wanted.values()), len(_known(_cells(line, s)))),
+        key=lambda s: (sum(n in _cells(line, s) for n in wanted.values()), len(known_columns(_cells(line, s)))),
     )
     names = _cells(line, separator)
     for name in wanted.values():
         if name not in names:
             raise AnnotationFormatError(f"there is no column {name!r} in the header ({', '.join(names)})", 1, line)
-    places = _known(names) | {kind: names.index(name) for kind, name in wanted.items()}
+    places = known_columns(names) | {kind: names.index(name) for kind, name in wanted.items()}
     if not wanted and (not {"path", "id"} & set(places) or any(is_media(n) or is_whole(n) for n in names)):
         return None
+    check_times(names, places)
     kinetics = {"youtube_id", "time_start", "time_end"} <= {name.lower() for name in names}
     if "path" in places and "id" in places:
         del places["path" if kinetics and "path" not in wanted else "id"]
@@ -73,6 +78,14 @@ def find_header(text: str, columns: dict[str, str | None]) -> Header | None:
     return Header(separator, names, places, "kinetics csv" if kinetics else "csv with a header")
 
 
+def check_times(names: Sequence[str], places: dict[str, int]) -> None:
+    """Raise AnnotationFormatError for columns of times of which segments can't be made."""
+    if len({"start", "end"} & set(places)) == 1:
+        raise AnnotationFormatError(f"segments need a start and an end, there are {', '.join(names)}")
+    if "start" not in places and (frames := _FRAME_NUMBERS & {name.lower() for name in names}):
+        raise AnnotationFormatError(f"{', '.join(sorted(frames))}: segments are given in seconds, as start and end")
+
+
 def read_table(text: str, header: Header) -> tuple[dict[str, list], str]:
     """Read the rows below a header into (columns, name of the format)."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=header.separator, skipinitialspace=True)
@@ -80,18 +93,7 @@ def read_table(text: str, header: Header) -> tuple[dict[str, list], str]:
     next(rows)  # the header
     columns: dict[str, list] = {kind: [] for kind in header.places}
     for row in rows:
-        error = partial(AnnotationFormatError, number=reader.line_num, line=header.separator.join(row))
-        if len(row) != len(header.names):
-            raise error(f"{len(row)} fields under a header of {len(header.names)}")
-        for kind, place in header.places.items():
-            cell = row[place]
-            if kind in ("path", "id") and not cell:
-                raise error(f"no {header.names[place]}")
-            if kind == "label" and is_several(cell):
-                raise error("looks like multi-label rows")
-            if kind in ("start", "end") and not _SECONDS.fullmatch(cell):
-                raise error(f"{header.names[place]} is not a number of seconds")
-            columns[kind].append(float(cell) if kind in ("start", "end") else cell)
+        add_row(columns, row, header, partial(AnnotationFormatError, number=reader.line_num))
     if {"path", "start"} <= set(columns) and not any(map(is_media, columns["path"])):
         raise AnnotationFormatError("looks like a list of frame-folders with the frames to take")
     key = "path" if "path" in columns else "id"
@@ -104,11 +106,52 @@ def read_table(text: str, header: Header) -> tuple[dict[str, list], str]:
     return columns, f"{header.format} separated by {_TABLE_SEPARATORS[header.separator]}{unlabeled}"
 
 
+def add_row(columns: dict[str, list], row: list[str], header: Header, error: Callable[..., Exception]) -> None:
+    """Append the cells of a row to the columns; raise error(why, line=...) if they don't fit."""
+    error = partial(error, line=header.separator.join(row))
+    if len(row) != len(header.names):
+        raise error(f"{len(row)} fields under a header of {len(header.names)}")
+    for kind, place in header.places.items():
+        cell: str | float | None = row[place]
+        if kind in ("path", "id") and not cell:
+            raise error(f"no {header.names[place]}")
+        if kind == "label" and is_several(cell):
+            raise error("looks like multi-label rows")
+        if kind in ("start", "end"):
+            try:
+                cell = parse_time(row[place])
+            except ValueError:
+                raise error(f"{header.names[place]} is not a number of seconds from 0 on") from None
+        columns[kind].append(cell)
+    if "start" in columns:
+        start, end = columns["start"][-1], columns["end"][-1]
+        if (start is None) != (end is None) or (start is not None and start >= end):
+            raise error("a segment has a start and a later end, in seconds; a whole video has neither")
+
+
+def parse_time(text: str) -> float | None:
+    """Parse "62.5" or "00:01:02.5" as seconds; None if the text is empty.
+
+    Raises:
+        ValueError: the text is not a time, or negative, infinite or NaN.
+    """
+    if not text:
+        return None
+    if clock := _CLOCK.fullmatch(text):
+        hours, minutes, seconds = clock.groups()
+        return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds)
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{text} is not a time in a video")
+    return seconds
+
+
 def _cells(line: str, separator: str) -> list[str]:
     return [cell.strip() for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
 
 
-def _known(names: list[str]) -> dict[str, int]:
+def known_columns(names: list[str]) -> dict[str, int]:
+    """Return {kind: index of the column} of the columns that are known by their names."""
     lower = [name.lower() for name in names]
     places = {kind: next((lower.index(n) for n in known if n in lower), None) for kind, known in _NAMES.items()}
     return {kind: place for kind, place in places.items() if place is not None}

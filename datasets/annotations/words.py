@@ -1,4 +1,7 @@
-"""What a word of an annotation file may be, and the error for a file or a line that fits no format."""
+"""What a word of an annotation file may be, and the error for a file or a line that fits no format.
+
+Names of splits are such words, too.
+"""
 
 import re
 from collections.abc import Sequence
@@ -44,3 +47,17 @@ def is_class_list(names: Sequence[str], labels: Sequence[str | None]) -> bool:
         if counts and 2 * sum(re.search(r"\d", word) is None for word in words) > len(words):
             return True
     return False
+
+
+_SPLITS = {"validate": "val", "validation": "val", "valid": "val", "dev": "val", "training": "train", "testing": "test"}
+
+
+def canonical_split(name: str) -> str:
+    """Return the name by which splits are compared: lower case; "val" for "validation" and "dev", and so on."""
+    return _SPLITS.get(name.lower(), name.lower())
+
+
+def tidy_split(name: str) -> str:
+    """Return "train", "val" or "test" for their usual names in whatever case; other names as they are."""
+    canonical = canonical_split(name)
+    return canonical if canonical in ("train", "val", "test") else name

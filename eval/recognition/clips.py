@@ -21,6 +21,7 @@ from sklearn.model_selection import (
 from torch import Tensor
 
 from vidtok.datasets import LabeledDataset, MovingDigits, open_dataset, read_annotations, validate_disjoint
+from vidtok.datasets.samplers import ids_and_segments
 from vidtok.eval.recognition.inputs import to_bytes
 from vidtok.eval.recognition.protocol import Protocol
 from vidtok.names import escape_name
@@ -102,7 +103,7 @@ class ClipSource:
         if self.group_column is None:
             return None
         table = read_annotations(self.source, self.path_column, self.group_column, self.split_column)
-        group = dict(zip(table["path" if "path" in table else "id"], table["label"].astype(str), strict=True))
+        group = dict(zip(ids_and_segments(table)[0], table["label"].astype(str), strict=True))
         if missing := [name for name in ids if name not in group]:
             raise ValueError(f"{self.source}: no {self.group_column} for {missing[0]}")
         return [group[name] for name in ids]
@@ -202,7 +203,7 @@ def cut(dataset: LabeledDataset, chosen: slice | np.ndarray) -> None:
     if isinstance(chosen, slice) and chosen.stop is not None and chosen.stop < 1:
         raise ValueError(f"want at least one clip, not {chosen.stop}")
     places = np.arange(len(dataset))[chosen]
-    for name in ("ids", "labels", "paths"):
+    for name in ("ids", "labels", "paths", "segments"):
         if values := getattr(dataset, name):  # digits that are rendered have no paths
             setattr(dataset, name, [values[i] for i in places])
 

@@ -5,8 +5,9 @@
 
 DATASET: a folder, or an annotation file (Kinetics csv, Something-Something-v2 json, csv with a header, list). The table
 has a row per video: status (ok, missing, corrupt, too short), reason, warning (a clock that restarts), guard (why
-decord is not trusted with it: it is read all the same, by PyAV), frames, fps, height, width, duration; datasets take it
-as `checked`. A file that is in two splits, under whatever name, is an error. Exit status 1 where anything is wrong.
+decord is not trusted with it: it is read all the same, by PyAV), frames, fps, height, width, duration; and a row per
+segment (start, end) that is not within its video. Datasets take the table as `checked`. A file that is in two splits,
+under whatever name, is an error. Exit status 1 where anything is wrong.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         print(printable(text))
     counts = table["status"].value_counts()
     print(
-        f"{len(table)} videos: {', '.join(f'{n} {status}' for status, n in counts.items())}; "
+        f"{table['start'].isna().sum()} videos: {', '.join(f'{n} {status}' for status, n in counts.items())}; "
         f"{(table['guard'] != '').sum()} not trusted to decord; {len(found.overlap)} in two splits"
     )
     return int(not found.ok)

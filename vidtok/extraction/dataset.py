@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vidtok.datasets import DecodePool, VideoError
+from vidtok.datasets.annotations.words import canonical_split
 from vidtok.datasets.loading import WHOLE, Shard, shard_rows
 from vidtok.errors import nearest
 from vidtok.extraction.containers import open_reader
@@ -161,7 +162,10 @@ class TokenDataset(Dataset):
         names = sorted({entry.label for entry in found if entry.label is not None})
         self._validate_names("label", labels, names)
         self._validate_names("id", ids, {entry.id for entry in found} if ids is not None else ())
-        self._validate_names("split", None if split is None else [split], {e.split for e in found if e.split})
+        splits = {e.split for e in found if e.split}
+        if split is not None and split not in splits:
+            split = next((name for name in splits if canonical_split(name) == canonical_split(split)), split)
+        self._validate_names("split", None if split is None else [split], splits)
         self.classes = list(classes if classes is not None else names if labels is None else labels)
         kept_labels = {*self.classes, None} if labels is None else set(labels)
         kept_ids = None if ids is None else set(ids)

@@ -20,6 +20,7 @@ from torch import Tensor
 from vidtok.datasets import DecodePool, MovingDigits, VideoError, iter_video
 from vidtok.datasets.backends import reader_name
 from vidtok.datasets.frames import View, frames_as_video, plan_view
+from vidtok.datasets.samplers import choose_at_times, choose_in_segment, frames_of_segment
 from vidtok.datasets.seek import indices_at, read_selection, resample_indices
 from vidtok.datasets.transforms import three_crops
 from vidtok.errors import nearest
@@ -28,6 +29,7 @@ from vidtok.streaming import pad_chunks
 
 CROPS = ("center", "three")
 CLIPS_AT_ONCE = 8  # decoded together, to be held in memory
+FRAMES_AT_ONCE = 32  # of a segment
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,12 @@ def read_chunks(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:
     try:
         if item.digit is not None:
             yield from _digit(item.digit, reading)
-        elif reading.clips is None:
-            yield from _whole(item.path, reading)
+        elif reading.clips is not None:
+            yield from _clips(item, reading)
+        elif item.segment is not None:
+            yield from _segment(item, reading)
         else:
-            yield from _clips(item.path, reading)
+            yield from _whole(item.path, reading)
     except VideoError:
         raise
     except Exception as error:
@@ -117,8 +121,44 @@ def _whole(path: str, reading: ReadConfig) -> Iterator[StreamChunk]:
         yield from _pieces(chunks, reading, None, info)
 
 
-def _clips(path: str, reading: ReadConfig) -> Iterator[StreamChunk]:
+def _segment(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:
+    """All frames of a segment, read a few at a time."""
+    size = reading.size if reading.crop is None else (reading.size, reading.size)
     known: dict = {}
+
+    def choose(timestamps: np.ndarray, fps: float, start: int) -> np.ndarray:
+        inside = frames_of_segment(item.path, timestamps, fps, item.segment)
+        indices, times = np.arange(inside.start, inside.stop), timestamps[inside]
+        if reading.fps is not None:
+            indices = inside.start + resample_indices(times - times[0], reading.fps)
+            times = times[0] + np.arange(len(indices)) / reading.fps
+        known.update(times=times[: reading.max_frames], fps=fps)
+        return indices[: reading.max_frames][start : start + FRAMES_AT_ONCE]
+
+    def view(height: int, width: int) -> View:
+        known.update(native=(height, width), view=plan_view(height, width, size, multiple=1))
+        return known["view"]
+
+    def chunks() -> Iterator[Tensor]:
+        start = 0
+        while start < len(known.get("times", [None])):
+            selected = partial(choose, start=start)
+            yield frames_as_video(read_selection(item.path, selected, None, view, reading.reader).frames)[None]
+            start += FRAMES_AT_ONCE
+
+    def info() -> Info:
+        fps = reading.fps or known["fps"]
+        native = (known["native"], known["fps"])
+        source_bytes = Path(item.path).stat().st_size
+        return Info(
+            fps, tuple(known["view"].size), *native, reader_name(reading.reader), source_bytes, known["times"], None
+        )
+
+    yield from _pieces(chunks(), reading, None, info)
+
+
+def _clips(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:
+    path, known = item.path, {}
     scaled = reading.size if reading.crop in (None, "three") else (reading.size, reading.size)
 
     def view(height: int, width: int) -> View:
@@ -126,7 +166,8 @@ def _clips(path: str, reading: ReadConfig) -> Iterator[StreamChunk]:
         return plan_view(height, width, scaled, multiple=1)
 
     def choose(timestamps: np.ndarray, fps: float, start: int) -> np.ndarray:
-        indices = indices_at(timestamps, reading.clips.times(timestamps[-1] + 1 / fps, fps))
+        at_times = partial(choose_at_times, times=reading.clips.times)
+        indices = choose_in_segment(timestamps, fps, path, item.segment, at_times)
         known.update(count=len(indices), fps=fps)
         return indices[start : start + CLIPS_AT_ONCE]
 

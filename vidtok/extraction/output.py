@@ -20,6 +20,7 @@ from typing import Protocol
 
 from filelock import FileLock, Timeout
 
+from vidtok.datasets.annotations.words import canonical_split
 from vidtok.datasets.backends import reader_name
 from vidtok.datasets.decode import RESIZE_VERSION
 from vidtok.errors import nearest, one_line
@@ -231,7 +232,11 @@ def read_failures(features: Path, split: str | None) -> list[dict[str, str]]:
     with open(file, newline="", encoding="utf-8") as rows:
         # Of a run that was killed: several rows of a video, or one cut short.
         found = {row["id"]: row for row in csv.DictReader(rows) if row.get("reason") is not None}
-    kept = [row for row in found.values() if split is None or row.get("split") == split]
+    kept = [
+        row
+        for row in found.values()
+        if split is None or canonical_split(row.get("split") or "") == canonical_split(split)
+    ]
     return [{"name": row["id"], "reason": row["reason"]} for row in kept]
 
 

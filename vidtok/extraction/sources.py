@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from vidtok.datasets import MovingDigits, dense_clips, open_dataset, read_annotations, uniform_segments, whole_windows
+from vidtok.datasets.annotations.words import tidy_split
+from vidtok.datasets.samplers import Segment, describe_segment
+from vidtok.datasets.sources import split_folders
 from vidtok.errors import UserError, nearest
 from vidtok.files import find_videos
 from vidtok.names import escape_name
@@ -17,16 +20,17 @@ from vidtok.names import escape_name
 @dataclass(frozen=True)
 class WorkItem:
     """One video to do. path: its file, or None for one that is rendered: `digit` is then its split, number and seed.
-    id, label, split: what its record will say."""
+    segment: (start, end) in seconds, or None, all of it. id, label, split: what its record will say."""
 
     id: str
     path: str | None = None
     label: str | None = None
     split: str | None = None
     digit: tuple[str, int, int] | None = None
+    segment: Segment | None = None
 
     def __str__(self) -> str:
-        return self.path or self.id
+        return describe_segment(self.path or self.id, self.segment)
 
 
 def plan_sources(
@@ -79,13 +83,14 @@ def plan_dataset(
     items: list[WorkItem] = []
     for name in [split] if split is not None else _splits(source, columns):
         dataset = open_dataset(source, root, name, **columns)
+        written = name and (name.lower() if Path(source).is_dir() else tidy_split(name))
         for i, (id, label) in enumerate(zip(dataset.ids, dataset.labels, strict=True)):
             label = dataset.classes[label] if label >= 0 else None
             if isinstance(dataset, MovingDigits):
                 for seed in range(renderings):
-                    items.append(WorkItem(f"{id}/{seed}" if seed else id, None, label, name, (name, i, seed)))
+                    items.append(WorkItem(f"{id}/{seed}" if seed else id, None, label, written, (written, i, seed)))
             else:
-                items.append(WorkItem(id, dataset.paths[i], label, name))
+                items.append(WorkItem(id, dataset.paths[i], label, written, segment=dataset.segments[i]))
     return items
 
 
@@ -111,7 +116,7 @@ def _splits(source: str, columns: dict[str, str | None]) -> list[str | None]:
         return ["train", "val"]
     path = Path(source)
     if path.is_dir():
-        return [name for name in ("train", "val", "validation", "test") if (path / name).is_dir()] or [None]
+        return [*split_folders(path)] or [None]
     if not path.is_file():
         raise ValueError(f"{source}: no such file or folder, nor 'digits'")
     table = read_annotations(source, **columns)
