@@ -28,7 +28,7 @@ from vidtok.datasets.container import (
     open_container,
     stated_rate,
 )
-from vidtok.datasets.frames import Matrix, View, display_matrix, exif_matrix, orient, swaps_sides, uncrop
+from vidtok.datasets.frames import Box, Matrix, View, display_matrix, exif_matrix, orient, swaps_sides, uncrop
 from vidtok.errors import VideoError
 from vidtok.files import check_unchanged, file_version
 
@@ -149,7 +149,7 @@ class FrameConverter:
         format_name, tags = frame.format.name, (int(frame.colorspace), int(frame.color_range))
         key = (format_name, tags, view)
         if self._graph is None or self._graph[0] != key:
-            top, left, height, width = uncrop(view.box, self.size, self.matrix)
+            top, left, height, width = _even(uncrop(view.box, self.size, self.matrix), frame.height, frame.width)
             rows, columns = reversed(view.size) if swaps_sides(self.matrix) else view.size
             factor = min(height / rows, width / columns)
             flags = "area" if factor >= AREA_FACTOR else "bicubic"
@@ -170,6 +170,13 @@ class FrameConverter:
             graph.link_nodes(*nodes).configure()
             self._graph = key, graph
         return self._graph[1]
+
+
+def _even(box: Box, height: int, width: int) -> Box:
+    """Grow a box of a picture to whole chroma samples of 4:2:0, so that all formats are cropped alike."""
+    top, left = box[0] // 2 * 2, box[1] // 2 * 2
+    bottom, right = min(box[0] + box[2] + 1, height + 1) // 2 * 2, min(box[1] + box[3] + 1, width + 1) // 2 * 2
+    return top, left, min(bottom, height) - top, min(right, width) - left
 
 
 def _pixels(frame: VideoFrame) -> np.ndarray:

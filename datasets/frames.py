@@ -76,14 +76,13 @@ def plan_resize(height: int, width: int, size: Size, multiple: int = 8) -> tuple
     Raises:
         ValueError: the crop would be empty.
     """
+    scale = _scale(height, width, size)
     if size is None:
         resized, cut = (height, width), (height // multiple * multiple, width // multiple * multiple)
     elif isinstance(size, int):
-        scale = size / min(height, width)
         resized = max(size, round(height * scale)), max(size, round(width * scale))
         cut = tuple(s if s == size else s // multiple * multiple for s in resized)
     else:
-        scale = max(size[0] / height, size[1] / width)
         resized, cut = (max(size[0], round(height * scale)), max(size[1], round(width * scale))), tuple(size)
     if min(cut) < 1:
         raise ValueError(
@@ -93,6 +92,15 @@ def plan_resize(height: int, width: int, size: Size, multiple: int = 8) -> tuple
 
 
 Box = tuple[int, int, int, int]
+
+
+def _scale(height: int, width: int, size: Size) -> float:
+    """Return the factor of resizing by `plan_resize`, before sides are rounded to whole pixels."""
+    if size is None:
+        return 1.0
+    if isinstance(size, int):
+        return size / min(height, width)
+    return max(size[0] / height, size[1] / width)
 
 
 class View(NamedTuple):
@@ -113,10 +121,13 @@ def plan_view(height: int, width: int, size: Size, multiple: int = 8) -> View:
     Raises:
         ValueError: the crop would be empty.
     """
-    (new_h, new_w), cut = plan_resize(height, width, size, multiple)
-    box_h, box_w = round(cut[0] * height / new_h), round(cut[1] * width / new_w)
-    top, left = (height - box_h) // 2, (width - box_w) // 2
-    return View((top, left, box_h, box_w), cut)
+    resized, cut = plan_resize(height, width, size, multiple)
+    scale = _scale(height, width, size)
+    box_h, box_w = (
+        side if new == kept else min(side, round(kept / scale))
+        for side, new, kept in zip((height, width), resized, cut, strict=True)
+    )
+    return View(((height - box_h) // 2, (width - box_w) // 2, box_h, box_w), cut)
 
 
 Matrix = tuple[int, int, int, int]
