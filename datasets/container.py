@@ -6,6 +6,7 @@ The rules for clocks are those of ffmpeg's `ts_discontinuity_detect`.
 """
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from av import Packet
 from av.container import InputContainer
 from av.video.stream import VideoStream
+from PIL import Image
 
 from vidtok.errors import UserError, VideoError
 from vidtok.names import IMAGE_SUFFIXES
@@ -44,7 +46,7 @@ def open_container(path: str | Path) -> tuple[InputContainer, VideoStream]:
             raise VideoError(path, "the file is empty (0 bytes)")
         # "file:" keeps a colon in a name from being read as a protocol. An image is passed as bytes, or FFmpeg would
         # take a % in its name for a numbered sequence.
-        source = BytesIO(path.read_bytes()) if path.suffix.lower() in IMAGE_SUFFIXES else f"file:{path}"
+        source = _image_data(path) if path.suffix.lower() in IMAGE_SUFFIXES else f"file:{path}"
     except OSError as e:  # not readable, gone by now, or a name that is too long
         raise VideoError(path, e.strerror or str(e)) from e
     try:
@@ -57,6 +59,43 @@ def open_container(path: str | Path) -> tuple[InputContainer, VideoStream]:
     except VideoError:
         container.close()
         raise
+
+
+def _image_data(path: Path) -> BytesIO:
+    """Return the bytes of an image file, or for an animated WebP, which FFmpeg can't read, of a video of its frames."""
+    data = BytesIO(path.read_bytes())
+    if path.suffix.lower() != ".webp":
+        return data
+    try:
+        with Image.open(data) as image:
+            if getattr(image, "is_animated", False):
+                return _webp_frames(image)
+    except (OSError, SyntaxError, ValueError) as e:
+        raise VideoError(path, f"not an image that Pillow can read ({e})") from e
+    data.seek(0)
+    return data
+
+
+def _webp_frames(image: Image.Image) -> BytesIO:
+    """Write the frames of an animated image without loss, with their times in milliseconds."""
+    frames, times = [], [0]
+    for number in range(image.n_frames):
+        image.seek(number)
+        frames.append(np.asarray(image.convert("RGB")))
+        times.append(times[-1] + image.info["duration"])
+    data = BytesIO()
+    with av.open(data, "w", format="matroska") as container:
+        rate = Fraction(1000 * len(frames), max(times[-1], 1)).limit_denominator(1001)
+        stream = container.add_stream("ffv1", rate=rate, options={"level": "3"})
+        stream.width, stream.height, stream.pix_fmt = *image.size, "bgr0"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for picture_HWC, time in zip(frames, times, strict=False):
+            frame = av.VideoFrame.from_ndarray(picture_HWC, format="rgb24").reformat(format="bgr0")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    data.seek(0)
+    return data
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -233,7 +234,9 @@ class VideoWriter:
         if not fps > 0:
             raise ValueError(f"fps={fps} must be above 0")
         self._part = temporary_path(self.path, suffix)
-        self._sink = _SINKS[suffix](self._part, Fraction(fps).limit_denominator(1001))
+        # Below 1 fps it is the seconds per frame that are rounded.
+        rate = Fraction(fps).limit_denominator(1001) if fps >= 1 else 1 / (1 / Fraction(fps)).limit_denominator(1001)
+        self._sink = _SINKS[suffix](self._part, rate)
         self._shape: tuple[int, ...] | None = None
 
     def write(self, video: Tensor) -> None:
@@ -318,6 +321,18 @@ class _H264:
         self._container.close()
 
 
+def gif_delays(frames: int, fps: Fraction) -> list[int]:
+    """Return the delay of each frame in hundredths of a second, 0 for a frame to leave out.
+
+    The delays of 30 fps are 3, 4, 3, 3, 4, 3, ... so that no error adds up. Above 50 fps frames are left out: viewers
+    show a delay of 1 as 10.
+    """
+    step = 1 if fps <= 50 else 2
+    edges = [step * round(Fraction(100 * i, step) / fps) for i in range(frames + 1)]
+    delays = [end - start for start, end in pairwise(edges)]
+    return delays if any(delays) else [step, *delays[1:]]
+
+
 class _Pillow:
     """Collect frames and write them at the end with Pillow: a GIF, or a PNG of one frame."""
 
@@ -330,11 +345,14 @@ class _Pillow:
             raise ValueError("a .png holds one frame; write .mp4 or .gif, or one frame of the video")
 
     def finish(self) -> None:
-        first, *rest = self._images
         if self._path.suffix.lower() == ".png":
-            first.save(self._path)
+            self._images[0].save(self._path)
         else:
-            first.save(self._path, save_all=True, append_images=rest, duration=float(1000 / self._fps), loop=0)
+            delays = gif_delays(len(self._images), self._fps)
+            shown = [(image, delay) for image, delay in zip(self._images, delays, strict=True) if delay]
+            (first, _), *rest = shown
+            durations = [10 * delay for _, delay in shown]
+            first.save(self._path, save_all=True, append_images=[i for i, _ in rest], duration=durations, loop=0)
 
     def abandon(self) -> None:
         self._images = []

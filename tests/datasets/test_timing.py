@@ -10,11 +10,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from vidtok.datasets import VideoError, check_video, iter_video, open_video, probe_video
+from vidtok.datasets import VideoError, check_video, iter_video, open_video, probe_video, write_video
 from vidtok.datasets.container import JUMP, LONGEST_GAP, Clock
 from vidtok.datasets.decode import PyAVReader
-from vidtok.datasets.seek import read_selection, read_timeline
+from vidtok.datasets.seek import read_selection
+from vidtok.datasets.timeline import read_timeline
+from vidtok.datasets.video import gif_delays
 
 
 def make(path: Path, frames=10, rate=10, codec="libx264", first=0, ticks=None, mux=None, **options) -> Path:
@@ -208,3 +212,47 @@ def test_an_old_av_is_refused_in_one_line(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, "info", str(path)], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "vidtok: vidtok needs av>=17, not 16.1.0: pip install -U av\n"
+
+
+@pytest.mark.parametrize("fps", [30, 29.97, 12.5, 50, 60, 0.1])
+def test_a_gif_lasts_as_long_as_its_frames(tmp_path, fps):
+    path, frames = tmp_path / "x.gif", 31
+    video = torch.arange(frames) / frames * 2 - 1
+    write_video(path, video[None, :, None, None].expand(3, frames, 16, 16), fps)
+    with open_video(path) as reader:
+        assert reader.fps == pytest.approx(min(fps, 50), rel=0.01)
+        assert reader.duration == pytest.approx(frames / fps, abs=0.02)
+        assert reader.num_frames == (frames if fps <= 50 else round(frames * 50 / fps))
+
+
+def test_gif_delays():
+    assert gif_delays(6, Fraction(30)) == [3, 4, 3, 3, 4, 3] and gif_delays(2, Fraction(1, 10)) == [1000, 1000]
+    assert gif_delays(1, Fraction(1000)) == [2] and sum(gif_delays(60, Fraction(60))) == 100
+    assert {*gif_delays(60, Fraction(60))} == {0, 2}
+
+
+@pytest.mark.parametrize("fps", [0.1, 1 / 3600, 1 / 3.7])
+def test_low_rates_are_written_and_read(tmp_path, fps):
+    for suffix in (".mp4", ".mkv"):
+        path = tmp_path / f"x{suffix}"
+        write_video(path, torch.zeros(3, 3, 16, 16), fps)
+        with open_video(path) as reader:
+            assert reader.fps == pytest.approx(fps, rel=1e-3)
+            np.testing.assert_allclose(reader.timestamps, np.arange(3) / fps, rtol=1e-3)
+
+
+def test_an_animated_webp_has_its_frames_and_times(tmp_path):
+    path = tmp_path / "x.webp"
+    images = [Image.fromarray(np.full((33, 48, 3), 40 * i, np.uint8)) for i in range(5)]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=[100, 200, 50, 50, 300], lossless=True)
+    with open_video(path) as reader:
+        np.testing.assert_allclose(reader.timestamps, [0, 0.1, 0.3, 0.35, 0.4])
+        assert [int(frame.mean()) for frame in reader.frames(range(5))] == [0, 40, 80, 120, 160]
+        assert reader.fps == pytest.approx(5 / 0.7, rel=1e-3)
+    assert read_selection(path, lambda timestamps, fps: np.array([3])).timestamps == pytest.approx([0.35])
+    images[0].save(tmp_path / "still.webp")
+    with open_video(tmp_path / "still.webp") as reader:
+        assert reader.num_frames == 1
+    (tmp_path / "bad.webp").write_bytes(path.read_bytes()[:60])
+    with pytest.raises(VideoError, match="bad"):
+        open_video(tmp_path / "bad.webp")
