@@ -171,6 +171,18 @@ def test_webdataset_reads_it(tmp_path):
         assert np.array_equal(sample["npz"]["ids"], video(i)[0].features)
 
 
+@pytest.mark.parametrize("container", ["npz", *SHARDED])
+def test_a_file_that_is_written_anew_is_read_anew(tmp_path, container):
+    for number in (0, 1):
+        folder = tmp_path / str(number)
+        writer = open_writer(folder, container)
+        writer.write([replace(video(number)[0], id="a.mp4")])
+        writer.close()
+        (file,) = files_of(folder)
+        target = shutil.copy(file, tmp_path / f"x{file.suffix}")
+        assert same(read_all(target)[0], replace(video(number)[0], id="a.mp4"))
+
+
 def test_pandas_reads_it(tmp_path):
     import pandas as pd
 

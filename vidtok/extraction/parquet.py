@@ -29,6 +29,7 @@ from vidtok.extraction.record import (
     parse_description,
     settings_of,
 )
+from vidtok.files import FileVersion, file_version
 
 GROUP = 1 << 20  # bytes of features in a row group, which is what reading one record reads
 
@@ -93,7 +94,7 @@ class ParquetFormat:
                     counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
                     self._starts[path] = np.cumsum([0, *counts])
             group = int(np.searchsorted(self._starts[path], row, side="right")) - 1
-            return _read_group(path, group).record(row - int(self._starts[path][group]))
+            return _read_group(file_version(path), path, group).record(row - int(self._starts[path][group]))
 
 
 def _open(path: Path) -> pa.OSFile:
@@ -113,7 +114,7 @@ class _Rows:
 
 
 @lru_cache(maxsize=4)
-def _read_group(path: Path, group: int) -> _Rows:
+def _read_group(version: FileVersion, path: Path, group: int) -> _Rows:
     with pq.ParquetFile(_open(path), page_checksum_verification=True) as file:
         return _Rows(file.read_row_group(group))
 
