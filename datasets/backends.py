@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vidtok.datasets.decode import Chunk, OnError, PyAVReader, VideoReader, convert_pictures
+from vidtok.datasets.decode import RESIZE_VERSION, Chunk, OnError, PyAVReader, VideoReader, convert_pictures
 from vidtok.datasets.frames import View
 from vidtok.datasets.timeline import read_timeline
 from vidtok.errors import VideoError
@@ -187,6 +187,11 @@ READERS = ("auto", "pyav", "decord", "torchcodec")
 def reader_name(backend: str | None) -> str:
     """Return the name of the reader that `open_video` uses for `backend`."""
     return "pyav" if backend in ("auto", None) else backend
+
+
+def pixels_version(backend: str | None) -> str:
+    """Return what determines the pixels of a decoded file, "READER/VERSION OF THE RESIZE"."""
+    return f"{reader_name(backend)}/{RESIZE_VERSION}"
 
 
 def reader_version(name: str) -> str:

@@ -82,6 +82,7 @@ class ClipFolder(Dataset):
         annotations: a file that lists the files to use by their paths below the root (see `read_annotations`), and
             may give segments of them, from which windows are then drawn; None, all files.
         split: the split to use, if the annotations have a column of splits.
+        reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`; images are read by PyAV.
 
     Raises:
         ValueError: illegal arguments, or no video or image in the folders.
@@ -106,6 +107,7 @@ class ClipFolder(Dataset):
         stride: tuple[int, int, int] = (4, 8, 8),
         annotations: str | Path | None = None,
         split: str | None = None,
+        reader: str = "auto",
     ):
         check_clip(frames, crop, stride)
         image_batch_size = image_batch_size or 4 * batch_size
@@ -116,6 +118,7 @@ class ClipFolder(Dataset):
         if self.size and self.size[0] < crop:
             raise ValueError(f"crop={crop} does not fit into size={size}: give a crop of at most {self.size[0]} pixels")
         self.frames, self.crop, self.crops_per_clip, self.flip, self.fps = frames, crop, crops_per_clip, flip, fps
+        self.reader = reader
         self.seed, self.batch_size, self.image_batch_size = seed, batch_size, image_batch_size
         names = None if annotations is None else _names(annotations, split)
         self.videos, self._segments, self.video_shares = _find(root, VIDEO_SUFFIXES, names)
@@ -254,7 +257,7 @@ class ClipFolder(Dataset):
         elif video := self._stored.get(path):
             window = StoredWindow(video, choose(video.timestamps, video.fps))
         else:
-            window = read_selection(path, choose).frames
+            window = read_selection(path, choose, reader=self.reader).frames
         short = min(_sides(window))
         if self.size is None and short < self.crop:
             raise VideoError(path, f"a short side of {short} pixels is less than crop={self.crop}")

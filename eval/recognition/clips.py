@@ -42,6 +42,7 @@ class ClipSource:
             The groups of the digits are the digits.
         classes: class names in order, or Something-Something-v2's file of them; None, those in the annotations.
         checked: csv file of `vidtok check`; videos that are not ok in it are left out, with a warning.
+        reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`.
     """
 
     source: str
@@ -52,6 +53,7 @@ class ClipSource:
     group_column: str | None = None
     classes: Sequence[str] | str | None = None
     checked: str | None = None
+    reader: str = "auto"
 
     def open(
         self,
@@ -87,7 +89,7 @@ class ClipSource:
                 reading = {"sampler": protocol.train_sampler(), "on_error": on_error}
             else:
                 reading = {"sampler": protocol.sampler(), "transform": protocol.transform(), "on_error": "return"}
-            reading |= {"seed": seed, "checked": self.checked}
+            reading |= {"seed": seed, "checked": self.checked, "reader": self.reader}
             dataset = open_dataset(self.source, self.root, split, self.classes, **columns, **reading)
             if training:
                 flip = flip and dataset.flip_keeps_label
@@ -258,7 +260,7 @@ AUGMENTATION = ("scale", "flip", "augment")  # of training clips of labeled vide
 def build_clip_sources(cfg: DictConfig) -> tuple["ClipSource", "ClipSource"]:
     """Build the sources of training and test from the group `data`."""
     data = OmegaConf.to_container(cfg.data, resolve=True)
-    fields = ("path_column", "label_column", "split_column", "group_column", "classes", "checked")
+    fields = ("path_column", "label_column", "split_column", "group_column", "classes", "checked", "reader")
     columns = {key: data[key] for key in fields}
     source = ClipSource(str(data["source"]), data["root"], **columns)
     if data["val_source"] is None:

@@ -28,9 +28,10 @@ from torch import nn
 
 from vidtok.configs.compose import compose_config, given_keys
 from vidtok.datasets import LabeledDataset
+from vidtok.datasets.backends import pixels_version
 from vidtok.errors import UserError, nearest
 from vidtok.eval.metrics.intervals import paired_ratio
-from vidtok.eval.recognition.clips import ClipSet, build_clip_sources, load_clips, load_training_clips
+from vidtok.eval.recognition.clips import DIGITS, ClipSet, build_clip_sources, load_clips, load_training_clips
 from vidtok.eval.recognition.data import (
     DataOptions,
     HeadData,
@@ -318,6 +319,8 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> Comparison:
     if data["train_views"] is not None:
         depends_on += ("train_views", "scale", "flip", "augment")
     facts = {key: data[key] for key in depends_on}
+    if data["source"] != DIGITS:
+        facts["pixels"] = pixels_version(data["reader"])
     check_fingerprint(Path(cfg.run), {"command": "compare"})  # and not a run of finetune
     store = ClipStore(Path(cfg.run) / "clips", facts)
     encoded = ClipStore(Path(cfg.run) / "encoded", {"tokenizer": tokenizer.weight_hash})

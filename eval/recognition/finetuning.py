@@ -235,6 +235,8 @@ def check_finetuning(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
     checkpoint might fit."""
     data = OmegaConf.to_container(cfg.data, resolve=True)
     facts = {f"data.{key}": value for key, value in data.items() if key not in ("batch_size", "workers", "cache")}
+    if data["reader"] == "auto":  # as in folders from before there was a choice
+        del facts["data.reader"]
     facts |= {"command": "finetune", "input": cfg.input, "seed": cfg.seed, "tokenizer": tokenizer.weight_hash}
     plain = OmegaConf.to_container(cfg, resolve=True)
     facts |= {

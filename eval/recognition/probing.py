@@ -195,6 +195,7 @@ def probe(
     label_column: str | None = None,
     split_column: str | None = None,
     checked: str | None = None,
+    reader: str = "auto",
     group_column: str | None = None,
     test_source: str | None = None,
     features: str | None = None,
@@ -221,7 +222,7 @@ def probe(
 
     Args:
         source: "digits", a folder, or a csv or json file of annotations. With `features` it only holds group_column.
-        root, path_column, label_column, split_column, group_column, checked: see `ClipSource`.
+        root, path_column, label_column, split_column, group_column, checked, reader: see `ClipSource`.
         test_source: annotations of the test split, where they are in another file.
         features: files of `vidtok extract` with features of the training clips, instead of videos.
         test_features: the same for the test clips; None, `features`.
@@ -268,7 +269,7 @@ def probe(
     tokenizer = VideoTokenizer.from_pretrained(model, pick_device(device))
     clips = Protocol.parse(protocol, size, fps)
     columns = path_column, label_column, split_column, group_column
-    videos = ClipSource(str(source or features), root, *columns, checked=checked)
+    videos = ClipSource(str(source or features), root, *columns, checked=checked, reader=reader)
     splits, limits = (train_split, split), (train_clips, test_clips)
     if features:
         paths = features, test_features or features

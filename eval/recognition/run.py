@@ -19,6 +19,7 @@ def evaluate(
     label_column: str | None = None,
     split_column: str | None = None,
     checked: str | None = None,
+    reader: str = "auto",
     split: str = "val",
     clips: int | None = None,
     model: str | None = None,
@@ -33,7 +34,7 @@ def evaluate(
 
     Args:
         head: name of a shipped head, its folder or hub id.
-        source, root, path_column, label_column, split_column, checked: see `ClipSource`.
+        source, root, path_column, label_column, split_column, checked, reader: see `ClipSource`.
         split: name of the split. clips: largest number of videos; None, all.
         model: name of the tokenizer; None, the one that the head names.
         recon: test a head of pixels on reconstructed clips. A head that was trained on them needs no flag.
@@ -53,7 +54,7 @@ def evaluate(
     trained, encoder, views = load_head(head, model, device, recon, protocol)
     known = trained.config
     columns = path_column, label_column, split_column
-    videos = ClipSource(str(source), root, *columns, classes=known.classes, checked=checked)
+    videos = ClipSource(str(source), root, *columns, classes=known.classes, checked=checked, reader=reader)
 
     def test(shuffle: bool) -> Predictions:
         dataset = videos.open(split, views)

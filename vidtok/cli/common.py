@@ -27,6 +27,10 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=positive(int), metavar="PIXELS", help="resize the short side (default: native)")
     parser.add_argument("--fps", type=positive(float), help="resample by time (default: native)")
     parser.add_argument("--max-frames", type=positive(int), metavar="N", help="stop after N frames")
+    add_reader(parser)
+
+
+def add_reader(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reader", default="auto", help="video decoder: auto (default), pyav, decord, torchcodec")
 
 
@@ -109,3 +113,4 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label-column", metavar="NAME", help="likewise")
     parser.add_argument("--split-column", metavar="NAME", help="likewise")
     parser.add_argument("--checked", metavar="FILE", help="table of vidtok check: leave out what is not ok in it")
+    add_reader(parser)

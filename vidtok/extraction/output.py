@@ -21,8 +21,7 @@ from typing import Protocol
 from filelock import FileLock, Timeout
 
 from vidtok.datasets.annotations.words import canonical_split
-from vidtok.datasets.backends import reader_name
-from vidtok.datasets.decode import RESIZE_VERSION
+from vidtok.datasets.backends import pixels_version
 from vidtok.errors import nearest, one_line
 from vidtok.extraction.containers import SUFFIXES, check_container, open_writer
 from vidtok.extraction.record import (
@@ -179,7 +178,7 @@ def make_settings(
         bits=tokenizer.bits,
         stride=tuple(tokenizer.stride),
         dtype=dtype,
-        pixels=f"{reader_name(reader)}/{RESIZE_VERSION}",
+        pixels=pixels_version(reader),
         **requested,
     )
 

@@ -356,6 +356,7 @@ def build_generator_clips(data: dict, split: str, seed: int) -> "LabeledDataset"
         **columns,
         seed=seed,
         on_error="resample",
+        reader=data["reader"],
         sampler=partial(random_clip, frames=data["frames"], stride=data["stride"], at_fps=data["fps"]),
         transform=SquareTransform(data["size"], tuple(data["scale"]), data["flip"]),
     )

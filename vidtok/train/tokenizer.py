@@ -288,9 +288,9 @@ def training_fingerprint(plain: dict, config: TokenizerConfig) -> dict:
     """Return the settings of a run that can't change when it is resumed, by name.
 
     What may change, since long runs retune it: loss weights, learning rates and their schedule, the end of the run,
-    logging, saving, workers, memory and validation. The run folder keeps the configs of all parts.
+    logging, saving, workers, memory, video reader and validation. The run folder keeps the configs of all parts.
     """
-    data = {key: value for key, value in plain["data"].items() if key not in ("cache", "cache_gb")}
+    data = {key: value for key, value in plain["data"].items() if key not in ("cache", "cache_gb", "reader")}
     settings = {
         "command": "train tokenizer",
         "seed": plain["seed"],
