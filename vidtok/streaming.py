@@ -15,7 +15,6 @@ Streams in spatial tiles: one stream per tile, all in step, so that frame size a
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -98,24 +97,6 @@ class DecodeStream:
         self.like = like
         for part in codes.split(MAX_LATENTS, 2):
             yield self.decode(part, self.state)
-
-
-@contextmanager
-def exact_convolutions():
-    """float32 convolutions in float32. cuDNN otherwise takes 10 bits of their inputs on a GPU (TF32), which on an H200
-    changed 9 of 10,240 ids of vidtok-t: tokens would depend on the machine. (Matrix products are exact unless the user
-    says otherwise.)"""
-    convolutions = getattr(torch.backends.cudnn, "conv", None)
-    if hasattr(convolutions, "fp32_precision"):
-        owner, name, exact = convolutions, "fp32_precision", "ieee"
-    else:  # torch < 2.9
-        owner, name, exact = torch.backends.cudnn, "allow_tf32", False
-    before = getattr(owner, name)
-    setattr(owner, name, exact)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 Cell = tuple[int, int]  # (height, width) of a token in pixels

@@ -6,6 +6,7 @@ the model at hand, T = 1 + s_t (t - 1), H = s_h h, W = s_w w.
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.resources import files
 
@@ -42,12 +43,31 @@ def _call(make, what: str, *positional, **arguments):
         raise ValueError(f"{what}: {error}") from error
 
 
+@contextmanager
+def _exact_convolutions():
+    """float32 convolutions in float32. cuDNN otherwise takes 10 bits of their inputs on a GPU (TF32), which on an H200
+    changed 9 of 10,240 ids of vidtok-t: tokens would depend on the machine. (Matrix products are exact unless the user
+    says otherwise.)"""
+    convolutions = getattr(torch.backends.cudnn, "conv", None)
+    if hasattr(convolutions, "fp32_precision"):
+        owner, name, exact = convolutions, "fp32_precision", "ieee"
+    else:  # torch < 2.9
+        owner, name, exact = torch.backends.cudnn, "allow_tf32", False
+    before = getattr(owner, name)
+    setattr(owner, name, exact)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
 class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
     """A video tokenizer with an encoder, a quantizer and a decoder.
 
     Attributes:
         config: the `TokenizerConfig`.
         bits: log2 of the codebook size.
+        stride: pixels per token in (time, height, width); the first frame has tokens of its own.
     """
 
     compiled_parts = ("encoder", "decoder")
@@ -65,11 +85,7 @@ class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
         channels = self.quantizer.in_channels, self.quantizer.code_channels
         self.encoder, self.decoder = _call(build_net, "net", *channels, **net)
         self.bits = self.quantizer.bits
-
-    @property
-    def stride(self) -> tuple[int, int, int]:
-        """Pixels per token in (time, height, width); the first frame has tokens of its own. From the net."""
-        return self.encoder.stride
+        self.stride = self.encoder.stride
 
     # ---------------------------------------------------------------- clips
 
@@ -118,8 +134,10 @@ class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
         checks.check_ids(ids, self.bits)
         if tile is not None:
             return streaming.decode_tiles(self.decode, ids, tile, self.stride[1:])
-        checks.check_memory(self.decoder, ids.shape, self.stride, self.device, self.dtype)
-        return torch.cat(list(self.stream_decode([ids])), 2)
+        device = self.device
+        checks.check_memory(self.decoder, ids.shape, self.stride, device, self.dtype)
+        codes = self.quantizer.ids_to_codes(ids.to(device).long())
+        return torch.cat(list(DecodeStream(self._decode_chunk).push(codes)), 2).clamp_(-1, 1)
 
     def ids_to_codes(self, ids: Tensor) -> Tensor:
         """ids [B, t, h, w] to what the decoder sees, float32 [B, C, t, h, w]: +-1 (FSQ, VQ: the quantized vectors)."""
@@ -175,7 +193,7 @@ class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
         """
         # In training the convolutions may be faster than exact; what is stored or compared must be the same everywhere,
         # with autocast around a larger model too.
-        with torch.autocast(self.device.type, enabled=False), streaming.exact_convolutions():
+        with torch.autocast(self.device.type, enabled=False), _exact_convolutions():
             if hidden:
                 return self.encoder(video.to(self.dtype), state, hidden=True).float()
             return self._latents(video, state)
@@ -184,10 +202,11 @@ class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
         checks.check_video(video, self.stride, values=False)
         if tile is not None:
             return streaming.encode_tiles(lambda part: self._encode(part, None, hidden), video, tile, self.stride[1:])
-        checks.check_memory(self.encoder, video.shape, (1, 1, 1), self.device, self.dtype)
+        device = self.device
+        checks.check_memory(self.encoder, video.shape, (1, 1, 1), device, self.dtype)
         checks.check_values(video)
         stream = EncodeStream(partial(self.encode_chunk, hidden=hidden), self.stride[0])
-        return torch.cat(list(stream.push(video.to(self.device))), 2)
+        return torch.cat(list(stream.push(video.to(device))), 2)
 
     def _decode_chunk(self, codes: Tensor, state: State) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):

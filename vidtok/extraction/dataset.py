@@ -37,7 +37,9 @@ from vidtok.files import replacing, walk_files
 
 _ALIGNMENT = 64  # bytes
 _ARRAYS = ("features", "timestamps")
-_PLACES = {f"{array}_{fact}" for array in _ARRAYS for fact in ("start", "dtype", "shape")}
+_PLACES = {
+    "features_start", "features_dtype", "features_shape", "timestamps_start", "timestamps_dtype", "timestamps_shape",
+}  # fmt: skip
 
 
 class UnpackedReader:

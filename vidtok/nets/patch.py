@@ -14,49 +14,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidtok.nets.layers import State, causal_pad, drop_first
-
-TAPS = 3  # latents that a block mixes: the current one and two before
-
-
-def pointwise(x_BthwC: Tensor, linear: nn.Linear) -> Tensor:
-    """Apply a linear layer; in fp32 on a CPU as a 1x1 convolution by oneDNN, twice as fast as MKL on AMD."""
-    B, t, h, w, C = x_BthwC.shape
-    # For a single frame, torch uses oneDNN only if it is large.
-    if x_BthwC.device.type != "cpu" or x_BthwC.dtype != torch.float32 or B * t == 1:
-        return linear(x_BthwC)
-    x = x_BthwC.reshape(B * t, h, w, C).permute(0, 3, 1, 2)
-    # The dilation has no effect on one tap, but without it torch uses MKL for a 1x1 convolution on one thread.
-    y = F.conv2d(x, linear.weight[:, :, None, None], linear.bias, dilation=2)
-    return y.permute(0, 2, 3, 1).reshape(B, t, h, w, -1)
-
-
-class Block(nn.Module):
-    """Residual block: norm, causal mix over time per channel, 3x3 convolution in space, GELU, linear."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        # Initially only the current latent.
-        self.taps = nn.Parameter(torch.tensor([0.0] * (TAPS - 1) + [1.0]).repeat(width, 1))  # [C, TAPS]
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
-        self.linear = nn.Linear(width, width)
-        nn.init.zeros_(self.linear.bias)
-        self.linear.weight.data.mul_(0.3)  # initially the output is small compared with the skip
-
-    def forward(self, x_BthwC: Tensor, state: State | None = None) -> Tensor:
-        B, t, h, w, C = x_BthwC.shape
-        y = self.norm(x_BthwC)
-        past = causal_pad(y, self, TAPS, 1, state, dim=1)
-        taps = self.taps.to(y.dtype).t().contiguous()  # strided taps would prevent vectorization
-        y = past[:, :t] * taps[0]
-        for i in range(1, TAPS):
-            y = torch.addcmul(y, past[:, i : i + t], taps[i])
-        y = self.conv(y.reshape(B * t, h, w, C).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return x_BthwC + pointwise(F.gelu(y.reshape(B, t, h, w, C), approximate="tanh"), self.linear)
+from vidtok.nets.layers import PatchBlock, State, drop_first, pointwise
 
 
 def _activation_elems_per_pixel(width: int, patch) -> int:
@@ -85,7 +45,7 @@ class Encoder(nn.Module):
         self.stride = tuple(patch)
         self.activation_elems_per_pixel = _activation_elems_per_pixel(width, patch)
         self.embed = nn.Linear(3 * math.prod(patch), width)
-        self.blocks = nn.ModuleList([Block(width) for _ in range(blocks)])
+        self.blocks = nn.ModuleList([PatchBlock(width) for _ in range(blocks)])
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, out_channels)
 
@@ -155,7 +115,7 @@ class Decoder(nn.Module):
         self.stride, self.overlap = tuple(patch), overlap
         self.activation_elems_per_pixel = _activation_elems_per_pixel(width, patch)
         self.embed = nn.Linear(code_channels, width)
-        self.blocks = nn.ModuleList([Block(width) for _ in range(blocks)])
+        self.blocks = nn.ModuleList([PatchBlock(width) for _ in range(blocks)])
         self.norm = nn.LayerNorm(width)
         # Channels are (color, frame, row, column) of a patch with its margins.
         self.patch = (patch[0], patch[1] + 2 * overlap, patch[2] + 2 * overlap)
