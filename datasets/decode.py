@@ -19,7 +19,6 @@ from av.filter import Graph
 from vidtok.datasets.container import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
-    Clock,
     describe,
     is_rate_reliable,
     is_truncated,
@@ -135,14 +134,20 @@ class FrameConverter:
         if (frame.width, frame.height) != self.coded_size:
             frame = frame.reformat(*self.coded_size)
         if view is None or view.size == view.box[2:]:
-            picture_HWC = orient(_pixels(frame.reformat(format="rgb24", threads=1)), self.matrix)
+            picture_HWC = self._upright(frame.reformat(format="rgb24", threads=1))
             if view is None:
                 return picture_HWC
             top, left, height, width = view.box
             return picture_HWC[top : top + height, left : left + width]
         graph = self._scaler(frame, view)
         graph.vpush(frame)
-        return orient(_pixels(graph.vpull()), self.matrix)
+        return self._upright(graph.vpull())
+
+    def _upright(self, frame: VideoFrame) -> np.ndarray:
+        """Return the pixels of an rgb24 frame as shown, without a copy: uint8 [H,W,3]."""
+        plane = frame.planes[0]
+        coded_HWC = np.ndarray((frame.height, frame.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
+        return coded_HWC if self.matrix is None else orient(coded_HWC, self.matrix)
 
     def _scaler(self, frame: VideoFrame, view: View) -> Graph:
         """Return the filter graph for frames like `frame`; it is rebuilt when their format or tags change."""
@@ -179,12 +184,6 @@ def _even(box: Box, height: int, width: int) -> Box:
     return top, left, min(bottom, height) - top, min(right, width) - left
 
 
-def _pixels(frame: VideoFrame) -> np.ndarray:
-    """Return the pixels of an rgb24 frame without a copy: uint8 [H,W,3]."""
-    plane = frame.planes[0]
-    return np.ndarray((frame.height, frame.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
-
-
 def convert_pictures(frames: np.ndarray, view: View | None) -> np.ndarray:
     """Crop and resize RGB frames as `FrameConverter` does: uint8 [...,H,W,3] -> uint8 [...,h,w,3]."""
     if view is None:
@@ -203,6 +202,57 @@ def places_of(indices: np.ndarray) -> dict[int, list[int]]:
     for place, index in enumerate(indices.tolist()):
         places.setdefault(index, []).append(place)
     return places
+
+
+RESTART = 0.1  # seconds backward; less is jitter
+
+
+class Clock:
+    """Make the presentation times of a video continuous where its clock restarts or jumps.
+
+    The first frame after a restart or jump follows the one before it by the interval that preceded. A step back of less
+    than `RESTART` seconds repeats the last time, so that times never decrease.
+
+    Args:
+        limit: see `longest_gap`.
+        interval: seconds from one frame to the next, where no frame has told yet.
+
+    Attributes:
+        breaks: (number of the first frame after it, seconds by which the clock was off) of each restart or jump so far.
+    """
+
+    def __init__(self, limit: float, interval: float):
+        self.breaks: list[tuple[int, float]] = []
+        self._limit, self._interval = limit, interval
+        self._shift = 0.0
+        self._last: float | None = None
+
+    def time(self, time: float | None, number: int) -> float:
+        """Return the continuous time in seconds of the next frame.
+
+        Args:
+            time: the frame's time on the container's clock in seconds; None, unknown.
+            number: of the frame.
+        """
+        if self._last is None:
+            self._last = 0.0 if time is None else time
+            return self._last
+        due = self._last + self._interval
+        continuous = due if time is None else time + self._shift
+        if continuous < self._last - RESTART or continuous > due + self._limit:
+            self.breaks.append((number, continuous - due))
+            self._shift -= continuous - due
+            continuous = due
+        if continuous > self._last:
+            self._interval = continuous - self._last
+        self._last = max(continuous, self._last)
+        return self._last
+
+    def __str__(self) -> str:
+        """Name the breaks: "the clock restarts at frame 10"; "" without one."""
+        kinds = [f"{'restarts' if off < 0 else f'jumps {off:.0f} s'} at frame {number}" for number, off in self.breaks]
+        more = f" and {len(kinds) - 3} more" if len(kinds) > 3 else ""
+        return f"the clock {', '.join(kinds[:3])}{more}; its times were made continuous" if kinds else ""
 
 
 class PyAVReader:
