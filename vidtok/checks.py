@@ -73,15 +73,16 @@ def check_codes(codes: Tensor, channels: int) -> None:
         raise ValueError(f"codes are float [B, {channels}, t, h, w], not {codes.dtype} {list(codes.shape)}")
 
 
-def check_memory(net: nn.Module, shape, stride: Stride, device: torch.device, dtype: torch.dtype) -> None:
+def check_memory(net: nn.Module, shape, stride: Stride) -> None:
     """Raises MemoryError if one pass of `net` over [B, (3,) t, h, w] x stride pixels can't fit the free memory.
 
     The estimate is rough: values alive at the peak, `net.activation_elems_per_pixel` per pixel of the longest chunk.
     """
     frames = min(shape[-3] * stride[0], MAX_LATENTS * net.stride[0])
     pixels = shape[0] * frames * shape[-2] * stride[1] * shape[-1] * stride[2]
-    need = pixels * net.activation_elems_per_pixel * dtype.itemsize
-    free = free_memory(device)
+    weight = next(net.parameters())
+    need = pixels * net.activation_elems_per_pixel * weight.dtype.itemsize
+    free = free_memory(weight.device)
     if need > free:
         unit = math.lcm(64, *net.stride[1:])
         side = math.isqrt(int(shape[-2] * stride[1] * shape[-1] * stride[2] * free / need / 2)) // unit * unit

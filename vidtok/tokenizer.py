@@ -134,9 +134,8 @@ class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
         checks.check_ids(ids, self.bits)
         if tile is not None:
             return streaming.decode_tiles(self.decode, ids, tile, self.stride[1:])
-        device = self.device
-        checks.check_memory(self.decoder, ids.shape, self.stride, device, self.dtype)
-        codes = self.quantizer.ids_to_codes(ids.to(device).long())
+        checks.check_memory(self.decoder, ids.shape, self.stride)
+        codes = self.quantizer.ids_to_codes(ids.to(self.device).long())
         return torch.cat(list(DecodeStream(self._decode_chunk).push(codes)), 2).clamp_(-1, 1)
 
     def ids_to_codes(self, ids: Tensor) -> Tensor:
@@ -202,11 +201,10 @@ class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
         checks.check_video(video, self.stride, values=False)
         if tile is not None:
             return streaming.encode_tiles(lambda part: self._encode(part, None, hidden), video, tile, self.stride[1:])
-        device = self.device
-        checks.check_memory(self.encoder, video.shape, (1, 1, 1), device, self.dtype)
+        checks.check_memory(self.encoder, video.shape, (1, 1, 1))
         checks.check_values(video)
         stream = EncodeStream(partial(self.encode_chunk, hidden=hidden), self.stride[0])
-        return torch.cat(list(stream.push(video.to(device))), 2)
+        return torch.cat(list(stream.push(video.to(self.device))), 2)
 
     def _decode_chunk(self, codes: Tensor, state: State) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):

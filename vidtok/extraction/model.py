@@ -74,7 +74,7 @@ class FeatureModel:
             return out
 
         if self.settings.tile is None:
-            check_memory(self.tokenizer.encoder, video.shape, (1, 1, 1), self.tokenizer.device, self.tokenizer.dtype)
+            check_memory(self.tokenizer.encoder, video.shape, (1, 1, 1))
             out_BCthw = encode(video)
         else:
             out_BCthw = encode_tiles(encode, video, self.settings.tile, stride[1:])

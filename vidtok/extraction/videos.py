@@ -142,7 +142,7 @@ def decode_chunks(tokenizer: VideoTokenizer, ids: Iterable[Tensor], tile: int | 
 
 
 def _fits(tokenizer: VideoTokenizer, net: nn.Module, chunk: Tensor, stride: tuple[int, int, int]) -> Tensor:
-    check_memory(net, chunk.shape, stride, tokenizer.device, tokenizer.dtype)
+    check_memory(net, chunk.shape, stride)
     return chunk
 
 
