@@ -69,7 +69,7 @@ def compare_command(folder: Path, model: str = "vidtok-t") -> list[str]:
     """Arguments of a comparison of tokens with pixels on digits, with tiny heads."""
     tiny = "head=vivit-micro-factorized head_options={dim:16,depth:1,temporal_depth:1,heads:2} data.batch_size=8"
     data = "data.source=digits data.size=32 data.train_clips=16 data.val_clips=8 data.protocol=5x1x1x1"
-    steps = "arms=[tokens,pixels] seeds=[0] trainer.max_steps=2 trainer.warmup_steps=1"
+    steps = "arms=[tokens,pixels] seeds=[0] trainer.max_steps=2 trainer.warmup_steps=1 page.clips=2"
     return ["eval", "compare", *f"{data} {tiny} {steps} tokenizer={model} run={folder}/compare".split()]
 
 

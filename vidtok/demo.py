@@ -12,7 +12,8 @@ from vidtok.datasets import MovingDigits, demo_clip, write_video
 from vidtok.errors import UserError
 from vidtok.eval import CodebookUsage, psnr, ssim
 from vidtok.extraction import write_npz
-from vidtok.extraction.videos import Source, chunk_ids, collect_ids, decode_chunks, encode_chunks, load_tokenizer
+from vidtok.extraction.model import load_tokenizer
+from vidtok.extraction.videos import Source, chunk_ids, collect_ids, decode_chunks, encode_chunks
 from vidtok.heads import Head
 from vidtok.streaming import cut_chunks
 

@@ -67,9 +67,9 @@ def positive(kind: type):
 
 def load_tokenizer(args: argparse.Namespace):
     """The `VideoTokenizer` of --model, --device and --precision, ready for inference."""
-    from vidtok.extraction import videos
+    from vidtok.extraction import model
 
-    return videos.load_tokenizer(args.model, args.device, args.precision, getattr(args, "tile", None))
+    return model.load_tokenizer(args.model, args.device, args.precision, getattr(args, "tile", None))
 
 
 def print_rows(rows: Mapping[str, object]) -> None:

@@ -7,12 +7,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidtok.checks import check_memory
+from vidtok.checks import check_memory, pick_device
 from vidtok.datasets.frames import normalize_video
 from vidtok.extraction.record import Settings
 from vidtok.nets.layers import State
-from vidtok.streaming import encode_tiles
+from vidtok.streaming import encode_tiles, tile_cells
 from vidtok.tokenizer import VideoTokenizer
+
+
+def load_tokenizer(
+    model: str, device: str = "auto", precision: str = "fp32", tile: int | None = None
+) -> VideoTokenizer:
+    """Load a tokenizer for inference.
+
+    Raises ValueError for a tile that doesn't fit its stride: one error, not one for every file.
+    """
+    tokenizer = VideoTokenizer.from_pretrained(model, pick_device(device), precision)
+    if tile is not None:
+        tile_cells(tile, tokenizer.stride[1:])
+    return tokenizer
 
 
 @dataclass

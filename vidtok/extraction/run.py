@@ -13,12 +13,12 @@ from vidtok.datasets.backends import READERS
 from vidtok.errors import UserError
 from vidtok.extraction.decoding import Decoders, ReadConfig
 from vidtok.extraction.engine import ExtractionStats, extract_records, measure_speeds, reason, run_extraction
-from vidtok.extraction.model import FeatureModel
+from vidtok.extraction.model import FeatureModel, load_tokenizer
 from vidtok.extraction.npz import read_npz, write_npz
 from vidtok.extraction.output import Output, another, make_settings
 from vidtok.extraction.record import describe, differences, entry_of, settings_of
 from vidtok.extraction.sources import Clips, WorkItem, parse_clips, plan_files, plan_sources, validate_unique
-from vidtok.extraction.videos import Agreement, as_list, load_tokenizer
+from vidtok.extraction.videos import Agreement, as_list
 from vidtok.files import find_videos, plan_jobs
 
 Sources = str | Path | Sequence[str | Path]

@@ -11,32 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from vidtok import streaming
-from vidtok.checks import check_memory, pick_device
+from vidtok.checks import check_memory
 from vidtok.datasets import VideoWriter, iter_video
 from vidtok.datasets.backends import reader_version
 from vidtok.errors import is_expected, one_line
 from vidtok.extraction.containers import SUFFIXES, is_shard, open_reader
 from vidtok.extraction.engine import RunStats
+from vidtok.extraction.model import load_tokenizer
 from vidtok.extraction.npz import read_npz
 from vidtok.extraction.output import make_settings
 from vidtok.extraction.record import Record, RecordMeta, id_type
 from vidtok.files import MOVIES, Job, find_files, find_videos, plan_jobs
 from vidtok.names import escape_name
-from vidtok.streaming import LATENTS, coded_size, cut_chunks, pad_chunks, tile_cells
+from vidtok.streaming import LATENTS, coded_size, cut_chunks, pad_chunks
 from vidtok.tokenizer import VideoTokenizer
 
 Report = Callable[[RunStats], None]
-
-
-def load_tokenizer(
-    model: str, device: str = "auto", precision: str = "fp32", tile: int | None = None
-) -> VideoTokenizer:
-    """A tokenizer ready for inference. Raises ValueError for a tile that doesn't fit its stride: one error, not one for
-    every file."""
-    tokenizer = VideoTokenizer.from_pretrained(model, pick_device(device), precision)
-    if tile is not None:
-        tile_cells(tile, tokenizer.stride[1:])
-    return tokenizer
 
 
 class Source:
