@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas
 
 SHOWN = 20
-Files = Iterable[str | Path] | LabeledDataset | ClipFolder
+Files = Iterable[str | Path] | dict[str, list[Segment | None]] | LabeledDataset | ClipFolder
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ def check(
     validate_output(None if output is None else str(output), force)
     columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column}
     sources = [sources] if isinstance(sources, str | Path) else list(sources)
-    splits: dict[str, list[str]] = {}
+    splits: dict[str, dict[str, list[Segment | None]]] = {}
     segments: dict[str, list[Segment]] = defaultdict(list)
     for source in sources:
         for split, found in videos_by_split(source, root, **columns).items():
-            splits.setdefault(split, []).extend(path for path, _ in found)
             for path, segment in found:
+                splits.setdefault(split, {}).setdefault(path, []).append(segment)
                 segments[path] += [] if segment is None else [segment]
     videos = list(dict.fromkeys(itertools.chain(*splits.values())))
     if not videos:
@@ -106,7 +106,8 @@ def check(
     for row in check_videos(videos, min_frames, workers or count_cpus(), time_limit):
         rows.append(row)
         progress(len(rows), len(videos))
-    rows += [bad for row in rows if row["status"] == "ok" for bad in _check_segments(row, segments[row["path"]])]
+    for path, row in list(zip(videos, rows, strict=True)):
+        rows += _check_segments(path, row, segments[path]) if row["status"] == "ok" else []
     table = pd.DataFrame(rows).astype({"frames": "Int64", "height": "Int64", "width": "Int64"})
     if output is not None:
         with replacing(output) as part:
@@ -152,12 +153,12 @@ def check_video(path: str | Path, min_frames: int = 1) -> dict:
     return row
 
 
-def _check_segments(row: dict, segments: Iterable[Segment]) -> Iterator[dict]:
+def _check_segments(path: str, row: dict, segments: Iterable[Segment]) -> Iterator[dict]:
     """Yield a row for each segment that is not within the video of `row`."""
     for segment in segments:
         if reason := segment_error(segment, row["duration"], row["fps"]):
             start, end = segment
-            yield _row(row["path"]) | {"status": "bad segment", "reason": reason, "start": start, "end": end}
+            yield _row(path) | {"status": "bad segment", "reason": reason, "start": start, "end": end}
 
 
 def check_videos(
@@ -184,12 +185,12 @@ def find_overlap(train: Files, val: Files) -> list[tuple[str, str]]:
     Only files that agree in size and in their last 4 KB are read completely.
 
     Args:
-        train, val: paths, or datasets with an attribute `paths`.
+        train, val: paths, {path: segments}, or datasets with an attribute `paths`.
 
     Returns:
         The pairs, sorted.
     """
-    sides = [dict.fromkeys(map(str, getattr(files, "paths", files))) for files in (train, val)]
+    sides = [_segments_of(files) for files in (train, val)]
     groups = {(): tuple([path for path in side if os.path.isfile(path)] for side in sides)}
     for trait in (os.path.getsize, _tail, _digest):
         finer = defaultdict(lambda: ([], []))
@@ -199,7 +200,25 @@ def find_overlap(train: Files, val: Files) -> list[tuple[str, str]]:
                     with suppress(OSError):  # it can't be read, or is gone by now
                         finer[key, trait(path)][side].append(path)
         groups = {key: group for key, group in finer.items() if all(group)}
-    return sorted(pair for group in groups.values() for pair in itertools.product(*group))
+    pairs = (pair for group in groups.values() for pair in itertools.product(*group))
+    return sorted((ours, theirs) for ours, theirs in pairs if _share_time(sides[0][ours], sides[1][theirs]))
+
+
+def _segments_of(files: Files) -> dict[str, list[Segment | None]]:
+    """Return the segments of each path; None is the whole file."""
+    if isinstance(files, dict):
+        return files
+    found: dict[str, list[Segment | None]] = {}
+    segments = getattr(files, "segments", None) or itertools.repeat(None)
+    for path, segment in zip(getattr(files, "paths", files), segments, strict=False):
+        found.setdefault(str(path), []).append(segment)
+    return found
+
+
+def _share_time(ours: list[Segment | None], theirs: list[Segment | None]) -> bool:
+    """Return whether two lists of segments of one video overlap."""
+    pairs = itertools.product(ours, theirs)
+    return any(a is None or b is None or (a[0] < b[1] and b[0] < a[1]) for a, b in pairs)
 
 
 def validate_disjoint(train: Files, val: Files) -> None:

@@ -121,8 +121,9 @@ class ClipFolder(Dataset):
         self.reader = reader
         self.seed, self.batch_size, self.image_batch_size = seed, batch_size, image_batch_size
         names = None if annotations is None else _names(annotations, split)
-        self.videos, self._segments, self.video_shares = _find(root, VIDEO_SUFFIXES, names)
-        self.images, _, self.image_shares = _find(root, IMAGE_SUFFIXES if images else (), names)
+        self.videos, self.segments, self.video_shares = _find(root, VIDEO_SUFFIXES, names)
+        self.images, whole, self.image_shares = _find(root, IMAGE_SUFFIXES if images else (), names)
+        self.segments += whole
         if not self.videos and not self.images:
             which = "" if annotations is None else f" that {annotations} names"
             raise ValueError(f"no video{' or image' if images else ''}{which} in {root}")
@@ -236,8 +237,8 @@ class ClipFolder(Dataset):
             path = self.paths[first + i]
             self._reading[first + i] = number + 1
             try:
-                whole = image or self._segments[i] is None
-                read = self._read if whole else partial(self._read, segment=self._segments[i])
+                whole = image or self.segments[i] is None
+                read = self._read if whole else partial(self._read, segment=self.segments[i])
                 return read(path, position, image)
             except VideoError as e:
                 bad[i] = True

@@ -116,7 +116,7 @@ class ClipSource:
         if all(digits) and (split or "train") == (test_split or "train"):
             raise ValueError(f"training and test are the same digits: split {split!r}")
         if not any(digits):
-            validate_disjoint(self.open(split, Protocol()).paths, test.open(test_split, Protocol()).paths)
+            validate_disjoint(self.open(split, Protocol()), test.open(test_split, Protocol()))
 
 
 def digits_of(ids: Sequence[str]) -> list[str]:

@@ -249,3 +249,15 @@ def test_parse_time():
         65,
         3602.5,
     ]
+
+
+def test_segments_that_overlap_are_in_two_splits(video):
+    header = "path,label,start,end,split"
+    apart = table(video, "u.mp4,a,0,3,train\nu.mp4,b,3,6,val\n", header)
+    assert check(apart, workers=1).ok
+    ClipSource(str(apart)).validate_disjoint("train", ClipSource(str(apart)), "val")
+    for rows in ("u.mp4,a,0,3.5,train\nu.mp4,b,3,6,val\n", "u.mp4,a,0,3,train\nu.mp4,b,,,val\n"):
+        both = table(video, rows, header)
+        assert [pair[:3:2] for pair in check(both, workers=1).overlap] == [("train", "val")]
+        with pytest.raises(ValueError, match="in training and validation"):
+            ClipSource(str(both)).validate_disjoint("train", ClipSource(str(both)), "val")
