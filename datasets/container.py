@@ -5,6 +5,7 @@ A recording may end before its header says. It may state no frame rate (browsers
 The rules for clocks are those of ffmpeg's `ts_discontinuity_detect`.
 """
 
+import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 from io import BytesIO
@@ -29,9 +30,34 @@ if int(av.__version__.partition(".")[0]) < OLDEST_AV:
 MAX_PIXELS = 1 << 27  # per frame; 16K UHD fits, a header that claims more is damaged or an attack
 LARGE = 1280 * 720  # pixels per frame from which several threads decode
 
+# Formats whose files only name others, which FFmpeg would open: files of this machine, or addresses.
+_REFERRING = {
+    "concat", "dash", "hls", "imf", "ipmovie", "lavfi", "mlv", "rtp", "rtsp", "sap", "sdp", "vobsub",
+    "webm_dash_manifest",
+}  # fmt: skip
+_FORMATS = ",".join(sorted(name for name in av.formats_available if not _REFERRING & set(name.split(","))))
+# max_pixels also applies to the decoders that probing starts, so that an absurd header costs no memory there.
+# A % in the name of a file is no pattern of numbered images.
+_OPTIONS = {
+    "max_pixels": str(MAX_PIXELS),
+    "format_whitelist": _FORMATS,
+    "protocol_whitelist": "file",
+    "pattern_type": "none",
+}
+HEAD = 4096  # bytes of a file by which it is told what it is
+# As FFmpeg tells them: by the first bytes, or by what the first lines hold.
+_SCRIPTS = (
+    (re.compile(rb"\W*#EXTM3U"), "an HLS playlist"),
+    (re.compile(rb"\s*ffconcat version"), "an ffconcat script"),
+    (re.compile(rb"\W*(?=<).*<MPD\s", re.DOTALL), "a DASH manifest"),
+    (re.compile(rb"v=0\r?\n.*^(c=IN IP|m=)", re.DOTALL | re.MULTILINE), "an SDP session description"),
+)
+
 
 def open_container(path: str | Path) -> tuple[InputContainer, VideoStream]:
     """Open `path` and select the best video stream. The caller closes the container.
+
+    FFmpeg opens no other file and no address: playlists and the like are refused, whatever their suffix.
 
     Raises:
         VideoError: the file is missing or empty, or has no video that FFmpeg can decode.
@@ -46,12 +72,12 @@ def open_container(path: str | Path) -> tuple[InputContainer, VideoStream]:
             raise VideoError(path, "the file is empty (0 bytes)")
         # "file:" keeps a colon in a name from being read as a protocol. An image is passed as bytes, or FFmpeg would
         # take a % in its name for a numbered sequence.
+        _refuse_script(path)
         source = _image_data(path) if path.suffix.lower() in IMAGE_SUFFIXES else f"file:{path}"
     except OSError as e:  # not readable, gone by now, or a name that is too long
         raise VideoError(path, e.strerror or str(e)) from e
     try:
-        # max_pixels also applies to the decoders that probing starts, so that an absurd header costs no memory there.
-        container = av.open(source, options={"max_pixels": str(MAX_PIXELS)}, metadata_errors="replace")
+        container = av.open(source, options=_OPTIONS, metadata_errors="replace")
     except (av.error.FFmpegError, ValueError) as e:
         raise VideoError(path, f"not a video or image that FFmpeg can read ({describe(e)})") from e
     try:
@@ -59,6 +85,15 @@ def open_container(path: str | Path) -> tuple[InputContainer, VideoStream]:
     except VideoError:
         container.close()
         raise
+
+
+def _refuse_script(path: Path) -> None:
+    """Raise VideoError for a text that tells FFmpeg which other files to open."""
+    with open(path, "rb") as file:
+        head = file.read(HEAD)
+    for pattern, what in _SCRIPTS:
+        if pattern.match(head):
+            raise VideoError(path, f"{what}, not a video: give the video files that it names")
 
 
 def _image_data(path: Path) -> BytesIO:
@@ -139,7 +174,7 @@ def is_truncated(path: Path, container: InputContainer, stream: VideoStream, end
     """
     whole = {"matroska,webm": _segment_end, "avi": _riff_end}.get(container.format.name, lambda head: None)
     with open(path, "rb") as file:
-        size = whole(file.read(4096))
+        size = whole(file.read(HEAD))
     if size is None or size <= path.stat().st_size:
         return False
     promised = _seconds(stream.metadata.get("DURATION"))
