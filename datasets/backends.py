@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,9 @@ class VerifiedReader:
     """
 
     backend: str
-    error = None
+    size: tuple[int, int]
+    error: VideoError | None = None
+    _decoder: Any  # None once it is closed
 
     def __init__(self, path: str | Path):
         self.path, self._version = Path(path), file_version(path)

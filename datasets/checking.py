@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vidtok.checks import count_cpus
 from vidtok.datasets.backends import DecordReader, has_decord
@@ -191,21 +191,22 @@ def find_overlap(train: Files, val: Files) -> list[tuple[str, str]]:
         The pairs, sorted.
     """
     sides = [_segments_of(files) for files in (train, val)]
-    groups = {(): tuple([path for path in side if os.path.isfile(path)] for side in sides)}
+    first, second = ([path for path in side if os.path.isfile(path)] for side in sides)
+    groups: dict[tuple, tuple[list[str], list[str]]] = {(): (first, second)}
     for trait in (os.path.getsize, _tail, _digest):
-        finer = defaultdict(lambda: ([], []))
+        finer: dict[tuple, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
         for key, group in groups.items():
             for side, paths in enumerate(group):
                 for path in paths:
                     with suppress(OSError):  # it can't be read, or is gone by now
                         finer[key, trait(path)][side].append(path)
         groups = {key: group for key, group in finer.items() if all(group)}
-    pairs = (pair for group in groups.values() for pair in itertools.product(*group))
+    pairs = (pair for left, right in groups.values() for pair in itertools.product(left, right))
     return sorted((ours, theirs) for ours, theirs in pairs if _share_time(sides[0][ours], sides[1][theirs]))
 
 
-def _segments_of(files: Files) -> dict[str, list[Segment | None]]:
-    """Return the segments of each path; None is the whole file."""
+def _segments_of(files: Any) -> dict[str, list[Segment | None]]:
+    """Return the segments of each path of `Files`; None is the whole file."""
     if isinstance(files, dict):
         return files
     found: dict[str, list[Segment | None]] = {}

@@ -199,22 +199,23 @@ class ClipFolder(Dataset):
         if not workers:
             yield from map(make, numbers)
             return
-        with DecodePool(make, workers, time_limit, "batch {}".format) as pool:
+        with DecodePool(make, workers, time_limit, _batch_name) as pool:
             for number, batch in pool.imap(numbers):
                 yield self._again(make, number, batch, time_limit) if isinstance(batch, VideoError) else batch
 
     def _again(self, make: Callable[[int], Tensor], number: int, error: VideoError, time_limit: float) -> Tensor:
         """Make batch `number` again, without the file whose decoding crashed or hung its process."""
-        while isinstance(error, VideoError):
+        answer: Tensor | VideoError = error
+        while isinstance(answer, VideoError):
             culprit = (self._reading == number + 1).nonzero().flatten().tolist()
             if not culprit:
-                raise error
+                raise answer
             self._reading[culprit] = 0
             self._bad[culprit] = True
-            warnings.warn(f"skipped from now on: {VideoError(self.paths[culprit[0]], error.reason)}", stacklevel=3)
-            with DecodePool(make, 1, time_limit, "batch {}".format) as spare:
-                _, error = next(spare.imap([number]))
-        return error
+            warnings.warn(f"skipped from now on: {VideoError(self.paths[culprit[0]], answer.reason)}", stacklevel=3)
+            with DecodePool(make, 1, time_limit, _batch_name) as spare:
+                _, answer = next(spare.imap([number]))
+        return answer
 
     def _open_store(self, workers: int = 0, time_limit: float = 600) -> None:
         """Fill and open the cache, if there is one and it is not open."""
@@ -252,6 +253,7 @@ class ClipFolder(Dataset):
     ) -> np.ndarray | StoredWindow:
         choose = partial(window_indices, path=path, frames=self.frames, fps=self.fps, position=position)
         choose = partial(choose_in_segment, path=path, segment=segment, choose=choose)
+        window: np.ndarray | StoredWindow
         if image:
             with PyAVReader(path) as reader:
                 window = reader.frames([0])
@@ -274,12 +276,15 @@ class ClipFolder(Dataset):
             target = short
         else:
             low, high = self.size
-            target = rng.integers(low, high if low == high else min(high, int(short * MAX_ENLARGEMENT)), endpoint=True)
+            if low < high:
+                high = min(high, int(short * MAX_ENLARGEMENT))
+            target = int(rng.integers(low, high, endpoint=True))
         # Even, so that the crop of a stored video covers whole chroma samples.
         side = 2 * min(short // 2, round(self.crop * short / target / 2))
-        top, left = (2 * rng.integers((length - side) // 2, endpoint=True) for length in (height, width))
+        top, left = (2 * int(rng.integers((length - side) // 2, endpoint=True)) for length in (height, width))
         mirror = self.flip and rng.random() < 0.5
         if isinstance(window, StoredWindow):
+            assert self._store is not None  # it is where the window comes from
             return self._store.crop(*window, top, left, side, self.crop, mirror)
         crop_THWC = window[:, top : top + side, left : left + side]
         clip_CTHW = frames_to_video(np.ascontiguousarray(crop_THWC[:, :, ::-1] if mirror else crop_THWC))
@@ -287,6 +292,10 @@ class ClipFolder(Dataset):
             return clip_CTHW
         clip_TCHW = F.interpolate(clip_CTHW.transpose(0, 1), (self.crop, self.crop), mode="bicubic", antialias=True)
         return clip_TCHW.clamp_(-1, 1).transpose(0, 1)
+
+
+def _batch_name(number: int) -> str:
+    return f"batch {number}"
 
 
 def _sides(window: np.ndarray | StoredWindow) -> tuple[int, int]:
@@ -315,7 +324,7 @@ def _find(
     found: list[tuple[str, Segment | None]] = []
     shares: list[float] = []
     for folder, share in roots.items():
-        files = {file: [None] for file in find_media(folder, suffixes)}
+        files: dict[str, list[Segment | None]] = {file: [None] for file in find_media(folder, suffixes)}
         if names is not None:
             files = _named(list(files), folder, names, suffixes)
         matches = [(file, segment) for file, segments in files.items() for segment in segments]

@@ -11,6 +11,7 @@ from fractions import Fraction
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -77,7 +78,7 @@ def open_container(path: str | Path) -> tuple[InputContainer, VideoStream]:
     except OSError as e:  # not readable, gone by now, or a name that is too long
         raise VideoError(path, e.strerror or str(e)) from e
     try:
-        container = av.open(source, options=_OPTIONS, metadata_errors="replace")
+        container = av.open(source, "r", options=_OPTIONS, metadata_errors="replace")
     except (av.error.FFmpegError, ValueError) as e:
         raise VideoError(path, f"not a video or image that FFmpeg can read ({describe(e)})") from e
     try:
@@ -114,7 +115,7 @@ def _image_data(path: Path) -> BytesIO:
 def _webp_frames(image: Image.Image) -> BytesIO:
     """Write the frames of an animated image without loss, with their times in milliseconds."""
     frames, times = [], [0]
-    for number in range(image.n_frames):
+    for number in range(getattr(image, "n_frames", 1)):
         image.seek(number)
         frames.append(np.asarray(image.convert("RGB")))
         times.append(times[-1] + image.info["duration"])
@@ -136,7 +137,7 @@ def _webp_frames(image: Image.Image) -> BytesIO:
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     if container.format.name == "tty":  # FFmpeg renders any .txt as a video of a terminal
         raise VideoError(path, "a text file, not a video")
-    stream = container.streams.best("video")
+    stream = cast("VideoStream | None", container.streams.best("video"))
     if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
         kinds = sorted({s.type for s in container.streams if s is not stream})
         raise VideoError(path, f"no video stream ({'only ' + ', '.join(kinds) if kinds else 'no streams'})")
@@ -154,6 +155,12 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     else:
         context.thread_count = 1
     return stream
+
+
+def tick_of(stream: VideoStream) -> Fraction:
+    """Return the seconds per unit of the stream's times."""
+    assert stream.time_base is not None  # FFmpeg sets it for every stream
+    return stream.time_base
 
 
 def describe(e: Exception) -> str:
@@ -179,7 +186,9 @@ def is_truncated(path: Path, container: InputContainer, stream: VideoStream, end
         return False
     promised = _seconds(stream.metadata.get("DURATION"))
     if promised is None:
-        promised = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+        promised = (container.duration or 0) / 1e6
+        if stream.duration:
+            promised = float(stream.duration * tick_of(stream))
     return end < promised - 1.5 / float(stream.average_rate or 25)
 
 
@@ -214,9 +223,9 @@ def _number(data: bytes, place: int) -> tuple[int | None, int]:
 def _seconds(text: str | None) -> float | None:
     """Convert "00:01:02.500000000" to 62.5 seconds; None if the text is not a time."""
     try:
-        hours, minutes, seconds = text.split(":")
+        hours, minutes, seconds = (text or "").split(":")
         return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-    except (AttributeError, ValueError):
+    except ValueError:
         return None
 
 
@@ -273,7 +282,7 @@ class PacketTimes:
 
         The first `MEASURED` packets are measured, and the stated rate is kept where it agrees.
         """
-        stated, tick = stated_rate(stream), float(stream.time_base)
+        stated, tick = stated_rate(stream), float(tick_of(stream))
         if is_rate_reliable(container, stream):
             return stated
         first = PacketTimes(self.pts[:MEASURED], self.dts[:MEASURED], self.keys[:MEASURED])

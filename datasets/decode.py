@@ -5,11 +5,11 @@ frame is ever made. `PyAVReader` is the reference implementation, and the fallba
 verified. It also detects truncated Matroska, WebM and AVI files, whose end FFmpeg takes for the end of the video.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, cast
 
 import av
 import numpy as np
@@ -146,7 +146,8 @@ class FrameConverter:
     def _upright(self, frame: VideoFrame) -> np.ndarray:
         """Return the pixels of an rgb24 frame as shown, without a copy: uint8 [H,W,3]."""
         plane = frame.planes[0]
-        coded_HWC = np.ndarray((frame.height, frame.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1))
+        buffer = cast(bytes, plane)  # as far as NumPy is concerned
+        coded_HWC = np.ndarray((frame.height, frame.width, 3), np.uint8, buffer, strides=(plane.line_size, 3, 1))
         return coded_HWC if self.matrix is None else orient(coded_HWC, self.matrix)
 
     def _scaler(self, frame: VideoFrame, view: View) -> Graph:
@@ -297,8 +298,9 @@ class PyAVReader:
         is_image = self.path.suffix.lower() in IMAGE_SUFFIXES
         self._measures = self._has_times and not is_image and not is_rate_reliable(self._container, stream)
         self.clock = Clock(longest_gap(self._container), 1 / self._stated)
-        self._ahead, self._next = chain([first], self._decoder), 0  # the frames to come, and the index of the next
-        self.start_time = first.time if self._has_times else 0.0
+        self._ahead: Iterator[VideoFrame] = chain([first], self._decoder)  # the frames to come
+        self._next = 0  # index of the first of them
+        self.start_time = 0.0 if first.time is None else first.time
         matrix = exif_matrix(self.path) if is_image else None
         self.convert = FrameConverter((first.width, first.height), matrix or display_matrix(first))
         self.coded_size, self.size = self.convert.coded_size, self.convert.size
@@ -344,6 +346,7 @@ class PyAVReader:
         check_unchanged(self.path, self._version)
         if places:
             raise ValueError(f"{self.path} has frames 0 to {self._next - 1}, not {max(places)}")
+        assert out is not None  # at least one frame is wanted
         return out
 
     def iter_frames(self, chunk: int = 16, view: View | None = None) -> Iterator[Chunk]:
@@ -385,7 +388,7 @@ class PyAVReader:
             yield self._time(frame, self._next - 1) - self.start_time, frame
         check_unchanged(self.path, self._version)
 
-    def _decode(self, container, stream) -> Iterator[VideoFrame]:
+    def _decode(self, container, stream) -> Generator[VideoFrame, None, None]:
         """Yield the presented frames from the start, up to the first that FFmpeg can't decode or reports as corrupt.
 
         The failure is raised or kept in `error`. Corrupt frames before the first good one are passed through. Frames

@@ -56,6 +56,7 @@ class MovingDigits(LabeledDataset):
         ValueError: illegal arguments, or classes without one of the motions.
     """
 
+    split: str
     flip_keeps_label = False
     fps = 25.0
 
@@ -84,6 +85,11 @@ class MovingDigits(LabeledDataset):
         self.labels = [self.classes.index(motion) for _ in numbers for motion in _MOTIONS]
         self.ids = [f"{number:04d}/{motion}" for number in numbers for motion in _MOTIONS]
         super().__init__(len(self.ids), transform, seed, on_error="raise")
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        assert isinstance(sample, Sample)  # rendering never fails
+        return sample
 
     def _read(self, index: int, rng: np.random.Generator) -> Sample:
         number, motion = self.ids[index].split("/")  # not from `index`: a dataset may be reduced to some of its ids

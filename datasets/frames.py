@@ -5,7 +5,7 @@ Legend: B clips, T H W video.
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -81,9 +81,11 @@ def plan_resize(height: int, width: int, size: Size, multiple: int = 8) -> tuple
         resized, cut = (height, width), (height // multiple * multiple, width // multiple * multiple)
     elif isinstance(size, int):
         resized = max(size, round(height * scale)), max(size, round(width * scale))
-        cut = tuple(s if s == size else s // multiple * multiple for s in resized)
+        cut_h, cut_w = (side if side == size else side // multiple * multiple for side in resized)
+        cut = cut_h, cut_w
     else:
-        resized, cut = (max(size[0], round(height * scale)), max(size[1], round(width * scale))), tuple(size)
+        resized = max(size[0], round(height * scale)), max(size[1], round(width * scale))
+        cut = size[0], size[1]
     if min(cut) < 1:
         raise ValueError(
             f"size={size} leaves nothing of {height}x{width} pictures (sides are cropped to a multiple of {multiple})"
@@ -148,7 +150,7 @@ def exif_matrix(path: Path) -> Matrix | None:
     """Read the display matrix of an image file's EXIF orientation; None if it is upright or not stated."""
     try:
         with Image.open(path) as image:
-            return _ORIENTATIONS.get(image.getexif().get(0x0112))
+            return _ORIENTATIONS.get(image.getexif().get(0x0112, 0))
     except (OSError, SyntaxError, ValueError):  # FFmpeg can read it, Pillow can't
         return None
 
@@ -159,7 +161,7 @@ def display_matrix(frame: VideoFrame) -> Matrix | None:
     A pixel at (x, y) is shown at (ax + cy, bx + dy).
     """
     try:
-        side_data = frame.side_data
+        side_data: Any = frame.side_data
     except ValueError:  # PyAV fails on unknown kinds of side data; the angle is still available, mirroring is lost
         turn = round(frame.rotation / 90) * math.pi / 2
         cos, sin = round(math.cos(turn)), round(math.sin(turn))

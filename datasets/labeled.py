@@ -295,8 +295,8 @@ class LabeledVideos(LabeledDataset):
             not bad or not {(os.path.abspath(path), None), (os.path.abspath(path), segment)} & bad
             for path, segment in zip(paths, segments, strict=True)
         ]
-        columns = (paths, ids, labels, segments)
-        self.paths, self.ids, self.labels, self.segments = ([*itertools.compress(x, kept)] for x in columns)
+        self.paths, self.ids = [*itertools.compress(paths, kept)], [*itertools.compress(ids, kept)]
+        self.labels, self.segments = [*itertools.compress(labels, kept)], [*itertools.compress(segments, kept)]
         self.left_out = [path for path, is_kept in zip(paths, kept, strict=True) if not is_kept]
         if self.left_out:
             warnings.warn(
@@ -311,9 +311,9 @@ class LabeledVideos(LabeledDataset):
 
     def _read(self, index: int, rng: np.random.Generator) -> Sample:
         path, segment = self.paths[index], self.segments[index]
-        choose = _all_frames
-        if self.sampler is not None:
-            choose = partial(choose_at_times, times=partial(self.sampler, rng=rng))
+        choose, sampler = _all_frames, self.sampler
+        if sampler is not None:
+            choose = partial(choose_at_times, times=lambda duration, fps: sampler(duration, fps, rng))
         choose = partial(choose_in_segment, path=path, segment=segment, choose=choose)
         view = partial(self.transform.view, rng=rng) if isinstance(self.transform, ViewTransform) else whole_picture
         try:

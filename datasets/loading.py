@@ -20,7 +20,7 @@ from io import BytesIO
 from multiprocessing import connection, get_all_start_methods, get_context, parent_process
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ def pack(value: Any, memory: Tensor | None) -> SharedMessage:
     Args:
         memory: uint8 [N], shared with the receiver; None, the arrays are put into the message.
     """
-    body, buffers = BytesIO(), []
+    body, buffers = BytesIO(), list[pickle.PickleBuffer]()
     _Pickler(body, protocol=5, buffer_callback=buffers.append).dump(value)
     raw = [buffer.raw() for buffer in buffers]
     places, size = [], 0
@@ -64,7 +64,7 @@ def pack(value: Any, memory: Tensor | None) -> SharedMessage:
         size += -(-buffer.nbytes // _ALIGNMENT) * _ALIGNMENT
     if memory is None or size > len(memory):
         return SharedMessage(body.getvalue(), size, None, [buffer.tobytes() for buffer in raw])
-    to = memoryview(memory.numpy())
+    to = memory.numpy().data
     for buffer, (start, stop) in zip(raw, places, strict=True):
         to[start:stop] = buffer
     return SharedMessage(body.getvalue(), size, places, [])
@@ -88,7 +88,7 @@ class SharedMemoryPool:
     Buffers have the size of the largest message so far. `take` a buffer for the sender, and `unpack` its message.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._free: list[SharedBuffer] = []
         self._size, self._count = 0, 0
 
@@ -120,8 +120,9 @@ class SharedMemoryPool:
             if self._size < message.size <= _LARGEST and (slot is not None or not self._count):
                 self._size = message.size + message.size // 8
             return pickle.loads(message.body, buffers=map(bytearray, message.arrays))  # from our own process
+        assert slot is not None  # where the arrays are
         # Through a memoryview, because the base of a NumPy slice of a slice is the buffer itself, not this array.
-        whole = np.frombuffer(memoryview(slot.memory.numpy()), np.uint8)
+        whole = np.frombuffer(slot.memory.numpy().data, np.uint8)
         weakref.finalize(whole, self._free.append, slot).atexit = False
         return pickle.loads(message.body, buffers=[whole[start:stop] for start, stop in message.places])
 
@@ -146,10 +147,11 @@ def _permuted(array: np.ndarray, order: list[int]) -> Tensor:
 
 _DTYPES = {torch.from_numpy(np.zeros(1, t)).dtype for t in "?bhilefdB"}
 
-Job, Answer = Any, Any
+Job = TypeVar("Job")
+Answer = TypeVar("Answer")
 
 
-class DecodePool:
+class DecodePool(Generic[Job, Answer]):
     """Run `function(job)` in worker processes with a time limit per job.
 
     A process that exceeds the time limit is killed. A process that was killed or has crashed is replaced, and the
@@ -186,7 +188,7 @@ class DecodePool:
         self._slots = SharedMemoryPool()
         self._workers = [_Worker(self._function, self._slots) for _ in range(workers)]
 
-    def imap(self, jobs: Iterable[Job], ahead: int = 2, queue: int = 2) -> Iterator[tuple[Job, Answer]]:
+    def imap(self, jobs: Iterable[Job], ahead: int = 2, queue: int = 2) -> Iterator[tuple[Job, Answer | VideoError]]:
         """Yield (job, answer) in the order of the jobs.
 
         Args:
@@ -199,15 +201,15 @@ class DecodePool:
                 self._replace(i)
         source = enumerate(jobs)
         limit = ahead * len(self._workers)
-        waiting: dict[int, tuple[Job, Answer]] = {}  # answers that arrived out of order
+        waiting: dict[int, tuple[Job, Answer | VideoError]] = {}  # answers that arrived out of order
         turn, taken, exhausted = 0, 0, False
         while True:
-            while not exhausted and taken - turn < limit and (worker := self._least_busy(queue)):
+            while not exhausted and taken - turn < limit and (free := self._least_busy(queue)):
                 task = next(source, None)
                 exhausted = task is None
                 if task is not None:
                     taken += 1
-                    worker.give(task)
+                    free.give(task)
             if turn in waiting:
                 yield waiting.pop(turn)
                 turn += 1
@@ -221,13 +223,13 @@ class DecodePool:
             worker.end()
         self._workers = []
 
-    def __enter__(self) -> "DecodePool":
+    def __enter__(self) -> "DecodePool[Job, Answer]":
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _least_busy(self, queue: int) -> "_Worker | None":
+    def _least_busy(self, queue: int) -> "_Worker[Job, Answer] | None":
         """Return the ready worker with the fewest tasks; None if all have `queue` tasks."""
         free = [worker for worker in self._workers if worker.ready and len(worker.tasks) < queue]
         return min(free, key=lambda worker: len(worker.tasks), default=None)
@@ -237,7 +239,7 @@ class DecodePool:
         self._workers[i].end()
         self._workers[i] = _Worker(self._function, self._slots, tasks)
 
-    def _collect(self) -> Iterator[tuple[int, tuple[Job, Answer]]]:
+    def _collect(self) -> Iterator[tuple[int, tuple[Job, Answer | VideoError]]]:
         """Wait for messages; yield (number, (job, answer)) for each job that has finished or failed."""
         deadlines = [worker.since + self._time_limit for worker in self._workers if worker.busy]
         wait = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
@@ -260,7 +262,7 @@ class DecodePool:
             if done is not None:
                 yield done
 
-    def _give_up(self, i: int, why: str) -> tuple[int, tuple[Job, Answer]] | None:
+    def _give_up(self, i: int, why: str) -> tuple[int, tuple[Job, Answer | VideoError]] | None:
         """Fail the current task of worker i; pass the queued ones to its successor."""
         tasks = [(number, job) for number, job, _ in self._workers[i].tasks]
         self._replace(i, tasks[1:])
@@ -270,7 +272,7 @@ class DecodePool:
         return None
 
 
-class _Worker:
+class _Worker(Generic[Job, Answer]):
     """A process and its queue.
 
     Attributes:
@@ -284,14 +286,14 @@ class _Worker:
     ):
         # Not fork: FFmpeg hangs in a forked child of a process that has used it. Windows has spawn only.
         method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-        context = get_context(method)
+        context: Any = get_context(method)
         if method == "forkserver":
             context.set_forkserver_preload([__name__])  # torch is imported once, not again in each process
         self.pipe, end = context.Pipe()
         self._process = context.Process(target=_work, args=(end, function), daemon=True)
         self._process.start()
         end.close()  # so that the pipe ends with the process
-        self._slots, self._known = slots, set()
+        self._slots, self._known = slots, set[tuple[int, int]]()  # and the keys of buffers that the process has
         self.tasks: deque[tuple[int, Job, SharedBuffer | None]] = deque()
         self.since, self.ready = 0.0, False
         self._later = list(tasks)
@@ -305,13 +307,12 @@ class _Worker:
             self.since = time.monotonic()
         slot = self._slots.take()
         self.tasks.append((*task, slot))
-        known = slot is None or slot.key in self._known
-        if not known:
-            self._known.add(slot.key)
-        message = task[1], slot and slot.key, None if known else slot.memory
+        memory = None if slot is None or slot.key in self._known else slot.memory
+        self._known |= set() if slot is None else {slot.key}
+        message = task[1], slot and slot.key, memory
         self.pipe.send_bytes(ForkingPickler.dumps(message))
 
-    def take(self) -> tuple[int, tuple[Job, Answer]] | None:
+    def take(self) -> tuple[int, tuple[Job, Answer | VideoError]] | None:
         """Receive (number, (job, answer)) of the first task; None for the message that the process is ready."""
         kind, value = pickle.loads(self.pipe.recv_bytes())  # from our own process
         self.since = time.monotonic()
@@ -333,7 +334,7 @@ class _Worker:
         self._process.join()
         for *_, slot in self.tasks:
             self._slots.give_back(slot)
-        return self._process.exitcode
+        return self._process.exitcode or 0
 
 
 def _work(pipe: connection.Connection, function: Callable[[Job], Answer]) -> None:
@@ -368,7 +369,7 @@ def _answer(function: Callable[[Job], Answer], job: Job, memory: torch.Tensor | 
 
 def _die_with_parent() -> None:
     """Exit when the parent has died, since a stuck worker would outlive it."""
-    connection.wait([parent_process().sentinel])
+    connection.wait([parent.sentinel] if (parent := parent_process()) else [])
     os._exit(1)
 
 

@@ -184,8 +184,8 @@ def frames_of_segment(path: str | Path, timestamps: np.ndarray, fps: float, segm
     if segment is None:
         return slice(0, len(timestamps))
     duration = timestamps[-1] + 1 / fps
-    if segment[0] >= duration:
-        raise VideoError(path, segment_error(segment, duration, fps))
+    if segment[0] >= duration and (why := segment_error(segment, duration, fps)):
+        raise VideoError(path, why)
     first, stop = np.searchsorted(timestamps, np.subtract(segment, TOLERANCE)).tolist()
     if stop <= first:
         first = int(indices_at(timestamps, np.array(segment[0])))

@@ -66,12 +66,12 @@ def resample_chunks(chunks: Iterator[Chunk], fps: float, last_display: float, si
     """
     pictures: list[np.ndarray] = []
     emitted = 0
-    held = None
+    held: np.ndarray | None = None
 
-    def due(until: float) -> Iterator[Chunk]:
+    def due(picture: np.ndarray, until: float) -> Iterator[Chunk]:
         nonlocal emitted, pictures
         while emitted / fps + TOLERANCE < until:
-            pictures.append(held)
+            pictures.append(picture)
             emitted += 1
             if len(pictures) == size:
                 yield Chunk(np.stack(pictures), np.arange(emitted - size, emitted) / fps)
@@ -81,9 +81,10 @@ def resample_chunks(chunks: Iterator[Chunk], fps: float, last_display: float, si
     for frames, times in chunks:
         for frame, time in zip(frames, times, strict=True):
             if held is not None:
-                yield from due(time)
+                yield from due(held, time)
             held = frame
-    yield from due(max(time + last_display, 2 * TOLERANCE))
+    if held is not None:
+        yield from due(held, max(time + last_display, 2 * TOLERANCE))
     if pictures:
         yield Chunk(np.stack(pictures), np.arange(emitted - len(pictures), emitted) / fps)
 
@@ -178,7 +179,7 @@ def read_selection(
         with open_video(path, reader) as video:
             timestamps = video.timestamps
             indices = choose(timestamps, video.fps)
-            frames_NHWC = video.frames(indices.ravel(), view(*video.size))
+            frames_NHWC = video.frames(indices.ravel().tolist(), view(*video.size))
     check_unchanged(path, version)
     return Chunk(frames_NHWC.reshape(*indices.shape, *frames_NHWC.shape[1:]), timestamps[indices])
 

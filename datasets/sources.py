@@ -300,7 +300,7 @@ class VideoList(LabeledVideos):
         names = rows["path" if "path" in rows else "id"].tolist()
         ids, segments = ids_and_segments(rows)
         found = _resolve(names, segments, root)
-        paths, segments = (list(column) for column in zip(*found, strict=True))
+        paths, segments = [path for path, _ in found], [segment for _, segment in found]
         super().__init__(paths, ids, labels, classes, split, segments=segments, **reading)
 
 
@@ -308,9 +308,11 @@ def _resolve(names: list[str], segments: list[Segment | None], root: Path) -> li
     """Return (path, segment to read of it) of each name; a missing one is an error when it is read."""
     bare = [not name.lower().endswith(MEDIA_SUFFIXES) for name in names]
     index = Names(root, VIDEO_SUFFIXES) if any(bare) else None
-    found = []
+    found: list[tuple[str, Segment | None]] = []
     for name, segment, is_bare in zip(names, segments, bare, strict=True):
-        path, rest = index.locate(name.replace("\\", "/"), segment) if is_bare else (None, segment)
+        path, rest = None, segment
+        if index is not None and is_bare:
+            path, rest = index.locate(name.replace("\\", "/"), segment)
         found.append((path, rest) if path else (_locate(root, name), segment))
     return found
 
@@ -406,7 +408,7 @@ def videos_by_split(
         return {name: [(path, None) for path in find_media(folder, MEDIA_SUFFIXES)] for name, folder in folders.items()}
     table = read_annotations(source, **columns)
     splits = dict.fromkeys(table["split"]) if "split" in table else {str(source): None}
-    found = {}
+    found: dict[str, list[tuple[str, Segment | None]]] = {}
     for split in splits:
         dataset = open_dataset(source, root, split if "split" in table else None, **columns)
         found[split] = list(zip(dataset.paths, dataset.segments, strict=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from vidtok.datasets.container import PacketTimes, describe, longest_gap, open_container
+from vidtok.datasets.container import PacketTimes, describe, longest_gap, open_container, tick_of
 from vidtok.files import FileVersion
 
 
@@ -48,7 +48,10 @@ def read_timeline(path: str | Path) -> Timeline:
     """
     container, stream = open_container(path)
     with container:
-        pts, key_places, doubts, times = [], [], set(), PacketTimes()
+        ticks: list[int] = []
+        key_places: list[int] = []
+        doubts: set[str] = set()
+        times = PacketTimes()
         try:
             for packet in container.demux(stream):
                 if not packet.size:
@@ -62,11 +65,11 @@ def read_timeline(path: str | Path) -> Timeline:
                     doubts.add("packets without a time")
                     continue
                 if packet.is_keyframe:
-                    key_places.append(len(pts))
-                pts.append(packet.pts)
+                    key_places.append(len(ticks))
+                ticks.append(packet.pts)
         except av.error.FFmpegError as e:
             doubts.add(f"demuxing ends in an error ({describe(e)})")
-        pts = np.array(pts, dtype=np.int64)
+        pts = np.array(ticks, dtype=np.int64)
         ascending, keys = np.sort(pts), pts[key_places]
         if not len(pts):
             doubts.add("no packets")
@@ -74,7 +77,7 @@ def read_timeline(path: str | Path) -> Timeline:
             doubts.add("times below zero")
         if (np.diff(ascending) == 0).any():
             doubts.add("two packets with one time")
-        if times.breaks(longest_gap(container) / float(stream.time_base)):
+        if times.breaks(longest_gap(container) / float(tick_of(stream))):
             doubts.add("the clock restarts or jumps")
         if not len(keys) or keys[0] != ascending[0]:
             doubts.add("does not begin with a keyframe")
@@ -83,7 +86,7 @@ def read_timeline(path: str | Path) -> Timeline:
         return Timeline(
             ascending,
             np.sort(keys),
-            float(stream.time_base),
+            float(tick_of(stream)),
             times.fps(container, stream),
             "; ".join(sorted(doubts)) or None,
             open_gop=bool((np.searchsorted(ascending, keys) != key_places).any()),

@@ -97,7 +97,8 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Tensor:
     """Crop a random region (see `random_resized_box`) and resize it to size x size."""
-    return apply_view(video, View(random_resized_box(*video.shape[-2:], rng, scale, ratio), (size, size)))
+    height, width = video.shape[-2:]
+    return apply_view(video, View(random_resized_box(height, width, rng, scale, ratio), (size, size)))
 
 
 def apply_view(video: Tensor, view: View) -> Tensor:
@@ -165,7 +166,7 @@ class ViewTransform:
         raise NotImplementedError
 
     def __call__(self, video: Tensor, rng: np.random.Generator) -> Tensor:
-        view = self.view(*video.shape[-2:], rng)
+        view = self.view(video.shape[-2], video.shape[-1], rng)
         return self.finish(video if view is None else apply_view(video, view), rng)
 
 

@@ -12,11 +12,12 @@ import av
 import numpy as np
 import torch
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.stream import VideoStream as AvStream
 from PIL import Image
 from torch import Tensor
 
 from vidtok.datasets.backends import open_video
-from vidtok.datasets.container import open_container
+from vidtok.datasets.container import open_container, tick_of
 from vidtok.datasets.decode import Chunk, OnError, PyAVReader
 from vidtok.datasets.frames import Size, check_size, frames_to_video, plan_view, video_to_frames
 from vidtok.datasets.seek import resample_chunks
@@ -56,8 +57,9 @@ def probe_video(path: str | Path) -> VideoInfo:
     """
     container, stream = open_container(path)
     with container:
-        codec, pixel_format, frames = stream.codec_context.name, stream.codec_context.pix_fmt, stream.frames
-        duration = float(stream.duration * stream.time_base) if stream.duration else None
+        codec, pixel_format = stream.codec_context.name, stream.codec_context.pix_fmt
+        frames: int | None = stream.frames
+        duration = float(stream.duration * tick_of(stream)) if stream.duration else None
         if duration is None and container.duration:
             duration = container.duration / 1e6
     with PyAVReader(path) as reader:
@@ -292,7 +294,8 @@ def write_video(path: str | Path, video: Tensor, fps: float) -> None:
 
 class _H264:
     def __init__(self, path: Path, fps: Fraction):
-        self._container, self._fps, self._stream = av.open(f"file:{path}", "w"), fps, None
+        self._container, self._fps = av.open(f"file:{path}", "w"), fps
+        self._stream: AvStream | None = None
 
     def add(self, frames_THWC: np.ndarray) -> None:
         if self._stream is None:
@@ -314,6 +317,7 @@ class _H264:
             self._container.mux(self._stream.encode(yuv))
 
     def finish(self) -> None:
+        assert self._stream is not None  # a video has a frame
         self._container.mux(self._stream.encode(None))
         self._container.close()
 
@@ -337,7 +341,8 @@ class _Pillow:
     """Collect frames and write them at the end with Pillow: a GIF, or a PNG of one frame."""
 
     def __init__(self, path: Path, fps: Fraction):
-        self._path, self._fps, self._images = path, fps, []
+        self._path, self._fps = path, fps
+        self._images: list[Image.Image] = []
 
     def add(self, frames_THWC: np.ndarray) -> None:
         self._images += [Image.fromarray(image_HWC) for image_HWC in frames_THWC]
@@ -358,4 +363,10 @@ class _Pillow:
         self._images = []
 
 
-_SINKS = {".mp4": _H264, ".mov": _H264, ".mkv": _H264, ".gif": _Pillow, ".png": _Pillow}
+_SINKS: dict[str, type[_H264] | type[_Pillow]] = {
+    ".mp4": _H264,
+    ".mov": _H264,
+    ".mkv": _H264,
+    ".gif": _Pillow,
+    ".png": _Pillow,
+}

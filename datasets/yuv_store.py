@@ -12,9 +12,8 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from operator import itemgetter
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
@@ -97,7 +96,8 @@ class YUVStore:
 
     def find(self, path: str | Path) -> StoredVideo | None:
         """Return the stored video of a file in its current version; None if it is not stored."""
-        video = self._videos.get(_key(path))
+        key = _key(path)
+        video = None if key is None else self._videos.get(key)
         return video if video is not None and video.frames else None
 
     def planes(self, video: StoredVideo) -> tuple[Tensor, Tensor, Tensor]:
@@ -204,8 +204,8 @@ def add_videos(
     folder.mkdir(parents=True, exist_ok=True)
     limit = float("inf") if limit_gb is None else limit_gb * 1e9
     with FileLock(folder / "lock"):
-        for part in folder.glob("part-*.yuv"):  # remains of a killed process
-            part.unlink()
+        for remains in folder.glob("part-*.yuv"):  # of a killed process
+            remains.unlink()
         videos = _read_index(folder)
         keys = {path: key for path in sorted(set(paths)) if (key := _key(path)) is not None}
         order = [list(keys)[i] for i in np.random.default_rng(0).permutation(len(keys))]
@@ -232,8 +232,8 @@ def add_videos(
                         saved = time.monotonic()
             finally:
                 _save_index(folder, videos, file)
-        for part in folder.glob("part-*.yuv"):  # decoded ahead, after the video that didn't fit
-            part.unlink()
+        for remains in folder.glob("part-*.yuv"):  # decoded ahead, after the video that didn't fit
+            remains.unlink()
 
 
 Job = tuple[str, str, float]
@@ -243,7 +243,7 @@ def _decode_all(jobs: Iterable[Job], workers: int, time_limit: float) -> Iterato
     if not workers:
         yield from ((job, _decode(job)) for job in jobs)
         return
-    with DecodePool(_decode, workers, time_limit, itemgetter(0)) as pool:
+    with DecodePool(_decode, workers, time_limit, lambda job: job[0]) as pool:
         for job, video in pool.imap(jobs):
             yield job, UNREADABLE if isinstance(video, VideoError) else video
 
@@ -251,7 +251,7 @@ def _decode_all(jobs: Iterable[Job], workers: int, time_limit: float) -> Iterato
 def _decode(job: Job) -> StoredVideo | None:
     """Decode a video frame by frame into a file of its own; return None if that exceeds the limit of bytes."""
     path, part, limit = job
-    times = []
+    times: list[float] = []
     try:
         with open(part, "wb") as file, PyAVReader(path) as reader:
             for timestamp, frame in reader.iter_decoded():
@@ -263,7 +263,7 @@ def _decode(job: Job) -> StoredVideo | None:
                 if not is_direct or _layout(frame) != layout:
                     frame = _to_yuv(reader.convert(frame, None), matrix, full)
                 for plane in _planes(frame):
-                    file.write(np.ascontiguousarray(plane))
+                    file.write(np.ascontiguousarray(plane).data)
                 if file.tell() > limit:
                     return None
                 times.append(timestamp)
@@ -300,7 +300,7 @@ def _planes(frame: VideoFrame) -> list[np.ndarray]:
     """Return Y [H,W], U and V [ceil(H/2),ceil(W/2)] of a 4:2:0 frame, without row padding."""
     planes = []
     for plane, step in zip(frame.planes, (1, 2, 2), strict=True):
-        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+        rows = np.frombuffer(cast(bytes, plane), np.uint8).reshape(-1, plane.line_size)
         planes.append(rows[: -(-frame.height // step), : -(-frame.width // step)])
     return planes
 
@@ -321,7 +321,7 @@ def _save_index(folder: Path, videos: dict[str, StoredVideo], file: BinaryIO) ->
     """Flush the frames to disk, then write the index and rename it into place."""
     file.flush()
     os.fsync(file.fileno())
-    columns = {name: np.array([getattr(video, name) for video in videos.values()]) for name in FIELDS}
+    columns: dict[str, Any] = {name: np.array([getattr(video, name) for video in videos.values()]) for name in FIELDS}
     timestamps = np.concatenate([video.timestamps for video in videos.values()] or [np.zeros(0)])
     with replacing(folder / "index.npz", locked=True) as new, open(new, "wb") as index:
         np.savez(index, keys=np.array(list(videos), dtype=str), timestamps=timestamps, **columns)
@@ -336,7 +336,7 @@ def _read_index(folder: Path) -> dict[str, StoredVideo]:
         keys, timestamps = index["keys"].tolist(), index["timestamps"]
     videos, start = {}, 0
     for key, *values in zip(keys, *columns, strict=True):
-        frames = values[1]
-        videos[key] = StoredVideo(*values, timestamps[start : start + frames])
-        start += frames
+        fields = dict(zip(FIELDS, values, strict=True))
+        videos[key] = StoredVideo(**fields, timestamps=timestamps[start : start + fields["frames"]])
+        start += fields["frames"]
     return videos

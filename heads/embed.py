@@ -10,6 +10,7 @@ Legend: B batch, T H W video, t h w token grid, m patch_merge, C channels, D wid
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,13 @@ def merge_patches(x_BthwC: Tensor, m: int) -> Tensor:
     return x.reshape(B, t, h // m, w // m, m * m * C)
 
 
-class TokenEmbed(nn.Module):
+class Embed(nn.Module):
+    """Base class of embeddings; `dim` is D."""
+
+    dim: int
+
+
+class TokenEmbed(Embed):
     """Embed int64 ids [B, t, h, w] by token factorization: the sum of a vector for the low and one for the high bits.
 
     The tables have 2^9 vectors each for 18 bits (MAGVIT-v2, section 3.2); a single table of 2^18 vectors could not be
@@ -69,7 +76,7 @@ class TokenEmbed(nn.Module):
         return self.join(merge_patches(x_BthwD, self.patch_merge))
 
 
-class CodeEmbed(nn.Module):
+class CodeEmbed(Embed):
     """Embed int64 ids [B, t, h, w] as LFQ codes: their bits as -1 and +1, through one linear layer.
 
     Args:
@@ -93,7 +100,7 @@ class CodeEmbed(nn.Module):
         return self.project(merge_patches(_signs(ids_Bthw.long(), self.bits), self.patch_merge))
 
 
-class FeatureEmbed(nn.Module):
+class FeatureEmbed(Embed):
     """Embed features through one linear layer: float [B, C, t, h, w] on a grid, or a sequence [B, N, C] or [B, C].
 
     A sequence of N is treated as a grid of N x 1 x 1.
@@ -119,7 +126,7 @@ class FeatureEmbed(nn.Module):
         return self.project(merge_patches(x_BthwC, self.patch_merge))
 
 
-class PixelEmbed(nn.Module):
+class PixelEmbed(Embed):
     """Embed video, float [B, 3, 1 + s_t k, H, W] in [-1, 1], as tubelets on the token grid.
 
     This is ViViT's tubelet embedding (arXiv 2103.15691, section 3.2), except that the first frame has cells of its own;
@@ -150,7 +157,7 @@ class PixelEmbed(nn.Module):
 
 
 # input: (embedding, name of the argument that only this embedding has)
-INPUTS = {
+INPUTS: dict[str, tuple[Callable[..., Embed], str]] = {
     "tokens": (TokenEmbed, "bits"),
     "codes": (CodeEmbed, "bits"),
     "latents": (FeatureEmbed, "channels"),
@@ -160,7 +167,7 @@ INPUTS = {
 }
 
 
-def make_embed(input: dict, dim: int, project: bool = True) -> nn.Module:
+def make_embed(input: dict, dim: int, project: bool = True) -> Embed:
     """Build the embedding of an input.
 
     Args:

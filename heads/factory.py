@@ -3,8 +3,9 @@
 from importlib.resources import files
 
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from vidtok.configs.compose import to_dict
 from vidtok.errors import nearest
 from vidtok.heads.config import HeadConfig
 from vidtok.heads.embed import INPUTS
@@ -77,6 +78,6 @@ def build_head(
     key = INPUTS[input][1]
     if input_settings.get(key) is None:
         raise ValueError(f"input {input!r} needs {key}=: give it")
-    net = {**OmegaConf.to_container(cfg.head, resolve=True), **(arguments or {})}
+    net = {**to_dict(cfg.head), **(arguments or {})}
     spec = {"kind": input, "patch_merge": patch_merge, key: input_settings[key]}
-    return make_head(HeadConfig(name, net, spec, tuple(grid), num_classes))
+    return make_head(HeadConfig(name, net, spec, (grid[0], grid[1], grid[2]), num_classes))

@@ -10,7 +10,7 @@ head.reset_classifier(n): replace the last layer by one of n classes; 0, remove 
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from timm.layers import trunc_normal_
@@ -24,7 +24,7 @@ SHIPPED = PRETRAINED / "heads"
 HEADS: dict[str, Callable[..., "Head"]] = {}  # kind, its name in configs -> class; filled by `register_head`
 
 
-class Head(PretrainedModel, nn.Module, tags=["video-classification"]):
+class Head(PretrainedModel, tags=["video-classification"]):
     """Base class of recognition heads. A subclass sets `embed` and defines `encode`.
 
     Args:
@@ -81,10 +81,11 @@ class Head(PretrainedModel, nn.Module, tags=["video-classification"]):
     def _set_classifier(self, num_classes: int) -> None:
         old = next(self.parameters()).device
         self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head: nn.Module = nn.Identity()
         if num_classes:
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+            self.head = linear = nn.Linear(self.num_features, num_classes)
+            trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
         self.head.to(old)
 
     # ------------------------------------------- parameter groups, for timm.optim
@@ -120,7 +121,7 @@ class Head(PretrainedModel, nn.Module, tags=["video-classification"]):
         Raises:
             ValueError: the number of class names or counts differs from the classes of the last layer.
         """
-        given = {"classes": classes, "tokenizer": tokenizer, "protocol": protocol, "name": name}
+        given: dict[str, Any] = {"classes": classes, "tokenizer": tokenizer, "protocol": protocol, "name": name}
         given["class_counts"] = class_counts
         self.config = replace(self.config, **{key: value for key, value in given.items() if value is not None})
 
@@ -143,7 +144,9 @@ class Head(PretrainedModel, nn.Module, tags=["video-classification"]):
         return next(self.parameters()).device
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, device: str | torch.device = "cpu", **hub_arguments) -> "Head":
+    def from_pretrained(  # type: ignore[override]  # the hub's takes other arguments
+        cls, name: str | os.PathLike, device: str | torch.device = "cpu", **hub_arguments
+    ) -> "Head":
         """Load a trained head in evaluation mode.
 
         Args:

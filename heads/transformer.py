@@ -92,6 +92,6 @@ class VideoTransformer(Head):
         # In bf16 on a CPU, forward and backward of torch's fused attention take 2 to 9 times as long as plain products.
         fused = x_BND.device.type != "cpu" or not torch.is_autocast_enabled("cpu")
         for block in blocks:
-            block.attn.fused_attn = fused
+            block.attn.fused_attn = fused  # type: ignore[union-attr, assignment]  # a list forgets what it holds
             x_BND = block(x_BND)
         return x_BND

@@ -2,16 +2,32 @@
 
 import math
 import os
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidtok.streaming import LEAST, MAX_LATENTS
 
 OVERSHOOT = 1.05  # resampling filters overshoot by a few percent; more is another range
 
 Stride = tuple[int, int, int]  # frames, rows and columns per token; the first frame has tokens of its own
+
+
+class Net(Protocol):
+    """An encoder or decoder, for `check_memory`.
+
+    Attributes:
+        stride: pixels per token in (time, height, width).
+        activation_elems_per_pixel: values alive at the peak of a forward pass, per pixel.
+    """
+
+    stride: Stride
+    activation_elems_per_pixel: float
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]: ...
 
 
 def legal_length(stride: Stride) -> str:
@@ -39,8 +55,8 @@ def check_video(video: Tensor, stride: Stride, any_length: bool = False, values:
         cut, padded = T - over, T - over + s_t
         raise ValueError(f"a clip has {legal_length(stride)} frames, not {T}: cut it to {cut} or pad it to {padded}")
     if H % s_h or W % s_w:
-        cut, padded = (H // s_h * s_h, W // s_w * s_w), (-(-H // s_h) * s_h, -(-W // s_w) * s_w)
-        advice = "crop to {} x {}".format(*cut) if all(cut) else "pad to {} x {}".format(*padded)
+        smaller, larger = (H // s_h * s_h, W // s_w * s_w), (-(-H // s_h) * s_h, -(-W // s_w) * s_w)
+        advice = "crop to {} x {}".format(*smaller) if all(smaller) else "pad to {} x {}".format(*larger)
         raise ValueError(f"height and width are {legal_size(stride)}, not {H} x {W}: {advice}")
     if values:
         check_values(video)
@@ -73,7 +89,7 @@ def check_codes(codes: Tensor, channels: int) -> None:
         raise ValueError(f"codes are float [B, {channels}, t, h, w], not {codes.dtype} {list(codes.shape)}")
 
 
-def check_memory(net: nn.Module, shape, stride: Stride) -> None:
+def check_memory(net: Net, shape: Sequence[int], stride: Stride) -> None:
     """Raises MemoryError if one pass of `net` over [B, (3,) t, h, w] x stride pixels can't fit the free memory.
 
     The estimate is rough: values alive at the peak, `net.activation_elems_per_pixel` per pixel of the longest chunk.

@@ -1,7 +1,7 @@
 """Show what a tokenizer does to one clip, in numbers and a picture, and tell actions from tokens: `run_demo`."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ def run_demo(
     device: str = "auto",
     precision: str = "fp32",
     force: bool = False,
-) -> Iterator[dict[str, object]]:
+) -> Iterator[Mapping[str, object]]:
     """Show what a tokenizer does to one clip, and what can be told from tokens.
 
     Args:
@@ -109,14 +109,15 @@ def tell_actions(tokenizer, file: Path) -> dict[str, str]:
     file: gets the clips, three by three.
     """
     head = Head.from_pretrained(HEAD, tokenizer.device)
-    protocol, classes = head.config.protocol, head.config.classes
+    protocol, classes, source = head.config.protocol, head.config.classes, head.config.tokenizer
+    assert protocol and classes and source  # a shipped head states all of them
     digits = MovingDigits("val", protocol["frames"], protocol["size"])
     samples = [digits[i] for i in range(len(digits.classes))]
     video = torch.cat([sample.video for sample in samples])
     rows = [torch.cat(list(video[i : i + 3]), -1) for i in range(0, len(video), 3)]
     write_video(file, torch.cat(rows, -2)[None], digits.fps)
-    if head.config.tokenizer["weight_hash"] != tokenizer.weight_hash:
-        return {"actions": f"head {HEAD} reads tokens of {head.config.tokenizer['name']}, not of this model"}
+    if source["weight_hash"] != tokenizer.weight_hash:
+        return {"actions": f"head {HEAD} reads tokens of {source['name']}, not of this model"}
     with torch.no_grad():
         probabilities = head(tokenizer.encode(video)).softmax(1)
     truth = [digits.classes[sample.label] for sample in samples]

@@ -8,7 +8,7 @@ import math
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -196,7 +196,7 @@ def validate_output(path: str | None, force: bool) -> None:
         raise UserError(f"{path} can't be written: {folder} is no folder that takes new files")
 
 
-def write_json(path: str | os.PathLike, value: dict) -> None:
+def write_json(path: str | os.PathLike, value: Mapping) -> None:
     """Writes a JSON file; it appears complete or not at all. Missing folders are made. JSON has no infinity and no NaN:
     those become the strings "inf", "-inf" and "nan"."""
     path = Path(path)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import urlparse
 
 import torch
@@ -41,7 +41,9 @@ def list_shipped(root: Path = PRETRAINED) -> list[str]:
     return sorted(path.parent.name for path in root.glob(f"*/{CONFIG}"))
 
 
-def find_pretrained(name: str | Path, what: str, root: Path | None = PRETRAINED, **hub_arguments) -> tuple[Path, Path]:
+def find_pretrained(
+    name: str | os.PathLike, what: str, root: Path | None = PRETRAINED, **hub_arguments
+) -> tuple[Path, Path]:
     """(config file, weight file) of a model.
 
     Args:
@@ -55,7 +57,7 @@ def find_pretrained(name: str | Path, what: str, root: Path | None = PRETRAINED,
     if name is None:
         raise ValueError(f"a {what} is needed, by its name or folder, and null is none")
     shipped = [] if root is None else list_shipped(root)
-    folder = root / str(name) if str(name) in shipped else Path(name)
+    folder = root / str(name) if root is not None and str(name) in shipped else Path(name)
     if folder.is_dir():
         missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
         if missing:
@@ -162,18 +164,26 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
         tensor = tensor if tensor.is_floating_point() else tensor.float()
         if tensor.dtype != torch.float32:
             digest.update(str(tensor.dtype).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
-class PretrainedModel(CompiledMethods, PyTorchModelHubMixin, library_name="vidtok"):
-    """Mixin of modules that are saved, loaded and shared by the folder: adds `save_pretrained`, `push_to_hub` and
+class ModelConfig(Protocol):
+    """What every model's config has; it is a dataclass."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class PretrainedModel(CompiledMethods, PyTorchModelHubMixin, nn.Module, library_name="vidtok"):
+    """Base class of modules that are saved, loaded and shared by the folder: adds `save_pretrained`, `push_to_hub` and
     `weight_hash`. A class defines `from_pretrained` and `_describe`.
 
     The weights themselves are hashed at every call, 2 ms per MB. torch's version counters would be quicker, but miss
     edits through `.data` and steps of fused optimizers.
     """
 
+    config: ModelConfig
     # Hash of the weight file, of the weights that it gave, and of these cast to another dtype.
     _loaded: tuple[str, str, str] | None = None
 
@@ -229,7 +239,7 @@ class PretrainedModel(CompiledMethods, PyTorchModelHubMixin, library_name="vidto
         Raises:
             ValueError: for another dtype, or one in which a weight is infinite.
         """
-        return super(PretrainedModel, in_dtype(self, dtype)).save_pretrained(save_directory, **hub_arguments)
+        return super(PretrainedModel, in_dtype(self, dtype)).save_pretrained(Path(save_directory), **hub_arguments)
 
     def push_to_hub(self, repo_id: str, *, dtype: torch.dtype | None = None, **hub_arguments) -> str:
         """Upload what `save_pretrained` writes to the Hugging Face hub; return the URL of the commit.

@@ -89,7 +89,7 @@ def tokenizer_info(name: str) -> dict[str, object]:
 
     tokenizer = VideoTokenizer.from_pretrained(name)
     config = tokenizer.config
-    rows = {
+    rows: dict[str, object] = {
         "tokenizer": config.name,
         "weights": tokenizer.weight_hash,
         "parameters": f"encoder {_millions(tokenizer.encoder)}, decoder {_millions(tokenizer.decoder)}",
@@ -134,7 +134,7 @@ def features_info(path: Path) -> dict[str, object]:
     records = read_npz(path)
     record, meta = records[0], records[0].meta
     kind = meta.feature + (f", {meta.pool} over the grid" if meta.pool else "")
-    rows = {
+    rows: dict[str, object] = {
         "features": f"{kind} ({path}, {path.stat().st_size} bytes)",
         "tokenizer": f"{meta.model}, weights {meta.weight_hash}, {meta.precision}",
         "video": f"{meta.source or record.id}: {_size(meta.native_size)}, {meta.native_fps:g} frames/s "

@@ -14,7 +14,7 @@ Streams in spatial tiles: one stream per tile, all in step, so that frame size a
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ class EncodeStream:
 
     def close(self) -> None:
         """Raises ValueError if the stream held no frame, or frames are left that don't fill a latent."""
-        if self.frames == 0:
+        if self.pending is None or self.frames == 0:
             raise ValueError("the stream holds no frames")
         if left := self.pending.shape[2]:
             raise ValueError(
@@ -131,13 +131,14 @@ def encode_tiles(encode: Callable[[Tensor], Tensor], video: Tensor, tile: int | 
     """`encode` ([B, 3, T, H, W] -> [B, C, t, h, w]) over tiles of `video`."""
     h, w = video.shape[3] // cell[0], video.shape[4] // cell[1]
     tiles, overlap = _grid(h, w, tile_cells(tile, cell))
-    out = None
+    out: Tensor | None = None
     for (top, bottom), (left, right) in tiles:
         z = encode(video[..., top * cell[0] : bottom * cell[0], left * cell[1] : right * cell[1]])
         if out is None:
             out = z.new_empty(*z.shape[:3], h, w)
         y, x = top and overlap[0] // 2, left and overlap[1] // 2
         out[..., top + y : bottom, left + x : right] = z[..., y:, x:]
+    assert out is not None  # there is at least one tile
     return out
 
 
@@ -156,24 +157,26 @@ def decode_tiles(decode: Callable[[Tensor], Tensor], ids: Tensor, tile: int | tu
     """`decode` ([B, t, h, w] -> [B, 3, T, H, W]) over tiles of `ids`, blended."""
     h, w = ids.shape[2:]
     tiles, overlap = _grid(h, w, tile_cells(tile, cell))
-    out = total = None
+    out: Tensor | None = None
+    total: Tensor | None = None
     for row, column in tiles:
         video = decode(ids[..., row[0] : row[1], column[0] : column[1]])
         weight = _ramp(row, h, overlap[0], cell[0])[:, None] * _ramp(column, w, overlap[1], cell[1])
         weight = weight.to(video.device)
-        if out is None:
+        if out is None or total is None:
             out = video.new_zeros(*video.shape[:3], h * cell[0], w * cell[1])
             total = video.new_zeros(h * cell[0], w * cell[1])
         place = (slice(row[0] * cell[0], row[1] * cell[0]), slice(column[0] * cell[1], column[1] * cell[1]))
         out[(..., *place)] += video * weight
         total[place] += weight
+    assert out is not None and total is not None  # there is at least one tile
     return out / total
 
 
 LATENTS = 4  # per chunk: small enough for large frames, and no slower than more
 
 
-def coded_size(size: tuple[int, int], stride: tuple[int, int, int]) -> tuple[int, int]:
+def coded_size(size: Sequence[int], stride: tuple[int, int, int]) -> tuple[int, int]:
     """(height, width) rounded up to multiples of the stride."""
     return -(-size[0] // stride[1]) * stride[1], -(-size[1] // stride[2]) * stride[2]
 

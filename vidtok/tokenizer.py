@@ -12,11 +12,12 @@ from importlib.resources import files
 
 import torch
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from omegaconf import DictConfig
+from torch import Tensor
 
 from vidtok import checks, streaming
 from vidtok.config import SCHEMA, TokenizerConfig, read_config
+from vidtok.configs.compose import to_dict
 from vidtok.errors import nearest
 from vidtok.hub import PretrainedModel, find_pretrained, load_weights
 from vidtok.nets import NETS
@@ -61,7 +62,7 @@ def _exact_convolutions():
         setattr(owner, name, before)
 
 
-class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
+class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
     """A video tokenizer with an encoder, a quantizer and a decoder.
 
     Attributes:
@@ -70,6 +71,7 @@ class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
         stride: pixels per token in (time, height, width); the first frame has tokens of its own.
     """
 
+    config: TokenizerConfig
     compiled_parts = ("encoder", "decoder")
     compiled_methods = (
         "encode", "encode_latents", "forward_features", "decode", "stream_encode", "stream_decode", "encode_chunk",
@@ -245,7 +247,7 @@ class VideoTokenizer(PretrainedModel, nn.Module, tags=["video-tokenizer"]):
         return self
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # the hub's takes other arguments
         cls, name: str | os.PathLike, device: str | torch.device = "cpu", precision: str = "fp32", **hub_arguments
     ) -> "VideoTokenizer":
         """Loads a tokenizer, ready for inference.
@@ -299,7 +301,7 @@ def create_tokenizer(name: str, quantizer: str | None = None) -> VideoTokenizer:
 
 def build_tokenizer(cfg: DictConfig) -> VideoTokenizer:
     """The tokenizer of the groups `model` and, where chosen, `quantizer`."""
-    model = OmegaConf.to_container(cfg.model, resolve=True)
+    model = to_dict(cfg.model)
     if "quantizer" in cfg:
-        model["quantizer"] = OmegaConf.to_container(cfg.quantizer, resolve=True)
+        model["quantizer"] = to_dict(cfg.quantizer)
     return VideoTokenizer(TokenizerConfig(**model))

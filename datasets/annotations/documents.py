@@ -48,8 +48,9 @@ def _read_records(document: list[dict]) -> tuple[dict[str, list], str] | None:
 
 
 def _times(segment: object) -> dict:
-    pair = isinstance(segment, list) and len(segment) == 2
-    return dict(zip(("start", "end"), segment, strict=True)) if pair else {}
+    if not isinstance(segment, list) or len(segment) != 2:
+        return {}
+    return {"start": segment[0], "end": segment[1]}
 
 
 def without_brackets(template: str) -> str:

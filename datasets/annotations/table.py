@@ -115,7 +115,7 @@ def add_row(columns: dict[str, list], row: list[str], header: Header, error: Cal
         cell: str | float | None = row[place]
         if kind in ("path", "id") and not cell:
             raise error(f"no {header.names[place]}")
-        if kind == "label" and is_several(cell):
+        if kind == "label" and is_several(row[place]):
             raise error("looks like multi-label rows")
         if kind in ("start", "end"):
             try:

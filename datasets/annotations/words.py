@@ -37,7 +37,10 @@ def is_several(label: str) -> bool:
 
 def is_class_list(names: Sequence[str], labels: Sequence[str | None]) -> bool:
     """Return whether one column holds 0..n-1 or 1..n, and the other n distinct words, most of them without digits."""
-    for numbers, words in (([name.rstrip(":.)") for name in names], labels), (labels, names)):
+    known = [label for label in labels if label is not None]
+    if len(known) < len(labels):
+        return False
+    for numbers, words in (([name.rstrip(":.)") for name in names], known), (known, names)):
         if not all(numbers) or not all(words) or not all(map(is_whole, numbers)) or len(set(words)) < len(words):
             continue
         if any(is_whole(word) or is_media(word) or "/" in word for word in words):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from vidtok.configs.compose import Settings, compose_config
+from vidtok.configs.compose import Settings, compose_config, to_dict
 from vidtok.datasets import write_video
 from vidtok.datasets.frames import frame_rows
 from vidtok.errors import nearest
@@ -51,7 +51,7 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
     """
     layers = (overrides, settings)
     cfg = compose_config("generation_compare", *layers)
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    plain = to_dict(cfg)
     # Everything that can be wrong is checked before hours of training.
     convention = smaller(get_convention(cfg.convention), cfg.n_real, cfg.n_fake, cfg.folds)
     check_kinds(plain)
@@ -316,7 +316,7 @@ def train_kind(
     own: its folder; where that holds a finished training, nothing is done. weights: hash of the tokenizer's.
     """
     cfg = config_of(kind, layers, own)
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    plain = to_dict(cfg)
     facts = {key: value for key, value in plain.items() if key in TRAINED_WITH}
     check_fingerprint(own, facts | {"trainer": lasting(plain["trainer"]), "tokenizer_weights": weights})
     file = own / TRAINED

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -274,10 +275,14 @@ def real_clips(
 
     def opened(part: str | None) -> LabeledDataset:
         if source == "digits":
-            return MovingDigits(part, frames, size)
+            return MovingDigits(part or "train", frames, size)
         drawn = random_clip if convention.random else dense_clips
         sampler = partial(drawn, frames=frames, clips=convention.windows, at_fps=config.fps)
-        reading = {"sampler": sampler, "transform": EvalTransform(size, convention.crops), "on_error": "return"}
+        reading: dict[str, Any] = {
+            "sampler": sampler,
+            "transform": EvalTransform(size, convention.crops),
+            "on_error": "return",
+        }
         return open_dataset(source, root, part, config.classes or None, **columns, **reading)
 
     def batches(part: str | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -290,7 +295,13 @@ def real_clips(
                 labels = [label for sample in good for label in [sample.label] * len(sample.video)]
                 yield torch.cat([sample.video for sample in good]), torch.tensor(labels)
 
-    about = {"source": source, "split": split or "all", "others": others, "clip_frames": frames, "clip_size": size}
+    about: dict[str, Any] = {
+        "source": source,
+        "split": split or "all",
+        "others": others,
+        "clip_frames": frames,
+        "clip_size": size,
+    }
     about |= {"order": "random, seed 0", "fps": config.fps or "native", "unreadable": "left out"}
     return RealClips(
         lambda: (video for video, _ in batches(split)),

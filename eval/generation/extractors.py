@@ -51,12 +51,11 @@ class ClassAgreement:
         if self.input not in ("tokens", "codes", "pixels"):
             raise ValueError(f"the head {head.config.name!r} reads {self.input}: give one of tokens, codes or pixels")
         head.validate_uncropped()
-        own = head.config.classes
-        if own is None:  # without names, both count alike
-            own = classes
+        # Without names, both count alike.
+        own = list(classes if head.config.classes is None else head.config.classes)
         if missing := [name for name in classes if name not in own]:
             raise ValueError(f"the head {head.config.name!r} knows no class {missing[0]!r}")
-        self.numbers_K = torch.tensor([list(own).index(name) for name in classes], dtype=torch.long)
+        self.numbers_K = torch.tensor([own.index(name) for name in classes], dtype=torch.long)
 
     def update(self, ids_Bthw: Tensor, label_B: Tensor) -> None:
         """Add int64 ids and their class numbers (on the CPU); -1, no class, is not counted."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,7 +149,7 @@ class Evaluation:
         found: dict = {}
         if self.real.others is None:
             return found
-        if self.kinds:
+        if self.scored is not None:
             count = self.convention.n_fake
             floor = score_clips((video for video, _ in self.other_clips()), self.kinds, self.convention, count)
             decoded = (self.tokenizer.decode(self.tokenizer.encode(video)) for video, _ in self.other_clips())
@@ -193,15 +194,16 @@ class Evaluation:
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)
                 seconds += time.perf_counter() - start
-                if judge is not None:
+                if judge is not None and labels is not None:
                     judge.update(ids, torch.tensor([labels[(number + i) % len(labels)] for i in range(len(ids))]))
                 if self.kinds:
                     found.update(self.tokenizer.decode(ids))
                 number, done = number + len(ids), done + len(ids)
                 log(done)
                 start = time.perf_counter()
-            for kind in self.kinds:
-                values[kind].append(self.scored.distance(kind, found))
+            if self.scored is not None:
+                for kind in self.kinds:
+                    values[kind].append(self.scored.distance(kind, found))
         metrics = {kind: over_folds(distances) for kind, distances in values.items()}
         if judge is not None:
             metrics["agreement"] = judge.agreement()
@@ -216,7 +218,7 @@ class Evaluation:
             "sampling": {"seed": seed, **sampling},
             "protocol": describe(self.convention, self.name, **self.real.about),
             "detector": self.detectors.names,
-            "n_real": self.scored.n if self.kinds else 0,
+            "n_real": self.scored.n if self.scored is not None else 0,
             "n_fake": self.convention.n_fake,
             "folds": self.convention.folds,
             "metrics": metrics,
@@ -234,6 +236,7 @@ class Evaluation:
     def other_clips(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield as many other real clips as a fold has, with their labels: the first clip of every video, then their
         second clips, ..., because clips of one video are alike."""
+        assert self.real.others is not None
         own, n = self.convention.windows * self.convention.crops, 0
         for clip in range(own):
             for video, label in self.real.others():
@@ -290,8 +293,8 @@ def check_conditions(
 
 def smaller(convention: Convention, n_real: int | None, n_fake: int | None, folds: int | None) -> Convention:
     """Replace numbers of a convention; None keeps its own. Raises ValueError for a number below 1."""
-    given = {"n_real": n_real, "n_fake": n_fake, "folds": folds}
-    given = {name: value for name, value in given.items() if value is not None}
+    numbers = {"n_real": n_real, "n_fake": n_fake, "folds": folds}
+    given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
     for name, value in given.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value} is no number of at least 1")
@@ -325,8 +328,8 @@ def draw_neighbors(path: str, evaluation, generator, seed: int, sampling: dict, 
         with torch.inference_mode():
             return network(prepare(video, convention)).cpu()
 
-    conditions = evaluation.conditions(generator)
-    ids = torch.cat(list(generate_samples(generator, rows, *conditions, evaluation.batch, seed=seed, **sampling)))
+    labels, prefixes = evaluation.conditions(generator)
+    ids = torch.cat(list(generate_samples(generator, rows, labels, prefixes, evaluation.batch, seed=seed, **sampling)))
     video = evaluation.tokenizer.decode(ids)
     requested = [features(video)]
     if evaluation.real.others is not None:

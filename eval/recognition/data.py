@@ -12,10 +12,11 @@ from typing import Protocol as TypingProtocol
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from vidtok.datasets import LabeledDataset
+from vidtok.configs.compose import to_dict
+from vidtok.datasets import LabeledDataset, VideoError
 from vidtok.datasets.loading import WHOLE, Shard, prefetch, shard_rows
 from vidtok.eval.recognition.clips import (
     AUGMENTATION,
@@ -47,7 +48,8 @@ class Source(TypingProtocol):
     The label is that of the drawn sample, as another may replace one that can't be read.
     """
 
-    labels: list[int] | np.ndarray
+    @property
+    def labels(self) -> Sequence[int] | np.ndarray: ...
 
     def __len__(self) -> int: ...
 
@@ -67,6 +69,8 @@ class VideoSource:
 
     def draw(self, index: int, epoch: int) -> tuple[Tensor, int]:
         sample = self.dataset.draw(index, epoch)
+        if isinstance(sample, VideoError):
+            raise sample
         several = len(sample.video) > 1  # that the head sees at once
         return sample.video if several else sample.video[0], sample.label
 
@@ -95,8 +99,8 @@ class MemorySource:
         rng = np.random.default_rng([self.seed, epoch, index])
         x = self.x_NV[index, rng.integers(self.x_NV.shape[1])]
         if self.grid_crop is not None:
-            places = [int(rng.integers(side // self.unit - self.grid_crop, endpoint=True)) for side in x.shape[-2:]]
-            x = crop_grid(x, *places, self.grid_crop, self.unit)
+            top, left = (int(rng.integers(side // self.unit - self.grid_crop, endpoint=True)) for side in x.shape[-2:])
+            x = crop_grid(x, top, left, self.grid_crop, self.unit)
         return x, int(self.labels[index])
 
     def summary(self) -> str:
@@ -145,28 +149,18 @@ TESTED_CLIPS = 32  # at a time, of videos
 
 
 @dataclass
-class HeadData:
-    """Training and test data of a head.
+class HeadInput:
+    """What a head is built for.
 
     Attributes:
-        input: kind of input that the head is built for, see `vidtok.heads`.
-        train: source of the batches. encode: maps a batch to the head's input; None, it is the input.
+        input: kind of input, see `vidtok.heads`.
         example: one input of the head, [1,...].
-        test: maps a head to its predictions for the test clips. shuffled: the same with shuffled frames, or None.
-        select: the same for the training clips that are held out for model selection, or None.
         classes: class names.
-        train_failures: training clips that could not be read, where they are in memory.
     """
 
     input: str
-    train: Source
-    encode: Callable[[Tensor], Tensor] | None
     example: Tensor
-    test: Test
-    shuffled: Test | None
-    select: Test | None
     classes: list[str]
-    train_failures: list[dict] = field(default_factory=list)
 
     @property
     def channels(self) -> int | None:
@@ -179,8 +173,29 @@ class HeadData:
             T, H, W = self.example.shape[-3:]
             return 1 + (T - 1) // stride[0], H // stride[1], W // stride[2]
         if self.example.ndim > 3:
-            return tuple(self.example.shape[-3:])
+            t, h, w = self.example.shape[-3:]
+            return t, h, w
         return (self.example.shape[1] if self.example.ndim == 3 else 1), 1, 1
+
+
+@dataclass
+class HeadData(HeadInput):
+    """Training and test data of a head.
+
+    Attributes:
+        input, example, classes: see `HeadInput`.
+        train: source of the batches. encode: maps a batch to the head's input; None, it is the input.
+        test: maps a head to its predictions for the test clips. shuffled: the same with shuffled frames, or None.
+        select: the same for the training clips that are held out for model selection, or None.
+        train_failures: training clips that could not be read, where they are in memory.
+    """
+
+    train: Source
+    encode: Callable[[Tensor], Tensor] | None
+    test: Test
+    shuffled: Test | None
+    select: Test | None
+    train_failures: list[dict] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -225,19 +240,20 @@ def memory_head_data(
     frames. groups: of the training clips, which the split for model selection keeps whole.
     """
     x_train_NV, x_test_NV, x_shuffled_NV = encoded
-    kept, apart = slice(None), None  # a view of all, not a copy
+    kept: slice | np.ndarray = slice(None)  # a view of all, not a copy
+    apart: np.ndarray | None = None
     if options.select:
         kept, apart = split_off(train.labels, groups, options.select)
     unit, grid_crop, batch_size = encoder.unit, options.grid_crop, options.batch_size
     return HeadData(
         encoder.head_input,
+        unpack(center_crop_grid(x_train_NV[:1, 0], grid_crop, unit)),
+        train.classes,
         MemorySource(x_train_NV[kept], train.labels[kept], grid_crop, unit, options.seed),
         unpack,
-        unpack(center_crop_grid(x_train_NV[:1, 0], grid_crop, unit)),
         memory_test(x_test_NV, test, grid_crop, unit, batch_size),
         memory_test(x_shuffled_NV, test, grid_crop, unit, batch_size),
         None if apart is None else memory_test(x_train_NV[apart], train.subset(apart), grid_crop, unit, batch_size),
-        train.classes,
         train.failures,
     )
 
@@ -289,13 +305,13 @@ def video_head_data(
     example = encoder(videos.draw(0, 0)[0][None])
     return HeadData(
         encoder.head_input,
+        example,
+        training.classes,
         videos,
         encoder,
-        example,
         test_on(dataset),
         test_on(dataset, shuffle=True),
         None if apart is None else test_on(apart),
-        training.classes,
     )
 
 
@@ -305,7 +321,7 @@ def feature_head_data(
     tokenizer: VideoTokenizer,
     protocol: Protocol,
     options: DataOptions,
-    groups_of: Callable[[Sequence[str]], list[str]] | None = None,
+    groups_of: Callable[[Sequence[str]], Sequence[str] | None] | None = None,
     cache: str | None = None,
 ) -> HeadData:
     """Build `HeadData` from files of `vidtok extract`.
@@ -332,13 +348,13 @@ def feature_head_data(
 
     return HeadData(
         input,
+        train.draw(0, 0)[0][None],
+        train.classes,
         train,
         None,
-        train.draw(0, 0)[0][None],
         test_on(test),
         None,
         None if apart is None else test_on(apart),
-        train.classes,
         train.failures,
     )
 
@@ -353,7 +369,7 @@ def validate_mixing(ids: bool, clips: int, averaged: bool) -> None:
 
 def build_head_data(cfg: DictConfig, tokenizer: VideoTokenizer) -> HeadData:
     """Build the data of `finetune` from its config."""
-    data, protocol = OmegaConf.to_container(cfg.data, resolve=True), build_protocol(cfg)
+    data, protocol = to_dict(cfg.data), build_protocol(cfg)
     validate_data_settings(data)
     validate_task(cfg, cfg.input)
     options = build_data_options(cfg)
@@ -379,6 +395,7 @@ def build_head_data(cfg: DictConfig, tokenizer: VideoTokenizer) -> HeadData:
 
 def validate_data_settings(data: dict) -> None:
     """Raise ValueError for a setting of the group `data` that has no effect."""
+    idle: tuple[str, ...]
     if data["features"] is not None:
         idle = ("concat_segments", "train_views", "grid_crop", "augment", "classes", "checked", "label_column")
         why = "takes videos, not extracted features"

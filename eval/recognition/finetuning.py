@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,9 +16,16 @@ from omegaconf import DictConfig, OmegaConf
 from timm.data import Mixup
 from torch import Tensor, nn
 
-from vidtok.configs.compose import compose_config
+from vidtok.configs.compose import compose_config, to_dict
 from vidtok.eval.recognition.clips import build_clip_sources
-from vidtok.eval.recognition.data import HeadData, LabeledBatches, MemorySource, build_head_data, validate_mixing
+from vidtok.eval.recognition.data import (
+    HeadData,
+    HeadInput,
+    LabeledBatches,
+    MemorySource,
+    build_head_data,
+    validate_mixing,
+)
 from vidtok.eval.recognition.prediction import Predictions
 from vidtok.eval.recognition.protocol import build_protocol
 from vidtok.eval.recognition.results import data_record, recognition_result, result_entry
@@ -64,7 +71,8 @@ def finetune(*overrides: str, log: Callable[[str], None] = print, **settings) ->
     check_finetuning(cfg, tokenizer)  # not before: a failed call leaves no folder
     folder = RunFolder(cfg.run)
     with StopSignal() as stop:
-        head = train(**arguments, run=folder, stop=stop, config_yaml=OmegaConf.to_yaml(cfg, resolve=True), log=log)
+        text = OmegaConf.to_yaml(cfg, resolve=True)
+        head = cast(Head, train(**arguments, run=folder, stop=stop, config_yaml=text, log=log))
     result = None
     if stop.requested:
         log("stopped before the test: the same command goes on")
@@ -95,7 +103,7 @@ def evaluate_run(
         train_labels=head_data.train.labels,
         protocol=build_protocol(cfg).record(),
         tokenizer=None if cfg.input == "pixels" else tokenizer,
-        config=OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")),  # that of the training
+        config=to_dict(OmegaConf.load(folder / "config.yaml"), resolve=False),  # that of the training
         wall_time_s=time.perf_counter() - start,
         device=str(head.device),
     )
@@ -157,7 +165,7 @@ class RecognitionTask:
     def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
         return terms["cross_entropy"]
 
-    def validate(self, model: nn.Module, run: RunFolder, step: int) -> str | None:
+    def validate(self, model: Head, run: RunFolder, step: int) -> str | None:
         """Measure top-1 on the clips of `select`, and keep the head where it is the best so far (ties: by loss)."""
         if self.select is None or not (self.may_choose is None or self.may_choose(step)):
             return None
@@ -168,7 +176,7 @@ class RecognitionTask:
         best = read_best(run.path)
         if best is None or (score["top1"], -score["loss"]) > (best["top1"], -best["loss"]):
             save_best(model, run.path, score)
-        best = read_best(run.path)
+            best = score
         return (
             f"{len(found.labels)} clips kept apart: top-1 {score['top1']:.3f}, loss {score['loss']:.3f}; "
             f"best so far {best['top1']:.3f} at step {best['step']}"
@@ -179,6 +187,7 @@ class RecognitionTask:
 
     def _mixed(self, x: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Mix the batch with itself in reverse order: (inputs, soft targets [B,classes])."""
+        assert self.mix is not None
         validate_mixing(not x.is_floating_point(), len(x), averaged=not self.mix_ids)
         before = np.random.get_state()  # timm draws from here
         np.random.seed(torch.randint(2**31, ()).item())  # the loop has seeded torch for this step
@@ -195,7 +204,7 @@ def read_best(run: Path) -> dict | None:
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def save_best(head: nn.Module, run: Path, score: dict) -> None:
+def save_best(head: Head, run: Path, score: dict) -> None:
     new, final = run / f"{BEST}.new", run / BEST
     shutil.rmtree(new, ignore_errors=True)
     head.save_pretrained(new)
@@ -208,7 +217,7 @@ def save_best(head: nn.Module, run: Path, score: dict) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def chosen_head(last: nn.Module, run: Path) -> tuple[nn.Module, dict]:
+def chosen_head(last: Head, run: Path) -> tuple[Head, dict]:
     """Load the head of `best/` where a checkpoint was chosen, else the last one of `model/`.
 
     Returns (the head, {"chosen": step, top1 and loss, or "last"; "head": name and weight_hash}).
@@ -233,12 +242,14 @@ HEAD_ORDER = "embedding last"
 def check_finetuning(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
     """Write the fingerprint of a run into its folder. Raises ValueError where it holds a run of other settings, whose
     checkpoint might fit."""
-    data = OmegaConf.to_container(cfg.data, resolve=True)
-    facts = {f"data.{key}": value for key, value in data.items() if key not in ("batch_size", "workers", "cache")}
+    data = to_dict(cfg.data)
+    facts: dict[str, Any] = {
+        f"data.{key}": value for key, value in data.items() if key not in ("batch_size", "workers", "cache")
+    }
     if data["reader"] == "auto":  # as in folders from before there was a choice
         del facts["data.reader"]
     facts |= {"command": "finetune", "input": cfg.input, "seed": cfg.seed, "tokenizer": tokenizer.weight_hash}
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    plain = to_dict(cfg)
     facts |= {
         key: plain[key] for key in ("head", "head_options", "patch_merge")
     }  # of other heads the weights might fit
@@ -248,20 +259,20 @@ def check_finetuning(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
     check_fingerprint(Path(cfg.run), facts)
 
 
-def build_recognition_head(cfg: DictConfig, head_data: HeadData, tokenizer: VideoTokenizer) -> Head:
-    """Build the untrained head of a config, for the input, classes and grid of `head_data`."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    own = {"bits": tokenizer.bits, "channels": head_data.channels, "stride": tuple(tokenizer.stride)}
+def build_recognition_head(cfg: DictConfig, head_input: HeadInput, tokenizer: VideoTokenizer) -> Head:
+    """Build the untrained head of a config, for the input, classes and grid of `head_input`."""
+    plain = to_dict(cfg)
+    own = {"bits": tokenizer.bits, "channels": head_input.channels, "stride": tuple(tokenizer.stride)}
     torch.manual_seed(plain["seed"])  # of the initial weights
     return build_head(
-        cfg, cfg.name, head_data.input, len(head_data.classes), head_data.grid(tokenizer.stride), plain["patch_merge"],
-        own, plain["head_options"] or {},
+        cfg, cfg.name, head_input.input, len(head_input.classes), head_input.grid(tokenizer.stride),
+        plain["patch_merge"], own, plain["head_options"] or {},
     )  # fmt: skip
 
 
 def build_recognition_training(cfg: DictConfig, head_data: HeadData, tokenizer: VideoTokenizer) -> dict:
     """Build the arguments of `vidtok.train.loop.train` from a config and its data."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    plain = to_dict(cfg)
     head = build_recognition_head(cfg, head_data, tokenizer)
     reads_tokens = cfg.input != "pixels"
     head.record(

@@ -4,7 +4,7 @@ Legend: B batch, C channels, T H W video, t h w token grid.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ class InputEncoder:
     def encode_compact(self, video_B3THW: Tensor) -> Tensor:
         """Encode single clips in the form that is kept in memory: pixels uint8, features float16, ids int64."""
         video = video_B3THW if video_B3THW.dtype == torch.uint8 else to_bytes(video_B3THW)
-        if self.kind == "pixels":
+        if self.kind == "pixels" or self.tokenizer is None:  # all other kinds have one
             return video
         x = to_float(video.to(self.tokenizer.device))
         # In a loop's bf16, a head would be trained on other tokens than it is tested on.
@@ -101,6 +101,7 @@ class InputEncoder:
     @torch.no_grad()
     def decode_compact(self, ids_Bthw: Tensor) -> Tensor:
         """Decode tokens to reconstructions, uint8 [B,3,T,H,W]."""
+        assert self.tokenizer is not None
         ids = ids_Bthw.to(self.tokenizer.device)
         with torch.autocast(ids.device.type, enabled=False):
             return to_bytes(self.tokenizer.decode(ids))
@@ -110,9 +111,10 @@ def encode_all(encoder: InputEncoder, video_NV3THW: Tensor, ids_NVthw: Tensor | 
     """Encode uint8 clips once, to be kept in memory: x [N,V,...], packed (see `unpack`). ids_NVthw: the clips' tokens
     where they are known; reconstructions are decoded from them."""
     assert encoder.concat_segments == 1, "concatenated clips are drawn anew in every epoch"
-    if encoder.kind == "pixels":
+    if encoder.kind == "pixels" or encoder.tokenizer is None:  # all other kinds have one
         return video_NV3THW
     at_once = max(1, _pixels_at_once(encoder.tokenizer) // video_NV3THW[0, 0, 0].numel())
+    encode: Callable[[Tensor], Tensor]
     if encoder.kind == "recon" and ids_NVthw is not None:
         clips, encode = ids_NVthw, encoder.decode_compact
     else:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vidtok.checks import pick_device
-from vidtok.datasets import LabeledDataset, LabeledVideos
+from vidtok.datasets import LabeledDataset, LabeledVideos, VideoError
 from vidtok.errors import is_expected, one_line
 from vidtok.eval.recognition.inputs import group_segments, shuffle_frames
 from vidtok.extraction import read_npz
@@ -175,7 +175,10 @@ class Recognizer:
         videos = LabeledVideos(
             [str(path)], [path.name], [-1], [], sampler=self.protocol.sampler(), transform=self.protocol.transform()
         )
-        return self.video(videos[0].video), self.protocol.views
+        sample = videos[0]
+        if isinstance(sample, VideoError):
+            raise sample
+        return self.video(sample.video), self.protocol.views
 
     def video(self, video_V3THW: Tensor) -> Tensor:
         """Probabilities [classes] of the views of one video, float [V, 3, T, H, W] in [-1, 1]."""
@@ -240,10 +243,10 @@ def load_head(
     kind, tokenizer = "recon" if recon else kind, None
     found = find_protocol(config, protocol)
     if kind != "pixels":
-        named = config.tokenizer["name"] if config.tokenizer else RECONSTRUCTS if recon else None
-        if model is None and named is None:
+        named = model or (config.tokenizer["name"] if config.tokenizer else RECONSTRUCTS if recon else None)
+        if named is None:
             raise ValueError(f"head {config.name!r} names no tokenizer: give --model")
-        tokenizer = VideoTokenizer.from_pretrained(model or named, head.device, precision)
+        tokenizer = VideoTokenizer.from_pretrained(named, head.device, precision)
         head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
     grid_crop, side = (config.protocol or {}).get("grid_crop"), config.input.get("stride", [None])[-1]
     return head, InputEncoder(kind, tokenizer, found.at_once, grid_crop, side), found

@@ -182,9 +182,9 @@ def features_of_files(files: FeatureFiles, input: str, tokenizer: VideoTokenizer
     return ProbeSide(np.concatenate(rows), np.array(files.labels), files.ids, failures=files.failures)
 
 
-def _numbers(x_NV: Tensor, input: str, tokenizer: VideoTokenizer) -> Tensor:
+def _numbers(x_NV: Tensor, input: str, tokenizer: VideoTokenizer | None) -> Tensor:
     """Convert inputs to floats [N,V,C,...]; ids become signs."""
-    return signs(x_NV, int(tokenizer.bits)) if input in ("tokens", "codes") else x_NV
+    return signs(x_NV, int(tokenizer.bits)) if input in ("tokens", "codes") and tokenizer is not None else x_NV
 
 
 def probe(
@@ -379,6 +379,6 @@ def read_features(
     test.validate_views(protocol)
     for files, limit in zip((train, test), limits, strict=True):
         files.first(limit)
-    sides = [features_of_files(files, input, tokenizer, pool) for files in (train, test)]
-    sides[0].groups = train.groups if groups_of is None else groups_of(train.ids)
-    return ProbeData(*sides, None, train.classes)
+    side, test_side = (features_of_files(files, input, tokenizer, pool) for files in (train, test))
+    side.groups = train.groups if groups_of is None else groups_of(train.ids)
+    return ProbeData(side, test_side, None, train.classes)

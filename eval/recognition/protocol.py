@@ -89,8 +89,9 @@ class Protocol:
         """Return the sampler of random clips for training, as many as the head sees at once."""
         if self.stride is None:
             return partial(random_segments, frames=self.frames, clips=self.at_once)
-        clips = {"clips": self.at_once, "spread": True}
-        return partial(random_clip, frames=self.frames, stride=self.stride, at_fps=self.fps, **clips)
+        return partial(
+            random_clip, frames=self.frames, stride=self.stride, at_fps=self.fps, clips=self.at_once, spread=True
+        )
 
     def transform(self) -> EvalTransform:
         return EvalTransform(self.size, self.crops, self.resize)
@@ -117,9 +118,9 @@ class Protocol:
     def of_head(cls, record: dict) -> "Protocol":
         """Read the record of `for_head`."""
         stride = record.get("stride", 1 if "fps" in record else None)
-        views = record.get("clips", 1), record.get("crops", 1)
-        rest = record.get("fps"), record.get("resize"), record.get("concat_segments", False)
-        return cls(record["frames"], stride, *views, record["size"], *rest)
+        segments, crops, concat = record.get("clips", 1), record.get("crops", 1), record.get("concat_segments", False)
+        fps, resize = record.get("fps"), record.get("resize")
+        return cls(record["frames"], stride, segments, crops, record["size"], fps, resize, concat)
 
 
 def build_protocol(cfg: DictConfig) -> Protocol:

@@ -1,6 +1,7 @@
 """Frozen networks that others trained with labels: the reference for probes on a tokenizer's features."""
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -30,6 +31,9 @@ class FrameBackbone(nn.Module):
         FileNotFoundError: where there is no such file, or timm can't download the weights.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str, weights: str | Path | None = None, pretrained: bool = True):
         super().__init__()
         if not timm.is_model(name):
@@ -41,7 +45,7 @@ class FrameBackbone(nn.Module):
             overlay = {"file": str(weights)}
         try:
             # With the classifier, without which timm would take any file of weights.
-            network = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay)
+            network: Any = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay)
         except RuntimeError as error:
             raise ValueError(f"{weights} does not hold the weights of {name}: {str(error).splitlines()[0]}") from error
         except OSError as error:
@@ -87,9 +91,13 @@ def make_encoder(
     """The encoder of an input's name. Raises ValueError for an unknown name, and for a reference without a network."""
     if input not in REFERENCES:
         return InputEncoder(input, tokenizer)
-    if input == "frames" and backbone is None:
-        raise ValueError("input frames needs a backbone: the name of timm's image classifier")
-    if input == "i3d" and i3d is None:
-        raise ValueError("input i3d needs i3d: the file of its weights")
-    network = I3D(i3d) if input == "i3d" else FrameBackbone(backbone, weights)
+    network: I3D | FrameBackbone
+    if input == "frames":
+        if backbone is None:
+            raise ValueError("input frames needs a backbone: the name of timm's image classifier")
+        network = FrameBackbone(backbone, weights)
+    else:
+        if i3d is None:
+            raise ValueError("input i3d needs i3d: the file of its weights")
+        network = I3D(i3d)
     return ReferenceEncoder(network.to(tokenizer.device), tokenizer if recon else None)

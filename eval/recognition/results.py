@@ -79,7 +79,7 @@ def recognition_result(
     predictions: Mapping[str, Sequence[Predictions]],
     *,
     data: Mapping,
-    train_labels: Sequence[int],
+    train_labels: Sequence[int] | np.ndarray,
     protocol: Mapping,
     tokenizer: VideoTokenizer | None,
     config: Mapping,

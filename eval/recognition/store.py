@@ -113,7 +113,8 @@ class FeatureFiles:
         if min(dataset.labels) < 0:
             raise ValueError(f"{path}: records without labels")
         self.classes = list(dataset.classes if classes is None else classes)
-        if unknown := sorted({entry.label for entry in dataset.entries} - {*self.classes}):
+        names = [dataset.classes[label] for label in dataset.labels]
+        if unknown := sorted({*names} - {*self.classes}):
             raise ValueError(f"{path}: {len(unknown)} labels are not among the classes: {', '.join(unknown[:5])}")
         validate_clips(path, meta["sampler"], dataset.entries, protocol)
         self.dataset, self.seed = dataset, seed
@@ -121,13 +122,13 @@ class FeatureFiles:
         for record, name in enumerate(dataset.ids):
             records.setdefault(name, []).append(record)
         self.ids, self.records = list(records), list(records.values())
-        self.labels = [self.classes.index(dataset.entries[rows[0]].label) for rows in self.records]
+        self.labels = [self.classes.index(names[rows[0]]) for rows in self.records]
         self.failures = [row for row in read_failures(Path(path), split) if row["name"] not in records]
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def keep(self, indices: Sequence[int]) -> "FeatureFiles":
+    def keep(self, indices: Sequence[int] | np.ndarray) -> "FeatureFiles":
         """Drop all other videos; return itself."""
         for name in ("ids", "records", "labels"):
             values = getattr(self, name)

@@ -112,7 +112,8 @@ def evaluate_agreement(
     """
     start = time.perf_counter()
     rows, failures, rates = [], [], {}
-    originals, others = [], {tokenizer.config.name: [] for tokenizer in tokenizers}
+    originals: list[Tensor] = []
+    others: dict[str, list[Tensor]] = {tokenizer.config.name: [] for tokenizer in tokenizers}
     if len(others) < len(tokenizers):
         raise ValueError("two tokenizers have the same name")
     for name, clip in videos:

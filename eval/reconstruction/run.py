@@ -145,8 +145,11 @@ SCHEMA = "vidtok.eval.reconstruction/1"
 class Tokenizer(Protocol):
     """The tokenizer's methods that are needed: ids int64 [B,t,h,w] from clips float [B,3,T,H,W] in [-1,1], and back."""
 
-    stride: tuple[int, int, int]
-    bits: float
+    @property
+    def stride(self) -> tuple[int, int, int]: ...
+
+    @property
+    def bits(self) -> float: ...
 
     def encode(self, video: Tensor) -> Tensor: ...
 

@@ -1,6 +1,7 @@
 """Masked decoding against autoregressive sampling, with and without a cache, of one trunk."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -38,8 +39,8 @@ def bench_generation(
     )
     for batch in batches:
         works = {
-            "masked": lambda batch=batch: masked.generate(batch, steps=STEPS),
-            "cached": lambda batch=batch: autoregressive.generate(batch),
+            "masked": partial(masked.generate, batch, steps=STEPS),
+            "cached": partial(autoregressive.generate, batch),
         }
         works["masked"]()  # what is made on first use
         seconds = time_together(works, device, runs, warmup=0)
@@ -52,7 +53,7 @@ def bench_generation(
             "over_cached": ratio(seconds["cached"], seconds["masked"]),
         }
         if batch == batches[0]:
-            uncached = {"uncached": lambda batch=batch: autoregressive.generate(batch, cached=False)}
+            uncached = {"uncached": partial(autoregressive.generate, batch, cached=False)}
             once = time_together({"masked": works["masked"], **uncached}, device, 1, warmup=0)
             row |= {"uncached": summary(once["uncached"]), "over_uncached": ratio(once["uncached"], once["masked"])}
         yield row

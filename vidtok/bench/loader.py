@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -65,21 +66,27 @@ def _datasets(data: str, clips: int, cache: Path) -> tuple[LabeledVideos, ClipFo
     found = open_dataset(data)
     if not found.paths:
         raise ValueError(f"{data} is rendered, not decoded: give a folder of videos, or an annotation file")
-    lists = (list(itertools.islice(itertools.cycle(x), clips)) for x in (found.paths, found.ids, found.labels))
-    reading = {"sampler": partial(dense_clips, frames=FRAMES), "transform": EvalTransform(SIDE), "on_error": "return"}
+    places = [*itertools.islice(itertools.cycle(range(len(found.paths))), clips)]
+    paths, ids = [found.paths[i] for i in places], [found.ids[i] for i in places]
+    labels = [found.labels[i] for i in places]
+    reading: dict[str, Any] = {
+        "sampler": partial(dense_clips, frames=FRAMES),
+        "transform": EvalTransform(SIDE),
+        "on_error": "return",
+    }
     folder = data if Path(data).is_dir() else Path(data).parent
     training, cached = (
         ClipFolder(folder, FRAMES, size=SIDE, crop=SIDE, images=False, batch_size=BATCH, cache=where, cache_gb=CACHE_GB)
         for where in (None, cache)
     )
-    return LabeledVideos(*lists, found.classes, **reading), training, cached
+    return LabeledVideos(paths, ids, labels, found.classes, **reading), training, cached
 
 
 def _labeled(dataset: LabeledVideos, workers: int) -> Iterator[int]:
     """Reads the samples; says how many came each time."""
     if workers:
         return (len(batch.label) for batch in dataset.loader(BATCH, workers))
-    return (int(not isinstance(sample, VideoError)) for sample in dataset)
+    return (int(not isinstance(dataset[i], VideoError)) for i in range(len(dataset)))
 
 
 def _training(dataset: ClipFolder, batches: int, workers: int) -> Iterator[int]:

@@ -42,7 +42,7 @@ README_LAYERS = (
 
 def peer_versions() -> dict[str, str | None]:
     """Installed version of each of PEERS, None where there is none."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PEERS:
         try:
             versions[name] = version(name)

@@ -8,6 +8,7 @@ against tuned), "streaming", "loss" (against vector-quantize-pytorch), "train". 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ def run_tokenizer(model: str, device: torch.device, effort: Effort, compiled: bo
         rows, _ = bench_tokenizer(model, device, clip, variants, effort.runs, memory=memory)
         yield {"tokenizer": rows}
     installed = peer_versions()[PEER]
-    peer = {"version": installed, "clip": PEER_CLIP._asdict(), "rows": [], "ratio": None}
+    peer: dict[str, Any] = {"version": installed, "clip": PEER_CLIP._asdict(), "rows": [], "ratio": None}
     if installed is not None:
         works = {
             model: codec_call(model, device, Variant("fp32"), PEER_CLIP, "encode"),
@@ -148,7 +149,13 @@ def run_benchmark(
     effort = replace(effort, runs=runs) if runs else effort
     about |= {"machine": machine()}
     about["versions"] |= peer_versions()
-    result = {"schema": "vidtok.bench/1", "model": model, "kind": kind, "quick": quick, "provenance": about}
+    result: dict[str, Any] = {
+        "schema": "vidtok.bench/1",
+        "model": model,
+        "kind": kind,
+        "quick": quick,
+        "provenance": about,
+    }
     words = f"{model} on {about['device']}, {about['threads']} threads, torch {torch.__version__}"
     report({"header": words}, result)
     for name in KINDS if kind == "all" else [kind]:
@@ -160,7 +167,7 @@ def run_benchmark(
 
 
 def _run_alone(kind: str, data: str | None, device: torch.device, about: dict, runs: int, quick: bool, report) -> dict:
-    result = {"schema": f"vidtok.bench.{kind}/1", "rows": [], "provenance": about}
+    result: dict[str, Any] = {"schema": f"vidtok.bench.{kind}/1", "rows": [], "provenance": about}
     if kind == "generate":
         words = f"generators on {about['device']}, {about['threads']} threads"
         rows = generation.bench_generation(device, batches=(1,) if quick else (1, 8), runs=runs)

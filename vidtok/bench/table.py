@@ -1,5 +1,8 @@
 """The parts of a benchmark's result as lines of text."""
 
+from collections.abc import Callable
+from typing import Any
+
 from vidtok.bench.generation import describe
 
 
@@ -91,7 +94,7 @@ def _loader(row: dict) -> None:
     )
 
 
-PRINTERS = {
+PRINTERS: dict[str, Callable[[Any], None]] = {
     "header": lambda words: print(words, flush=True),
     "generate": lambda row: print(describe(row), flush=True),
     "loader": _loader,

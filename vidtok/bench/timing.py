@@ -13,9 +13,10 @@ import platform
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
@@ -23,10 +24,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+Name = TypeVar("Name")
+
 
 def time_together(
-    works: dict[str, Callable[[], object]], device: torch.device, runs: int, warmup: int = 1
-) -> dict[str, list[float]]:
+    works: Mapping[Name, Callable[[], object]], device: torch.device, runs: int, warmup: int = 1
+) -> dict[Name, list[float]]:
     """Seconds of every call, by name: `runs` rounds after `warmup` others, each round one call of each.
 
     What else the machine does at the time then hits all alike, and the ratio of two in one round has it on both sides.
@@ -36,7 +39,7 @@ def time_together(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    seconds = {name: [] for name in works}
+    seconds: dict[Name, list[float]] = {name: [] for name in works}
     for i in range(warmup + runs):
         for name, work in works.items():
             finish()

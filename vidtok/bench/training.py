@@ -27,7 +27,8 @@ class RandomClips:
     """Batches of random clips that note when they are asked for."""
 
     def __init__(self, clip: Clip):
-        self.clip, self.requested = clip, []
+        self.clip = clip
+        self.requested: list[float] = []
 
     def loader(self, start: int, workers: int, shard: Shard) -> Iterator[Tensor]:
         batch, frames, side = self.clip

@@ -38,11 +38,6 @@ def add_tile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tile", type=positive(int), metavar="PIXELS", help="spatial tiles, for frames that don't fit")
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="hydra overrides")
-    parser.add_argument("--config", action="store_true", help="print the resolved config and exit")
-
-
 def validate_flags(flags) -> None:
     """flags: (flag, whether it was given and would do nothing, why). Raises UserError for the first of these."""
     from vidtok.errors import UserError

@@ -53,6 +53,6 @@ def run(args: argparse.Namespace) -> None:
     sampling = {name: value for name in SAMPLING if (value := settings.pop(name)) is not None}
     labels = settings.pop("label")
     with Progress(None, "clips") as bar:
-        callbacks = {"progress": bar.count_steps, "report": bar.reach}
-        clips = generate_files(settings.pop("generator"), labels=labels, **callbacks, **settings, **sampling)
+        settings |= {"progress": bar.count_steps, "report": bar.reach}
+        clips = generate_files(settings.pop("generator"), labels=labels, **settings, **sampling)
     print(f"{len(clips)} clips of {clips.config.name} in {args.output}")

@@ -3,7 +3,10 @@
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from vidtok.extraction.engine import RunStats
 
 from vidtok.names import printable
 
@@ -94,7 +97,7 @@ class RunProgress:
         signal.signal(signal.SIGTERM, self._sigterm)
 
 
-def show_run(work: Callable[[Callable], object], done: str, things: str = "files"):
+def show_run(work: Callable[..., "RunStats"], done: str, things: str = "files"):
     """Run work(progress=...), which returns the run's `RunStats`; print failures and a summary, and return the stats.
 
     done: what the summary calls a file that went well, "encoded".

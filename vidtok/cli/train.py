@@ -13,24 +13,20 @@ checkpoints, the model, TensorBoard scalars and pictures; the same command again
 """
 
 import argparse
-from functools import partial
 
-from vidtok.cli import common
+from vidtok.cli import settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", choices=("tokenizer", "generator"), help="kind of model to train")
-    common.add_overrides(parser)
+    settings.add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.config:
-        from vidtok.configs.compose import describe_config
-
-        print(describe_config(f"train_{args.kind}", args.overrides))
+    if settings.show_config(args, f"train_{args.kind}"):
         return
 
     from vidtok.train.run import train_generator, train_tokenizer
 
     train = {"tokenizer": train_tokenizer, "generator": train_generator}[args.kind]
-    train(*args.overrides, log=partial(print, flush=True))
+    train(*args.overrides, log=settings.log)

@@ -10,8 +10,12 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, cast
 
 from vidtok.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from omegaconf import Container, DictConfig
 
 Settings = Sequence[str] | Mapping[str, object]  # hydra overrides, or a nested mapping
 CONFIGS = Path(__file__).parent
@@ -24,14 +28,14 @@ COUNTS = {
 AMOUNTS = {"fps", "max_minutes"}
 
 # Patterns of the options that a config takes of a group which several share; of other groups, it takes all.
-OFFERED = {
+OFFERED: dict[str, dict[str, tuple[str, ...]]] = {
     "train_tokenizer": {"data": ("digits", "folder")},
     "train_generator": {"data": ("generation",), "experiment": ("generator/*",)},
     "finetune": {"data": ("labeled",)},
 }
 
 
-def compose_config(name: str, *settings: Settings, complete: bool = True):
+def compose_config(name: str, *settings: Settings, complete: bool = True) -> "DictConfig":
     """Compose the config `name`.yaml with settings, of which a mapping overrides hydra's strings.
 
     Args:
@@ -59,15 +63,23 @@ def compose_config(name: str, *settings: Settings, complete: bool = True):
             for mapping in mappings:
                 update(cfg, mapping)
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(explain(str(error), flat_keys(OmegaConf.to_container(compose(name))))) from error
+            raise UserError(explain(str(error), flat_keys(to_dict(compose(name), resolve=False)))) from error
         groups = [o for o in overrides if is_group(o.split("=")[0])]
-        validate_types(OmegaConf.to_container(compose(name, overrides=groups)), OmegaConf.to_container(cfg))
+        defaults = compose(name, overrides=groups)
+        validate_types(to_dict(defaults, resolve=False), to_dict(cfg, resolve=False))
     if complete:
         try:
             OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         except MissingMandatoryValue as error:
             raise UserError(f"{error.full_key} is needed: give {error.full_key}=VALUE") from error
     return cfg
+
+
+def to_dict(cfg: "Container", resolve: bool = True) -> dict[str, Any]:
+    """Return a config as nested plain dicts and lists; `resolve`: with ${...} replaced by what it refers to."""
+    from omegaconf import OmegaConf
+
+    return cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=resolve))
 
 
 def split_settings(layers: Sequence[Settings]) -> tuple[list[str], list[dict]]:
@@ -92,7 +104,7 @@ def split_settings(layers: Sequence[Settings]) -> tuple[list[str], list[dict]]:
         if not mappings:
             overrides += layer
             continue
-        more = split_settings([OmegaConf.to_container(OmegaConf.from_dotlist([override])) for override in layer])
+        more = split_settings([to_dict(OmegaConf.from_dotlist([override]), resolve=False) for override in layer])
         overrides, mappings = overrides + more[0], mappings + more[1]
     return overrides, mappings
 
@@ -136,8 +148,10 @@ def describe_config(name: str, *settings: Settings) -> str:
     yaml = OmegaConf.to_yaml(compose_config(name, *settings, complete=False))
     lines = [yaml, "# Options of the groups, GROUP=OPTION:"]
     for group, options in list_options(name).items():
-        indents = {"initial_indent": f"# {group}: ", "subsequent_indent": "#     "}
-        lines += textwrap.wrap(", ".join(options), 110, break_on_hyphens=False, **indents)
+        indent = f"# {group}: "
+        lines += textwrap.wrap(
+            ", ".join(options), 110, initial_indent=indent, subsequent_indent="#     ", break_on_hyphens=False
+        )
     return "\n".join(lines)
 
 
@@ -146,7 +160,7 @@ def list_options(name: str) -> dict[str, list[str]]:
     from omegaconf import OmegaConf
 
     found: dict[str, list[str]] = {}
-    for entry in OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"))["defaults"]:
+    for entry in to_dict(OmegaConf.load(CONFIGS / f"{name}.yaml"), resolve=False)["defaults"]:
         if isinstance(entry, Mapping):
             (group,) = entry
             folder = CONFIGS / group.split("@")[0]
@@ -194,11 +208,11 @@ def kind_of(value: object) -> str | None:
         return "true or false"
     if isinstance(value, int | float):
         return "a number"
-    kinds = {str: "text", list: "a list", dict: "a mapping"}
+    kinds: dict[type, str] = {str: "text", list: "a list", dict: "a mapping"}
     return None if value == "???" else kinds.get(type(value))
 
 
-def flat_keys(tree: dict, prefix: str = "") -> list[str]:
+def flat_keys(tree: Mapping, prefix: str = "") -> list[str]:
     keys = []
     for key, value in tree.items():
         keys.append(prefix + key)

@@ -79,9 +79,8 @@ class ShardWriter:
     def write(self, records: Sequence[Record]) -> list[str]:
         for record in records:
             check_record(record)
-        if self._shard is None:
-            self._begin()
-        shard, self._shard = self._shard, None  # an interrupt in the middle leaves nothing that could be completed
+        shard = self._begin() if self._shard is None else self._shard
+        self._shard = None  # an interrupt in the middle leaves nothing that could be completed
         for record in records:
             shard.add(record)
         self._entries[records[0].id] = entry_of(describe(records[0]))
@@ -90,7 +89,7 @@ class ShardWriter:
         return self.close() if full else []
 
     def close(self) -> list[str]:
-        if self._shard is None:
+        if self._shard is None or self._part is None:
             return []
         shard, self._shard = self._shard, None
         shard.finish()
@@ -117,14 +116,15 @@ class ShardWriter:
             self._part = None
             _unlock(self._lock)
 
-    def _begin(self) -> None:
+    def _begin(self) -> Shard:
         self._entries: dict[str, Entry] = {}
         name = f"{self._name}-{self._count:05d}"
         part = self.folder / f".{name}{self.form.suffix}.part"
         self._lock = _lock(part)
         self._lock.acquire()
         self._part, self._file = part, open(part, "wb")  # noqa: SIM115 - it lives as long as the shard
-        self._shard, self._since = self.form.create(self._file, name), time.monotonic()
+        self._since = time.monotonic()
+        return self.form.create(self._file, name)
 
     def _look(self) -> None:
         """Takes in shards that were completed since the last time, by this process or another."""

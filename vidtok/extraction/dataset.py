@@ -20,6 +20,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,7 @@ from vidtok.datasets.annotations.words import canonical_split
 from vidtok.datasets.loading import WHOLE, Shard, shard_rows
 from vidtok.errors import nearest
 from vidtok.extraction.containers import open_reader
-from vidtok.extraction.record import Entry, Record, describe, make_record, settings_of
+from vidtok.extraction.record import Entry, Reader, Record, describe, make_record, settings_of
 from vidtok.files import replacing, walk_files
 
 _ALIGNMENT = 64  # bytes
@@ -100,7 +101,8 @@ def _fingerprint(path: Path) -> str:
 
 def _unpack(path: str | Path, arrays: Path, table: Path) -> None:
     """Both files are renamed into place, so that several processes may be at it and a kill leaves nothing half done."""
-    reader, columns = open_reader(path), {}
+    reader = open_reader(path)
+    columns: dict[str, list] = {}
     with replacing(table) as new_table:
         with replacing(arrays) as new_arrays, open(new_arrays, "wb") as file:
             for index in range(len(reader)):
@@ -117,6 +119,15 @@ def _unpack(path: str | Path, arrays: Path, table: Path) -> None:
         common = {key: own[0] for key, own in columns.items() if len({json.dumps(value) for value in own}) == 1}
         own = {key: values for key, values in columns.items() if key not in common}
         new_table.write_text(json.dumps({"count": len(reader), "common": common, "columns": own}))
+
+
+class TokenSample(TypedDict):
+    """One item of a `TokenDataset`, which documents its keys."""
+
+    id: str
+    label: int
+    features: Tensor
+    timestamps: Tensor
 
 
 class TokenDataset(Dataset):
@@ -156,8 +167,7 @@ class TokenDataset(Dataset):
         cache: str | Path | None = None,
     ):
         self.path, self.split = Path(path), split
-        self._unpacked = cache is not None
-        self._reader = UnpackedReader(path, cache) if self._unpacked else open_reader(path)
+        self._reader: Reader = open_reader(path) if cache is None else UnpackedReader(path, cache)
         self.meta = asdict(self._reader.settings)
         self.feature = self.meta["feature"]
         found = self._reader.entries
@@ -188,7 +198,7 @@ class TokenDataset(Dataset):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict[str, str | int | Tensor]:
+    def __getitem__(self, index: int) -> TokenSample:
         record = self.read(index)
         return {
             "id": record.id,
@@ -197,7 +207,7 @@ class TokenDataset(Dataset):
             "timestamps": torch.from_numpy(np.array(record.timestamps)),
         }
 
-    def __iter__(self) -> Iterator[dict[str, str | int | Tensor]]:
+    def __iter__(self) -> Iterator[TokenSample]:
         return map(self.__getitem__, range(len(self)))
 
     def read(self, index: int) -> Record:
@@ -206,8 +216,8 @@ class TokenDataset(Dataset):
 
     def features(self, index: int) -> np.ndarray:
         """The array of item `index` as it is stored, to be read only. With a cache this costs next to nothing."""
-        row = self._row(index)
-        return self._reader.features(row) if self._unpacked else self._reader.read(row).features
+        row, reader = self._row(index), self._reader
+        return reader.features(row) if isinstance(reader, UnpackedReader) else reader.read(row).features
 
     def _row(self, index: int) -> int:
         if not 0 <= index < len(self):

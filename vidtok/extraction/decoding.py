@@ -8,7 +8,7 @@ Decoding beside the model: a thread for each decode process puts pieces into one
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from vidtok.datasets import DecodePool, MovingDigits, VideoError, iter_video
+from vidtok.datasets import DecodePool, MovingDigits, VideoError, VideoStream, iter_video
 from vidtok.datasets.backends import reader_name
-from vidtok.datasets.frames import View, frames_as_video, plan_view
-from vidtok.datasets.samplers import choose_at_times, choose_in_segment, frames_of_segment
+from vidtok.datasets.frames import Size, View, frames_as_video, plan_view
+from vidtok.datasets.samplers import Segment, choose_at_times, choose_in_segment, frames_of_segment
 from vidtok.datasets.seek import indices_at, read_selection, resample_indices
 from vidtok.datasets.transforms import three_crops
 from vidtok.errors import nearest
@@ -59,6 +59,11 @@ class ReadConfig:
         if self.clips is not None and self.max_frames is not None:
             raise ValueError("max_frames cuts whole videos, not clips")
 
+    @property
+    def target_size(self) -> Size:
+        """What videos are resized to while they are read: the short side, or the square that the center crop leaves."""
+        return self.size if self.size is None or self.crop != "center" else (self.size, self.size)
+
 
 @dataclass(frozen=True)
 class Info:
@@ -95,10 +100,12 @@ def read_chunks(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:
     try:
         if item.digit is not None:
             yield from _digit(item.digit, reading)
-        elif reading.clips is not None:
-            yield from _clips(item, reading)
+            return
+        assert item.path is not None  # it has either
+        if reading.clips is not None:
+            yield from _clips(item.path, item.segment, reading, reading.clips)
         elif item.segment is not None:
-            yield from _segment(item, reading)
+            yield from _segment(item.path, item.segment, reading)
         else:
             yield from _whole(item.path, reading)
     except VideoError:
@@ -107,27 +114,25 @@ def read_chunks(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:
         raise VideoError(str(item), f"{type(error).__name__}: {error}") from error
 
 
+def stream_info(stream: VideoStream, frames: int | None) -> Info:
+    """What is known of a whole video at the end of its stream. frames: where it was cut, or None."""
+    native, source_bytes = (stream.native_size, stream.native_fps), stream.path.stat().st_size
+    return Info(stream.fps, stream.size, *native, stream.backend, source_bytes, stream.timestamps[:frames], None)
+
+
 def _whole(path: str, reading: ReadConfig) -> Iterator[StreamChunk]:
-    size = reading.size if reading.crop is None else (reading.size, reading.size)
-    with iter_video(path, reading.fps, size, multiple=1, reader=reading.reader) as stream:
-
-        def info() -> Info:
-            times = stream.timestamps[: reading.max_frames]
-            native = (tuple(stream.native_size), stream.native_fps)
-            return Info(stream.fps, tuple(stream.size), *native, stream.backend, Path(path).stat().st_size, times, None)
-
-        chunks = (frames_as_video(frames_THWC)[None] for frames_THWC in stream.iter_uint8())
+    with iter_video(path, reading.fps, reading.target_size, multiple=1, reader=reading.reader) as stream:
+        chunks: Iterator[Tensor] = (frames_as_video(frames_THWC)[None] for frames_THWC in stream.iter_uint8())
         chunks = chunks if reading.max_frames is None else _cut(chunks, reading.max_frames)
-        yield from _pieces(chunks, reading, None, info)
+        yield from _pieces(chunks, reading, None, lambda: stream_info(stream, reading.max_frames))
 
 
-def _segment(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:
+def _segment(path: str, segment: Segment, reading: ReadConfig) -> Iterator[StreamChunk]:
     """All frames of a segment, read a few at a time."""
-    size = reading.size if reading.crop is None else (reading.size, reading.size)
     known: dict = {}
 
     def choose(timestamps: np.ndarray, fps: float, start: int) -> np.ndarray:
-        inside = frames_of_segment(item.path, timestamps, fps, item.segment)
+        inside = frames_of_segment(path, timestamps, fps, segment)
         indices, times = np.arange(inside.start, inside.stop), timestamps[inside]
         if reading.fps is not None:
             indices = inside.start + resample_indices(times - times[0], reading.fps)
@@ -136,38 +141,35 @@ def _segment(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:
         return indices[: reading.max_frames][start : start + FRAMES_AT_ONCE]
 
     def view(height: int, width: int) -> View:
-        known.update(native=(height, width), view=plan_view(height, width, size, multiple=1))
+        known.update(native=(height, width), view=plan_view(height, width, reading.target_size, multiple=1))
         return known["view"]
 
     def chunks() -> Iterator[Tensor]:
         start = 0
         while start < len(known.get("times", [None])):
             selected = partial(choose, start=start)
-            yield frames_as_video(read_selection(item.path, selected, None, view, reading.reader).frames)[None]
+            yield frames_as_video(read_selection(path, selected, None, view, reading.reader).frames)[None]
             start += FRAMES_AT_ONCE
 
     def info() -> Info:
         fps = reading.fps or known["fps"]
         native = (known["native"], known["fps"])
-        source_bytes = Path(item.path).stat().st_size
-        return Info(
-            fps, tuple(known["view"].size), *native, reader_name(reading.reader), source_bytes, known["times"], None
-        )
+        source_bytes = Path(path).stat().st_size
+        return Info(fps, known["view"].size, *native, reader_name(reading.reader), source_bytes, known["times"], None)
 
     yield from _pieces(chunks(), reading, None, info)
 
 
-def _clips(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:
-    path, known = item.path, {}
-    scaled = reading.size if reading.crop in (None, "three") else (reading.size, reading.size)
+def _clips(path: str, segment: Segment | None, reading: ReadConfig, clips: Clips) -> Iterator[StreamChunk]:
+    known: dict = {}
 
     def view(height: int, width: int) -> View:
         known["native_size"] = height, width
-        return plan_view(height, width, scaled, multiple=1)
+        return plan_view(height, width, reading.target_size, multiple=1)
 
     def choose(timestamps: np.ndarray, fps: float, start: int) -> np.ndarray:
-        at_times = partial(choose_at_times, times=reading.clips.times)
-        indices = choose_in_segment(timestamps, fps, path, item.segment, at_times)
+        at_times = partial(choose_at_times, times=clips.times)
+        indices = choose_in_segment(timestamps, fps, path, segment, at_times)
         known.update(count=len(indices), fps=fps)
         return indices[start : start + CLIPS_AT_ONCE]
 
@@ -176,7 +178,7 @@ def _clips(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:
         frames_VTHWC, timestamps_VT = read_selection(path, partial(choose, start=start), None, view, reading.reader)
         for i, (frames_THWC, times) in enumerate(zip(frames_VTHWC, timestamps_VT, strict=True), start):
             views = frames_as_video(frames_THWC)[None]
-            if reading.crop == "three":
+            if reading.crop == "three" and reading.size is not None:
                 views = three_crops(views, reading.size)
             source = known["native_size"], known["fps"], reader_name(reading.reader), Path(path).stat().st_size
             yield from _views(views, times, reading, i, known["count"], *source)
@@ -195,9 +197,9 @@ def _digit(digit: tuple[str, int, int], reading: ReadConfig) -> Iterator[StreamC
         indices_VT = indices_at(timestamps, reading.clips.times(timestamps[-1] + 1 / fps, fps))
     for i, indices in enumerate(indices_VT):
         views = video_CTHW[None, :, indices]
-        if reading.crop == "three":
+        if reading.crop == "three" and reading.size is not None:
             views = three_crops(views, reading.size)
-        source = tuple(video_CTHW.shape[-2:]), fps, "digits", None
+        source = (video_CTHW.shape[-2], video_CTHW.shape[-1]), fps, "digits", None
         yield from _views(views, timestamps[indices], reading, i, len(indices_VT), *source)
 
 
@@ -222,7 +224,8 @@ def _views(
     span = times[-1] - times[0]
     fps = float((len(times) - 1) / span) if span > 0 else native_fps
     clips = None if reading.clips is None else count * len(views)
-    info = Info(fps, tuple(views.shape[-2:]), native_size, native_fps, reader, source_bytes, times, clips)
+    size = (views.shape[-2], views.shape[-1])
+    info = Info(fps, size, native_size, native_fps, reader, source_bytes, times, clips)
     for i, view in enumerate(views):
         clip = None if clips is None else number * len(views) + i
         yield from _pieces([view[None]], reading, clip, lambda: info)
@@ -231,13 +234,15 @@ def _views(
 def _pieces(
     chunks: Iterable[Tensor], reading: ReadConfig, clip: int | None, info: Callable[[], Info]
 ) -> Iterator[StreamChunk]:
-    held, first = None, True
+    held: Tensor | None = None
+    first = True
     for video in pad_chunks(chunks, reading.stride):
         if held is not None:
             yield StreamChunk(held, clip, first, None, False)
             first = False
         held = video
     about = info()
+    assert held is not None  # a video has a frame
     yield StreamChunk(held, clip, first, about, about.clips is None or clip == about.clips - 1)
 
 
@@ -327,7 +332,7 @@ class Decoders:
         item = self._items.get()
         return None if self._closed else item
 
-    def _from_here(self) -> Iterator[tuple[WorkItem, StreamChunk | VideoError]]:
+    def _from_here(self) -> Generator[tuple[WorkItem, StreamChunk | VideoError], None, None]:
         while (item := self._next_item()) is not None:
             try:
                 for piece in read_chunks(item, self._reading):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class Batches:
             return []
         return [self._lanes[key] for key, other in heads.items() if other == kind][: self.model.batch]
 
-    def run(self, lanes: list[_Lane]) -> list[tuple[WorkItem, int | None, Info, object]]:
+    def run(self, lanes: list[_Lane]) -> list[tuple[WorkItem, int | None, Info, np.ndarray]]:
         """One pass of the model. Returns (item, clip, info, features) of the streams that ended with it."""
         pieces = [lane.waiting.popleft() for lane in lanes]
         self.waiting -= len(pieces)
@@ -99,13 +100,13 @@ class RunStats:
     """
 
     things = "files"
-    size = ""  # of what was written, in words
 
     def __init__(self, total: int):
         self.total = total
         self.done = self.skipped = self.frames = 0
-        self.failures: list[tuple[object, str]] = []
-        self._start, self._end = time.perf_counter(), None
+        self.failures: list[tuple[Any, str]] = []
+        self._start = time.perf_counter()
+        self._end: float | None = None
 
     def finish(self) -> None:
         """Stop the clock."""
@@ -131,6 +132,11 @@ class RunStats:
         """Rates in words."""
         return f"{self.frames / self.elapsed:.0f} frames/s"
 
+    @property
+    def size(self) -> str:
+        """Size of what was written, in words, or ""."""
+        return ""
+
     def __str__(self) -> str:
         return (
             f"{self.done} of {self.total} {self.things}, {self.frames} frames in {self.elapsed:.1f} s ({self.speed})"
@@ -155,7 +161,7 @@ class ExtractionStats(RunStats):
         super().__init__(total)
         self.records = self.tokens = self.bytes = 0
         self.seconds = dict.fromkeys(STAGES, 0.0)
-        self.agreement = None
+        self.agreement: object | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -253,7 +259,7 @@ def extract_records(
         while more and len(decoding) < 2 * decoders.slots:
             item = next_item()
             more = item is not None
-            if more:
+            if item is not None:
                 decoding[item.id] = item
                 decoders.put(item)
         if decoding:
@@ -389,7 +395,7 @@ def _decode(
         while more and under_way < 2 * decoders.slots:
             item = next(items, None)
             more = item is not None
-            if more:
+            if item is not None:
                 decoders.put(item)
                 under_way += 1
         if not under_way:

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -68,8 +68,9 @@ def npz_of(record: Record) -> bytes:
 
 
 def _pack(description: dict, features: np.ndarray, timestamps: np.ndarray) -> bytes:
-    file, meta = io.BytesIO(), np.array(json.dumps(description))
-    np.savez_compressed(file, **{description["feature"]: features}, timestamps=timestamps, meta=meta)
+    file = io.BytesIO()
+    arrays: dict[str, Any] = {description["feature"]: features, "timestamps": timestamps}
+    np.savez_compressed(file, **arrays, meta=np.array(json.dumps(description)))
     return file.getvalue()
 
 

@@ -36,7 +36,8 @@ GROUP = 1 << 20  # bytes of features in a row group, which is what reading one r
 
 class ParquetShard:
     def __init__(self, file: BinaryIO):
-        self._file, self._writer = file, None
+        self._file = file
+        self._writer: pq.ParquetWriter | None = None
         self._rows: list[Record] = []
         self._waiting = 0  # bytes in _rows
 
@@ -52,6 +53,7 @@ class ParquetShard:
 
     def finish(self) -> None:
         self._write_group()
+        assert self._writer is not None  # a shard has a record
         self._writer.close()
 
     def _write_group(self) -> None:
@@ -69,7 +71,7 @@ class ParquetShard:
 class ParquetFormat:
     suffix = ".parquet"
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._starts: dict[Path, np.ndarray] = {}  # first row of each row group, and the end
 
     def create(self, file: BinaryIO, name: str) -> ParquetShard:

@@ -135,11 +135,11 @@ class RayExtractor:
         chunks, more = 0, True  # under way
         while True:
             while more and chunks <= self.share.actors:  # one waits for who is done first
-                items = []
+                items: list[WorkItem] = []
                 while more and len(items) < self._chunk_size(len(at)):
                     item = next_item()
                     more = item is not None
-                    if more:
+                    if item is not None:
                         items.append(item)
                         at[item.id] = item
                 if items:
@@ -220,7 +220,8 @@ class RayExtractor:
 
     def _start(self, number: int) -> ray.actor.ActorHandle:
         """An actor that is up, as soon as there is room for one."""
-        share, error = self.share, None
+        share = self.share
+        error: RayError | None = None
         for _ in range(STARTS):
             # A restart by Ray itself would not tell which results are lost.
             options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0}
@@ -236,6 +237,7 @@ class RayExtractor:
                 error = failure
                 if self._closed:
                     break
+        assert error is not None
         raise ValueError(f"an actor doesn't start: {_first_line(error)}") from error
 
 

@@ -20,7 +20,7 @@ The one interface to all containers: what extraction needs of a writer, and what
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -109,14 +109,18 @@ class Record:
 
 def settings_of(description: dict) -> Settings:
     """Those in a `describe`, or in settings.json. Raises KeyError or TypeError where they are not all there."""
-    values = {field.name: description[field.name] for field in fields(Settings) if field.name in description}
-    return Settings(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    return Settings(**_tuples({f.name: description[f.name] for f in fields(Settings) if f.name in description}))
+
+
+def _tuples(description: dict) -> dict[str, Any]:
+    """Lists as tuples: JSON knows none."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in description.items()}
 
 
 def differences(ours: Settings, theirs: Settings) -> str:
     """ "size 64, not 128; ...": each setting that differs, or ""."""
-    ours, theirs = asdict(ours), asdict(theirs)
-    return "; ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in ours if ours[name] != theirs[name])
+    wanted, found = asdict(ours), asdict(theirs)
+    return "; ".join(f"{name} {found[name]}, not {wanted[name]}" for name in wanted if wanted[name] != found[name])
 
 
 def id_type(bits: float) -> np.dtype:
@@ -142,10 +146,10 @@ def parse_description(text: str) -> dict:
 
 def make_record(description: dict, features: np.ndarray, timestamps: np.ndarray) -> Record:
     """The inverse of `describe`, checked. Raises ValueError, KeyError or TypeError where it is none."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in description.items()}
+    values = _tuples(description)
     del values["schema"]
-    names = [values.pop(name) for name in ("id", "label", "split")]
-    record = Record(*names, features, timestamps, RecordMeta(**values))
+    id, label, split = (values.pop(name) for name in ("id", "label", "split"))
+    record = Record(id, label, split, features, timestamps, RecordMeta(**values))
     check_record(record)
     return record
 
@@ -159,7 +163,8 @@ def check_record(record: Record) -> None:
         raise ValueError(f"{meta.feature} are {meta.dtype}, not {array.dtype} {list(array.shape)}")
     if times.dtype != np.float64 or times.shape != (meta.frames,):
         raise ValueError(f"{times.dtype} {list(times.shape)} timestamps for {meta.frames} frames")
-    if (meta.clip is None) != (meta.clips is None) or (meta.clips and not 0 <= meta.clip < meta.clips):
+    outside = meta.clip is not None and meta.clips and not 0 <= meta.clip < meta.clips
+    if outside or (meta.clip is None) != (meta.clips is None):
         raise ValueError(f"no clip {meta.clip} of {meta.clips}")
     if meta.feature == "embedding" or meta.pool is not None:
         if array.ndim != 1:

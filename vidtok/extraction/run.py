@@ -210,7 +210,7 @@ class Extraction:
     ) -> ExtractionStats:
         """Fill a folder, see `extract`."""
         if self._ray is not None:
-            return self._run_on_ray(output, container, force, progress)
+            return self._run_on_ray(*self._ray, output, container, force, progress)
         stats = ExtractionStats(len(self.items))
         with Decoders(self._reading, self._workers, self._time_limit) as decoders:
             folder = Output(output, self.settings, container, self.items, force)
@@ -219,14 +219,21 @@ class Extraction:
         stats.finish()
         return stats
 
-    def _run_on_ray(self, output: str | Path, container: str, force: bool, progress: Report) -> ExtractionStats:
+    def _run_on_ray(
+        self,
+        address: str | None,
+        actors: int | None,
+        output: str | Path,
+        container: str,
+        force: bool,
+        progress: Report,
+    ) -> ExtractionStats:
         """`run`, with the model and the decoders in actors of a Ray cluster."""
         try:
             from vidtok.extraction.ray_engine import RayExtractor, connect, share_cluster
         except ImportError as error:
             raise UserError("--engine ray needs Ray: pip install 'vidtok[ray]'") from error
 
-        address, actors = self._ray
         connect(address)
         share = share_cluster(len(self.items), actors, self._given_workers, self._threads)
         self._model.batch = self._batch or (8 if share.gpus else 1)
@@ -285,9 +292,9 @@ class Extraction:
         """How far the ids are those of fp32, over the beginnings of the first videos; None where none can be read."""
         settings = self.settings
         agreement = Agreement(self.tokenizer, load_tokenizer(self._model_name, str(self.tokenizer.device)))
-        for item in self.items:
+        for path in [item.path for item in self.items if item.path is not None]:
             try:
-                agreement.add(item.path, settings.resize, settings.resample, settings.tile)
+                agreement.add(path, settings.resize, settings.resample, settings.tile)
             except VideoError:  # a failure of the run, and named there
                 continue
         return agreement if agreement.tokens else None

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,13 +51,13 @@ def plan_sources(
     named = {**columns, "root": root, "split": split}
     given = [f"--{name.replace('_', '-')}" for name, value in named.items() if value is not None]
     items = []
-    sources = [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
-    for is_labeled, group in groupby(sources, lambda source: class_folders or is_dataset(source)):
+    listed = [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
+    for is_labeled, group in groupby(listed, lambda source: class_folders or is_dataset(source)):
         if not is_labeled:
-            group = [*group]
+            several = [*group]
             if given:
-                raise UserError(f"{group[0]}: {', '.join(given)} is for annotations and --class-folders")
-            items += plan_files(find_videos(group))
+                raise UserError(f"{several[0]}: {', '.join(given)} is for annotations and --class-folders")
+            items += plan_files(find_videos(several))
             continue
         for source in group:
             annotated = source != "digits" and not Path(source).is_dir()
@@ -84,11 +85,12 @@ def plan_dataset(
     for name in [split] if split is not None else _splits(source, columns):
         dataset = open_dataset(source, root, name, **columns)
         written = name and (name.lower() if Path(source).is_dir() else tidy_split(name))
-        for i, (id, label) in enumerate(zip(dataset.ids, dataset.labels, strict=True)):
-            label = dataset.classes[label] if label >= 0 else None
+        for i, (id, number) in enumerate(zip(dataset.ids, dataset.labels, strict=True)):
+            label = dataset.classes[number] if number >= 0 else None
             if isinstance(dataset, MovingDigits):
+                digit_split = written or dataset.split
                 for seed in range(renderings):
-                    items.append(WorkItem(f"{id}/{seed}" if seed else id, None, label, written, (written, i, seed)))
+                    items.append(WorkItem(f"{id}/{seed}" if seed else id, None, label, written, (digit_split, i, seed)))
             else:
                 items.append(WorkItem(id, dataset.paths[i], label, written, segment=dataset.segments[i]))
     return items
@@ -149,12 +151,13 @@ class Clips:
 
     def times(self, duration: float, fps: float) -> np.ndarray:
         """Seconds [clips, frames] in a video of that duration and rate."""
-        if self.name == "uniform":
-            return uniform_segments(duration, fps, frames=self.frames, clips=self.number)
-        pace = {"frames": self.frames, "stride": self.stride, "at_fps": self.fps}
+        pace: dict[str, Any] = {"frames": self.frames, "stride": self.stride, "at_fps": self.fps}
+        if self.name == "windows":
+            return whole_windows(duration, fps, hop=self.number, **pace)
+        assert self.number is not None
         if self.name == "dense":
             return dense_clips(duration, fps, clips=self.number, **pace)
-        return whole_windows(duration, fps, hop=self.number, **pace)
+        return uniform_segments(duration, fps, frames=self.frames, clips=self.number)
 
     def __str__(self) -> str:
         rate = "" if self.fps is None else f" at {self.fps:g} fps"

@@ -2,28 +2,28 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidtok import streaming
-from vidtok.checks import check_memory
+from vidtok.checks import Net, check_memory
 from vidtok.datasets import VideoWriter, iter_video
-from vidtok.datasets.backends import reader_version
 from vidtok.errors import is_expected, one_line
 from vidtok.extraction.containers import SUFFIXES, is_shard, open_reader
-from vidtok.extraction.engine import RunStats
+from vidtok.extraction.decoding import stream_info
+from vidtok.extraction.engine import RunStats, make_record
 from vidtok.extraction.model import load_tokenizer
 from vidtok.extraction.npz import read_npz
 from vidtok.extraction.output import make_settings
-from vidtok.extraction.record import Record, RecordMeta, id_type
+from vidtok.extraction.record import Record, id_type
+from vidtok.extraction.sources import WorkItem
 from vidtok.files import MOVIES, Job, find_files, find_videos, plan_jobs
 from vidtok.names import escape_name
-from vidtok.streaming import LATENTS, coded_size, cut_chunks, pad_chunks
+from vidtok.streaming import LATENTS, cut_chunks, pad_chunks
 from vidtok.tokenizer import VideoTokenizer
 
 Report = Callable[[RunStats], None]
@@ -45,7 +45,7 @@ class Source:
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         size: int | None = None,
         fps: float | None = None,
         max_frames: int | None = None,
@@ -74,23 +74,17 @@ class Source:
 
     def record(self, tokenizer: VideoTokenizer, ids: np.ndarray, precision: str, tile: int | None) -> Record:
         """The tokens [t, h, w] of this video, once it is read to its end, with all that is known about them."""
-        requested = {"resize": self.resize, "resample": self.fps, "max_frames": self.max_frames, "tile": tile}
-        settings = make_settings(tokenizer, precision=precision, reader=self.stream.backend, **requested)
-        meta = RecordMeta(
-            **asdict(settings),
-            fps=self.stream.fps,
-            frames=self.frames,
-            size=tuple(self.stream.size),
-            coded_size=coded_size(self.stream.size, tokenizer.stride),
-            native_size=tuple(self.stream.native_size),
-            native_fps=self.stream.native_fps,
-            source=escape_name(self.stream.path.name),
-            source_bytes=self.stream.path.stat().st_size,
+        settings = make_settings(
+            tokenizer,
+            precision=precision,
             reader=self.stream.backend,
-            reader_version=reader_version(self.stream.backend),
-            bytes_per_token=float(ids.itemsize),
+            resize=self.resize,
+            resample=self.fps,
+            max_frames=self.max_frames,
+            tile=tile,
         )
-        return Record(meta.source, None, None, ids, self.stream.timestamps[: self.frames], meta)
+        item = WorkItem(escape_name(self.stream.path.name), str(self.stream.path))
+        return make_record(item, None, stream_info(self.stream, self.frames), ids, settings)
 
 
 class Echo:
@@ -131,7 +125,7 @@ def decode_chunks(tokenizer: VideoTokenizer, ids: Iterable[Tensor], tile: int | 
     return streaming.stream_decode(tokenizer, ids, tile)
 
 
-def _fits(tokenizer: VideoTokenizer, net: nn.Module, chunk: Tensor, stride: tuple[int, int, int]) -> Tensor:
+def _fits(tokenizer: VideoTokenizer, net: Net, chunk: Tensor, stride: tuple[int, int, int]) -> Tensor:
     check_memory(net, chunk.shape, stride)
     return chunk
 
@@ -241,13 +235,17 @@ def as_list(inputs: str | Path | Iterable) -> list:
     return [str(item) if isinstance(item, Path) else item for item in inputs]
 
 
+def _read_one(source: Path) -> Record:
+    return read_npz(source)[0]
+
+
 def _plan_records(inputs: str | Path | Iterable[str | Path], output: str | Path) -> dict[Job, Callable[[], Record]]:
     """{job: what reads its record}: one for each .npz, as many as there are videos for each shard."""
     files = find_files(as_list(inputs), tuple(SUFFIXES.values()))
     shards = [file for file, _ in files if is_shard(file)]
     files = [(file, below) for file, below in files if file not in shards]
     jobs = plan_jobs(files, str(output), ".mp4", MOVIES)
-    readers = {job: lambda source=job.source: read_npz(source)[0] for job in jobs}
+    readers: dict[Job, Callable[[], Record]] = {job: partial(_read_one, job.source) for job in jobs}
     for shard in shards:
         try:
             reader = open_reader(shard)
@@ -305,7 +303,7 @@ class Agreement:
         self.bits = math.ceil(tokenizer.bits)
         self.videos = self.frames = self.tokens = self.same_tokens = self.other_bits = 0
 
-    def add(self, path: Path, size: int | None, fps: float | None, tile: int | None) -> None:
+    def add(self, path: str | Path, size: int | None, fps: float | None, tile: int | None) -> None:
         if self.videos == VIDEOS:
             return
         with Source(path, size, fps) as source:

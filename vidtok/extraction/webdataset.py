@@ -41,7 +41,7 @@ class TarShard:
 class TarFormat:
     suffix = ".tar"
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._offsets: dict[Path, list[int]] = {}  # of the npz members
 
     def create(self, file: BinaryIO, name: str) -> TarShard:
@@ -56,13 +56,12 @@ class TarFormat:
             descriptions, self._offsets[path] = [], []
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
-                    data = tar.extractfile(member)
                     if member.name.endswith(".json"):
-                        descriptions.append(parse_description(data.read().decode()))
+                        descriptions.append(parse_description(_content(tar, member).decode()))
                         continue
                     self._offsets[path].append(member.offset)
                     if verify:
-                        parse_npz(io.BytesIO(data.read()))
+                        parse_npz(io.BytesIO(_content(tar, member)))
             if not descriptions or len(descriptions) != len(self._offsets[path]):
                 raise ValueError(f"{len(self._offsets[path])} records with {len(descriptions)} descriptions")
             return settings_of(descriptions[0]), [entry_of(description) for description in descriptions]
@@ -73,4 +72,12 @@ class TarFormat:
         with damage_named(path), open(path, "rb") as file:
             file.seek(self._offsets[path][row])
             with tarfile.open(fileobj=file, mode="r:") as tar:
-                return parse_npz(io.BytesIO(tar.extractfile(tar.next()).read()))[0]
+                return parse_npz(io.BytesIO(_content(tar, tar.next())))[0]
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo | None) -> bytes:
+    """Bytes of a member. Raises ValueError where it is no file."""
+    file = None if member is None else tar.extractfile(member)
+    if file is None:
+        raise ValueError("it holds something else than files")
+    return file.read()

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -132,20 +133,18 @@ class Objective:
         return min(int(count) if count.isdigit() else 0 for count in counts)  # `check_task` rejects other counts
 
 
-class Generator(PretrainedModel, nn.Module, tags=["video-generation"]):
+class Generator(PretrainedModel, tags=["video-generation"]):
     """Base class of generators. The subclasses are its kinds, built by `vidtok.generator.create_generator`.
 
     Attributes:
         config: the `GeneratorConfig`.
         causal: whether the transformer is causal.
-        default_steps: number of sampling steps if none is given.
     """
 
+    config: GeneratorConfig
     compiled_parts = ("trunk",)
     compiled_methods = ("generate",)
-
     causal = False
-    default_steps: int
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
@@ -157,6 +156,11 @@ class Generator(PretrainedModel, nn.Module, tags=["video-generation"]):
     @property
     def device(self) -> torch.device:
         return self.label_embed.weight.device
+
+    @property
+    def default_steps(self) -> int:
+        """Number of sampling steps if none is given."""
+        raise NotImplementedError
 
     # -------------------------------------------------------------- training
 
@@ -251,8 +255,8 @@ class Generator(PretrainedModel, nn.Module, tags=["video-generation"]):
             self.train(training)
         return ids_BN.unflatten(1, self.config.grid)
 
-    def sample(self, request: Request, **options) -> Tensor:
-        """Sample int64 ids [B, N]; known tokens are those of the request."""
+    def sample(self, request: Request, *args: Any, **options: Any) -> Tensor:
+        """Sample int64 ids [B, N]; known tokens are those of the request. The options are those of the kind."""
         raise NotImplementedError
 
     def check_sampling(self, steps: int | None = None, guidance: float = 1.0, **options) -> None:
@@ -323,7 +327,7 @@ class Generator(PretrainedModel, nn.Module, tags=["video-generation"]):
     # --------------------------------------------------------- load and save
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # the hub's takes other arguments
         cls, name: str | os.PathLike, device: str | torch.device = "cpu", **hub_arguments
     ) -> "Generator":
         """Load a trained generator in evaluation mode; see `vidtok.generator.from_pretrained`."""

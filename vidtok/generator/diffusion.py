@@ -5,6 +5,8 @@ It has the same transformer as the masked and autoregressive models.
 Legend: B batch, N tokens, K latent channels = bits of a token, D width.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
@@ -35,13 +37,15 @@ class DiffusionGenerator(Generator):
     """
 
     default_steps = 50
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: GeneratorConfig, prediction: str = "v_prediction", betas: str = "squaredcos_cap_v2"):
         super().__init__(config)
         if prediction not in ("v_prediction", "epsilon"):
             raise ValueError(f"unknown prediction {prediction!r}: {nearest(prediction, ('v_prediction', 'epsilon'))}")
         try:
-            self.noising = DDIMScheduler(
+            self.noising: Any = DDIMScheduler(
                 TRAIN_STEPS,
                 beta_schedule=betas,
                 prediction_type=prediction,

@@ -1,6 +1,7 @@
 """Sample many clips in batches, and clips longer than the model's grid with a sliding window."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ def generate_samples(
     """
     for first in range(0, number, batch):
         numbers = range(first, min(first + batch, number))
-        conditions = {
+        conditions: dict[str, Any] = {
             "label": None if labels is None else [labels[i % len(labels)] for i in numbers],
             "prefix": None if prefixes is None else prefixes[torch.tensor([i % len(prefixes) for i in numbers])],
             "first": first,

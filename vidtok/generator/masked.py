@@ -151,8 +151,12 @@ def factor_losses(
     logits = heads.low_logits(x_BND), heads.high_logits(x_BND, low_BN)
     targets = [factor.masked_fill(~scored_BN, IGNORED) for factor in (low_BN, high_BN)]
     pairs = [(a.flatten(0, 1), b.flatten()) for a, b in zip(logits, targets, strict=True)]
-    losses = [F.cross_entropy(a, b, None, None, IGNORED, None, "sum", smoothing) for a, b in pairs]
+    low, high = (F.cross_entropy(a, b, None, None, IGNORED, None, "sum", smoothing) for a, b in pairs)
     with torch.no_grad():
-        bits = sum(F.cross_entropy(a, b, ignore_index=IGNORED) for a, b in pairs) / math.log(2)
+        low_nats, high_nats = (F.cross_entropy(a, b, ignore_index=IGNORED) for a, b in pairs)
         right_BN = (logits[0].argmax(-1) == low_BN) & (logits[1].argmax(-1) == high_BN) & scored_BN
-    return {"loss": sum(losses) / (2 * count), "bits": bits, "accuracy": right_BN.sum() / scored_BN.sum()}
+    return {
+        "loss": (low + high) / (2 * count),
+        "bits": (low_nats + high_nats) / math.log(2),
+        "accuracy": right_BN.sum() / scored_BN.sum(),
+    }

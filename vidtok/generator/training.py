@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from vidtok.datasets import LabeledDataset
+from vidtok.configs.compose import to_dict
+from vidtok.datasets import LabeledDataset, VideoError
 from vidtok.datasets.frames import frame_rows
 from vidtok.datasets.loading import WHOLE, Shard, prefetch, shard_rows
 from vidtok.extraction.dataset import TokenBatches
@@ -74,6 +75,7 @@ class GeneratorTask:
             return {**batch, "ids": pack_bits(batch["latents"] > 0)}
         batch = dict(batch)
         video = batch.pop("video")
+        assert self.tokenizer is not None, "batches of videos need a tokenizer"
         tokenizer = self.tokenizer.to(video.device)
         some = max(1, PIXELS_AT_ONCE // video[0, 0].numel())
         with torch.autocast(video.device.type, enabled=False):  # tokens don't depend on the precision of the training
@@ -81,6 +83,7 @@ class GeneratorTask:
         return {**batch, "latents": latents, "ids": tokenizer.quantizer.codes_to_ids(latents)}
 
     def held_out_on(self, device: torch.device) -> dict[str, Tensor]:
+        assert self.held_out is not None
         return self.encoded({name: value.to(device) for name, value in self.held_out.items()})
 
     def validate(self, model: Generator, run: RunFolder, step: int) -> str | None:
@@ -110,6 +113,7 @@ class GeneratorTask:
             ids = self.held_out_on(model.device)["ids"]
             prefix = ids[torch.arange(self.samples) % len(ids), :latents]
         ids = model.generate(self.samples, label, prefix, **self.sampling)
+        assert self.tokenizer is not None, "samples need a tokenizer"
         video = self.tokenizer.to(model.device).decode(ids)
         return (frame_rows(video.cpu()) + 1) / 2
 
@@ -189,7 +193,10 @@ class ClipBatches:
         samples = []
         for row in shard_rows(shard, self.batch_size):
             epoch, place = divmod(number * self.batch_size + row, len(self.dataset))
-            samples.append(self.dataset.draw(int(_order(self.seed, epoch, len(self.dataset))[place]), epoch))
+            sample = self.dataset.draw(int(_order(self.seed, epoch, len(self.dataset))[place]), epoch)
+            if isinstance(sample, VideoError):
+                raise sample
+            samples.append(sample)
         return {
             "video": torch.stack([sample.video[0] for sample in samples]),
             "label": torch.tensor([sample.label for sample in samples]),
@@ -232,7 +239,7 @@ def build_generator_training(cfg: DictConfig) -> dict:
     from vidtok.generator import GeneratorConfig, Objective, create_generator
     from vidtok.generator.masks import check_task
 
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    plain = to_dict(cfg)
     data, count = plain["data"], plain["data"]["held_out_samples"]
     tokenizer = VideoTokenizer.from_pretrained(plain["tokenizer"])
     if tokenizer.bits != int(tokenizer.bits):
@@ -252,6 +259,7 @@ def build_generator_training(cfg: DictConfig) -> dict:
     if task.samples and task.objective.given_prefix and task.held_out is None:
         raise ValueError("samples of a model that is always given a prefix need data.held_out=SPLIT; or give samples=0")
     first = task.encoded(batches.first(min(FIRST_SAMPLES, data["batch_size"])))
+    t, h, w = first["ids"].shape[1:]
     torch.manual_seed(plain["seed"])  # for the initial weights
     generator = create_generator(
         GeneratorConfig(
@@ -259,7 +267,7 @@ def build_generator_training(cfg: DictConfig) -> dict:
             tokenizer=tokenizer.config.name,
             weight_hash=tokenizer.weight_hash,
             bits=tokenizer.bits,
-            grid=tuple(first["ids"].shape[1:]),
+            grid=(t, h, w),
             stride=tokenizer.stride,
             fps=fps,
             classes=tuple(classes),
@@ -274,6 +282,9 @@ def build_generator_training(cfg: DictConfig) -> dict:
         if weight:
             check_task(name, generator.config.grid)  # fail now, not when it is first drawn
     if generator.config.kind == "diffusion":
+        from vidtok.generator.diffusion import DiffusionGenerator
+
+        assert isinstance(generator, DiffusionGenerator)
         if "latents" not in first:
             raise ValueError("diffusion is trained on latents: give clips, or extract them with --features latents")
         generator.fit_scale(first["latents"])
@@ -310,9 +321,10 @@ def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: 
 
     if (data["features"] is None) == (data["source"] is None):
         raise ValueError("give either data.features= (extracted tokens) or data.source= (videos)")
+    batches: ClipBatches | StoredBatches
     if data["features"] is None:
-        dataset = build_generator_clips(data, split, seed)
-        batches = ClipBatches(dataset, batch_size, seed)
+        clips = build_generator_clips(data, split, seed)
+        batches, classes = ClipBatches(clips, batch_size, seed), clips.classes
         fps = MovingDigits.fps if data["source"] == "digits" else data["fps"] and data["fps"] / data["stride"]
     else:
         splits = {entry.split for entry in TokenDataset(data["features"], cache=data["cache"]).entries}
@@ -326,7 +338,7 @@ def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: 
         if dataset.feature == "latents" and tokenizer.config.quantizer["kind"] != "lfq":
             raise ValueError(f"{data['features']} holds latents, and only those of LFQ determine the ids: extract ids")
         tokens = TokenBatches(dataset, batch_size, data["latents"], first_only=True, seed=seed)
-        batches = StoredBatches(tokens, seed)
+        batches, classes = StoredBatches(tokens, seed), dataset.classes
         rates = {round(dataset.read(i).meta.fps, 3) for i in range(0, len(dataset), -(-len(dataset) // 32))}
         fps = rates.pop() if len(rates) == 1 else None
         if fps is None:
@@ -335,7 +347,7 @@ def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: 
                 "read at their native rate; extract with --fps for a common rate"
             )
             warnings.warn(message, stacklevel=2)
-    return batches, [] if data["classes"] == [] else dataset.classes, fps
+    return batches, [] if data["classes"] == [] else classes, fps
 
 
 def build_generator_clips(data: dict, split: str, seed: int) -> "LabeledDataset":

@@ -11,7 +11,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, apply_rot_embed_cat
+from timm.layers import GELUTanh, Mlp, apply_rot_embed_cat
 from torch import Tensor, nn
 
 from vidtok.quantize.bits import factor_bits, factorize_ids, ids_to_signs
@@ -51,6 +51,8 @@ class Rotary(nn.Module):
         ValueError: an illegal head_dim.
     """
 
+    sin_cos: Tensor
+
     def __init__(self, grid: tuple[int, int, int], head_dim: int):
         super().__init__()
         if head_dim % 2 or head_dim < 6:
@@ -82,7 +84,7 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.qk_scale = nn.Parameter(torch.ones(heads, 1, 1))  # learned, since queries and keys are normalized
         self.out = nn.Linear(width, width)
-        self.mlp = Mlp(width, 4 * width, act_layer=lambda: nn.GELU(approximate="tanh"), drop=dropout)
+        self.mlp = Mlp(width, 4 * width, act_layer=GELUTanh, drop=dropout)
         self.dropout = dropout
 
     def forward(self, x_BND: Tensor, modulation_6B1D: tuple[Tensor, ...], rotary: Rotary, cache, layer: int) -> Tensor:
@@ -152,16 +154,17 @@ class Transformer(nn.Module):
         self.heads, self.width, self.tokens = heads, width, math.prod(grid)
         self.rotary = Rotary(grid, width // heads)
         self.positions = nn.ParameterList([nn.Parameter(torch.randn(n, width) * 0.02) for n in grid])
-        self.blocks = nn.ModuleList([Block(width, heads, causal, dropout) for _ in range(depth)])
+        blocks = [Block(width, heads, causal, dropout) for _ in range(depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.modulation = nn.Linear(width, 6 * width)
         self.tables = nn.Parameter(torch.zeros(depth, 6, width))
         self.last_table = nn.Parameter(torch.zeros(2, width))
         # Initially the condition has no effect and every block is the identity. The gates are 1 and the last layers of
         # the blocks 0, so that these layers learn from the first step.
         self.tables.data[:, [2, 5]] = 1
-        for layer in (self.modulation, *(part for block in self.blocks for part in (block.out, block.mlp.fc2))):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for layer in (self.modulation, *(part for block in blocks for part in (block.out, block.mlp.fc2))):
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x_BND: Tensor, condition_BD: Tensor, cache: Cache | None = None) -> Tensor:
         """Compute normalized features of the tokens, [B, N, D].
@@ -228,7 +231,7 @@ class TokenHeads(nn.Module):
 
     def __init__(self, embedding: TokenEmbedding, width: int, conditioned: bool):
         super().__init__()
-        self.embedding, self.conditioned = embedding, conditioned
+        self.embedding = embedding
         self.dense = nn.Linear(width, width)
         self.low_bias, self.high_bias = (nn.Parameter(torch.zeros(2**n_bits)) for n_bits in factor_bits(embedding.bits))
         self.mix = nn.Linear(width, width) if conditioned else None
@@ -239,7 +242,7 @@ class TokenHeads(nn.Module):
 
     def high_logits(self, x_BND: Tensor, low_BN: Tensor) -> Tensor:
         """Compute the logits of the high bits, float32 [B, N, V]; `low_BN` is used only by conditioned heads."""
-        if self.conditioned:
+        if self.mix is not None:
             # Normalized like the features: the rows of the table have a norm of about 1, negligible beside these.
             low_BND = F.layer_norm(self.embedding.low(low_BN), x_BND.shape[-1:])
             x_BND = x_BND + F.gelu(self.mix(x_BND + low_BND), approximate="tanh")

@@ -20,6 +20,8 @@ class BlurPool(nn.Module):
     With depth 1, only H and W are halved.
     """
 
+    kernel: Tensor
+
     def __init__(self, channels: int, depth: int = 3):
         super().__init__()
         taps = torch.tensor([1.0, 2.0, 1.0]) / 4

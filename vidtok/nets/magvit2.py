@@ -24,7 +24,8 @@ def stage_strides(stages: int, temporal_downsample: Sequence[bool], depth: int) 
 
 
 def _product(strides: list[tuple[int, int, int]]) -> tuple[int, int, int]:
-    return tuple(math.prod(stride[i] for stride in strides) for i in range(3))
+    time, height, width = (math.prod(stride[i] for stride in strides) for i in range(3))
+    return time, height, width
 
 
 class Encoder(nn.Module):
@@ -59,7 +60,8 @@ class Encoder(nn.Module):
         self.stem = CausalConv3d(3, widths[0], depth)
         # At full resolution a residual block holds its input, a normalized and a padded copy, and two outputs.
         self.activation_elems_per_pixel = 5 * base
-        layers, width = [], widths[0]
+        layers: list[nn.Module] = []
+        width = widths[0]
         for i, out in enumerate(widths):
             for _ in range(blocks):
                 layers.append(ResBlock(width, out, depth))
@@ -125,12 +127,10 @@ class Decoder(nn.Module):
         self.stem = CausalConv3d(code_channels, widths[0], depth)
         self.bottleneck = nn.ModuleList([ResBlock(widths[0], widths[0], depth) for _ in range(blocks)])
         stages = []
-        upsamples = [*reversed(strides), None]
+        upsamples = strides[::-1]
         for i, width in enumerate(widths):
-            factor = _product(upsamples[:i])
-            stages.append(
-                DecoderStage(widths[max(i - 1, 0)], width, blocks, code_channels, factor, upsamples[i], depth)
-            )
+            factor, upsample = _product(upsamples[:i]), upsamples[i] if i < len(upsamples) else None
+            stages.append(DecoderStage(widths[max(i - 1, 0)], width, blocks, code_channels, factor, upsample, depth))
         self.stages = nn.ModuleList(stages)
         self.norm = FrameGroupNorm(widths[-1])
         self.head = CausalConv3d(widths[-1], 3, depth)

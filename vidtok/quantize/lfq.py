@@ -10,6 +10,9 @@ probabilities per token:
   over tokens is A^T B / N, one matrix product of [2^(K/2), N] and [N, 2^(K/2)]: O(N 2^(K/2) + 2^K) memory.
 """
 
+from functools import reduce
+from operator import add
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -101,7 +104,7 @@ def lfq_entropy(z: Tensor, temperature: float = 1.0, groups: int = 1) -> tuple[T
         size = logits_NK.abs()
         per_sample = (F.softplus(-size) + size * torch.sigmoid(-size)).sum()
         per_sample = _sum_over_ranks(per_sample) / count
-        codebook = sum(_mean_entropy(group, count) for group in logits_NK.chunk(groups, dim=1))
+        codebook = reduce(add, (_mean_entropy(group, count) for group in logits_NK.chunk(groups, dim=1)))
     return per_sample, codebook
 
 

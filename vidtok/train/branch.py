@@ -84,12 +84,15 @@ def start_branch(run: str | Path, folder: str | Path, processes: PartialState) -
         if read_branch(folder) is None:
             _copy(Path(run).resolve(), Path(folder), model)
     processes.wait_for_everyone()
-    return read_branch(folder)
+    branch = read_branch(folder)
+    assert branch is not None  # just copied, or there already
+    return branch
 
 
 def _copy(run: Path, folder: Path, model: dict) -> None:
     """A kill at any moment leaves a whole branch, or one that hasn't begun (see `read_branch`)."""
     checkpoint = RunFolder(run).load_checkpoint()
+    assert checkpoint is not None  # `validate_branch` has seen it
     branch = Branch(str(run), checkpoint["step"], checkpoint["seconds"], model)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / FILE, locked=True) as new:

@@ -12,7 +12,7 @@ from pathlib import Path
 BIT = math.log(2)  # nats
 
 # Panel: {scalar: (label, multiple)}.
-PANELS = {
+PANELS: dict[str, dict[str, tuple[str, float]]] = {
     "reconstruction, mean squared error": {"reconstruction": ("", 1)},
     "validation, PSNR in dB": {"validation_psnr": ("", 1)},
     "validation, gradients at block edges": {"validation_block_ratio": ("", 1)},

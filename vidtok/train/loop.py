@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from accelerate import Accelerator
@@ -26,7 +26,7 @@ from vidtok.tokenizer import PRECISIONS
 from vidtok.train.distributed import SharedClock, add_mean
 from vidtok.train.run_folder import RunFolder, check_fingerprint, write_fingerprint
 from vidtok.train.state import Schedule, TrainState, has_fast_bf16
-from vidtok.train.task import Batch, Batches, Task
+from vidtok.train.task import AdversarialTask, Batch, Batches, Task
 
 if TYPE_CHECKING:
     from vidtok.train.branch import Branch
@@ -226,13 +226,17 @@ def train(
     model = accelerator.prepare(state.model)
     discriminator = accelerator.prepare(state.discriminator) if state.discriminator is not None else None
     adversary = {"discriminator": state.discriminator} if state.discriminator is not None else {}
+    # Used only where the state has a discriminator.
+    gan = cast(AdversarialTask, task)
+    discriminator_optimizer = cast(torch.optim.Optimizer, state.discriminator_optimizer)
 
     def exchange_gradients(net: nn.Module, now: bool):
         return nullcontext() if now else accelerator.no_sync(net)
 
     clock = Clock(options.log_seconds, options.save_seconds)
     loader = batches.loader(start=state.step, workers=options.workers, shard=(rank, processes))
-    shared, gradients, means = SharedClock(accelerator, clock, stop), FiniteCheck(device), {}
+    shared, gradients = SharedClock(accelerator, clock, stop), FiniteCheck(device)
+    means: dict[str, Tensor] = {}
     while not shared.stopping and schedule.progress(state.step, state.seconds) < 1:
         share = next(loader)
         parts = [to_device(shard_of(share, (i, accumulate)), device) for i in range(accumulate)]
@@ -257,19 +261,19 @@ def train(
         state.optimizer.zero_grad()
 
         # The critic's step, on the same parts.
-        if discriminator is not None and task.is_adversarial_step(state.step):
+        if discriminator is not None and gan.is_adversarial_step(state.step):
             for i, part in enumerate(parts):
                 with exchange_gradients(discriminator, now=i == accumulate - 1):
                     with autocast():
-                        terms = task.discriminator_terms(discriminator, part, aux[i], state.lecam_ema, state.step)
-                    accelerator.backward(task.discriminator_total(terms, state.step) / accumulate)
+                        terms = gan.discriminator_terms(discriminator, part, aux[i], state.lecam_ema, state.step)
+                    accelerator.backward(gan.discriminator_total(terms, state.step) / accumulate)
                 add_mean(means, terms, accumulate)
             means["critic_norm"] = accelerator.clip_grad_norm_(discriminator.parameters(), options.clip_norm)
             gradients.add(means["critic_norm"], state.step)
-            state.discriminator_optimizer.step()
-            state.discriminator_optimizer.zero_grad()
+            discriminator_optimizer.step()
+            discriminator_optimizer.zero_grad()
             logits = accelerator.reduce(torch.stack([means["real_logit"], means["fake_logit"]]), "mean")
-            state.lecam_ema.lerp_(logits, 1 - task.logit_decay)
+            state.lecam_ema.lerp_(logits, 1 - gan.logit_decay)
 
         state.step += 1
         state.ema.update(state.model, state.step)

@@ -4,6 +4,8 @@ The adversarial terms (MAGVIT-v2, appendix; MAGVIT, section 3.1), each a pure fu
 """
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 import torch.nn.functional as F
@@ -64,12 +66,16 @@ class LossWeights:
             "adversarial": self.adversarial,
             "entropy": self.entropy_weight(step),
         }
-        return sum(weights[name] * terms[name] for name in terms if name in weights)
+        return _weighted_sum(terms, weights)
 
     def discriminator_total(self, terms: dict[str, Tensor]) -> Tensor:
         """The discriminator's objective."""
         weights = {"discriminator": 1.0, "lecam": self.lecam, "r1": self.r1}
-        return sum(weights[name] * terms[name] for name in terms if name in weights)
+        return _weighted_sum(terms, weights)
+
+
+def _weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    return reduce(add, (weights[name] * terms[name] for name in terms if name in weights))
 
 
 def reconstruction_loss(decoded: Tensor, video: Tensor) -> Tensor:

@@ -51,6 +51,9 @@ class LPIPS(nn.Module):
         FileNotFoundError: no such file, or the download failed.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, net: str = "vgg", weights: str | Path | None = None):
         super().__init__()
         if net not in _BACKBONES:
@@ -176,6 +179,9 @@ class LogitDistance(nn.Module):
         ValueError: for a network that timm doesn't know, or weights of another one.
         FileNotFoundError: no such file, or the download failed.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, net: str, weights: str | Path):
         super().__init__()

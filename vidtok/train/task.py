@@ -46,7 +46,7 @@ class Task(Protocol):
     def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
         """The weighted sum that is minimised."""
 
-    def validate(self, model: nn.Module, run: RunFolder, step: int) -> str | None:
+    def validate(self, model: Any, run: RunFolder, step: int) -> str | None:
         """Called at every checkpoint, in the main process, with the averaged model in evaluation mode: writes scalars
         and pictures to `run`, returns what to say or None."""
 

@@ -8,16 +8,17 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from vidtok.checks import check_video
 from vidtok.config import TokenizerConfig
+from vidtok.configs.compose import to_dict
 from vidtok.datasets import MovingDigits, read_video, validate_disjoint
 from vidtok.datasets.sources import find_media
 from vidtok.errors import nearest
@@ -64,7 +65,7 @@ class TokenizerTask(AdversarialTask):
         self,
         weights: LossWeights,
         perceptual: LPIPS | LogitDistance | None = None,
-        fixed_clips: list[Tensor] = (),
+        fixed_clips: Sequence[Tensor] = (),
     ):
         self.weights, self.perceptual = weights, perceptual
         self.fixed_clips, self.logit_decay = fixed_clips, weights.lecam_decay
@@ -76,17 +77,19 @@ class TokenizerTask(AdversarialTask):
         self, model: nn.Module, batch: Tensor, step: int, discriminator: nn.Module | None = None
     ) -> tuple[dict[str, Tensor], Tensor]:
         decoded, z, codes = model(batch)
-        quantizer = unwrap_model(model).quantizer
+        tokenizer = cast(VideoTokenizer, unwrap_model(model))
+        quantizer = tokenizer.quantizer
         terms = {"reconstruction": reconstruction_loss(decoded, batch), **quantizer.losses(z, codes)}
         terms["usage_bits"] = usage_bits(quantizer.codes_to_ids(codes.detach()))
         terms["explained"] = 1 - terms["reconstruction"].detach() / batch.var().clamp_min(1e-6)
         if self.weights.block_edges:
-            terms["block_edges"] = block_edge_loss(decoded, batch, unwrap_model(model).stride)
+            terms["block_edges"] = block_edge_loss(decoded, batch, tokenizer.stride)
         if self.perceptual is not None:
             frames = torch.Generator().manual_seed(step)
             distance = self.perceptual.to(batch.device)
             looked_at = (decoded, batch, self.weights.perceptual_frames, frames)
             if self.weights.gram:
+                assert isinstance(distance, LPIPS)
                 terms["perceptual"], terms["gram"] = perceptual_and_gram_loss(distance, *looked_at)
             else:
                 terms["perceptual"] = perceptual_loss(distance, *looked_at)
@@ -134,7 +137,8 @@ class TokenizerTask(AdversarialTask):
         return "; ".join(lines) or None
 
     def _validate(self, clips: list[Tensor], suffix: str, model: VideoTokenizer, run: RunFolder, step: int) -> str:
-        shown, psnr, block_ratio = [], [], []
+        shown: list[Tensor] = []
+        psnr, block_ratio = [], []
         for clip in clips:  # one at a time: large frames take much memory
             decoded = model.decode(model.encode(clip)).cpu()
             psnr.append(10 * math.log10(4 / max(reconstruction_loss(decoded, clip).item(), 1e-12)))
@@ -147,8 +151,8 @@ class TokenizerTask(AdversarialTask):
         run.save_scalars({f"validation_{name}{suffix}": mean for name, mean in means.items()}, step)
         image = comparison(torch.cat(clips[:4]), torch.cat(shown))
         picture = run.save_picture(f"reconstruction{suffix}", image, step)
-        edges = f", block ratio {means['block_ratio']:.3f}," if block_ratio else ""
-        return f"validation{suffix} {means['psnr']:.2f} dB{edges} on {len(clips)} fixed clips, {picture}"
+        ratio = f", block ratio {means['block_ratio']:.3f}," if block_ratio else ""
+        return f"validation{suffix} {means['psnr']:.2f} dB{ratio} on {len(clips)} fixed clips, {picture}"
 
     def progress(self, scalars: dict[str, float]) -> str:
         parts = [f"l2 {scalars['reconstruction']:.4f}"]
@@ -246,11 +250,11 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
     perceptual = build_perceptual(cfg)
     if perceptual is None:
         cfg.loss.perceptual = cfg.loss.gram = 0.0
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    plain = to_dict(cfg)
     data, weights = plain["data"], LossWeights(**plain["loss"])
     if len(given := [key for key in ("branch", "init", "inflate", "grow") if plain[key]]) > 1:
         raise ValueError(f"give one of {'= and '.join(given)}=: each says what the weights start as")
-    model = validate_branch(plain["branch"], plain["run"]) if plain["branch"] else None
+    model = validate_branch(plain["branch"], plain["run"]) if plain["branch"] else {}
     # The branch point isn't known before the checkpoint is copied; until then this checks the settings.
     arguments = build_schedule(plain, Branch(plain["branch"], 0, 0.0, model) if plain["branch"] else None)
 
@@ -278,8 +282,8 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
         branch = start_branch(plain["branch"], plain["run"], join_processes())
         arguments = build_schedule(plain, branch)
         cfg.trainer.shape, cfg.trainer.max_steps = "decay", arguments["schedule"].max_steps
-    elif branch := read_branch(cfg.run):
-        raise ValueError(f"run={cfg.run} holds a branch: give branch={branch.run} to go on, or another run=")
+    elif other := read_branch(cfg.run):
+        raise ValueError(f"run={cfg.run} holds a branch: give branch={other.run} to go on, or another run=")
     fingerprint = training_fingerprint(plain, tokenizer.config)
     return {"task": task, "state": state, "batches": batches, "fingerprint": fingerprint, **arguments}
 
@@ -306,7 +310,7 @@ def training_fingerprint(plain: dict, config: TokenizerConfig) -> dict:
 
 def _flat(settings: dict, prefix: str = "") -> dict:
     """{"data": {"crop": 128}} -> {"data.crop": 128}."""
-    flat = {}
+    flat: dict = {}
     for key, value in settings.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
@@ -316,7 +320,9 @@ def build_clips(plain: dict, stride: tuple[int, int, int]) -> tuple["ClipFolder 
     """Training batches of the group `data`, and the fixed clips of `validation`, which are none of theirs."""
     from vidtok.datasets import ClipFolder, DigitClips
 
-    data, files = dict(plain["data"]), []
+    data = dict(plain["data"])
+    files: list[str] = []
+    batches: ClipFolder | DigitClips
     if (kind := data.pop("kind")) == "folder":
         batches = ClipFolder(data.pop("root"), stride=stride, seed=plain["seed"], **data)
         files = batches.videos + batches.images

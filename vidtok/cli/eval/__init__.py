@@ -39,9 +39,14 @@ def arguments(args: argparse.Namespace) -> dict:
 
 
 def write_result(result: Mapping, args: argparse.Namespace) -> int:
-    """Write --json where it is given. The exit status: 1 where a clip has failed."""
+    """Write --json where it is given. Return the exit status."""
     from vidtok.files import write_json
 
     if args.json:
         write_json(args.json, result)
-    return 1 if result.get("n_failed") else 0
+    return exit_status(result)
+
+
+def exit_status(result: Mapping | None) -> int:
+    """Return 1 where a clip has failed. None: there is no result."""
+    return 1 if result and result.get("n_failed") else 0

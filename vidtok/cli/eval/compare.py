@@ -12,23 +12,19 @@ page.html with charts and playable clips, and charts/.
 """
 
 import argparse
-from functools import partial
 
-from vidtok.cli import common
+from vidtok.cli import settings
+from vidtok.cli.eval import exit_status
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    common.add_overrides(parser)
+    settings.add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.config:
-        from vidtok.configs.compose import describe_config
-
-        print(describe_config("compare", args.overrides))
+    if settings.show_config(args, "compare"):
         return 0
 
     from vidtok.eval.recognition.comparison import compare
 
-    result = compare(*args.overrides, log=partial(print, flush=True))
-    return 1 if result and result["n_failed"] else 0
+    return exit_status(compare(*args.overrides, log=settings.log))

@@ -12,23 +12,19 @@ The same command again resumes from its checkpoint. `vidtok eval recognition DIR
 """
 
 import argparse
-from functools import partial
 
-from vidtok.cli import common
+from vidtok.cli import settings
+from vidtok.cli.eval import exit_status
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    common.add_overrides(parser)
+    settings.add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.config:
-        from vidtok.configs.compose import describe_config
-
-        print(describe_config("finetune", args.overrides))
+    if settings.show_config(args, "finetune"):
         return 0
 
     from vidtok.eval.recognition import finetune
 
-    result = finetune(*args.overrides, log=partial(print, flush=True))
-    return 1 if result and result["n_failed"] else 0
+    return exit_status(finetune(*args.overrides, log=settings.log))

@@ -11,22 +11,18 @@ vidtok.eval.generation-compare/1), table.md, chart.png, and a picture of samples
 """
 
 import argparse
-from functools import partial
 
-from vidtok.cli import common
+from vidtok.cli import settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    common.add_overrides(parser)
+    settings.add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.config:
-        from vidtok.configs.compose import describe_config
-
-        print(describe_config("generation_compare", args.overrides))
+    if settings.show_config(args, "generation_compare"):
         return
 
     from vidtok.eval.generation import compare
 
-    compare(*args.overrides, log=partial(print, flush=True))
+    compare(*args.overrides, log=settings.log)
