@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from vidtok.bench.timing import peak_mb
 from vidtok.datasets.backends import has_decord
-from vidtok.datasets.demo import demo_clip
+from vidtok.datasets.digits import demo_clip
 from vidtok.datasets.frames import plan_view, video_to_frames
 from vidtok.datasets.seek import read_selection
 from vidtok.datasets.timeline import cached_timeline
@@ -95,6 +95,7 @@ def _repeat(source: Path, path: Path, times: int) -> Path:
             for packet in packets:
                 packet.stream = stream
                 writing.mux(packet)
+                assert packet.pts is not None and packet.dts is not None  # the encoder sets both
                 packet.pts, packet.dts = packet.pts + length, packet.dts + length
     return path
 
