@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidtok.checks import check_clip, check_counts
 from vidtok.datasets.annotations.words import canonical_split
 from vidtok.datasets.labeled import LabeledDataset, Sample, Transform
-from vidtok.datasets.loading import WHOLE, Shard, check_clip, check_counts, is_image_batch, prefetch, shard_rows
+from vidtok.datasets.loading import WHOLE, Shard, is_image_batch, prefetch, shard_rows
 
 # Per motion: index of the state that moves through its range (x, y, angle, size), and the direction. Ranges are
 # periodic: positions wrap around at the borders, the size jumps from largest to smallest. Therefore each state is

@@ -109,6 +109,23 @@ def check_memory(net: Net, shape: Sequence[int], stride: Stride) -> None:
         )
 
 
+def check_counts(**counts: int) -> None:
+    """Raise ValueError if a count is not a whole number of at least 1."""
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name}={count} is not a whole number of at least 1")
+
+
+def check_clip(frames: int, crop: int, stride: tuple[int, int, int]) -> None:
+    """Raise ValueError if clips of `frames` frames and crop x crop pixels don't fit a tokenizer's stride (t, h, w)."""
+    check_counts(frames=frames, crop=crop)
+    s_t, s_h, s_w = stride
+    if (frames - 1) % s_t:
+        raise ValueError(f"frames={frames} is not 1+{s_t}k, as the tokenizer's temporal stride of {s_t} requires")
+    if crop % s_h or crop % s_w:
+        raise ValueError(f"crop={crop} is not a multiple of {math.lcm(s_h, s_w)}, the tokenizer's spatial stride")
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes; on a GPU with what torch has freed and keeps for itself."""
     if device.type != "cuda":

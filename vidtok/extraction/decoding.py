@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from vidtok.checks import count_cpus
 from vidtok.datasets import DecodePool, MovingDigits, VideoError, VideoStream, iter_video
 from vidtok.datasets.backends import reader_name
 from vidtok.datasets.frames import Size, View, frames_as_video, plan_view
@@ -286,7 +287,8 @@ class Decoders:
         self._pieces: queue.Queue = queue.Queue(AHEAD * self.slots)
         self._closed = False
         function = partial(next_chunk, reading=reading)
-        self._pools = [DecodePool(function, 1, time_limit, path_of=_path) for _ in range(workers)]
+        threads = max(1, count_cpus() // max(workers, 1))  # idle cores help with large pictures
+        self._pools = [DecodePool(function, 1, time_limit, _path, threads) for _ in range(workers)]
         self._here = self._from_here()
         self._threads = [threading.Thread(target=self._feed, args=(pool,), daemon=True) for pool in self._pools]
         for thread in self._threads:
