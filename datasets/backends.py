@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -212,18 +212,19 @@ def open_video(path: str | Path, backend: str | None = "auto", on_error: OnError
             `VideoError` on a file where they cannot be verified. "auto" is "pyav": the other two convert colors with
             other rounding, so that their pixels never equal PyAV's, and `vidtok bench loader` finds neither faster.
             None is "auto".
-        on_error: "raise", or "keep": a video that breaks in the middle ends at its last good frame ("pyav" only).
+        on_error: "raise"; with "pyav" also "keep": a video that breaks in the middle ends at its last good frame; or
+            "skip": it goes on after that, without the frames that are damaged. `reader.error` names what is lost.
 
     Raises:
         VideoError: the file cannot be decoded.
-        ValueError: an unknown backend or on_error, or on_error="keep" with a seeking backend.
+        ValueError: an unknown backend or on_error, or another on_error than "raise" with a seeking backend.
     """
-    if on_error not in ("raise", "keep"):
-        raise ValueError(f"on_error={on_error!r} is not 'raise' or 'keep'")
+    if on_error not in get_args(OnError):
+        raise ValueError(f"on_error={on_error!r} is not one of {', '.join(get_args(OnError))}")
     if backend not in (*READERS, None):
         raise ValueError(f"backend={backend!r} is not one of {', '.join(READERS)}")
     if reader_name(backend) == "pyav":
         return PyAVReader(path, on_error)
-    if on_error == "keep":
-        raise ValueError("on_error='keep' needs backend='pyav': only sequential decoding finds the break")
+    if on_error != "raise":
+        raise ValueError(f"on_error={on_error!r} needs backend='pyav': only sequential decoding finds the break")
     return DecordReader(path) if backend == "decord" else TorchCodecReader(path)

@@ -142,7 +142,7 @@ def check_video(path: str | Path, min_frames: int = 1) -> dict:
             row |= {"fps": reader.fps, "height": reader.size[0], "width": reader.size[1]}
             row |= {"frames": reader.num_frames, "duration": reader.duration, "warning": str(reader.clock)}
     except VideoError as e:
-        return row | {"status": "corrupt", "reason": e.reason, "frames": e.good_frames}
+        return row | {"status": "corrupt", "reason": e.reason + _damage(path), "frames": e.good_frames}
     if has_decord() and not str(path).lower().endswith(IMAGE_SUFFIXES):
         try:
             DecordReader(path).close()
@@ -151,6 +151,15 @@ def check_video(path: str | Path, min_frames: int = 1) -> dict:
     if row["frames"] < min_frames:
         row |= {"status": "too short", "reason": f"{row['frames']} frames, fewer than {min_frames}"}
     return row
+
+
+def _damage(path: str | Path) -> str:
+    """Say what of a corrupt video can be kept; "" for nothing."""
+    try:
+        with PyAVReader(path, "skip") as reader:
+            return f"; with on_error=keep: {reader.damage}" if reader.num_frames else ""
+    except VideoError:
+        return ""
 
 
 def _check_segments(path: str, row: dict, segments: Iterable[Segment]) -> Iterator[dict]:

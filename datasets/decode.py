@@ -28,10 +28,11 @@ from vidtok.datasets.container import (
     stated_rate,
 )
 from vidtok.datasets.frames import Box, Matrix, View, display_matrix, exif_matrix, orient, swaps_sides, uncrop
+from vidtok.datasets.timeline import Damage, decode_past_damage
 from vidtok.errors import VideoError
 from vidtok.files import check_unchanged, file_version
 
-OnError = Literal["raise", "keep"]
+OnError = Literal["raise", "keep", "skip"]
 
 
 class Chunk(NamedTuple):
@@ -61,7 +62,7 @@ class VideoReader(Protocol):
         duration: seconds, including the display time of the last frame.
         timestamps: float64 [num_frames], seconds from the first presented frame.
         start_time: time of the first presented frame on the container's clock, in seconds.
-        error: the `VideoError` that ended the video early with on_error="keep", once decoding has reached it.
+        error: the `VideoError` that on_error="keep" or "skip" passed over, once decoding has reached it.
     """
 
     backend: str
@@ -265,9 +266,11 @@ class PyAVReader:
 
     Args:
         path: the file.
-        on_error: "raise", or "keep": a video that breaks in the middle ends at its last good frame.
+        on_error: "raise"; "keep": a video that breaks in the middle ends at its last good frame; "skip": it goes on
+            after that, without the frames that are damaged (`decode_past_damage`).
 
     Attributes:
+        damage: the `Damage` that on_error="skip" has found so far.
         convert: the `FrameConverter` of its frames.
         coded_size: (width, height) in pixels before the rotation of the metadata.
         turned: whether the metadata rotate or mirror the picture.
@@ -282,6 +285,7 @@ class PyAVReader:
     def __init__(self, path: str | Path, on_error: OnError = "raise"):
         self.path, self._on_error = Path(path), on_error
         self.error: VideoError | None = None
+        self.damage = Damage()
         self._timestamps: np.ndarray | None = None
         self._version = file_version(path)
         self._container, stream = open_container(path)
@@ -328,7 +332,7 @@ class PyAVReader:
             check_unchanged(self.path, self._version)
             with PyAVReader(self.path, self._on_error) as other:  # keeps the position of this reader
                 self._timestamps = np.array([t for t, _ in other._forward()])
-                self.error, self.clock = other.error, other.clock
+                self.error, self.clock, self.damage = other.error, other.clock, other.damage
         return self._timestamps
 
     def frames(self, indices: Sequence[int], view: View | None = None) -> np.ndarray:
@@ -395,6 +399,12 @@ class PyAVReader:
         that are shown before a damaged one but predicted from it (B-frames) count as good, since FFmpeg does not
         report them.
         """
+        if self._on_error == "skip":
+            damage = Damage()
+            self.damage = damage if self._timestamps is None else self.damage  # all of it is known with all times
+            yield from decode_past_damage(self.path, container, stream, damage)
+            self.error = VideoError(self.path, str(damage), damage.good) if damage.reason else None
+            return
         good, begun, last, cause = 0, False, None, None
         frames, why = container.decode(stream), None
         while why is None:

@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 
 from vidtok.datasets.backends import open_video
 from vidtok.datasets.container import describe, open_container
-from vidtok.datasets.decode import Chunk, FrameConverter, PyAVReader, convert_pictures, places_of
+from vidtok.datasets.decode import Chunk, FrameConverter, PyAVReader, VideoReader, convert_pictures, places_of
 from vidtok.datasets.frames import View, display_matrix
 from vidtok.datasets.timeline import Timeline, cached_timeline
 from vidtok.errors import VideoError
@@ -177,10 +177,16 @@ def read_selection(
             raise
     if frames_NHWC is None:
         with open_video(path, reader) as video:
-            timestamps = video.timestamps
-            indices = choose(timestamps, video.fps)
-            frames_NHWC = video.frames(indices.ravel().tolist(), view(*video.size))
+            return select_frames(video, choose, view)
     check_unchanged(path, version)
+    return Chunk(frames_NHWC.reshape(*indices.shape, *frames_NHWC.shape[1:]), timestamps[indices])
+
+
+def select_frames(video: VideoReader, choose: Choose, view: ChooseView = whole_picture) -> Chunk:
+    """Read selected frames with an open reader, see `read_selection`."""
+    timestamps = video.timestamps
+    indices = choose(timestamps, video.fps)
+    frames_NHWC = video.frames(indices.ravel().tolist(), view(*video.size))
     return Chunk(frames_NHWC.reshape(*indices.shape, *frames_NHWC.shape[1:]), timestamps[indices])
 
 

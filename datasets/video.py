@@ -21,6 +21,7 @@ from vidtok.datasets.container import open_container, tick_of
 from vidtok.datasets.decode import Chunk, OnError, PyAVReader
 from vidtok.datasets.frames import Size, check_size, frames_to_video, plan_view, video_to_frames
 from vidtok.datasets.seek import resample_chunks
+from vidtok.datasets.timeline import Damage
 from vidtok.errors import VideoError
 from vidtok.files import temporary_path
 
@@ -84,7 +85,8 @@ class VideoStream:
         native_size: (height, width) of the file in pixels as shown.
         timestamps: float64, seconds from the first frame, of the frames yielded so far.
         num_frames: number of frames yielded so far.
-        error: the `VideoError` that ended the video early with on_error="keep", or None.
+        error: the `VideoError` that on_error="keep" or "skip" passed over, or None.
+        damage: the `Damage` that on_error="skip" has found so far, or None with another reader than PyAV's.
     """
 
     def __init__(
@@ -119,6 +121,10 @@ class VideoStream:
     @property
     def error(self) -> VideoError | None:
         return self._reader.error
+
+    @property
+    def damage(self) -> Damage | None:
+        return getattr(self._reader, "damage", None)
 
     def __iter__(self) -> Iterator[Tensor]:
         for frames_THWC in self.iter_uint8():
@@ -162,7 +168,8 @@ def iter_video(
         chunk: frames per chunk, at least 1.
         multiple: sides are cropped to a multiple of it where `size` does not set them; 1 with size=None keeps all
             pixels.
-        on_error: "raise", or "keep": a video that breaks in the middle ends at its last good frame.
+        on_error: "raise"; "keep": a video that breaks in the middle ends at its last good frame; "skip": it goes on
+            after that, without the frames that are damaged, see `VideoStream.damage`.
         reader: "auto", "pyav", "decord" or "torchcodec", see `open_video`.
 
     Raises:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -157,6 +158,22 @@ def test_one_bad_file_among_good_ones(capsys, here, model, videos):
     command = ["eval", "reconstruction", "in", "--frames", 5, "--size", 32, "--model", model]
     out, err = vidtok(capsys, *command, status=1)
     assert "1 of 4 clips used, 3 failed" in out
+
+
+def test_a_damaged_video_is_kept_if_asked(capsys, here, model, videos):
+    data = bytearray((videos / "sub/even.mp4").read_bytes())
+    with av.open(str(videos / "sub/even.mp4")) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][-1]
+    data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    (here / "a.mp4").write_bytes(data)
+    for verb, result in (("encode", "a.npz"), ("reconstruct", "b.mp4")):
+        command = (verb, "a.mp4", "-o", result, "--model", model)
+        assert "the stream breaks after" in vidtok(capsys, *command, status=1)[1]
+        out, err = vidtok(capsys, *command, "--on-error", "keep")
+        assert err.startswith("vidtok: a.mp4: 16 good frames, missing at ") and ", 1 damaged" in out
+    record = read_record(here / "a.npz")
+    assert record.meta.frames == len(record.timestamps) == frames_of(here / "b.mp4").shape[2] == 16
+    assert len(record.meta.missing) == 1 and "missing at" in record.meta.damage
 
 
 def test_nothing_is_overwritten_unasked(capsys, here, model, videos):

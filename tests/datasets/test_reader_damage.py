@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from vidtok.datasets.checking import check_video
 from vidtok.datasets.decode import PyAVReader
 from vidtok.errors import VideoError
+from vidtok.extraction.decoding import Info, ReadConfig, read_chunks
+from vidtok.extraction.sources import WorkItem, parse_clips
 
 FRAMES = 60
 REORDERED = 3  # x264's B-frames in a row
@@ -17,7 +20,7 @@ REORDERED = 3  # x264's B-frames in a row
 def write(path, codec: str) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options={"g": "12"})
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.codec_context.thread_count = 1  # with several, x264 writes other bytes every time
         rng = np.random.default_rng(0)
         for i in range(FRAMES):
@@ -82,6 +85,90 @@ def test_concealed_frames_end_the_good_ones(tmp_path):
         good = max(len(frames) - REORDERED, 0)
         assert np.abs(frames.astype(int)[:good] - whole[:good]).mean((1, 2, 3)).max(initial=0) < 0.5
     assert noticed == 4
+
+
+def damage(source, path, number: int) -> float:
+    """Copy a video with nonsense in the packet of that number; return the packet's time in seconds."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = old.streams.video[0]
+        copy = new.add_stream_from_template(stream)
+        for i, packet in enumerate(packet for packet in old.demux(stream) if packet.size):
+            if i == number:
+                lost, broken = float(packet.pts * packet.time_base), av.Packet(b"\xff" * packet.size)
+                broken.pts, broken.dts, broken.duration = packet.pts, packet.dts, packet.duration
+                broken.time_base, broken.is_keyframe = packet.time_base, packet.is_keyframe
+                packet = broken
+            packet.stream = copy
+            new.mux(packet)
+    return lost
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mjpeg"])
+@pytest.mark.parametrize("number", [0, 1, 12, 25, 26, 27, 28, 59])
+def test_goes_on_after_a_damaged_packet(tmp_path, codec, number):
+    """Frames that the packet was not needed for are right, all others are listed."""
+    write(tmp_path / "whole.mkv", codec)
+    lost = damage(tmp_path / "whole.mkv", tmp_path / "a.mkv", number)
+    with PyAVReader(tmp_path / "whole.mkv", "skip") as reader:
+        whole, times = reader.frames(range(FRAMES)), reader.timestamps.round(3)
+        assert reader.error is None and not reader.damage.reason and reader.damage.as_meta() == {}
+    with PyAVReader(tmp_path / "a.mkv", "skip") as reader:
+        frames, found = reader.frames(range(reader.num_frames)), reader.damage
+        shown, missing, suspect = (
+            np.round(np.add(part, reader.start_time), 3).tolist()
+            for part in (reader.timestamps, found.missing, found.suspect)
+        )
+        assert found.good == len(frames) == len(shown) and reader.damage is found and str(found) == reader.error.reason
+    assert round(lost, 3) in missing and sorted([*shown, *missing]) == times.tolist()
+    if codec == "mjpeg":
+        assert suspect == [] and len(frames) == FRAMES - 1
+    truth = dict(zip(times.tolist(), whole, strict=True))
+    for time, frame in zip(shown, frames, strict=True):
+        if time not in suspect:
+            np.testing.assert_array_equal(frame, truth[time])
+    row = check_video(tmp_path / "a.mkv")
+    assert row["status"] == "corrupt" and f"with on_error=keep: {found}" in row["reason"]
+
+
+def test_a_stream_without_times_is_kept_by_the_number_of_its_packets(tmp_path):
+    write(tmp_path / "whole.h264", "libx264")
+    data = bytearray((tmp_path / "whole.h264").read_bytes())
+    starts = [place for place in range(len(data)) if data[place : place + 3] == b"\0\0\1"]
+    start, end = starts[len(starts) // 2 : len(starts) // 2 + 2]
+    data[start + 4 : end - 1] = b"\xff" * (end - start - 5)
+    (tmp_path / "a.h264").write_bytes(data)
+    with PyAVReader(tmp_path / "a.h264", "skip") as reader:
+        assert FRAMES - 10 < reader.num_frames < FRAMES and all(
+            0 < time < FRAMES / 25 for time in reader.damage.missing
+        )
+
+
+def test_a_truncated_video_is_kept_to_its_end(tmp_path):
+    write(tmp_path / "a.mkv", "libx264")
+    data = (tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "a.mkv").write_bytes(data[: int(0.6 * len(data))])
+    with PyAVReader(tmp_path / "a.mkv", "skip") as reader:
+        assert 0 < reader.num_frames < FRAMES and "the file is truncated" in str(reader.damage)
+
+
+def test_extraction_keeps_damaged_videos(tmp_path):
+    write(tmp_path / "whole.mkv", "mjpeg")
+    lost = damage(tmp_path / "whole.mkv", tmp_path / "a.mkv", 25)
+    path = str(tmp_path / "a.mkv")
+
+    def infos(item: WorkItem, **how) -> list[Info]:
+        chunks = read_chunks(item, ReadConfig((4, 8, 8), **how))
+        return [chunk.info for chunk in chunks if chunk.info is not None]
+
+    for item in (WorkItem("a", path), WorkItem("a", path, segment=(0.5, 1.5))):
+        for clips in (None, parse_clips("windows", 4)):
+            with pytest.raises(VideoError):
+                infos(item, clips=clips)
+            (first, *_) = found = infos(item, clips=clips, on_error="keep")
+            assert first.damage["missing"] == (lost,) and "missing at 1.00 s" in first.damage["damage"]
+            assert len(np.concatenate([info.timestamps for info in found])) > 20
+    with pytest.raises(ValueError, match="needs the reader pyav"):
+        ReadConfig((4, 8, 8), on_error="keep", reader="decord")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])

@@ -27,6 +27,8 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=positive(int), metavar="PIXELS", help="resize the short side (default: native)")
     parser.add_argument("--fps", type=positive(float), help="resample by time (default: native)")
     parser.add_argument("--max-frames", type=positive(int), metavar="N", help="stop after N frames")
+    help = "a damaged video fails (raise, default), or is kept without its damaged frames"
+    parser.add_argument("--on-error", choices=["raise", "keep"], default="raise", help=help)
     add_reader(parser)
 
 

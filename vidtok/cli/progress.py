@@ -64,7 +64,7 @@ class RunProgress:
         from rich import progress
         from rich.console import Console
 
-        self._things, self._told = things, 0
+        self._things, self._told = things, [0, 0]
         console = Console(stderr=True)
         columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[text]}"))
         self._bar = progress.Progress(*columns, console=console, disable=not console.is_terminal)
@@ -80,11 +80,12 @@ class RunProgress:
         self._bar.update(self._task, total=stats.total, completed=completed, text=text)
 
     def tell(self, stats) -> None:
-        """Print the failures that are new."""
-        for source, why in stats.failures[self._told :]:
-            source, why = printable(str(source)), printable(why)
-            print(f"vidtok: {why if source in why else f'{source}: {why}'}", file=sys.stderr)  # above the bar
-        self._told = len(stats.failures)
+        """Print the failures and the damage that are new."""
+        for i, found in enumerate((stats.failures, stats.damaged)):
+            for source, why in found[self._told[i] :]:
+                source, why = printable(str(source)), printable(why)
+                print(f"vidtok: {why if source in why else f'{source}: {why}'}", file=sys.stderr)  # above the bar
+            self._told[i] = len(found)
 
     def __enter__(self) -> "RunProgress":
         # SIGTERM, which clusters send before they take a machine away, ends a run as Ctrl-C does: what is done is kept.

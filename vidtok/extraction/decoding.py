@@ -8,10 +8,12 @@ Decoding beside the model: a thread for each decode process puts pieces into one
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +21,11 @@ from torch import Tensor
 
 from vidtok.checks import count_cpus
 from vidtok.datasets import DecodePool, MovingDigits, VideoError, VideoStream, iter_video
-from vidtok.datasets.backends import reader_name
+from vidtok.datasets.backends import open_video, reader_name
+from vidtok.datasets.decode import Chunk, OnError, VideoReader
 from vidtok.datasets.frames import Size, View, frames_as_video, plan_view
 from vidtok.datasets.samplers import Segment, choose_at_times, choose_in_segment, frames_of_segment
-from vidtok.datasets.seek import indices_at, read_selection, resample_indices
+from vidtok.datasets.seek import Choose, ChooseView, indices_at, read_selection, resample_indices, select_frames
 from vidtok.datasets.transforms import three_crops
 from vidtok.errors import nearest
 from vidtok.extraction.sources import Clips, WorkItem
@@ -39,7 +42,8 @@ class ReadConfig:
 
     stride: of the model, (frames, rows, columns) per token. size: short side to resize to in pixels, or None, native.
     crop: None, all of the picture; "center", or with clips "three", squares of `size`. clips: None, the whole video,
-    fps: at that rate (None: native), max_frames: cut there. reader: see `vidtok.datasets.open_video`.
+    fps: at that rate (None: native), max_frames: cut there. reader: see `vidtok.datasets.open_video`. on_error: "raise"
+    or "keep": without the frames that are damaged, which takes reading all of a video, also for clips.
     """
 
     stride: tuple[int, int, int]
@@ -49,6 +53,7 @@ class ReadConfig:
     max_frames: int | None = None
     clips: Clips | None = None
     reader: str = "auto"
+    on_error: str = "raise"
 
     def __post_init__(self):
         if self.crop is not None and self.crop not in CROPS:
@@ -59,11 +64,25 @@ class ReadConfig:
             raise ValueError("three crops are taken of clips, not of whole videos")
         if self.clips is not None and self.max_frames is not None:
             raise ValueError("max_frames cuts whole videos, not clips")
+        reader_mode(self.on_error, self.reader)
 
     @property
     def target_size(self) -> Size:
         """What videos are resized to while they are read: the short side, or the square that the center crop leaves."""
         return self.size if self.size is None or self.crop != "center" else (self.size, self.size)
+
+
+def reader_mode(on_error: str, reader: str) -> OnError:
+    """Return the `on_error` of `open_video` that an extraction's, "raise" or "keep", stands for.
+
+    Raises:
+        ValueError: another one, or "keep" with a reader that can't.
+    """
+    if on_error not in ("raise", "keep"):
+        raise ValueError(f"on_error is raise or keep, not {on_error!r}")
+    if on_error == "keep" and reader_name(reader) != "pyav":
+        raise ValueError(f"on_error=keep needs the reader pyav, not {reader}")
+    return "skip" if on_error == "keep" else "raise"
 
 
 @dataclass(frozen=True)
@@ -78,6 +97,7 @@ class Info:
     source_bytes: int | None
     timestamps: np.ndarray
     clips: int | None
+    damage: dict = field(default_factory=dict)
 
 
 class StreamChunk(NamedTuple):
@@ -117,15 +137,39 @@ def read_chunks(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:
 
 def stream_info(stream: VideoStream, frames: int | None) -> Info:
     """What is known of a whole video at the end of its stream. frames: where it was cut, or None."""
-    native, source_bytes = (stream.native_size, stream.native_fps), stream.path.stat().st_size
-    return Info(stream.fps, stream.size, *native, stream.backend, source_bytes, stream.timestamps[:frames], None)
+    source = stream.native_size, stream.native_fps, stream.backend, stream.path.stat().st_size
+    return Info(stream.fps, stream.size, *source, stream.timestamps[:frames], None, damage_meta(stream))
 
 
 def _whole(path: str, reading: ReadConfig) -> Iterator[StreamChunk]:
-    with iter_video(path, reading.fps, reading.target_size, multiple=1, reader=reading.reader) as stream:
+    on_error = reader_mode(reading.on_error, reading.reader)
+    with iter_video(path, reading.fps, reading.target_size, 16, 1, on_error, reading.reader) as stream:
         chunks: Iterator[Tensor] = (frames_as_video(frames_THWC)[None] for frames_THWC in stream.iter_uint8())
         chunks = chunks if reading.max_frames is None else _cut(chunks, reading.max_frames)
         yield from _pieces(chunks, reading, None, lambda: stream_info(stream, reading.max_frames))
+
+
+def damage_meta(video: VideoReader | VideoStream | None) -> dict:
+    """Return what is lost of a video, as a record says it; {} where nothing is."""
+    damage = getattr(video, "damage", None)
+    return {} if damage is None else damage.as_meta()
+
+
+@contextmanager
+def _open_kept(path: str, reading: ReadConfig) -> Iterator[VideoReader | None]:
+    """Open the reader that leaves damaged frames out, if that is asked for."""
+    if reading.on_error == "raise":
+        yield None
+        return
+    with open_video(path, reading.reader, reader_mode(reading.on_error, reading.reader)) as video:
+        yield video
+
+
+def _select(path: str, reading: ReadConfig, kept: VideoReader | None, choose: Choose, view: ChooseView) -> Chunk:
+    """Read selected frames, with `kept` where there is one."""
+    if kept is not None:
+        return select_frames(kept, choose, view)
+    return read_selection(path, choose, None, view, reading.reader)
 
 
 def _segment(path: str, segment: Segment, reading: ReadConfig) -> Iterator[StreamChunk]:
@@ -149,16 +193,16 @@ def _segment(path: str, segment: Segment, reading: ReadConfig) -> Iterator[Strea
         start = 0
         while start < len(known.get("times", [None])):
             selected = partial(choose, start=start)
-            yield frames_as_video(read_selection(path, selected, None, view, reading.reader).frames)[None]
+            yield frames_as_video(_select(path, reading, kept, selected, view).frames)[None]
             start += FRAMES_AT_ONCE
 
     def info() -> Info:
         fps = reading.fps or known["fps"]
-        native = (known["native"], known["fps"])
-        source_bytes = Path(path).stat().st_size
-        return Info(fps, known["view"].size, *native, reader_name(reading.reader), source_bytes, known["times"], None)
+        source = known["native"], known["fps"], reader_name(reading.reader), Path(path).stat().st_size
+        return Info(fps, known["view"].size, *source, known["times"], None, damage_meta(kept))
 
-    yield from _pieces(chunks(), reading, None, info)
+    with _open_kept(path, reading) as kept:
+        yield from _pieces(chunks(), reading, None, info)
 
 
 def _clips(path: str, segment: Segment | None, reading: ReadConfig, clips: Clips) -> Iterator[StreamChunk]:
@@ -175,15 +219,16 @@ def _clips(path: str, segment: Segment | None, reading: ReadConfig, clips: Clips
         return indices[start : start + CLIPS_AT_ONCE]
 
     start = 0
-    while start < known.get("count", 1):
-        frames_VTHWC, timestamps_VT = read_selection(path, partial(choose, start=start), None, view, reading.reader)
-        for i, (frames_THWC, times) in enumerate(zip(frames_VTHWC, timestamps_VT, strict=True), start):
-            views = frames_as_video(frames_THWC)[None]
-            if reading.crop == "three" and reading.size is not None:
-                views = three_crops(views, reading.size)
-            source = known["native_size"], known["fps"], reader_name(reading.reader), Path(path).stat().st_size
-            yield from _views(views, times, reading, i, known["count"], *source)
-        start += CLIPS_AT_ONCE
+    with _open_kept(path, reading) as kept:
+        while start < known.get("count", 1):
+            frames_VTHWC, timestamps_VT = _select(path, reading, kept, partial(choose, start=start), view)
+            for i, (frames_THWC, times) in enumerate(zip(frames_VTHWC, timestamps_VT, strict=True), start):
+                views = frames_as_video(frames_THWC)[None]
+                if reading.crop == "three" and reading.size is not None:
+                    views = three_crops(views, reading.size)
+                source = known["native_size"], known["fps"], reader_name(reading.reader), Path(path).stat().st_size
+                yield from _views(views, times, reading, i, known["count"], *source, damage_meta(kept))
+            start += CLIPS_AT_ONCE
 
 
 def _digit(digit: tuple[str, int, int], reading: ReadConfig) -> Iterator[StreamChunk]:
@@ -220,13 +265,14 @@ def _views(
     native_fps: float,
     reader: str,
     source_bytes: int | None,
+    damage: Mapping[str, object] = MappingProxyType({}),
 ) -> Iterator[StreamChunk]:
     """The pieces of the views [V, 3, T, H, W] of one clip; of a whole video, where there are no clips."""
     span = times[-1] - times[0]
     fps = float((len(times) - 1) / span) if span > 0 else native_fps
     clips = None if reading.clips is None else count * len(views)
     size = (views.shape[-2], views.shape[-1])
-    info = Info(fps, size, native_size, native_fps, reader, source_bytes, times, clips)
+    info = Info(fps, size, native_size, native_fps, reader, source_bytes, times, clips, dict(damage))
     for i, view in enumerate(views):
         clip = None if clips is None else number * len(views) + i
         yield from _pieces([view[None]], reading, clip, lambda: info)

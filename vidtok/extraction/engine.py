@@ -95,7 +95,7 @@ class RunStats:
 
     Attributes:
         total: files of the run. done, skipped: files so far; skipped ones were complete already.
-        failures: (file, reason) of each that failed.
+        failures: (file, reason) of each that failed. damaged: (file, what it lost) of each that was kept all the same.
         frames: of what was done.
     """
 
@@ -105,6 +105,7 @@ class RunStats:
         self.total = total
         self.done = self.skipped = self.frames = 0
         self.failures: list[tuple[Any, str]] = []
+        self.damaged: list[tuple[Any, str]] = []
         self._start = time.perf_counter()
         self._end: float | None = None
 
@@ -142,6 +143,7 @@ class RunStats:
             f"{self.done} of {self.total} {self.things}, {self.frames} frames in {self.elapsed:.1f} s ({self.speed})"
             + (f", {self.size}" if self.size else "")
             + (f", {self.skipped} were complete" if self.skipped else "")
+            + (f", {len(self.damaged)} damaged" if self.damaged else "")
             + (f", {self.failed} failed" if self.failures else "")
         )
 
@@ -171,9 +173,11 @@ class ExtractionStats(RunStats):
         finally:
             self.seconds[name] += time.perf_counter() - start
 
-    def add(self, records: list[Record]) -> None:
+    def add(self, item: WorkItem, records: list[Record]) -> None:
         """Count a video that is done."""
         self.done += 1
+        if damage := records[0].meta.damage:
+            self.damaged.append((item, damage))
         self.records += len(records)
         self.tokens += sum(record.features.size for record in records if record.meta.feature == "ids")
 
@@ -224,7 +228,7 @@ def run_extraction(
                     with stats.stage("write"):
                         stored = output.take(item, result)
                     if stored:
-                        stats.add(result)
+                        stats.add(item, result)
                     stats.bytes = output.writer.written
                 report(stats)
             with stats.stage("write"):
@@ -314,6 +318,7 @@ def make_record(item: WorkItem, clip: int | None, info: Info, features: np.ndarr
         bytes_per_token=features.nbytes / cells if features.ndim > 1 else None,
         clip=clip,
         clips=info.clips,
+        **info.damage,
     )
     return Record(item.id, item.label, item.split, features, info.timestamps, meta)
 

@@ -77,6 +77,9 @@ class RecordMeta(Settings):
         source: file name of the video, without its folder, or "" where it is no file. source_bytes: the file's size.
         reader: what decoded it ("pyav", ...). reader_version: of its package, or "".
         bytes_per_token: of the array, before compression; None where it is pooled.
+        missing: seconds, as in the timestamps, of frames of a damaged video that could not be decoded and are left out;
+            suspect: of frames that may be predicted from those; damage: all of it in words, or "". See
+            `vidtok.datasets.timeline.Damage`.
         clip, clips: number of this clip (crops of one clip follow each other) and how many there are, or None.
     """
 
@@ -93,6 +96,9 @@ class RecordMeta(Settings):
     clip: int | None = None
     clips: int | None = None
     reader_version: str = ""
+    missing: tuple[float, ...] = ()
+    suspect: tuple[float, ...] = ()
+    damage: str = ""
 
 
 @dataclass(frozen=True)

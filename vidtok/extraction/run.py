@@ -121,6 +121,8 @@ class Extraction:
         batch: streams per pass (1 on a CPU, 8 on a GPU). threads: of the model on a CPU, for the whole process.
         workers: decode processes (by videos and CPUs); 0, none. time_limit: seconds for a decoder that gives nothing.
         reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`.
+        on_error: "raise", a damaged video fails; or "keep", it is kept without the frames that are damaged, as the
+            ffmpeg command does, and its records and the result's `damaged` say which (reader "pyav" only).
         engine: "local" or "ray", on all machines of a cluster. ray_address: a running cluster, "auto" or "host:port",
             or None, a new one. actors: of Ray (one per GPU, or per two CPUs).
 
@@ -160,6 +162,7 @@ class Extraction:
         workers: int | None = None,
         time_limit: float = 60,
         reader: str = "auto",
+        on_error: str = "raise",
         engine: str = "local",
         ray_address: str | None = None,
         actors: int | None = None,
@@ -197,7 +200,7 @@ class Extraction:
             tile=tile,
         )
         default_batch = 1 if tokenizer.device.type == "cpu" else 8
-        self._reading = ReadConfig(tokenizer.stride, size, crop, fps, max_frames, sampler, reader)
+        self._reading = ReadConfig(tokenizer.stride, size, crop, fps, max_frames, sampler, reader, on_error)
         self._batch, self._given_workers, self._threads, self._time_limit = batch, workers, threads, time_limit
         self._model = FeatureModel(tokenizer, self.settings, batch or default_batch, trained)
         self._workers = default_workers(len(self.items)) if workers is None else workers
@@ -266,7 +269,7 @@ class Extraction:
                 else:
                     with stats.stage("write"):
                         write_npz(path, result)
-                    stats.done = 1
+                    stats.add(item, result)
         stats.finish()
         return stats
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from vidtok import streaming
 from vidtok.checks import Net, check_memory
 from vidtok.datasets import VideoWriter, iter_video
+from vidtok.datasets.decode import OnError
 from vidtok.errors import is_expected, one_line
 from vidtok.extraction.containers import SUFFIXES, is_shard, open_reader
-from vidtok.extraction.decoding import stream_info
+from vidtok.extraction.decoding import damage_meta, reader_mode, stream_info
 from vidtok.extraction.engine import RunStats, make_record
 from vidtok.extraction.model import load_tokenizer
 from vidtok.extraction.npz import read_npz
@@ -36,7 +37,7 @@ class Source:
         path: the video.
         size: short side to resize to, pixels; None, native. fps: resample by time; None, native.
         max_frames: stop after so many.
-        count: called with the number of frames of each chunk. reader: see `vidtok.datasets.open_video`.
+        count: called with the number of frames of each chunk. reader, on_error: see `vidtok.datasets.open_video`.
 
     Attributes:
         frames: read so far.
@@ -51,9 +52,10 @@ class Source:
         max_frames: int | None = None,
         count: Callable[[int], None] = lambda frames: None,
         reader: str = "auto",
+        on_error: OnError = "raise",
     ):
         self.resize, self.fps, self.max_frames, self.count = size, fps, max_frames, count
-        self.stream = iter_video(path, fps=fps, size=size, multiple=1, reader=reader)
+        self.stream = iter_video(path, fps=fps, size=size, multiple=1, on_error=on_error, reader=reader)
         self.frames = 0
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -198,6 +200,7 @@ def reconstruct_files(
     max_frames: int | None = None,
     tile: int | None = None,
     reader: str = "auto",
+    on_error: str = "raise",
     side_by_side: bool = False,
     force: bool = False,
     progress: Report = lambda stats: None,
@@ -213,10 +216,11 @@ def reconstruct_files(
         Counts and failures, as `decode_files`.
     """
     jobs = plan_jobs(find_videos(as_list(inputs)), str(output), ".mp4", MOVIES)
+    mode = reader_mode(on_error, reader)
     tokenizer = load_tokenizer(model, device, precision, tile)
 
-    def reconstruct(job: Job, count: Callable[[int], None]) -> None:
-        with Source(job.source, size, fps, max_frames, count, reader) as source:
+    def reconstruct(job: Job, count: Callable[[int], None]) -> str:
+        with Source(job.source, size, fps, max_frames, count, reader, mode) as source:
             originals = Echo(source)
             ids = encode_chunks(tokenizer, originals, tile)
             with VideoWriter(job.target, source.stream.fps) as writer:
@@ -224,6 +228,7 @@ def reconstruct_files(
                     original = originals.take(chunk.shape[2])
                     chunk = chunk.cpu()[:, :, : original.shape[2], : original.shape[3], : original.shape[4]]
                     writer.write(torch.cat([original, chunk], 4) if side_by_side else chunk)
+            return damage_meta(source.stream).get("damage", "")
 
     return _run_jobs(jobs, reconstruct, force, progress)
 
@@ -263,10 +268,10 @@ def _fail(error: Exception) -> Record:
 
 
 def _run_jobs(
-    jobs: list[Job], work: Callable[[Job, Callable[[int], None]], None], force: bool, progress: Report
+    jobs: list[Job], work: Callable[[Job, Callable[[int], None]], str | None], force: bool, progress: Report
 ) -> RunStats:
     """Do jobs one after the other. work: writes job.target, and calls its second argument with the frames it has done;
-    what it raises is this job's failure, if `is_expected`."""
+    what it raises is this job's failure, if `is_expected`; what it returns, the damage that its result has."""
     stats = RunStats(len(jobs))
 
     def count(frames: int) -> None:
@@ -278,7 +283,8 @@ def _run_jobs(
             if job.target.exists() and not force:
                 raise FileExistsError(f"{job.target} exists: --force overwrites it")
             job.target.parent.mkdir(parents=True, exist_ok=True)
-            work(job, count)
+            if damage := work(job, count):
+                stats.damaged.append((job.source, damage))
             stats.done += 1
         except Exception as error:
             if not is_expected(error):
