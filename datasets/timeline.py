@@ -35,7 +35,8 @@ class Timeline:
         fps: average frames per second, see `PacketTimes.fps`.
         unreliable: the reason why the packets do not determine the frames that a decoder presents; None if they do. It
             requires that no packet is discarded (edit lists) or corrupt, that times are complete, distinct, not
-            negative and of one continuous clock, and that the header states the same number of frames.
+            negative, of one continuous clock and those of presentation, that the header states the same number of
+            frames, and that the decoder needs nothing but the packets since a keyframe.
         open_gop: whether a keyframe is followed by frames shown before it. Decoders that seek and then count frames, as
             decord does, return wrong frames there.
     """
@@ -61,6 +62,7 @@ def read_timeline(path: str | Path) -> Timeline:
     """
     container, stream = open_container(path)
     with container:
+        context = stream.codec_context
         ticks: list[int] = []
         key_places: list[int] = []
         doubts: set[str] = set()
@@ -92,6 +94,11 @@ def read_timeline(path: str | Path) -> Timeline:
             doubts.add("two packets with one time")
         if times.breaks(longest_gap(container) / float(tick_of(stream))):
             doubts.add("the clock restarts or jumps")
+        # AVI, and MP4 without composition offsets: FFmpeg numbers the packets as they come.
+        if context.has_b_frames and len(pts) > 2 and (pts == ascending).all():
+            doubts.add("frames out of order under times in order")
+        if context.pix_fmt == "pal8":
+            doubts.add("a palette, which comes with the first packet alone")
         if not len(keys) or keys[0] != ascending[0]:
             doubts.add("does not begin with a keyframe")
         if stream.frames and stream.frames != len(pts):

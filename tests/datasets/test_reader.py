@@ -159,6 +159,33 @@ def test_selections_are_the_frames_asked_for(clips, name):
         np.testing.assert_allclose(timestamps, np.array(times)[asked] - times[0], atol=2e-3)
 
 
+def test_selections_where_packets_tell_no_presentation_times(tmp_path):
+    """FFmpeg numbers H.264 packets of AVI as they come, so that the time of a frame is that of another."""
+    path = make(tmp_path / "a.avi", frames=60, g=12, bf=3, b_strategy=0, sc_threshold=0)
+    _, numbers = presented(path)
+    assert numbers == list(range(60))
+    for asked in (np.array([i]) for i in range(60)):
+        assert [number(f) for f in read_selection(path, lambda t, fps, asked=asked: asked).frames] == asked
+
+
+def test_selections_of_a_video_with_a_palette(tmp_path):
+    """The palette comes with the first packet, which seeking skips."""
+    path, palette = tmp_path / "a.mov", np.array([[255, 200, 30, 90], [255, 10, 180, 60]], np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("smc", rate=30, options={"g": "12"})
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "pal8"
+        for i in range(60):
+            levels_HW = (numbered(i)[..., 0] > 128).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray((levels_HW, np.resize(palette, (256, 4))), "pal8")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with open_video(path) as reader:
+        whole = reader.frames(range(60))
+    assert len(np.unique(whole.reshape(-1, 3), axis=0)) == 2
+    for i in (0, 13, 40, 59):
+        np.testing.assert_array_equal(read_selection(path, lambda *_, i=i: np.array([i])).frames[0], whole[i])
+
+
 @pytest.mark.parametrize("name", ["truncated.mp4", "rotten.mp4", "no_moov.mp4", "empty.mp4", "page.mp4", "missing.mp4"])
 def test_selections_from_broken_files_are_video_errors(broken, name):
     with pytest.raises(VideoError):
