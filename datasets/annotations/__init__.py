@@ -20,10 +20,12 @@ from vidtok.datasets.annotations.table import find_header, read_table
 from vidtok.datasets.annotations.words import AnnotationFormatError, tidy_split
 from vidtok.names import escape_bytes
 
+JSON_LINES = (".jsonl", ".ndjson")
+
 UNDERSTOOD = (
     "Formats understood: Kinetics csv (label,youtube_id,time_start,time_end,split); Something-Something-v2 json "
-    "([{id, template}] or [{id}]); csv with a header (path, label, split, start, end), or json with these keys; list "
-    "of 'path label' or 'path,label' lines"
+    "([{id, template}] or [{id}]); csv with a header (path, label, split, start, end), or json or JSON lines with "
+    "these keys; list of 'path label' or 'path,label' lines"
 )
 
 
@@ -39,12 +41,13 @@ def read_annotations(
       Kinetics csv       header with youtube_id, time_start, time_end and, except in test files, label
       SSv2 json          a list of {id, template, ...}, or of {id} in test files; brackets in templates are removed
       csv with a header  separated by comma, tab, semicolon or space; columns are found by their usual names, or named
-      json table         a list of objects with the same names as keys
+      json table         a list of objects with the same names as keys; or JSON lines, an object per line, as in the
+                         metadata.jsonl of Hugging Face
       list               path and label, separated by space, comma, tab, semicolon or ::, no header; or paths alone
 
     Args:
         path: the file, text in UTF-8; names of videos may hold other bytes, which `vidtok.names.escape_bytes` escapes.
-        path_column, label_column, split_column: column names in the header; None, the usual names.
+        path_column, label_column, split_column: column names in the header, or keys; None, the usual names.
 
     Returns:
         One row per video in the order of the file. Columns: `path` (str, as written) or `id` (str); `label`, int64 if
@@ -82,23 +85,44 @@ def read_annotations(
 def _read(path: Path, text: str, columns: dict[str, str | None]) -> tuple[dict[str, list], str]:
     """Read the columns as strings (label: None if absent), and the name of the format."""
     if (document := _json(path, text)) is not None:
-        return read_json(document)
+        return read_json(document, columns)
     if (header := find_header(text, columns)) is not None:
         return read_table(text, header)
     return read_list(path, text)
 
 
 def _json(path: Path, text: str) -> list | dict | None:
-    """Parse json; return None for a list whose first name starts with a bracket."""
-    if path.suffix.lower() != ".json" and text.lstrip()[0] not in "[{":
+    """Parse json or JSON lines; return None for a list whose first name starts with a bracket."""
+    suffix = path.suffix.lower()
+    if suffix not in (".json", *JSON_LINES) and text.lstrip()[0] not in "[{":
         return None
     try:
         document = json.loads(text)
     except json.JSONDecodeError as e:
-        if path.suffix.lower() == ".json" or text.lstrip()[0] == "{":
-            raise AnnotationFormatError(f"not JSON that can be read ({e.msg}); JSON lines, perhaps", e.lineno) from e
+        if suffix in JSON_LINES or (e.msg == "Extra data" and text.lstrip()[0] == "{"):
+            return _json_lines(text)
+        if suffix == ".json" or text.lstrip()[0] == "{":
+            raise AnnotationFormatError(f"not JSON that can be read ({e.msg})", e.lineno) from e
         return None
+    if suffix in JSON_LINES and isinstance(document, dict):
+        return [document]
     return document if isinstance(document, list | dict) else None
+
+
+def _json_lines(text: str) -> list:
+    """Parse an object per line, as in the metadata.jsonl of Hugging Face."""
+    entries = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise AnnotationFormatError(f"not JSON that can be read ({e.msg})", number, line) from e
+        if not isinstance(entry, dict):
+            raise AnnotationFormatError("not an object, and JSON lines are objects", number, line)
+        entries.append(entry)
+    return entries
 
 
 def _tidy(path: Path, table: pd.DataFrame, name: str) -> pd.DataFrame:

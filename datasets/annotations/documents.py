@@ -6,11 +6,15 @@ from vidtok.datasets.annotations.table import Header, add_row, check_times, know
 from vidtok.datasets.annotations.words import AnnotationFormatError
 
 
-def read_json(document: list | dict) -> tuple[dict[str, list], str]:
-    """Read [{id, template, ...}], [{id}] or a table in json into (columns, name of the format)."""
+def read_json(document: list | dict, wanted: dict[str, str | None]) -> tuple[dict[str, list], str]:
+    """Read [{id, template, ...}], [{id}] or a table in json into (columns, name of the format).
+
+    Args:
+        wanted: {"path" | "label" | "split": requested key, or None for the usual names}.
+    """
     if isinstance(document, dict) or not document or not all(isinstance(entry, dict) for entry in document):
         raise AnnotationFormatError(_looks_like(document))
-    if (table := _read_records(document)) is not None:
+    if (table := _read_records(document, wanted)) is not None:
         return table
     ids_only = all(set(entry) == {"id"} for entry in document)
     for number, entry in enumerate(document):
@@ -24,18 +28,22 @@ def read_json(document: list | dict) -> tuple[dict[str, list], str]:
     return {"id": [str(entry["id"]) for entry in document], "label": labels}, name
 
 
-def _read_records(document: list[dict]) -> tuple[dict[str, list], str] | None:
+def _read_records(document: list[dict], wanted: dict[str, str | None]) -> tuple[dict[str, list], str] | None:
     """Read [{path (or id with times), label, start, end, split}], keys as the columns of a csv.
 
     "segment": [start, end] stands for the two times. Return None for other kinds of entries.
     """
     rows = [entry | _times(entry.get("segment")) for entry in document]
     names = list(dict.fromkeys(str(key) for row in rows for key in row))
-    places = known_columns(names)
+    for name in wanted.values():
+        if name and name not in names:
+            raise AnnotationFormatError(f"there is no key {name!r} ({', '.join(names)})")
+    places = known_columns(names) | {kind: names.index(name) for kind, name in wanted.items() if name}
     cells = [["" if row.get(name) is None else row.get(name) for name in names] for row in rows]
     plain = all(isinstance(row[place], str | int | float) for row in cells for place in places.values())
     named = "path" in places or {"id", "start"} <= set(places)  # without times, [{id, label}] lacks its templates
-    if "template" in names or "label" not in places or not named or not plain:
+    has_labels = "label" in places or ("path" in places and len(places) == len(names))
+    if ("template" in names and not any(wanted.values())) or not has_labels or not named or not plain:
         return None
     check_times(names, places)
     if "path" in places:
@@ -44,7 +52,8 @@ def _read_records(document: list[dict]) -> tuple[dict[str, list], str] | None:
     columns: dict[str, list] = {kind: [] for kind in places}
     for number, row in enumerate(cells, 1):
         add_row(columns, [str(cell).strip() for cell in row], header, partial(AnnotationFormatError, number=number))
-    return columns, header.format
+    columns.setdefault("label", [None] * len(cells))
+    return columns, header.format + ("" if any(columns["label"]) else " without labels")
 
 
 def _times(segment: object) -> dict:

@@ -147,7 +147,11 @@ REFUSED = {
     "leading zeros": ["0f39OWEqJ24,0903\n_-Z6wFjXtGQ,0902\n"],
     "proposals": ["# 0\nimgs\n5\n1\n3\n0 0 1\n"],
     "AVA": ["-5KQ66BBWC4,0902,0.077,0.151,0.283,0.811,80,1\n-5KQ66BBWC4,0902,0.1,0.1,0.2,0.8,9,0\n"],
-    "JSON lines": ['{"path": "a.mp4"}\n{"path": "b.mp4"}\n'],
+    "not an object": ['{"path": "a.mp4"}\n["b.mp4"]\n'],
+    'line 2: \'{"path": "b': ['{"path": "a.mp4"}\n{"path": "b\n'],
+    "looks like captions": [
+        '{"file_name": "a.mp4", "text": "A dog runs."}\n{"file_name": "b.mp4", "text": "A cat."}\n'
+    ],
     "not id and template": ['[{"id": 1, "label": "holding a cup"}]'],
     "scores": ["a.mp4 0.75\nb.mp4 0.5\n"],
     "label before path": ["0 a.mp4\n1 b.mp4\n"],
@@ -166,6 +170,36 @@ def test_what_is_not_supported_is_refused_by_name(tmp_path, reason, text):
     with pytest.raises(ValueError, match=reason) as caught:
         read(tmp_path, text, "list.txt")
     assert str(caught.value).startswith(str(tmp_path / "list.txt"))
+
+
+JSON_TABLES = {
+    "metadata.jsonl": (
+        '{"file_name": "x.mp4", "label": "b"}\n\n{"file_name": "y.mp4", "label": "a", "fps": 5}\n',
+        ["b", "a"],
+    ),
+    "one.jsonl": ('{"file_name": "x.mp4", "label": 3}', [3]),
+    "train.txt": ('{"path": "x.mp4", "label": 3}\n{"path": "y.mp4", "label": 0}\n', [3, 0]),
+    "train.json": ('[{"path": "x.mp4", "label": 3}, {"path": "y.mp4", "label": 0}]', [3, 0]),
+    "test.jsonl": ('{"file_name": "x.mp4"}\n{"file_name": "y.mp4"}', [None, None]),
+    "test.json": ('[{"path": "x.mp4", "split": "test"}, {"path": "y.mp4", "split": "test"}]', [None, None]),
+}
+
+
+@pytest.mark.parametrize("name", JSON_TABLES)
+def test_json_lines_and_objects(tmp_path, name):
+    text, labels = JSON_TABLES[name]
+    table = read(tmp_path, text, name)
+    assert table.path.tolist() == ["x.mp4", "y.mp4"][: len(labels)] and table.label.tolist() == labels
+    assert table.attrs["format"] == "json table" + ("" if labels[0] is not None else " without labels")
+
+
+def test_named_keys_of_json(tmp_path):
+    text = '{"mp4": "x.mp4", "verb": "run", "fold": "dev"}\n{"mp4": "y.mp4", "verb": "sit", "fold": "Train"}\n'
+    table = read(tmp_path, text, path_column="mp4", label_column="verb", split_column="fold")
+    assert table.path.tolist() == ["x.mp4", "y.mp4"] and table.label.tolist() == ["run", "sit"]
+    assert table.split.tolist() == ["val", "train"]
+    with pytest.raises(ValueError, match="there is no key 'noun'"):
+        read(tmp_path, text, path_column="mp4", label_column="noun")
 
 
 def test_splits_of_hmdb51_are_not_read_as_labels(tmp_path):

@@ -127,7 +127,9 @@ def _splits(source: str, columns: dict[str, str | None]) -> list[str | None]:
 
 def is_dataset(source: str) -> bool:
     """Whether `plan_dataset` is what it is for: "digits", or an annotation file by its suffix."""
-    return source == "digits" or (Path(source).is_file() and Path(source).suffix.lower() in (".csv", ".json", ".txt"))
+    return source == "digits" or (
+        Path(source).is_file() and Path(source).suffix.lower() in (".csv", ".json", ".jsonl", ".txt")
+    )
 
 
 SAMPLERS = ("uniform", "dense", "windows")
