@@ -94,9 +94,10 @@ def read_timeline(path: str | Path) -> Timeline:
             doubts.add("two packets with one time")
         if times.breaks(longest_gap(container) / float(tick_of(stream))):
             doubts.add("the clock restarts or jumps")
-        # AVI, and MP4 without composition offsets: FFmpeg numbers the packets as they come.
-        if context.has_b_frames and len(pts) > 2 and (pts == ascending).all():
-            doubts.add("frames out of order under times in order")
+        # FFmpeg numbers H.264 in AVI, and MP4 without composition offsets, as the packets come.
+        no_offsets = container.format.name == "avi" or times.pts == times.dts
+        if context.has_b_frames and len(pts) > 2 and no_offsets and (pts == ascending).all():
+            doubts.add("no presentation times of frames that may be out of order")
         if context.pix_fmt == "pal8":
             doubts.add("a palette, which comes with the first packet alone")
         if not len(keys) or keys[0] != ascending[0]:
