@@ -6,7 +6,7 @@ verified. It also detects truncated Matroska, WebM and AVI files, whose end FFmp
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, cast
@@ -19,6 +19,7 @@ from av.filter import Graph
 from vidtok.datasets.container import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
+    Clock,
     describe,
     is_rate_reliable,
     is_truncated,
@@ -114,24 +115,49 @@ AREA_FACTOR = 1.5
 CHROMA_FACTOR = 4.0
 
 
+# Color matrices by number, as in H.273, that swscale can't convert; newer ones can't be converted either.
+_UNSUPPORTED = {8: "YCgCo", 10: "BT.2020 with constant luminance", 14: "ICtCp"}
+_RESERVED, _UNTAGGED = 3, 2
+
+
+@lru_cache
+def _is_coarse(format_name: str) -> bool:
+    """Return whether a format has below 8 bits a color (bitmaps, RGB565): swscale crops and converts some wrongly."""
+    return min(component.bits for component in av.VideoFormat(format_name).components) < 8
+
+
 class FrameConverter:
     """Convert decoded frames to uint8 RGB as shown, cropped and resized in one pass of swscale.
 
     Matrix and range follow the tags of each frame. Untagged frames are BT.601, limited range.
 
     Args:
+        path: the file, for errors.
         coded_size: (width, height) in pixels before rotation; frames of another size are scaled to it.
         matrix: display matrix (see `display_matrix`); None, upright.
     """
 
-    def __init__(self, coded_size: tuple[int, int], matrix: Matrix | None):
-        self.coded_size, self.matrix = coded_size, matrix
+    def __init__(self, path: str | Path, coded_size: tuple[int, int], matrix: Matrix | None):
+        self.path, self.coded_size, self.matrix = path, coded_size, matrix
         width, height = coded_size
         self.size = (width, height) if swaps_sides(matrix) else (height, width)
         self._graph: tuple[tuple, Graph] | None = None
 
     def __call__(self, frame: VideoFrame, view: View | None) -> np.ndarray:
-        """Return uint8 [h,w,3], possibly a view of memory that the next call reuses."""
+        """Return uint8 [h,w,3], possibly a view of memory that the next call reuses.
+
+        Raises:
+            VideoError: FFmpeg can't convert the colors.
+        """
+        if (tag := int(frame.colorspace)) == _RESERVED:
+            frame.colorspace = _UNTAGGED
+        elif tag in _UNSUPPORTED or tag > 10:
+            name = _UNSUPPORTED.get(tag, f"number {tag}")
+            raise VideoError(
+                self.path, f"its color matrix is {name}, which FFmpeg can't convert: convert the video first"
+            )
+        if _is_coarse(frame.format.name):
+            frame = frame.reformat(format="gbrp", threads=1)
         if (frame.width, frame.height) != self.coded_size:
             frame = frame.reformat(*self.coded_size)
         if view is None or view.size == view.box[2:]:
@@ -156,7 +182,7 @@ class FrameConverter:
         format_name, tags = frame.format.name, (int(frame.colorspace), int(frame.color_range))
         key = (format_name, tags, view)
         if self._graph is None or self._graph[0] != key:
-            top, left, height, width = _even(uncrop(view.box, self.size, self.matrix), frame.height, frame.width)
+            top, left, height, width = _whole_samples(uncrop(view.box, self.size, self.matrix), frame)
             rows, columns = reversed(view.size) if swaps_sides(self.matrix) else view.size
             factor = min(height / rows, width / columns)
             flags = "area" if factor >= AREA_FACTOR else "bicubic"
@@ -171,7 +197,7 @@ class FrameConverter:
                 )
             ]
             if (height, width) != (frame.height, frame.width):
-                nodes.append(graph.add("crop", f"{width}:{height}:{left}:{top}"))
+                nodes.append(graph.add("crop", f"{width}:{height}:{left}:{top}:exact=1"))
             nodes.append(graph.add("scale", f"{columns}:{rows}:flags={flags}"))
             nodes += [graph.add("format", "rgb24"), graph.add("buffersink")]
             graph.link_nodes(*nodes).configure()
@@ -179,11 +205,13 @@ class FrameConverter:
         return self._graph[1]
 
 
-def _even(box: Box, height: int, width: int) -> Box:
-    """Grow a box of a picture to whole chroma samples of 4:2:0, so that all formats are cropped alike."""
-    top, left = box[0] // 2 * 2, box[1] // 2 * 2
-    bottom, right = min(box[0] + box[2] + 1, height + 1) // 2 * 2, min(box[1] + box[3] + 1, width + 1) // 2 * 2
-    return top, left, min(bottom, height) - top, min(right, width) - left
+def _whole_samples(box: Box, frame: VideoFrame) -> Box:
+    """Grow a box of a picture to whole chroma samples, at least of 4:2:0, so that most formats are cropped alike."""
+    top, left, height, width = box
+    rows, columns = max(2, 4 // frame.format.chroma_height(4)), max(2, 4 // frame.format.chroma_width(4))
+    bottom, right = -(-(top + height) // rows) * rows, -(-(left + width) // columns) * columns
+    top, left = top // rows * rows, left // columns * columns
+    return top, left, min(bottom, frame.height) - top, min(right, frame.width) - left
 
 
 def convert_pictures(frames: np.ndarray, view: View | None) -> np.ndarray:
@@ -191,7 +219,7 @@ def convert_pictures(frames: np.ndarray, view: View | None) -> np.ndarray:
     if view is None:
         return np.ascontiguousarray(frames)
     pictures = frames.reshape(-1, *frames.shape[-3:])
-    convert = FrameConverter(pictures.shape[2:0:-1], None)
+    convert = FrameConverter("", pictures.shape[2:0:-1], None)
     out = np.empty((len(pictures), *view.size, 3), np.uint8)
     for i, picture_HWC in enumerate(pictures):
         out[i] = convert(VideoFrame.from_ndarray(np.ascontiguousarray(picture_HWC), "rgb24"), view)
@@ -204,57 +232,6 @@ def places_of(indices: np.ndarray) -> dict[int, list[int]]:
     for place, index in enumerate(indices.tolist()):
         places.setdefault(index, []).append(place)
     return places
-
-
-RESTART = 0.1  # seconds backward; less is jitter
-
-
-class Clock:
-    """Make the presentation times of a video continuous where its clock restarts or jumps.
-
-    The first frame after a restart or jump follows the one before it by the interval that preceded. A step back of less
-    than `RESTART` seconds repeats the last time, so that times never decrease.
-
-    Args:
-        limit: see `longest_gap`.
-        interval: seconds from one frame to the next, where no frame has told yet.
-
-    Attributes:
-        breaks: (number of the first frame after it, seconds by which the clock was off) of each restart or jump so far.
-    """
-
-    def __init__(self, limit: float, interval: float):
-        self.breaks: list[tuple[int, float]] = []
-        self._limit, self._interval = limit, interval
-        self._shift = 0.0
-        self._last: float | None = None
-
-    def time(self, time: float | None, number: int) -> float:
-        """Return the continuous time in seconds of the next frame.
-
-        Args:
-            time: the frame's time on the container's clock in seconds; None, unknown.
-            number: of the frame.
-        """
-        if self._last is None:
-            self._last = 0.0 if time is None else time
-            return self._last
-        due = self._last + self._interval
-        continuous = due if time is None else time + self._shift
-        if continuous < self._last - RESTART or continuous > due + self._limit:
-            self.breaks.append((number, continuous - due))
-            self._shift -= continuous - due
-            continuous = due
-        if continuous > self._last:
-            self._interval = continuous - self._last
-        self._last = max(continuous, self._last)
-        return self._last
-
-    def __str__(self) -> str:
-        """Name the breaks: "the clock restarts at frame 10"; "" without one."""
-        kinds = [f"{'restarts' if off < 0 else f'jumps {off:.0f} s'} at frame {number}" for number, off in self.breaks]
-        more = f" and {len(kinds) - 3} more" if len(kinds) > 3 else ""
-        return f"the clock {', '.join(kinds[:3])}{more}; its times were made continuous" if kinds else ""
 
 
 class PyAVReader:
@@ -306,7 +283,7 @@ class PyAVReader:
         self._next = 0  # index of the first of them
         self.start_time = 0.0 if first.time is None else first.time
         matrix = exif_matrix(self.path) if is_image else None
-        self.convert = FrameConverter((first.width, first.height), matrix or display_matrix(first))
+        self.convert = FrameConverter(path, (first.width, first.height), matrix or display_matrix(first))
         self.coded_size, self.size = self.convert.coded_size, self.convert.size
         self.turned = self.convert.matrix is not None
 

@@ -126,7 +126,7 @@ def plan_view(height: int, width: int, size: Size, multiple: int = 8) -> View:
     resized, cut = plan_resize(height, width, size, multiple)
     scale = _scale(height, width, size)
     box_h, box_w = (
-        side if new == kept else min(side, round(kept / scale))
+        side if new == kept else max(1, min(side, round(kept / scale)))
         for side, new, kept in zip((height, width), resized, cut, strict=True)
     )
     return View(((height - box_h) // 2, (width - box_w) // 2, box_h, box_w), cut)

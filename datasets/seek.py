@@ -214,7 +214,7 @@ def _seek(path: str | Path, timeline: Timeline, indices: np.ndarray, view: Choos
                         break
                 if frames is None or at != wanted or frame.is_corrupt:
                     return None
-                convert = convert or FrameConverter((frame.width, frame.height), display_matrix(frame))
+                convert = convert or FrameConverter(path, (frame.width, frame.height), display_matrix(frame))
                 picture_HWC = convert(frame, view(*convert.size))
                 out = np.empty((len(indices), *picture_HWC.shape), np.uint8) if out is None else out
                 out[places[wanted]] = picture_HWC

@@ -251,7 +251,7 @@ class EvalTransform(ViewTransform):
         if self.crops == 3:
             return resized
         scale = min(height, width) / min(resized.size)
-        side = round(self.size * scale)
+        side = max(1, round(self.size * scale))
         return View(((height - side) // 2, (width - side) // 2, side, side), (self.size, self.size))
 
     def finish(self, video: Tensor, rng: np.random.Generator) -> Tensor:

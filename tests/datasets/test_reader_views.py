@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from vidtok.datasets import DecodePool, VideoFolder, iter_video, open_video
-from vidtok.datasets.decode import PyAVReader, convert_pictures
+from vidtok.datasets.decode import FrameConverter, PyAVReader, convert_pictures
 from vidtok.datasets.frames import View, plan_view
 from vidtok.datasets.loading import pack
 from vidtok.datasets.samplers import dense_clips
@@ -122,6 +122,68 @@ def test_colors_follow_the_tags(tmp_path, matrix, color_range, pix_fmt, backend)
             step = int(16 * scale)
             centers = reader.frames([1], view)[0, step // 2 :: step, step // 2 :: step]
             assert np.abs(centers.astype(int) - PATCHES).max() <= 4
+
+
+FORMATS = ["rgb24", "rgb555be", "bgr565be", "rgb565le", "rgb444le", "monob", "monow", "gray", "yuv410p", "yuv411p"]
+
+
+@pytest.mark.parametrize("pix_fmt", FORMATS)
+def test_regions_of_rare_pixel_formats(pix_fmt):
+    """Bitmaps, few bits a color in either byte order, chroma of every fourth pixel; also at the borders."""
+    picture_HWC = patches(0)
+    if pix_fmt.startswith(("mono", "gray")):
+        picture_HWC = np.where(picture_HWC[..., :1] > 127, np.uint8(255), np.uint8(0)).repeat(3, 2)
+    frame = av.VideoFrame.from_ndarray(picture_HWC, "rgb24").reformat(format=pix_fmt)
+    convert = FrameConverter("", (WIDTH, HEIGHT), None)
+    for top, left in ((0, 0), (37, 51), (HEIGHT - 32, WIDTH - 32), (HEIGHT - 1, WIDTH - 1)):
+        side = min(32, HEIGHT - top)
+        rows, columns = slice((8 - top) % 16, side, 16), slice((8 - left) % 16, side, 16)  # centers of patches
+        truth = picture_HWC[top : top + side, left : left + side].astype(int)
+        for scale in (1, 2):
+            image = convert(frame, View((top, left, side, side), (scale * side, scale * side)))
+            assert np.abs(image[::scale, ::scale][rows, columns] - truth[rows, columns]).max(initial=0) <= 17
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 30), (30, 1), (2, 31), (17, 400), (97, 161)])
+def test_views_of_small_and_odd_pictures(height, width):
+    """Views are inside the picture and not empty; the last row and column count."""
+    frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 90, np.uint8), "rgb24").reformat(format="yuv420p")
+    convert, rng = FrameConverter("", (width, height), None), np.random.default_rng(0)
+    transforms = [EvalTransform(8, resize=256), EvalTransform(16), EvalTransform(16, 3), TrainTransform(16)]
+    views = [plan_view(height, width, size, 1) for size in (None, 8, (1, 100), (100, 1), (7, 13))]
+    views += [transform.view(height, width, rng) for transform in transforms]
+    views.append(View((height - 1, width - 1, 1, 1), (3, 5)))
+    for view in views:
+        top, left, rows, columns = view.box
+        assert 0 <= top < top + rows <= height and 0 <= left < left + columns <= width
+        picture_HWC = convert(frame, view)
+        assert picture_HWC.shape == (*view.size, 3) and np.abs(picture_HWC.astype(int) - 90).max() <= 2
+
+
+def test_the_last_odd_row_is_read():
+    """An odd picture of 4:2:0 is not cut to whole chroma samples."""
+    picture_HWC = np.full((33, 64, 3), 40, np.uint8)
+    picture_HWC[32:] = 220
+    convert = FrameConverter("", (64, 33), None)
+    cropped = convert(
+        av.VideoFrame.from_ndarray(picture_HWC, "rgb24").reformat(format="yuv420p"), View((30, 0, 3, 32), (6, 64))
+    )
+    assert cropped[-1].min() > 200 and cropped[0].max() < 60
+
+
+def test_color_matrices_that_swscale_does_not_know():
+    """The reserved one is none; others are refused in one line."""
+    frame = av.VideoFrame.from_ndarray(patches(0), "rgb24").reformat(format="yuv420p")
+    convert = FrameConverter("a.mp4", (WIDTH, HEIGHT), None)
+    for view in (None, View((0, 0, HEIGHT, WIDTH), (48, 80))):
+        frame.colorspace = 2
+        truth = convert(frame, view).copy()
+        frame.colorspace = 3
+        np.testing.assert_array_equal(convert(frame, view), truth)
+        for matrix, name in ((8, "YCgCo"), (10, "BT.2020 with constant"), (14, "ICtCp"), (16, "number 16")):
+            frame.colorspace = matrix
+            with pytest.raises(VideoError, match=f"a.mp4: its color matrix is {name}"):
+                convert(frame, view)
 
 
 def test_a_size_that_changes_within_the_stream(tmp_path):
