@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -229,13 +229,15 @@ class VideoWriter:
 
     Args:
         path: the file to write.
-        fps: frames per second, above 0.
+        fps: frames per second, above 0; the mean of a variable rate.
+        time_base: seconds per tick, for a variable rate: `write` then takes the ticks of frames. A .gif is played at
+            the mean rate.
 
     Raises:
         ValueError: another suffix, or an illegal fps.
     """
 
-    def __init__(self, path: str | Path, fps: float):
+    def __init__(self, path: str | Path, fps: float, time_base: Fraction | None = None):
         self.path = Path(path)
         suffix = self.path.suffix.lower()
         if suffix not in _SINKS:
@@ -245,14 +247,15 @@ class VideoWriter:
         self._part = temporary_path(self.path, suffix)
         # Below 1 fps it is the seconds per frame that are rounded.
         rate = Fraction(fps).limit_denominator(1001) if fps >= 1 else 1 / (1 / Fraction(fps)).limit_denominator(1001)
-        self._sink = _SINKS[suffix](self._part, rate)
+        self._sink = _SINKS[suffix](self._part, rate, time_base)
         self._shape: tuple[int, ...] | None = None
 
-    def write(self, video: Tensor) -> None:
+    def write(self, video: Tensor, ticks: Sequence[int] | None = None) -> None:
         """Append a chunk.
 
         Args:
             video: [3,t,H,W] or [1,3,t,H,W], float in [-1, 1] (clamped) or uint8; the same H and W in all chunks.
+            ticks: [t], when each frame is shown, ascending; with a time base.
 
         Raises:
             ValueError: another shape.
@@ -265,7 +268,7 @@ class VideoWriter:
         if self._shape not in (None, shape):
             raise ValueError(f"want (T, H, W) = (any, {self._shape[0]}, {self._shape[1]}) as before, not {shape}")
         self._shape = shape
-        self._sink.add(video_to_frames(video.detach()))
+        self._sink.add(video_to_frames(video.detach()), ticks)
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -300,11 +303,11 @@ def write_video(path: str | Path, video: Tensor, fps: float) -> None:
 
 
 class _H264:
-    def __init__(self, path: Path, fps: Fraction):
-        self._container, self._fps = av.open(f"file:{path}", "w"), fps
+    def __init__(self, path: Path, fps: Fraction, time_base: Fraction | None):
+        self._container, self._fps, self._time_base = av.open(f"file:{path}", "w"), fps, time_base
         self._stream: AvStream | None = None
 
-    def add(self, frames_THWC: np.ndarray) -> None:
+    def add(self, frames_THWC: np.ndarray, ticks: Sequence[int] | None) -> None:
         if self._stream is None:
             height, width = frames_THWC.shape[1:3]
             self._stream = self._container.add_stream("libx264", rate=self._fps, options={"crf": "12"})
@@ -314,13 +317,17 @@ class _H264:
             hd = width >= 1280 or height > 576
             self._matrix = Colorspace.ITU709 if hd else Colorspace.ITU601
             context = self._stream.codec_context
+            if self._time_base is not None:
+                context.time_base = self._time_base
             context.colorspace, context.color_range = self._matrix, ColorRange.MPEG
             context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-        for image_HWC in frames_THWC:
+        for i, image_HWC in enumerate(frames_THWC):
             frame = av.VideoFrame.from_ndarray(image_HWC, format="rgb24")
             yuv = frame.reformat(
                 format=self._stream.pix_fmt, dst_colorspace=self._matrix, dst_color_range=ColorRange.MPEG
             )
+            if ticks is not None:
+                yuv.pts, yuv.time_base = int(ticks[i]), self._time_base
             self._container.mux(self._stream.encode(yuv))
 
     def finish(self) -> None:
@@ -347,11 +354,11 @@ def gif_delays(frames: int, fps: Fraction) -> list[int]:
 class _Pillow:
     """Collect frames and write them at the end with Pillow: a GIF, or a PNG of one frame."""
 
-    def __init__(self, path: Path, fps: Fraction):
+    def __init__(self, path: Path, fps: Fraction, time_base: Fraction | None):
         self._path, self._fps = path, fps
         self._images: list[Image.Image] = []
 
-    def add(self, frames_THWC: np.ndarray) -> None:
+    def add(self, frames_THWC: np.ndarray, ticks: Sequence[int] | None) -> None:
         self._images += [Image.fromarray(image_HWC) for image_HWC in frames_THWC]
         if self._path.suffix.lower() == ".png" and len(self._images) > 1:
             raise ValueError("a .png holds one frame; write .mp4 or .gif, or one frame of the video")

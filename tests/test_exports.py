@@ -14,7 +14,7 @@ from vidtok.info import describe
 ROOT = Path(vidtok.__file__).parents[1]
 FUNCTIONS = {
     "VideoTokenizer", "create_tokenizer", "list_tokenizers", "create_head", "list_heads", "create_generator", "extract",
-    "Recognizer", "TokenDataset", "TokenBatches", "read_video", "write_video",
+    "Recognizer", "compress", "decompress", "TokenDataset", "TokenBatches", "read_video", "write_video",
 }  # fmt: skip
 PACKAGES = {"heads", "datasets", "eval", "generator", "train"}
 

@@ -16,6 +16,8 @@ _HOME = {
     "create_generator": "vidtok.generator",
     "extract": "vidtok.extraction.run",
     "Recognizer": "vidtok.eval.recognition.prediction",
+    "compress": "vidtok.codec",
+    "decompress": "vidtok.codec",
     "TokenDataset": "vidtok.extraction",
     "TokenBatches": "vidtok.extraction",
     "read_video": "vidtok.datasets",

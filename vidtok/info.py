@@ -1,4 +1,4 @@
-"""Describe a tokenizer, a head, a generator, features or a video: `describe`."""
+"""Describe a tokenizer, a head, a generator, features, a video or a compressed one: `describe`."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from vidtok.files import walk_files
 
 
 def describe(thing: str | Path) -> dict[str, object]:
-    """Describe a tokenizer, a head, a generator, a folder or file of features, or a video.
+    """Describe a tokenizer, a head, a generator, a folder or file of features, a video or a compressed one (.vtk).
 
     Args:
         thing: shipped name, hub id, folder or file.
@@ -33,6 +33,8 @@ def describe(thing: str | Path) -> dict[str, object]:
         return folder_info(path)
     if not path.is_file():
         return model_info(str(thing))
+    if path.suffix.lower() == ".vtk":
+        return compressed_info(path)
     return features_info(path) if path.suffix.lower() == SUFFIXES["npz"] else video_info(path)
 
 
@@ -186,6 +188,37 @@ def video_info(path: Path) -> dict[str, object]:
         "rate": f"{info.fps:g} frames/s",
         "duration": "not in the header" if info.duration is None else f"{info.duration:.3f} s",
         "codec": f"{info.codec}, {info.pixel_format}",
+    }
+
+
+def compressed_info(path: Path) -> dict[str, object]:
+    import math
+    from fractions import Fraction
+
+    from vidtok.codec.container import ContainerReader
+    from vidtok.names import printable
+
+    with path.open("rb") as file:
+        reader = ContainerReader(file, str(path))
+        header, number = reader.header, max(reader.entries)
+        last = reader.read(number)
+    frames, latents = (sum(getattr(entry, key) for entry in reader.entries.values()) for key in ("frames", "latents"))
+    size, tokens = path.stat().st_size, latents * math.prod(header.grid)
+    raw = -(-tokens * header.bits // 8)
+    duration = float(last.ticks[-1] * Fraction(*header.time_base)) + 1 / header.fps
+    source = [f"{name} {value}" for name, value in header.source.items() if name not in ("name", "size")]
+    return {
+        "compressed video": f"{path} ({size} bytes)",
+        "tokenizer": printable(f"{header.model}, weights {header.weight_hash}, {header.precision}"),
+        "source": printable(f"{header.source.get('name', 'a tensor')}: {', '.join(source) or 'nothing stated'}"),
+        "frames": f"{frames} of {_size(header.size)} at {header.fps:g} frames/s",
+        "duration": f"{duration:.3f} s, in ticks of {header.time_base[0]}/{header.time_base[1]} s",
+        "tokens": f"{latents} x {_size(header.grid)} = {tokens} of {header.bits} bits",
+        "tiles": "whole frames" if header.tile is None else f"{header.tile} pixels",
+        "chunks": f"{len(reader.entries)} of up to {header.chunk_latents} latents",
+        "entropy model": header.entropy,
+        "rate": f"{8 * size / frames / math.prod(header.size):.4f} bits per pixel, {size / duration / 125:.1f} kbit/s",
+        "saved": f"{1 - size / raw:.1%} of {raw} bytes of packed tokens",
     }
 
 

@@ -1,10 +1,11 @@
-"""What a tokenizer, a head, a generator, a folder or file of features, or a video is.
+"""What a tokenizer, a head, a generator, a folder or file of features, a video or a compressed one is.
 
 vidtok info vidtok-t           # a shipped tokenizer or head, a folder or a hub id (of a tokenizer)
 vidtok info runs/masked/model
 vidtok info tokens/            # features: a folder of `vidtok extract`, or one of its files
 vidtok info tokens/clip.npz
 vidtok info clip.mp4
+vidtok info clip.vtk
 """
 
 import argparse
@@ -13,7 +14,9 @@ from vidtok.cli.common import print_rows
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("thing", metavar="THING", help="tokenizer, head, generator, features (folder or file) or video")
+    parser.add_argument(
+        "thing", metavar="THING", help="tokenizer, head, generator, features (folder, file), video or .vtk"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

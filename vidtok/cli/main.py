@@ -20,6 +20,8 @@ VERBS = {
     "extract": "videos to features, at any scale",
     "encode": "videos to token files",
     "decode": "token files to videos",
+    "compress": "a video to one entropy-coded file",
+    "decompress": "such a file to a video, whole or in part",
     "reconstruct": "videos through the tokenizer and back",
     "recognize": "what clips show: labels and probabilities of a trained head",
     "info": "what a tokenizer, features or a video is",
@@ -87,12 +89,8 @@ def main(argv: list[str] | None = None) -> int:
 def add_debug(parser: argparse.ArgumentParser) -> None:
     """Add --debug to the help; `main` takes it wherever it stands."""
     # Suppressed: commands pass their arguments on to library functions, which know none of it.
-    parser.add_argument(
-        "--debug",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="show the traceback of every error (or VIDTOK_DEBUG=1)",
-    )
+    text = "show the traceback of every error (or VIDTOK_DEBUG=1)"
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=text)
 
 
 def one_line_once(seen: set[str]):

@@ -34,8 +34,8 @@ class Progress:
         """Steps of the thing at hand."""
         self._bar.update(self._task, step=f", step {done} of {total}")
 
-    def advance(self) -> None:
-        self._bar.advance(self._task)
+    def advance(self, count: int = 1) -> None:
+        self._bar.advance(self._task, count)
 
     def reach(self, done: int, total: int | None = None) -> None:
         """So many are done, of so many."""

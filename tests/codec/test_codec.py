@@ -1,0 +1,165 @@
+"""compress and decompress: frames, sizes and times come back; parts, damage, wrong models; the commands."""
+
+import io
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+import vidtok
+from vidtok.cli.main import main
+from vidtok.codec import CodecError
+from vidtok.codec.container import ContainerReader
+from vidtok.datasets import VideoWriter, demo_clip, iter_video
+from vidtok.errors import UserError
+from vidtok.info import describe
+from vidtok.tokenizer import VideoTokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_path) -> VideoTokenizer:
+    return VideoTokenizer.from_pretrained(tokenizer_path)
+
+
+def clip(frames: int, height: int = 16, width: int = 24) -> torch.Tensor:
+    """A smooth pattern that moves: float32 [1, 3, T, H, W]."""
+    t, y, x = torch.meshgrid(torch.arange(frames), torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([torch.sin(0.3 * x + 0.1 * t), torch.cos(0.2 * y - 0.2 * t), torch.sin(0.1 * (x + y))])[None]
+
+
+def packed(video: torch.Tensor, tokenizer: VideoTokenizer, **options) -> bytes:
+    file = io.BytesIO()
+    vidtok.compress(video, file, model=tokenizer, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("entropy", ["raw", "adaptive"])
+def test_tensors_come_back_as_the_tokenizer_gives_them(tokenizer, entropy):
+    video = clip(29)
+    file = io.BytesIO()
+    stats = vidtok.compress(video, file, model=tokenizer, entropy=entropy, chunk_latents=3)
+    assert (stats.frames, stats.chunks, stats.tokens, stats.bytes) == (29, 3, 8 * 2 * 3, len(file.getvalue()))
+    assert stats.raw_bytes == 8 * 2 * 3 * 18 / 8 and stats.pixels == 29 * 16 * 24
+    expected = tokenizer.decode(tokenizer.encode(video))
+    torch.testing.assert_close(vidtok.decompress(file, model=tokenizer), expected)
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), [(1, 8, 8), (2, 9, 15), (13, 17, 8), (14, 3, 5)])
+def test_any_length_and_size(tokenizer, frames, height, width):
+    data = packed(clip(frames, height, width), tokenizer, chunk_latents=2)
+    assert vidtok.decompress(io.BytesIO(data), model=tokenizer).shape == (1, 3, frames, height, width)
+
+
+def test_ids_do_not_depend_on_the_number_of_threads(tokenizer):
+    torch.set_num_threads(1)
+    one = packed(clip(9), tokenizer)
+    torch.set_num_threads(2)
+    assert packed(clip(9), tokenizer) == one
+
+
+def test_parts_are_those_of_the_whole(tokenizer):
+    file = io.BytesIO(packed(clip(141), tokenizer, chunk_latents=4, fps=10))
+    whole = vidtok.decompress(file, model=tokenizer)
+    for start, end, frames in [(0, 0.1, [0, 1]), (11.1, 11.9, [111, 119]), (13, None, [130, 141]), (5, 99, [50, 141])]:
+        part = vidtok.decompress(file, model=tokenizer, start=start, end=end)
+        torch.testing.assert_close(part, whole[:, :, slice(*frames)], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="no frames between 20 s and its end"):
+        vidtok.decompress(file, model=tokenizer, start=20)
+    with pytest.raises(ValueError, match="0 <= start < end"):
+        vidtok.decompress(file, model=tokenizer, start=2, end=1)
+
+
+def test_a_part_reads_only_its_chunks(tokenizer):
+    data = bytearray(packed(clip(141), tokenizer, chunk_latents=4, fps=10))
+    entries = ContainerReader(io.BytesIO(bytes(data))).entries
+    for number in (0, 2, 8):  # frames 109 to 124 are in chunk 7, and the decoder looks back 16 latents
+        data[entries[number].offset + 50] ^= 1
+    part = vidtok.decompress(io.BytesIO(bytes(data)), model=tokenizer, start=11.3, end=12.5)
+    whole = vidtok.decompress(io.BytesIO(packed(clip(141), tokenizer)), model=tokenizer)
+    torch.testing.assert_close(part, whole[:, :, 113:125], atol=1e-5, rtol=0)
+
+
+def test_damage_is_named_and_salvage_gives_the_rest(tokenizer):
+    data = bytearray(packed(clip(61), tokenizer, chunk_latents=4))
+    data[ContainerReader(io.BytesIO(bytes(data))).entries[1].offset + 50] ^= 1
+    with pytest.raises(CodecError, match="the file: chunk 1 of 4 is damaged"):
+        vidtok.decompress(io.BytesIO(bytes(data)), model=tokenizer)
+    with pytest.warns(UserWarning, match="damaged chunks are left out: 1$"):
+        rest = vidtok.decompress(io.BytesIO(bytes(data)), model=tokenizer, salvage=True)
+    whole = vidtok.decompress(io.BytesIO(packed(clip(61), tokenizer)), model=tokenizer)
+    assert rest.shape[2] == 61 - 16
+    torch.testing.assert_close(rest[:, :, :13], whole[:, :, :13])
+    torch.testing.assert_close(rest[:, :, -16:], whole[:, :, -16:], atol=1e-5, rtol=0)  # far enough from the gap
+
+
+def test_the_file_grows_while_the_video_is_read(tokenizer):
+    file = io.BytesIO()
+    sizes = []
+    vidtok.compress(clip(97), file, model=tokenizer, chunk_latents=4, progress=lambda frames: sizes.append(file.tell()))
+    assert len(set(sizes)) >= 4
+    part = io.BytesIO(file.getvalue()[: sizes[-1]])  # as a killed process leaves it
+    with pytest.warns(UserWarning, match="unfinished or cut off after chunk 4"):
+        assert vidtok.decompress(part, model=tokenizer, salvage=True).shape[2] == 77
+    with pytest.raises(CodecError, match="no chunk is good"):
+        begun = file.getvalue()[: ContainerReader(file).entries[0].offset + 9]
+        vidtok.decompress(io.BytesIO(begun), model=tokenizer, salvage=True)
+
+
+def test_another_model(tokenizer, tmp_path):
+    data = packed(clip(5), tokenizer)
+    with pytest.raises(UserError, match=r"made by 'tiny' with weights .* doesn't ship: give that model"):
+        vidtok.decompress(io.BytesIO(data))
+    with pytest.raises(ValueError, match="the model given has weights"):
+        vidtok.decompress(io.BytesIO(data), model="vidtok-t")
+
+
+def test_arguments(tokenizer, tmp_path):
+    for options, message in [
+        ({"entropy": "prior"}, "unknown entropy model"), ({"chunk_latents": 0}, "chunk_latents"),
+        ({"size": 8}, "resizes files"), ({"fps": -1}, "above 0"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            packed(clip(5), tokenizer, **options)
+    with pytest.raises(ValueError, match="one clip"):
+        packed(torch.zeros(2, 3, 1, 8, 8), tokenizer)
+    path = tmp_path / "x.vtk"
+    path.write_bytes(b"x")
+    with pytest.raises(UserError, match="--force"):
+        vidtok.compress(clip(1), path, model=tokenizer)
+    with pytest.raises(CodecError, match=r"x.vtk: not a video that vidtok compressed"):
+        vidtok.decompress(path)
+
+
+def test_variable_frame_rate_comes_back_exactly(tokenizer, tmp_path):
+    ticks = np.cumsum([0, 1001, 3003, 500, 501, 40, 9000, 1001, 1001, 1001])
+    source, target, file = tmp_path / "in.mp4", tmp_path / "out.mp4", tmp_path / "x.vtk"
+    with VideoWriter(source, 15, Fraction(1, 30000)) as writer:
+        writer.write(clip(10)[0], ticks)
+    vidtok.compress(source, file, model=tokenizer)
+    assert vidtok.decompress(file, target, model=tokenizer) == 10
+    for path in (source, target):
+        with iter_video(path, size=None, multiple=1) as stream:
+            assert sum(video.shape[2] for video in stream) == 10
+            np.testing.assert_allclose(stream.timestamps, ticks / 30000, atol=1e-9)
+
+
+def test_commands(tokenizer_path, tmp_path, capsys):
+    source, file, target = tmp_path / "in.mp4", tmp_path / "x.vtk", tmp_path / "out.mp4"
+    vidtok.write_video(source, demo_clip()[:, :, :22, :37, :51], 25)
+    model = ["--model", tokenizer_path]
+    assert main(["compress", str(source), "-o", str(file), "--chunk-latents", "2", *model]) == 0
+    assert "compressed 22 frames to" in capsys.readouterr().out
+    assert main(["info", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "22 of 37 x 51 at 25 frames/s" in shown and "0.880 s" in shown and "in.mp4" in shown
+    assert describe(file)["entropy model"] == "adaptive"
+    assert main(["decompress", str(file), "-o", str(target), *model]) == 0
+    assert "decompressed 22 frames" in capsys.readouterr().out
+    with iter_video(target, size=None, multiple=1) as stream:
+        assert sum(video.shape[2] for video in stream) == 22 and stream.size == (37, 51) and stream.fps == 25
+    file.write_bytes(file.read_bytes()[:-300])
+    assert main(["decompress", str(file), "-o", str(tmp_path / "cut.mp4"), *model]) == 1
+    error = capsys.readouterr().err
+    assert "cut off or damaged at chunk" in error and error.count("\n") == 1
+    assert not (tmp_path / "cut.mp4").exists()

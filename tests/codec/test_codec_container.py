@@ -1,0 +1,177 @@
+"""Container: every byte is checked; what is damaged is named, and the rest can be read."""
+
+import io
+import json
+import struct
+import zlib
+from contextlib import suppress
+
+import numpy as np
+import pytest
+
+from vidtok.codec.container import (
+    MAGIC,
+    Chunk,
+    CodecError,
+    ContainerReader,
+    ContainerWriter,
+    Header,
+    pack_ticks,
+    unpack_ticks,
+)
+from vidtok.codec.entropy import entropy_model
+
+BITS = 6
+HEADER = Header(
+    model="tiny", weight_hash="0" * 16, precision="fp32", bits=BITS, levels=1, stride=(4, 8, 8), entropy="adaptive",
+    chunk_latents=3, size=(20, 30), fps=30.0, time_base=(1, 30), tile=None, source={"name": "clip.mp4"},
+)  # fmt: skip
+FRAMES = [9, 12, 12, 6]
+LATENTS = [3, 3, 3, 2]
+
+
+def make_ids() -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 2**BITS, (latents, *HEADER.grid)) for latents in LATENTS]
+
+
+def make_file(finish: bool = True) -> bytes:
+    file, coder = io.BytesIO(), entropy_model("adaptive")
+    writer, tick = ContainerWriter(file, HEADER), 0
+    for number, (ids, frames) in enumerate(zip(make_ids(), FRAMES, strict=True)):
+        writer.add(Chunk(number, len(ids), np.arange(tick, tick + frames), coder.encode(ids, BITS, 1)))
+        tick += frames
+    if finish:
+        writer.finish()
+    return file.getvalue()
+
+
+def read_all(data: bytes, salvage: bool = False) -> dict[int, np.ndarray]:
+    """Ids of all chunks."""
+    reader = ContainerReader(io.BytesIO(data), "x.vtk", salvage)
+    chunks = {number: reader.read(number) for number in reader.entries}
+    decode = entropy_model(reader.header.entropy).decode
+    return {n: decode(c.tokens, (c.latents, *reader.header.grid), BITS, 1) for n, c in chunks.items()}
+
+
+def chunk_offset(data: bytes, number: int) -> int:
+    return ContainerReader(io.BytesIO(data)).entries[number].offset
+
+
+def test_round_trip():
+    reader = ContainerReader(io.BytesIO(make_file()))
+    assert reader.header == HEADER and reader.header.grid == (3, 4) and reader.damaged == []
+    assert [(entry.latents, entry.frames) for entry in reader.entries.values()] == [*zip(LATENTS, FRAMES, strict=True)]
+    assert np.concatenate([reader.read(number).ticks for number in range(4)]).tolist() == [*range(39)]
+    assert all((a == b).all() for a, b in zip(read_all(make_file()).values(), make_ids(), strict=True))
+
+
+def test_times_of_any_kind():
+    for ticks in ([0], [0, 1], [0, 512, 1024], [0, 7, 8, 1000, 2**50]):
+        assert unpack_ticks(pack_ticks(np.array(ticks)), len(ticks)).tolist() == ticks
+    for data, frames in [(b"x", 1), (pack_ticks(np.arange(4)), 3), (pack_ticks(np.arange(4)), 5)]:
+        with pytest.raises(ValueError, match="times"):
+            unpack_ticks(data, frames)
+    with pytest.raises(ValueError, match="ascend"):
+        unpack_ticks(pack_ticks(np.array([0, 2, 1])), 3)
+    bomb = zlib.compress(bytes(10**6))
+    with pytest.raises(ValueError, match="not those of 2 frames"):
+        unpack_ticks(bomb, 2)
+
+
+def test_a_flipped_bit_names_the_chunk_and_salvage_reads_the_others():
+    data = bytearray(make_file())
+    data[chunk_offset(bytes(data), 1) + 50] ^= 4
+    with pytest.raises(CodecError, match=r"x.vtk: chunk 1 of 4 is damaged .*--salvage") as error:
+        read_all(bytes(data))
+    assert error.value.chunk == 1
+    salvaged = read_all(bytes(data), salvage=True)
+    assert [*salvaged] == [0, 2, 3] and all((salvaged[n] == make_ids()[n]).all() for n in salvaged)
+    reader = ContainerReader(io.BytesIO(bytes(data)), salvage=True)
+    assert reader.damaged == [1] and reader.complete
+
+
+def test_a_truncated_file_names_the_chunk():
+    data = make_file()
+    cut = data[: chunk_offset(data, 2) + 5]
+    with pytest.raises(CodecError, match=r"at chunk 2 .*2 chunks are good") as error:
+        read_all(cut)
+    assert error.value.chunk == 2
+    assert [*read_all(cut, salvage=True)] == [0, 1]
+    assert [*read_all(make_file(finish=False), salvage=True)] == [0, 1, 2, 3]
+    assert not ContainerReader(io.BytesIO(cut), salvage=True).complete
+
+
+def test_other_files_and_versions():
+    for data in (b"", b"x" * 100, MAGIC, b"<html>"):
+        with pytest.raises(CodecError, match="not a video that vidtok compressed"):
+            ContainerReader(io.BytesIO(data))
+    data = make_file()
+    with pytest.raises(CodecError, match="version 7 of the format; this vidtok reads version 1"):
+        ContainerReader(io.BytesIO(data[:8] + struct.pack("<H", 7) + data[10:]))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("bits", 99), ("bits", True), ("bits", "18"), ("levels", 4), ("stride", [4, 8]), ("size", [0, 8]),
+        ("size", [1 << 20, 8]), ("fps", 0), ("time_base", [1, 0]), ("precision", "int8"), ("model", ""),
+        ("chunk_latents", 1 << 16), ("source", []), ("tile", -1), ("size", [32768, 32768]),
+    ],
+)  # fmt: skip
+def test_headers_are_checked_before_memory_is_allocated(field, value):
+    data = make_file()
+    (length,) = struct.unpack_from("<I", data, 10)
+    values = json.loads(data[18 : 18 + length]) | {field: value}
+    header = json.dumps(values).encode()
+    prefix = data[:10] + struct.pack("<II", len(header), zlib.crc32(header))
+    with pytest.raises(CodecError, match="the header is not valid"):
+        ContainerReader(io.BytesIO(prefix + header + data[18 + length :]))
+
+
+def damage(data: bytes, generator: np.random.Generator) -> bytes:
+    """Flip, cut or insert bytes at up to three places."""
+    for _ in range(generator.integers(1, 4)):
+        place = int(generator.integers(len(data)))
+        kind = generator.integers(5)
+        if kind == 0:
+            data = data[:place] + bytes([data[place] ^ 1 << int(generator.integers(8))]) + data[place + 1 :]
+        elif kind == 1:
+            data = data[:place] + generator.bytes(int(generator.integers(1, 20))) + data[place:]
+        elif kind == 2:
+            data = data[:place] + data[place + int(generator.integers(1, 200)) :]
+        elif kind == 3:
+            data = data[:place] + bytes(4) + data[place + 4 :]
+        else:
+            end = place + int(generator.integers(1, 400))
+            data = data[:end] + data[place:end] + data[end:]  # a part twice
+        if not data:
+            return data
+    return data
+
+
+def fuzz(cases: int) -> None:
+    whole, ids, generator = make_file(), make_ids(), np.random.default_rng(1)
+    refused = 0
+    for _ in range(cases):
+        data = damage(whole, generator)
+        try:
+            found = read_all(data)
+            assert [*found] == [0, 1, 2, 3]
+        except CodecError as error:
+            assert "\n" not in str(error)
+            refused += 1
+            found = {}
+        with suppress(CodecError):
+            found |= read_all(data, salvage=True)
+        assert all((tokens == ids[number]).all() for number, tokens in found.items())
+    assert refused > 0.9 * cases
+
+
+def test_damage_is_never_taken_for_tokens():
+    fuzz(200)
+
+
+@pytest.mark.slow
+def test_damage_is_never_taken_for_tokens_20000_times():
+    fuzz(20_000)

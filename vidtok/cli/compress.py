@@ -1,0 +1,40 @@
+"""A video to one file of entropy-coded tokens.
+
+    vidtok compress clip.mp4 -o clip.vtk
+    vidtok compress clip.mp4 -o clip.vtk --size 128 --fps 15     # smaller: fewer pixels, fewer frames
+    vidtok compress clip.mp4 -o clip.vtk --entropy raw           # packed bits, without the package constriction
+
+Videos of any length and size, in constant memory; `vidtok decompress` gives their number, size and times of frames
+exactly. The file grows chunk by chunk, and what is complete can be decoded (--salvage) where the run is killed. The
+format is described in vidtok/codec/container.py; `vidtok info FILE.vtk` shows a file.
+"""
+
+import argparse
+
+from vidtok.cli import common
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("video", metavar="IN", help="video to compress")
+    common.add_output(parser, "file to write (.vtk)")
+    common.add_model(parser)
+    common.add_precision(parser)
+    common.add_reading(parser)
+    common.add_tile(parser)
+    parser.add_argument("--entropy", default="adaptive", help="entropy model: adaptive (default) or raw")
+    parser.add_argument(
+        "--chunk-latents",
+        type=common.positive(int),
+        default=64,
+        metavar="N",
+        help="latent frames per chunk (%(default)s): more are smaller, fewer seek faster",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from vidtok.cli.progress import Progress
+    from vidtok.codec import compress
+
+    with Progress(None, "frames") as bar:
+        stats = compress(**vars(args), progress=bar.advance)
+    print(f"compressed {stats}")

@@ -1,0 +1,34 @@
+"""A file of `vidtok compress` to a video.
+
+    vidtok decompress clip.vtk -o clip.mp4
+    vidtok decompress clip.vtk -o part.mp4 --start 60 --end 70   # reads only the chunks of this part
+    vidtok decompress broken.vtk -o clip.mp4 --salvage           # the good chunks of a damaged or unfinished file
+
+Frames have the number, size and times of those that were compressed (.gif: the mean rate). Without --model it is the
+shipped model that the file names. A file of other weights is refused.
+"""
+
+import argparse
+
+from vidtok.cli import common
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="IN", help="file to decompress (.vtk)")
+    common.add_output(parser, "video to write: .mp4, .mov, .mkv, .gif, or .png for one frame")
+    common.add_model(parser)
+    parser.set_defaults(model=None)
+    common.add_precision(parser)
+    common.add_tile(parser)
+    parser.add_argument("--start", type=float, default=0.0, metavar="S", help="first second to decode (default: 0)")
+    parser.add_argument("--end", type=float, metavar="S", help="second to decode up to (default: all)")
+    parser.add_argument("--salvage", action="store_true", help="leave out damaged chunks, and read unfinished files")
+
+
+def run(args: argparse.Namespace) -> None:
+    from vidtok.cli.progress import Progress
+    from vidtok.codec import decompress
+
+    with Progress(None, "frames") as bar:
+        frames = decompress(**vars(args), progress=bar.advance)
+    print(f"decompressed {frames} frames")

@@ -1,0 +1,389 @@
+"""Video to a file of entropy-coded tokens and back, in memory that doesn't grow with the length of the video.
+
+Three layers that know nothing of each other: the tokenizer makes ids, an entropy model (`vidtok.codec.entropy`) makes
+bytes of them, and the container (`vidtok.codec.container`) stores these in chunks.
+"""
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidtok.codec.container import MAX_CHUNK_TOKENS, Chunk, CodecError, ContainerReader, ContainerWriter, Header
+from vidtok.codec.entropy import entropy_model
+from vidtok.codec.source import FileSource, TensorSource
+from vidtok.datasets import VideoWriter
+from vidtok.datasets.decode import OnError
+from vidtok.errors import UserError
+from vidtok.extraction.model import load_tokenizer
+from vidtok.extraction.videos import chunk_ids, decode_chunks, encode_chunks
+from vidtok.files import validate_output
+from vidtok.hub import list_shipped
+from vidtok.tokenizer import VideoTokenizer
+
+CHUNK = 64  # latents
+WARM_UP = 16  # latents that are decoded before the first one wanted; no shipped decoder looks back further
+
+Report = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class CompressionStats:
+    """What compressing a video came to.
+
+    Attributes:
+        frames, chunks: how many. tokens: with those of padding. bytes: of the file.
+        raw_bytes: of the tokens as packed bits, without container. pixels: of all frames, without padding.
+        seconds: that it took.
+    """
+
+    frames: int
+    chunks: int
+    tokens: int
+    bytes: int
+    raw_bytes: int
+    pixels: int
+    seconds: float
+
+    def __str__(self) -> str:
+        saved = 1 - self.bytes / self.raw_bytes
+        return (
+            f"{self.frames} frames to {self.bytes} bytes, {8 * self.bytes / self.pixels:.4f} bits per pixel, "
+            f"{saved:.1%} less than packed tokens, {self.frames / self.seconds:.1f} frames/s"
+        )
+
+
+def compress(
+    video: str | os.PathLike | Tensor,
+    output: str | os.PathLike | BinaryIO,
+    *,
+    model: str | VideoTokenizer = "vidtok-t",
+    entropy: str = "adaptive",
+    size: int | None = None,
+    fps: float | None = None,
+    max_frames: int | None = None,
+    tile: int | None = None,
+    chunk_latents: int = CHUNK,
+    reader: str = "auto",
+    on_error: OnError = "raise",
+    device: str = "auto",
+    precision: str = "fp32",
+    force: bool = False,
+    progress: Report = lambda frames: None,
+) -> CompressionStats:
+    """Compress a video to a `.vtk` file, see `vidtok.codec.container` for its format.
+
+    The file grows chunk by chunk. Where the process is killed, `decompress` with `salvage` gives what was complete.
+
+    Args:
+        video: a file; or float [1, 3, T, H, W] in [-1, 1] of any length and size.
+        output: a path, or a binary file opened for writing.
+        model: shipped name, folder or hub id of a tokenizer; or a loaded one, which brings its device and precision.
+        entropy: "adaptive", or "raw" for packed bits.
+        size: short side to resize a file to, in pixels; None, native.
+        fps: frames per second to resample a file to; None, native. Of a tensor, the rate that it has (None: 30).
+        max_frames: stop after so many.
+        tile: side of spatial tiles in pixels, for frames too large for memory.
+        chunk_latents: latents per chunk. Chunks are coded independently: longer ones take fewer bytes,
+            in shorter ones seeking is faster.
+        reader, on_error: see `vidtok.datasets.open_video`; "keep" warns of what is damaged.
+        device, precision: as of `VideoTokenizer.from_pretrained`; device "auto" is a GPU where there is one.
+        force: overwrite a path that exists.
+        progress: called with the number of frames of each piece that was read.
+
+    Returns:
+        The sizes.
+
+    Raises:
+        ValueError: an illegal argument.
+        UserError: the output exists or can't be written; "adaptive" without its package.
+        VideoError: the video can't be read. What was complete is removed, unless the output is an open file.
+    """
+    began = time.monotonic()
+    coder = entropy_model(entropy)
+    if chunk_latents < 1:
+        raise ValueError(f"chunk_latents is 1 or more, not {chunk_latents}")
+    if isinstance(video, Tensor) and size is not None:
+        raise ValueError("size resizes files: resize the tensor before")
+    path = Path(output) if isinstance(output, str | os.PathLike) else None
+    if path is not None:
+        validate_output(str(path), force)
+        if not isinstance(video, Tensor) and path.exists() and path.samefile(video):
+            raise ValueError(f"{path} is the input: give another output")
+    tokenizer, precision = _loaded(model, device, precision, tile)
+    with ExitStack() as stack:
+        source: FileSource | TensorSource
+        if isinstance(video, Tensor):
+            source = TensorSource(video, 30 if fps is None else fps, max_frames, progress)
+        else:
+            source = FileSource(Path(video), size, fps, max_frames, reader, on_error, progress)
+        stack.callback(source.close)
+        header = _make_header(tokenizer, source, precision, entropy, tile, chunk_latents)
+        file = output
+        if isinstance(file, str | os.PathLike):
+            file = stack.enter_context(Path(file).open("wb"))
+        try:
+            writer = ContainerWriter(file, header)
+            tokens = 0
+            for number, ids in enumerate(_regroup(encode_chunks(tokenizer, source, tile), header.chunk_latents)):
+                # The encoder reads ahead; only the last frames of the video are followed by padding.
+                start = writer.frames
+                ticks = source.ticks(start, min(start + header.frames_of(number, len(ids)), source.frames))
+                data = coder.encode(ids, header.bits, header.levels)
+                writer.add(Chunk(number, len(ids), ticks, data))
+                tokens += ids.size
+            writer.finish()
+            if source.error is not None:
+                warnings.warn(str(source.error), stacklevel=2)
+        except Exception:
+            if path is not None:
+                path.unlink()
+            raise
+    return CompressionStats(
+        frames=writer.frames,
+        chunks=len(writer.entries),
+        tokens=tokens,
+        bytes=writer.bytes_written,
+        raw_bytes=-(-tokens * header.bits // 8),
+        pixels=writer.frames * math.prod(source.size),
+        seconds=time.monotonic() - began,
+    )
+
+
+def decompress(
+    source: str | os.PathLike | BinaryIO,
+    output: str | os.PathLike | None = None,
+    *,
+    model: str | VideoTokenizer | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+    salvage: bool = False,
+    tile: int | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    force: bool = False,
+    progress: Report = lambda frames: None,
+) -> Tensor | int:
+    """Decompress a `.vtk` file.
+
+    Args:
+        source: a path, or a binary file opened for reading, seekable.
+        output: .mp4, .mov, .mkv, .gif or .png, written with the times of the frames (.gif: at the mean rate); None,
+            return the frames.
+        model: the tokenizer that made the file, as of `compress`; None, the shipped one that the file names.
+        start, end: seconds of the part to decode, counted from the first frame; end None, to the last one. Only its
+            chunks are read, and those before it that the decoder looks back to.
+        salvage: decode the good chunks of a damaged or unfinished file, and warn of what is missing.
+        tile: side of spatial tiles in pixels; None, as they were encoded.
+        device, precision, force: as of `compress`.
+        progress: called with the number of frames of each piece that was decoded.
+
+    Returns:
+        float32 [1, 3, T, H, W] in [-1, 1]; with `output`, the number of frames written.
+
+    Raises:
+        CodecError: the file is none of these, damaged or cut off; the message names the chunk.
+        ValueError: another model, no frames in the part, or an illegal argument.
+    """
+    if not (start >= 0 and (end is None or end > start)):
+        raise ValueError(f"want 0 <= start < end, not start={start} and end={end}")
+    path = None if output is None else Path(output)
+    if path is not None:
+        validate_output(str(path), force)
+    with ExitStack() as stack:
+        file, name = source, "the file"
+        if isinstance(file, str | os.PathLike):
+            file, name = stack.enter_context(Path(file).open("rb")), str(file)
+        reader = ContainerReader(file, name, salvage)
+        if not reader.entries:
+            raise CodecError(f"{name}: no chunk is good")
+        header = reader.header
+        coder = entropy_model(header.entropy)
+        tokenizer = _tokenizer_of(header, name, model, device, precision, tile or header.tile)
+        frames = _Frames(reader, coder.decode, tokenizer, tile or header.tile, salvage)
+        base = Fraction(*header.time_base)
+        pieces = frames.between(start, end, base)
+        first = next(pieces, None)
+        if first is None:
+            raise ValueError(f"{name}: no frames between {start:g} s and {'its end' if end is None else f'{end:g} s'}")
+        count, parts, writer, origin = 0, [], None, int(first[1][0])
+        if path is not None:
+            writer = stack.enter_context(VideoWriter(path, header.fps, base))
+        for video, ticks in chain([first], pieces):
+            if writer is None:
+                parts.append(video.cpu())
+            else:
+                writer.write(video, (ticks - origin).tolist())
+            count += video.shape[2]
+            progress(video.shape[2])
+    return torch.cat(parts, 2) if writer is None else count
+
+
+class _Frames:
+    """The frames of a file with their ticks."""
+
+    def __init__(
+        self, reader: ContainerReader, decode: Callable, tokenizer: VideoTokenizer, tile: int | None, salvage: bool
+    ):
+        self._reader, self._decode, self._tokenizer = reader, decode, tokenizer
+        self._tile, self._salvage = tile, salvage
+
+    def between(self, start: float, end: float | None, base: Fraction) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Yield [1, 3, n, H, W] with ticks [n] of the frames from `start` to before `end`, in seconds."""
+        entries = self._reader.entries
+        shown = [number for number, entry in entries.items() if end is None or float(entry.first_tick * base) < end]
+        begin = max((number for number in shown if float(entries[number].first_tick * base) <= start), default=0)
+        begin -= -(-WARM_UP // self._reader.header.chunk_latents)
+        chunks = self._good_chunks([number for number in shown if number >= begin])
+        for run in _consecutive(chunks):
+            yield from _cut(self._decode_run(run), start, end, base)
+
+    def _good_chunks(self, numbers: list[int]) -> Iterator[tuple[Chunk, np.ndarray]]:
+        header = self._reader.header
+        missing = [*self._reader.damaged]
+        for number in numbers:
+            try:
+                chunk = self._reader.read(number)
+                try:
+                    ids = self._decode(chunk.tokens, (chunk.latents, *header.grid), header.bits, header.levels)
+                except ValueError as error:
+                    raise self._reader.bad_chunk(number, error) from error
+            except CodecError:
+                if not self._salvage:
+                    raise
+                missing.append(number)
+                continue
+            yield chunk, ids
+        if missing:
+            warnings.warn(f"damaged chunks are left out: {', '.join(map(str, sorted(missing)))}", stacklevel=2)
+        if not self._reader.complete:
+            last = max(self._reader.entries)
+            warnings.warn(f"the file is unfinished or cut off after chunk {last}", stacklevel=2)
+
+    def _decode_run(self, run: Iterator[tuple[Chunk, np.ndarray]]) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Frames of chunks that follow each other, without padding, and their ticks."""
+        ticks = np.zeros(0, np.int64)  # of frames that are still to come
+        first = True
+
+        def ids() -> Iterator[Tensor]:
+            nonlocal ticks, first
+            for chunk, tokens in run:
+                if first and chunk.number:
+                    # The first latent of a stream gives one frame, whose picture is left out; all others are complete.
+                    tokens = np.concatenate([tokens[:1], tokens])
+                    ticks = np.array([-1])
+                first = False
+                ticks = np.concatenate([ticks, chunk.ticks])
+                yield from chunk_ids(tokens)
+
+        height, width = self._reader.header.size
+        for video in decode_chunks(self._tokenizer, ids(), self._tile):
+            now, ticks = ticks[: video.shape[2]], ticks[video.shape[2] :]
+            skip = int(len(now) > 0 and now[0] == -1)
+            if len(now) > skip:
+                yield video[:, :, skip : len(now), :height, :width], now[skip:]
+
+
+def _consecutive(chunks: Iterator[tuple[Chunk, np.ndarray]]) -> Iterator[Iterator[tuple[Chunk, np.ndarray]]]:
+    """Split at gaps. A run must be used up before the next one."""
+    waiting = next(chunks, None)
+
+    def run() -> Iterator[tuple[Chunk, np.ndarray]]:
+        nonlocal waiting
+        while waiting is not None:
+            chunk, ids = waiting
+            yield chunk, ids
+            waiting = next(chunks, None)
+            if waiting is not None and waiting[0].number != chunk.number + 1:
+                return
+
+    while waiting is not None:
+        yield run()
+
+
+def _cut(
+    pieces: Iterator[tuple[Tensor, np.ndarray]], start: float, end: float | None, base: Fraction
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Only the frames from `start` to before `end`, in seconds."""
+    for video, ticks in pieces:
+        seconds = np.array([float(tick * base) for tick in ticks.tolist()])
+        keep = (seconds >= start) & (seconds < (math.inf if end is None else end))
+        if keep.any():
+            yield video[:, :, torch.from_numpy(keep)], ticks[keep]
+
+
+def _regroup(parts: Iterator[Tensor], latents: int) -> Iterator[np.ndarray]:
+    """int64 ids [1, any, h, w] as [latents, h, w]; the last array may have fewer."""
+    held: list[np.ndarray] = []
+    count = 0
+    for part in parts:
+        held.append(part[0].cpu().numpy())
+        count += part.shape[1]
+        while count >= latents:
+            ids = np.concatenate(held)
+            yield ids[:latents]
+            held, count = [ids[latents:]], count - latents
+    if count:
+        yield np.concatenate(held)
+
+
+def _make_header(
+    tokenizer: VideoTokenizer,
+    source: FileSource | TensorSource,
+    precision: str,
+    entropy: str,
+    tile: int | None,
+    chunk: int,
+) -> Header:
+    _, s_h, s_w = tokenizer.stride
+    tokens = -(-source.size[0] // s_h) * -(-source.size[1] // s_w)
+    return Header(
+        model=tokenizer.config.name,
+        weight_hash=tokenizer.weight_hash,
+        precision=precision,
+        bits=math.ceil(tokenizer.bits),
+        levels=getattr(tokenizer.quantizer, "levels", 1),
+        stride=tuple(tokenizer.stride),
+        entropy=entropy,
+        chunk_latents=max(min(chunk, MAX_CHUNK_TOKENS // tokens), 1),
+        size=source.size,
+        fps=source.fps,
+        time_base=(source.time_base.numerator, source.time_base.denominator),
+        tile=tile,
+        source=source.description,
+    )
+
+
+def _loaded(model: str | VideoTokenizer, device: str, precision: str, tile: int | None) -> tuple[VideoTokenizer, str]:
+    """The tokenizer and its precision."""
+    if isinstance(model, VideoTokenizer):
+        return model, "bf16" if model.dtype == torch.bfloat16 else "fp32"
+    return load_tokenizer(model, device, precision, tile), precision
+
+
+def _tokenizer_of(
+    header: Header, name: str, model: str | VideoTokenizer | None, device: str, precision: str, tile: int | None
+) -> VideoTokenizer:
+    """The tokenizer of a file. Raises ValueError for another one."""
+    made = f"{name}: made by {header.model!r} with weights {header.weight_hash}"
+    if model is None:
+        # A name in a file must not make anybody download what it names.
+        if header.model not in list_shipped():
+            raise UserError(f"{made}, which vidtok doesn't ship: give that model")
+        model = header.model
+    tokenizer, _ = _loaded(model, device, precision, tile)
+    facts = tokenizer.weight_hash, math.ceil(tokenizer.bits), tuple(tokenizer.stride)
+    if facts != (header.weight_hash, header.bits, header.stride):
+        raise ValueError(f"{made}, and the model given has weights {facts[0]}: give the one that made it")
+    return tokenizer

@@ -1,0 +1,403 @@
+"""Container of compressed videos, `.vtk`. Little-endian; nothing in it is pickled or executed.
+
+    magic     8 bytes, 89 56 54 4B 0D 0A 1A 0A ("VTK" between bytes that transfers as text destroy)
+    version   u16, 1
+    header    u32 length, u32 CRC32, JSON: the fields of `Header`
+    chunks    one after the other, each
+                  "CHNK"
+                  u32 number of the chunk, from 0
+                  u32 latents, u32 frames: 1 + s_t (n - 1) frames of n latents in the first chunk, s_t n in the others;
+                      fewer in the last one, whose other frames are padding
+                  u32 length of the times, u32 length of the tokens
+                  u32 CRC32 of the five numbers, the times and the tokens
+                  times: zlib of the second differences of the frames' ticks, int64 (two zeros precede the first tick);
+                      a tick is one time base of the header, counted from the first frame of the video
+                  tokens: as the entropy model of the header codes [latents, h, w] ids; chunks are independent
+    index     "INDX", u32 length, u32 CRC32, JSON: {"chunks": [[offset, latents, frames, first tick], ...]}
+    end       u64 offset of the index, "VTKE"
+
+All chunks but the last have `chunk_latents` latents. A file without index was cut off, or is still being written: its
+complete chunks can be read in order, which is what salvaging does. Every length is checked against the header and
+against the size of the file before memory is allocated for it.
+"""
+
+import json
+import math
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from vidtok.errors import UserError
+
+MAGIC = b"\x89VTK\r\n\x1a\n"
+VERSION = 1
+MAX_HEADER = 1 << 16  # bytes
+MAX_SIDE = 1 << 15  # pixels
+MAX_BITS = 60  # of a token
+MAX_CHUNK_TOKENS = 1 << 22  # 32 latents of 4K video; decoding them takes some 200 MB
+MAX_CHUNK_FRAMES = 1 << 16
+MAX_TICK = 1 << 60
+
+_PREFIX = struct.Struct("<8sHII")
+_CHUNK = struct.Struct("<4s5II")
+_BLOCK = struct.Struct("<4sII")
+_END = struct.Struct("<Q4s")
+
+
+class CodecError(UserError):
+    """A compressed file that is damaged, cut off, or of another kind. chunk: number of the first bad chunk, or None."""
+
+    def __init__(self, message: str, chunk: int | None = None):
+        super().__init__(message)
+        self.chunk = chunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What is known of a compressed video before its first chunk.
+
+    Attributes:
+        model: name of the tokenizer; weight_hash: of its weights (`VideoTokenizer.weight_hash`).
+        precision: of the networks that encoded, "fp32" or "bf16".
+        bits: of a token; levels: bits per encoder channel (residual LFQ), else 1.
+        stride: pixels per token in (time, height, width).
+        entropy: name of the entropy model, see `vidtok.codec.entropy`.
+        chunk_latents: latent frames of every chunk but the last.
+        size: (height, width) of the frames in pixels. At the right and the bottom they are padded to whole tokens by
+            repetition, which decoding cuts off.
+        fps: mean frames per second. time_base: seconds per tick as (numerator, denominator).
+        tile: side of the spatial tiles that encoded in pixels, or None, whole frames.
+        source: of the video that was compressed: name, size, fps, and where it states them matrix, range, primaries and
+            transfer of its color and the aspect of its pixels. Frames come back as RGB of square samples.
+    """
+
+    model: str
+    weight_hash: str
+    precision: str
+    bits: int
+    levels: int
+    stride: tuple[int, int, int]
+    entropy: str
+    chunk_latents: int
+    size: tuple[int, int]
+    fps: float
+    time_base: tuple[int, int]
+    tile: int | None
+    source: dict
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return -(-self.size[0] // self.stride[1]), -(-self.size[1] // self.stride[2])
+
+    @property
+    def max_tokens_bytes(self) -> int:
+        """Bytes that the tokens of one chunk can take: no entropy model may need a sixteenth more than packed bits."""
+        raw = self.chunk_latents * math.prod(self.grid) * self.bits // 8
+        return raw + raw // 16 + 1024
+
+    def frames_of(self, chunk: int, latents: int) -> int:
+        """Frames of a chunk without padding."""
+        return self.stride[0] * latents - (self.stride[0] - 1 if chunk == 0 else 0)
+
+
+class Chunk(NamedTuple):
+    """One chunk as stored: its number, latent frames, ticks int64 [frames] of its frames, and coded tokens."""
+
+    number: int
+    latents: int
+    ticks: np.ndarray
+    tokens: bytes
+
+
+class Entry(NamedTuple):
+    """One chunk in the index."""
+
+    offset: int
+    latents: int
+    frames: int
+    first_tick: int
+
+
+def pack_ticks(ticks: np.ndarray) -> bytes:
+    """Compress int64 times [frames]."""
+    return zlib.compress(np.diff(ticks, n=2, prepend=[0, 0]).astype("<i8").tobytes(), 9)
+
+
+def unpack_ticks(data: bytes, frames: int) -> np.ndarray:
+    """The inverse of `pack_ticks`, in memory bounded by the number of frames. Raises ValueError for other data."""
+    stream = zlib.decompressobj()
+    try:
+        raw = stream.decompress(data, 8 * frames + 1)
+    except zlib.error as error:
+        raise ValueError(f"its times are damaged ({error})") from error
+    if len(raw) != 8 * frames or not stream.eof or stream.unused_data:
+        raise ValueError(f"its times are not those of {frames} frames")
+    ticks = np.frombuffer(raw, "<i8").astype(np.int64).cumsum().cumsum()
+    if ticks[0] < 0 or (np.diff(ticks) <= 0).any() or ticks[-1] > MAX_TICK:
+        raise ValueError("its times don't ascend")
+    return ticks
+
+
+class ContainerWriter:
+    """Write a file chunk by chunk: whatever is complete can be read at any time.
+
+    Args:
+        file: opened for writing in binary; seeking isn't needed.
+        header: what the file says of itself.
+    """
+
+    def __init__(self, file: BinaryIO, header: Header):
+        data = json.dumps(asdict(header), allow_nan=False, separators=(",", ":")).encode()
+        _parse_header(data)  # nothing is written that would be refused when read
+        self._file, self._offset, self.entries = file, 0, list[Entry]()
+        self._write(_PREFIX.pack(MAGIC, VERSION, len(data), zlib.crc32(data)) + data)
+
+    def add(self, chunk: Chunk) -> None:
+        """Append the next chunk."""
+        times = pack_ticks(chunk.ticks)
+        numbers = struct.pack("<5I", chunk.number, chunk.latents, len(chunk.ticks), len(times), len(chunk.tokens))
+        crc = zlib.crc32(chunk.tokens, zlib.crc32(times, zlib.crc32(numbers)))
+        self.entries.append(Entry(self._offset, chunk.latents, len(chunk.ticks), int(chunk.ticks[0])))
+        self._write(b"CHNK" + numbers + struct.pack("<I", crc) + times + chunk.tokens)
+
+    def finish(self) -> None:
+        """Write the index."""
+        data = json.dumps({"chunks": self.entries}, separators=(",", ":")).encode()
+        end = _END.pack(self._offset, b"VTKE")
+        self._write(_BLOCK.pack(b"INDX", len(data), zlib.crc32(data)) + data + end)
+
+    @property
+    def bytes_written(self) -> int:
+        return self._offset
+
+    @property
+    def frames(self) -> int:
+        return sum(entry.frames for entry in self.entries)
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._file.flush()
+        self._offset += len(data)
+
+
+class ContainerReader:
+    """Read a file: header and index at once, chunks as they are asked for.
+
+    Args:
+        file: opened for reading in binary, seekable.
+        name: of the file in errors.
+        salvage: do without the index: search the chunks in order and leave out what is damaged.
+
+    Attributes:
+        header: the `Header`.
+        entries: the `Entry` of every chunk, by number.
+        damaged: with `salvage`, numbers of chunks that were left out.
+        complete: whether the file has an index, which is written last.
+
+    Raises:
+        CodecError: the file is no such file, of another version, damaged or cut off.
+    """
+
+    def __init__(self, file: BinaryIO, name: str = "file", salvage: bool = False):
+        self._file, self._name = file, name
+        self._size = file.seek(0, os.SEEK_END)
+        self.header = self._read_header()
+        try:
+            stated = self._read_index()
+        except (ValueError, RecursionError) as error:
+            if not salvage:
+                raise self._no_index(error) from error
+            stated = {}
+        self.complete = bool(stated)
+        self.entries = self._scan() if salvage else stated
+        expected = stated or range(max(self.entries, default=0))
+        self.damaged = [number for number in expected if number not in self.entries]
+
+    def read(self, number: int) -> Chunk:
+        """Read a chunk.
+
+        Raises:
+            CodecError: it is damaged.
+        """
+        entry = self.entries[number]
+        try:
+            chunk = self._read_chunk(entry.offset)
+            if (chunk.number, chunk.latents, len(chunk.ticks), chunk.ticks[0]) != (number, *entry[1:]):
+                raise ValueError("the index describes another one")
+            following = self.entries.get(number + 1)
+            if following is not None and chunk.ticks[-1] >= following.first_tick:
+                raise ValueError("the next chunk begins before it ends")
+        except ValueError as error:
+            raise self.bad_chunk(number, error) from error
+        return chunk
+
+    def _read_header(self) -> Header:
+        data = self._at(0, min(_PREFIX.size, self._size))
+        if data[: len(MAGIC)] != MAGIC or len(data) < _PREFIX.size:
+            raise CodecError(f"{self._name}: not a video that vidtok compressed (or its first bytes are damaged)")
+        _, version, length, crc = _PREFIX.unpack(data)
+        if version != VERSION:
+            raise CodecError(f"{self._name}: version {version} of the format; this vidtok reads version {VERSION}")
+        if length > MAX_HEADER or _PREFIX.size + length > self._size:
+            raise CodecError(f"{self._name}: the header is damaged or cut off")
+        data = self._at(_PREFIX.size, length)
+        if zlib.crc32(data) != crc:
+            raise CodecError(f"{self._name}: the header is damaged (its checksum differs)")
+        self._chunks_at = _PREFIX.size + length
+        try:
+            return _parse_header(data)
+        except ValueError as error:
+            raise CodecError(f"{self._name}: the header is not valid: {error}") from error
+
+    def _read_index(self) -> dict[int, Entry]:
+        """Entries of the index. Raises ValueError if there is no valid one."""
+        offset, tag = _END.unpack(self._at(max(self._size - _END.size, 0), _END.size))
+        if tag != b"VTKE" or not self._chunks_at <= offset <= self._size - _END.size - _BLOCK.size:
+            raise ValueError("there is no index at the end")
+        tag, length, crc = _BLOCK.unpack(self._at(offset, _BLOCK.size))
+        if tag != b"INDX" or offset + _BLOCK.size + length + _END.size != self._size:
+            raise ValueError("the index isn't where the end says")
+        data = self._at(offset + _BLOCK.size, length)
+        if zlib.crc32(data) != crc:
+            raise ValueError("the checksum of the index differs")
+        return self._check_index(json.loads(data), offset)
+
+    def _no_index(self, error: Exception) -> CodecError:
+        good = self._scan()
+        number = next(number for number in range(len(good) + 1) if number not in good)
+        return CodecError(
+            f"{self._name}: cut off or damaged at chunk {number} or at the index ({error}); "
+            f"{len(good)} chunks are good: --salvage decodes them",
+            number,
+        )
+
+    def _check_index(self, index: object, end: int) -> dict[int, Entry]:
+        """Entries as parsed from JSON. Raises ValueError unless they are chunks one after the other."""
+        rows = index.get("chunks") if isinstance(index, dict) else None
+        if not isinstance(rows, list) or not rows:
+            raise ValueError("the index holds no chunks")
+        entries, place = {}, self._chunks_at
+        for number, row in enumerate(rows):
+            if not isinstance(row, list) or len(row) != 4 or not all(type(value) is int for value in row):
+                raise ValueError(f"the index has no entry for chunk {number}")
+            entry = Entry(*row)
+            self._check_counts(number, entry.latents, entry.frames)
+            full = entry.latents == self.header.chunk_latents and entry.frames == self.header.frames_of(number, row[1])
+            if not (place <= entry.offset <= end - _CHUNK.size) or not (full or number == len(rows) - 1):
+                raise ValueError(f"the entry of chunk {number} in the index is not possible")
+            entries[number], place = entry, entry.offset + _CHUNK.size
+        return entries
+
+    def _check_counts(self, number: int, latents: int, frames: int) -> None:
+        most = self.header.frames_of(number, latents)
+        if not 1 <= latents <= self.header.chunk_latents or not most - self.header.stride[0] < frames <= most:
+            raise ValueError(f"it states {latents} latents and {frames} frames")
+        if frames < 1:
+            raise ValueError("it states no frames")
+
+    def _read_chunk(self, offset: int) -> Chunk:
+        """The chunk at an offset. Raises ValueError for one that is damaged."""
+        tag, number, latents, frames, time_bytes, token_bytes, crc = _CHUNK.unpack(self._at(offset, _CHUNK.size))
+        if tag != b"CHNK":
+            raise ValueError("it doesn't begin as a chunk does")
+        self._check_counts(number, latents, frames)
+        if time_bytes > 16 * frames + 64 or token_bytes > self.header.max_tokens_bytes:
+            raise ValueError(f"it states {time_bytes} bytes of times and {token_bytes} of tokens")
+        data = self._at(offset + _CHUNK.size, time_bytes + token_bytes)
+        if zlib.crc32(data, zlib.crc32(struct.pack("<5I", number, latents, frames, time_bytes, token_bytes))) != crc:
+            raise ValueError("its checksum differs")
+        return Chunk(number, latents, unpack_ticks(data[:time_bytes], frames), data[time_bytes:])
+
+    def _scan(self) -> dict[int, Entry]:
+        """Every good chunk, found without the index."""
+        entries: dict[int, Entry] = {}
+        for offset in self._find_tags():
+            try:
+                chunk = self._read_chunk(offset)
+            except ValueError:
+                continue
+            if chunk.number > max(entries, default=-1):  # chunks come in order, and inserted copies don't count
+                entries[chunk.number] = Entry(offset, chunk.latents, len(chunk.ticks), int(chunk.ticks[0]))
+        return entries
+
+    def _find_tags(self, block: int = 1 << 20) -> Iterator[int]:
+        """Offsets of everything that begins as a chunk does."""
+        for start in range(self._chunks_at, self._size, block):
+            data = self._at(start, min(block + 3, self._size - start))
+            place = data.find(b"CHNK")
+            while 0 <= place < block:
+                yield start + place
+                place = data.find(b"CHNK", place + 1)
+
+    def _at(self, offset: int, length: int) -> bytes:
+        if offset + length > self._size:
+            raise ValueError("the file ends in it")
+        self._file.seek(offset)
+        data = self._file.read(length)
+        if len(data) != length:
+            raise ValueError("the file ends in it")
+        return data
+
+    def bad_chunk(self, number: int, error: Exception) -> CodecError:
+        """The error for a chunk that can't be decoded."""
+        return CodecError(
+            f"{self._name}: chunk {number} of {len(self.entries)} is damaged ({error}): --salvage decodes the others",
+            number,
+        )
+
+
+def _parse_header(data: bytes) -> Header:
+    """Check every field of a header. Raises ValueError that names the first illegal one."""
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("it is no JSON") from error
+    names = [field.name for field in fields(Header)]
+    if not isinstance(values, dict) or sorted(values) != sorted(names) or len(data) > MAX_HEADER:
+        raise ValueError(f"its fields must be {', '.join(names)}")
+    for name in ("stride", "size", "time_base"):
+        if isinstance(values[name], list):
+            values[name] = tuple(values[name])
+    header = Header(**values)
+    legal = {
+        "model": _is_text(header.model),
+        "weight_hash": _is_text(header.weight_hash),
+        "precision": header.precision in ("fp32", "bf16"),
+        "bits": _is_count(header.bits, MAX_BITS),
+        "levels": _is_count(header.levels, MAX_BITS)
+        and _is_count(header.bits, MAX_BITS)
+        and header.bits % header.levels == 0,
+        "stride": _are_counts(header.stride, 3, 256),
+        "entropy": _is_text(header.entropy),
+        "chunk_latents": _is_count(header.chunk_latents, MAX_CHUNK_FRAMES),
+        "size": _are_counts(header.size, 2, MAX_SIDE),
+        "fps": type(header.fps) in (int, float) and 1e-9 <= header.fps <= 1e9,
+        "time_base": _are_counts(header.time_base, 2, 1 << 40),
+        "tile": header.tile is None or _is_count(header.tile, MAX_SIDE),
+        "source": isinstance(header.source, dict),
+    }
+    if wrong := [name for name, fine in legal.items() if not fine]:
+        raise ValueError(f"{wrong[0]} can't be {str(values[wrong[0]])[:40]}")
+    if header.chunk_latents * math.prod(header.grid) > MAX_CHUNK_TOKENS:
+        raise ValueError(f"a chunk can't have more than {MAX_CHUNK_TOKENS} tokens")
+    if header.chunk_latents * header.stride[0] > MAX_CHUNK_FRAMES:
+        raise ValueError(f"a chunk can't have more than {MAX_CHUNK_FRAMES} frames")
+    return header
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 256
+
+
+def _is_count(value: object, most: int) -> bool:
+    return type(value) is int and 1 <= value <= most
+
+
+def _are_counts(value: object, number: int, most: int) -> bool:
+    return isinstance(value, tuple) and len(value) == number and all(_is_count(item, most) for item in value)
