@@ -9,7 +9,7 @@ import torch
 
 import vidtok
 from vidtok.cli.main import main
-from vidtok.codec import CodecError
+from vidtok.codec import CodecError, codec
 from vidtok.codec.container import ContainerReader
 from vidtok.datasets import VideoWriter, demo_clip, iter_video
 from vidtok.errors import UserError
@@ -68,6 +68,23 @@ def test_parts_are_those_of_the_whole(tokenizer):
         vidtok.decompress(file, model=tokenizer, start=20)
     with pytest.raises(ValueError, match="0 <= start < end"):
         vidtok.decompress(file, model=tokenizer, start=2, end=1)
+
+
+def test_a_part_decodes_few_latents_before_it(tokenizer, monkeypatch):
+    file = io.BytesIO(packed(clip(141), tokenizer, fps=10))  # one chunk of 36 latents
+    whole = vidtok.decompress(file, model=tokenizer)
+    decoded = []
+    decode = codec.decode_chunks
+
+    def count(tokenizer, ids, tile):
+        for video in decode(tokenizer, ids, tile):
+            decoded.append(video.shape[2])
+            yield video
+
+    monkeypatch.setattr(codec, "decode_chunks", count)
+    part = vidtok.decompress(file, model=tokenizer, start=12.0)
+    torch.testing.assert_close(part, whole[:, :, 120:], atol=1e-5, rtol=0)
+    assert sum(decoded) == 1 + 4 * 22  # latents 14 to 35, and one frame that is left out
 
 
 def test_a_part_reads_only_its_chunks(tokenizer):

@@ -247,7 +247,7 @@ class _Frames:
         begin -= -(-WARM_UP // self._reader.header.chunk_latents)
         chunks = self._good_chunks([number for number in shown if number >= begin])
         for run in _consecutive(chunks):
-            yield from _cut(self._decode_run(run), start, end, base)
+            yield from _cut(self._decode_run(run, start, base), start, end, base)
 
     def _good_chunks(self, numbers: list[int]) -> Iterator[tuple[Chunk, np.ndarray]]:
         header = self._reader.header
@@ -271,23 +271,35 @@ class _Frames:
             last = max(self._reader.entries)
             warnings.warn(f"the file is unfinished or cut off after chunk {last}", stacklevel=2)
 
-    def _decode_run(self, run: Iterator[tuple[Chunk, np.ndarray]]) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """Frames of chunks that follow each other, without padding, and their ticks."""
+    def _decode_run(
+        self, run: Iterator[tuple[Chunk, np.ndarray]], start: float, base: Fraction
+    ) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Frames of chunks that follow each other, without padding, and their ticks.
+
+        Of the first chunk, latents are left out that the decoder doesn't look back to from `start`, in seconds.
+        """
+        header = self._reader.header
         ticks = np.zeros(0, np.int64)  # of frames that are still to come
         first = True
 
         def ids() -> Iterator[Tensor]:
             nonlocal ticks, first
             for chunk, tokens in run:
-                if first and chunk.number:
-                    # The first latent of a stream gives one frame, whose picture is left out; all others are complete.
-                    tokens = np.concatenate([tokens[:1], tokens])
-                    ticks = np.array([-1])
+                shown = chunk.ticks
+                if first:
+                    early = int((shown * float(base) < start).sum())
+                    skipped = max(early // header.stride[0] - WARM_UP, 0)
+                    if skipped:
+                        shown = shown[header.frames_of(chunk.number, skipped) :]
+                    if chunk.number or skipped:
+                        # The first latent of a stream gives one frame, which is left out; all others are complete.
+                        tokens = np.concatenate([tokens[skipped : skipped + 1], tokens[skipped:]])
+                        ticks = np.array([-1])
                 first = False
-                ticks = np.concatenate([ticks, chunk.ticks])
+                ticks = np.concatenate([ticks, shown])
                 yield from chunk_ids(tokens)
 
-        height, width = self._reader.header.size
+        height, width = header.size
         for video in decode_chunks(self._tokenizer, ids(), self._tile):
             now, ticks = ticks[: video.shape[2]], ticks[video.shape[2] :]
             skip = int(len(now) > 0 and now[0] == -1)
