@@ -6,17 +6,18 @@ The rules for clocks are those of ffmpeg's `ts_discontinuity_detect`.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from io import BytesIO
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import cast
 
 import av
 import numpy as np
 import torch
-from av import Packet
+from av import Packet, VideoFrame
 from av.container import InputContainer
 from av.video.stream import VideoStream
 from PIL import Image
@@ -30,6 +31,8 @@ if int(av.__version__.partition(".")[0]) < OLDEST_AV:
 
 MAX_PIXELS = 1 << 27  # per frame; 16K UHD fits, a header that claims more is damaged or an attack
 LARGE = 1280 * 720  # pixels per frame from which several threads decode
+MAX_THREADS = 16  # of one decoder, as in FFmpeg
+PIXELS_IN_THREADS = 1 << 26  # 8 threads at 4K, whose pictures take 200 MB at 10 bits
 
 # Formats whose files only name others, which FFmpeg would open: files of this machine, or addresses.
 _REFERRING = {
@@ -55,10 +58,14 @@ _SCRIPTS = (
 )
 
 
-def open_container(path: str | Path) -> tuple[InputContainer, VideoStream]:
+def open_container(path: str | Path, threads: int = MAX_THREADS) -> tuple[InputContainer, VideoStream]:
     """Open `path` and select the best video stream. The caller closes the container.
 
     FFmpeg opens no other file and no address: playlists and the like are refused, whatever their suffix.
+
+    Args:
+        path: the file.
+        threads: at most so many decode it, see also `LARGE` and `PIXELS_IN_THREADS`.
 
     Raises:
         VideoError: the file is missing or empty, or has no video that FFmpeg can decode.
@@ -82,7 +89,7 @@ def open_container(path: str | Path) -> tuple[InputContainer, VideoStream]:
     except (av.error.FFmpegError, ValueError) as e:
         raise VideoError(path, f"not a video or image that FFmpeg can read ({describe(e)})") from e
     try:
-        return container, _video_stream(path, container)
+        return container, _video_stream(path, container, threads)
     except VideoError:
         container.close()
         raise
@@ -134,7 +141,7 @@ def _webp_frames(image: Image.Image) -> BytesIO:
     return data
 
 
-def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+def _video_stream(path: Path, container: InputContainer, threads: int) -> VideoStream:
     if container.format.name == "tty":  # FFmpeg renders any .txt as a video of a terminal
         raise VideoError(path, "a text file, not a video")
     stream = cast("VideoStream | None", container.streams.best("video"))
@@ -150,11 +157,41 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
         )
     context.options = {"max_pixels": str(MAX_PIXELS)}  # a stream may change its size later
     # Frame threads hold a picture each, and small pictures decode fast enough without them.
-    if context.width * context.height >= LARGE:
-        context.thread_type, context.thread_count = "FRAME", torch.get_num_threads()
+    if (pixels := context.width * context.height) >= LARGE:
+        context.thread_type = "FRAME"
+        context.thread_count = max(1, min(torch.get_num_threads(), threads, PIXELS_IN_THREADS // pixels))
     else:
         context.thread_count = 1
     return stream
+
+
+class Decoding:
+    """Iterate over the frames of a video, `skip` of them left out.
+
+    Attributes:
+        is_threaded: whether several threads decode. Then FFmpeg tells neither which packet an error is about nor what
+            is good before it, and drops errors of the last packets.
+        is_short: whether there were fewer frames than packets, so far.
+    """
+
+    def __init__(self, container: InputContainer, stream: VideoStream, skip: int = 0):
+        self.is_threaded = stream.codec_context.thread_count > 1
+        self._balance, self._skip = 0, skip
+        self._frames = self._decode(container, stream)
+
+    @property
+    def is_short(self) -> bool:
+        return self._balance > 0
+
+    def __iter__(self) -> Iterator[VideoFrame]:
+        return islice(self._frames, self._skip, None)
+
+    def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+        for packet in container.demux(stream):
+            self._balance += bool(packet.size) and not packet.is_discard
+            for frame in packet.decode():
+                self._balance -= 1
+                yield frame
 
 
 def tick_of(stream: VideoStream) -> Fraction:

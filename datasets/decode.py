@@ -20,6 +20,7 @@ from vidtok.datasets.container import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
     Clock,
+    Decoding,
     describe,
     is_rate_reliable,
     is_truncated,
@@ -239,7 +240,7 @@ class PyAVReader:
 
     `num_frames` and `timestamps` decode the whole video once, since only the decoder knows which frames are presented;
     `iter_frames` needs no count. A frame that differs in size from the first is scaled to it (as ffmpeg does).
-    Pictures of 720 lines or more are decoded by `torch.get_num_threads()` threads.
+    Pictures of 720 lines or more are decoded by up to `torch.get_num_threads()` threads.
 
     Args:
         path: the file.
@@ -374,7 +375,7 @@ class PyAVReader:
 
         The failure is raised or kept in `error`. Corrupt frames before the first good one are passed through. Frames
         that are shown before a damaged one but predicted from it (B-frames) count as good, since FFmpeg does not
-        report them.
+        report them. After a fault with several threads the video is decoded again in one, see `Decoding`.
         """
         if self._on_error == "skip":
             damage = Damage()
@@ -383,14 +384,26 @@ class PyAVReader:
             self.error = VideoError(self.path, str(damage), damage.good) if damage.reason else None
             return
         good, begun, last, cause = 0, False, None, None
-        frames, why = container.decode(stream), None
+        decoding = Decoding(container, stream)
+        frames, why = iter(decoding), None
         while why is None:
+            frame, fault = None, None
             try:
                 frame = next(frames, None)
             except (av.error.FFmpegError, MemoryError) as e:
-                cause, why = e, describe(e)
-                # Frames decoded before the break and buffered for presentation.
-                waiting = stream.codec_context.decode(None)
+                fault = e
+            if decoding.is_threaded and (decoding.is_short if frame is None else frame.is_corrupt and begun):
+                container.close()
+                self._container, stream = open_container(self.path, threads=1)
+                container, decoding = self._container, Decoding(self._container, stream, skip=good)
+                frames = iter(decoding)
+                continue
+            if fault:
+                cause, why = fault, describe(fault)
+                try:  # frames decoded before the break and buffered for presentation
+                    waiting = stream.codec_context.decode(None)
+                except av.error.FFmpegError:  # the end was reached before
+                    waiting = []
             else:
                 waiting = [] if frame is None else [frame]
                 if frame is None:

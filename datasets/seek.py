@@ -20,7 +20,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from vidtok.datasets.backends import open_video
-from vidtok.datasets.container import describe, open_container
+from vidtok.datasets.container import MAX_THREADS, describe, open_container
 from vidtok.datasets.decode import Chunk, FrameConverter, PyAVReader, VideoReader, convert_pictures, places_of
 from vidtok.datasets.frames import View, display_matrix
 from vidtok.datasets.timeline import Timeline, cached_timeline
@@ -193,14 +193,16 @@ def select_frames(video: VideoReader, choose: Choose, view: ChooseView = whole_p
 AHEAD = 16  # frames; decoding so many is cheaper than a seek
 
 
-def _seek(path: str | Path, timeline: Timeline, indices: np.ndarray, view: ChooseView) -> np.ndarray | None:
+def _seek(
+    path: str | Path, timeline: Timeline, indices: np.ndarray, view: ChooseView, threads: int = MAX_THREADS
+) -> np.ndarray | None:
     """Decode frames in ascending order, seeking to a keyframe wherever that skips more than `AHEAD` frames.
 
     Return None if seeking leads elsewhere, as in containers without an index (MPEG-TS and -PS), or to frames that the
     decoder reports as corrupt.
     """
     places, out, convert = places_of(timeline.pts[indices]), None, None
-    container, stream = open_container(path)
+    container, stream = open_container(path, threads)
     with container:
         frames: Iterator[VideoFrame] | None = None
         at = None  # time of the last decoded frame
@@ -219,6 +221,8 @@ def _seek(path: str | Path, timeline: Timeline, indices: np.ndarray, view: Choos
                 out = np.empty((len(indices), *picture_HWC.shape), np.uint8) if out is None else out
                 out[places[wanted]] = picture_HWC
         except av.error.FFmpegError as e:
+            if stream.codec_context.thread_count > 1:  # the fault may be of a frame that is not wanted
+                return _seek(path, timeline, indices, view, threads=1)
             what = f"frames {indices.min()} to {indices.max()}"
             raise VideoError(path, f"the stream breaks while reading {what} ({describe(e)})") from e
     return out

@@ -13,6 +13,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from vidtok.datasets.container import (
+    Decoding,
     PacketTimes,
     describe,
     is_truncated,
@@ -204,16 +205,15 @@ def decode_past_damage(
     """Yield the frames of a video, and go on after damage as the ffmpeg command does.
 
     Frames that FFmpeg reports as corrupt are left out, but for those before the first good one of a video that is not
-    damaged before it. After the first fault the video is decoded again, in one thread: with several, FFmpeg doesn't
-    say which packet an error is about.
+    damaged before it. After the first fault the video is decoded again, in one thread (see `Decoding`).
 
     Args:
         path, container, stream: the video, see `open_container`.
         damage: what is lost; complete when the last frame has been yielded.
     """
-    begun, last = False, None
+    begun, last, decoding = False, None, Decoding(container, stream)
     try:
-        for frame in container.decode(stream):
+        for frame in decoding:
             if frame.is_corrupt and begun:
                 damage.lose("a frame is damaged")
                 break
@@ -222,15 +222,14 @@ def decode_past_damage(
             yield frame
     except (av.error.FFmpegError, MemoryError) as e:
         damage.lose(describe(e))
-    if not damage.reason:
+    if not damage.reason and not (decoding.is_threaded and decoding.is_short):
         if last is not None and is_truncated(path, container, stream, last + 1 / stated_rate(stream)):
             damage.lose("the file is truncated")
         damage.is_complete = True
         return
     given, last = damage.good, None
-    container, stream = open_container(path)
+    container, stream = open_container(path, threads=1)
     with container:
-        stream.codec_context.thread_count = 1
         for number, frame in enumerate(_decode_packets(container, stream, damage)):
             last = frame.time
             if number >= given:

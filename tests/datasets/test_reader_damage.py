@@ -5,8 +5,10 @@ import random
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 
+from vidtok.datasets import container
 from vidtok.datasets.checking import check_video
 from vidtok.datasets.decode import PyAVReader
 from vidtok.errors import VideoError
@@ -17,9 +19,9 @@ FRAMES = 60
 REORDERED = 3  # x264's B-frames in a row
 
 
-def write(path, codec: str) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options={"g": "12"})
+def write(path, codec: str, **options: str) -> None:
+    with av.open(str(path), "w", options=options) as output:
+        stream = output.add_stream(codec, rate=25, options={"g": "12"})
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.codec_context.thread_count = 1  # with several, x264 writes other bytes every time
         rng = np.random.default_rng(0)
@@ -27,8 +29,8 @@ def write(path, codec: str) -> None:
             picture = np.full((64, 96, 3), i * 4 % 256, np.uint8)
             picture[:, i : i + 6] = 255
             picture[::7] ^= rng.integers(0, 64, (10, 96, 3), dtype=np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
-        container.mux(stream.encode())
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        output.mux(stream.encode())
 
 
 def read(path, on_error: str = "raise") -> np.ndarray:
@@ -51,6 +53,35 @@ def test_a_file_that_is_cut_off(tmp_path, name):
         assert 0 < good < FRAMES and len(kept) == good
         # The last packet may be half there, and frames shown before its own have been predicted from it.
         np.testing.assert_array_equal(kept[: good - REORDERED], whole[: good - REORDERED])
+
+
+@pytest.mark.parametrize("on_error", ["keep", "skip"])
+@pytest.mark.parametrize("share", [0.5, 0.98])
+def test_threads_change_nothing_of_a_damaged_file(tmp_path, monkeypatch, on_error, share):
+    """With several threads FFmpeg drops errors of the last packets, and frames with them."""
+    path = tmp_path / "a.mp4"
+    write(path, "libx264", movflags="faststart")
+    data = path.read_bytes()
+    monkeypatch.setattr(container, "LARGE", 0)
+
+    def outcome() -> tuple[np.ndarray, str]:
+        with PyAVReader(path, on_error) as reader:
+            frames_THWC = np.concatenate([chunk.frames for chunk in reader.iter_frames()])
+            return frames_THWC, str(reader.error)
+
+    rotten = bytearray(data)
+    rotten[int(share * len(data)) - 200 : int(share * len(data))] = bytes(200)
+    cut = data[: int(share * len(data))]
+    for damaged in (cut, bytes(rotten)):
+        path.write_bytes(damaged)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+        frames_THWC, error = outcome()
+        assert len(frames_THWC) > 0 and (path.name in error or damaged is not cut)
+        for threads in (2, 5):
+            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            again_THWC, other = outcome()
+            assert error == other
+            np.testing.assert_array_equal(again_THWC, frames_THWC)
 
 
 def test_a_lost_index_is_no_lost_frame(tmp_path):
