@@ -12,7 +12,7 @@ from fractions import Fraction
 from io import BytesIO
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 import av
 import numpy as np
@@ -22,7 +22,9 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from PIL import Image
 
+from vidtok.archives import open_binary, validate_no_archive
 from vidtok.errors import UserError, VideoError
+from vidtok.files import file_version
 from vidtok.names import IMAGE_SUFFIXES
 
 OLDEST_AV = 17  # older versions ignore the color tags: BT.709 is read with the matrix of BT.601, up to 23 levels off
@@ -72,16 +74,19 @@ def open_container(path: str | Path, threads: int = MAX_THREADS) -> tuple[InputC
     """
     path = Path(path)
     try:
-        if not path.exists():
-            raise VideoError(path, "no such file")
-        if not path.is_file():
+        if not path.is_file() and path.exists():
             raise VideoError(path, "not a file")
-        if path.stat().st_size == 0:
+        if file_version(path).size == 0:
             raise VideoError(path, "the file is empty (0 bytes)")
+        validate_no_archive(path)
         # "file:" keeps a colon in a name from being read as a protocol. An image is passed as bytes, or FFmpeg would
         # take a % in its name for a numbered sequence.
         _refuse_script(path)
-        source = _image_data(path) if path.suffix.lower() in IMAGE_SUFFIXES else f"file:{path}"
+        source: str | BinaryIO
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            source = _image_data(path)
+        else:
+            source = f"file:{path}" if path.is_file() else open_binary(path)
     except OSError as e:  # not readable, gone by now, or a name that is too long
         raise VideoError(path, e.strerror or str(e)) from e
     try:
@@ -97,7 +102,7 @@ def open_container(path: str | Path, threads: int = MAX_THREADS) -> tuple[InputC
 
 def _refuse_script(path: Path) -> None:
     """Raise VideoError for a text that tells FFmpeg which other files to open."""
-    with open(path, "rb") as file:
+    with open_binary(path) as file:
         head = file.read(HEAD)
     for pattern, what in _SCRIPTS:
         if pattern.match(head):
@@ -106,7 +111,8 @@ def _refuse_script(path: Path) -> None:
 
 def _image_data(path: Path) -> BytesIO:
     """Return the bytes of an image file, or for an animated WebP, which FFmpeg can't read, of a video of its frames."""
-    data = BytesIO(path.read_bytes())
+    with open_binary(path) as file:
+        data = BytesIO(file.read())
     if path.suffix.lower() != ".webp":
         return data
     try:
@@ -217,9 +223,9 @@ def is_truncated(path: Path, container: InputContainer, stream: VideoStream, end
         end: end of the decoded video in seconds.
     """
     whole = {"matroska,webm": _segment_end, "avi": _riff_end}.get(container.format.name, lambda head: None)
-    with open(path, "rb") as file:
+    with open_binary(path) as file:
         size = whole(file.read(HEAD))
-    if size is None or size <= path.stat().st_size:
+    if size is None or size <= file_version(path).size:
         return False
     promised = _seconds(stream.metadata.get("DURATION"))
     if promised is None:

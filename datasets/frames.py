@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import make_grid
 
+from vidtok.archives import open_binary
+
 Size = int | tuple[int, int] | None
 
 
@@ -149,7 +151,7 @@ _ORIENTATIONS: dict[int, Matrix] = {
 def exif_matrix(path: Path) -> Matrix | None:
     """Read the display matrix of an image file's EXIF orientation; None if it is upright or not stated."""
     try:
-        with Image.open(path) as image:
+        with open_binary(path) as file, Image.open(file) as image:
             return _ORIENTATIONS.get(image.getexif().get(0x0112, 0))
     except (OSError, SyntaxError, ValueError):  # FFmpeg can read it, Pillow can't
         return None

@@ -103,8 +103,8 @@ def cached_frames(path: str | Path, folder: str | Path) -> tuple[np.ndarray, np.
         VideoError: the video can't be decoded.
     """
     folder = Path(folder)
-    status = os.stat(path)
-    key = f"{os.path.realpath(path)}:{status.st_size}:{status.st_mtime_ns}"
+    version = file_version(path)
+    key = f"{version.path}:{version.size}:{version.modified}"
     name = hashlib.sha256(os.fsencode(key)).hexdigest()[:24]
     frames_file, facts_file = folder / f"{name}.rgb", folder / f"{name}.npz"
     if not facts_file.exists():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from vidtok import archives
 from vidtok.datasets.annotations import read_annotations
 from vidtok.datasets.annotations.documents import without_brackets
 from vidtok.datasets.annotations.words import canonical_split
@@ -78,9 +79,16 @@ def class_numbers(
 def find_media(root: str | Path, suffixes: tuple[str, ...]) -> list[str]:
     """Find the files below `root` with one of `suffixes` as `walk_files` does, sorted.
 
+    Args:
+        root: a folder, or an archive (`vidtok.archives`).
+        suffixes: in lower case.
+
     Raises:
-        ValueError: root is not a folder.
+        ValueError: root is neither.
+        VideoError: the archive can't be read.
     """
+    if archives.is_archive(root):
+        return sorted(map(str, archives.find_media(root, suffixes)))
     if not Path(root).is_dir():
         raise ValueError(f"{root} is not a folder")
     return sorted(walk_files(root, suffixes))
@@ -406,6 +414,8 @@ def videos_by_split(
     if source.is_dir():
         folders = {name: source / name for name in split_folders(source)} or {str(source): source}
         return {name: [(path, None) for path in find_media(folder, MEDIA_SUFFIXES)] for name, folder in folders.items()}
+    if archives.is_archive(source):
+        return {str(source): [(path, None) for path in find_media(source, MEDIA_SUFFIXES)]}
     table = read_annotations(source, **columns)
     splits = dict.fromkeys(table["split"]) if "split" in table else {str(source): None}
     found: dict[str, list[tuple[str, Segment | None]]] = {}

@@ -3,7 +3,6 @@
 import os
 import socket
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -130,7 +129,7 @@ def test_a_file_that_cannot_be_opened_is_one_error(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("vidtok.datasets.container.open_binary", refuse)
     with pytest.raises(VideoError, match=r"a\.png: Permission denied"):
         open_container(tmp_path / "a.png")
 

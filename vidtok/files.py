@@ -16,6 +16,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import NamedTuple
 
+from vidtok import archives
 from vidtok.errors import UserError, VideoError
 from vidtok.names import IMAGE_SUFFIXES, VIDEO_SUFFIXES, hash_name, result_names
 
@@ -34,7 +35,7 @@ def find_videos(inputs: Iterable[str]) -> list[tuple[Path, Path]]:
 
 
 def find_files(inputs: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]:
-    """(file, its path below the folder it was found in) of files, folders and glob patterns.
+    """(file, its path below the folder it was found in) of files, folders, archives and glob patterns.
 
     A file that is named is taken whatever its suffix; a folder, searched as in `walk_files`, gives those with one of
     `suffixes`. Nothing is taken twice, under whatever name or link.
@@ -48,11 +49,18 @@ def find_files(inputs: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[P
         if path.is_dir():
             files = [(f, f.relative_to(path)) for f in sorted(map(Path, walk_files(path, suffixes)))]
             nothing = f"{text}: no {'/'.join(suffixes[:3])} file in this folder"
-        elif os.path.lexists(path):  # what can't be read is a failure of its own, and doesn't end the run
+        elif os.path.isfile(path):
+            files = [(f, f.relative_to(path) if f != path else Path(path.name)) for f in _unfold(path, suffixes)]
+            nothing = f"{text}: no {'/'.join(suffixes[:3])} file in this archive"
+        elif "://" in text:
+            files, nothing = [], f"{text}: addresses are not read: download the videos first"
+        elif os.path.lexists(path) or archives.split_path(path):
+            # What can't be read is a failure of its own, and doesn't end the run.
             files, nothing = [(path, Path(path.name))], ""
         elif has_magic(text):
             root = Path(*_fixed_parts(path))
-            files = [(f, f.relative_to(root)) for f in _match(path, root)]
+            matches = [_unfold(f, suffixes) for f in _match(path, root)]
+            files = [(f, f.relative_to(root)) for found_here in matches for f in found_here]
             nothing = f"{text}: no file matches"
         else:
             files, nothing = [], f"{text}: no such file or folder"
@@ -63,6 +71,16 @@ def find_files(inputs: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[P
     # The paths as the user wrote them read better than absolute ones.
     here = Path.cwd()
     return [(f.relative_to(here) if f.is_relative_to(here) else f, below) for f, below in found.values()]
+
+
+def _unfold(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """An archive's members with one of `suffixes`; any other file itself, and an archive that can't be read."""
+    if {*archives.SUFFIXES} & {*suffixes} or not archives.is_archive(path):
+        return [path]
+    try:
+        return archives.find_media(path, suffixes)
+    except VideoError:
+        return [path]
 
 
 def walk_files(root: str | os.PathLike, suffixes: tuple[str, ...]) -> list[str]:
@@ -249,7 +267,7 @@ class FileVersion(NamedTuple):
 
 
 def file_version(path: str | Path) -> FileVersion:
-    """Return the version of a file.
+    """Return the version of a file, or of a member of an archive (`vidtok.archives`).
 
     Raises:
         VideoError: no such file.
@@ -257,6 +275,10 @@ def file_version(path: str | Path) -> FileVersion:
     try:
         status = os.stat(path)
     except OSError as e:
+        if isinstance(e, NotADirectoryError) and (found := archives.find_member(path)) is not None:
+            archive, member = found
+            status = os.stat(archive)
+            return FileVersion(os.path.realpath(path), member.size, status.st_mtime_ns, status.st_ino)
         raise VideoError(path, "no such file" if isinstance(e, FileNotFoundError) else e.strerror or str(e)) from e
     return FileVersion(os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino)
 

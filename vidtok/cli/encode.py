@@ -19,7 +19,7 @@ from vidtok.cli import common
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders of videos, glob patterns")
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders or tar or zip files of them, patterns")
     common.add_output(parser, "folder, or a name in .npz for one video")
     common.add_model(parser)
     common.add_precision(parser)

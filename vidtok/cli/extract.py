@@ -5,7 +5,7 @@
     vidtok extract digits -o digits --container parquet               # the built-in labeled videos
     vidtok extract videos/ -o hidden --features hidden --pool mean --clips dense:2 --frames 16 --size 128 --crop center
 
-SRC: files, folders, glob patterns; annotations (.csv, .json, .jsonl, .txt; Kinetics, Something-Something-v2, lists);
+SRC: files, folders, tar and zip files, patterns; annotations (.csv, .json, .jsonl, .txt; of Kinetics, SSv2, lists);
 "digits". Labels and splits come from the annotations, or with --class-folders from the folders SRC/[SPLIT/]CLASS/VIDEO.
 
 --features embedding takes what a trained --head has before its last layer, of the clips that it was trained for.

@@ -13,7 +13,7 @@ from vidtok.cli import common
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders of videos, glob patterns")
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders or tar or zip files of them, patterns")
     common.add_output(parser, "folder, or a name in .mp4, .mov, .mkv, .gif, .png for one video")
     parser.add_argument("--side-by-side", action="store_true", help="the original on the left")
     common.add_model(parser)

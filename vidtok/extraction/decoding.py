@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -29,6 +28,7 @@ from vidtok.datasets.seek import Choose, ChooseView, indices_at, read_selection,
 from vidtok.datasets.transforms import three_crops
 from vidtok.errors import nearest
 from vidtok.extraction.sources import Clips, WorkItem
+from vidtok.files import file_version
 from vidtok.streaming import pad_chunks
 
 CROPS = ("center", "three")
@@ -137,7 +137,7 @@ def read_chunks(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:
 
 def stream_info(stream: VideoStream, frames: int | None) -> Info:
     """What is known of a whole video at the end of its stream. frames: where it was cut, or None."""
-    source = stream.native_size, stream.native_fps, stream.backend, stream.path.stat().st_size
+    source = stream.native_size, stream.native_fps, stream.backend, file_version(stream.path).size
     return Info(stream.fps, stream.size, *source, stream.timestamps[:frames], None, damage_meta(stream))
 
 
@@ -198,7 +198,7 @@ def _segment(path: str, segment: Segment, reading: ReadConfig) -> Iterator[Strea
 
     def info() -> Info:
         fps = reading.fps or known["fps"]
-        source = known["native"], known["fps"], reader_name(reading.reader), Path(path).stat().st_size
+        source = known["native"], known["fps"], reader_name(reading.reader), file_version(path).size
         return Info(fps, known["view"].size, *source, known["times"], None, damage_meta(kept))
 
     with _open_kept(path, reading) as kept:
@@ -226,7 +226,7 @@ def _clips(path: str, segment: Segment | None, reading: ReadConfig, clips: Clips
                 views = frames_as_video(frames_THWC)[None]
                 if reading.crop == "three" and reading.size is not None:
                     views = three_crops(views, reading.size)
-                source = known["native_size"], known["fps"], reader_name(reading.reader), Path(path).stat().st_size
+                source = known["native_size"], known["fps"], reader_name(reading.reader), file_version(path).size
                 yield from _views(views, times, reading, i, known["count"], *source, damage_meta(kept))
             start += CLIPS_AT_ONCE
 

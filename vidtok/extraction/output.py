@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from vidtok.datasets.annotations.words import canonical_split
 from vidtok.datasets.backends import pixels_version
-from vidtok.errors import nearest, one_line
+from vidtok.errors import VideoError, nearest, one_line
 from vidtok.extraction.containers import SUFFIXES, check_container, open_writer
 from vidtok.extraction.record import (
     FEATURES,
@@ -38,7 +38,7 @@ from vidtok.extraction.record import (
     settings_of,
 )
 from vidtok.extraction.sources import WorkItem
-from vidtok.files import replacing
+from vidtok.files import file_version, replacing
 from vidtok.names import escape_name, printable, result_names
 from vidtok.quantize import LFQ
 
@@ -381,8 +381,8 @@ class Output:
 def another(item: WorkItem, entry: Entry) -> str | None:
     """Why what is there is not of this item, or None."""
     try:
-        size = None if item.path is None else os.stat(item.path).st_size
-    except OSError:  # its features stay, with or without the video
+        size = None if item.path is None else file_version(item.path).size
+    except VideoError:  # its features stay, with or without the video
         size = None
     if size not in (None, entry.source_bytes):
         return f"under its name there are features of another file, of {entry.source_bytes} bytes: give another folder"
