@@ -79,6 +79,15 @@ def test_times_of_any_kind():
         unpack_ticks(bomb, 2)
 
 
+def test_tokens_that_fit_no_prediction_may_take_more_than_packed_bits():
+    file = io.BytesIO()
+    writer = ContainerWriter(file, HEADER)
+    chunk = Chunk(0, 3, np.arange(9), bytes(3 * 12 * BITS * 2))  # 16 bits for each bit
+    writer.add(chunk)
+    writer.finish()
+    assert ContainerReader(file).read(0).tokens == chunk.tokens
+
+
 def test_a_flipped_bit_names_the_chunk_and_salvage_reads_the_others():
     data = bytearray(make_file())
     data[chunk_offset(bytes(data), 1) + 50] ^= 4

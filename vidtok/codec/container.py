@@ -97,9 +97,8 @@ class Header:
 
     @property
     def max_tokens_bytes(self) -> int:
-        """Bytes that the tokens of one chunk can take: no entropy model may need a sixteenth more than packed bits."""
-        raw = self.chunk_latents * math.prod(self.grid) * self.bits // 8
-        return raw + raw // 16 + 1024
+        """Bytes that the tokens of one chunk can take: no probability is below 2^-16, so no bit costs more than 16."""
+        return 2 * self.chunk_latents * math.prod(self.grid) * self.bits + 64
 
     def frames_of(self, chunk: int, latents: int) -> int:
         """Frames of a chunk without padding."""
