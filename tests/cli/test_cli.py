@@ -160,6 +160,21 @@ def test_one_bad_file_among_good_ones(capsys, here, model, videos):
     assert "1 of 4 clips used, 3 failed" in out
 
 
+def test_progress_as_json_lines(capsys, here, model, videos):
+    (here / "in").mkdir()
+    (here / "in/a.mp4").write_bytes((videos / "odd.mp4").read_bytes())
+    (here / "in/zero.mp4").write_bytes(b"")
+    for verb in ("encode", "extract"):
+        out, err = vidtok(capsys, verb, "in", "-o", verb, "--model", model, "--log-json", status=1)
+        lines = [json.loads(line) for line in err.splitlines()]
+        (failure,) = [line for line in lines if line["event"] == "failed"]
+        assert failure == {"event": "failed", "file": "in/zero.mp4", "reason": "the file is empty (0 bytes)"}
+        last = [line for line in lines if line["event"] == "progress"][-1]
+        known = {"total": 2, "done": 1, "skipped": 0, "failed": 1, "damaged": 0, "frames": 6}
+        assert last.items() >= known.items() and last["seconds"] > 0 and last["seconds_left"] == 0
+        assert "1 of 2 videos" in out
+
+
 def test_a_damaged_video_is_kept_if_asked(capsys, here, model, videos):
     data = bytearray((videos / "sub/even.mp4").read_bytes())
     with av.open(str(videos / "sub/even.mp4")) as container:

@@ -102,6 +102,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="for a decoder that gives nothing (%(default)s s)",
     )
+    parser.add_argument("--log-json", action="store_true", help="progress and failures as JSON lines on stderr")
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:

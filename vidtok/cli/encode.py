@@ -32,7 +32,9 @@ def run(args: argparse.Namespace) -> int:
     from vidtok.cli.progress import show_run
     from vidtok.extraction.run import encode_files
 
-    stats = show_run(partial(encode_files, **vars(args)), "encoded", "videos")
+    settings = dict(vars(args))
+    log_json = settings.pop("log_json")
+    stats = show_run(partial(encode_files, **settings), "encoded", "videos", log_json)
     if stats.agreement is not None:
         print(stats.agreement)
     return int(stats.failed > 0)

@@ -75,11 +75,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"-o {args.output}: extract fills a folder (vidtok encode writes one .npz of one video, too)")
     validate_flags(args)
     settings = dict(vars(args))
+    log_json = settings.pop("log_json")
     if settings.pop("measure"):
         del settings["output"]
         print_speeds(measure(**settings))
         return 0
-    return int(show_run(partial(extract, **settings), "extracted", "videos").failed > 0)
+    return int(show_run(partial(extract, **settings), "extracted", "videos", log_json).failed > 0)
 
 
 def print_speeds(speeds: dict) -> None:

@@ -1,5 +1,6 @@
 """Progress bars on stderr, where that is a terminal."""
 
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -58,21 +59,23 @@ def track(items: Iterable[Item], total: int, things: str) -> Iterator[Item]:
 
 
 class RunProgress:
-    """A bar for a run over files, and failures as they come. update() takes the counts so far."""
+    """A bar for a run over files, and failures as they come; or JSON lines. update() takes the counts so far."""
 
-    def __init__(self, things: str):
+    def __init__(self, things: str, log_json: bool = False):
         from rich import progress
         from rich.console import Console
 
-        self._things, self._told = things, [0, 0]
+        self._things, self._told, self._log_json = things, [0, 0], log_json
         console = Console(stderr=True)
         columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[text]}"))
-        self._bar = progress.Progress(*columns, console=console, disable=not console.is_terminal)
+        self._bar = progress.Progress(*columns, console=console, disable=log_json or not console.is_terminal)
         self._task = self._bar.add_task("", total=None, text=things)
 
     def update(self, stats) -> None:
         """stats: a `vidtok.extraction.engine.RunStats`."""
         self.tell(stats)
+        if self._log_json:
+            print(json.dumps(stats.counts()), file=sys.stderr)
         left = "" if stats.eta is None else f", {stats.eta / 60:.0f} min left" if stats.eta > 90 else ", a minute left"
         failed = f", {stats.failed} failed" if stats.failures else ""
         completed = stats.done + stats.skipped + stats.failed
@@ -81,10 +84,12 @@ class RunProgress:
 
     def tell(self, stats) -> None:
         """Print the failures and the damage that are new."""
-        for i, found in enumerate((stats.failures, stats.damaged)):
+        for i, (kind, found) in enumerate((("failed", stats.failures), ("damaged", stats.damaged))):
             for source, why in found[self._told[i] :]:
                 source, why = printable(str(source)), printable(why)
-                print(f"vidtok: {why if source in why else f'{source}: {why}'}", file=sys.stderr)  # above the bar
+                text = f"vidtok: {why if source in why else f'{source}: {why}'}"
+                text = json.dumps({"event": kind, "file": source, "reason": why}) if self._log_json else text
+                print(text, file=sys.stderr)  # above the bar
             self._told[i] = len(found)
 
     def __enter__(self) -> "RunProgress":
@@ -98,12 +103,12 @@ class RunProgress:
         signal.signal(signal.SIGTERM, self._sigterm)
 
 
-def show_run(work: Callable[..., "RunStats"], done: str, things: str = "files"):
+def show_run(work: Callable[..., "RunStats"], done: str, things: str = "files", log_json: bool = False):
     """Run work(progress=...), which returns the run's `RunStats`; print failures and a summary, and return the stats.
 
     done: what the summary calls a file that went well, "encoded".
     """
-    with RunProgress(things) as bar:
+    with RunProgress(things, log_json) as bar:
         stats = work(progress=bar.update)
     bar.tell(stats)
     print(f"{done} {stats}")

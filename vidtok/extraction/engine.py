@@ -128,6 +128,14 @@ class RunStats:
         worked = self.done + self.failed
         return None if not worked else self.elapsed / worked * (self.total - worked - self.skipped)
 
+    def counts(self) -> dict:
+        """Return the counts so far, as JSON takes them: {"event": "progress", "total", "done", "skipped", "failed",
+        "damaged", "frames", "seconds", "seconds_left" (or None)}."""
+        left = None if self.eta is None else round(self.eta, 3)
+        counts = {name: getattr(self, name) for name in ("total", "done", "skipped", "failed")}
+        counts |= {"damaged": len(self.damaged), "frames": self.frames}
+        return {"event": "progress"} | counts | {"seconds": round(self.elapsed, 3), "seconds_left": left}
+
     @property
     def speed(self) -> str:
         """Rates in words."""
