@@ -30,7 +30,7 @@ from vidtok.datasets.container import (
     stated_rate,
 )
 from vidtok.datasets.frames import Box, Matrix, View, display_matrix, exif_matrix, orient, swaps_sides, uncrop
-from vidtok.datasets.timeline import Damage, decode_past_damage
+from vidtok.datasets.timeline import Damage, decode_past_damage, read_timeline
 from vidtok.errors import VideoError
 from vidtok.files import check_unchanged, file_version
 
@@ -278,6 +278,10 @@ class PyAVReader:
         self._has_times = first.time is not None  # raw streams have none
         self._stated = stated_rate(stream) if self._has_times else float(stream.guessed_rate or 25)
         is_image = self.path.suffix.lower() in IMAGE_SUFFIXES
+        # In AVI H.264 has no times of presentation, and FFmpeg gives frames those of other packets.
+        context = stream.codec_context
+        is_unordered = self._container.format.name == "avi" and context.name == "h264" and context.has_b_frames
+        self._packet_times = read_timeline(path).timestamps if is_unordered and self._has_times else None
         self._measures = self._has_times and not is_image and not is_rate_reliable(self._container, stream)
         self.clock = Clock(longest_gap(self._container), 1 / self._stated)
         self._ahead: Iterator[VideoFrame] = chain([first], self._decoder)  # the frames to come
@@ -436,4 +440,6 @@ class PyAVReader:
         self._ahead, self._next = self._decoder, 0
 
     def _time(self, frame: VideoFrame, index: int) -> float:
+        if self._packet_times is not None:
+            return self.start_time + float(self._packet_times[min(index, len(self._packet_times) - 1)])
         return self.clock.time(frame.time, index) if self._has_times else index / self.fps

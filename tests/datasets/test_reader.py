@@ -168,6 +168,22 @@ def test_selections_where_packets_tell_no_presentation_times(tmp_path):
         assert [number(f) for f in read_selection(path, lambda t, fps, asked=asked: asked).frames] == asked
 
 
+def test_times_of_h264_in_avi_are_those_of_presentation(tmp_path):
+    """Frames are evenly spaced, and no B-frame counts as a restart of the clock."""
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"bf": "3", "b_strategy": "0", "g": "12"})
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
+        for i in range(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(i), "rgb24")))
+        container.mux(stream.encode(None))
+    with open_video(path) as reader:
+        chunks = list(reader.iter_frames())
+        np.testing.assert_allclose(np.concatenate([chunk.timestamps for chunk in chunks]), np.arange(40) / 10)
+        np.testing.assert_allclose(reader.timestamps, np.arange(40) / 10)
+        assert [number(f) for f in reader.frames([0, 5, 39])] == [0, 5, 39] and reader.duration == pytest.approx(4)
+
+
 def test_selections_of_a_video_with_a_palette(tmp_path):
     """The palette comes with the first packet, which seeking skips."""
     path, palette = tmp_path / "a.mov", np.array([[255, 200, 30, 90], [255, 10, 180, 60]], np.uint8)
