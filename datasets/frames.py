@@ -25,11 +25,6 @@ def frames_to_video(frames_THWC: np.ndarray | Tensor) -> Tensor:
     return normalize_video(torch.as_tensor(frames_THWC).permute(3, 0, 1, 2))
 
 
-def frames_as_video(frames_THWC: np.ndarray) -> Tensor:
-    """View frames as a video that is still to be normalized: uint8 [T,H,W,3] -> uint8 [3,T,H,W] in the same memory."""
-    return torch.from_numpy(frames_THWC).permute(3, 0, 1, 2)
-
-
 def normalize_video(video: Tensor) -> Tensor:
     """Convert uint8 pixels to contiguous float32 in [-1, 1], on their device; floats are returned as they are."""
     if video.dtype != torch.uint8:

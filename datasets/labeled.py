@@ -245,7 +245,9 @@ class LabeledDataset(Dataset):
 
 def _normalized(sample: Sample | VideoError) -> Sample | VideoError:
     """Normalize pixels after transport: uint8 takes a quarter of the shared memory."""
-    return sample if isinstance(sample, VideoError) else sample._replace(video=normalize_video(sample.video))
+    if isinstance(sample, VideoError) or sample.video.is_floating_point():
+        return sample
+    return sample._replace(video=normalize_video(sample.video))
 
 
 class LabeledVideos(LabeledDataset):

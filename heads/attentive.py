@@ -5,8 +5,9 @@ from timm.models import named_apply
 from timm.models.vision_transformer import Block, init_weights_vit_timm
 from torch import Tensor, nn
 
-from vidtok.heads.embed import Position, make_embed
+from vidtok.heads.embed import make_embed
 from vidtok.heads.head import Head, register_head
+from vidtok.heads.transformer import Position
 
 
 @register_head("attentive")

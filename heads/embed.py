@@ -1,7 +1,7 @@
 """Input embeddings of heads: one vector per cell of the token grid. Heads on different inputs differ only in these.
 
 Every embedding maps a batch to [B, t, h, w, D] (`dim` is D), raises ValueError for illegal input, and can merge m x m
-neighboring cells into one, which shortens the sequence. `Position` adds learned vectors for time, row and column.
+neighboring cells into one, which shortens the sequence.
 
 Embeddings are initialized to vectors of standard deviation `SCALE` for inputs of variance 1. They are then no larger
 than the position embeddings and the outputs of the first blocks; otherwise training would long ignore positions.
@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
@@ -202,34 +201,3 @@ def _linear(values: int, dim: int) -> nn.Linear:
 def _signs(ids: Tensor, bits: int) -> Tensor:
     """Convert int64 ids [...] to their bits as float -1 and +1, [..., bits], lowest bit first."""
     return (ids[..., None] >> torch.arange(bits, device=ids.device) & 1) * 2.0 - 1
-
-
-class Position(nn.Module):
-    """Add learned position embeddings to x [B, t, h, w, D]: the sum of one vector per time, row and column.
-
-    Vectors per axis instead of per cell are fewer parameters and fit any grid; on another grid they are interpolated
-    linearly.
-
-    Args:
-        grid: (t, h, w) of the learned vectors.
-        dim: D.
-    """
-
-    def __init__(self, grid: tuple[int, int, int], dim: int):
-        super().__init__()
-        self.axes = nn.ParameterList(nn.Parameter(torch.empty(size, dim)) for size in grid)
-        for axis in self.axes:
-            trunc_normal_(axis, std=0.02)
-
-    def forward(self, x_BthwD: Tensor) -> Tensor:
-        for number, axis in enumerate(self.axes):
-            shape = [1] * x_BthwD.ndim
-            shape[1 + number], shape[-1] = x_BthwD.shape[1 + number], -1
-            x_BthwD = x_BthwD + _resized(axis, shape[1 + number]).view(shape)
-        return x_BthwD
-
-
-def _resized(axis_nD: Tensor, size: int) -> Tensor:
-    if len(axis_nD) == size:
-        return axis_nD
-    return F.interpolate(axis_nD.T[None], size, mode="linear")[0].T

@@ -6,12 +6,45 @@ Legend: B batch, t h w grid, N tokens of a sequence, D width.
 """
 
 import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
 from timm.models import named_apply
 from timm.models.vision_transformer import Block, init_weights_vit_timm
 from torch import Tensor, nn
 
-from vidtok.heads.embed import Position, make_embed
+from vidtok.heads.embed import make_embed
 from vidtok.heads.head import Head, register_head
+
+
+class Position(nn.Module):
+    """Add learned position embeddings to x [B, t, h, w, D]: the sum of one vector per time, row and column.
+
+    Vectors per axis instead of per cell are fewer parameters and fit any grid; on another grid they are interpolated
+    linearly.
+
+    Args:
+        grid: (t, h, w) of the learned vectors.
+        dim: D.
+    """
+
+    def __init__(self, grid: tuple[int, int, int], dim: int):
+        super().__init__()
+        self.axes = nn.ParameterList(nn.Parameter(torch.empty(size, dim)) for size in grid)
+        for axis in self.axes:
+            trunc_normal_(axis, std=0.02)
+
+    def forward(self, x_BthwD: Tensor) -> Tensor:
+        for number, axis in enumerate(self.axes):
+            shape = [1] * x_BthwD.ndim
+            shape[1 + number], shape[-1] = x_BthwD.shape[1 + number], -1
+            x_BthwD = x_BthwD + _resized(axis, shape[1 + number]).view(shape)
+        return x_BthwD
+
+
+def _resized(axis_nD: Tensor, size: int) -> Tensor:
+    if len(axis_nD) == size:
+        return axis_nD
+    return F.interpolate(axis_nD.T[None], size, mode="linear")[0].T
 
 
 @register_head("transformer")
@@ -67,8 +100,10 @@ class VideoTransformer(Head):
         layers = depth + temporal_depth
         rates = [drop_path * i / max(layers - 1, 1) for i in range(layers)]
         self.blocks = nn.ModuleList(
-            Block(dim, heads, mlp_ratio, qkv_bias=True, proj_drop=drop, attn_drop=attn_drop, drop_path=rate)
-            for rate in rates
+            [
+                Block(dim, heads, mlp_ratio, qkv_bias=True, proj_drop=drop, attn_drop=attn_drop, drop_path=rate)
+                for rate in rates
+            ]
         )
         self.space_norm = nn.LayerNorm(dim) if self.factorized else nn.Identity()
         named_apply(init_weights_vit_timm, self.blocks)
@@ -77,18 +112,19 @@ class VideoTransformer(Head):
 
     def encode(self, x_BthwD: Tensor) -> Tensor:
         x = self.drop(self.position(x_BthwD))
+        blocks = [*self.blocks]  # a slice of a ModuleList would register the blocks anew in every pass
         if not self.factorized:
-            return self._run(x.flatten(1, 3), self.blocks)
+            return self._run(x.flatten(1, 3), blocks)
         B, t = x.shape[:2]
-        x_nND = self._run(x.flatten(2, 3).flatten(0, 1), self.blocks[: self.depth])
+        x_nND = self._run(x.flatten(2, 3).flatten(0, 1), blocks[: self.depth])
         x_BtD = self.space_norm(x_nND).mean(1).unflatten(0, (B, t))
-        return self._run(x_BtD, self.blocks[self.depth :])
+        return self._run(x_BtD, blocks[self.depth :])
 
     def group_matcher(self, coarse: bool = False) -> dict:
         last = self.depth - 1  # the last spatial block, which the norm belongs to
         return {"stem": r"^embed|^position", "blocks": [(r"^blocks\.(\d+)", None), (r"^space_norm", (last,))]}
 
-    def _run(self, x_BND: Tensor, blocks: nn.ModuleList) -> Tensor:
+    def _run(self, x_BND: Tensor, blocks: list[nn.Module]) -> Tensor:
         # In bf16 on a CPU, forward and backward of torch's fused attention take 2 to 9 times as long as plain products.
         fused = x_BND.device.type != "cpu" or not torch.is_autocast_enabled("cpu")
         for block in blocks:

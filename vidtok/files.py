@@ -3,6 +3,7 @@
 Results as JSON files; the identity of a file's contents.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 from vidtok import archives
 from vidtok.errors import UserError, VideoError
-from vidtok.names import IMAGE_SUFFIXES, VIDEO_SUFFIXES, hash_name, result_names
+from vidtok.names import IMAGE_SUFFIXES, VIDEO_SUFFIXES, result_names
 
 MOVIES = (".mp4", ".mov", ".mkv", ".gif", ".png")  # what a `VideoWriter` writes
 
@@ -234,7 +235,7 @@ def temporary_path(path: str | os.PathLike, suffix: str = "", locked: bool = Fal
             write replaces what a killed process left.
     """
     path = Path(path)
-    name = hash_name(path.name, 16)
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
     return path.with_name(f".{name}{'' if locked else f'.{os.getpid()}'}.part{suffix}")
 
 

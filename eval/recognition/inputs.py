@@ -43,6 +43,10 @@ class InputEncoder:
             grid.
         pixels_per_cell: of such a crop of pixels; None, the tokenizer's.
 
+    Attributes:
+        head_input: kind of input that the head is built for.
+        unit: values per cell of the token grid, in the last two dimensions of what the head reads.
+
     Raises:
         ValueError: for an unknown kind, a missing tokenizer, or pixels of several clips at once.
     """
@@ -57,19 +61,11 @@ class InputEncoder:
             raise ValueError(f"input {kind!r} comes from a tokenizer: give one")
         self.kind, self.tokenizer = kind, tokenizer
         self.concat_segments, self.grid_crop = concat_segments, grid_crop
-        self.pixels_per_cell = pixels_per_cell or (tokenizer.stride[-1] if tokenizer else 1)
+        self.head_input = "pixels" if kind == "recon" else kind
+        pixels_per_cell = pixels_per_cell or (tokenizer.stride[-1] if tokenizer else 1)
+        self.unit = pixels_per_cell if self.head_input == "pixels" else 1
         if concat_segments > 1 and self.head_input == "pixels":
             raise ValueError(f"clips can be concatenated as tokens, codes, latents or hidden features, not as {kind}")
-
-    @property
-    def head_input(self) -> str:
-        """Kind of input that the head is built for."""
-        return "pixels" if self.kind == "recon" else self.kind
-
-    @property
-    def unit(self) -> int:
-        """Values per cell of the token grid, in the last two dimensions of what the head reads."""
-        return self.pixels_per_cell if self.head_input == "pixels" else 1
 
     def __call__(self, video: Tensor) -> Tensor:
         if self.concat_segments == 1:

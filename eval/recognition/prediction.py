@@ -32,16 +32,15 @@ class Views(NamedTuple):
 
 @dataclass
 class Predictions:
-    """probabilities: float64 [N,K]; labels: int [N]; ids; failures: [{name, reason}]."""
+    """probabilities: float64 [N,K]; labels: int [N]; ids; failures: [{name, reason}]; correct_N: bool [N]."""
 
     probabilities: np.ndarray
     labels: np.ndarray
     ids: list[str]
     failures: list[dict] = field(default_factory=list)
 
-    @property
-    def correct_N(self) -> np.ndarray:
-        return self.probabilities.argmax(1) == self.labels
+    def __post_init__(self):
+        self.correct_N: np.ndarray = self.probabilities.argmax(1) == self.labels
 
 
 def views_of_dataset(

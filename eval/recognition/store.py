@@ -63,8 +63,9 @@ class ClipStore:
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(path) as part:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+        save_file(tensors, part)
 
 
 # input of a head -> name of the extracted feature

@@ -15,8 +15,7 @@ import yaml
 from vidtok.cli.main import main
 from vidtok.train import loop
 from vidtok.train.branch import Branch, read_branch
-from vidtok.train.distributed import SharedClock
-from vidtok.train.loop import Clock
+from vidtok.train.distributed import Clock, SharedClock
 from vidtok.train.run_folder import lasting
 from vidtok.train.state import Schedule
 

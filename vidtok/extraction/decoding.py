@@ -16,13 +16,14 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vidtok.checks import count_cpus
 from vidtok.datasets import DecodePool, MovingDigits, VideoError, VideoStream, iter_video
 from vidtok.datasets.backends import open_video, reader_name
 from vidtok.datasets.decode import Chunk, OnError, VideoReader
-from vidtok.datasets.frames import Size, View, frames_as_video, plan_view
+from vidtok.datasets.frames import Size, View, plan_view
 from vidtok.datasets.samplers import Segment, choose_at_times, choose_in_segment, frames_of_segment
 from vidtok.datasets.seek import Choose, ChooseView, indices_at, read_selection, resample_indices, select_frames
 from vidtok.datasets.transforms import three_crops
@@ -141,10 +142,15 @@ def stream_info(stream: VideoStream, frames: int | None) -> Info:
     return Info(stream.fps, stream.size, *source, stream.timestamps[:frames], None, damage_meta(stream))
 
 
+def _as_video(frames_THWC: np.ndarray) -> Tensor:
+    """View uint8 frames as a video [1,3,T,H,W] without copying: the memory keeps the order of the frames."""
+    return torch.from_numpy(frames_THWC).permute(3, 0, 1, 2)[None]
+
+
 def _whole(path: str, reading: ReadConfig) -> Iterator[StreamChunk]:
     on_error = reader_mode(reading.on_error, reading.reader)
     with iter_video(path, reading.fps, reading.target_size, 16, 1, on_error, reading.reader) as stream:
-        chunks: Iterator[Tensor] = (frames_as_video(frames_THWC)[None] for frames_THWC in stream.iter_uint8())
+        chunks: Iterator[Tensor] = map(_as_video, stream.iter_uint8())
         chunks = chunks if reading.max_frames is None else _cut(chunks, reading.max_frames)
         yield from _pieces(chunks, reading, None, lambda: stream_info(stream, reading.max_frames))
 
@@ -193,7 +199,7 @@ def _segment(path: str, segment: Segment, reading: ReadConfig) -> Iterator[Strea
         start = 0
         while start < len(known.get("times", [None])):
             selected = partial(choose, start=start)
-            yield frames_as_video(_select(path, reading, kept, selected, view).frames)[None]
+            yield _as_video(_select(path, reading, kept, selected, view).frames)
             start += FRAMES_AT_ONCE
 
     def info() -> Info:
@@ -223,7 +229,7 @@ def _clips(path: str, segment: Segment | None, reading: ReadConfig, clips: Clips
         while start < known.get("count", 1):
             frames_VTHWC, timestamps_VT = _select(path, reading, kept, partial(choose, start=start), view)
             for i, (frames_THWC, times) in enumerate(zip(frames_VTHWC, timestamps_VT, strict=True), start):
-                views = frames_as_video(frames_THWC)[None]
+                views = _as_video(frames_THWC)
                 if reading.crop == "three" and reading.size is not None:
                     views = three_crops(views, reading.size)
                 source = known["native_size"], known["fps"], reader_name(reading.reader), file_version(path).size

@@ -44,8 +44,9 @@ from vidtok.names import result_candidates
 
 def write_npz(path: str | os.PathLike, records: Sequence[Record]) -> None:
     """Writes the records of one video: one, or all its clips. The file appears complete or not at all."""
+    content = npz_bytes(records)
     with replacing(path, locked=True) as part:
-        part.write_bytes(npz_bytes(records))
+        part.write_bytes(content)
 
 
 def npz_bytes(records: Sequence[Record]) -> bytes:

@@ -304,7 +304,7 @@ class Output:
         self._locks = video_locks(folder)
         check_folder(folder, settings, container, self._locks)
         self._todo, self._force = deque(items), force
-        videos = ((item.id, item.path) for item in self._todo)
+        videos = [(item.id, item.path) for item in self._todo]
         names = result_names(videos, SUFFIXES[container]) if container == "npz" else None
         self.writer: Writer = open_writer(folder, container, names)
         self._failures = Failures(folder, self._locks)

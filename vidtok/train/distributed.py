@@ -2,12 +2,13 @@
 
 import math
 import os
+import time
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from torch import Tensor, nn
+from torch import nn
 
 PATIENCE = timedelta(hours=6)  # of the others, while one validates or tests: libraries give up after minutes
 
@@ -50,6 +51,39 @@ def all_reduce_mean(accelerator: Accelerator, *values: float) -> list[float]:
     return accelerator.reduce(torch.tensor([float(v) for v in values], device=accelerator.device), "mean").tolist()
 
 
+class Clock:
+    """log_seconds, save_seconds: between progress lines; between checkpoints."""
+
+    def __init__(self, log_seconds: float, save_seconds: float):
+        self.log_seconds, self.save_seconds = log_seconds, save_seconds
+        self.last = self.logged = self.saved = time.monotonic()
+        self.clips = 0
+
+    def tick(self, clips: int) -> float:
+        """Counts the clips of one step; the seconds since the last one."""
+        now = time.monotonic()
+        passed, self.last = now - self.last, now
+        self.clips += clips
+        return passed
+
+    def since_log(self) -> float:
+        """Seconds since the last progress line."""
+        return self.last - self.logged
+
+    def clips_per_second(self) -> float:
+        """Since the last call."""
+        rate = self.clips / max(self.last - self.logged, 1e-9)
+        self.logged, self.clips = self.last, 0
+        return rate
+
+    def save_due(self) -> bool:
+        """Whether it is time, and if so the next time is set."""
+        due = self.last - self.saved >= self.save_seconds
+        if due:
+            self.saved = self.last
+        return due
+
+
 class SharedClock:
     """What all processes of a run agree on: seconds of training, and when to log, save and stop.
 
@@ -58,11 +92,11 @@ class SharedClock:
     which the next exchange corrects. A process alone looks at its own clock and signals in every step.
 
     Args:
-        clock: a `vidtok.train.loop.Clock`, this process's own.
+        clock: this process's own.
         stop: a `vidtok.train.loop.StopSignal`, this process's own.
     """
 
-    def __init__(self, accelerator: Accelerator, clock, stop):
+    def __init__(self, accelerator: Accelerator, clock: Clock, stop):
         self.accelerator, self.clock, self.stop = accelerator, clock, stop
         self._alone = accelerator.num_processes == 1
         self._stopping = not self._alone and all_reduce_mean(accelerator, stop.requested)[0] > 0
@@ -92,10 +126,3 @@ class SharedClock:
         self._interval = max(1, math.ceil(silence / max(self._pace, 1e-9)))
         self._steps, self._seconds, self._counted = 0, 0.0, 0.0
         return correction, log, save > 0
-
-
-def add_mean(means: dict[str, Tensor], terms: dict[str, Tensor], parts: int) -> None:
-    """Adds the terms of one of so many parts to their means."""
-    for name, term in terms.items():
-        share = term.detach().float() / parts
-        means[name] = means[name] + share if name in means else share

@@ -7,7 +7,6 @@ A batch is a tensor, or a nested dict, list or tuple of tensors with the samples
 """
 
 import signal
-import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from accelerate.utils import find_batch_size, recursively_apply, send_to_device
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vidtok.datasets.loading import Shard, shard_rows
+from vidtok.datasets.loading import WHOLE, Shard, shard_rows
 from vidtok.errors import nearest
 from vidtok.tokenizer import PRECISIONS
-from vidtok.train.distributed import SharedClock, add_mean
+from vidtok.train.distributed import Clock, SharedClock
 from vidtok.train.run_folder import RunFolder, check_fingerprint, write_fingerprint
 from vidtok.train.state import Schedule, TrainState, has_fast_bf16
 from vidtok.train.task import AdversarialTask, Batch, Batches, Task
@@ -53,39 +52,6 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-class Clock:
-    """log_seconds, save_seconds: between progress lines; between checkpoints."""
-
-    def __init__(self, log_seconds: float, save_seconds: float):
-        self.log_seconds, self.save_seconds = log_seconds, save_seconds
-        self.last = self.logged = self.saved = time.monotonic()
-        self.clips = 0
-
-    def tick(self, clips: int) -> float:
-        """Counts the clips of one step; the seconds since the last one."""
-        now = time.monotonic()
-        passed, self.last = now - self.last, now
-        self.clips += clips
-        return passed
-
-    def since_log(self) -> float:
-        """Seconds since the last progress line."""
-        return self.last - self.logged
-
-    def clips_per_second(self) -> float:
-        """Since the last call."""
-        rate = self.clips / max(self.last - self.logged, 1e-9)
-        self.logged, self.clips = self.last, 0
-        return rate
-
-    def save_due(self) -> bool:
-        """Whether it is time, and if so the next time is set."""
-        due = self.last - self.saved >= self.save_seconds
-        if due:
-            self.saved = self.last
-        return due
-
-
 def samples(batch: Batch) -> int:
     """How many there are."""
     return find_batch_size(batch)
@@ -93,6 +59,8 @@ def samples(batch: Batch) -> int:
 
 def shard_of(batch: Batch, shard: Shard) -> Batch:
     """One of several equal parts. Raises ValueError where the batch doesn't divide into these."""
+    if shard == WHOLE:
+        return batch
     rows = shard_rows(shard, samples(batch))
     return recursively_apply(lambda tensor: tensor[rows.start : rows.stop], batch)
 
@@ -219,8 +187,9 @@ def train(
     if checkpoint is not None:
         state.load_state_dict(checkpoint)
         log(f"goes on from step {state.step} after {state.seconds / 60:.1f} minutes, as {run.path} holds a checkpoint")
+    ends = schedule.progress(state.step, state.seconds) >= 1
     if accelerator.is_main_process:
-        run.open(config_yaml if schedule.progress(state.step, state.seconds) < 1 else None, state.step)
+        run.open(None if ends else config_yaml, state.step)
     if options.checkpoint_activations:
         checkpoint_blocks(state.model)
     model = accelerator.prepare(state.model)
@@ -237,12 +206,13 @@ def train(
     loader = batches.loader(start=state.step, workers=options.workers, shard=(rank, processes))
     shared, gradients = SharedClock(accelerator, clock, stop), FiniteCheck(device)
     means: dict[str, Tensor] = {}
-    while not shared.stopping and schedule.progress(state.step, state.seconds) < 1:
+    while not (ends or shared.stopping):
         share = next(loader)
         parts = [to_device(shard_of(share, (i, accumulate)), device) for i in range(accumulate)]
+        rate = schedule.rate(state.step, state.seconds)
         for optimizer, rates in peaks:
             for group, peak in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = peak * schedule.rate(state.step, state.seconds)
+                group["lr"] = peak * rate
 
         # The model's step: the gradients of the parts add up, and the processes exchange them with the last one.
         means, aux = {}, []
@@ -301,6 +271,13 @@ def train(
         log(f"{reason} at step {state.step} {notes}")
     accelerator.wait_for_everyone()
     return state.ema.module.eval()
+
+
+def add_mean(means: dict[str, Tensor], terms: dict[str, Tensor], parts: int) -> None:
+    """Adds the terms of one of so many parts to their means."""
+    for name, term in terms.items():
+        share = term.detach().float() / parts
+        means[name] = means[name] + share if name in means else share
 
 
 def peak_rates(optimizer: torch.optim.Optimizer) -> list[float]:
