@@ -18,6 +18,8 @@ from vidtok.datasets.timeline import read_timeline
 from vidtok.errors import VideoError
 from vidtok.files import check_unchanged, file_version
 
+PIXELS_AT_ONCE = 1 << 25  # of whole pictures that wait for their view: 4 at 4K, 100 MB
+
 
 class VerifiedReader:
     """Base class of the seeking backends. A subclass sets `backend` and defines `_open`, `_get` and `close`.
@@ -56,9 +58,11 @@ class VerifiedReader:
         wanted = np.asarray(indices, dtype=np.int64)
         if wanted.ndim != 1 or not wanted.size or wanted.min() < 0 or wanted.max() >= self.num_frames:
             raise ValueError(f"{self.path} has frames 0 to {self.num_frames - 1}, not {indices!r}")
-        frames_NHWC = self._get(wanted.tolist())
+        portion = len(wanted) if view is None else max(1, PIXELS_AT_ONCE // (self.size[0] * self.size[1]))
+        starts = range(0, len(wanted), portion)
+        parts = [convert_pictures(self._get(wanted[i : i + portion].tolist()), view) for i in starts]
         check_unchanged(self.path, self._version)
-        return convert_pictures(frames_NHWC, view)
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def iter_frames(self, chunk: int = 16, view: View | None = None) -> Iterator[Chunk]:
         if chunk < 1:

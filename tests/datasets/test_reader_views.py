@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vidtok.datasets import DecodePool, VideoFolder, iter_video, open_video
+from vidtok.datasets import DecodePool, VideoFolder, backends, iter_video, open_video
 from vidtok.datasets.decode import FrameConverter, PyAVReader, convert_pictures
 from vidtok.datasets.frames import View, plan_view
 from vidtok.datasets.loading import pack
@@ -87,6 +87,16 @@ def test_views_of_other_readers(tmp_path, backend):
         for view in VIEWS:
             difference = reader.frames([2, 5], view).astype(int) - pyav.frames([2, 5], view)
             assert np.abs(difference).mean() < 2.5
+
+
+def test_other_readers_hold_few_whole_pictures(tmp_path, monkeypatch):
+    pytest.importorskip("decord")
+    monkeypatch.setattr(backends, "PIXELS_AT_ONCE", 2 * WIDTH * HEIGHT)
+    with open_video(write(tmp_path / "a.mp4"), "decord") as reader:
+        whole, asked, counts, get = reader.frames(range(6)), [5, 0, 3, 3, 1], [], reader._get
+        monkeypatch.setattr(reader, "_get", lambda indices: counts.append(len(indices)) or get(indices))
+        np.testing.assert_array_equal(reader.frames(asked, VIEWS[0]), convert_pictures(whole[asked], VIEWS[0]))
+    assert counts == [2, 2, 1]
 
 
 @pytest.mark.parametrize("turn", [90, 180, 270])
