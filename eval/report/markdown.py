@@ -210,6 +210,28 @@ def sampling_table(results: Sequence[Mapping]) -> str:
     return "\n".join(lines)
 
 
+def reading_table(result: Mapping) -> str:
+    """Return rates of reading beside peers, from the JSON of `vidtok bench loader`."""
+    rows = [row for row in result["rows"] if "reader" in row]
+    readers = list(dict.fromkeys(row["reader"] for row in rows))
+    head = ["frames/s (median ratio to decord, lowest; dB)", *readers]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for of in dict.fromkeys(row["of"] for row in rows):
+        found = {row["reader"]: row for row in rows if row["of"] == of}
+        lines.append(_row([of, *(_rate(found[name]) if name in found else "" for name in readers)]))
+    memory = next(row for row in result["rows"] if "mb" in row)
+    return (
+        "\n".join(lines)
+        + f"\n\nStreaming the {memory['of'].split()[0]} file takes {memory['mb']:.0f} MB above the start."
+    )
+
+
+def _rate(row: Mapping) -> str:
+    ratio = "" if row["reader"] == "decord" else f" ({row['ratio']:.2f}, {row['lowest']:.2f}"
+    quality = "" if row["psnr"] is None else f"{'; ' if ratio else ' ('}{row['psnr']:.1f} dB"
+    return f"{row['frames_per_s']:.0f}{ratio}{quality}" + (")" if ratio or quality else "")
+
+
 def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
     """Build every table of the README and the docs.
 
@@ -237,6 +259,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         "guidance": guidance_table(generations),
         "speed": f"{speed_table(speed)}\n\n{machine_line(speed)}",
         "ratios": speed_ratio_table(speed),
+        "reading": reading_table(read("loader")),
         "sampling": sampling_table([read("generate"), read("generate-h200")]),
     }
 
