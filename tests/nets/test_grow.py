@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from vidtok.config import TokenizerConfig
-from vidtok.nets.grow import grow
+from vidtok.nets.inflate import grow
 from vidtok.nets.patch import overlap_add
 from vidtok.tokenizer import VideoTokenizer
 

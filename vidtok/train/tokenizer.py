@@ -241,8 +241,7 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
     For a branch this starts its folder too, and completes `cfg`, which the folder keeps.
     """
     # Imported here: a tokenizer alone needs none of it.
-    from vidtok.nets.grow import grow
-    from vidtok.nets.inflate import inflate
+    from vidtok.nets.inflate import grow, inflate
     from vidtok.train.branch import Branch, read_branch, start_branch, validate_branch
     from vidtok.train.distributed import join_processes
     from vidtok.train.state import create_optimizer
