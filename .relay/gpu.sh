@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One time-boxed job on a machine with a GPU:  .relay/gpu.sh PACKS INIT MINUTES OUT [KEY=VALUE...]
-# PACKS: the archives of pack.py. INIT: a tokenizer's folder. OUT: weights and results, each file below 16 MB.
+# PACKS: the archives of pack. INIT: a tokenizer's folder. OUT: weights and results, each file below 16 MB.
 # Three quarters of MINUTES train at a constant rate, one quarter decays it; unpacking and evaluation come on top.
 set -euo pipefail
 packs=$(realpath "$1") init=$(realpath "$2") minutes=$3 out=$(realpath -m "$4")

@@ -1,5 +1,13 @@
-"""How much of what one process decodes and resizes arrives through a loader of one process, or two."""
+"""Reading and loading of videos.
 
+`bench_readers`: reading beside what a user would take instead: decord, torchcodec and plain PyAV, each with its own
+resizing. Three jobs on rendered H.264 files: streaming a whole file at a short side of 128 and 224 pixels, four clips
+of 17 frames from ten minutes, and the memory of a 4K file. One thread each, in turns.
+
+`bench_loader`: how much of what one process decodes and resizes arrives through a loader of one process, or two.
+"""
+
+import gc
 import itertools
 import statistics
 import tempfile
@@ -9,8 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import psutil
+import torch
+from av.video.reformatter import Interpolation
+from torch.nn import functional as F
 
+from vidtok.bench.timing import peak_mb
 from vidtok.datasets import (
     ClipFolder,
     EvalTransform,
@@ -21,6 +35,211 @@ from vidtok.datasets import (
     open_dataset,
     write_video,
 )
+from vidtok.datasets.backends import has_decord
+from vidtok.datasets.frames import plan_view, video_to_frames
+from vidtok.datasets.seek import read_selection
+from vidtok.datasets.timeline import cached_timeline
+from vidtok.datasets.video import iter_video
+
+HEIGHTS = {360: 120, 720: 60, 1080: 40, 2160: 16}  # lines: frames
+SIZES = (128, 224)  # short sides in pixels
+LONG, GOP = 15_000, 250  # frames of the ten-minute file, at 25 frames per second, and from keyframe to keyframe
+CLIPS, CLIP = 4, 17
+REFERENCE = "decord"
+
+EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+
+
+def bench_readers(runs: int = 5, heights: dict[int, int] = HEIGHTS, long: int = LONG) -> Iterator[dict]:
+    """Measure frames per second of vidtok's reader and its peers.
+
+    Args:
+        runs: rounds; each job is measured once per reader in every round.
+        heights: lines of the rendered files: their number of frames.
+        long: frames of the file from which clips are read.
+
+    Yields:
+        {"of": job, "reader": name, "frames_per_s" (median), "ratio" (of decord's rate in the same round, median; None
+        without decord), "lowest" (ratio), "psnr" (dB against bicubic antialiased resizing of full RGB; None for
+        clips), "runs"}, and last {"of": the largest file, "mb": peak memory above the start, None if unknown}.
+    """
+    with tempfile.TemporaryDirectory(prefix="vidtok-bench-") as folder:
+        for lines, frames in heights.items():
+            path = _render(Path(folder, f"{lines}.mp4"), lines, frames)
+            for size in SIZES:
+                target = plan_view(*_size(lines), size, multiple=1).size
+                quality = {name: _quality(read, path, target) for name, read in STREAMING.items() if _installed(name)}
+                for row in _in_turns(STREAMING, path, target, runs):
+                    yield {"of": f"{lines}p at {size}", **row, "psnr": quality[row["reader"]]}
+            if lines == max(heights):
+                memory = peak_mb(_stream_all, path, SIZES[0], device=torch.device("cpu"))
+        path = _repeat(_render(Path(folder, "gop.mp4"), 360, GOP), Path(folder, "long.mp4"), long // GOP)
+        for row in _in_turns(SPARSE, path, plan_view(*_size(360), 128, multiple=1).size, runs):
+            yield {"of": f"{CLIPS} clips of {CLIP} frames of {long // 25 // 60} minutes at 128", **row, "psnr": None}
+        yield {"of": f"{max(heights)}p memory", "mb": memory}
+
+
+def _size(lines: int) -> tuple[int, int]:
+    return lines, lines * 8 // 9 * 2
+
+
+def _render(path: Path, lines: int, frames: int) -> Path:
+    """Write a clip with fine grain, as cameras have it, in one group of pictures."""
+    height, width = _size(lines)
+    clip_TCHW = demo_clip(min(frames, 60), 360)[0].transpose(0, 1)[..., :202, :]
+    grain = np.random.default_rng(0).integers(-4, 5, (height + 64, width + 64, 1), dtype=np.int16)
+    with av.open(str(path), "w") as container:
+        options = {"preset": "veryfast", "crf": "21", "g": str(GOP), "keyint_min": str(GOP), "sc_threshold": "0"}
+        stream = container.add_stream("libx264", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for i in range(frames):
+            small_CHW = clip_TCHW[i % len(clip_TCHW)]
+            large = F.interpolate(small_CHW[None], (height, width), mode="bicubic").clamp(-1, 1)[0, :, None]
+            y, x = 7 * i % 64, 13 * i % 64
+            picture = video_to_frames(large)[0] + grain[y : y + height, x : x + width]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), "rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def _repeat(source: Path, path: Path, times: int) -> Path:
+    """Write the packets of a file several times in a row."""
+    with av.open(str(source)) as reading, av.open(str(path), "w") as writing:
+        packets = [packet for packet in reading.demux(video=0) if packet.size]
+        stream = writing.add_stream_from_template(reading.streams.video[0])
+        length = int(GOP / 25 / packets[0].time_base)
+        for _ in range(times):
+            for packet in packets:
+                packet.stream = stream
+                writing.mux(packet)
+                assert packet.pts is not None and packet.dts is not None  # the encoder sets both
+                packet.pts, packet.dts = packet.pts + length, packet.dts + length
+    return path
+
+
+def _stream_vidtok(path: Path, target: tuple[int, int]) -> Iterator[np.ndarray]:
+    yield from iter_video(path, size=min(target), multiple=1).iter_uint8()
+
+
+def _stream_decord(path: Path, target: tuple[int, int]) -> Iterator[np.ndarray]:
+    import decord
+
+    video = decord.VideoReader(str(path), num_threads=1, height=target[0], width=target[1])
+    for start in range(0, len(video), 16):
+        yield video.get_batch(range(start, min(start + 16, len(video)))).asnumpy()
+
+
+def _stream_torchcodec(path: Path, target: tuple[int, int]) -> Iterator[np.ndarray]:
+    video = _torchcodec(path, target)
+    for start in range(0, len(video), 16):
+        yield video.get_frames_in_range(start, min(start + 16, len(video))).data.numpy()
+
+
+def _stream_pyav(path: Path, target: tuple[int, int]) -> Iterator[np.ndarray]:
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            yield frame.to_ndarray(format="rgb24", height=target[0], width=target[1])[None]
+
+
+def _torchcodec(path: Path, target: tuple[int, int]):
+    from torchcodec.decoders import VideoDecoder
+    from torchcodec.transforms import Resize
+
+    return VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1, transforms=[Resize(target)])
+
+
+def _clip_indices() -> np.ndarray:
+    """int64 [CLIPS, CLIP], spread over the file."""
+    starts = (np.arange(CLIPS) + 0.37) * LONG / CLIPS
+    return starts.astype(np.int64)[:, None] + np.arange(CLIP)
+
+
+def _clips_vidtok(path: Path, target: tuple[int, int]) -> Iterator[np.ndarray]:
+    cached_timeline.cache_clear()
+    chosen = lambda timestamps, fps: _clip_indices() % len(timestamps)  # noqa: E731
+    yield from read_selection(path, chosen, view=lambda h, w: plan_view(h, w, min(target), multiple=1)).frames
+
+
+def _clips_decord(path: Path, target: tuple[int, int]) -> Iterator[np.ndarray]:
+    import decord
+
+    video = decord.VideoReader(str(path), num_threads=1, height=target[0], width=target[1])
+    yield video.get_batch((_clip_indices().ravel() % len(video)).tolist()).asnumpy()
+
+
+def _clips_torchcodec(path: Path, target: tuple[int, int]) -> Iterator[np.ndarray]:
+    video = _torchcodec(path, target)
+    yield video.get_frames_at((_clip_indices().ravel() % len(video)).tolist()).data.numpy()
+
+
+Stream = Callable[[Path, tuple[int, int]], Iterator[np.ndarray]]
+STREAMING: dict[str, Stream] = {
+    "vidtok": _stream_vidtok,
+    "decord": _stream_decord,
+    "torchcodec": _stream_torchcodec,
+    "pyav": _stream_pyav,
+}
+SPARSE: dict[str, Stream] = {"vidtok": _clips_vidtok, "decord": _clips_decord, "torchcodec": _clips_torchcodec}
+
+
+def _installed(name: str) -> bool:
+    if name == "torchcodec":
+        try:
+            from torchcodec.decoders import VideoDecoder  # noqa: F401
+            from torchcodec.transforms import Resize  # noqa: F401
+        except (ImportError, OSError, RuntimeError):  # the last two: FFmpeg's libraries are missing
+            return False
+    return name != "decord" or has_decord()
+
+
+def _in_turns(readers: dict[str, Stream], path: Path, target: tuple[int, int], runs: int) -> Iterator[dict]:
+    readers = {name: read for name, read in readers.items() if _installed(name)}
+    rates: dict[str, list[float]] = {name: [] for name in readers}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for round_number in range(runs + 1):
+            for name, read in readers.items():
+                gc.collect()
+                start, frames = time.perf_counter(), 0
+                for chunk in read(path, target):
+                    frames += len(chunk)
+                if round_number:  # the first one loads libraries and files
+                    rates[name].append(frames / (time.perf_counter() - start))
+    finally:
+        torch.set_num_threads(threads)
+    for name, values in rates.items():
+        ratios = [a / b for a, b in zip(values, rates.get(REFERENCE, []), strict=False)]
+        yield {
+            "reader": name,
+            "frames_per_s": float(np.median(values)),
+            "ratio": float(np.median(ratios)) if ratios else None,
+            "lowest": min(ratios, default=None),
+            "runs": runs,
+        }
+
+
+def _quality(read: Stream, path: Path, target: tuple[int, int], frames: int = 4) -> float:
+    """dB of the first frames against bicubic antialiased resizing of full RGB with interpolated chroma."""
+    ours = next(iter(read(path, target)))[:frames].astype(np.float64)
+    truth = []
+    with av.open(str(path)) as container:
+        for _, frame in zip(range(len(ours)), container.decode(video=0), strict=False):
+            full = frame.to_ndarray(format="rgb24", interpolation=EXACT)
+            small = F.interpolate(
+                torch.from_numpy(full).permute(2, 0, 1)[None].float(), target, mode="bicubic", antialias=True
+            )
+            truth.append(small[0].clamp(0, 255).permute(1, 2, 0).numpy())
+    return float(20 * np.log10(255) - 10 * np.log10(np.square(ours - np.stack(truth)).mean()))
+
+
+def _stream_all(path: Path, size: int) -> Callable[[], None]:
+    def work() -> None:
+        for _ in iter_video(path, size=size):
+            pass
+
+    return work
+
 
 FRAMES, SIDE, BATCH = 17, 128, 8
 CACHE_GB = 2  # of decoded videos in the temporary folder

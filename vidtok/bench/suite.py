@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vidtok.bench import generation, loader, readers
+from vidtok.bench import generation, loader
 from vidtok.bench.peers import PEER_TOKENS, bench_loss, magvit2_pytorch_encode, peer_versions
 from vidtok.bench.timing import machine, peak_mb, ratio, summary, time_together
 from vidtok.bench.tokenizer import NAIVE, Clip, Variant, bench_streaming, bench_tokenizer, codec_call
@@ -173,9 +173,9 @@ def _run_alone(kind: str, data: str | None, device: torch.device, about: dict, r
         rows = generation.bench_generation(device, batches=(1,) if quick else (1, 8), runs=runs)
     else:
         words = f"clips of {loader.FRAMES} x {loader.SIDE} x {loader.SIDE}, of {data or 'rendered videos'}"
-        heights = dict.fromkeys(readers.HEIGHTS, 8) if quick else readers.HEIGHTS
+        heights = dict.fromkeys(loader.HEIGHTS, 8) if quick else loader.HEIGHTS
         rows = chain(
-            readers.bench_readers(1 if quick else 5, heights) if data is None else (),
+            loader.bench_readers(1 if quick else 5, heights) if data is None else (),
             loader.bench_loader(data, batches=3 if quick else 12, runs=runs),
         )
     report({"header": words}, result)
