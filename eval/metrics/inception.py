@@ -23,9 +23,7 @@ from torchvision.models import Inception3
 from torchvision.models import inception as blocks
 from torchvision.models.inception import BasicConv2d
 
-from vidtok.eval.metrics.archives import read_archived, run_conversion
-from vidtok.hub import read_state
-
+from vidtok.hub import read_archived, read_state, run_conversion
 SIDE = 299  # pixels
 INCEPTION_FEATURES = 2048
 

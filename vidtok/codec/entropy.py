@@ -1,17 +1,185 @@
 """Entropy models: the tokens of a chunk to bytes and back, without loss.
 
 raw       packed bits, lowest bit first: ceil(bits * tokens / 8) bytes
-adaptive  constriction's range coder with the probabilities of `vidtok.codec.mixing`, as u32 words; ids are made to
-          fit each machine in the same way, and no weights are needed
+adaptive  constriction's range coder with the probabilities of `ContextMixer`, as u32 words; ids are made to fit each
+          machine in the same way, and no weights are needed
+
+Context mixing is integer arithmetic, so that probabilities are the same on every machine.
+
+The bits of a latent frame are coded plane by plane, and each plane in two passes over a checkerboard, so that all bits
+of a pass are predicted at once. What is predicted is whether a bit differs from the same bit one latent before. Known
+are all bits of earlier latents, earlier planes of all tokens of this latent, and in the second pass the same plane of
+the four neighbors.
+
+Each context model looks up two counts by its context: how often bits changed, and how often they didn't. The logs of
+the ratios are summed with weights and squashed to a probability, as in PAQ. Counts and weights learn after each pass.
+All of it is int64: no result depends on the order of a sum, the number of threads or a math library.
 """
 
 from collections.abc import Callable
+from decimal import Decimal, localcontext
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
-from vidtok.codec.mixing import ONE, ContextMixer
 from vidtok.errors import UserError, nearest
+
+ONE = 1 << 16  # a probability of 1
+_NAT = 256  # one nat of log odds
+_LIMIT = 11 * _NAT  # log odds at which a probability of 16 bits ends
+_MAX_COUNT = 255
+_WEIGHT = 1 << 16  # a weight of 1
+_START = 1.4  # sum of the weights at first; above 1 since no context knows all that the others know
+_STEP = 1 << 18  # divisor of the gradient of the weights, for passes of up to _PASS bits
+_PASS = 256
+
+# Number of contexts of each model, see `ContextMixer._contexts`. The first three learn from all planes together.
+_SIZES = (1024, 64 * 140, 250, 0, 0, 0, 0)
+_MAX_LEVELS = 4  # of a channel that one context looks at
+_PLANE_SIZES = (0, 0, 0, 256, 224, 280, 4**_MAX_LEVELS)  # for each plane and pass
+
+
+@cache
+def _tables() -> tuple[np.ndarray, np.ndarray]:
+    """Logs of counts, and the logistic function from -_LIMIT on: correctly rounded, so without the system's exp."""
+    with localcontext() as context:
+        context.prec = 20
+        logs = [round(_NAT * (count + Decimal("0.4")).ln()) for count in range(_MAX_COUNT + 1)]
+        exps = [(Decimal(-x) / _NAT).exp() for x in range(-_LIMIT, _LIMIT + 1)]
+        squash = [min(max(round(ONE / (1 + x)), 1), ONE - 1) for x in exps]
+    return np.array(logs, np.int64), np.array(squash, np.int64)
+
+
+Coder = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+
+
+class ContextMixer:
+    """Predict the bits of one chunk of tokens. It starts without knowledge: chunks are independent.
+
+    Args:
+        bits: of a token.
+        levels: bits per encoder channel, see `vidtok.quantize.LFQ`.
+        grid: rows and columns of tokens.
+    """
+
+    def __init__(self, bits: int, levels: int, grid: tuple[int, int]):
+        self.bits, self.channels, (h, w) = bits, bits // levels, grid
+        self._levels = min(levels, _MAX_LEVELS)
+        row = w + 2  # planes have a border of zeros
+        self._inside = (np.arange(h)[:, None] + 1) * row + np.arange(w) + 1
+        checker = (np.arange(h)[:, None] + np.arange(w)) % 2
+        around = np.array([0, -1, 1, -row, row, -1 - row, 1 - row, row - 1, row + 1])[:, None]
+        places = [self._inside[checker == color] for color in (0, 1)]
+        self._passes = [(color, place, place + around) for color, place in enumerate(places) if len(place)]
+        self._cells = (h + 2) * row
+        sizes = [shared + 2 * bits * own for shared, own in zip(_SIZES, _PLANE_SIZES, strict=True)]
+        # A chunk's first latent has nothing before it, and counts of its own.
+        self._offsets = 2 * np.cumsum([0, *sizes[:-1]])[:, None]
+        self._sizes = np.array(sizes)[:, None]
+        self._counts = np.zeros((2 * sum(sizes), 2), np.int64)
+        self._weights = np.full((4, len(sizes)), int(_START * _WEIGHT) // len(sizes), np.int64)
+        self._before = [np.zeros((bits, self._cells), np.uint8) for _ in range(2)]
+        self._started = False
+
+    def latent(self, code: Coder, ids: np.ndarray | None = None) -> np.ndarray:
+        """Code one latent frame.
+
+        Args:
+            code: codes the symbols of a pass. Its arguments are the probabilities of ones, int64 [n], of `ONE`, and the
+                symbols, uint8 [n] of 0 and 1, or None where they are decoded; it returns the symbols.
+            ids: int64 [h, w] to encode; None, to decode.
+
+        Returns:
+            int64 [h, w], the ids.
+        """
+        logs, squash = _tables()
+        before = self._before[0]
+        planes = np.zeros((self.bits, self._cells), np.uint8)
+        if ids is not None:
+            known = (ids.reshape(-1) >> np.arange(self.bits)[:, None] & 1).astype(np.uint8)
+            source = np.zeros_like(planes)
+            source[:, self._inside.reshape(-1)] = known
+        changes = np.zeros(self._cells, np.int64)  # bits of each token in earlier planes that differ from before
+        for plane in range(self.bits):
+            for color, place, around in self._passes:
+                last = before[plane][place]
+                rows = self._offsets + self._contexts(plane, color, around, planes, changes)
+                if not self._started:
+                    rows += self._sizes
+                counts = self._counts[rows]
+                evidence = logs[counts[..., 1]] - logs[counts[..., 0]]
+                weights = self._weights[2 * self._started + color]
+                odds = np.clip(weights @ evidence >> 16, -_LIMIT, _LIMIT)
+                probabilities = squash[odds + _LIMIT]
+                symbols = code(probabilities, None if ids is None else source[plane][place] ^ last)
+                planes[plane][place] = symbols ^ last
+                error = (symbols.astype(np.int64) << 16) - probabilities
+                weights += evidence @ error // (_STEP * max(len(place), _PASS) // _PASS)
+                self._learn(rows, symbols)
+            changes += planes[plane] ^ before[plane]
+        self._before, self._started = [planes, before], True
+        bits = planes[:, self._inside].astype(np.int64)
+        return (bits << np.arange(self.bits)[:, None, None]).sum(0)
+
+    def _learn(self, rows: np.ndarray, symbols: np.ndarray) -> None:
+        np.add.at(self._counts.reshape(-1), 2 * rows + symbols, 1)
+        counts = self._counts[rows]
+        most = counts.max(-1)
+        if (full := most > _MAX_COUNT).any():
+            # What was long ago counts less.
+            self._counts[rows[full]] = counts[full] * (_MAX_COUNT // 2) // most[full][:, None]
+
+    def _contexts(
+        self, plane: int, color: int, around: np.ndarray, planes: np.ndarray, changes: np.ndarray
+    ) -> np.ndarray:
+        """Number of the context of each bit of a pass in each model: int64 [models, n].
+
+        Bits around are compared with the bit one latent before, so that a model learns from zeros and ones alike.
+        """
+        before, before2 = self._before
+        place = around[0]
+        old = before[plane][around].astype(np.int64)
+        last = old[0]
+        moved = changes[around]
+        own, near, far = moved[0], _level(moved[1:5].sum(0)), _level(moved[5:].sum(0))
+        differs = old[1:] ^ last
+        time = before2[plane][place] ^ last
+        sides = differs[0] * 8 + differs[1] * 4 + differs[2] * 2 + differs[3]
+        corners = differs[4:].sum(0)
+        few = np.minimum(own, 3)
+        own = np.minimum(own, 7)
+        new_sides = left_up = new = flips = 0
+        if color:
+            here = planes[plane][around[1:5]].astype(np.int64)
+            flips = (here ^ old[1:5]).sum(0)
+            fresh = here ^ last
+            new_sides = fresh[0] * 8 + fresh[1] * 4 + fresh[2] * 2 + fresh[3]
+            left_up = fresh[0] * 2 + fresh[2]
+            new = fresh.sum(0)
+        key = 2 * plane + color
+        shape = (sides * 2 + time) * 2 + color
+        level, channel = divmod(plane, self.channels)
+        value = np.zeros_like(last)  # of the channel: all its bits before, and those of this latent so far
+        for known in (before[channel :: self.channels], planes[channel :: self.channels][:level]):
+            for bit in known[: self._levels]:
+                value = 2 * value + bit[place]
+        return np.stack(
+            [
+                shape * 16 + new_sides,
+                ((shape * 4 + few) * 5 + flips) * 7 + near,
+                ((differs[:4].sum(0) * 5 + corners) * 5 + new) * 2 + color,
+                (((key * 2 + last) * 2 + time) * 16 + sides) * 4 + left_up,
+                ((key * 8 + own) * 7 + near) * 4 + last * 2 + time,
+                (((key * 2 + last) * 4 + few) * 5 + flips) * 7 + far,
+                key * 4**_MAX_LEVELS + value,
+            ]
+        )
+
+
+def _level(count: np.ndarray) -> np.ndarray:
+    """Quantize a count to 0 .. 6."""
+    return np.minimum(count, 3) + (count > 5) + (count > 9) + (count > 15)
 
 
 class EntropyModel(NamedTuple):
