@@ -14,7 +14,7 @@ from vidtok.errors import nearest
 from vidtok.eval.generation.conventions import get_convention, prepare, real_clips
 from vidtok.eval.generation.extractors import load_feature_extractors
 from vidtok.eval.generation.run import Evaluation, check_conditions, smaller, summary
-from vidtok.eval.report.table import short_seconds
+from vidtok.eval.report import short_seconds
 from vidtok.files import write_json
 from vidtok.generator import KINDS, from_pretrained
 from vidtok.generator.training import build_generator_training

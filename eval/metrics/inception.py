@@ -24,6 +24,7 @@ from torchvision.models import inception as blocks
 from torchvision.models.inception import BasicConv2d
 
 from vidtok.hub import read_archived, read_state, run_conversion
+
 SIDE = 299  # pixels
 INCEPTION_FEATURES = 2048
 

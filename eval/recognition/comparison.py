@@ -57,8 +57,8 @@ from vidtok.eval.recognition.prediction import Predictions
 from vidtok.eval.recognition.protocol import build_protocol
 from vidtok.eval.recognition.results import correct_of, data_record, recognition_result, result_entry
 from vidtok.eval.recognition.store import ClipStore
+from vidtok.eval.report import format_table
 from vidtok.eval.report.page import write_report
-from vidtok.eval.report.table import format_table
 from vidtok.files import write_json
 from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer

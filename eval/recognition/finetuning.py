@@ -29,7 +29,7 @@ from vidtok.eval.recognition.data import (
 from vidtok.eval.recognition.prediction import Predictions
 from vidtok.eval.recognition.protocol import build_protocol
 from vidtok.eval.recognition.results import data_record, recognition_result, result_entry
-from vidtok.eval.report.table import format_table
+from vidtok.eval.report import format_table
 from vidtok.files import write_json
 from vidtok.heads import Head
 from vidtok.heads.factory import build_head

@@ -1,1 +1,63 @@
-"""Report results: tables, charts, pages, Markdown."""
+"""Report results: tables, charts, pages, Markdown.
+
+The table of a recognition result stands here; shares are in percent.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+
+def format_table(result: Mapping) -> str:
+    """Format a result for a terminal: protocol, accuracies with intervals, controls, failures."""
+    above, table, below = table_parts(result)
+    aligned = ("<24", ">8", ">14", ">16", ">8", ">11", ">10")
+    rows = ["".join(map(format, row, aligned)).rstrip() for row in table]
+    return "\n".join([*above, "", *rows, *below])
+
+
+def table_parts(result: Mapping) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return (lines above the table; its rows, the first with the column names; lines below: ratios and failures)."""
+    data, protocol = result["data"], result["protocol"]
+    used = f"{result['n_used']} of {result['n_total']} clips used, {result['n_failed']} failed"
+    above = [
+        f"{data['source']}, split {data['splits']['test']}: {len(data['classes'])} classes, {used}",
+        f"protocol {protocol['name']} at {protocol['size']} pixels, fps {protocol['fps'] or 'native'}"
+        + (f"; trained on {data['n_train']} clips" if data["n_train"] else "")
+        + (f", {len(data['train_failures'])} more could not be read" if data.get("train_failures") else ""),
+    ]
+    table = [["", "top-1", "seeds", "95 %", "top-5", "per class", "shuffled"]]
+    for entry in result["results"]:
+        top1, shuffled = entry["top1"], entry["shuffled_frames"]
+        deviation = "" if top1["deviation"] is None else f"+- {100 * top1['deviation']:.1f}, {top1['seeds']}"
+        row = [entry["name"], _percent(top1["mean"]), deviation, _interval(top1), _percent(entry["top5"])]
+        table.append([*row, _percent(entry["mean_class"]), _percent(shuffled and shuffled["mean"])])
+    if (control := result["controls"]["majority"]) is not None:
+        top1 = control["top1"]
+        table.append([f"always {control['class']!r}", _percent(top1["value"]), "", _interval(top1), "", "", ""])
+    below = []
+    for pair in result.get("comparisons", ()):
+        ratio = pair["ratio"]
+        interval = f"95 %: {ratio['low']:.3f} - {ratio['high']:.3f}"
+        below.append(f"{pair['ours']} / {pair['theirs']} = {ratio['value']:.3f} ({interval})")
+    if result["n_failed"]:
+        shares = (
+            f"{entry['name']} {_percent(np.mean([run['top1_of_total']['value'] for run in entry['runs']]))}"
+            for entry in result["results"]
+        )
+        below.append(f"top-1 of all {result['n_total']} clips, the failed ones being wrong: {', '.join(shares)}")
+    below += [f"failed: {failure['name']}: {failure['reason']}" for failure in result["failures"]]
+    return above, table, below
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+def _interval(value: Mapping) -> str:
+    return f"{_percent(value['low'])} - {_percent(value['high'])}"
+
+
+def short_seconds(seconds: float) -> str:
+    """Format seconds with two significant digits, and without an exponent for large ones."""
+    return f"{seconds:.2g}" if seconds < 1 else f"{seconds:.1f}"

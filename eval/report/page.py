@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vidtok.datasets import write_video
 from vidtok.eval.recognition.inputs import to_float
-from vidtok.eval.report.table import table_parts
+from vidtok.eval.report import table_parts
 
 _STYLE = """
 :root { color-scheme: light dark; --right: #1a7f37; --wrong: #b42318; --line: #d0d0d0 }

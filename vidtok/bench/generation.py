@@ -72,6 +72,6 @@ def describe(row: dict) -> str:
 
 
 def seconds(times: dict) -> str:
-    from vidtok.eval.report.table import short_seconds
+    from vidtok.eval.report import short_seconds
 
     return f"{short_seconds(times['median_s'])} s"

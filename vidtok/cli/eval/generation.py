@@ -75,7 +75,7 @@ def print_result(result: dict, picture: str | None) -> None:
 
     from vidtok.cli.common import print_rows
     from vidtok.eval.generation.run import summary
-    from vidtok.eval.report.table import short_seconds
+    from vidtok.eval.report import short_seconds
 
     counts = f"{result['n_real']} real clips, {result['folds']} x {result['n_fake']} generated"
     rows = {

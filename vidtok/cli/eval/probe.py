@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from vidtok.errors import UserError
     from vidtok.eval.recognition import probe
     from vidtok.eval.recognition.probing import format_chosen
-    from vidtok.eval.report.table import format_table
+    from vidtok.eval.report import format_table
     from vidtok.files import validate_output
 
     if args.classifier == "attentive":

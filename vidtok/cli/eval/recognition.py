@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from vidtok.eval.recognition import evaluate
-    from vidtok.eval.report.table import format_table
+    from vidtok.eval.report import format_table
     from vidtok.files import validate_output
 
     validate_output(args.json, args.force)
