@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidtok.checks import check_clip, check_counts
-from vidtok.datasets.annotations.words import canonical_split
+from vidtok.datasets.annotations.table import canonical_split
 from vidtok.datasets.labeled import LabeledDataset, Sample, Transform
 from vidtok.datasets.loading import WHOLE, Shard, is_image_batch, prefetch, shard_rows
 

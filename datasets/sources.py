@@ -14,8 +14,8 @@ import pandas as pd
 
 from vidtok import archives
 from vidtok.datasets.annotations import read_annotations
-from vidtok.datasets.annotations.documents import without_brackets
-from vidtok.datasets.annotations.words import canonical_split
+from vidtok.datasets.annotations.formats import without_brackets
+from vidtok.datasets.annotations.table import canonical_split
 from vidtok.datasets.digits import MovingDigits
 from vidtok.datasets.labeled import LabeledDataset, LabeledVideos
 from vidtok.datasets.samplers import Segment, ids_and_segments, segment_id

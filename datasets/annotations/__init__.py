@@ -14,10 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from vidtok.datasets.annotations.documents import read_json
-from vidtok.datasets.annotations.lists import read_list
-from vidtok.datasets.annotations.table import find_header, read_table
-from vidtok.datasets.annotations.words import AnnotationFormatError, tidy_split
+from vidtok.datasets.annotations.formats import read_json, read_list
+from vidtok.datasets.annotations.table import AnnotationFormatError, find_header, read_table, tidy_split
 from vidtok.names import escape_bytes
 
 JSON_LINES = (".jsonl", ".ndjson")

@@ -24,8 +24,7 @@ from vidtok.datasets import (
     whole_windows,
     write_video,
 )
-from vidtok.datasets.annotations.table import parse_time
-from vidtok.datasets.annotations.words import canonical_split
+from vidtok.datasets.annotations.table import canonical_split, parse_time
 from vidtok.datasets.samplers import frames_of_segment, segment_id
 from vidtok.eval.recognition.clips import ClipSource, cut
 from vidtok.extraction.decoding import ReadConfig, read_chunks

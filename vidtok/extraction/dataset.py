@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vidtok.datasets import DecodePool, VideoError
-from vidtok.datasets.annotations.words import canonical_split
+from vidtok.datasets.annotations.table import canonical_split
 from vidtok.datasets.loading import WHOLE, Shard, shard_rows
 from vidtok.errors import nearest
 from vidtok.extraction.containers import open_reader

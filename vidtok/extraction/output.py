@@ -20,7 +20,7 @@ from typing import Protocol
 
 from filelock import FileLock, Timeout
 
-from vidtok.datasets.annotations.words import canonical_split
+from vidtok.datasets.annotations.table import canonical_split
 from vidtok.datasets.backends import pixels_version
 from vidtok.errors import VideoError, nearest, one_line
 from vidtok.extraction.containers import SUFFIXES, check_container, open_writer

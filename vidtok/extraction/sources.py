@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vidtok.datasets import MovingDigits, dense_clips, open_dataset, read_annotations, uniform_segments, whole_windows
-from vidtok.datasets.annotations.words import tidy_split
+from vidtok.datasets.annotations.table import tidy_split
 from vidtok.datasets.samplers import Segment, describe_segment
 from vidtok.datasets.sources import split_folders
 from vidtok.errors import UserError, nearest
