@@ -12,8 +12,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from vidtok.datasets.decode import RESIZE_VERSION, Chunk, OnError, PyAVReader, VideoReader, convert_pictures
-from vidtok.datasets.frames import View
+from vidtok.datasets.decode import RESIZE_VERSION, PyAVReader, convert_pictures
+from vidtok.datasets.frames import Chunk, OnError, VideoReader, View
 from vidtok.datasets.timeline import read_timeline
 from vidtok.errors import VideoError
 from vidtok.files import check_unchanged, file_version

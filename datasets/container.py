@@ -286,57 +286,6 @@ def longest_gap(container: InputContainer) -> float:
     return JUMP if container.format.flags & _MAY_JUMP else LONGEST_GAP
 
 
-RESTART = 0.1  # seconds backward; less is jitter
-
-
-class Clock:
-    """Make the presentation times of a video continuous where its clock restarts or jumps.
-
-    The first frame after a restart or jump follows the one before it by the interval that preceded. A step back of less
-    than `RESTART` seconds repeats the last time, so that times never decrease.
-
-    Args:
-        limit: see `longest_gap`.
-        interval: seconds from one frame to the next, where no frame has told yet.
-
-    Attributes:
-        breaks: (number of the first frame after it, seconds by which the clock was off) of each restart or jump so far.
-    """
-
-    def __init__(self, limit: float, interval: float):
-        self.breaks: list[tuple[int, float]] = []
-        self._limit, self._interval = limit, interval
-        self._shift = 0.0
-        self._last: float | None = None
-
-    def time(self, time: float | None, number: int) -> float:
-        """Return the continuous time in seconds of the next frame.
-
-        Args:
-            time: the frame's time on the container's clock in seconds; None, unknown.
-            number: of the frame.
-        """
-        if self._last is None:
-            self._last = 0.0 if time is None else time
-            return self._last
-        due = self._last + self._interval
-        continuous = due if time is None else time + self._shift
-        if continuous < self._last - RESTART or continuous > due + self._limit:
-            self.breaks.append((number, continuous - due))
-            self._shift -= continuous - due
-            continuous = due
-        if continuous > self._last:
-            self._interval = continuous - self._last
-        self._last = max(continuous, self._last)
-        return self._last
-
-    def __str__(self) -> str:
-        """Name the breaks: "the clock restarts at frame 10"; "" without one."""
-        kinds = [f"{'restarts' if off < 0 else f'jumps {off:.0f} s'} at frame {number}" for number, off in self.breaks]
-        more = f" and {len(kinds) - 3} more" if len(kinds) > 3 else ""
-        return f"the clock {', '.join(kinds[:3])}{more}; its times were made continuous" if kinds else ""
-
-
 @dataclass
 class PacketTimes:
     """Times of the packets of a video stream, in the order of the file.

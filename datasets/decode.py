@@ -1,7 +1,7 @@
-"""Decode with PyAV: the `VideoReader` protocol, conversion of decoded frames, and the reference reader.
+"""Decode with PyAV: conversion of decoded frames, and the reference implementation of `VideoReader`.
 
 `FrameConverter` crops, resizes and converts a decoded frame in one pass of swscale, so that no full-size RGB or float
-frame is ever made. `PyAVReader` is the reference implementation, and the fallback for files on which no seeking can be
+frame is ever made. `PyAVReader` is the fallback for files on which no seeking can be
 verified. It also detects truncated Matroska, WebM and AVI files, whose end FFmpeg takes for the end of the video.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import cast
 
 import av
 import numpy as np
@@ -19,7 +19,6 @@ from av.filter import Graph
 from vidtok.datasets.container import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
-    Clock,
     Decoding,
     describe,
     is_rate_reliable,
@@ -29,81 +28,21 @@ from vidtok.datasets.container import (
     open_container,
     stated_rate,
 )
-from vidtok.datasets.frames import Box, Matrix, View, display_matrix, exif_matrix, orient, swaps_sides, uncrop
+from vidtok.datasets.frames import (
+    Box,
+    Chunk,
+    Matrix,
+    OnError,
+    View,
+    display_matrix,
+    exif_matrix,
+    orient,
+    swaps_sides,
+    uncrop,
+)
 from vidtok.datasets.timeline import Damage, decode_past_damage, read_timeline
 from vidtok.errors import VideoError
 from vidtok.files import check_unchanged, file_version
-
-OnError = Literal["raise", "keep", "skip"]
-
-
-class Chunk(NamedTuple):
-    """Consecutive frames of a video.
-
-    Attributes:
-        frames: uint8 [T,H,W,3], RGB.
-        timestamps: float64 [T], seconds from the first frame of the video.
-    """
-
-    frames: np.ndarray
-    timestamps: np.ndarray
-
-
-class VideoReader(Protocol):
-    """Protocol of the video readers: the frames of one video as FFmpeg presents them.
-
-    Edit lists and rotation are applied; frames are in presentation order. A reader belongs to the process that opened
-    it. Close it, or use it as a context manager.
-
-    Attributes:
-        backend: "pyav", "decord" or "torchcodec".
-        path: the file.
-        size: (height, width) in pixels as shown.
-        num_frames: number of presented frames.
-        fps: average frames per second, measured where the container states none or a wrong one.
-        duration: seconds, including the display time of the last frame.
-        timestamps: float64 [num_frames], seconds from the first presented frame.
-        start_time: time of the first presented frame on the container's clock, in seconds.
-        error: the `VideoError` that on_error="keep" or "skip" passed over, once decoding has reached it.
-    """
-
-    backend: str
-    path: Path
-    size: tuple[int, int]
-    error: VideoError | None
-
-    @property
-    def num_frames(self) -> int: ...
-    @property
-    def fps(self) -> float: ...
-    @property
-    def duration(self) -> float: ...
-    @property
-    def timestamps(self) -> np.ndarray: ...
-    @property
-    def start_time(self) -> float: ...
-
-    def frames(self, indices: Sequence[int], view: View | None = None) -> np.ndarray:
-        """Return the frames at `indices` (any order, repeats allowed) as uint8 [T,h,w,3] RGB.
-
-        Args:
-            indices: frame numbers.
-            view: region to read and its output size; None, the whole picture at native size.
-
-        Raises:
-            ValueError: an index outside 0..num_frames-1.
-            VideoError: the stream breaks.
-        """
-        ...
-
-    def iter_frames(self, chunk: int = 16, view: View | None = None) -> Iterator[Chunk]:
-        """Yield all frames in presentation order, `chunk` at a time, in memory independent of the video's length."""
-        ...
-
-    def close(self) -> None: ...
-    def __enter__(self) -> "VideoReader": ...
-    def __exit__(self, *exc: object) -> None: ...
-
 
 # Version 1 resized RGB as float tensors: bicubic, antialiased.
 RESIZE_VERSION = 2
@@ -233,6 +172,57 @@ def places_of(indices: np.ndarray) -> dict[int, list[int]]:
     for place, index in enumerate(indices.tolist()):
         places.setdefault(index, []).append(place)
     return places
+
+
+RESTART = 0.1  # seconds backward; less is jitter
+
+
+class Clock:
+    """Make the presentation times of a video continuous where its clock restarts or jumps.
+
+    The first frame after a restart or jump follows the one before it by the interval that preceded. A step back of less
+    than `RESTART` seconds repeats the last time, so that times never decrease.
+
+    Args:
+        limit: see `longest_gap`.
+        interval: seconds from one frame to the next, where no frame has told yet.
+
+    Attributes:
+        breaks: (number of the first frame after it, seconds by which the clock was off) of each restart or jump so far.
+    """
+
+    def __init__(self, limit: float, interval: float):
+        self.breaks: list[tuple[int, float]] = []
+        self._limit, self._interval = limit, interval
+        self._shift = 0.0
+        self._last: float | None = None
+
+    def time(self, time: float | None, number: int) -> float:
+        """Return the continuous time in seconds of the next frame.
+
+        Args:
+            time: the frame's time on the container's clock in seconds; None, unknown.
+            number: of the frame.
+        """
+        if self._last is None:
+            self._last = 0.0 if time is None else time
+            return self._last
+        due = self._last + self._interval
+        continuous = due if time is None else time + self._shift
+        if continuous < self._last - RESTART or continuous > due + self._limit:
+            self.breaks.append((number, continuous - due))
+            self._shift -= continuous - due
+            continuous = due
+        if continuous > self._last:
+            self._interval = continuous - self._last
+        self._last = max(continuous, self._last)
+        return self._last
+
+    def __str__(self) -> str:
+        """Name the breaks: "the clock restarts at frame 10"; "" without one."""
+        kinds = [f"{'restarts' if off < 0 else f'jumps {off:.0f} s'} at frame {number}" for number, off in self.breaks]
+        more = f" and {len(kinds) - 3} more" if len(kinds) > 3 else ""
+        return f"the clock {', '.join(kinds[:3])}{more}; its times were made continuous" if kinds else ""
 
 
 class PyAVReader:

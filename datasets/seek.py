@@ -21,8 +21,8 @@ from av.video.stream import VideoStream
 
 from vidtok.datasets.backends import open_video
 from vidtok.datasets.container import MAX_THREADS, describe, open_container
-from vidtok.datasets.decode import Chunk, FrameConverter, PyAVReader, VideoReader, convert_pictures, places_of
-from vidtok.datasets.frames import View, display_matrix
+from vidtok.datasets.decode import Chunk, FrameConverter, PyAVReader, convert_pictures, places_of
+from vidtok.datasets.frames import VideoReader, View, display_matrix
 from vidtok.datasets.timeline import Timeline, cached_timeline
 from vidtok.errors import VideoError
 from vidtok.files import check_unchanged, file_version, replacing

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from vidtok.datasets.backends import open_video
 from vidtok.datasets.container import open_container, tick_of
-from vidtok.datasets.decode import Chunk, OnError, PyAVReader
-from vidtok.datasets.frames import Size, check_size, frames_to_video, plan_view, video_to_frames
+from vidtok.datasets.decode import PyAVReader
+from vidtok.datasets.frames import Chunk, OnError, Size, check_size, frames_to_video, plan_view, video_to_frames
 from vidtok.datasets.seek import resample_chunks
 from vidtok.datasets.timeline import Damage
 from vidtok.errors import VideoError

@@ -24,7 +24,7 @@ from vidtok.codec.container import MAX_CHUNK_TOKENS, Chunk, CodecError, Containe
 from vidtok.codec.entropy import entropy_model
 from vidtok.codec.source import FileSource, TensorSource
 from vidtok.datasets import VideoWriter
-from vidtok.datasets.decode import OnError
+from vidtok.datasets.frames import OnError
 from vidtok.errors import UserError
 from vidtok.extraction.model import load_tokenizer
 from vidtok.extraction.videos import chunk_ids, decode_chunks, encode_chunks

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vidtok.checks import check_video
 from vidtok.datasets.container import open_container
-from vidtok.datasets.decode import OnError
+from vidtok.datasets.frames import OnError
 from vidtok.errors import VideoError
 from vidtok.extraction.videos import Source
 from vidtok.names import escape_name

@@ -12,7 +12,7 @@ from torch import Tensor
 from vidtok import streaming
 from vidtok.checks import Net, check_memory
 from vidtok.datasets import VideoWriter, iter_video
-from vidtok.datasets.decode import OnError
+from vidtok.datasets.frames import OnError
 from vidtok.errors import is_expected, one_line
 from vidtok.extraction.containers import SUFFIXES, is_shard, open_reader
 from vidtok.extraction.decoding import damage_meta, reader_mode, stream_info
