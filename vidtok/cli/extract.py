@@ -56,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split-column", metavar="NAME")
     common.add_running(parser)
     parser.add_argument("--engine", choices=["local", "ray"], default="local", help="local (default) or ray")
-    parser.add_argument("--ray-address", metavar="ADDRESS", help="running cluster: auto, HOST:PORT (default: a new one)")
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="running cluster: auto or HOST:PORT (default: new)")
     parser.add_argument("--actors", type=positive(int), metavar="N", help="of Ray (default: one per GPU, or two CPUs)")
     parser.add_argument("--measure", action="store_true", help="write nothing; measure decoding, model and both")
 
