@@ -177,13 +177,13 @@ class Decoding:
     Attributes:
         is_threaded: whether several threads decode. Then FFmpeg tells neither which packet an error is about nor what
             is good before it, and drops errors of the last packets.
-        is_short: whether there were fewer frames than packets, so far.
+        is_short: whether several threads gave fewer frames than packets, so far.
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream, skip: int = 0):
         self.is_threaded = stream.codec_context.thread_count > 1
         self._balance, self._skip = 0, skip
-        self._frames = self._decode(container, stream)
+        self._frames = self._count(container, stream) if self.is_threaded else container.decode(stream)
 
     @property
     def is_short(self) -> bool:
@@ -192,7 +192,7 @@ class Decoding:
     def __iter__(self) -> Iterator[VideoFrame]:
         return islice(self._frames, self._skip, None)
 
-    def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    def _count(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
         for packet in container.demux(stream):
             self._balance += bool(packet.size) and not packet.is_discard
             for frame in packet.decode():

@@ -11,7 +11,7 @@ from vidtok.cli.main import main
 # datasets.decode and datasets.container one by one are 67 of the first.
 @pytest.mark.parametrize(
     ("command", "files", "changes"),
-    [(extract_command, 32, 240), (compare_command, 46, 880)],
+    [(extract_command, 32, 180), (compare_command, 46, 880)],
     ids=["extract", "compare"],
 )
 def test_a_command_stays_in_few_files(command, files, changes, tmp_path, capsys):
