@@ -41,7 +41,7 @@ from vidtok.datasets.seek import read_selection
 from vidtok.datasets.timeline import cached_timeline
 from vidtok.datasets.video import iter_video
 
-HEIGHTS = {360: 120, 720: 60, 1080: 40, 2160: 16}  # lines: frames
+HEIGHTS = {360: 200, 720: 100, 1080: 60, 2160: 20}  # lines: frames
 SIZES = (128, 224)  # short sides in pixels
 LONG, GOP = 15_000, 250  # frames of the ten-minute file, at 25 frames per second, and from keyframe to keyframe
 CLIPS, CLIP = 4, 17
