@@ -89,8 +89,7 @@ class TokenizerTask(AdversarialTask):
             distance = self.perceptual.to(batch.device)
             looked_at = (decoded, batch, self.weights.perceptual_frames, frames)
             if self.weights.gram:
-                assert isinstance(distance, LPIPS)
-                terms["perceptual"], terms["gram"] = perceptual_and_gram_loss(distance, *looked_at)
+                terms["perceptual"], terms["gram"] = perceptual_and_gram_loss(cast(LPIPS, distance), *looked_at)
             else:
                 terms["perceptual"] = perceptual_loss(distance, *looked_at)
         if discriminator is not None and self.is_adversarial_step(step):
