@@ -1,4 +1,4 @@
-"""Random-access video readers (decord, torchcodec), and `open_video`, which chooses a reader for a file.
+"""The `VideoReader` protocol, `open_video`, and random-access readers (decord, torchcodec).
 
 A seeking backend is used only on files where it is verified to return the same frames as sequential decoding by PyAV.
 torchcodec is an optional extra.
@@ -8,17 +8,73 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 
 from vidtok.datasets.decode import RESIZE_VERSION, PyAVReader, convert_pictures
-from vidtok.datasets.frames import Chunk, OnError, VideoReader, View
+from vidtok.datasets.frames import Chunk, OnError, View
 from vidtok.datasets.timeline import read_timeline
 from vidtok.errors import VideoError
 from vidtok.files import check_unchanged, file_version
 
 PIXELS_AT_ONCE = 1 << 25  # of whole pictures that wait for their view: 4 at 4K, 100 MB
+
+
+class VideoReader(Protocol):
+    """Protocol of the video readers: the frames of one video as FFmpeg presents them.
+
+    Edit lists and rotation are applied; frames are in presentation order. A reader belongs to the process that opened
+    it. Close it, or use it as a context manager.
+
+    Attributes:
+        backend: "pyav", "decord" or "torchcodec".
+        path: the file.
+        size: (height, width) in pixels as shown.
+        num_frames: number of presented frames.
+        fps: average frames per second, measured where the container states none or a wrong one.
+        duration: seconds, including the display time of the last frame.
+        timestamps: float64 [num_frames], seconds from the first presented frame.
+        start_time: time of the first presented frame on the container's clock, in seconds.
+        error: the `VideoError` that on_error="keep" or "skip" passed over, once decoding has reached it.
+    """
+
+    backend: str
+    path: Path
+    size: tuple[int, int]
+    error: VideoError | None
+
+    @property
+    def num_frames(self) -> int: ...
+    @property
+    def fps(self) -> float: ...
+    @property
+    def duration(self) -> float: ...
+    @property
+    def timestamps(self) -> np.ndarray: ...
+    @property
+    def start_time(self) -> float: ...
+
+    def frames(self, indices: Sequence[int], view: View | None = None) -> np.ndarray:
+        """Return the frames at `indices` (any order, repeats allowed) as uint8 [T,h,w,3] RGB.
+
+        Args:
+            indices: frame numbers.
+            view: region to read and its output size; None, the whole picture at native size.
+
+        Raises:
+            ValueError: an index outside 0..num_frames-1.
+            VideoError: the stream breaks.
+        """
+        ...
+
+    def iter_frames(self, chunk: int = 16, view: View | None = None) -> Iterator[Chunk]:
+        """Yield all frames in presentation order, `chunk` at a time, in memory independent of the video's length."""
+        ...
+
+    def close(self) -> None: ...
+    def __enter__(self) -> "VideoReader": ...
+    def __exit__(self, *exc: object) -> None: ...
 
 
 class VerifiedReader:

@@ -1,23 +1,17 @@
-"""Open a media file, select its video stream, and mend what its container states wrongly.
-
-A recording may end before its header says. It may state no frame rate (browsers' WebM, GIF, ASF) or a wrong one
-(variable rate). Its clock may restart or jump: two recordings joined with `cat`, a clock that was set while recording.
-The rules for clocks are those of ffmpeg's `ts_discontinuity_detect`.
-"""
+"""Open a media file, select its video stream, iterate over its frames, and detect files that are cut off."""
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from fractions import Fraction
 from io import BytesIO
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import av
 import numpy as np
 import torch
-from av import Packet, VideoFrame
+from av import VideoFrame
 from av.container import InputContainer
 from av.video.stream import VideoStream
 from PIL import Image
@@ -270,99 +264,3 @@ def _seconds(text: str | None) -> float | None:
         return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
     except ValueError:
         return None
-
-
-JUMP = 10  # seconds forward, in formats whose clock may jump: ffmpeg's -dts_delta_threshold
-LONGEST_GAP = 108_000  # seconds forward, in all other formats: ffmpeg's -dts_error_threshold
-_MAY_JUMP = 0x0200  # AVFMT_TS_DISCONT: MPEG-TS, MPEG-PS, Ogg
-
-MEASURED = 10_000  # packets from which a rate is measured
-PLAUSIBLE = 240  # frames per second; above it, a stated rate is often the tick of the container (1000 in WebM)
-DEVIATION = 0.05  # between a stated and a measured rate that counts as rounding
-
-
-def longest_gap(container: InputContainer) -> float:
-    """Return the seconds from one frame to the next above which the clock of this container counts as jumped."""
-    return JUMP if container.format.flags & _MAY_JUMP else LONGEST_GAP
-
-
-@dataclass
-class PacketTimes:
-    """Times of the packets of a video stream, in the order of the file.
-
-    Attributes:
-        pts, dts: times in ticks; None where the container has none.
-        keys: whether each packet holds a keyframe.
-        duration: display time of the last packet in ticks; 0, unknown.
-    """
-
-    pts: list[int | None] = field(default_factory=list)
-    dts: list[int | None] = field(default_factory=list)
-    keys: list[bool] = field(default_factory=list)
-    duration: int = 0
-
-    def add(self, packet: Packet) -> None:
-        self.pts.append(packet.pts)
-        self.dts.append(packet.dts)
-        self.keys.append(packet.is_keyframe)
-        self.duration = packet.duration or 0
-
-    def breaks(self, limit: float) -> list[int]:
-        """Return the numbers of the packets at which the clock restarts, or jumps by more than `limit` ticks."""
-        found, last, highest = [], None, None
-        for number, (pts, dts, is_key) in enumerate(zip(self.pts, self.dts, self.keys, strict=True)):
-            # Frames shown before a keyframe may follow it in the file, but nothing before it is shown after it.
-            is_late = is_key and pts is not None and highest is not None and pts < highest
-            if is_late or (last is not None and dts is not None and not 0 <= dts - last <= limit):
-                found.append(number)
-                highest = None
-            last = last if dts is None else dts
-            highest = max((t for t in (pts, highest) if t is not None), default=None)
-        return found
-
-    def fps(self, container: InputContainer, stream: VideoStream) -> float:
-        """Return the frames per second of the stream that the packets are of, measured if its header is not reliable.
-
-        The first `MEASURED` packets are measured, and the stated rate is kept where it agrees.
-        """
-        stated, tick = stated_rate(stream), float(tick_of(stream))
-        if is_rate_reliable(container, stream):
-            return stated
-        first = PacketTimes(self.pts[:MEASURED], self.dts[:MEASURED], self.keys[:MEASURED])
-        limit = longest_gap(container) / tick
-        edges = [0, *first.breaks(limit), len(first.pts)]
-        sections = [[t for t in first.pts[start:stop] if t is not None] for start, stop in pairwise(edges)]
-        steps = np.concatenate([np.diff(np.sort(np.array(section, dtype=np.int64))) for section in sections])
-        steps = steps[steps <= limit]
-        if steps.sum() > 0:
-            measured = 1 / float(steps.mean() * tick)
-            return stated if abs(measured / stated - 1) <= DEVIATION else measured
-        return 1 / (self.duration * tick) if len(self.pts) == 1 and self.duration > 0 else stated
-
-
-def stated_rate(stream: VideoStream) -> float:
-    """Return the frames per second according to the header; 25, FFmpeg's default, if it states none."""
-    rate = float(stream.average_rate or stream.guessed_rate or 25)
-    return rate if rate < 1000 else 25.0
-
-
-def is_rate_reliable(container: InputContainer, stream: VideoStream) -> bool:
-    """Return whether the rate in the header is computed from all frames (MP4), or the frames are spaced by it (AVI).
-
-    Otherwise it was stated by whoever made the file, or estimated from the first frames.
-    """
-    rate = stream.average_rate
-    return bool(stream.frames and rate and rate <= PLAUSIBLE and container.format.name != "gif")
-
-
-def measure_rate(container: InputContainer, stream: VideoStream) -> float:
-    """Return the frames per second of a stream by `PacketTimes.fps`.
-
-    This reads the container: give it one that is opened for this.
-    """
-    times = PacketTimes()
-    for packet in container.demux(stream):
-        if not packet.size or len(times.pts) == MEASURED:
-            break
-        times.add(packet)
-    return times.fps(container, stream)

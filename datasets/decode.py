@@ -1,8 +1,8 @@
 """Decode with PyAV: conversion of decoded frames, and the reference implementation of `VideoReader`.
 
 `FrameConverter` crops, resizes and converts a decoded frame in one pass of swscale, so that no full-size RGB or float
-frame is ever made. `PyAVReader` is the fallback for files on which no seeking can be
-verified. It also detects truncated Matroska, WebM and AVI files, whose end FFmpeg takes for the end of the video.
+frame is ever made. `PyAVReader` is the fallback for files on which no seeking can be verified. It also detects
+truncated Matroska, WebM and AVI files, whose end FFmpeg takes for the end of the video.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -16,18 +16,8 @@ import numpy as np
 from av import VideoFrame
 from av.filter import Graph
 
-from vidtok.datasets.container import (
-    IMAGE_SUFFIXES,
-    MAX_PIXELS,
-    Decoding,
-    describe,
-    is_rate_reliable,
-    is_truncated,
-    longest_gap,
-    measure_rate,
-    open_container,
-    stated_rate,
-)
+from vidtok.datasets.container import IMAGE_SUFFIXES, MAX_PIXELS, Decoding, describe, is_truncated, open_container
+from vidtok.datasets.damage import Damage, decode_past_damage
 from vidtok.datasets.frames import (
     Box,
     Chunk,
@@ -40,17 +30,18 @@ from vidtok.datasets.frames import (
     swaps_sides,
     uncrop,
 )
-from vidtok.datasets.timeline import Damage, decode_past_damage, read_timeline
+from vidtok.datasets.timeline import is_rate_reliable, longest_gap, measure_rate, read_timeline, stated_rate
 from vidtok.errors import VideoError
 from vidtok.files import check_unchanged, file_version
 
 # Version 1 resized RGB as float tensors: bicubic, antialiased.
 RESIZE_VERSION = 2
 
-# Downscaling by this factor or more uses swscale's area filter, other scaling its bicubic one; from `CHROMA_FACTOR` on
-# chroma is interpolated before it is scaled, which costs little where the output is small. PSNR against bicubic
-# antialiased resizing of full RGB, on x264 clips of 360 to 2160 lines to 128 or 224: 38 to 42 dB, decord's bilinear
-# filter 36 to 37. Bicubic with interpolated chroma reaches 49 to 51 dB, at 0.84 to 0.92 of decord's rate on one core.
+# Downscaling by this factor or more uses swscale's area filter, other scaling its bicubic one. From `CHROMA_FACTOR` on,
+# chroma is interpolated before it is scaled, which costs little where the output is small. `vidtok bench loader`
+# measures rate and PSNR beside decord's. Bicubic with interpolated chroma throughout is closer to exact resizing, 49 to
+# 51 dB where area has 38 to 42, but reads at 0.84 to 0.92 of decord's rate (three real clips enlarged to 360 and 1080
+# lines, with grain; one core, CPU time, three rounds).
 AREA_FACTOR = 1.5
 CHROMA_FACTOR = 4.0
 
@@ -238,7 +229,7 @@ class PyAVReader:
             after that, without the frames that are damaged (`decode_past_damage`).
 
     Attributes:
-        damage: the `Damage` that on_error="skip" has found so far.
+        damage: the `Damage` that on_error="skip" has found so far; None with another on_error.
         convert: the `FrameConverter` of its frames.
         coded_size: (width, height) in pixels before the rotation of the metadata.
         turned: whether the metadata rotate or mirror the picture.
@@ -253,7 +244,7 @@ class PyAVReader:
     def __init__(self, path: str | Path, on_error: OnError = "raise"):
         self.path, self._on_error = Path(path), on_error
         self.error: VideoError | None = None
-        self.damage = Damage()
+        self.damage: Damage | None = None
         self._timestamps: np.ndarray | None = None
         self._version = file_version(path)
         self._container, stream = open_container(path)

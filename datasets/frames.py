@@ -1,13 +1,11 @@
-"""Frames as tensors: conversion of uint8 to [-1, 1] and back, resizing, rotation, and grids of several clips; and the
-protocol of what reads them from a file.
+"""Frames as tensors: conversion of uint8 to [-1, 1] and back, resizing, rotation, and grids of several clips.
 
 Legend: B clips, T H W video.
 """
 
 import math
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +16,6 @@ from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from vidtok.archives import open_binary
-from vidtok.errors import VideoError
 
 Size = int | tuple[int, int] | None
 
@@ -93,7 +90,7 @@ def plan_resize(height: int, width: int, size: Size, multiple: int = 8) -> tuple
     return resized, cut
 
 
-Box = tuple[int, int, int, int]
+Box = tuple[int, int, int, int]  # (top, left, height, width) in pixels
 
 
 def _scale(height: int, width: int, size: Size) -> float:
@@ -109,7 +106,7 @@ class View(NamedTuple):
     """Region of a picture, and the size at which to read it.
 
     Attributes:
-        box: (top, left, height, width) in pixels of the picture as shown.
+        box: region of the picture as shown.
         size: (height, width) after resizing.
     """
 
@@ -145,62 +142,6 @@ class Chunk(NamedTuple):
 
     frames: np.ndarray
     timestamps: np.ndarray
-
-
-class VideoReader(Protocol):
-    """Protocol of the video readers: the frames of one video as FFmpeg presents them.
-
-    Edit lists and rotation are applied; frames are in presentation order. A reader belongs to the process that opened
-    it. Close it, or use it as a context manager.
-
-    Attributes:
-        backend: "pyav", "decord" or "torchcodec".
-        path: the file.
-        size: (height, width) in pixels as shown.
-        num_frames: number of presented frames.
-        fps: average frames per second, measured where the container states none or a wrong one.
-        duration: seconds, including the display time of the last frame.
-        timestamps: float64 [num_frames], seconds from the first presented frame.
-        start_time: time of the first presented frame on the container's clock, in seconds.
-        error: the `VideoError` that on_error="keep" or "skip" passed over, once decoding has reached it.
-    """
-
-    backend: str
-    path: Path
-    size: tuple[int, int]
-    error: VideoError | None
-
-    @property
-    def num_frames(self) -> int: ...
-    @property
-    def fps(self) -> float: ...
-    @property
-    def duration(self) -> float: ...
-    @property
-    def timestamps(self) -> np.ndarray: ...
-    @property
-    def start_time(self) -> float: ...
-
-    def frames(self, indices: Sequence[int], view: View | None = None) -> np.ndarray:
-        """Return the frames at `indices` (any order, repeats allowed) as uint8 [T,h,w,3] RGB.
-
-        Args:
-            indices: frame numbers.
-            view: region to read and its output size; None, the whole picture at native size.
-
-        Raises:
-            ValueError: an index outside 0..num_frames-1.
-            VideoError: the stream breaks.
-        """
-        ...
-
-    def iter_frames(self, chunk: int = 16, view: View | None = None) -> Iterator[Chunk]:
-        """Yield all frames in presentation order, `chunk` at a time, in memory independent of the video's length."""
-        ...
-
-    def close(self) -> None: ...
-    def __enter__(self) -> "VideoReader": ...
-    def __exit__(self, *exc: object) -> None: ...
 
 
 Matrix = tuple[int, int, int, int]

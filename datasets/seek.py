@@ -9,7 +9,7 @@ float64 [T] in seconds, shape int64 [T,H,W,3], fps float64). NAME.npz is written
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from av import VideoFrame
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from vidtok.datasets.backends import open_video
+from vidtok.datasets.backends import VideoReader, open_video
 from vidtok.datasets.container import MAX_THREADS, describe, open_container
 from vidtok.datasets.decode import Chunk, FrameConverter, PyAVReader, convert_pictures, places_of
-from vidtok.datasets.frames import VideoReader, View, display_matrix
+from vidtok.datasets.frames import View, display_matrix
 from vidtok.datasets.timeline import Timeline, cached_timeline
 from vidtok.errors import VideoError
 from vidtok.files import check_unchanged, file_version, replacing
@@ -190,7 +190,7 @@ def select_frames(video: VideoReader, choose: Choose, view: ChooseView = whole_p
     return Chunk(frames_NHWC.reshape(*indices.shape, *frames_NHWC.shape[1:]), timestamps[indices])
 
 
-AHEAD = 16  # frames; decoding so many is cheaper than a seek
+AHEAD = 16  # frames that are decoded and dropped rather than passed by a seek
 
 
 def _seek(
@@ -238,26 +238,25 @@ def _frames_from(container: InputContainer, stream: VideoStream, key: int) -> It
     return chain(start.decode(), chain.from_iterable(packet.decode() for packet in packets))
 
 
-def read_window(path: str | Path, frames: int, fps: float | None, position: float) -> np.ndarray:
-    """Read a window of consecutive frames -> uint8 [T,H,W,3].
-
-    Args:
-        path: the video.
-        frames: number of frames T.
-        fps: frames per second to resample to (see `read_video`); None, native.
-        position: 0..1, position of the window between the first possible and the last possible one.
-
-    Raises:
-        VideoError: the video is shorter than the window or can't be decoded.
-    """
-    choose = partial(window_indices, path=path, frames=frames, fps=fps, position=position)
-    return read_selection(path, choose).frames
-
-
 def window_indices(
     timestamps: np.ndarray, native_fps: float, path: str | Path, frames: int, fps: float | None, position: float
 ) -> np.ndarray:
-    """Return the frame numbers of a window, int64 [frames], given timestamps float64 [T]; see `read_window`."""
+    """Choose a window of consecutive frames.
+
+    Args:
+        timestamps: float64 [T], seconds.
+        native_fps: frames per second of the video.
+        path: the video, for errors.
+        frames: number of frames in the window.
+        fps: frames per second to resample to (see `read_video`); None, native.
+        position: 0..1, position of the window between the first possible and the last possible one.
+
+    Returns:
+        Frame numbers, int64 [frames].
+
+    Raises:
+        VideoError: the video is shorter than the window.
+    """
     if fps is None:
         starts = len(timestamps) - frames + 1
         if starts < 1:

@@ -1,28 +1,118 @@
-"""Presentation times of a file's frames, from its packets; and decoding past damage, with what it cost."""
+"""Presentation times and frame rate of a file, from its packets.
 
-import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+A container may state no frame rate (browsers' WebM, GIF, ASF) or a wrong one (variable rate). Its clock may restart or
+jump: two recordings joined with `cat`, a clock that was set while recording. The rules for clocks are those of ffmpeg's
+`ts_discontinuity_detect`.
+"""
+
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import av
 import numpy as np
-from av import Packet, VideoFrame
+from av import Packet
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from vidtok.datasets.container import (
-    Decoding,
-    PacketTimes,
-    describe,
-    is_truncated,
-    longest_gap,
-    open_container,
-    stated_rate,
-    tick_of,
-)
+from vidtok.datasets.container import describe, open_container, tick_of
 from vidtok.files import FileVersion
+
+JUMP = 10  # seconds forward, in formats whose clock may jump: ffmpeg's -dts_delta_threshold
+LONGEST_GAP = 108_000  # seconds forward, in all other formats: ffmpeg's -dts_error_threshold
+_MAY_JUMP = 0x0200  # AVFMT_TS_DISCONT: MPEG-TS, MPEG-PS, Ogg
+
+MEASURED = 10_000  # packets from which a rate is measured
+PLAUSIBLE = 240  # frames per second; above it, a stated rate is often the tick of the container (1000 in WebM)
+DEVIATION = 0.05  # between a stated and a measured rate that counts as rounding
+
+
+def longest_gap(container: InputContainer) -> float:
+    """Return the seconds from one frame to the next above which the clock of this container counts as jumped."""
+    return JUMP if container.format.flags & _MAY_JUMP else LONGEST_GAP
+
+
+@dataclass
+class PacketTimes:
+    """Times of the packets of a video stream, in the order of the file.
+
+    Attributes:
+        pts, dts: times in ticks; None where the container has none.
+        keys: whether each packet holds a keyframe.
+        duration: display time of the last packet in ticks; 0, unknown.
+    """
+
+    pts: list[int | None] = field(default_factory=list)
+    dts: list[int | None] = field(default_factory=list)
+    keys: list[bool] = field(default_factory=list)
+    duration: int = 0
+
+    def add(self, packet: Packet) -> None:
+        self.pts.append(packet.pts)
+        self.dts.append(packet.dts)
+        self.keys.append(packet.is_keyframe)
+        self.duration = packet.duration or 0
+
+    def breaks(self, limit: float) -> list[int]:
+        """Return the numbers of the packets at which the clock restarts, or jumps by more than `limit` ticks."""
+        found, last, highest = [], None, None
+        for number, (pts, dts, is_key) in enumerate(zip(self.pts, self.dts, self.keys, strict=True)):
+            # Frames shown before a keyframe may follow it in the file, but nothing before it is shown after it.
+            is_late = is_key and pts is not None and highest is not None and pts < highest
+            if is_late or (last is not None and dts is not None and not 0 <= dts - last <= limit):
+                found.append(number)
+                highest = None
+            last = last if dts is None else dts
+            highest = max((t for t in (pts, highest) if t is not None), default=None)
+        return found
+
+    def fps(self, container: InputContainer, stream: VideoStream) -> float:
+        """Return the frames per second of the stream that the packets are of, measured if its header is not reliable.
+
+        The first `MEASURED` packets are measured, and the stated rate is kept where it agrees.
+        """
+        stated, tick = stated_rate(stream), float(tick_of(stream))
+        if is_rate_reliable(container, stream):
+            return stated
+        first = PacketTimes(self.pts[:MEASURED], self.dts[:MEASURED], self.keys[:MEASURED])
+        limit = longest_gap(container) / tick
+        edges = [0, *first.breaks(limit), len(first.pts)]
+        sections = [[t for t in first.pts[start:stop] if t is not None] for start, stop in pairwise(edges)]
+        steps = np.concatenate([np.diff(np.sort(np.array(section, dtype=np.int64))) for section in sections])
+        steps = steps[steps <= limit]
+        if steps.sum() > 0:
+            measured = 1 / float(steps.mean() * tick)
+            return stated if abs(measured / stated - 1) <= DEVIATION else measured
+        return 1 / (self.duration * tick) if len(self.pts) == 1 and self.duration > 0 else stated
+
+
+def stated_rate(stream: VideoStream) -> float:
+    """Return the frames per second according to the header; 25, FFmpeg's default, if it states none."""
+    rate = float(stream.average_rate or stream.guessed_rate or 25)
+    return rate if rate < 1000 else 25.0
+
+
+def is_rate_reliable(container: InputContainer, stream: VideoStream) -> bool:
+    """Return whether the rate in the header is computed from all frames (MP4), or the frames are spaced by it (AVI).
+
+    Otherwise it was stated by whoever made the file, or estimated from the first frames.
+    """
+    rate = stream.average_rate
+    return bool(stream.frames and rate and rate <= PLAUSIBLE and container.format.name != "gif")
+
+
+def measure_rate(container: InputContainer, stream: VideoStream) -> float:
+    """Return the frames per second of a stream by `PacketTimes.fps`.
+
+    This reads the container: give it one that is opened for this.
+    """
+    times = PacketTimes()
+    for packet in container.demux(stream):
+        if not packet.size or len(times.pts) == MEASURED:
+            break
+        times.add(packet)
+    return times.fps(container, stream)
 
 
 @dataclass(frozen=True)
@@ -119,146 +209,3 @@ def read_timeline(path: str | Path) -> Timeline:
 def cached_timeline(version: FileVersion, path: str) -> Timeline:
     """Return `read_timeline(path)`, read once for each version of the file."""
     return read_timeline(path)
-
-
-class Damage:
-    """What a damaged video has lost, as far as it has been decoded. `str()` is one line, "" where nothing is lost.
-
-    Attributes:
-        reason: the first fault, in FFmpeg's words; "" without one.
-        good: number of frames that are given out.
-        is_complete: whether all of the video has been decoded.
-    """
-
-    def __init__(self):
-        self.reason, self.good, self.is_complete = "", 0, False
-        self._shown: set[float] = set()  # seconds; none in a stream without times
-        self._start: float | None = None  # of the first frame, in seconds on the container's clock
-        self._packets: list[tuple[float, bool]] = []  # (seconds, whether it is a keyframe), in the order of the file
-        self._lost: set[float] = set()
-
-    def add_packet(self, packet: Packet, rate: float) -> float:
-        """Note a packet; return its time in seconds, by `rate` in a stream without times."""
-        ticks = packet.dts if packet.pts is None else packet.pts
-        time = round(len(self._packets) / rate if ticks is None else float(ticks * packet.time_base), 6)
-        self._packets.append((time, packet.is_keyframe))
-        return time
-
-    def add_frame(self, frame: VideoFrame) -> None:
-        """Note a frame that is given out."""
-        self.good += 1
-        if frame.time is not None:
-            self._start = frame.time if self._start is None else self._start
-            self._shown.add(round(frame.time, 6))
-
-    def lose(self, reason: str, time: float | None = None) -> None:
-        """Note a fault, and the time in seconds of the frame that it cost."""
-        self.reason = self.reason or reason
-        if time is not None:
-            self._lost.add(round(time, 6))
-
-    @property
-    def missing(self) -> tuple[float, ...]:
-        """Times of the frames that are left out: those that gave no picture, or that FFmpeg reports as corrupt.
-
-        In seconds from the first frame that is there, as all times here.
-        """
-        end = math.inf if self.is_complete and self._shown else max(self._shown, default=0.0)
-        return self._from_start(self._lost | {time for time in self._shadow() - self._shown if time < end})
-
-    @property
-    def suspect(self) -> tuple[float, ...]:
-        """Times of the frames that may be predicted from a missing one: those up to the next keyframe in the file."""
-        return self._from_start(self._shadow() & self._shown if self._shown else self._shadow() - self._lost)
-
-    def _shadow(self) -> set[float]:
-        """Times of the packets from a lost one up to the next keyframe."""
-        found, is_shadowed = set(), False
-        for time, is_key in self._packets:
-            is_shadowed = time in self._lost or (is_shadowed and not is_key)
-            if is_shadowed:
-                found.add(time)
-        return found
-
-    def _from_start(self, times: Iterable[float]) -> tuple[float, ...]:
-        return tuple(round(time - (self._start or 0.0), 6) for time in sorted(times))
-
-    def as_meta(self) -> dict:
-        """Return the fields of `vidtok.extraction.record.RecordMeta` that are about damage."""
-        return {"missing": self.missing, "suspect": self.suspect, "damage": str(self)} if self.reason else {}
-
-    def __str__(self) -> str:
-        if not self.reason:
-            return ""
-        lost, text = self.missing, f"{self.good} good frames"
-        if lost:
-            places = ", ".join(f"{time:.2f}" for time in lost[:3]) + (f" and {len(lost) - 3} more" if lost[3:] else "")
-            text += f", missing at {places} s"
-        if self.suspect:
-            text += f", {len(self.suspect)} predicted from there may be wrong"
-        return f"{text} ({self.reason})"
-
-
-def decode_past_damage(
-    path: Path, container: InputContainer, stream: VideoStream, damage: Damage
-) -> Iterator[VideoFrame]:
-    """Yield the frames of a video, and go on after damage as the ffmpeg command does.
-
-    Frames that FFmpeg reports as corrupt are left out, but for those before the first good one of a video that is not
-    damaged before it. After the first fault the video is decoded again, in one thread (see `Decoding`).
-
-    Args:
-        path, container, stream: the video, see `open_container`.
-        damage: what is lost; complete when the last frame has been yielded.
-    """
-    begun, last, decoding = False, None, Decoding(container, stream)
-    try:
-        for frame in decoding:
-            if frame.is_corrupt and begun:
-                damage.lose("a frame is damaged")
-                break
-            begun, last = begun or not frame.is_corrupt, frame.time
-            damage.add_frame(frame)
-            yield frame
-    except (av.error.FFmpegError, MemoryError) as e:
-        damage.lose(describe(e))
-    if not damage.reason and not (decoding.is_threaded and decoding.is_short):
-        if last is not None and is_truncated(path, container, stream, last + 1 / stated_rate(stream)):
-            damage.lose("the file is truncated")
-        damage.is_complete = True
-        return
-    given, last = damage.good, None
-    container, stream = open_container(path, threads=1)
-    with container:
-        for number, frame in enumerate(_decode_packets(container, stream, damage)):
-            last = frame.time
-            if number >= given:
-                damage.add_frame(frame)
-                yield frame
-        if last is not None and is_truncated(path, container, stream, last + 1 / stated_rate(stream)):
-            damage.lose("the file is truncated")
-    damage.is_complete = True
-
-
-def _decode_packets(container: InputContainer, stream: VideoStream, damage: Damage) -> Iterator[VideoFrame]:
-    """Yield the frames of all packets that FFmpeg decodes without a fault."""
-    rate, begun, faults = stated_rate(stream), False, 0
-    packets = container.demux(stream)
-    while True:
-        time = None
-        try:
-            if (packet := next(packets, None)) is None:
-                return
-            time = damage.add_packet(packet, rate) if packet.size else None
-            frames = packet.decode()
-        except (av.error.FFmpegError, MemoryError) as e:
-            damage.lose(describe(e), time)
-            faults += 1
-            continue
-        for frame in frames:
-            if frame.is_corrupt and (begun or faults):
-                damage.lose("a frame is damaged", frame.time)
-                faults += 1
-            else:
-                begun = begun or not frame.is_corrupt
-                yield frame

@@ -17,14 +17,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidtok.datasets.frames import Box, View, frames_to_video, plan_view, video_to_frames
+from vidtok.datasets.frames import Box, View, frames_to_video, plan_resize, plan_view, video_to_frames
 
 
 def resize_short_side(video: Tensor, size: int) -> Tensor:
     """Resize the short side to `size`, keeping the aspect ratio."""
-    height, width = video.shape[-2:]
-    scale = size / min(height, width)
-    return _resize(video, max(size, round(height * scale)), max(size, round(width * scale)))
+    height, width = plan_resize(*video.shape[-2:], size, multiple=1)[0]
+    return _resize(video, height, width)
 
 
 def center_crop(video: Tensor, size: int) -> Tensor:
@@ -64,6 +63,9 @@ def random_resized_box(
     Args:
         scale: (low, high), share of the area that is kept, uniformly distributed.
         ratio: (low, high), width / height of the region, log-uniformly distributed.
+
+    Returns:
+        (top, left, height, width) in pixels.
     """
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
@@ -83,6 +85,9 @@ def random_square_box(
 
     Args:
         scale: (low, high), side of the square as a share of the short side, uniformly distributed.
+
+    Returns:
+        (top, left, height, width) in pixels.
     """
     side = max(1, round(min(height, width) * rng.uniform(*scale)))
     top, left = rng.integers(height - side, endpoint=True), rng.integers(width - side, endpoint=True)
@@ -94,11 +99,10 @@ def random_resized_crop(
     size: int,
     rng: np.random.Generator,
     scale: tuple[float, float] = (0.3, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Tensor:
     """Crop a random region (see `random_resized_box`) and resize it to size x size."""
     height, width = video.shape[-2:]
-    return apply_view(video, View(random_resized_box(height, width, rng, scale, ratio), (size, size)))
+    return apply_view(video, View(random_resized_box(height, width, rng, scale), (size, size)))
 
 
 def apply_view(video: Tensor, view: View) -> Tensor:
@@ -247,11 +251,10 @@ class EvalTransform(ViewTransform):
             raise ValueError(f"a crop of {self.size} does not fit into a short side of {self.resize} pixels")
 
     def view(self, height: int, width: int, rng: np.random.Generator) -> View:
-        resized = plan_view(height, width, self.resize or self.size, multiple=1)
+        short = self.resize or self.size
         if self.crops == 3:
-            return resized
-        scale = min(height, width) / min(resized.size)
-        side = max(1, round(self.size * scale))
+            return plan_view(height, width, short, multiple=1)
+        side = max(1, round(self.size * min(height, width) / short))
         return View(((height - side) // 2, (width - side) // 2, side, side), (self.size, self.size))
 
     def finish(self, video: Tensor, rng: np.random.Generator) -> Tensor:

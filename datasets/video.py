@@ -18,10 +18,10 @@ from torch import Tensor
 
 from vidtok.datasets.backends import open_video
 from vidtok.datasets.container import open_container, tick_of
+from vidtok.datasets.damage import Damage
 from vidtok.datasets.decode import PyAVReader
 from vidtok.datasets.frames import Chunk, OnError, Size, check_size, frames_to_video, plan_view, video_to_frames
 from vidtok.datasets.seek import resample_chunks
-from vidtok.datasets.timeline import Damage
 from vidtok.errors import VideoError
 from vidtok.files import temporary_path
 
@@ -86,7 +86,7 @@ class VideoStream:
         timestamps: float64, seconds from the first frame, of the frames yielded so far.
         num_frames: number of frames yielded so far.
         error: the `VideoError` that on_error="keep" or "skip" passed over, or None.
-        damage: the `Damage` that on_error="skip" has found so far, or None with another reader than PyAV's.
+        damage: the `Damage` that on_error="skip" has found so far, or None.
     """
 
     def __init__(

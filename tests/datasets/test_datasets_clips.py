@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from vidtok.datasets import ClipFolder, VideoError, demo_clip, open_video, write_video
-from vidtok.datasets.seek import read_window
+from vidtok.datasets.seek import read_selection, window_indices
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +88,17 @@ def test_crops_come_from_the_video(folder):
         np.testing.assert_allclose(clip_CTHW.permute(1, 2, 3, 0), all_THWC[t : t + 5, :64, x : x + 64], atol=1e-5)
 
 
+def read_window(path, fps: float | None, position: float) -> np.ndarray:
+    choose = partial(window_indices, path=path, frames=9, fps=fps, position=position)
+    return read_selection(path, choose).frames
+
+
 @pytest.mark.parametrize("position", [0.0, 0.37, 0.999])
 @pytest.mark.parametrize("fps", [None, 10.0, 30.0])
 def test_window_by_seeking_equals_decoding_from_the_start(tmp_path_factory, position, fps):
     path = tmp_path_factory.mktemp("window") / "a.mkv"
     write_video(path, demo_clip(300, 16), 30)  # more than one keyframe interval
-    window_THWC = read_window(path, 9, fps, position)
+    window_THWC = read_window(path, fps, position)
     with open_video(path, "pyav") as reader:
         frames_THWC = reader.frames(range(300))
     step = 1 if fps is None else round(30 / fps)
@@ -222,7 +228,7 @@ def test_a_break_in_the_middle_is_a_video_error(tmp_path):
     data[len(data) // 3 : 2 * len(data) // 3] = bytes(len(data) // 3)
     (tmp_path / "x.mp4").write_bytes(data)
     with pytest.raises(VideoError, match=r"x\.mp4"):
-        read_window(tmp_path / "x.mp4", 9, None, 0.9)
+        read_window(tmp_path / "x.mp4", None, 0.9)
 
 
 def test_a_loader_left_early_lets_its_process_end(folder):

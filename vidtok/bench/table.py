@@ -72,10 +72,8 @@ def _train(rows: list[dict]) -> None:
 
 def _reader(row: dict) -> None:
     if "mb" in row:
-        print(
-            f"  {row['of']}: {'unknown' if row['mb'] is None else format(row['mb'], '.0f')} MB above the start",
-            flush=True,
-        )
+        peak = "unknown" if row["mb"] is None else f"{row['mb']:.0f} MB above the start"
+        print(f"  {row['of']}: {peak}", flush=True)
         return
     ratio = "" if row["ratio"] is None else f", {row['ratio']:.2f}x decord (lowest {row['lowest']:.2f}x)"
     quality = "" if row["psnr"] is None else f", {row['psnr']:.1f} dB"

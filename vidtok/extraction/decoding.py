@@ -21,8 +21,8 @@ from torch import Tensor
 
 from vidtok.checks import count_cpus
 from vidtok.datasets import DecodePool, MovingDigits, VideoError, VideoStream, iter_video
-from vidtok.datasets.backends import open_video, reader_name
-from vidtok.datasets.frames import Chunk, OnError, Size, VideoReader, View, plan_view
+from vidtok.datasets.backends import VideoReader, open_video, reader_name
+from vidtok.datasets.frames import Chunk, OnError, Size, View, plan_view
 from vidtok.datasets.samplers import Segment, choose_at_times, choose_in_segment, frames_of_segment
 from vidtok.datasets.seek import Choose, ChooseView, indices_at, read_selection, resample_indices, select_frames
 from vidtok.datasets.transforms import three_crops
