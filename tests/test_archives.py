@@ -1,7 +1,9 @@
 """Videos inside tar and zip files, read in place."""
 
+import io
 import os
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -131,3 +133,64 @@ def test_a_folder_may_have_the_name_of_an_archive(here, tmp_path):
     (tmp_path / "x.tar").mkdir()
     (tmp_path / "x.tar/a.mp4").write_bytes((here / "plain/a.mp4").read_bytes())
     assert len(find_videos([str(tmp_path / "x.tar")])) == 1 and read_video(tmp_path / "x.tar/a.mp4").shape[2] == 9
+
+
+def zip_with(name: str, data: bytes, how: int, stated: int | None = None, raw_name: bytes | None = None) -> bytes:
+    """A zip file of one member; its directory may state another size, or a name of other bytes."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", how) as whole:
+        whole.writestr(name, data)
+    zipped = bytearray(file.getvalue())
+    entry = zipped.rindex(b"PK\x01\x02")
+    if stated is not None:
+        zipped[entry + 24 : entry + 28] = stated.to_bytes(4, "little")
+    if raw_name is not None:
+        zipped[entry + 46 : entry + 46 + len(name.encode())] = raw_name
+    return bytes(zipped)
+
+
+def test_a_compressed_member_that_is_too_large_is_refused(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MAX_UNPACKED", 1000)
+    path = tmp_path / "large.zip"
+    path.write_bytes(zip_with("a.mp4", bytes(1001), zipfile.ZIP_DEFLATED))
+    with pytest.raises(VideoError, match="it is compressed, and states 1001 bytes: at most 1000 are unpacked"):
+        archives.open_binary(path / "a.mp4")
+    path.write_bytes(zip_with("a.mp4", bytes(1001), zipfile.ZIP_STORED))
+    os.utime(path, (1, 1))
+    assert len(archives.open_binary(path / "a.mp4").read()) == 1001
+    os.utime(path, (2, 2))
+    path.write_bytes(zip_with("a.mp4", bytes(1000), zipfile.ZIP_DEFLATED))
+    assert len(archives.open_binary(path / "a.mp4").read()) == 1000
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_a_member_that_states_too_little_is_not_unpacked_beyond(tmp_path, how):
+    (tmp_path / "bomb.zip").write_bytes(zip_with("a.mp4", bytes(1 << 27), how, stated=100))
+    tracemalloc.start()
+    try:
+        with pytest.raises(VideoError, match="it can't be unpacked"):
+            archives.open_binary(tmp_path / "bomb.zip/a.mp4")
+        assert tracemalloc.get_traced_memory()[1] < 96 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", [b"\xff\xff", b"\0\0"])
+def test_names_that_no_path_can_have(tmp_path, name):
+    path = tmp_path / "x.zip"
+    path.write_bytes(zip_with("é", b"", zipfile.ZIP_STORED, raw_name=name))
+    if name == b"\0\0":  # zipfile ends a name there
+        assert archives.members(path) == {}
+    else:
+        with pytest.raises(VideoError, match="not an archive that can be read"):
+            archives.members(path)
+    local = bytearray(zip_with("é", b"", zipfile.ZIP_DEFLATED))
+    local[30:32] = name
+    path.write_bytes(local)
+    with pytest.raises(VideoError, match="it can't be unpacked"):
+        archives.open_binary(path / "é")
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        entry = tarfile.TarInfo("a.mp4")
+        entry.pax_headers = {"path": "a\0.mp4"}
+        tar.addfile(entry)
+    assert archives.members(tmp_path / "x.tar") == {}

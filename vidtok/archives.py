@@ -1,12 +1,14 @@
 """Videos inside tar files (also shards of WebDataset) and zip files, read in place.
 
 The path of a member is that of the archive, and the name in it: `shards/0001.tar/clip.mp4`. Members of tar files, and
-of zip files that store them without compression, are read where they lie; others are unpacked in memory.
+of zip files that store them without compression, are read where they lie; others are unpacked in memory, up to
+`MAX_UNPACKED` bytes.
 """
 
 import io
 import os
 import re
+import shutil
 import tarfile
 import zipfile
 import zlib
@@ -19,7 +21,11 @@ from vidtok.errors import VideoError
 SUFFIXES = (".tar", ".zip")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 _INSIDE = re.compile(r"\.(?:tar|zip)(?=/)", re.IGNORECASE)
+MAX_UNPACKED = 1 << 32  # bytes of a compressed member, which are held in memory
 _LOCAL_HEADER = 30  # bytes of it in a zip file, before the name of the member
+# Bytes that are unpacked at once. zipfile takes as many compressed ones and unpacks all of them, whatever size is
+# stated, and bzip2 can make 20,000 bytes of one.
+_BLOCK = 4096
 
 
 class Member(NamedTuple):
@@ -59,7 +65,9 @@ def split_path(path: str | os.PathLike) -> tuple[str, str] | None:
 
 
 def members(archive: str | os.PathLike) -> dict[str, Member]:
-    """List the files in an archive by name, in its order; hidden ones, and names that lead out of it, are left out.
+    """List the files in an archive by name, in its order.
+
+    Hidden files are left out, and names that lead out of the archive or that no path can have.
 
     Raises:
         VideoError: the archive can't be read at all. One that is truncated gives what is before the break.
@@ -67,7 +75,7 @@ def members(archive: str | os.PathLike) -> dict[str, Member]:
     try:
         status = os.stat(archive)
         return _members(os.fspath(archive), status.st_size, status.st_mtime_ns)
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError) as e:
+    except (OSError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as e:
         raise VideoError(os.fspath(archive), f"not an archive that can be read ({e})") from e
 
 
@@ -79,7 +87,7 @@ def _members(archive: str, size: int, modified: int) -> dict[str, Member]:
 
 def _is_left_out(name: str) -> bool:
     parts = name.split("/")
-    return any(part.startswith(".") or part in ("", "__MACOSX") for part in parts)
+    return "\0" in name or any(part.startswith(".") or part in ("", "__MACOSX") for part in parts)
 
 
 def _tar_members(archive: str, size: int) -> dict[str, Member]:
@@ -99,7 +107,7 @@ def _zip_members(archive: str, size: int) -> dict[str, Member]:
     found = {}
     with zipfile.ZipFile(archive) as whole, open(archive, "rb") as file:
         for entry in whole.infolist():
-            if entry.is_dir():
+            if entry.filename.endswith("/"):  # is_dir() fails for an empty name
                 continue
             offset = None
             if entry.compress_type == zipfile.ZIP_STORED:
@@ -110,6 +118,11 @@ def _zip_members(archive: str, size: int) -> dict[str, Member]:
             fault = "it is encrypted" if entry.flag_bits & 1 else ""
             if offset is not None and offset + entry.file_size > size:
                 fault = "the archive is truncated"
+            elif offset is None and entry.file_size > MAX_UNPACKED:
+                fault = (
+                    f"it is compressed, and states {entry.file_size} bytes: at most {MAX_UNPACKED} are unpacked in "
+                    "memory; unpack the archive, or store its files without compression"
+                )
             found[entry.filename] = Member(entry.file_size, offset, fault)
     return found
 
@@ -164,11 +177,11 @@ class _Slice(io.RawIOBase):
 
 
 def open_binary(path: str | os.PathLike) -> BinaryIO:
-    """Open a file, or a member of an archive, for reading; it can be seeked.
+    """Open a file, or a member of an archive, for reading. The result is seekable.
 
     Raises:
-        OSError: it can't be opened.
-        VideoError: a member can't be.
+        OSError: the file can't be opened.
+        VideoError: the member can't be opened or unpacked, or is compressed and larger than `MAX_UNPACKED`.
     """
     try:
         return open(path, "rb")
@@ -180,9 +193,12 @@ def open_binary(path: str | os.PathLike) -> BinaryIO:
         return io.BufferedReader(_Slice(archive, member), 1 << 18)
     _, name = split_path(path) or ("", "")
     try:
-        with zipfile.ZipFile(archive) as whole:
-            return io.BytesIO(whole.read(name))
-    except (zipfile.BadZipFile, NotImplementedError, zlib.error, EOFError, MemoryError) as e:
+        data = io.BytesIO()
+        with zipfile.ZipFile(archive) as whole, whole.open(name) as packed:
+            shutil.copyfileobj(packed, data, _BLOCK)  # ends at the stated size
+        data.seek(0)
+        return data
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, zlib.error, EOFError, MemoryError) as e:
         raise VideoError(os.fspath(path), f"it can't be unpacked ({e})") from e
 
 
