@@ -134,7 +134,8 @@ def test_another_model(tokenizer, tmp_path):
 def test_arguments(tokenizer, tmp_path):
     for options, message in [
         ({"entropy": "prior"}, "unknown entropy model"), ({"chunk_latents": 0}, "chunk_latents"),
-        ({"size": 8}, "resizes files"), ({"fps": -1}, "above 0"),
+        ({"size": 8}, "resizes files"), ({"fps": -1}, "above 0"), ({"fps": 1e-9}, "in 1e-06 .. 1e\\+09"),
+        ({"max_frames": 0}, "max_frames=0"), ({"max_frames": -1}, "max_frames=-1"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             packed(clip(5), tokenizer, **options)

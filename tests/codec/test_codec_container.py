@@ -74,6 +74,9 @@ def test_times_of_any_kind():
             unpack_ticks(data, frames)
     with pytest.raises(ValueError, match="ascend"):
         unpack_ticks(pack_ticks(np.array([0, 2, 1])), 3)
+    for ticks in ([2**62, -(2**62) - 1], [0, 2**62], [-1, 0]):  # the difference of the first two overflows
+        with pytest.raises(ValueError, match="ascend"):
+            unpack_ticks(pack_ticks(np.array(ticks)), len(ticks))
     bomb = zlib.compress(bytes(10**6))
     with pytest.raises(ValueError, match="not those of 2 frames"):
         unpack_ticks(bomb, 2)
@@ -124,8 +127,9 @@ def test_other_files_and_versions():
     ("field", "value"),
     [
         ("bits", 99), ("bits", True), ("bits", "18"), ("levels", 4), ("stride", [4, 8]), ("size", [0, 8]),
-        ("size", [1 << 20, 8]), ("fps", 0), ("time_base", [1, 0]), ("precision", "int8"), ("model", ""),
-        ("chunk_latents", 1 << 16), ("source", []), ("tile", -1), ("size", [32768, 32768]),
+        ("size", [1 << 20, 8]), ("fps", 0), ("time_base", [1, 0]), ("time_base", [1, 1 << 31]),
+        ("precision", "int8"), ("model", ""), ("chunk_latents", 1 << 16), ("source", []), ("tile", -1),
+        ("size", [32768, 32768]),
     ],
 )  # fmt: skip
 def test_headers_are_checked_before_memory_is_allocated(field, value):
@@ -136,6 +140,27 @@ def test_headers_are_checked_before_memory_is_allocated(field, value):
     prefix = data[:10] + struct.pack("<II", len(header), zlib.crc32(header))
     with pytest.raises(CodecError, match="the header is not valid"):
         ContainerReader(io.BytesIO(prefix + header + data[18 + length :]))
+
+
+@pytest.mark.parametrize("tick", [-1, 10**400, (1 << 60) + 1])
+def test_times_in_the_index_are_checked(tick):
+    data = make_file()
+    offset, _ = struct.unpack("<Q4s", data[-12:])
+    index = json.loads(data[offset + 12 : -12])
+    index["chunks"][1][3] = tick
+    changed = json.dumps(index).encode()
+    block = struct.pack("<4sII", b"INDX", len(changed), zlib.crc32(changed)) + changed
+    with pytest.raises(CodecError, match="the entry of chunk 1 in the index is not possible"):
+        ContainerReader(io.BytesIO(data[:offset] + block + data[-12:]))
+
+
+def test_a_chunk_of_an_absurd_number_is_no_chunk():
+    file, ids = io.BytesIO(), make_ids()[0]
+    writer = ContainerWriter(file, HEADER)
+    for number in (0, 2**32 - 1):
+        writer.add(Chunk(number, 1, np.arange(4 if number else 1), entropy_model("raw").encode(ids[:1], BITS, 1)))
+    reader = ContainerReader(file, salvage=True)
+    assert [*reader.entries] == [0] and reader.damaged == []
 
 
 def damage(data: bytes, generator: np.random.Generator) -> bytes:

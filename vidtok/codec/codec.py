@@ -1,4 +1,4 @@
-"""Video to a file of entropy-coded tokens and back, in memory that doesn't grow with the length of the video.
+"""Compress videos to files of entropy-coded tokens, and decompress them, in memory independent of their length.
 
 Three layers that know nothing of each other: the tokenizer makes ids, an entropy model (`vidtok.codec.entropy`) makes
 bytes of them, and the container (`vidtok.codec.container`) stores these in chunks.
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidtok.checks import check_counts
 from vidtok.codec.container import MAX_CHUNK_TOKENS, Chunk, CodecError, ContainerReader, ContainerWriter, Header
 from vidtok.codec.entropy import entropy_model
 from vidtok.codec.source import FileSource, TensorSource
@@ -30,6 +31,7 @@ from vidtok.extraction.model import load_tokenizer
 from vidtok.extraction.videos import chunk_ids, decode_chunks, encode_chunks
 from vidtok.files import validate_output
 from vidtok.hub import list_shipped
+from vidtok.names import printable
 from vidtok.tokenizer import VideoTokenizer
 
 CHUNK = 64  # latents
@@ -40,12 +42,15 @@ Report = Callable[[int], None]
 
 @dataclass(frozen=True)
 class CompressionStats:
-    """What compressing a video came to.
+    """Sizes and duration of one compression.
 
     Attributes:
-        frames, chunks: how many. tokens: with those of padding. bytes: of the file.
-        raw_bytes: of the tokens as packed bits, without container. pixels: of all frames, without padding.
-        seconds: that it took.
+        frames, chunks: number of them in the file.
+        tokens: number of tokens, with those of padding.
+        bytes: size of the file.
+        raw_bytes: size of the tokens as packed bits, without container.
+        pixels: number of pixels of all frames, without padding.
+        seconds: wall-clock time.
     """
 
     frames: int
@@ -103,17 +108,16 @@ def compress(
         progress: called with the number of frames of each piece that was read.
 
     Returns:
-        The sizes.
+        Sizes and duration.
 
     Raises:
         ValueError: an illegal argument.
-        UserError: the output exists or can't be written; "adaptive" without its package.
-        VideoError: the video can't be read. What was complete is removed, unless the output is an open file.
+        UserError: the output exists or can't be written, or "adaptive" is chosen without the package constriction.
+        VideoError: the video can't be read. A path that was begun is removed; an open file is left as it is.
     """
     began = time.monotonic()
     coder = entropy_model(entropy)
-    if chunk_latents < 1:
-        raise ValueError(f"chunk_latents is 1 or more, not {chunk_latents}")
+    check_counts(chunk_latents=chunk_latents, max_frames=1 if max_frames is None else max_frames)
     if isinstance(video, Tensor) and size is not None:
         raise ValueError("size resizes files: resize the tensor before")
     path = Path(output) if isinstance(output, str | os.PathLike) else None
@@ -193,8 +197,9 @@ def decompress(
         float32 [1, 3, T, H, W] in [-1, 1]; with `output`, the number of frames written.
 
     Raises:
-        CodecError: the file is none of these, damaged or cut off; the message names the chunk.
-        ValueError: another model, no frames in the part, or an illegal argument.
+        CodecError: the file is not a `.vtk` file, damaged or cut off; the message names the chunk.
+        UserError: the output exists or can't be written, or a package or the model that made the file is missing.
+        ValueError: another model than made the file, no frames in the part, or an illegal argument.
     """
     if not (start >= 0 and (end is None or end > start)):
         raise ValueError(f"want 0 <= start < end, not start={start} and end={end}")
@@ -231,7 +236,7 @@ def decompress(
 
 
 class _Frames:
-    """The frames of a file with their ticks."""
+    """Decode the frames of a file, with their ticks."""
 
     def __init__(
         self, reader: ContainerReader, decode: Callable, tokenizer: VideoTokenizer, tile: int | None, salvage: bool
@@ -327,7 +332,7 @@ def _consecutive(chunks: Iterator[tuple[Chunk, np.ndarray]]) -> Iterator[Iterato
 def _cut(
     pieces: Iterator[tuple[Tensor, np.ndarray]], start: float, end: float | None, base: Fraction
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Only the frames from `start` to before `end`, in seconds."""
+    """Keep the frames from `start` to before `end`, in seconds."""
     for video, ticks in pieces:
         seconds = np.array([float(tick * base) for tick in ticks.tolist()])
         keep = (seconds >= start) & (seconds < (math.inf if end is None else end))
@@ -336,7 +341,7 @@ def _cut(
 
 
 def _regroup(parts: Iterator[Tensor], latents: int) -> Iterator[np.ndarray]:
-    """int64 ids [1, any, h, w] as [latents, h, w]; the last array may have fewer."""
+    """Regroup int64 ids [1, any, h, w] into arrays [latents, h, w]; the last one may have fewer."""
     held: list[np.ndarray] = []
     count = 0
     for part in parts:
@@ -378,7 +383,7 @@ def _make_header(
 
 
 def _loaded(model: str | VideoTokenizer, device: str, precision: str, tile: int | None) -> tuple[VideoTokenizer, str]:
-    """The tokenizer and its precision."""
+    """Load a tokenizer, or take one that is loaded; return it with its precision."""
     if isinstance(model, VideoTokenizer):
         return model, "bf16" if model.dtype == torch.bfloat16 else "fp32"
     return load_tokenizer(model, device, precision, tile), precision
@@ -387,8 +392,8 @@ def _loaded(model: str | VideoTokenizer, device: str, precision: str, tile: int 
 def _tokenizer_of(
     header: Header, name: str, model: str | VideoTokenizer | None, device: str, precision: str, tile: int | None
 ) -> VideoTokenizer:
-    """The tokenizer of a file. Raises ValueError for another one."""
-    made = f"{name}: made by {header.model!r} with weights {header.weight_hash}"
+    """Return the tokenizer of a file. Raises ValueError for another one."""
+    made = f"{name}: made by {header.model!r} with weights {printable(header.weight_hash)}"
     if model is None:
         # A name in a file must not make anybody download what it names.
         if header.model not in list_shipped():

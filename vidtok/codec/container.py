@@ -1,4 +1,4 @@
-"""Container of compressed videos, `.vtk`. Little-endian; nothing in it is pickled or executed.
+"""Read and write the container of compressed videos, `.vtk`. Little-endian; nothing in it is pickled or executed.
 
     magic     8 bytes, 89 56 54 4B 0D 0A 1A 0A ("VTK" between bytes that transfers as text destroy)
     version   u16, 1
@@ -42,6 +42,8 @@ MAX_BITS = 60  # of a token
 MAX_CHUNK_TOKENS = 1 << 22  # 32 latents of 4K video; decoding them takes some 200 MB
 MAX_CHUNK_FRAMES = 1 << 16
 MAX_TICK = 1 << 60
+MAX_TIME_BASE = (1 << 31) - 1  # of numerator and denominator, as in FFmpeg
+MIN_FPS, MAX_FPS = 1e-6, 1e9
 
 _PREFIX = struct.Struct("<8sHII")
 _CHUNK = struct.Struct("<4s5II")
@@ -50,7 +52,11 @@ _END = struct.Struct("<Q4s")
 
 
 class CodecError(UserError):
-    """A compressed file that is damaged, cut off, or of another kind. chunk: number of the first bad chunk, or None."""
+    """Error of a file that is damaged, cut off, or not a compressed video.
+
+    Attributes:
+        chunk: number of the first bad chunk, or None.
+    """
 
     def __init__(self, message: str, chunk: int | None = None):
         super().__init__(message)
@@ -59,7 +65,7 @@ class CodecError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What is known of a compressed video before its first chunk.
+    """Properties of a compressed video, stored before its first chunk.
 
     Attributes:
         model: name of the tokenizer; weight_hash: of its weights (`VideoTokenizer.weight_hash`).
@@ -97,7 +103,7 @@ class Header:
 
     @property
     def max_tokens_bytes(self) -> int:
-        """Bytes that the tokens of one chunk can take: no probability is below 2^-16, so no bit costs more than 16."""
+        """Most bytes of one chunk's tokens: no probability is below 2^-16, so no bit costs more than 16."""
         return 2 * self.chunk_latents * math.prod(self.grid) * self.bits + 64
 
     def frames_of(self, chunk: int, latents: int) -> int:
@@ -106,7 +112,14 @@ class Header:
 
 
 class Chunk(NamedTuple):
-    """One chunk as stored: its number, latent frames, ticks int64 [frames] of its frames, and coded tokens."""
+    """One chunk as stored.
+
+    Attributes:
+        number: from 0.
+        latents: number of latent frames.
+        ticks: int64 [frames], ascending from 0 or above; see `Header.time_base`.
+        tokens: ids as the entropy model coded them.
+    """
 
     number: int
     latents: int
@@ -115,7 +128,7 @@ class Chunk(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One chunk in the index."""
+    """One chunk in the index: offset in the file in bytes, number of latent frames and frames, tick of the first."""
 
     offset: int
     latents: int
@@ -129,7 +142,11 @@ def pack_ticks(ticks: np.ndarray) -> bytes:
 
 
 def unpack_ticks(data: bytes, frames: int) -> np.ndarray:
-    """The inverse of `pack_ticks`, in memory bounded by the number of frames. Raises ValueError for other data."""
+    """Invert `pack_ticks`, in memory bounded by the number of frames: int64 [frames].
+
+    Raises:
+        ValueError: the data is not that of so many ticks that ascend within 0 .. `MAX_TICK`.
+    """
     stream = zlib.decompressobj()
     try:
         raw = stream.decompress(data, 8 * frames + 1)
@@ -138,7 +155,8 @@ def unpack_ticks(data: bytes, frames: int) -> np.ndarray:
     if len(raw) != 8 * frames or not stream.eof or stream.unused_data:
         raise ValueError(f"its times are not those of {frames} frames")
     ticks = np.frombuffer(raw, "<i8").astype(np.int64).cumsum().cumsum()
-    if ticks[0] < 0 or (np.diff(ticks) <= 0).any() or ticks[-1] > MAX_TICK:
+    # The range comes first: differences of ticks within it can't overflow.
+    if ticks.min() < 0 or ticks.max() > MAX_TICK or (np.diff(ticks) <= 0).any():
         raise ValueError("its times don't ascend")
     return ticks
 
@@ -148,7 +166,10 @@ class ContainerWriter:
 
     Args:
         file: opened for writing in binary; seeking isn't needed.
-        header: what the file says of itself.
+        header: properties of the video.
+
+    Raises:
+        ValueError: an illegal field of the header.
     """
 
     def __init__(self, file: BinaryIO, header: Header):
@@ -191,7 +212,7 @@ class ContainerReader:
     Args:
         file: opened for reading in binary, seekable.
         name: of the file in errors.
-        salvage: do without the index: search the chunks in order and leave out what is damaged.
+        salvage: search the chunks in order instead of using the index, and leave out damaged ones.
 
     Attributes:
         header: the `Header`.
@@ -200,7 +221,7 @@ class ContainerReader:
         complete: whether the file has an index, which is written last.
 
     Raises:
-        CodecError: the file is no such file, of another version, damaged or cut off.
+        CodecError: the file is not a compressed video, of another version, damaged or cut off.
     """
 
     def __init__(self, file: BinaryIO, name: str = "file", salvage: bool = False):
@@ -288,7 +309,8 @@ class ContainerReader:
             entry = Entry(*row)
             self._check_counts(number, entry.latents, entry.frames)
             full = entry.latents == self.header.chunk_latents and entry.frames == self.header.frames_of(number, row[1])
-            if not (place <= entry.offset <= end - _CHUNK.size) or not (full or number == len(rows) - 1):
+            possible = place <= entry.offset <= end - _CHUNK.size and 0 <= entry.first_tick <= MAX_TICK
+            if not possible or not (full or number == len(rows) - 1):
                 raise ValueError(f"the entry of chunk {number} in the index is not possible")
             entries[number], place = entry, entry.offset + _CHUNK.size
         return entries
@@ -321,7 +343,9 @@ class ContainerReader:
                 chunk = self._read_chunk(offset)
             except ValueError:
                 continue
-            if chunk.number > max(entries, default=-1):  # chunks come in order, and inserted copies don't count
+            # Chunks come in order, and inserted copies don't count. All numbers before one are listed as damaged, so
+            # that a number has to be one that a file of this size can have.
+            if max(entries, default=-1) < chunk.number <= self._size // _CHUNK.size:
                 entries[chunk.number] = Entry(offset, chunk.latents, len(chunk.ticks), int(chunk.ticks[0]))
         return entries
 
@@ -376,8 +400,8 @@ def _parse_header(data: bytes) -> Header:
         "entropy": _is_text(header.entropy),
         "chunk_latents": _is_count(header.chunk_latents, MAX_CHUNK_FRAMES),
         "size": _are_counts(header.size, 2, MAX_SIDE),
-        "fps": type(header.fps) in (int, float) and 1e-9 <= header.fps <= 1e9,
-        "time_base": _are_counts(header.time_base, 2, 1 << 40),
+        "fps": type(header.fps) in (int, float) and MIN_FPS <= header.fps <= MAX_FPS,
+        "time_base": _are_counts(header.time_base, 2, MAX_TIME_BASE),
         "tile": header.tile is None or _is_count(header.tile, MAX_SIDE),
         "source": isinstance(header.source, dict),
     }

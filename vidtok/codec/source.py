@@ -1,6 +1,5 @@
-"""What is compressed: the frames of a file or of a tensor, with their times in whole ticks."""
+"""Read frames and their times in whole ticks, from a file or a tensor."""
 
-import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from vidtok.checks import check_video
+from vidtok.codec.container import MAX_FPS, MIN_FPS
 from vidtok.datasets.container import open_container
 from vidtok.datasets.frames import OnError
 from vidtok.errors import VideoError
@@ -17,12 +17,16 @@ from vidtok.names import escape_name
 
 
 class FileSource:
-    """Iterates over a video file, see `vidtok.extraction.videos.Source` for the arguments.
+    """Iterate over a video file: float32 [1, 3, any, H, W] in [-1, 1].
+
+    The arguments are those of `vidtok.extraction.videos.Source`.
 
     Attributes:
-        frames: read so far. size: (height, width). fps: mean frames per second.
+        frames: number of frames read so far.
+        size: (height, width) in pixels.
+        fps: mean frames per second.
         time_base: seconds per tick; every frame is shown at a whole number of ticks.
-        description: of the file, for `Header.source`.
+        description: properties of the file, for `Header.source`.
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class FileSource:
 
     @property
     def error(self) -> VideoError | None:
-        """What is damaged in a video that is read with on_error="keep"."""
+        """Damage of a video that is read with on_error="keep"; None, none so far."""
         return self._source.stream.error
 
     @property
@@ -55,7 +59,7 @@ class FileSource:
         return self._source.frames
 
     def ticks(self, start: int, end: int) -> np.ndarray:
-        """Ticks of the next frames, start .. end: int64, ascending, counted from the first frame of the video."""
+        """Ticks of frames start .. end, int64 [end - start], ascending; call for consecutive ranges, in order."""
         seconds = self._source.stream.timestamps[start:end]
         ticks = np.rint(seconds * self.time_base.denominator / self.time_base.numerator).astype(np.int64)
         order = np.arange(len(ticks))
@@ -71,7 +75,13 @@ class FileSource:
 
 
 class TensorSource:
-    """Iterates over a clip [1, 3, T, H, W] in [-1, 1] of any length and size, at a constant rate; see `FileSource`."""
+    """Iterate over a clip, float [1, 3, T, H, W] in [-1, 1] of any length and size, at a constant rate.
+
+    The attributes are those of `FileSource`.
+
+    Raises:
+        ValueError: another shape or range, more than one clip, or an illegal rate.
+    """
 
     error = None
 
@@ -79,8 +89,8 @@ class TensorSource:
         check_video(video, (1, 1, 1))
         if len(video) != 1:
             raise ValueError(f"one clip is compressed at a time, not {len(video)}")
-        if not 0 < fps < math.inf:
-            raise ValueError(f"fps={fps} must be above 0")
+        if not MIN_FPS <= fps <= MAX_FPS:
+            raise ValueError(f"fps={fps} must be above 0, in {MIN_FPS:g} .. {MAX_FPS:g}")
         self._video, self._count = video[:, :, :max_frames], count
         self.frames, self.size, self.fps = 0, (video.shape[3], video.shape[4]), float(fps)
         self.time_base = 1 / Fraction(fps).limit_denominator(10**6)
@@ -100,7 +110,7 @@ class TensorSource:
 
 
 def _describe(path: Path) -> tuple[dict, Fraction | None]:
-    """Name of a file, and what it states of color and aspect; the time base of its video."""
+    """Return the file's name with the color and aspect that it states, and the time base of its video or None."""
     container, stream = open_container(path)
     with container:
         context = stream.codec_context
