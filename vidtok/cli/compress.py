@@ -1,12 +1,13 @@
-"""A video to one file of entropy-coded tokens.
+"""Compress a video to one file of entropy-coded tokens.
 
     vidtok compress clip.mp4 -o clip.vtk
     vidtok compress clip.mp4 -o clip.vtk --size 128 --fps 15     # smaller: fewer pixels, fewer frames
     vidtok compress clip.mp4 -o clip.vtk --entropy raw           # packed bits, without the package constriction
 
-Videos of any length and size, in constant memory; `vidtok decompress` gives their number, size and times of frames
-exactly. The file grows chunk by chunk, and what is complete can be decoded (--salvage) where the run is killed. The
-format is described in vidtok/codec/container.py; `vidtok info FILE.vtk` shows a file.
+Memory doesn't grow with the length of the video. `vidtok decompress` restores number, size and times of the frames
+exactly; their pictures are those of the tokenizer. The file grows chunk by chunk: where the run is killed, `vidtok
+decompress --salvage` decodes the complete ones. The format is described in vidtok/codec/container.py; `vidtok info
+FILE.vtk` shows a file.
 """
 
 import argparse
@@ -27,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=common.positive(int),
         default=64,
         metavar="N",
-        help="latent frames per chunk (%(default)s): more are smaller, fewer seek faster",
+        help="latent frames per chunk (default: %(default)s); larger chunks compress better, smaller ones seek faster",
     )
 
 

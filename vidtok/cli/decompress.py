@@ -1,11 +1,11 @@
-"""A file of `vidtok compress` to a video.
+"""Decompress a file of `vidtok compress` to a video.
 
     vidtok decompress clip.vtk -o clip.mp4
     vidtok decompress clip.vtk -o part.mp4 --start 60 --end 70   # reads only the chunks of this part
     vidtok decompress broken.vtk -o clip.mp4 --salvage           # the good chunks of a damaged or unfinished file
 
-Frames have the number, size and times of those that were compressed (.gif: the mean rate). Without --model it is the
-shipped model that the file names. A file of other weights is refused.
+Frames have the number, size and times of those that were compressed (.gif: the mean rate). Without --model, the shipped
+model that the file names decodes it. Decoding with other weights than those that made the file is an error.
 """
 
 import argparse
@@ -20,9 +20,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(model=None)
     common.add_precision(parser)
     common.add_tile(parser)
-    parser.add_argument("--start", type=float, default=0.0, metavar="S", help="first second to decode (default: 0)")
-    parser.add_argument("--end", type=float, metavar="S", help="second to decode up to (default: all)")
-    parser.add_argument("--salvage", action="store_true", help="leave out damaged chunks, and read unfinished files")
+    parser.add_argument(
+        "--start", type=float, default=0.0, metavar="S", help="start of the part to decode, in seconds (default: 0)"
+    )
+    parser.add_argument(
+        "--end", type=float, metavar="S", help="end of the part to decode, in seconds (default: end of the video)"
+    )
+    parser.add_argument("--salvage", action="store_true", help="skip damaged chunks, and read unfinished files")
 
 
 def run(args: argparse.Namespace) -> None:

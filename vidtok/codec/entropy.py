@@ -1,10 +1,8 @@
-"""Entropy models: the tokens of a chunk to bytes and back, without loss.
+"""Code the tokens of a chunk as bytes, without loss: entropy models.
 
 raw       packed bits, lowest bit first: ceil(bits * tokens / 8) bytes
-adaptive  constriction's range coder with the probabilities of `ContextMixer`, as u32 words; ids are made to fit each
-          machine in the same way, and no weights are needed
-
-Context mixing is integer arithmetic, so that probabilities are the same on every machine.
+adaptive  u32 words of constriction's range coder with the probabilities of `ContextMixer`, which learns within the
+          chunk: no weights are needed
 
 The bits of a latent frame are coded plane by plane, and each plane in two passes over a checkerboard, so that all bits
 of a pass are predicted at once. What is predicted is whether a bit differs from the same bit one latent before. Known
@@ -12,7 +10,8 @@ are all bits of earlier latents, earlier planes of all tokens of this latent, an
 the four neighbors.
 
 Each context model looks up two counts by its context: how often bits changed, and how often they didn't. The logs of
-the ratios are summed with weights and squashed to a probability, as in PAQ. Counts and weights learn after each pass.
+the ratios are summed with weights and squashed to a probability (PAQ's logistic mixing). Counts and
+weights are updated after each pass.
 All of it is int64: no result depends on the order of a sum, the number of threads or a math library.
 """
 
@@ -183,15 +182,26 @@ def _level(count: np.ndarray) -> np.ndarray:
 
 
 class EntropyModel(NamedTuple):
-    """encode: (int64 ids [t, h, w], bits, levels) -> bytes. decode: (bytes, (t, h, w), bits, levels) -> ids; raises
-    ValueError for bytes that are none of its. bits: of a token. levels: bits per encoder channel, a divisor of bits."""
+    """Encoder and decoder of the ids of one chunk.
+
+    Attributes:
+        encode: (int64 ids [t, h, w] in 0 .. 2^bits - 1, bits, levels) -> bytes. bits: per token. levels: bits per
+            encoder channel, a divisor of bits.
+        decode: (bytes, (t, h, w), bits, levels) -> int64 ids. Raises ValueError for bytes that the model can't have
+            made.
+    """
 
     encode: Callable[[np.ndarray, int, int], bytes]
     decode: Callable[[bytes, tuple[int, int, int], int, int], np.ndarray]
 
 
 def entropy_model(name: str) -> EntropyModel:
-    """Look up an entropy model. Raises ValueError for an unknown one, UserError where its package isn't installed."""
+    """Look up an entropy model of `ENTROPY_MODELS` by name.
+
+    Raises:
+        ValueError: unknown name.
+        UserError: "adaptive" without the package constriction.
+    """
     if name not in ENTROPY_MODELS:
         raise ValueError(f"unknown entropy model {name!r}: {nearest(name, ENTROPY_MODELS)}")
     if name == "adaptive":
@@ -200,11 +210,13 @@ def entropy_model(name: str) -> EntropyModel:
 
 
 def encode_raw(ids: np.ndarray, bits: int, levels: int = 1) -> bytes:
+    """Pack the bits of ids; see `EntropyModel.encode`."""
     data = ids.astype("<u8").reshape(-1, 1).view(np.uint8)
     return np.packbits(np.unpackbits(data, axis=1, bitorder="little")[:, :bits], bitorder="little").tobytes()
 
 
 def decode_raw(data: bytes, shape: tuple[int, int, int], bits: int, levels: int = 1) -> np.ndarray:
+    """Unpack the bits of ids; see `EntropyModel.decode`."""
     count = int(np.prod(shape))
     if len(data) != -(-count * bits // 8):
         raise ValueError(f"{len(data)} bytes of tokens are not {count} of {bits} bits")
@@ -215,6 +227,7 @@ def decode_raw(data: bytes, shape: tuple[int, int, int], bits: int, levels: int 
 
 
 def encode_adaptive(ids: np.ndarray, bits: int, levels: int = 1) -> bytes:
+    """Code ids with the probabilities of a `ContextMixer`; see `EntropyModel.encode`."""
     constriction = _constriction()
     encoder = constriction.stream.queue.RangeEncoder()
     bernoulli = constriction.stream.model.Bernoulli(perfect=False)
@@ -232,8 +245,9 @@ def encode_adaptive(ids: np.ndarray, bits: int, levels: int = 1) -> bytes:
 
 
 def decode_adaptive(data: bytes, shape: tuple[int, int, int], bits: int, levels: int = 1) -> np.ndarray:
+    """Invert `encode_adaptive`; see `EntropyModel.decode`."""
     if len(data) % 4:
-        raise ValueError(f"{len(data)} bytes of tokens are no whole words")
+        raise ValueError(f"{len(data)} bytes of tokens are not a multiple of 4")
     constriction = _constriction()
     decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
     bernoulli = constriction.stream.model.Bernoulli(perfect=False)
@@ -245,9 +259,9 @@ def decode_adaptive(data: bytes, shape: tuple[int, int, int], bits: int, levels:
     try:
         ids = np.stack([mixer.latent(code) for _ in range(shape[0])])
     except AssertionError as error:  # how constriction reports it
-        raise ValueError("its tokens are damaged") from error
+        raise ValueError("the coded tokens are damaged") from error
     if not decoder.maybe_exhausted():
-        raise ValueError("more bytes of tokens than it has tokens")
+        raise ValueError(f"the bytes of tokens go on after {int(np.prod(shape))} tokens")
     return ids
 
 
