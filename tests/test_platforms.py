@@ -1,4 +1,4 @@
-"""Systems that lack what Linux has: each test runs in a process in which it is taken away, its children included."""
+"""Run on systems without what only Linux has: it is taken away in a process of its own and in its children."""
 
 import json
 import os
@@ -7,15 +7,12 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
 import vidtok
 from vidtok.checks import count_cpus
-from vidtok.config import TokenizerConfig
 from vidtok.datasets import demo_clip, write_video
 from vidtok.extraction import open_reader
 from vidtok.extraction.output import FileLocks, RecordLocks, video_locks
-from vidtok.tokenizer import VideoTokenizer
 
 # Read by every Python process with this folder on its path. multiprocessing asks get_all_start_methods of its context.
 WITHOUT = """
@@ -42,11 +39,8 @@ for module in pkgutil.walk_packages(vidtok.__path__, "vidtok."):
 
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory):
-    """A folder with a model, eight videos, and what takes the system's features away."""
+    """A folder with eight videos and a sitecustomize.py that takes the system's features away."""
     folder = tmp_path_factory.mktemp("platforms")
-    torch.manual_seed(0)
-    net = {"kind": "patch", "width": 16, "blocks": 1, "decoder_blocks": 1}
-    VideoTokenizer(TokenizerConfig("tiny", net, {"kind": "lfq", "bits": 18})).save_pretrained(folder / "model")
     (folder / "videos").mkdir()
     for i in range(8):
         write_video(folder / "videos" / f"{i}.mp4", demo_clip(5, 32, seed=i), 24)
@@ -72,9 +66,9 @@ def read_all(folder) -> dict[str, np.ndarray]:
     return {entry.id: reader.read(i).features for i, entry in enumerate(reader.entries)}
 
 
-def test_commands_work(setup, tmp_path):
+def test_commands_work(setup, tokenizer_path, tmp_path):
     pytest.importorskip("pyarrow")
-    video, model = setup / "videos" / "0.mp4", ["--model", setup / "model"]
+    video, model = setup / "videos" / "0.mp4", ["--model", tokenizer_path]
     extract = ["extract", setup / "videos", *model, "--threads", 1]
     run(setup, [
         ["info", video],
@@ -86,7 +80,7 @@ def test_commands_work(setup, tmp_path):
         [*extract, "-o", tmp_path / "npz", "--workers", 0],  # all are there
         *([*extract, "-o", tmp_path / name, "--container", name, "--workers", 0] for name in ("parquet", "webdataset")),
     ])  # fmt: skip
-    vidtok.extract(setup / "videos", tmp_path / "here", model=str(setup / "model"), workers=0)
+    vidtok.extract(setup / "videos", tmp_path / "here", model=tokenizer_path, workers=0)
     expected = read_all(tmp_path / "here")
     for name in ("npz", "parquet", "webdataset"):
         features = read_all(tmp_path / name)

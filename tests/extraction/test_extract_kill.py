@@ -10,16 +10,13 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
-import torch
+from records import assert_same, read_all
 
 from vidtok.cli.main import main
-from vidtok.config import TokenizerConfig
 from vidtok.datasets import demo_clip, write_video
 from vidtok.extraction import open_reader
 from vidtok.extraction.webdataset import TarShard
-from vidtok.tokenizer import VideoTokenizer
 
 CLIPS = 60
 CONTAINERS = ["npz", "parquet", "webdataset"]
@@ -80,34 +77,19 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def setup(tmp_path_factory):
+def setup(tmp_path_factory, tokenizer_path):
     """(arguments of a run, records of an undisturbed one)."""
     folder = tmp_path_factory.mktemp("setup")
-    torch.manual_seed(0)
-    net = {"kind": "patch", "width": 32, "blocks": 2, "decoder_blocks": 2}
-    VideoTokenizer(TokenizerConfig("tiny", net, {"kind": "lfq", "bits": 18})).save_pretrained(folder / "model")
     (folder / "videos" / "sub").mkdir(parents=True)
     frames = demo_clip(CLIPS + 20, 64)
     for i in range(CLIPS):
         name = f"sub/{i}.mp4" if i % 3 else f"{i}.mp4"
         write_video(folder / "videos" / name, frames[:, :, i : i + 5 + i % 5, : 32 + i % 2, :32], 24)
-    args = ["extract", str(folder / "videos"), "--model", str(folder / "model"), "--threads", "1", "--workers", "0"]
+    args = ["extract", str(folder / "videos"), "--model", tokenizer_path, "--threads", "1", "--workers", "0"]
     assert main([*args, "-o", str(folder / "clean")]) == 0
-    return args, read_all(folder / "clean")
-
-
-def read_all(folder):
-    """{id: record}; every video is there once."""
-    reader = open_reader(folder)
-    assert len({entry.id for entry in reader.entries}) == len(reader)
-    return {entry.id: reader.read(i) for i, entry in enumerate(reader.entries)}
-
-
-def assert_same(ours, theirs):
-    assert set(ours) == set(theirs) and len(ours) == CLIPS
-    for id, record in ours.items():
-        assert np.array_equal(record.features, theirs[id].features) and record.meta == theirs[id].meta
-        assert np.array_equal(record.timestamps, theirs[id].timestamps)
+    clean = read_all(folder / "clean")
+    assert len(clean) == CLIPS
+    return args, clean
 
 
 def outputs(folder):

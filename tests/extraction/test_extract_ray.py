@@ -10,9 +10,8 @@ import sys
 import threading
 import time
 
-import numpy as np
 import pytest
-import torch
+from records import assert_same, read_all
 
 ray = pytest.importorskip("ray")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -20,29 +19,24 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from vidtok.cli.main import main  # noqa: E402
-from vidtok.config import TokenizerConfig  # noqa: E402
 from vidtok.datasets import demo_clip, write_video  # noqa: E402
-from vidtok.extraction import open_reader, ray_engine  # noqa: E402
+from vidtok.extraction import ray_engine  # noqa: E402
 from vidtok.extraction.engine import ExtractionStats  # noqa: E402
 from vidtok.extraction.sources import WorkItem  # noqa: E402
-from vidtok.tokenizer import VideoTokenizer  # noqa: E402
 
 CLIPS = 30
 GIVEN = 3  # by an actor, before it stops
 
 
 @pytest.fixture(scope="module")
-def setup(tmp_path_factory):
+def setup(tmp_path_factory, tokenizer_path):
     """(arguments of a run, records of one without Ray)."""
     folder = tmp_path_factory.mktemp("setup")
-    torch.manual_seed(0)
-    net = {"kind": "patch", "width": 32, "blocks": 2, "decoder_blocks": 2}
-    VideoTokenizer(TokenizerConfig("tiny", net, {"kind": "lfq", "bits": 18})).save_pretrained(folder / "model")
     frames = demo_clip(CLIPS + 10, 64)
     (folder / "videos").mkdir()
     for i in range(CLIPS):
         write_video(folder / "videos" / f"{i}.mp4", frames[:, :, i : i + 5 + i % 5, :32, :32], 24)
-    args = ["extract", str(folder / "videos"), "--model", str(folder / "model"), "--threads", "1", "--workers", "0"]
+    args = ["extract", str(folder / "videos"), "--model", tokenizer_path, "--threads", "1", "--workers", "0"]
     assert main([*args, "-o", str(folder / "clean")]) == 0
     return args, read_all(folder / "clean")
 
@@ -62,20 +56,6 @@ def cluster():
     finally:
         ray.shutdown()
         cluster.shutdown()
-
-
-def read_all(folder):
-    """{id: record}; every video is there once."""
-    reader = open_reader(folder)
-    assert len({entry.id for entry in reader.entries}) == len(reader)
-    return {entry.id: reader.read(i) for i, entry in enumerate(reader.entries)}
-
-
-def assert_same(ours, theirs):
-    assert set(ours) == set(theirs)
-    for id, record in ours.items():
-        assert np.array_equal(record.features, theirs[id].features) and record.meta == theirs[id].meta
-        assert np.array_equal(record.timestamps, theirs[id].timestamps)
 
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers can't import a test
