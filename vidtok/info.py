@@ -16,12 +16,13 @@ def describe(thing: str | Path) -> dict[str, object]:
         thing: shipped name, hub id, folder or file.
 
     Returns:
-        What is known of it, name by name, to be printed: {"tokenizer": "vidtok-t", "codebook": "18 bits ...", ...}. The
-        first key says what it is. Of a tokenizer with a model card, "model card" is its path and tables.
+        Its properties by name, for printing: {"tokenizer": "vidtok-t", "codebook": "18 bits ...", ...}. The first key
+        is the kind of `thing`. For a tokenizer with a model card, "model card" is the path and tables of the card. Text
+        out of files is as it is there: print it with `vidtok.names.printable`.
 
     Raises:
-        UserError: for a file that doesn't exist.
-        ValueError: for what is none of these.
+        UserError: the file doesn't exist.
+        ValueError: `thing` is none of these.
     """
     from vidtok.extraction.containers import SUFFIXES, is_shard
     from vidtok.extraction.output import SETTINGS_FILE
@@ -196,7 +197,6 @@ def compressed_info(path: Path) -> dict[str, object]:
     from fractions import Fraction
 
     from vidtok.codec.container import ContainerReader
-    from vidtok.names import printable
 
     with path.open("rb") as file:
         reader = ContainerReader(file, str(path))
@@ -209,8 +209,8 @@ def compressed_info(path: Path) -> dict[str, object]:
     source = [f"{name} {value}" for name, value in header.source.items() if name not in ("name", "size")]
     return {
         "compressed video": f"{path} ({size} bytes)",
-        "tokenizer": printable(f"{header.model}, weights {header.weight_hash}, {header.precision}"),
-        "source": printable(f"{header.source.get('name', 'a tensor')}: {', '.join(source) or 'nothing stated'}"),
+        "tokenizer": f"{header.model}, weights {header.weight_hash}, {header.precision}",
+        "source": f"{header.source.get('name', 'a tensor')}: {', '.join(source) or 'nothing stated'}",
         "frames": f"{frames} of {_size(header.size)} at {header.fps:g} frames/s",
         "duration": f"{duration:.3f} s, in ticks of {header.time_base[0]}/{header.time_base[1]} s",
         "tokens": f"{latents} x {_size(header.grid)} = {tokens} of {header.bits} bits",

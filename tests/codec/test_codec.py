@@ -10,7 +10,7 @@ import torch
 import vidtok
 from vidtok.cli.main import main
 from vidtok.codec import CodecError, codec
-from vidtok.codec.container import ContainerReader
+from vidtok.codec.container import Chunk, ContainerReader, ContainerWriter, Header
 from vidtok.datasets import VideoWriter, demo_clip, iter_video
 from vidtok.errors import UserError
 from vidtok.info import describe
@@ -160,6 +160,20 @@ def test_variable_frame_rate_comes_back_exactly(tokenizer, tmp_path):
         with iter_video(path, size=None, multiple=1) as stream:
             assert sum(video.shape[2] for video in stream) == 10
             np.testing.assert_allclose(stream.timestamps, ticks / 30000, atol=1e-9)
+
+
+def test_info_escapes_what_a_file_says(tmp_path, capsys):
+    header = Header(
+        model="a\nb", weight_hash="\x1b[2J", precision="fp32", bits=1, levels=1, stride=(1, 1, 1), entropy="\x1b[31m",
+        chunk_latents=1, size=(1, 1), fps=1.0, time_base=(1, 1), tile=None, source={"name": "\x07"},
+    )  # fmt: skip
+    with (tmp_path / "x.vtk").open("wb") as file:
+        writer = ContainerWriter(file, header)
+        writer.add(Chunk(0, 1, np.arange(1), b""))
+        writer.finish()
+    assert main(["info", str(tmp_path / "x.vtk")]) == 0
+    shown = capsys.readouterr().out
+    assert "a%x0Ab, weights %x1B[2J" in shown and "%x1B[31m" in shown and "%x07" in shown and "\x1b" not in shown
 
 
 def test_commands(tokenizer_path, tmp_path, capsys):

@@ -6,6 +6,8 @@ Small tables on stdout, as plain text that can be piped.
 import argparse
 from collections.abc import Mapping
 
+from vidtok.names import printable
+
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -70,10 +72,10 @@ def load_tokenizer(args: argparse.Namespace):
 
 
 def print_rows(rows: Mapping[str, object]) -> None:
-    """One `name  value` line each, values aligned."""
+    """Print one `name  value` line each, values aligned. Values come out of files: control characters are escaped."""
     width = max(map(len, rows)) + 2
     for name, value in rows.items():
-        print(f"{name:<{width}}{value}")
+        print(f"{name:<{width}}{printable(str(value))}")
 
 
 SAMPLING = {

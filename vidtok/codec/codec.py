@@ -31,7 +31,6 @@ from vidtok.extraction.model import load_tokenizer
 from vidtok.extraction.videos import chunk_ids, decode_chunks, encode_chunks
 from vidtok.files import validate_output
 from vidtok.hub import list_shipped
-from vidtok.names import printable
 from vidtok.tokenizer import VideoTokenizer
 
 CHUNK = 64  # latents
@@ -393,7 +392,7 @@ def _tokenizer_of(
     header: Header, name: str, model: str | VideoTokenizer | None, device: str, precision: str, tile: int | None
 ) -> VideoTokenizer:
     """Return the tokenizer of a file. Raises ValueError for another one."""
-    made = f"{name}: made by {header.model!r} with weights {printable(header.weight_hash)}"
+    made = f"{name}: made by {header.model!r} with weights {header.weight_hash}"
     if model is None:
         # A name in a file must not make anybody download what it names.
         if header.model not in list_shipped():
