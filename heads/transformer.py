@@ -125,7 +125,7 @@ class VideoTransformer(Head):
         return {"stem": r"^embed|^position", "blocks": [(r"^blocks\.(\d+)", None), (r"^space_norm", (last,))]}
 
     def _run(self, x_BND: Tensor, blocks: list[nn.Module]) -> Tensor:
-        # In bf16 on a CPU, forward and backward of torch's fused attention take 2 to 9 times as long as plain products.
+        # In bf16 on a CPU, forward and backward of torch's fused attention are slower than plain products.
         fused = x_BND.device.type != "cpu" or not torch.is_autocast_enabled("cpu")
         for block in blocks:
             block.attn.fused_attn = fused  # type: ignore[union-attr, assignment]  # a list forgets what it holds

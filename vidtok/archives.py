@@ -24,7 +24,7 @@ _INSIDE = re.compile(r"\.(?:tar|zip)(?=/)", re.IGNORECASE)
 MAX_UNPACKED = 1 << 32  # bytes of a compressed member, which are held in memory
 _LOCAL_HEADER = 30  # bytes of it in a zip file, before the name of the member
 # Bytes that are unpacked at once. zipfile takes as many compressed ones and unpacks all of them, whatever size is
-# stated, and bzip2 can make 20,000 bytes of one.
+# stated, and they may hold thousands of times their number.
 _BLOCK = 4096
 
 

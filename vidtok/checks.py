@@ -1,4 +1,4 @@
-"""What may go into a tokenizer, and the errors for all else. Each says what was given and what is legal."""
+"""Check the inputs of tokenizers, counts, memory and devices. Each error says what was given and what is legal."""
 
 import math
 import os
@@ -31,17 +31,17 @@ class Net(Protocol):
 
 
 def legal_length(stride: Stride) -> str:
-    """How many frames a clip may have, in words."""
+    """Describe the legal numbers of frames of a clip, in words."""
     return "any number" if stride[0] == 1 else f"1 + {stride[0]}k"
 
 
 def legal_size(stride: Stride) -> str:
-    """What height and width may be, in words."""
+    """Describe the legal heights and widths, in words."""
     return "multiples of " + " and ".join(str(side) for side in dict.fromkeys(stride[1:]))
 
 
 def check_video(video: Tensor, stride: Stride, any_length: bool = False, values: bool = True) -> None:
-    """Raises ValueError unless [B, 3, T, H, W] float in [-1, 1], with a length (or any_length) and sides that fit."""
+    """Raise ValueError unless [B, 3, T, H, W] float in [-1, 1], with a length (or any_length) and sides that fit."""
     if not isinstance(video, Tensor):
         raise ValueError(f"a video is a torch tensor, not {type(video).__name__}")
     shape = list(video.shape)
@@ -70,7 +70,7 @@ def check_values(video: Tensor) -> None:
 
 
 def check_ids(ids: Tensor, bits: float) -> None:
-    """Raises ValueError unless integer [B, t, h, w] within the codebook."""
+    """Raise ValueError unless integer [B, t, h, w] within the codebook."""
     if not isinstance(ids, Tensor):
         raise ValueError(f"token ids are a torch tensor, not {type(ids).__name__}")
     if ids.ndim != 4 or 0 in ids.shape:
@@ -84,13 +84,13 @@ def check_ids(ids: Tensor, bits: float) -> None:
 
 
 def check_codes(codes: Tensor, channels: int) -> None:
-    """Raises ValueError unless float [B, channels, t, h, w]."""
+    """Raise ValueError unless float [B, channels, t, h, w]."""
     if codes.ndim != 5 or codes.shape[1] != channels or not codes.is_floating_point():
         raise ValueError(f"codes are float [B, {channels}, t, h, w], not {codes.dtype} {list(codes.shape)}")
 
 
 def check_memory(net: Net, shape: Sequence[int], stride: Stride) -> None:
-    """Raises MemoryError if one pass of `net` over [B, (3,) t, h, w] x stride pixels can't fit the free memory.
+    """Raise MemoryError if one pass of `net` over [B, (3,) t, h, w] x stride pixels can't fit the free memory.
 
     The estimate is rough: values alive at the peak, `net.activation_elems_per_pixel` per pixel of the longest chunk.
     """
@@ -127,7 +127,7 @@ def check_clip(frames: int, crop: int, stride: tuple[int, int, int]) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes; on a GPU with what torch has freed and keeps for itself."""
+    """Return the free memory in bytes; on a GPU with the memory that torch has reserved and doesn't use."""
     if device.type != "cuda":
         return psutil.virtual_memory().available
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -144,7 +144,7 @@ def count_cpus() -> int:
 
 
 def pick_device(name: str):
-    """A torch.device; "auto" is CUDA where there is one. Raises UserError for one that isn't there."""
+    """Return a torch.device; "auto" is CUDA where there is one. Raises UserError for a device that doesn't exist."""
     import torch
 
     from vidtok.errors import UserError

@@ -1,4 +1,4 @@
-"""torch.compile for models whose work is done by other methods than `forward`.
+"""Support torch.compile for models that are called by other methods than `forward`.
 
 `torch.compile(model)` returns a wrapper that compiles `forward` alone and takes all else from the model, so that
 `torch.compile(tokenizer).encode(video)` would silently run eagerly. Likewise `model.compile()`.

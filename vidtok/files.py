@@ -1,6 +1,6 @@
-"""What IN... and -o mean: the files to work on and where each one's result goes.
+"""Find the input files of a command, name its results, and write files atomically.
 
-Results as JSON files; the identity of a file's contents.
+Also the version of a file's contents, to key caches by.
 """
 
 import hashlib
@@ -31,18 +31,21 @@ class Job:
 
 
 def find_videos(inputs: Iterable[str]) -> list[tuple[Path, Path]]:
-    """`find_files` for videos. Images are taken where they are named, not out of folders."""
+    """Find videos as `find_files` does. Images count where they are named, not in folders."""
     return find_files(inputs, VIDEO_SUFFIXES)
 
 
 def find_files(inputs: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]:
-    """(file, its path below the folder it was found in) of files, folders, archives and glob patterns.
+    """Find the files that are named, or lie in folders and archives, or match glob patterns.
 
     A file that is named is taken whatever its suffix; a folder, searched as in `walk_files`, gives those with one of
     `suffixes`. Nothing is taken twice, under whatever name or link.
 
+    Returns:
+        [(file, its path below the folder it was found in)], inputs in their order, files of a folder sorted.
+
     Raises:
-        UserError: for an input that doesn't exist or matches nothing.
+        UserError: an input doesn't exist or matches nothing.
     """
     found: dict[str, tuple[Path, Path]] = {}
     for text in inputs:
@@ -75,7 +78,7 @@ def find_files(inputs: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[P
 
 
 def _unfold(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """An archive's members with one of `suffixes`; any other file itself, and an archive that can't be read."""
+    """List an archive's members with one of `suffixes`; for another file, or an unreadable archive, the file itself."""
     if {*archives.SUFFIXES} & {*suffixes} or not archives.is_archive(path):
         return [path]
     try:
@@ -148,7 +151,7 @@ _LITTER = ("thumbs.db", "desktop.ini")  # files that Windows leaves in folders; 
 
 
 def _match(pattern: Path, root: Path) -> list[Path]:
-    """The files that a glob pattern matches, in order. root: its folders before the first wildcard."""
+    """List the files that a glob pattern matches, in order. root: its folders before the first wildcard."""
     if "**" in pattern.parts:  # `glob` would follow a link into a loop until its paths get too long
         steps = pattern.parts[len(root.parts) :]
         return sorted(f for f in map(Path, walk_files(root, ("",))) if _fits(f.relative_to(root).parts, steps))
@@ -165,16 +168,18 @@ def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 
 def plan_jobs(files: list[tuple[Path, Path]], output: str, suffix: str, suffixes: tuple[str, ...]) -> list[Job]:
-    """Where the result of each of `find_files` goes.
-
-    Args:
-        output: a folder, which gets the tree below each input folder; or, for one input, a file with one of `suffixes`.
-        suffix: of the files in a folder.
+    """Assign an output file to each result of `find_files`.
 
     The names in a folder are those of `vidtok.names.result_names`.
 
+    Args:
+        files: what `find_files` returned.
+        output: a folder, which gets the tree below each input folder; or, for one input, a file with one of `suffixes`.
+        suffix: suffix of the files in a folder.
+        suffixes: legal suffixes of one output file.
+
     Raises:
-        UserError: where two results would get one name, or a result would replace an input.
+        UserError: two results would get one name, a result would replace an input, or `output` is no legal file.
     """
     out = Path(output)
     ending = out.suffix.lower()
@@ -196,7 +201,7 @@ def plan_jobs(files: list[tuple[Path, Path]], output: str, suffix: str, suffixes
 
 
 def _fixed_parts(pattern: Path) -> Iterable[str]:
-    """The folders before the first wildcard."""
+    """Yield the folders before the first wildcard."""
     for part in pattern.parts[:-1]:
         if has_magic(part):
             return
@@ -204,8 +209,7 @@ def _fixed_parts(pattern: Path) -> Iterable[str]:
 
 
 def validate_output(path: str | None, force: bool) -> None:
-    """Raises UserError where a result would be overwritten unasked, or can't be written: before the work, not after
-    it."""
+    """Raise UserError if a result exists and isn't to be overwritten, or its folder can't be written."""
     if path is None:
         return
     if Path(path).exists() and not force:
@@ -216,8 +220,10 @@ def validate_output(path: str | None, force: bool) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Mapping) -> None:
-    """Writes a JSON file; it appears complete or not at all. Missing folders are made. JSON has no infinity and no NaN:
-    those become the strings "inf", "-inf" and "nan"."""
+    """Write a JSON file atomically; missing folders are made.
+
+    JSON has no infinity and no NaN: they become the strings "inf", "-inf" and "nan".
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
@@ -241,7 +247,7 @@ def temporary_path(path: str | os.PathLike, suffix: str = "", locked: bool = Fal
 
 @contextmanager
 def replacing(path: str | os.PathLike, locked: bool = False) -> Iterator[Path]:
-    """Give the `temporary_path` to write to; rename it at the end of the block, or remove it after an error."""
+    """Yield the `temporary_path` to write to; rename it to `path` after the block, or remove it after an error."""
     part = temporary_path(path, locked=locked)
     try:
         yield part
@@ -259,7 +265,11 @@ def _finite(value):
 
 
 class FileVersion(NamedTuple):
-    """Identity of a file's contents at one time, to key a cache by: an overwritten or replaced file has another."""
+    """Version of a file's contents, to key a cache by: an overwritten or replaced file has another.
+
+    Attributes:
+        path: real path. size: in bytes. modified: time of modification in ns. inode: number of the file.
+    """
 
     path: str
     size: int

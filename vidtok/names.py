@@ -44,14 +44,17 @@ def escape_name(name: str) -> str:
 
 
 def unescape_name(text: str) -> str:
-    """The inverse of `escape_name`."""
+    """Invert `escape_name`."""
     data = _ESCAPED.sub(lambda match: chr(int(match[1], 16) + (0xDC00 if match[1] >= "80" else 0)), text)
     return _bytes(data).decode("utf-8", "surrogateescape")
 
 
 def spellings(name: str) -> tuple[str, ...]:
-    """How a path may be written on disk that a list spells `name`: with the separators of Windows, with the escapes of
-    `escape_name`, or with composed or decomposed accents (macOS decomposes them)."""
+    """List the spellings on disk of a path that an annotation file calls `name`.
+
+    `name` may have the separators of Windows or the escapes of `escape_name`. On disk, accents may be composed or
+    decomposed (macOS decomposes them).
+    """
     name = unescape_name(name).replace("\\", "/")
     return name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)
 
@@ -62,7 +65,7 @@ def escape_bytes(data: bytes) -> str:
 
 
 def printable(text: str) -> str:
-    """`escape_name` for messages, which nobody reads back: an escape that is there already stays."""
+    """Escape as `escape_name` does, for messages, which nobody reads back: an escape that is there already stays."""
 
     def escape(match: re.Match) -> str:
         return "".join(f"%x{byte:02X}" for byte in _bytes(match[0]))
@@ -84,21 +87,21 @@ def hash_name(name: str, digits: int = 8) -> str:
 
 
 def result_candidates(id: str, suffix: str) -> list[str]:
-    """The names, below the folder of results, that the result of a video may have.
+    """List the paths, below the folder of results, that the result of a video may have.
 
     Args:
-        id: of the video, such as its path below the folder it was found in. Parts of it that would lead out of the
-            folder of results are left out.
-        suffix: of the result.
+        id: id of the video, such as its path below the folder it was found in. Parts that would lead out of the folder
+            of results are left out.
+        suffix: suffix of the result.
 
     Returns:
-        Its name with `suffix` in place of the video's; with `suffix` after it; with a hash of the id as well.
+        Three paths: `suffix` in place of the video's; `suffix` after the video's; with a hash of the id as well.
     """
     return [_result_name(id, suffix, number) for number in range(3)]
 
 
 def _result_name(id: str, suffix: str, number: int) -> str:
-    """Candidate `number`."""
+    """Make candidate `number` of `result_candidates`."""
     parts = [part for part in id.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     if parts and re.fullmatch("[A-Za-z]:", parts[0]):  # a drive of Windows
         del parts[0]
@@ -137,7 +140,7 @@ def result_names(videos: Iterable[tuple[str, str | os.PathLike | None]], suffix:
 
 
 def _folders(names: Iterable[str]) -> set[str]:
-    """All folders that the names lie in."""
+    """Collect all folders that the names lie in."""
     found: set[str] = set()
     for name in names:
         while (name := name.rpartition("/")[0]) and name not in found:
@@ -146,8 +149,8 @@ def _folders(names: Iterable[str]) -> set[str]:
 
 
 def _find_twins(folder: str) -> set[str]:
-    """Names of files in a folder whose results would have one name: videos that differ in the suffix alone, and images
-    that differ so from a video or another image."""
+    """Find the files in a folder whose results would share a name: videos that differ only in the suffix, and images
+    that differ only in the suffix from a video or another image."""
     try:
         with os.scandir(folder or ".") as listing:
             files = (entry for entry in listing if entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path))
@@ -162,7 +165,7 @@ def _find_twins(folder: str) -> set[str]:
 
 
 def _fit(part: str, suffix: str = "") -> str:
-    """One part of a path as file systems take it, and not hidden."""
+    """Make one part of a path legal on file systems, and not hidden."""
     part = printable(part)
     if part.startswith("."):
         part = f"%x2E{part[1:]}"

@@ -1,7 +1,4 @@
-"""Which code made a result.
-
-Where a result comes from: code, libraries, machine.
-"""
+"""Record which code, libraries and machine made a result."""
 
 import platform
 import subprocess
@@ -13,7 +10,10 @@ import torch
 
 
 def git_hash() -> str | None:
-    """Commit of the checkout this file is tracked in, 40 hex digits, "-dirty" where tracked files are changed."""
+    """Return the commit of the checkout that tracks this file: 40 hex digits, "-dirty" after them if files are changed.
+
+    None outside a checkout or without git.
+    """
     here = Path(__file__).resolve()
 
     def git(*args: str) -> subprocess.CompletedProcess:
@@ -32,8 +32,10 @@ LIBRARIES = ("vidtok", "torch", "torchvision", "torchmetrics", "numpy", "av")
 
 
 def provenance(device: str | torch.device = "cpu") -> dict:
-    """git hash (None outside a checkout), library versions (None of what isn't installed as a package), device in
-    words, UTC time; plain values for JSON."""
+    """Return git hash, versions, device, threads and UTC time as plain values for JSON.
+
+    The hash is None outside a checkout, a version None where the library isn't installed as a package.
+    """
     device = torch.device(device)
     return {
         "git": git_hash(),

@@ -41,7 +41,7 @@ class EncodeStream:
 
     @torch.no_grad()
     def push(self, chunk: Tensor) -> Iterator[Tensor]:
-        """Yields [B, C, n, h, w] for the latents that `chunk` [B, 3, any, H, W] completes.
+        """Yield [B, C, n, h, w] for the latents that `chunk` [B, 3, any, H, W] completes.
 
         Raises:
             ValueError: if the chunk has another batch or frame size than the ones before.
@@ -62,7 +62,7 @@ class EncodeStream:
         self.pending = chunk.clone()  # not a view, which would keep the whole chunk
 
     def close(self) -> None:
-        """Raises ValueError if the stream held no frame, or frames are left that don't fill a latent."""
+        """Raise ValueError if the stream held no frame, or frames are left that don't fill a latent."""
         if self.pending is None or self.frames == 0:
             raise ValueError("the stream holds no frames")
         if left := self.pending.shape[2]:
@@ -86,7 +86,7 @@ class DecodeStream:
 
     @torch.no_grad()
     def push(self, codes: Tensor) -> Iterator[Tensor]:
-        """Yields the frames of `codes`; the first latent of a stream is one frame.
+        """Yield the frames of `codes`; the first latent of a stream is one frame.
 
         Raises:
             ValueError: if the codes have another batch or frame size than the ones before.
@@ -104,7 +104,7 @@ LEAST = 4  # tokens along a side of a tile
 
 
 def tile_cells(tile: int | tuple[int, int], cell: Cell) -> tuple[int, int]:
-    """(rows, columns) of a tile given by its side(s) in pixels. Raises ValueError for sides off the grid."""
+    """Convert the side(s) of a tile in pixels to (rows, columns) of tokens. ValueError for sides off the grid."""
     sides = (tile, tile) if isinstance(tile, int) else tuple(tile)
     if len(sides) != 2 or any(side < LEAST * c or side % c for side, c in zip(sides, cell, strict=True)):
         legal = " or ".join(f"multiples of {c} and at least {LEAST * c}" for c in dict.fromkeys(cell))
@@ -128,7 +128,7 @@ def _grid(h: int, w: int, tile: tuple[int, int]):
 
 
 def encode_tiles(encode: Callable[[Tensor], Tensor], video: Tensor, tile: int | tuple[int, int], cell: Cell) -> Tensor:
-    """`encode` ([B, 3, T, H, W] -> [B, C, t, h, w]) over tiles of `video`."""
+    """Apply `encode` ([B, 3, T, H, W] -> [B, C, t, h, w]) to tiles of `video` and join the results."""
     h, w = video.shape[3] // cell[0], video.shape[4] // cell[1]
     tiles, overlap = _grid(h, w, tile_cells(tile, cell))
     out: Tensor | None = None
@@ -154,7 +154,7 @@ def _ramp(span: tuple[int, int], length: int, overlap: int, cell: int) -> Tensor
 
 
 def decode_tiles(decode: Callable[[Tensor], Tensor], ids: Tensor, tile: int | tuple[int, int], cell: Cell) -> Tensor:
-    """`decode` ([B, t, h, w] -> [B, 3, T, H, W]) over tiles of `ids`, blended."""
+    """Apply `decode` ([B, t, h, w] -> [B, 3, T, H, W]) to tiles of `ids` and blend the results."""
     h, w = ids.shape[2:]
     tiles, overlap = _grid(h, w, tile_cells(tile, cell))
     out: Tensor | None = None
@@ -177,7 +177,7 @@ LATENTS = 4  # per chunk: small enough for large frames, and no slower than more
 
 
 def coded_size(size: Sequence[int], stride: tuple[int, int, int]) -> tuple[int, int]:
-    """(height, width) rounded up to multiples of the stride."""
+    """Round (height, width) up to multiples of the stride."""
     return -(-size[0] // stride[1]) * stride[1], -(-size[1] // stride[2]) * stride[2]
 
 
@@ -211,7 +211,7 @@ def _extend(video: Tensor, dim: int, length: int) -> Tensor:
 
 
 def cut_chunks(chunks: Iterable[Tensor], frames: int, size: tuple[int, int]) -> Iterator[Tensor]:
-    """The first `frames` frames of [1, 3, any, H, W] chunks, cut to `size` (height, width)."""
+    """Cut [1, 3, any, H, W] chunks to their first `frames` frames, and to `size` (height, width)."""
     for chunk in chunks:
         chunk = chunk[:, :, :frames, : size[0], : size[1]]
         frames -= chunk.shape[2]

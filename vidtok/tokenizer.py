@@ -37,7 +37,7 @@ def _build(table: dict, what: str, spec: dict):
 
 
 def _call(make, what: str, *positional, **arguments):
-    """make(...), with an argument it doesn't know as a ValueError: configs come from outside."""
+    """Call `make` with arguments of a config; raise ValueError for an unknown one: configs come from users."""
     try:
         return make(*positional, **arguments)
     except TypeError as error:
@@ -46,9 +46,11 @@ def _call(make, what: str, *positional, **arguments):
 
 @contextmanager
 def _exact_convolutions():
-    """float32 convolutions in float32. cuDNN otherwise takes 10 bits of their inputs on a GPU (TF32), which on an H200
-    changed 9 of 10,240 ids of vidtok-t: tokens would depend on the machine. (Matrix products are exact unless the user
-    says otherwise.)"""
+    """Compute float32 convolutions in float32.
+
+    On a GPU cuDNN otherwise takes 10 bits of their inputs (TF32), which changed ids of vidtok-t on an H200: tokens
+    would depend on the machine. Matrix products are exact unless the user says otherwise.
+    """
     convolutions = getattr(torch.backends.cudnn, "conv", None)
     if hasattr(convolutions, "fp32_precision"):
         owner, name, exact = convolutions, "fp32_precision", "ieee"
@@ -110,7 +112,7 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
 
     @torch.no_grad()
     def encode_latents(self, video: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
-        """What `encode` quantizes (LFQ: takes the signs of): float32 [B, K, t, h, w]."""
+        """Compute the latents that `encode` quantizes (LFQ takes their signs): float32 [B, K, t, h, w]."""
         return self._encode(video, tile)
 
     @torch.no_grad()
@@ -226,7 +228,7 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the networks; latents and codes are float32 whatever it is."""
+        """Dtype of the networks; latents and codes are float32 in any case."""
         return next(self.encoder.parameters()).dtype
 
     def set_precision(self, precision: str) -> "VideoTokenizer":
@@ -250,7 +252,7 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
     def from_pretrained(  # type: ignore[override]  # the hub's takes other arguments
         cls, name: str | os.PathLike, device: str | torch.device = "cpu", precision: str = "fp32", **hub_arguments
     ) -> "VideoTokenizer":
-        """Loads a tokenizer, ready for inference.
+        """Load a tokenizer, ready for inference.
 
         Args:
             name: a model that the package ships ("vidtok-t"), a folder with config.json and model.safetensors, or a
@@ -277,7 +279,7 @@ def list_tokenizers() -> list[str]:
 
 
 def create_tokenizer(name: str, quantizer: str | None = None) -> VideoTokenizer:
-    """An untrained tokenizer by config name, in training mode on the CPU.
+    """Create an untrained tokenizer by config name, in training mode on the CPU.
 
     Args:
         name: one of `list_tokenizers()`.
@@ -300,7 +302,7 @@ def create_tokenizer(name: str, quantizer: str | None = None) -> VideoTokenizer:
 
 
 def build_tokenizer(cfg: DictConfig) -> VideoTokenizer:
-    """The tokenizer of the groups `model` and, where chosen, `quantizer`."""
+    """Build the tokenizer of the config groups `model` and, where chosen, `quantizer`."""
     model = to_dict(cfg.model)
     if "quantizer" in cfg:
         model["quantizer"] = to_dict(cfg.quantizer)

@@ -198,12 +198,12 @@ def _several(given) -> list:
 
 
 def named(label: str | int, classes: Sequence[str]) -> int | str:
-    """A class by its name, which may be a number, too, or else by its number."""
+    """Find a class by its name, which may be a number, too, or else by its number."""
     return int(label) if isinstance(label, str) and label.isdigit() and label not in classes else label
 
 
 def name_of(labels: list | None, number: int) -> str:
-    """What the file of a sample is called before its number."""
+    """Return the name of a sample's file before its number."""
     return "" if labels is None else f"{str(labels[number % len(labels)]).replace(' ', '_').replace('/', '_')}-"
 
 
@@ -215,7 +215,7 @@ def latents_of(frames: int, stride: int) -> int:
 
 
 def read_prefixes(files: Sequence[str | Path], frames: int, tokenizer, config: GeneratorConfig) -> Tensor:
-    """The beginnings of videos as tokens, int64 [files, latents, h, w], cut to the generator's size."""
+    """Encode the beginnings of videos as tokens, int64 [files, latents, h, w], cut to the generator's size."""
     size = (config.grid[1] * config.stride[1], config.grid[2] * config.stride[2])
     latents = latents_of(frames, config.stride[0])
     ids = []

@@ -110,8 +110,7 @@ class Block(nn.Module):
 def attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, causal: bool, dropout: float) -> Tensor:
     """Compute softmax(q k^T / sqrt(d)) v -> [B, h, N, d], with a causal mask if `causal`.
 
-    In bf16 on a CPU it uses plain matrix products: forward and backward of torch's fused kernel take 2 to 9 times as
-    long there.
+    In bf16 on a CPU it uses plain matrix products: forward and backward of torch's fused kernel are slower there.
     """
     if v_BhNd.device.type != "cpu" or v_BhNd.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q_BhNd, k_BhNd, v_BhNd, is_causal=causal, dropout_p=dropout)

@@ -129,7 +129,7 @@ TAPS = 3  # latents that a block mixes: the current one and two before
 
 
 def pointwise(x_BthwC: Tensor, linear: nn.Linear) -> Tensor:
-    """Apply a linear layer; in fp32 on a CPU as a 1x1 convolution by oneDNN, twice as fast as MKL on AMD."""
+    """Apply a linear layer; in fp32 on a CPU as a 1x1 convolution by oneDNN, which is faster than MKL on AMD."""
     B, t, h, w, C = x_BthwC.shape
     # For a single frame, torch uses oneDNN only if it is large.
     if x_BthwC.device.type != "cpu" or x_BthwC.dtype != torch.float32 or B * t == 1:

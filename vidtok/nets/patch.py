@@ -66,7 +66,7 @@ class Encoder(nn.Module):
         return self._features(x_B3THW, state).movedim(-1, 1)
 
     def forward(self, x_B3THW: Tensor, state: State | None = None, hidden: bool = False) -> Tensor:
-        """Encode; with `hidden`, as `forward_features`, which hooks and torch.compile don't see."""
+        """Encode. `hidden` returns what `forward_features` does, which hooks and torch.compile wouldn't see."""
         if hidden:
             return self.forward_features(x_B3THW, state)
         return self.head(self._features(x_B3THW, state)).movedim(-1, 1)

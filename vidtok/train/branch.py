@@ -90,7 +90,7 @@ def start_branch(run: str | Path, folder: str | Path, processes: PartialState) -
 
 
 def _copy(run: Path, folder: Path, model: dict) -> None:
-    """A kill at any moment leaves a whole branch, or one that hasn't begun (see `read_branch`)."""
+    """Copy the checkpoint. A kill at any moment leaves a whole branch, or one that hasn't begun (see `read_branch`)."""
     checkpoint = RunFolder(run).load_checkpoint()
     assert checkpoint is not None  # `validate_branch` has seen it
     branch = Branch(str(run), checkpoint["step"], checkpoint["seconds"], model)

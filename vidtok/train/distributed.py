@@ -33,26 +33,31 @@ def only_process(command: str) -> torch.device:
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
-    """Whether an exchange between the processes failed, which is so where one of them has ended or can't be reached."""
+    """Return whether an exchange failed because another process has ended or can't be reached."""
     # Gloo raises plain RuntimeErrors.
     words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """The model itself, out of the wrapper for several processes."""
+    """Return the model without the wrapper for several processes."""
     return getattr(model, "module", model)
 
 
 def all_reduce_mean(accelerator: Accelerator, *values: float) -> list[float]:
-    """The means over processes: their clocks and signals differ, but what follows from them must not."""
+    """Average values over processes: clocks and signals differ, but decisions that follow from them must not."""
     if accelerator.num_processes == 1:
         return list(values)
     return accelerator.reduce(torch.tensor([float(v) for v in values], device=accelerator.device), "mean").tolist()
 
 
 class Clock:
-    """log_seconds, save_seconds: between progress lines; between checkpoints."""
+    """Measure the step time and throughput of one process.
+
+    Args:
+        log_seconds: seconds between progress lines.
+        save_seconds: seconds between checkpoints.
+    """
 
     def __init__(self, log_seconds: float, save_seconds: float):
         self.log_seconds, self.save_seconds = log_seconds, save_seconds
@@ -60,24 +65,24 @@ class Clock:
         self.clips = 0
 
     def tick(self, clips: int) -> float:
-        """Counts the clips of one step; the seconds since the last one."""
+        """Count the clips of one step; return the seconds since the last step."""
         now = time.monotonic()
         passed, self.last = now - self.last, now
         self.clips += clips
         return passed
 
     def since_log(self) -> float:
-        """Seconds since the last progress line."""
+        """Return the seconds from the last progress line to the last step."""
         return self.last - self.logged
 
     def clips_per_second(self) -> float:
-        """Since the last call."""
+        """Return the throughput since the last call."""
         rate = self.clips / max(self.last - self.logged, 1e-9)
         self.logged, self.clips = self.last, 0
         return rate
 
     def save_due(self) -> bool:
-        """Whether it is time, and if so the next time is set."""
+        """Return whether a checkpoint is due, and if so start the interval anew."""
         due = self.last - self.saved >= self.save_seconds
         if due:
             self.saved = self.last
@@ -85,7 +90,7 @@ class Clock:
 
 
 class SharedClock:
-    """What all processes of a run agree on: seconds of training, and when to log, save and stop.
+    """Let all processes of a run agree on the seconds of training, and on when to log, save and stop.
 
     Processes that exchange something wait for each other, so that they do it at the log interval only, and at least
     every `MAX_SILENCE` seconds. In between, a step counts as many seconds as the steps before the last exchange took,

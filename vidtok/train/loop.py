@@ -53,12 +53,12 @@ class StopSignal:
 
 
 def samples(batch: Batch) -> int:
-    """How many there are."""
+    """Count the samples of a batch."""
     return find_batch_size(batch)
 
 
 def shard_of(batch: Batch, shard: Shard) -> Batch:
-    """One of several equal parts. Raises ValueError where the batch doesn't divide into these."""
+    """Return one of several equal parts of a batch. Raises ValueError for a batch that can't be divided so."""
     if shard == WHOLE:
         return batch
     rows = shard_rows(shard, samples(batch))
@@ -274,7 +274,7 @@ def train(
 
 
 def add_mean(means: dict[str, Tensor], terms: dict[str, Tensor], parts: int) -> None:
-    """Adds the terms of one of so many parts to their means."""
+    """Add the terms of one of `parts` equal parts of a batch to `means`, in place."""
     for name, term in terms.items():
         share = term.detach().float() / parts
         means[name] = means[name] + share if name in means else share

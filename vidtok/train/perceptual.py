@@ -139,7 +139,7 @@ def _gram_matrix(x_BCHW: Tensor) -> Tensor:
 
 
 def _build_features(net: str) -> tuple[nn.Sequential, tuple[int, ...]]:
-    """The layers that LPIPS needs, without values, and the numbers of those that it compares."""
+    """Build the layers of LPIPS without weights; return them and the indices of the layers that it compares."""
     name, taps = _BACKBONES[net]
     with torch.device("meta"):  # the classifier's large linear layers are never allocated
         features = get_model(name).features[: taps[-1] + 1]
@@ -217,8 +217,12 @@ def logit_distance(x_BK: Tensor, y_BK: Tensor) -> Tensor:
 
 
 def build_perceptual(cfg: DictConfig) -> "LPIPS | LogitDistance | None":
-    """The perceptual distance, or None where the weights of both of its terms are 0 or those of its network are absent
-    (said in a warning)."""
+    """Build the perceptual distance of a config.
+
+    Returns:
+        The distance, or None if the weights of both of its terms are 0, or with a warning if the weights of its network
+        are absent.
+    """
 
     if cfg.loss.perceptual == 0 and cfg.loss.gram == 0:
         return None

@@ -1,4 +1,4 @@
-"""The run folder: everything a training run leaves behind.
+"""Read and write the folder of a training run.
 
 config.yaml      the resolved config; config-until-STEP.yaml, an earlier one of a run that was resumed with others
 run.json         command, git hash, versions, machine
@@ -58,7 +58,7 @@ class RunFolder:
         (self.path / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
 
     def load_checkpoint(self) -> dict | None:
-        """The state saved last, or None at the beginning of a run. Raises ValueError for a damaged file."""
+        """Return the state saved last, or None at the beginning of a run. Raises ValueError for a damaged file."""
         file = self.path / "checkpoint.pt"
         if not file.exists():
             return None
@@ -67,12 +67,12 @@ class RunFolder:
         return torch.load(file, map_location="cpu", weights_only=True)
 
     def save_checkpoint(self, state: dict) -> None:
-        """Atomic: a kill at any moment leaves the old or the new one."""
+        """Write the state to resume from, atomically: a kill at any moment leaves the old or the new one."""
         with replacing(self.path / "checkpoint.pt", locked=True) as new:
             torch.save(state, new)
 
     def save_model(self, model) -> Path:
-        """Writes model/ beside the old one, then puts it in its place (a kill in between leaves model.new/ whole)."""
+        """Write the weights beside the old model/, then swap them (a kill in between leaves model.new/ whole)."""
         new, old, final = self.path / "model.new", self.path / "model.old", self.path / "model"
         shutil.rmtree(new, ignore_errors=True)
         model.save_pretrained(new)
@@ -89,7 +89,7 @@ class RunFolder:
         self.writer.flush()
 
     def save_picture(self, name: str, image_CHW: Tensor, step: int) -> Path:
-        """An image in [0, 1], as a file and in TensorBoard."""
+        """Write an image, float [C, H, W] in [0, 1], to a file and to TensorBoard; return the file."""
         path = self.path / "pictures" / f"{name}-{step:07d}.png"
         path.parent.mkdir(exist_ok=True)
         save_image(image_CHW, path)
@@ -102,8 +102,11 @@ FINGERPRINT, OLD_FINGERPRINT = "fingerprint.json", "depends_on.json"
 
 
 def check_fingerprint(folder: Path, facts: Mapping) -> None:
-    """Notes in a folder what its content depends on. Raises ValueError where it was filled with other facts, or can't
-    be written."""
+    """Write the fingerprint of a run to its folder, after a comparison with the one that is there.
+
+    Raises:
+        ValueError: the folder was filled with other settings, or can't be written.
+    """
     files = [folder / name for name in (FINGERPRINT, OLD_FINGERPRINT)]
     if file := next(filter(Path.exists, files), None):
         old, new = rename_keys(json.loads(file.read_text())), json.loads(json.dumps(facts))
@@ -113,7 +116,7 @@ def check_fingerprint(folder: Path, facts: Mapping) -> None:
 
 
 def write_fingerprint(folder: Path, facts: Mapping) -> None:
-    """Note in a folder, made where it doesn't exist, what its content depends on. Raises ValueError where it can't."""
+    """Write the fingerprint of a run to its folder, which is made if missing. Raises ValueError if it can't be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -124,7 +127,7 @@ def write_fingerprint(folder: Path, facts: Mapping) -> None:
 
 
 def lasting(trainer: dict) -> dict:
-    """The trainer's settings that its result depends on: not how often it logs and saves, nor its workers."""
+    """Select the trainer's settings that its result depends on: all but those of logging, saving and workers."""
     settings = {key: value for key, value in trainer.items() if not key.startswith(("log", "save", "work"))}
     # Folders from before there were other shapes name none, and go on.
     return {key: value for key, value in settings.items() if (key, value) != ("shape", "cosine")}

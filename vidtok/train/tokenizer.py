@@ -1,4 +1,4 @@
-"""The task of training a tokenizer: MAGVIT-v2's objective, and reconstructions of fixed clips to watch it.
+"""Train a tokenizer: MAGVIT-v2's objective, and reconstructions of fixed clips to watch it.
 
 The held-out clips by which a person sees how a run goes.
 """
@@ -194,7 +194,7 @@ def read_fixed_clips(
     stride: tuple[int, int, int],
     training_files: Iterable[str] = (),
 ) -> list[Tensor]:
-    """The first frames of some videos spread over a folder, float32 [1, 3, frames, size, size] in [-1, 1] each.
+    """Read the first frames of some videos spread over a folder, float32 [1, 3, frames, size, size] in [-1, 1] each.
 
     Args:
         root: the folder; "digits", the ones that training doesn't see; None, no clips.
@@ -235,7 +235,7 @@ def read_fixed_clips(
 
 
 def build_tokenizer_training(cfg: DictConfig) -> dict:
-    """The arguments of `vidtok.train.loop.train` that a config determines: for `vidtok train tokenizer`.
+    """Build the arguments of `vidtok.train.loop.train` from the config of `vidtok train tokenizer`.
 
     For a branch this starts its folder too, and completes `cfg`, which the folder keeps.
     """
