@@ -2,6 +2,9 @@
 
 import io
 from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from vidtok.cli.main import main
 from vidtok.codec import CodecError, codec
 from vidtok.codec.container import Chunk, ContainerReader, ContainerWriter, Header
 from vidtok.datasets import VideoWriter, demo_clip, iter_video
-from vidtok.errors import UserError
+from vidtok.errors import UserError, VideoError
 from vidtok.info import describe
 from vidtok.tokenizer import VideoTokenizer
 
@@ -28,7 +31,7 @@ def clip(frames: int, height: int = 16, width: int = 24) -> torch.Tensor:
     return torch.stack([torch.sin(0.3 * x + 0.1 * t), torch.cos(0.2 * y - 0.2 * t), torch.sin(0.1 * (x + y))])[None]
 
 
-def packed(video: torch.Tensor, tokenizer: VideoTokenizer, **options) -> bytes:
+def packed(video: torch.Tensor | Path, tokenizer: VideoTokenizer, **options) -> bytes:
     file = io.BytesIO()
     vidtok.compress(video, file, model=tokenizer, **options)
     return file.getvalue()
@@ -147,6 +150,68 @@ def test_arguments(tokenizer, tmp_path):
         vidtok.compress(clip(1), path, model=tokenizer)
     with pytest.raises(CodecError, match=r"x.vtk: not a video that vidtok compressed"):
         vidtok.decompress(path)
+
+
+def test_an_output_that_is_the_input_stays_as_it_is(tokenizer, tmp_path):
+    path = tmp_path / "in.mp4"
+    vidtok.write_video(path, clip(5), 10)
+    (tmp_path / "link.mp4").symlink_to(path)
+    data = path.read_bytes()
+    for video in (path, tmp_path / "link.mp4"):
+        with pytest.raises(ValueError, match="is the input"):
+            vidtok.compress(video, path, model=tokenizer, force=True)
+    with pytest.raises(VideoError, match="no such file"):
+        vidtok.compress(tmp_path / "gone.mp4", path, model=tokenizer, force=True)
+    assert path.read_bytes() == data
+
+
+def test_a_video_that_fails_leaves_no_file(tokenizer, tmp_path, monkeypatch):
+    encode = codec.encode_chunks
+
+    def fail(tokenizer, chunks, tile):
+        yield from islice(encode(tokenizer, chunks, tile), 2)
+        raise VideoError("in.mp4", "damaged")
+
+    monkeypatch.setattr(codec, "encode_chunks", fail)
+    with pytest.raises(VideoError):
+        vidtok.compress(clip(99), tmp_path / "x.vtk", model=tokenizer, chunk_latents=2)
+    assert not (tmp_path / "x.vtk").exists()
+
+
+def test_damage_that_is_kept_is_warned_of(tokenizer, monkeypatch):
+    monkeypatch.setattr(codec.TensorSource, "error", VideoError("in.mp4", "3 frames are damaged"))
+    with pytest.warns(UserWarning, match=r"in.mp4: 3 frames are damaged"):
+        packed(clip(5), tokenizer)
+
+
+def test_a_resampled_video_has_the_ticks_of_its_new_rate(tokenizer, tmp_path):
+    vidtok.write_video(tmp_path / "in.mp4", clip(10), 10)
+    header = ContainerReader(io.BytesIO(packed(tmp_path / "in.mp4", tokenizer, fps=5))).header
+    assert (header.fps, header.time_base, header.source["fps"]) == (5, (1, 5), 10)
+
+
+def test_ticks_ascend_where_times_do_not(tmp_path):
+    vidtok.write_video(tmp_path / "in.mp4", clip(2), 10)
+    source = codec.FileSource(tmp_path / "in.mp4", None, 10, None, "auto", "raise", lambda frames: None)
+    source.close()
+    source._source = SimpleNamespace(stream=SimpleNamespace(timestamps=np.array([0, 0.1, 0.1, 0.1, 0.6, 0.6])))
+    assert source.ticks(0, 3).tolist() == [0, 1, 2] and source.ticks(3, 6).tolist() == [3, 6, 7]
+
+
+def test_tiles_are_those_of_the_file(tokenizer):
+    video = clip(5, 48, 48)
+    file = io.BytesIO(packed(video, tokenizer, tile=32))
+    ids = tokenizer.encode(video, tile=32)
+    decoded = vidtok.decompress(file, model=tokenizer)
+    torch.testing.assert_close(decoded, tokenizer.decode(ids, tile=32), atol=1e-5, rtol=0)
+    assert (decoded - tokenizer.decode(ids)).abs().max() > 1e-4
+
+
+def test_chunks_of_large_frames_have_fewer_latents(tokenizer, monkeypatch):
+    monkeypatch.setattr(codec, "MAX_CHUNK_TOKENS", 12)
+    file = io.BytesIO(packed(clip(29), tokenizer))  # 6 tokens per latent
+    assert ContainerReader(file).header.chunk_latents == 2
+    assert vidtok.decompress(file, model=tokenizer).shape[2] == 29
 
 
 def test_variable_frame_rate_comes_back_exactly(tokenizer, tmp_path):

@@ -142,16 +142,37 @@ def test_headers_are_checked_before_memory_is_allocated(field, value):
         ContainerReader(io.BytesIO(prefix + header + data[18 + length :]))
 
 
-@pytest.mark.parametrize("tick", [-1, 10**400, (1 << 60) + 1])
-def test_times_in_the_index_are_checked(tick):
-    data = make_file()
+def change_index(data: bytes, tick: int) -> bytes:
+    """Replace the first tick of chunk 1 in the index."""
     offset, _ = struct.unpack("<Q4s", data[-12:])
     index = json.loads(data[offset + 12 : -12])
     index["chunks"][1][3] = tick
     changed = json.dumps(index).encode()
-    block = struct.pack("<4sII", b"INDX", len(changed), zlib.crc32(changed)) + changed
+    return data[:offset] + struct.pack("<4sII", b"INDX", len(changed), zlib.crc32(changed)) + changed + data[-12:]
+
+
+@pytest.mark.parametrize("tick", [-1, 10**400, (1 << 60) + 1])
+def test_times_in_the_index_are_checked(tick):
     with pytest.raises(CodecError, match="the entry of chunk 1 in the index is not possible"):
-        ContainerReader(io.BytesIO(data[:offset] + block + data[-12:]))
+        ContainerReader(io.BytesIO(change_index(make_file(), tick)))
+
+
+def test_an_index_of_other_chunks_is_noticed():
+    reader = ContainerReader(io.BytesIO(change_index(make_file(), 10)))
+    with pytest.raises(CodecError, match=r"chunk 1 of 4 is damaged \(the index describes another one"):
+        reader.read(1)
+    reader = ContainerReader(io.BytesIO(change_index(make_file(), 8)))
+    with pytest.raises(CodecError, match=r"chunk 0 of 4 is damaged \(the next chunk begins before it ends"):
+        reader.read(0)
+
+
+def test_more_bytes_than_tokens_can_take_are_not_read():
+    file = io.BytesIO()
+    writer = ContainerWriter(file, HEADER)
+    writer.add(Chunk(0, 3, np.arange(9), bytes(HEADER.max_tokens_bytes + 1)))
+    writer.finish()
+    with pytest.raises(CodecError, match=r"it states \d+ bytes of times and 497 of tokens"):
+        ContainerReader(file).read(0)
 
 
 def test_a_chunk_of_an_absurd_number_is_no_chunk():

@@ -122,7 +122,7 @@ def compress(
     path = Path(output) if isinstance(output, str | os.PathLike) else None
     if path is not None:
         validate_output(str(path), force)
-        if not isinstance(video, Tensor) and path.exists() and path.samefile(video):
+        if not isinstance(video, Tensor) and path.exists() and Path(video).exists() and path.samefile(video):
             raise ValueError(f"{path} is the input: give another output")
     tokenizer, precision = _loaded(model, device, precision, tile)
     with ExitStack() as stack:
