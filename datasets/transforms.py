@@ -22,7 +22,7 @@ from vidtok.datasets.frames import Box, View, frames_to_video, plan_resize, plan
 
 def resize_short_side(video: Tensor, size: int) -> Tensor:
     """Resize the short side to `size`, keeping the aspect ratio."""
-    height, width = plan_resize(*video.shape[-2:], size, multiple=1)[0]
+    (height, width), _ = plan_resize(video.shape[-2], video.shape[-1], size, multiple=1)
     return _resize(video, height, width)
 
 
