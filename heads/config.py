@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vidtok.config import load_config
+from vidtok.hub import load_config
 
 SCHEMA = "vidtok.head/1"
 

@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 
 from vidtok.cli.main import main
-from vidtok.config import TokenizerConfig
 from vidtok.configs.compose import compose_config
 from vidtok.errors import RENAMED, UserError
 from vidtok.extraction.decoding import ReadConfig
@@ -18,7 +17,7 @@ from vidtok.generator import GeneratorConfig, create_generator, from_pretrained
 from vidtok.generator.base import RENAMED_PARAMETERS
 from vidtok.heads import Head
 from vidtok.heads.factory import create_head
-from vidtok.tokenizer import VideoTokenizer
+from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
 from vidtok.train.run_folder import FINGERPRINT, check_fingerprint
 
 

@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 
 import vidtok
 from vidtok import streaming
-from vidtok.config import TokenizerConfig
 from vidtok.extraction.model import FeatureModel, Stream
 from vidtok.extraction.output import make_settings
-from vidtok.tokenizer import VideoTokenizer
+from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
 
 NETS = {
     "patch": {"kind": "patch", "width": 32, "blocks": 2, "decoder_blocks": 2},

@@ -31,7 +31,7 @@ class VideoError(Exception):
 
 
 # Names that settings had in earlier versions. Saved files with these names can still be read, see
-# `vidtok.config.rename_keys`; a user who types one is told the new name.
+# `vidtok.hub.rename_keys`; a user who types one is told the new name.
 RENAMED = {
     "cells": "grid_crop",
     "halve_time": "temporal_downsample",

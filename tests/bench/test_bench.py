@@ -17,8 +17,7 @@ from vidtok.bench.timing import convolutions_of, count_flops, peak_mb, ratio, su
 from vidtok.bench.tokenizer import NAIVE, Clip, Variant, bench_tokenizer, open_tokenizer
 from vidtok.bench.training import bench_training
 from vidtok.cli.main import main
-from vidtok.config import TokenizerConfig
-from vidtok.tokenizer import VideoTokenizer
+from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
 
 CPU = torch.device("cpu")
 CLIP = Clip(2, 5, 16)

@@ -10,14 +10,13 @@ import pytest
 import torch
 
 from vidtok.cli.main import VERBS, main
-from vidtok.config import TokenizerConfig
 from vidtok.datasets import demo_clip, iter_video, probe_video, read_video, write_video
 from vidtok.eval.reconstruction import evaluate
 from vidtok.eval.reconstruction.run import spread
 from vidtok.extraction import read_npz
 from vidtok.files import write_json
 from vidtok.streaming import pad_chunks
-from vidtok.tokenizer import VideoTokenizer
+from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
 
 SIZES = {"odd.mp4": (6, 37, 51), "sub/even.mp4": (17, 32, 48), "sub/one.mp4": (1, 24, 24)}  # T, H, W
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from vidtok import streaming
-from vidtok.config import TokenizerConfig
 from vidtok.extraction.videos import Echo, chunk_ids, decode_chunks, encode_chunks
 from vidtok.streaming import coded_size, cut_chunks, pad_chunks
-from vidtok.tokenizer import VideoTokenizer
+from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
 
 STRIDE = (4, 8, 8)
 

@@ -20,7 +20,7 @@ from vidtok.generator.sampling import (
 )
 from vidtok.generator.transformer import Rotary, TokenEmbedding, attention
 from vidtok.quantize import LFQ
-from vidtok.quantize.bits import combine_ids, factorize_ids, ids_to_signs, signs_to_ids
+from vidtok.quantize.lfq import combine_ids, factorize_ids, ids_to_signs, signs_to_ids
 from vidtok.train.state import make_ema
 
 GRID = (4, 2, 3)

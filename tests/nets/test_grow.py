@@ -4,10 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vidtok.config import TokenizerConfig
 from vidtok.nets.inflate import grow
-from vidtok.nets.patch import overlap_add
-from vidtok.tokenizer import VideoTokenizer
+from vidtok.nets.layers import overlap_add
+from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
 
 LFQ = {"kind": "lfq", "bits": 18, "levels": 3}
 NET = {"kind": "patch", "width": 32, "blocks": 2, "decoder_blocks": 2}

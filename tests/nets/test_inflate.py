@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from vidtok.config import TokenizerConfig
 from vidtok.nets.inflate import inflate
-from vidtok.tokenizer import VideoTokenizer
+from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
 
 LFQ = {"kind": "lfq", "bits": 18}
 NET = {"kind": "magvit2", "base": 8, "channel_multipliers": [1, 2, 2, 4], "blocks": 1}

@@ -8,7 +8,6 @@ import torch
 
 import vidtok
 from vidtok.cli.main import main
-from vidtok.config import TokenizerConfig
 from vidtok.datasets import ClipFolder, demo_clip, read_video, write_video
 from vidtok.eval import bits_per_pixel, block_mean_baseline, clip_protocol, evaluate_reconstruction, validation_clips
 from vidtok.streaming import (
@@ -20,7 +19,7 @@ from vidtok.streaming import (
     stream_encode,
     tile_cells,
 )
-from vidtok.tokenizer import VideoTokenizer
+from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
 
 NETS = {
     "image": {

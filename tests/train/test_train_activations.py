@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vidtok.config import TokenizerConfig
-from vidtok.tokenizer import VideoTokenizer
+from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
 from vidtok.train.loop import checkpoint_blocks
 
 NETS = {

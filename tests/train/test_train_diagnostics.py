@@ -7,10 +7,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from vidtok.config import TokenizerConfig
 from vidtok.configs.compose import compose_config
 from vidtok.nets.discriminator import Discriminator
-from vidtok.tokenizer import VideoTokenizer
+from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
 from vidtok.train.losses import LossWeights
 from vidtok.train.perceptual import LogitDistance, build_perceptual, logit_distance
 from vidtok.train.tokenizer import TokenizerTask, read_fixed_clips, usage_bits

@@ -10,7 +10,7 @@ from vidtok.generator.base import Generator, GeneratorConfig, Objective, Request
 from vidtok.generator.masked import factor_losses
 from vidtok.generator.sampling import guidance_scale, pick, top_k_top_p_filter
 from vidtok.generator.transformer import TokenEmbedding, TokenHeads
-from vidtok.quantize.bits import combine_ids
+from vidtok.quantize.lfq import combine_ids
 
 
 class AutoregressiveGenerator(Generator):

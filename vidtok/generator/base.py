@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vidtok.config import load_config
 from vidtok.errors import nearest
 from vidtok.generator import masks
 from vidtok.generator.sampling import PerSampleRNG, check_numbers, guidance_scale, mask_ratio, sample_rngs
 from vidtok.generator.transformer import Transformer
-from vidtok.hub import PretrainedModel, find_pretrained, load_weights
+from vidtok.hub import PretrainedModel, find_pretrained, load_config, load_weights
 
 SCHEMA = "vidtok.generator/2"  # in /1 the heads did not normalize the embedding of the low bits
 # Parts of parameter names in weights and checkpoints of earlier versions.

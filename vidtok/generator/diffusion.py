@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vidtok.errors import nearest
 from vidtok.generator.base import Generator, GeneratorConfig, Objective, Request, classifier_free_guidance
 from vidtok.generator.sampling import guidance_scale
-from vidtok.quantize.bits import ids_to_signs, signs_to_ids
+from vidtok.quantize.lfq import ids_to_signs, signs_to_ids
 
 SOLVERS = ("ddim", "dpm")
 TRAIN_STEPS = 1000

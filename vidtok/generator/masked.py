@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vidtok.generator.base import Generator, GeneratorConfig, Objective, Request, classifier_free_guidance
 from vidtok.generator.sampling import MEAN_MASK_RATIOS, PerSampleRNG, guidance_scale, mask_ratio, pick
 from vidtok.generator.transformer import TokenEmbedding, TokenHeads
-from vidtok.quantize.bits import combine_ids, factorize_ids
+from vidtok.quantize.lfq import combine_ids, factorize_ids
 
 IGNORED = -100  # target that a cross-entropy ignores
 

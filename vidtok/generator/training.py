@@ -25,7 +25,7 @@ from vidtok.datasets.frames import frame_rows
 from vidtok.datasets.loading import WHOLE, Shard, prefetch, shard_rows
 from vidtok.extraction.dataset import TokenBatches
 from vidtok.generator.base import Generator, Objective
-from vidtok.quantize.bits import pack_bits
+from vidtok.quantize.lfq import pack_bits
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.loop import build_schedule
 from vidtok.train.run_folder import RunFolder

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from timm.layers import GELUTanh, Mlp, apply_rot_embed_cat
 from torch import Tensor, nn
 
-from vidtok.quantize.bits import factor_bits, factorize_ids, ids_to_signs
+from vidtok.quantize.lfq import factor_bits, factorize_ids, ids_to_signs
 
 
 class Cache:

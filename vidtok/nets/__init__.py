@@ -10,7 +10,7 @@ and `activation_elems_per_pixel`, the number of activation elements alive at onc
 `width`.
 """
 
-from vidtok.nets import magvit2, patch
+from vidtok.nets import layers, magvit2
 
 # name: function of (encoder's output channels, channels of the codes, **arguments of the config) -> (encoder, decoder)
-NETS = {"magvit2": magvit2.build_net, "patch": patch.build_net}
+NETS = {"magvit2": magvit2.build_net, "patch": layers.build_net}

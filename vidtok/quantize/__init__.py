@@ -1,9 +1,8 @@
 """Quantizers: map latents to codes and integer ids, behind one protocol (`Quantizer`).
 
-lfq   lookup-free quantization (the sign of every channel), its residual form, and its entropy terms
+lfq   lookup-free quantization (the sign of every channel), its residual form, its entropy terms, and the bits of ids
 fsq   finite scalar quantization (a few levels per channel)
 vq    vector quantization with a learned codebook
-bits  packing of bits into ids, and factorization of ids
 """
 
 from typing import Protocol

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from vidtok.config import read_config
 from vidtok.files import replacing
+from vidtok.hub import load_config
+from vidtok.tokenizer import SCHEMA, TokenizerConfig
 from vidtok.train.run_folder import RunFolder
 
 FILE = "branch.json"
@@ -68,7 +69,7 @@ def validate_branch(run: str | Path, folder: str | Path) -> dict:
     config = source / "model" / "config.json"
     if not config.exists():
         raise ValueError(f"branch={run} holds no model/config.json: give the folder of a run that has saved its model")
-    return asdict(read_config(config))
+    return asdict(load_config(config, SCHEMA, TokenizerConfig, "tokenizer"))
 
 
 def start_branch(run: str | Path, folder: str | Path, processes: PartialState) -> Branch:

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import save_image
 
-from vidtok.config import rename_keys
 from vidtok.files import replacing
+from vidtok.hub import rename_keys
 from vidtok.provenance import git_hash
 
 

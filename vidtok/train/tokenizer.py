@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from vidtok.checks import check_video
-from vidtok.config import TokenizerConfig
 from vidtok.configs.compose import to_dict
 from vidtok.datasets import MovingDigits, read_video, validate_disjoint
 from vidtok.datasets.sources import find_media
@@ -25,7 +24,7 @@ from vidtok.errors import nearest
 from vidtok.eval.metrics.image import block_edges
 from vidtok.names import MEDIA_SUFFIXES, VIDEO_SUFFIXES
 from vidtok.nets.discriminator import Discriminator
-from vidtok.tokenizer import VideoTokenizer, build_tokenizer
+from vidtok.tokenizer import TokenizerConfig, VideoTokenizer, build_tokenizer
 from vidtok.train import losses
 from vidtok.train.distributed import unwrap_model
 from vidtok.train.loop import build_schedule
