@@ -4,12 +4,12 @@ from vidtok.datasets.annotations import read_annotations
 from vidtok.datasets.backends import VideoReader, open_video
 from vidtok.datasets.checking import CheckResult, check, check_video, check_videos, find_overlap, validate_disjoint
 from vidtok.datasets.clips import ClipFolder
-from vidtok.datasets.digits import DigitClips, MovingDigits, demo_clip
 from vidtok.datasets.frames import Chunk, frames_to_video, plan_resize, resize_video, video_to_frames
 from vidtok.datasets.labeled import Batch, LabeledDataset, LabeledVideos, Sample, collate_samples
 from vidtok.datasets.loading import DecodePool
 from vidtok.datasets.samplers import dense_clips, random_clip, random_segments, uniform_segments, whole_windows
 from vidtok.datasets.sources import Kinetics, SomethingSomethingV2, VideoFolder, VideoList, files_by_split, open_dataset
+from vidtok.datasets.synthetic.digits import DigitClips, MovingDigits, demo_clip
 from vidtok.datasets.transforms import EvalTransform, SquareTransform, TrainTransform
 from vidtok.datasets.video import VideoInfo, VideoStream, VideoWriter, iter_video, probe_video, read_video, write_video
 from vidtok.errors import VideoError

@@ -16,9 +16,9 @@ from vidtok import archives
 from vidtok.datasets.annotations import read_annotations
 from vidtok.datasets.annotations.formats import without_brackets
 from vidtok.datasets.annotations.table import canonical_split
-from vidtok.datasets.digits import MovingDigits
 from vidtok.datasets.labeled import LabeledDataset, LabeledVideos
 from vidtok.datasets.samplers import Segment, ids_and_segments, segment_id
+from vidtok.datasets.synthetic.digits import MovingDigits
 from vidtok.files import walk_files
 from vidtok.names import MEDIA_SUFFIXES, VIDEO_SUFFIXES, escape_name, spellings
 
