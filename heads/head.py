@@ -68,6 +68,22 @@ class Head(PretrainedModel, tags=["video-classification"]):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
+    def load_backbone(self, pretrained: "Head") -> None:
+        """Copy all weights but those of the last layer from a head of the same architecture and input.
+
+        Raises:
+            ValueError: another architecture, input or grid.
+        """
+        mine, other = self.config, pretrained.config
+        for key in ("net", "input", "grid"):
+            if getattr(mine, key) != getattr(other, key):
+                raise ValueError(
+                    f"head {other.name!r} has {key} {getattr(other, key)}, not {getattr(mine, key)}: give the settings "
+                    "that it was trained with"
+                )
+        weights = {name: value for name, value in pretrained.state_dict().items() if not name.startswith("head.")}
+        self.load_state_dict(weights, strict=False)
+
     # -------------------------------------------------------------- classes
 
     def get_classifier(self) -> nn.Module:

@@ -111,14 +111,26 @@ class VideoTransformer(Head):
         self.embed = make_embed(input, dim)
 
     def encode(self, x_BthwD: Tensor) -> Tensor:
+        cells_BthwD, times_BtD = self._features(x_BthwD)
+        return cells_BthwD.flatten(1, 3) if times_BtD is None else times_BtD
+
+    def encode_cells(self, x_BthwD: Tensor) -> Tensor:
+        """Encode the output of `embed` to one feature per cell [B, t, h, w, D], for masked pretraining.
+
+        In the factorized form it is the sum of the cell's spatial and its time's temporal feature.
+        """
+        cells_BthwD, times_BtD = self._features(x_BthwD)
+        return cells_BthwD if times_BtD is None else cells_BthwD + times_BtD[:, :, None, None]
+
+    def _features(self, x_BthwD: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return features of cells [B, t, h, w, D], and in the factorized form of times [B, t, D]."""
         x = self.drop(self.position(x_BthwD))
         blocks = [*self.blocks]  # a slice of a ModuleList would register the blocks anew in every pass
         if not self.factorized:
-            return self._run(x.flatten(1, 3), blocks)
-        B, t = x.shape[:2]
+            return self._run(x.flatten(1, 3), blocks).view_as(x), None
         x_nND = self._run(x.flatten(2, 3).flatten(0, 1), blocks[: self.depth])
-        x_BtD = self.space_norm(x_nND).mean(1).unflatten(0, (B, t))
-        return self._run(x_BtD, blocks[self.depth :])
+        cells_BthwD = self.space_norm(x_nND).view_as(x)
+        return cells_BthwD, self._run(cells_BthwD.mean((2, 3)), blocks[self.depth :])
 
     def group_matcher(self, coarse: bool = False) -> dict:
         last = self.depth - 1  # the last spatial block, which the norm belongs to

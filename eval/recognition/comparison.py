@@ -331,6 +331,8 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> Comparison:
     recipe = to_dict(cfg)
     training = {key: recipe[key] for key in ("head", "head_options", "patch_merge", "task", "optimizer")}
     training |= lasting(recipe["trainer"]) | {"parameters": HEAD_ORDER}
+    if cfg.init:
+        training["init"] = {arm: Head.from_pretrained(name).weight_hash for arm, name in cfg.init.items()}
     if data["select"]:  # whose choice depends on what is saved
         training["save_steps"] = recipe["trainer"]["save_steps"]
     chosen = ("batch_size", "grid_crop", "select", *(["group_column"] if data["select"] else []))
@@ -364,9 +366,9 @@ def validate_arms(cfg: DictConfig, encoders: dict, classes: Sequence[str], token
             head(example.cpu())
 
 
-def arm_config(cfg: DictConfig, **values) -> DictConfig:
-    """Return the config of one head. values: of its settings `input` and `seed`."""
-    return cast(DictConfig, OmegaConf.merge(cfg, values))
+def arm_config(cfg: DictConfig, input: str, **values) -> DictConfig:
+    """Return the config of one head. values: of other settings, such as `seed`."""
+    return cast(DictConfig, OmegaConf.merge(cfg, {"input": input, "init": (cfg.init or {}).get(input), **values}))
 
 
 def validate_settings(cfg: DictConfig, given: Collection[str] = ()) -> None:
@@ -382,5 +384,9 @@ def validate_settings(cfg: DictConfig, given: Collection[str] = ()) -> None:
             raise UserError(f"{key}={cfg[key]}: want a list of at least one, and none of them twice")
     if cfg.reference not in (known := [*INPUTS, TRANSFER]):
         raise UserError(f"unknown reference {cfg.reference!r}: {nearest(cfg.reference, known)}")
+    if cfg.init is not None and not (OmegaConf.is_dict(cfg.init) and {*cfg.init} <= {*cfg.arms}):
+        raise UserError(
+            f"init={cfg.init}: want the head that an arm starts from, such as init={{{cfg.arms[0]}: FOLDER}}"
+        )
     if cfg.page.clips < 0 or not cfg.page.fps > 0:
         raise UserError(f"the page shows page.clips=0 or more clips at page.fps above 0, not {cfg.page}")

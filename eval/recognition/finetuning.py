@@ -254,20 +254,31 @@ def check_finetuning(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
         key: plain[key] for key in ("head", "head_options", "patch_merge")
     }  # of other heads the weights might fit
     facts |= {"task": plain["task"], "parameters": HEAD_ORDER}
+    if plain["init"]:
+        facts["init"] = Head.from_pretrained(plain["init"]).weight_hash
     # Learning rate and trainer may change: a run that ended in NaN is resumed with a lower rate.
     facts["optimizer"] = {key: value for key, value in plain["optimizer"].items() if key != "lr"}
     check_fingerprint(Path(cfg.run), facts)
 
 
 def build_recognition_head(cfg: DictConfig, head_input: HeadInput, tokenizer: VideoTokenizer) -> Head:
-    """Build the untrained head of a config, for the input, classes and grid of `head_input`."""
+    """Build the head of a config, for the input, classes and grid of `head_input`: untrained but for `init`.
+
+    Raises:
+        ValueError: the head of `init` is of another architecture, input or tokenizer.
+    """
     plain = to_dict(cfg)
     own = {"bits": tokenizer.bits, "channels": head_input.channels, "stride": tuple(tokenizer.stride)}
     torch.manual_seed(plain["seed"])  # of the initial weights
-    return build_head(
+    head = build_head(
         cfg, cfg.name, head_input.input, len(head_input.classes), head_input.grid(tokenizer.stride),
         plain["patch_merge"], own, plain["head_options"] or {},
     )  # fmt: skip
+    if plain["init"]:
+        pretrained = Head.from_pretrained(plain["init"])
+        pretrained.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
+        head.load_backbone(pretrained)
+    return head
 
 
 def build_recognition_training(cfg: DictConfig, head_data: HeadData, tokenizer: VideoTokenizer) -> dict:

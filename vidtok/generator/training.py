@@ -69,18 +69,9 @@ class GeneratorTask:
 
     def encoded(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add ids to a batch of latents; replace a video by its latents and ids."""
-        if "ids" in batch:
-            return batch
-        if "latents" in batch:
-            return {**batch, "ids": pack_bits(batch["latents"] > 0)}
-        batch = dict(batch)
-        video = batch.pop("video")
-        assert self.tokenizer is not None, "batches of videos need a tokenizer"
-        tokenizer = self.tokenizer.to(video.device)
-        some = max(1, PIXELS_AT_ONCE // video[0, 0].numel())
-        with torch.autocast(video.device.type, enabled=False):  # tokens don't depend on the precision of the training
-            latents = torch.cat([tokenizer.encode_latents(part) for part in video.split(some)])
-        return {**batch, "latents": latents, "ids": tokenizer.quantizer.codes_to_ids(latents)}
+        batch = encode_batch(batch, self.tokenizer)
+        batch.pop("video", None)
+        return batch
 
     def held_out_on(self, device: torch.device) -> dict[str, Tensor]:
         assert self.held_out is not None
@@ -124,6 +115,21 @@ class GeneratorTask:
 
 
 Batch = dict[str, Tensor]
+
+
+def encode_batch(batch: Batch, tokenizer: VideoTokenizer | None) -> Batch:
+    """Add ids to a batch of latents, and latents and ids to one of videos, which need a tokenizer."""
+    if "ids" in batch:
+        return dict(batch)
+    if "latents" in batch:
+        return {**batch, "ids": pack_bits(batch["latents"] > 0)}
+    video = batch["video"]
+    assert tokenizer is not None, "batches of videos need a tokenizer"
+    tokenizer.to(video.device)
+    some = max(1, PIXELS_AT_ONCE // video[0, 0].numel())
+    with torch.autocast(video.device.type, enabled=False):  # tokens don't depend on the precision of the training
+        latents = torch.cat([tokenizer.encode_latents(part) for part in video.split(some)])
+    return {**batch, "latents": latents, "ids": tokenizer.quantizer.codes_to_ids(latents)}
 
 
 class StoredBatches:

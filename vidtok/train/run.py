@@ -8,9 +8,11 @@ from vidtok.configs.compose import compose_config, given_keys
 from vidtok.errors import UserError
 from vidtok.generator import Generator
 from vidtok.generator.training import build_generator_training, check_generator
+from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.distributed import is_lost_peer, join_processes
 from vidtok.train.loop import StopSignal, train
+from vidtok.train.pretrain import build_pretraining, check_pretraining
 from vidtok.train.run_folder import RunFolder
 from vidtok.train.tokenizer import build_tokenizer_training
 
@@ -66,6 +68,24 @@ def train_generator(*overrides: str, log: Log = print, **settings) -> Generator:
     arguments = build_generator_training(cfg)
     check_generator(cfg, arguments["state"].model.config)
     return _run(cfg, arguments, log)
+
+
+def pretrain(*overrides: str, log: Log = print, **settings) -> Head:
+    """Pretrain a video transformer by masked prediction of token ids, without labels; see `vidtok.train.pretrain`.
+
+        pretrain(data={"features": "ids"}, trainer={"max_minutes": 60}, run="runs/backbone")
+
+    `finetune(init="runs/backbone/model")` starts from it. Args, run folder and errors as for `train_tokenizer`, with
+    the settings of configs/train_pretrain.yaml.
+
+    Returns:
+        The backbone with averaged weights, a head without classes in evaluation mode, as in the folder model/ of the
+        run.
+    """
+    cfg = compose_config("train_pretrain", overrides, settings)
+    arguments = build_pretraining(cfg)
+    check_pretraining(cfg, arguments["task"].tokenizer)
+    return _run(cfg, arguments, log).backbone
 
 
 def _run(cfg: DictConfig, arguments: dict, log: Log, note: str | None = None):

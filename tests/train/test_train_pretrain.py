@@ -1,0 +1,157 @@
+"""Masked pretraining of backbones."""
+
+import pytest
+import torch
+
+from vidtok.cli.main import main
+from vidtok.eval.recognition import finetune
+from vidtok.generator.sampling import PerSampleRNG
+from vidtok.heads import Head
+from vidtok.heads.factory import create_head
+from vidtok.train.pretrain import MASKS, MaskedPretraining
+from vidtok.train.run import pretrain
+
+HEAD = {"dim": 16, "depth": 1, "temporal_depth": 1, "heads": 2}
+DATA = {"source": "digits", "frames": 9, "size": 32, "batch_size": 4}
+SETTINGS = {"head_options": HEAD, "mask_ratio": 0.5, "log": lambda line: None}
+
+
+def make_model(input: str, name: str = "vivit-micro-factorized", **options) -> MaskedPretraining:
+    torch.manual_seed(0)
+    sizes = HEAD if "factorized" in name else HEAD | {"temporal_depth": 0}
+    return MaskedPretraining(create_head(name, input, grid=(3, 4, 6), patch_merge=2, **sizes), 18, **options)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_masks_have_the_asked_number_of_cells_and_are_the_sample_s_own(kind):
+    seeds = torch.arange(50)
+    masks = MASKS[kind]((6, 8), 30, PerSampleRNG(seeds))
+    assert masks.dtype == torch.bool and (masks.flatten(1).sum(1) == 30).all()
+    assert torch.equal(masks[7:9], MASKS[kind]((6, 8), 30, PerSampleRNG(seeds[7:9])))
+    assert len({tuple(mask.flatten().tolist()) for mask in masks}) > 45
+    assert 0.1 < masks.float().mean(0).min() < masks.float().mean(0).max() < 0.95  # every cell is masked, and seen
+
+
+def test_blocks_are_connected_where_random_cells_are_not():
+    def borders(kind):
+        mask = MASKS[kind]((8, 8), 32, PerSampleRNG(torch.arange(100)))
+        return (mask[:, 1:] != mask[:, :-1]).float().mean()
+
+    assert borders("block") < 0.6 * borders("tube")
+
+
+@pytest.mark.parametrize("name", ["vivit-micro-factorized", "vivit-micro"])
+@pytest.mark.parametrize("input", ["tokens", "codes", "pixels"])
+def test_masked_cells_are_predicted_without_being_seen(input, name):
+    model = make_model(input, name, mask_ratio=0.5).eval()
+    ids = torch.randint(2**18, (2, 3, 4, 6), generator=torch.Generator().manual_seed(1))
+    x = torch.rand(2, 3, 9, 32, 48) * 2 - 1 if input == "pixels" else ids
+    seeds = torch.tensor([3, 4])
+    masked = MASKS["block"]((2, 3), model.count, PerSampleRNG(seeds)).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    if input == "pixels":
+        hidden = masked.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None, None]
+        other = torch.where(hidden, -x, x)
+    else:
+        other = torch.where(masked[:, None], ids ^ 77, ids)
+    terms = model(x, ids, seeds)
+    assert torch.equal(terms["bits"], model(other, ids, seeds)["bits"])  # what is masked isn't seen
+    assert 17 < terms["bits"] < 20 and 0 <= terms["accuracy"] < 0.1
+    assert not torch.equal(terms["bits"], model(x.flip(0), ids, seeds)["bits"])
+    # Targets of other cells don't matter.
+    assert torch.equal(terms["bits"], model(x, torch.where(masked[:, None], ids, ids ^ 5), seeds)["bits"])
+
+
+def test_the_loss_is_a_mean_over_samples():
+    model = make_model("tokens").eval()
+    ids, seeds = torch.randint(2**18, (4, 3, 4, 6)), torch.arange(4)
+    whole = model(ids, ids, seeds)["cross_entropy"]
+    parts = [model(ids[i : i + 1], ids[i : i + 1], seeds[i : i + 1])["cross_entropy"] for i in range(4)]
+    torch.testing.assert_close(whole, torch.stack(parts).mean())
+
+
+def test_a_model_learns_the_tokens_of_a_clip():
+    model = make_model("tokens", mask_ratio=0.34)
+    ids, seeds = torch.full((4, 3, 4, 6), 12345), torch.arange(4)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(ids, ids, seeds)["cross_entropy"].backward()
+        optimizer.step()
+    assert model(ids, ids, seeds)["accuracy"] == 1
+
+
+@pytest.fixture(scope="module")
+def pretrained(tokenizer_path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrain")
+    backbone = pretrain(
+        tokenizer=tokenizer_path, data=DATA | {"held_out": "val", "held_out_samples": 4}, run=folder,
+        trainer={"max_steps": 2, "workers": 0}, **SETTINGS,
+    )  # fmt: skip
+    return folder, backbone
+
+
+def test_the_run_leaves_a_backbone(pretrained, tokenizer_path):
+    folder, backbone = pretrained
+    loaded = Head.from_pretrained(folder / "model")
+    assert loaded.num_classes == 0 and loaded.config.tokenizer["name"] == "tiny"
+    weights = backbone.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
+    assert not backbone.training
+    assert loaded.config.protocol["frames"] == 9
+
+
+def test_finetuning_starts_from_it(pretrained, tokenizer_path, tmp_path):
+    folder, backbone = pretrained
+    data = {"source": "digits", "protocol": "9x1x1x1", "size": 32, "train_clips": 9, "val_clips": 9, "in_memory": True}
+    data |= {"select": 0, "batch_size": 4}
+    settings = {"head": "vivit-tiny-factorized", "head_options": HEAD, "patch_merge": 2, "tokenizer": tokenizer_path}
+    settings |= {"data": data, "trainer": {"max_steps": 1, "ema_decay": 0.0}, "log": lambda line: None}
+    settings |= {"optimizer": {"lr": 1e-12}}
+    result = finetune(init=str(folder / "model"), run=tmp_path / "run", **settings)
+    head = Head.from_pretrained(tmp_path / "run" / "model")
+    torch.testing.assert_close(head.embed.low.weight, backbone.embed.low.weight)
+    assert head.num_classes == 9 and result["config"]["init"] == str(folder / "model")
+    with pytest.raises(ValueError, match="was filled with another init"):
+        finetune(run=tmp_path / "run", **settings)
+    with pytest.raises(ValueError, match=r"has net .*: give the settings that it was trained with"):
+        finetune(init=str(folder / "model"), run=tmp_path / "a", **settings | {"head_options": HEAD | {"depth": 2}})
+    with pytest.raises(ValueError, match="reads tokens of tokenizer 'tiny'"):
+        finetune(init=str(folder / "model"), run=tmp_path / "b", **settings | {"tokenizer": "vidtok-t"})
+
+
+def test_pixels_are_a_backbone_s_input_too(tokenizer_path, tmp_path):
+    backbone = pretrain(
+        input="pixels", tokenizer=tokenizer_path, data=DATA, run=tmp_path, trainer={"max_steps": 1, "workers": 0},
+        **SETTINGS,
+    )  # fmt: skip
+    assert backbone.config.input["kind"] == "pixels" and backbone.config.tokenizer is None
+    assert backbone(torch.zeros(1, 3, 9, 32, 32)).shape == (1, 16)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"input": "recon"}, "unknown input 'recon'"),
+        ({"input": "pixels", "data": {"source": None, "features": "x"}}, "input=pixels reads videos"),
+        ({"mask": "blok"}, "unknown mask 'blok': did you mean 'block'"),
+        ({"mask_ratio": 0.99}, "mask_ratio=0.99 masks 4 of 2 x 2 cells"),
+        ({"head": "linear", "head_options": None}, "head 'linear' has no features for each cell"),
+    ],
+)
+def test_wrong_settings_are_one_line(settings, message, tokenizer_path, tmp_path):
+    settings = SETTINGS | {"tokenizer": tokenizer_path, "data": DATA} | settings
+    with pytest.raises(ValueError, match=message):
+        pretrain(run=tmp_path, **settings)
+    assert not any(tmp_path.iterdir())
+
+
+def test_another_run_in_the_folder_is_refused(pretrained, tokenizer_path):
+    folder, _ = pretrained
+    with pytest.raises(ValueError, match="was filled with another mask"):
+        pretrain(tokenizer=tokenizer_path, data=DATA | {"held_out": "val", "held_out_samples": 4}, run=folder,
+                 mask="tube", trainer={"max_steps": 3, "workers": 0}, **SETTINGS)  # fmt: skip
+
+
+def test_the_command_lists_its_settings(capsys):
+    assert main(["train", "pretrain", "--config"]) == 0
+    assert "mask_ratio" in capsys.readouterr().out
