@@ -368,7 +368,8 @@ def validate_arms(cfg: DictConfig, encoders: dict, classes: Sequence[str], token
 
 def arm_config(cfg: DictConfig, input: str, **values) -> DictConfig:
     """Return the config of one head. values: of other settings, such as `seed`."""
-    return cast(DictConfig, OmegaConf.merge(cfg, {"input": input, "init": (cfg.init or {}).get(input), **values}))
+    values |= {"input": input, "init": (cfg.init or {}).get(input)}
+    return cast(DictConfig, OmegaConf.merge(cfg, values))
 
 
 def validate_settings(cfg: DictConfig, given: Collection[str] = ()) -> None:

@@ -3,7 +3,7 @@
 loop         the training loop, from top to bottom
 task         what the loop asks of what it trains
 tokenizer    the task of training a tokenizer; its validation clips and fingerprint
-pretrain     masked pretraining of recognition backbones
+pretraining  masked pretraining of recognition backbones
 losses       the terms of its objective and their weights
 perceptual   LPIPS and the distance of a classifier's logits
 state        all that a run needs to go on; schedule, optimizer, moving average

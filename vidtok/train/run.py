@@ -12,7 +12,7 @@ from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.distributed import is_lost_peer, join_processes
 from vidtok.train.loop import StopSignal, train
-from vidtok.train.pretrain import build_pretraining, check_pretraining
+from vidtok.train.pretraining import build_pretraining, check_pretraining
 from vidtok.train.run_folder import RunFolder
 from vidtok.train.tokenizer import build_tokenizer_training
 
@@ -71,7 +71,7 @@ def train_generator(*overrides: str, log: Log = print, **settings) -> Generator:
 
 
 def pretrain(*overrides: str, log: Log = print, **settings) -> Head:
-    """Pretrain a video transformer by masked prediction of token ids, without labels; see `vidtok.train.pretrain`.
+    """Pretrain a video transformer by masked prediction of token ids, without labels; see `vidtok.train.pretraining`.
 
         pretrain(data={"features": "ids"}, trainer={"max_minutes": 60}, run="runs/backbone")
 

@@ -3,7 +3,7 @@
 The paper pretrains on SSv2 by BEVT's recipe (Wang et al. 2022, arXiv 2112.01529): a transformer sees the pixels of a
 clip in which blocks of cells are masked at all times, and predicts the ids of their tokens. Here its input may also be
 tokens, which load many times faster. Each id is predicted as two factors (token factorization), by linear layers on the
-features of its cell.
+features of its cell. A second target may be the features of a frozen teacher, an I3D or an image classifier of timm.
 
 Legend: B batch, T H W video, t h w grid of cells, D width, m patch_merge, N cells, V vocabulary of a factor.
 """
@@ -26,13 +26,15 @@ from vidtok.heads import Head
 from vidtok.heads.embed import merge_patches
 from vidtok.heads.factory import build_head
 from vidtok.heads.transformer import VideoTransformer
-from vidtok.quantize.bits import factor_bits, factorize_ids
+from vidtok.quantize.lfq import factor_bits, factorize_ids
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.loop import build_schedule
 from vidtok.train.run_folder import RunFolder, check_fingerprint
 from vidtok.train.state import build_state
 
 INPUTS = ("tokens", "codes", "pixels")
+
+Teacher = Callable[[Tensor], Tensor]
 
 
 def random_cells(grid: tuple[int, int], count: int, rng: PerSampleRNG) -> Tensor:
@@ -51,8 +53,9 @@ def blocks(grid: tuple[int, int], count: int, rng: PerSampleRNG) -> Tensor:
     aspect = torch.exp((2 * rng.uniform(n) - 1) * math.log(3))
     height = (area * h * w * aspect).sqrt().round().clamp(1, h)
     width = (area * h * w / aspect).sqrt().round().clamp(1, w)
-    top = (rng.uniform(n) * (h - height + 1)).floor()
-    left = (rng.uniform(n) * (w - width + 1)).floor()
+    # Rectangles reach over the border: inside it they would mask the center far more often than the corners.
+    top = (rng.uniform(n) * h - height / 2).round()
+    left = (rng.uniform(n) * w - width / 2).round()
     y, x = torch.arange(h, device=top.device)[:, None], torch.arange(w, device=top.device)
     top, left, height, width = (side[..., None, None] for side in (top, left, height, width))
     inside_Bnhw = (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
@@ -74,12 +77,20 @@ class MaskedPretraining(nn.Module):
         bits: log2 of the codebook size, a whole number.
         mask: kind of mask, "block" or "tube"; both mask a cell at all times.
         mask_ratio: share of the cells that is masked.
+        teacher_channels: channels of the teacher's features; None, no teacher.
 
     Raises:
         ValueError: an unknown kind of mask, a ratio that masks no cell or all, or another kind of head.
     """
 
-    def __init__(self, backbone: Head, bits: int, mask: str = "block", mask_ratio: float = 0.75):
+    def __init__(
+        self,
+        backbone: Head,
+        bits: int,
+        mask: str = "block",
+        mask_ratio: float = 0.75,
+        teacher_channels: int | None = None,
+    ):
         super().__init__()
         if not isinstance(backbone, VideoTransformer):
             kind = backbone.config.net["kind"]
@@ -87,7 +98,7 @@ class MaskedPretraining(nn.Module):
         if mask not in MASKS:
             raise ValueError(f"unknown mask {mask!r}: {nearest(mask, MASKS)}")
         self.backbone, self.bits, self.mask = backbone, bits, mask
-        self.merge = backbone.embed.patch_merge
+        self.merge: int = backbone.config.input["patch_merge"]
         _, h, w = backbone.config.grid
         self.grid = h // self.merge, w // self.merge
         self.count = round(mask_ratio * self.grid[0] * self.grid[1])
@@ -97,22 +108,29 @@ class MaskedPretraining(nn.Module):
         self.mask_embed = nn.Parameter(torch.randn(backbone.num_features) * 0.02)
         self.sizes = [2**factor for factor in factor_bits(bits)]
         self.predict = nn.Linear(backbone.num_features, self.merge**2 * sum(self.sizes))
+        self.imitate = None
+        if teacher_channels is not None:
+            self.imitate = nn.ModuleList(nn.Linear(backbone.num_features, teacher_channels) for _ in range(2))
 
     @property
     def device(self) -> torch.device:
         return self.mask_embed.device
 
-    def forward(self, x: Tensor, ids_Bthw: Tensor, seed_B: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, x: Tensor, ids_Bthw: Tensor, seed_B: Tensor, teacher_BCthw: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Compute the training terms.
 
         Args:
             x: input of the backbone.
             ids_Bthw: int64 ids of the clip's tokens.
             seed_B: int64 [B], seeds of the masks.
+            teacher_BCthw: features of the teacher, on any grid.
 
         Returns:
             cross_entropy: of a factor of a masked id in nats. bits: of a masked id. accuracy: share of masked ids whose
-            two factors are both predicted.
+            two factors are both predicted. With a teacher, cosine: mean of the cosine distances of its features, as
+            they are and pooled, to a linear function of the backbone's.
         """
         x_BthwD = self.backbone.embed(x)
         masked_Bhw = MASKS[self.mask](self.grid, self.count, PerSampleRNG(seed_B))
@@ -126,7 +144,26 @@ class MaskedPretraining(nn.Module):
         losses = [F.cross_entropy(factor.flatten(0, -2), target.flatten()) for factor, target in pairs]
         right = torch.stack([factor.argmax(-1) == target for factor, target in pairs]).all(0)
         total = losses[0] + losses[1]
-        return {"cross_entropy": total / 2, "bits": total.detach() / math.log(2), "accuracy": right.float().mean()}
+        terms = {"cross_entropy": total / 2, "bits": total.detach() / math.log(2), "accuracy": right.float().mean()}
+        if teacher_BCthw is not None:
+            terms["cosine"] = self.distance(cells_BthwD, teacher_BCthw)
+        return terms
+
+    def distance(self, cells_BthwD: Tensor, teacher_BCthw: Tensor) -> Tensor:
+        """Compute the mean cosine distance to a teacher's features on a grid and pooled.
+
+        The finer of the two grids is averaged over the cells of the coarser one, along each axis.
+        """
+        assert self.imitate is not None, "the model was built without a teacher"
+        own_BDthw = cells_BthwD.movedim(-1, 1).float()
+        t, h, w = (min(sides) for sides in zip(own_BDthw.shape[2:], teacher_BCthw.shape[2:], strict=True))
+        own, other = (F.adaptive_avg_pool3d(x, (t, h, w)).movedim(1, -1) for x in (own_BDthw, teacher_BCthw.float()))
+        on_grid, pooled = self.imitate
+        pairs = (
+            (on_grid(self.backbone.norm(own)), other),
+            (pooled(self.backbone.norm(own.mean((1, 2, 3)))), other.mean((1, 2, 3))),
+        )
+        return torch.stack([1 - F.cosine_similarity(a, b, -1).mean() for a, b in pairs]).mean()
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters without weight decay; see `Head.no_weight_decay`."""
@@ -143,18 +180,34 @@ class PretrainingTask:
     Args:
         tokenizer: encodes clips.
         reads_pixels: whether the backbone reads the clips in place of their ids.
+        teacher: frozen network, video -> [B, C, t, h, w]; None, none.
+        teacher_weight: weight of its term beside the cross-entropy.
         held_out: a validation batch; None, no validation.
     """
 
-    def __init__(self, tokenizer: VideoTokenizer, reads_pixels: bool = False, held_out: Batch | None = None):
+    def __init__(
+        self,
+        tokenizer: VideoTokenizer,
+        reads_pixels: bool = False,
+        teacher: Teacher | None = None,
+        teacher_weight: float = 1.0,
+        held_out: Batch | None = None,
+    ):
         self.tokenizer, self.reads_pixels, self.held_out = tokenizer, reads_pixels, held_out
+        self.teacher, self.teacher_weight = teacher, teacher_weight
 
     def terms(self, model: nn.Module, batch: Batch, step: int) -> tuple[dict[str, Tensor], None]:
         batch = encode_batch(batch, self.tokenizer)
-        return model(batch["video" if self.reads_pixels else "ids"], batch["ids"], batch["seed"]), None
+        features = None
+        if self.teacher is not None:
+            with torch.no_grad(), torch.autocast(batch["video"].device.type, enabled=False):
+                features = self.teacher(batch["video"])
+        return model(batch["video" if self.reads_pixels else "ids"], batch["ids"], batch["seed"], features), None
 
     def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
-        return terms["cross_entropy"]
+        if self.teacher is None:
+            return terms["cross_entropy"]
+        return terms["cross_entropy"] + self.teacher_weight * terms["cosine"]
 
     def validate(self, model: Any, run: RunFolder, step: int) -> str | None:
         """Compute the terms of the held-out batch, whose masks stay the same."""
@@ -166,7 +219,8 @@ class PretrainingTask:
         return f"{len(batch['seed'])} held out: {self.progress(scalars)}"
 
     def progress(self, scalars: dict[str, float]) -> str:
-        return f"bits per masked token {scalars['bits']:.2f}  accuracy {scalars['accuracy']:.3f}"
+        line = f"bits per masked token {scalars['bits']:.2f}  accuracy {scalars['accuracy']:.3f}"
+        return line if self.teacher is None else f"{line}  distance to the teacher {scalars['cosine']:.3f}"
 
 
 def build_pretraining(cfg: DictConfig) -> dict:
@@ -179,8 +233,9 @@ def build_pretraining(cfg: DictConfig) -> dict:
     data, reads, seed = plain["data"] | {"classes": []}, plain["input"], plain["seed"]
     if reads not in INPUTS:
         raise ValueError(f"unknown input {reads!r}: {nearest(reads, INPUTS)}")
-    if reads == "pixels" and data["features"] is not None:
-        raise ValueError("input=pixels reads videos: give data.source= in place of data.features=")
+    if data["features"] is not None and (reads == "pixels" or plain["teacher"]):
+        reader = "input=pixels" if reads == "pixels" else "a teacher"
+        raise ValueError(f"{reader} reads videos: give data.source= in place of data.features=")
     tokenizer = VideoTokenizer.from_pretrained(plain["tokenizer"])
     if tokenizer.bits != int(tokenizer.bits):
         raise ValueError(
@@ -188,20 +243,46 @@ def build_pretraining(cfg: DictConfig) -> dict:
             f"{tokenizer.bits:.2f}"
         )
     batches = build_generator_batches(data, data["split"], data["batch_size"], tokenizer, seed)[0]
-    task = PretrainingTask(tokenizer, reads == "pixels")
+    teacher = build_teacher(plain["teacher"], plain["teacher_weights"])
+    task = PretrainingTask(tokenizer, reads == "pixels", teacher, plain["teacher_weight"])
     if data["held_out"]:
         count = data["held_out_samples"]
         task.held_out = build_generator_batches(data, data["held_out"], count, tokenizer, seed)[0][0]
-    grid = tuple(encode_batch(batches.first(1), tokenizer)["ids"].shape[1:])
+    first = encode_batch(batches.first(1), tokenizer)
+    _, t, h, w = first["ids"].shape
+    channels = teacher and teacher(first["video"]).shape[1]
     own = {"bits": tokenizer.bits, "channels": None, "stride": tuple(tokenizer.stride)}
     torch.manual_seed(seed)  # of the initial weights
-    backbone = build_head(cfg, cfg.name, reads, 0, grid, plain["patch_merge"], own, plain["head_options"])
+    backbone = build_head(cfg, cfg.name, reads, 0, (t, h, w), plain["patch_merge"], own, plain["head_options"])
     backbone.record(
         tokenizer=None if reads == "pixels" else {"name": tokenizer.config.name, "weight_hash": tokenizer.weight_hash},
         protocol=None if data["features"] else {key: data[key] for key in ("frames", "stride", "size", "fps")},
     )
-    model = MaskedPretraining(backbone, int(tokenizer.bits), plain["mask"], plain["mask_ratio"])
+    model = MaskedPretraining(backbone, int(tokenizer.bits), plain["mask"], plain["mask_ratio"], channels)
     return {"task": task, "state": build_state(model, plain), "batches": batches, **build_schedule(plain)}
+
+
+def build_teacher(name: str | None, weights: str | None) -> Teacher | None:
+    """Build a frozen teacher.
+
+    Args:
+        name: "i3d", or an image classifier of timm, which sees single frames; None, none.
+        weights: file of its weights; None, timm downloads its own.
+
+    Raises:
+        ValueError: an unknown name, weights of another network, or none for I3D.
+        FileNotFoundError: no such file, or the download failed.
+    """
+    from vidtok.eval.metrics.i3d import I3D
+    from vidtok.eval.recognition.references import FrameBackbone, ReferenceEncoder
+
+    if name is None:
+        return None
+    if name != "i3d":
+        return ReferenceEncoder(FrameBackbone(name, weights))
+    if weights is None:
+        raise ValueError("the teacher i3d needs teacher_weights: the file of its weights")
+    return ReferenceEncoder(I3D(weights))
 
 
 def check_pretraining(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
@@ -212,7 +293,7 @@ def check_pretraining(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
     """
     plain = to_dict(cfg)
     data = {key: value for key, value in plain["data"].items() if key not in ("batch_size", "cache", "workers")}
-    kept = ("input", "head", "head_options", "patch_merge", "mask", "mask_ratio", "seed")
+    kept = ("input", "head", "head_options", "patch_merge", "mask", "mask_ratio", "teacher", "teacher_weight", "seed")
     facts = {key: plain[key] for key in kept} | {f"data.{key}": value for key, value in data.items()}
     facts |= {"command": "train pretrain", "tokenizer": tokenizer.weight_hash}
     check_fingerprint(Path(cfg.run), facts)
