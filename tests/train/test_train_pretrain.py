@@ -1,9 +1,13 @@
 """Masked pretraining of backbones."""
 
+import math
+
 import pytest
 import torch
 
 from vidtok.cli.main import main
+from vidtok.configs.compose import compose_config
+from vidtok.datasets import demo_clip, write_video
 from vidtok.eval.recognition import finetune
 from vidtok.generator.sampling import PerSampleRNG
 from vidtok.heads import Head
@@ -186,3 +190,24 @@ def test_another_run_in_the_folder_is_refused(pretrained, tokenizer_path):
 def test_the_command_lists_its_settings(capsys):
     assert main(["train", "pretrain", "--config"]) == 0
     assert "mask_ratio" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("experiment, videos", [("ssv2", 168_913), ("k400", 240_436)])
+def test_the_recipes_are_complete_and_train(experiment, videos, tokenizer_path, tmp_path):
+    cfg = compose_config("train_pretrain", [f"experiment=pretrain/{experiment}", "data.source=x", "tokenizer=x"])
+    assert cfg.trainer.max_steps == math.ceil(800 * videos / cfg.data.batch_size)
+    backbone = create_head("vivit-base", cfg.input, grid=(5, 28, 28), patch_merge=cfg.patch_merge)
+    model = MaskedPretraining(backbone, 18, cfg.mask, cfg.mask_ratio)
+    assert model.grid == (14, 14) and model.count == 147
+    assert 85e6 < sum(p.numel() for p in backbone.parameters()) < 90e6
+    (tmp_path / "videos").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / "videos" / name, demo_clip(frames=40, size=48), fps=cfg.data.fps)
+    small = {"source": str(tmp_path / "videos"), "size": 32, "batch_size": 2, "split": None}
+    options = {"dim": 24, "depth": 2, "heads": 2}
+    lines = []
+    pretrain(
+        f"experiment=pretrain/{experiment}", tokenizer=tokenizer_path, data=small, head_options=options,
+        trainer={"max_steps": 2, "workers": 0, "precision": "fp32"}, run=tmp_path / "run", log=lines.append,
+    )  # fmt: skip
+    assert any(line.startswith("done at step 2") for line in lines)
