@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 
 import vidtok
 from vidtok import streaming
-from vidtok.extraction.model import FeatureModel, Stream
-from vidtok.extraction.output import make_settings
+from vidtok.extraction.model import FeatureModel, Stream, make_settings
 from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
 
 NETS = {

@@ -3,6 +3,7 @@
 import csv
 import os
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from vidtok.cli.main import main
 from vidtok.datasets import MovingDigits, VideoError, VideoFolder, demo_clip, iter_video, write_video
 from vidtok.datasets.transforms import EvalTransform
 from vidtok.extraction import open_reader
-from vidtok.extraction.decoding import Decoders, ReadConfig, read_chunks
+from vidtok.extraction.decoding import ReadConfig, read_chunks
+from vidtok.extraction.engine import Decoders
 from vidtok.extraction.output import Failures, read_failures, video_locks
 from vidtok.extraction.sources import WorkItem, parse_clips, plan_dataset
 from vidtok.files import temporary_path
@@ -277,8 +279,8 @@ class Broken:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_whatever_happens_to_a_video_is_its_failure(videos, workers):
     with Decoders(ReadConfig(STRIDE, clips=Broken()), workers, time_limit=60) as decoders:
-        decoders.put(WorkItem("a.mp4", str(videos / "a.mp4")))
-        _, answer = decoders.get()
+        items = iter([WorkItem("a.mp4", str(videos / "a.mp4"))])
+        ((_, answer),) = decoders.pieces(lambda: next(items, None), Counter())
     assert isinstance(answer, VideoError) and answer.reason == "ZeroDivisionError: division by zero"
 
 
@@ -323,9 +325,8 @@ def test_a_decoder_that_hangs_or_crashes_costs_one_video(videos, tmp_path):
     items = [WorkItem(name, str(videos / name)) for name in ("a.mp4", "c.mp4", "b.mp4")]
     items.insert(2, WorkItem("e.mp4", str(tmp_path / "e.mp4")))
     with Decoders(ReadConfig(STRIDE, clips=Sleeper()), 1, time_limit=2) as decoders:
-        for item in items:
-            decoders.put(item)
-        answers = [decoders.get() for _ in items]
+        waiting = iter(items)
+        answers = list(decoders.pieces(lambda: next(waiting, None), Counter()))
     assert [item for item, _ in answers] == items
     assert answers[0][1].ends_item and answers[3][1].ends_item
     assert "no result within 2 s" in str(answers[1][1]) and "crashed (exit status 3)" in str(answers[2][1])
@@ -371,7 +372,7 @@ def test_wrong_input_is_one_line(capsys, tmp_path, model, videos, monkeypatch, a
 
 def test_measure_prints_speeds_and_writes_nothing(capsys, tmp_path, model, videos, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vidtok.extraction.engine.FRAMES", 60)
+    monkeypatch.setattr("vidtok.extraction.run.FRAMES", 60)
     assert main(["extract", str(videos), "-o", "out", "--model", model, "--measure", "--workers", "0"]) == 0
     out = capsys.readouterr().out
     assert out.count("frames/s") == 3 and "of 1/(1/decode + 1/model)" in out and "of the slower stage" in out

@@ -63,7 +63,7 @@ def test_wrong_settings_of_extract(videos, tokenizer_path, tmp_path, settings, m
 
 
 def test_measure_gives_numbers(videos, tokenizer_path, monkeypatch):
-    monkeypatch.setattr("vidtok.extraction.engine.ROUNDS", 1)
+    monkeypatch.setattr("vidtok.extraction.run.ROUNDS", 1)
     speeds = measure(videos, model=tokenizer_path, device="cpu", workers=0, max_frames=5)
     assert (speeds["frames"], speeds["max_frames"], speeds["batch"], speeds["decode_processes"]) == (10, 5, 1, 0)
     (once,) = speeds["rounds"]

@@ -21,8 +21,8 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from vidtok.cli.main import main  # noqa: E402
 from vidtok.datasets import demo_clip, write_video  # noqa: E402
 from vidtok.extraction import ray_engine  # noqa: E402
-from vidtok.extraction.engine import ExtractionStats  # noqa: E402
 from vidtok.extraction.sources import WorkItem  # noqa: E402
+from vidtok.extraction.stats import ExtractionStats  # noqa: E402
 
 CLIPS = 30
 GIVEN = 3  # by an actor, before it stops

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from vidtok.extraction.engine import RunStats
+    from vidtok.extraction.stats import RunStats
 
 from vidtok.names import printable
 
@@ -72,7 +72,7 @@ class RunProgress:
         self._task = self._bar.add_task("", total=None, text=things)
 
     def update(self, stats) -> None:
-        """stats: a `vidtok.extraction.engine.RunStats`."""
+        """stats: a `vidtok.extraction.stats.RunStats`."""
         self.tell(stats)
         if self._log_json:
             print(json.dumps(stats.counts()), file=sys.stderr)

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from vidtok.checks import check_memory, pick_device
+from vidtok.datasets.backends import pixels_version
 from vidtok.datasets.frames import normalize_video
-from vidtok.extraction.record import Settings
+from vidtok.errors import nearest
+from vidtok.extraction.record import FEATURES, Settings, id_type
 from vidtok.nets.layers import State
+from vidtok.quantize import LFQ
 from vidtok.streaming import encode_tiles, tile_cells
 from vidtok.tokenizer import VideoTokenizer
 
@@ -26,6 +29,55 @@ def load_tokenizer(
     if tile is not None:
         tile_cells(tile, tokenizer.stride[1:])
     return tokenizer
+
+
+FLOATS = ("float32", "float16")
+
+
+def make_settings(
+    tokenizer,
+    feature: str = "ids",
+    precision: str = "fp32",
+    dtype: str = "float32",
+    reader: str = "auto",
+    **requested,
+) -> Settings:
+    """The settings for features of a tokenizer.
+
+    Args:
+        tokenizer: a `VideoTokenizer`. feature: one of `FEATURES`. precision: the one it was loaded with.
+        dtype: "float32" or "float16", how floats are stored.
+        reader: what decodes the videos, see `vidtok.datasets.open_video`.
+        requested: pool, head, resize, crop, resample, max_frames, sampler, tile: see `Settings`.
+
+    Raises:
+        ValueError: for settings that don't fit each other.
+    """
+    if feature not in FEATURES:
+        raise ValueError(f"unknown feature {feature!r}: {nearest(feature, FEATURES)}")
+    if dtype not in FLOATS:
+        raise ValueError(f"floats are stored as {' or '.join(FLOATS)}, not {dtype!r}")
+    if requested.get("pool") not in (None, "mean"):
+        raise ValueError(f"features are pooled by 'mean', not {requested['pool']!r}")
+    if requested.get("pool") is not None and feature not in ("hidden", "latents"):
+        raise ValueError(f"{feature} can't be pooled: hidden and latents can")
+    if (feature == "embedding") != (requested.get("head") is not None):
+        raise ValueError("embedding is what a trained head makes: it needs a head, and nothing else does")
+    if feature == "ids":
+        dtype = id_type(tokenizer.bits).name
+    elif feature == "codes" and isinstance(tokenizer.quantizer, LFQ):
+        dtype = "int8"  # signs
+    return Settings(
+        feature=feature,
+        model=tokenizer.config.name,
+        weight_hash=tokenizer.weight_hash,
+        precision=precision,
+        bits=tokenizer.bits,
+        stride=tuple(tokenizer.stride),
+        dtype=dtype,
+        pixels=pixels_version(reader),
+        **requested,
+    )
 
 
 @dataclass

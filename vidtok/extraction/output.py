@@ -12,20 +12,20 @@ import csv
 import hashlib
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
 from typing import Protocol
 
 from filelock import FileLock, Timeout
 
 from vidtok.datasets.annotations.table import canonical_split
-from vidtok.datasets.backends import pixels_version
-from vidtok.errors import VideoError, nearest, one_line
-from vidtok.extraction.containers import SUFFIXES, check_container, open_writer
+from vidtok.errors import VideoError, one_line
+from vidtok.extraction.containers import SUFFIXES, open_writer
 from vidtok.extraction.record import (
-    FEATURES,
     SCHEMA,
     Entry,
     Record,
@@ -33,14 +33,12 @@ from vidtok.extraction.record import (
     Settings,
     Writer,
     differences,
-    id_type,
     parse_description,
     settings_of,
 )
 from vidtok.extraction.sources import WorkItem
 from vidtok.files import file_version, replacing
 from vidtok.names import escape_name, printable, result_names
-from vidtok.quantize import LFQ
 
 try:
     import fcntl
@@ -132,55 +130,8 @@ class FileLocks:
             self._held[id] = lock
 
 
-FLOATS = ("float32", "float16")
 SETTINGS_FILE = "settings.json"
 SETTINGS_LOCK = f"\0{SETTINGS_FILE}"  # no video's id
-
-
-def make_settings(
-    tokenizer,
-    feature: str = "ids",
-    precision: str = "fp32",
-    dtype: str = "float32",
-    reader: str = "auto",
-    **requested,
-) -> Settings:
-    """The settings for features of a tokenizer.
-
-    Args:
-        tokenizer: a `VideoTokenizer`. feature: one of `FEATURES`. precision: the one it was loaded with.
-        dtype: "float32" or "float16", how floats are stored.
-        reader: what decodes the videos, see `vidtok.datasets.open_video`.
-        requested: pool, head, resize, crop, resample, max_frames, sampler, tile: see `Settings`.
-
-    Raises:
-        ValueError: for settings that don't fit each other.
-    """
-    if feature not in FEATURES:
-        raise ValueError(f"unknown feature {feature!r}: {nearest(feature, FEATURES)}")
-    if dtype not in FLOATS:
-        raise ValueError(f"floats are stored as {' or '.join(FLOATS)}, not {dtype!r}")
-    if requested.get("pool") not in (None, "mean"):
-        raise ValueError(f"features are pooled by 'mean', not {requested['pool']!r}")
-    if requested.get("pool") is not None and feature not in ("hidden", "latents"):
-        raise ValueError(f"{feature} can't be pooled: hidden and latents can")
-    if (feature == "embedding") != (requested.get("head") is not None):
-        raise ValueError("embedding is what a trained head makes: it needs a head, and nothing else does")
-    if feature == "ids":
-        dtype = id_type(tokenizer.bits).name
-    elif feature == "codes" and isinstance(tokenizer.quantizer, LFQ):
-        dtype = "int8"  # signs
-    return Settings(
-        feature=feature,
-        model=tokenizer.config.name,
-        weight_hash=tokenizer.weight_hash,
-        precision=precision,
-        bits=tokenizer.bits,
-        stride=tuple(tokenizer.stride),
-        dtype=dtype,
-        pixels=pixels_version(reader),
-        **requested,
-    )
 
 
 def check_folder(folder: Path, settings: Settings, container: str, locks: VideoLocks) -> None:
@@ -189,7 +140,6 @@ def check_folder(folder: Path, settings: Settings, container: str, locks: VideoL
     Raises:
         ValueError: that names what differs; or where the folder holds features that nobody knows the settings of.
     """
-    check_container(container)
     path, suffix = folder / SETTINGS_FILE, SUFFIXES[container]
     ours = {"schema": SCHEMA, "container": container, **asdict(settings)}
     locks.wait(SETTINGS_LOCK)
@@ -278,6 +228,20 @@ class Failures:
             self._locks.release(FAILURES_LOCK)
 
 
+def _timed(method):
+    """Make a method add the time that it takes to `self.seconds`."""
+
+    @wraps(method)
+    def timed(self, *arguments):
+        start = time.perf_counter()
+        try:
+            return method(self, *arguments)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    return timed
+
+
 class Output:
     """Hand out the videos that nobody has done or is doing, and store their records.
 
@@ -291,6 +255,7 @@ class Output:
         skipped: videos so far that were complete already.
         failures: (video, reason) of those that have no records.
         writer: of the container.
+        seconds: spent on finding and writing files.
 
     Raises:
         ValueError: where the folder was begun with other settings, see `check_folder`.
@@ -302,16 +267,17 @@ class Output:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._locks = video_locks(folder)
-        check_folder(folder, settings, container, self._locks)
         self._todo, self._force = deque(items), force
         videos = [(item.id, item.path) for item in self._todo]
         names = result_names(videos, SUFFIXES[container]) if container == "npz" else None
         self.writer: Writer = open_writer(folder, container, names)
+        check_folder(folder, settings, container, self._locks)
         self._failures = Failures(folder, self._locks)
         self._elsewhere: deque[WorkItem] = deque()  # another process is at these
-        self.skipped = 0
+        self.skipped, self.seconds = 0, 0.0
         self.failures: list[tuple[WorkItem, str]] = []
 
+    @_timed
     def next(self) -> WorkItem | None:
         """The next video to do, or None where there is none for now."""
         while self._todo:
@@ -333,6 +299,7 @@ class Output:
                 self.skipped += 1
         return None
 
+    @_timed
     def take(self, item: WorkItem, records: Sequence[Record]) -> bool:
         """Store all records of a video; whether that was possible. Raises OSError where the disk is full, ..."""
         try:
@@ -346,6 +313,7 @@ class Output:
         self._note(item, reason)
         self._locks.release(item.id)
 
+    @_timed
     def flush(self) -> bool:
         """Complete what was taken; whether there are videos that other processes were at, to be looked at again."""
         self._release(self.writer.close())

@@ -13,6 +13,7 @@ import os
 import queue
 import socket
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,10 +23,11 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from vidtok.extraction.decoding import Decoders, ReadConfig
-from vidtok.extraction.engine import ExtractionStats, NextItem, Result, extract_records
+from vidtok.extraction.decoding import ReadConfig
+from vidtok.extraction.engine import Decoders, NextItem, Result, extract_records
 from vidtok.extraction.model import FeatureModel
 from vidtok.extraction.sources import WorkItem
+from vidtok.extraction.stats import ExtractionStats
 
 CHUNK = 16  # videos per decoder that an actor gets at once: it is idle for a moment between two chunks
 DEATHS = 3  # of the actors that were at it, and a video has failed
@@ -147,8 +149,9 @@ class RayExtractor:
                     chunks += 1
             if not at and not chunks:
                 return
-            with self._stats.stage("read"):
-                answer = self._results.get()
+            start = time.perf_counter()
+            answer = self._results.get()
+            self._stats.seconds["read"] += time.perf_counter() - start
             if answer is None:
                 chunks -= 1
             elif isinstance(answer, _Lost):

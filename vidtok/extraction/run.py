@@ -1,7 +1,10 @@
 """Extract features of videos: `extract`, which the commands `vidtok extract` and `vidtok encode` are shells over."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import tempfile
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +14,14 @@ from vidtok.checks import count_cpus
 from vidtok.datasets import VideoError
 from vidtok.datasets.backends import READERS
 from vidtok.errors import UserError
-from vidtok.extraction.decoding import Decoders, ReadConfig
-from vidtok.extraction.engine import ExtractionStats, extract_records, measure_speeds, reason, run_extraction
-from vidtok.extraction.model import FeatureModel, load_tokenizer
+from vidtok.extraction.decoding import ReadConfig, StreamChunk
+from vidtok.extraction.engine import Batches, Decoders, extract_records, reason, run_extraction
+from vidtok.extraction.model import FeatureModel, load_tokenizer, make_settings
 from vidtok.extraction.npz import read_npz, write_npz
-from vidtok.extraction.output import Output, another, make_settings
+from vidtok.extraction.output import Output, another
 from vidtok.extraction.record import describe, differences, entry_of, settings_of
 from vidtok.extraction.sources import Clips, WorkItem, parse_clips, plan_files, plan_sources, validate_unique
+from vidtok.extraction.stats import ExtractionStats
 from vidtok.extraction.videos import Agreement, as_list
 from vidtok.files import find_videos, plan_jobs
 
@@ -94,7 +98,7 @@ def measure(sources: Sources, *, container: str = "npz", **settings) -> dict:
 
     Returns:
         {"frames", "max_frames" (of each video), "device", "cpus", "threads" (of the model), "decode_processes",
-        "batch", "rounds" (`vidtok.extraction.engine.Speeds` of each)}.
+        "batch", "rounds" (`Speeds` of each)}.
     """
     return Extraction(sources, **settings).measure(container)
 
@@ -267,8 +271,9 @@ class Extraction:
                 if isinstance(result, Exception):
                     stats.failures.append((item, reason(result)))
                 else:
-                    with stats.stage("write"):
-                        write_npz(path, result)
+                    start = time.perf_counter()
+                    write_npz(path, result)
+                    stats.seconds["write"] += time.perf_counter() - start
                     stats.add(item, result)
         stats.finish()
         return stats
@@ -331,3 +336,84 @@ def follow(protocol: dict, size: int | None, crop: str | None, clips: Clips | No
 def default_workers(videos: int) -> int:
     """Decode processes: half of the CPUs, for the model needs the others; none for a few videos."""
     return 0 if videos < FEW else max(1, count_cpus() // 2)
+
+
+ROUNDS = 3
+FRAMES = 2000  # their pieces are held in memory, for the model alone
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Frames per second: decode and model, each alone; together, with files written. All of one round."""
+
+    decode: float
+    model: float
+    together: float
+
+    @property
+    def of_serial(self) -> float:
+        """Share of what one after the other would reach, 1 / (1 / decode + 1 / model); above 1 where they overlap."""
+        return self.together * (1 / self.decode + 1 / self.model)
+
+    @property
+    def of_slower(self) -> float:
+        """Share of the slower stage's speed."""
+        return self.together / min(self.decode, self.model)
+
+
+def measure_speeds(
+    items: Iterable[WorkItem], decoders: Decoders, model: FeatureModel, container: str
+) -> tuple[int, list[Speeds]]:
+    """(frames, speeds of each of `ROUNDS` rounds) on the first videos, up to `FRAMES` frames. Nothing is kept.
+
+    Raises:
+        ValueError: where no video can be read.
+    """
+    pieces: dict[WorkItem, list[StreamChunk]] = {}
+    frames, waiting = 0, iter(items)
+    spent: dict[str, float] = defaultdict(float)
+
+    def next_item() -> WorkItem | None:
+        return next(waiting, None) if frames < FRAMES else None
+
+    for item, piece in decoders.pieces(next_item, spent):
+        if isinstance(piece, VideoError):
+            pieces.pop(item, None)
+        else:
+            # A copy: the decoder wants its memory back.
+            pieces.setdefault(item, []).append(piece._replace(video=piece.video.clone()))
+            frames += piece.video.shape[2]
+    if not pieces:
+        raise ValueError("no video could be read")
+    good = [*pieces]
+    parts = [(item, piece) for item in good for piece in pieces[item]]
+    frames = sum(len(piece.info.timestamps) for _, piece in parts if piece.info is not None)
+    _encode(parts[:1], model)  # warms up
+    rounds = []
+    for _ in range(ROUNDS):
+        seconds = [
+            _time(lambda: deque(decoders.pieces(partial(next, iter(good), None), spent), maxlen=0)),
+            _time(lambda: _encode(parts, model)),
+            _time(lambda: _extract(good, decoders, model, container)),
+        ]
+        rounds.append(Speeds(*(frames / s for s in seconds)))
+    return frames, rounds
+
+
+def _encode(pieces: list[tuple[WorkItem, StreamChunk]], model: FeatureModel) -> None:
+    for _, ended in Batches(model, defaultdict(float)).encode(pieces):
+        if isinstance(ended, Exception):
+            raise ended
+
+
+def _extract(items: list[WorkItem], decoders: Decoders, model: FeatureModel, container: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        stats = ExtractionStats(len(items))
+        extract = partial(extract_records, decoders=decoders, model=model, stats=stats)
+        run_extraction(Output(folder, model.settings, container, items), extract, stats)
+
+
+def _time(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

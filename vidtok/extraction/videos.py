@@ -16,12 +16,12 @@ from vidtok.datasets.frames import OnError
 from vidtok.errors import is_expected, one_line
 from vidtok.extraction.containers import SUFFIXES, is_shard, open_reader
 from vidtok.extraction.decoding import damage_meta, reader_mode, stream_info
-from vidtok.extraction.engine import RunStats, make_record
-from vidtok.extraction.model import load_tokenizer
+from vidtok.extraction.engine import make_record
+from vidtok.extraction.model import load_tokenizer, make_settings
 from vidtok.extraction.npz import read_npz
-from vidtok.extraction.output import make_settings
 from vidtok.extraction.record import Record, id_type
 from vidtok.extraction.sources import WorkItem
+from vidtok.extraction.stats import RunStats
 from vidtok.files import MOVIES, Job, find_files, find_videos, plan_jobs
 from vidtok.names import escape_name
 from vidtok.streaming import LATENTS, cut_chunks, pad_chunks
