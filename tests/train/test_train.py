@@ -153,7 +153,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(clips, tmp_path, extr
     )
     assert "asked to stop at step 6" in process(["-c", script], "parts")
     assert checkpoint(tmp_path / "parts")["step"] == 6
-    assert "goes on from step 6" in process(["-m", "vidtok"], "parts")
+    assert "resumed from step 6" in process(["-m", "vidtok"], "parts")
     whole, parts = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
     assert parts["step"] == whole["step"] == 12
     for part in ("model", "ema", *(["critic"] if extra else [])):

@@ -34,4 +34,4 @@ def test_a_killed_process_ends_the_job_which_then_resumes(tmp_path):
     assert 2 <= step < 60
     again = subprocess.run(command, stdout=subprocess.PIPE, **options)
     assert again.returncode == 0, again.stderr
-    assert f"goes on from step {step}" in again.stdout and "done at step 60" in again.stdout
+    assert f"resumed from step {step}" in again.stdout and "done at step 60" in again.stdout

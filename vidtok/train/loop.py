@@ -1,7 +1,7 @@
-"""The training loop, in full: schedules, both optimizers, logs, checkpoints. What is trained is the `Task`'s business.
+"""The training loop, in full: schedules, both optimizers, logs, checkpoints. A `Task` defines the objective.
 
-Batch i is a pure function of (seed, i) and every step seeds its own random numbers, so that a run resumes exactly from
-`TrainState`, and k processes, each of which makes a k-th of each batch, do what one does with the whole.
+Batch i is a pure function of (seed, i), and every step seeds its own random numbers. A run therefore resumes exactly
+from `TrainState`, and k processes with a k-th of each batch give the result of one process with whole batches.
 
 A batch is a tensor, or a nested dict, list or tuple of tensors with the samples along dimension 0.
 """
@@ -102,19 +102,19 @@ def _checkpointed(forward):
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """How the loop runs.
+    """Settings of the loop.
 
     Attributes:
-        precision: "fp32" or "bf16" (autocast; weights and optimisers stay in float32).
-        accumulate: parts that each process takes its share of a batch in, one after the other; the gradients add up,
-            the memory is that of one part. See `Task` for what comes out the same.
-        checkpoint_activations: blocks of the model keep only their inputs and are computed again on the way back, for a
-            third more work; the results are the same.
-        clip_norm: gradients are scaled down to this norm.
-        workers: processes that make batches ahead.
-        seed: of batches and random numbers.
-        log_seconds, save_seconds: between progress lines; between checkpoints with validation.
-        save_steps: steps between further checkpoints, or None: where the choice among them shall not depend on speed.
+        precision: "fp32", or "bf16" by autocast; weights and optimizer states stay float32.
+        accumulate: gradient accumulation: number of parts in which each process computes its shard of a batch.
+        checkpoint_activations: recompute the activations of blocks in the backward pass: less memory, a third more
+            compute, the same results.
+        clip_norm: maximum norm of the gradients.
+        workers: number of processes that prefetch batches.
+        seed: seed of batches and random numbers.
+        log_seconds, save_seconds: seconds between progress lines, and between checkpoints with validation.
+        save_steps: steps between additional checkpoints, for choices among checkpoints that must not depend on speed;
+            None, no additional ones.
     """
 
     precision: str = "fp32"
@@ -148,28 +148,30 @@ def train(
     log=print,
     fingerprint: Mapping | None = None,
 ) -> nn.Module:
-    """Trains until the schedule ends, if it does, or somebody asks to stop, and saves either way.
+    """Train until the schedule ends or a stop is requested, then save.
 
     Args:
-        task: the objective. Where the state has a critic it is an `AdversarialTask`.
-        state: a new run's; goes on from the checkpoint in `run` where there is one. Its optimisers stand at the peak
-            learning rate.
-        batches: every process makes its share of each, and takes that in `options.accumulate` parts.
-        run: where it is saved; config_yaml: what it writes down of the settings.
-        stop: looked at between steps.
-        log: takes one line of progress.
-        fingerprint: the settings that the checkpoint in `run` must have been made with; None where the caller has
-            checked them.
+        task: the objective; an `AdversarialTask` if the state has a discriminator.
+        state: the state of a new run, with optimizers at the peak learning rate. A checkpoint in `run` is loaded into
+            it.
+        batches: the training data. Every process loads its shard of each batch.
+        schedule: end of the run and learning rate.
+        options: settings of the loop.
+        run: folder of the run.
+        stop: checked after every step.
+        config_yaml: resolved config, written to the folder.
+        log: called with each line of progress.
+        fingerprint: settings that the checkpoint in `run` must have been made with; None, not checked.
 
     Returns:
-        The model with the averaged weights, in evaluation mode.
+        The model with averaged weights, in evaluation mode.
 
     Raises:
-        FloatingPointError: if the loss or its gradient isn't finite; the last good checkpoint stays.
-        ValueError: for a checkpoint of another model or of other settings, or a batch that doesn't divide into the
-            processes' parts.
+        FloatingPointError: the loss or a gradient is not finite; the last good checkpoint stays.
+        ValueError: a checkpoint of another model or other settings, or a batch that is not divisible into the parts of
+            all processes.
     """
-    accelerator = Accelerator(mixed_precision="no")  # its precision is the process' for good; ours is this run's
+    accelerator = Accelerator(mixed_precision="no")  # it would fix the precision for the whole process
     device, accumulate = accelerator.device, options.accumulate
     rank, processes = accelerator.process_index, accelerator.num_processes
 
@@ -182,11 +184,11 @@ def train(
     peaks = [(opt, peak_rates(opt)) for opt in (state.optimizer, state.discriminator_optimizer) if opt]
     checkpoint = run.load_checkpoint()
     if fingerprint is not None:
-        # Nothing depends on the settings before the first checkpoint. A folder from before fingerprints goes on.
+        # Nothing depends on the settings before the first checkpoint. Folders older than fingerprints are resumed.
         (write_fingerprint if checkpoint is None else check_fingerprint)(run.path, fingerprint)
     if checkpoint is not None:
         state.load_state_dict(checkpoint)
-        log(f"goes on from step {state.step} after {state.seconds / 60:.1f} minutes, as {run.path} holds a checkpoint")
+        log(f"resumed from step {state.step} after {state.seconds / 60:.1f} minutes, as {run.path} holds a checkpoint")
     ends = schedule.progress(state.step, state.seconds) >= 1
     if accelerator.is_main_process:
         run.open(None if ends else config_yaml, state.step)
@@ -214,7 +216,7 @@ def train(
             for group, peak in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = peak * rate
 
-        # The model's step: the gradients of the parts add up, and the processes exchange them with the last one.
+        # Step of the model: gradients of the parts add up, and are exchanged between processes with the last part.
         means, aux = {}, []
         for i, part in enumerate(parts):
             torch.manual_seed(options.seed * 1_000_003 + state.step + (rank * accumulate + i << 40))
@@ -230,7 +232,7 @@ def train(
         state.optimizer.step()
         state.optimizer.zero_grad()
 
-        # The critic's step, on the same parts.
+        # Step of the discriminator, on the same parts.
         if discriminator is not None and gan.is_adversarial_step(state.step):
             for i, part in enumerate(parts):
                 with exchange_gradients(discriminator, now=i == accumulate - 1):
@@ -281,7 +283,7 @@ def add_mean(means: dict[str, Tensor], terms: dict[str, Tensor], parts: int) -> 
 
 
 def peak_rates(optimizer: torch.optim.Optimizer) -> list[float]:
-    """Of each group: timm leaves it to the schedule to apply the `lr_scale` of layer-wise decay."""
+    """Return the peak learning rate of each group; timm leaves `lr_scale` of layer-wise decay to the schedule."""
     return [group["lr"] * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
 
 
@@ -322,11 +324,12 @@ def progress_line(scalars: dict[str, float], state: TrainState, schedule: Schedu
 
 
 def build_schedule(plain: dict, branch: "Branch | None" = None) -> dict:
-    """The arguments `schedule` and `options` of `vidtok.train.loop.train`, of the group `trainer` and the seed.
+    """Build the arguments `schedule` and `options` of `train` from the group `trainer` and the seed.
 
-    branch: where the run branched off, for one that did.
+    Args:
+        plain: the config as plain dicts.
+        branch: where the run branched off; None, it is no branch.
     """
-
     trainer = {key: value for key, value in plain["trainer"].items() if key != "ema_decay"}
     keys = ("max_steps", "max_minutes", "warmup_steps", "final_rate", "shape")
     schedule = {key: trainer.pop(key) for key in keys}

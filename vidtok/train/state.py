@@ -1,9 +1,4 @@
-"""All that a run needs to go on: one object, one dict.
-
-How far a run is, and the learning rate there.
-
-timm's optimisers, at full speed on CPUs that have no bf16 arithmetic of their own.
-"""
+"""State of a training run, learning-rate schedule, and timm's optimizers at full speed on CPUs without bf16."""
 
 import math
 from collections.abc import Callable
@@ -20,21 +15,23 @@ from vidtok.errors import nearest
 
 
 def make_ema(model: nn.Module, decay: float = 0.9999) -> ModelEmaV3:
-    """A moving average of the parameters; buffers are copied."""
+    """Make an exponential moving average of a model's parameters; its buffers are copied."""
     # By parameters, not by names: tensors that two modules share have two names, and would be averaged twice.
     return ModelEmaV3(model, decay=decay, use_warmup=True, exclude_buffers=True)
 
 
 @dataclass
 class TrainState:
-    """What training changes. Batches and random numbers follow from `step`, so that nothing else is to be kept.
+    """State of a run, from which it resumes exactly: batches and random numbers follow from `step`.
 
     Attributes:
-        model, optimizer: what is trained, with the optimiser at its peak learning rate.
-        ema: moving average of the model, what is evaluated and saved.
-        critic, critic_optimizer: of an adversarial game, or None.
-        logit_averages: [2], moving averages of the critic's mean real and fake logit.
-        step: optimiser steps done; seconds: of training, over all parts of the run.
+        model: the model in training.
+        optimizer: its optimizer, at the peak learning rate.
+        ema: moving average of the model, which is evaluated and saved.
+        discriminator, discriminator_optimizer: of adversarial training, or None.
+        lecam_ema: [2], moving averages of the discriminator's mean real and fake logit (LeCAM).
+        step: optimizer steps done.
+        seconds: training time over all resumed parts of the run.
     """
 
     model: nn.Module
@@ -53,21 +50,24 @@ class TrainState:
         return parts
 
     def to(self, device: torch.device) -> None:
-        """Before the optimisers have made their first step or been loaded."""
+        """Move the models to a device; to be called before the optimizers step or load their state."""
         for part in (self.model, self.ema, self.discriminator):
             if part is not None:
                 part.to(device)
         self.lecam_ema = self.lecam_ema.to(device)
 
     def state_dict(self) -> dict:
-        """Tensors and plain values only, as `torch.load(weights_only=True)` wants it."""
+        """Return tensors and plain values only, which `torch.load(weights_only=True)` accepts."""
         scalars = {"logit_averages": self.lecam_ema, "step": self.step, "seconds": self.seconds}
         return {name: part.state_dict() for name, part in self._parts().items()} | scalars
 
     def load_state_dict(self, state: dict) -> None:
-        """Raises ValueError where the checkpoint is of another model or lacks a part.
+        """Load a checkpoint.
 
-        A checkpoint that `vidtok.train.branch` has copied may lack the critic, which then starts fresh.
+        One that `vidtok.train.branch` copied may lack the discriminator, which is then trained from scratch.
+
+        Raises:
+            ValueError: the checkpoint is of another model, or lacks a part.
         """
         for name, part in self._parts().items():
             if name not in state:
@@ -158,7 +158,7 @@ def create_optimizer(model: nn.Module, **arguments) -> Optimizer:
         arguments: timm's (opt, lr, ...).
 
     Raises:
-        ValueError: for what timm doesn't know.
+        ValueError: an optimizer or argument that timm doesn't know.
     """
     optimizer = create_optimizer_v2(model, **arguments)
     if type(optimizer) is muon.Muon:
@@ -168,7 +168,7 @@ def create_optimizer(model: nn.Module, **arguments) -> Optimizer:
 
 class _Muon(muon.Muon):
     def step(self, closure: Callable | None = None):
-        # timm hands no dtype down to them. Replaced for this step alone: other users of timm have its own.
+        # timm has no argument for their dtype. Replaced for this step alone: other users of timm keep its own.
         timms = muon.zeropower_via_newtonschulz
         muon.zeropower_via_newtonschulz = partial(_orthogonalize, timms)
         try:
@@ -178,8 +178,8 @@ class _Muon(muon.Muon):
 
 
 def has_fast_bf16() -> bool:
-    """Whether products of bf16 matrices are done by this CPU's own instructions; on x86 they need AVX-512."""
-    # None of torch's public functions says it for every kind of CPU; this is what its own compiler asks.
+    """Return whether this CPU multiplies bf16 matrices in hardware; on x86 that needs AVX-512."""
+    # No public function of torch tells for every kind of CPU; its compiler asks this one.
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -190,7 +190,7 @@ def _orthogonalize(timms: Callable, G: Tensor, *args, **kwargs) -> Tensor:
 
 
 def build_state(model: nn.Module, plain: dict) -> "TrainState":
-    """The model in training mode with its optimiser and average, of the groups `optimizer` and `trainer`."""
+    """Build the state of a new run from the groups `optimizer` and `trainer`, with the model in training mode."""
 
     model.train()
     ema = make_ema(model, plain["trainer"]["ema_decay"])

@@ -1,4 +1,4 @@
-"""What the training loop asks of the things that it trains."""
+"""Interfaces of the training loop: batches and tasks."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -12,53 +12,60 @@ Batch = Any  # a tensor, or a nested dict, list or tuple of tensors, all with th
 
 
 class Batches(Protocol):
-    """An endless row of batches: batch i is a pure function of (seed, i), and so is each part of it."""
+    """Endless sequence of batches. Batch i is a pure function of (seed, i), and so is each shard of it."""
 
     def loader(self, start: int, workers: int, shard: Shard) -> Iterator[Batch]:
-        """That part of batches start, start + 1, ..., made ahead by `workers` processes.
+        """Yield one shard of batches start, start + 1, ..., prefetched by `workers` processes.
 
-        part: (index, count), the rows of one of `count` equal slices. What belongs to other parts alone isn't made.
+        Args:
+            start: number of the first batch.
+            workers: number of processes.
+            shard: (index, count), one of `count` equal slices of each batch. Samples of other shards are not loaded.
 
         Raises:
-            ValueError: where a batch doesn't divide into such parts.
+            ValueError: a batch is not divisible into so many shards.
         """
 
     def summary(self) -> str:
-        """What there is to say of the parts made, such as "3 files skipped"; "" for nothing."""
+        """Return a note on the batches so far, such as "3 files skipped"; "", none."""
 
 
 class Task(Protocol):
-    """An objective and how to watch it. Plain settings and frozen networks only: all that training changes is in the
-    `TrainState`.
+    """Training objective and its validation. It holds settings and frozen networks; what is trained is in `TrainState`.
 
-    A batch comes on the model's device, and is this process' share or, with gradient accumulation, a part of that.
-    Every part has random numbers of its own. So a term that is a mean over samples comes out the same for any number of
-    processes and parts; what all samples shall have in common is drawn by a generator seeded with `step`, and what
-    shall be random per sample and yet the same for any number of processes comes in the batch.
+    A batch is on the model's device. It is this process's shard, or with gradient accumulation a part of it, and every
+    part is seeded differently. A term that is a mean over samples is therefore the same for any number of processes and
+    parts. Random numbers shared by all samples come from a generator seeded with `step`. Random numbers of single
+    samples that must not depend on the number of processes come with the batch.
     """
 
     def terms(self, model: nn.Module, batch: Batch, step: int) -> tuple[dict[str, Tensor], Any]:
-        """Scalar terms and diagnostics by name, and what `discriminator_terms` needs (detached) or None.
+        """Compute scalar terms and diagnostics by name, and the detached inputs of `discriminator_terms`, or None.
 
-        `model` is wrapped where several processes train it: call it as a whole (`unwrap_model` gives its attributes).
+        With several processes `model` is wrapped: call it as a whole; `unwrap_model` gives access to its attributes.
         """
 
     def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
-        """The weighted sum that is minimised."""
+        """Return the weighted sum of the terms, which training minimizes."""
 
     def validate(self, model: Any, run: RunFolder, step: int) -> str | None:
-        """Called at every checkpoint, in the main process, with the averaged model in evaluation mode: writes scalars
-        and pictures to `run`, returns what to say or None."""
+        """Validate the averaged model, in evaluation mode, at a checkpoint; called in the main process only.
+
+        Scalars and pictures go to `run`.
+
+        Returns:
+            A line for the log, or None.
+        """
 
     def progress(self, scalars: dict[str, float]) -> str:
-        """Its part of the progress line."""
+        """Format scalars for the progress line."""
 
 
 class AdversarialTask(Task, Protocol):
-    """A task whose state has a discriminator, too: after each step of the model, it has one on the same batch.
+    """Task with a discriminator, which takes a step on the same batch after each step of the model.
 
     Attributes:
-        logit_decay: of the moving averages of the terms "real_logit" and "fake_logit".
+        logit_decay: decay of the moving averages of the terms "real_logit" and "fake_logit".
     """
 
     logit_decay: float
@@ -66,7 +73,7 @@ class AdversarialTask(Task, Protocol):
     def terms(
         self, model: nn.Module, batch: Batch, step: int, discriminator: nn.Module | None = None
     ) -> tuple[dict[str, Tensor], Any]:
-        """As in `Task`. discriminator: that of the state, not wrapped; only the model learns from the terms."""
+        """Compute the terms of `Task.terms`, given the discriminator, not wrapped. It is not trained by them."""
 
     def is_adversarial_step(self, step: int) -> bool:
         """Return whether the discriminator trains at this step."""
@@ -74,9 +81,14 @@ class AdversarialTask(Task, Protocol):
     def discriminator_terms(
         self, discriminator: nn.Module, batch: Batch, aux: Any, lecam_ema: Tensor, step: int
     ) -> dict[str, Tensor]:
-        """Scalar terms and diagnostics by name, "real_logit" and "fake_logit" among them.
+        """Compute scalar terms and diagnostics by name, including "real_logit" and "fake_logit".
 
-        aux: what `terms` returned for the same batch; lecam_ema: [2], averages of the real and the fake logit.
+        Args:
+            discriminator: the discriminator, wrapped with several processes.
+            batch: the batch of `terms`.
+            aux: the second value that `terms` returned for it.
+            lecam_ema: [2], moving averages of the real and the fake logit.
+            step: number of the step.
         """
 
     def discriminator_total(self, terms: dict[str, Tensor], step: int) -> Tensor:
