@@ -92,15 +92,11 @@ _ATTEMPTS = 100
 class LabeledDataset(Dataset):
     """Base class of labeled datasets: `dataset[i]` is a `Sample`, a function of (seed, epoch, i).
 
-    Samples do not depend on the number of workers. A subclass sets the attributes and defines `_read`.
+    Samples do not depend on the number of workers. A subclass sets the attributes and defines `draw`.
 
     Args:
-        length: number of samples.
         transform: see `LabeledVideos`.
         seed: seed of all random choices.
-        on_error: what happens if a video can't be read. "raise": its `VideoError` is raised. "return": the error is
-            returned in place of the sample, so that an evaluation continues and counts it. "resample": a random other
-            video is used, with a warning, and counted in `resampled`; for training only.
 
     Attributes:
         classes: the name of each class number; empty without labels.
@@ -113,7 +109,7 @@ class LabeledDataset(Dataset):
         flip_keeps_label: whether a mirrored video keeps its class.
 
     Raises:
-        ValueError: an unknown on_error, or a transform that flips although classes depend on the direction.
+        ValueError: a transform that flips although classes depend on the direction.
     """
 
     flip_keeps_label = True
@@ -124,16 +120,13 @@ class LabeledDataset(Dataset):
     paths: Sequence[str] = ()
     segments: Sequence[Segment | None] = ()
 
-    def __init__(self, length: int, transform: Transform | None, seed: int, on_error: OnError):
-        if on_error not in ("raise", "return", "resample"):
-            raise ValueError(f"on_error={on_error!r} is not 'raise', 'return' or 'resample'")
+    def __init__(self, transform: Transform | None, seed: int):
         if getattr(transform, "flip", False) and not self.flip_keeps_label:
             name = type(self).__name__
             raise ValueError(f"{name} has classes that depend on left and right: give a transform with flip=False")
-        self.transform, self.seed, self.on_error = transform, seed, on_error
-        # In shared memory, so that running workers see the next epoch, and this process sees their counts.
+        self.transform, self.seed = transform, seed
+        # In shared memory, so that running workers see the next epoch.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._resampled = torch.zeros(length, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -141,20 +134,33 @@ class LabeledDataset(Dataset):
     def __getitem__(self, index: int) -> Sample | VideoError:
         if not 0 <= index < len(self):
             raise IndexError(index)  # ends a plain `for` loop
-        return _normalized(self._take((index, 0)))
+        return self.draw(index)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, which seeds the random choices; it applies to running workers too."""
         self._epoch[0] = epoch
 
-    def draw(self, index: int, epoch: int) -> Sample | VideoError:
-        """Return sample `index` of `epoch`, regardless of `set_epoch`: for batches that span epochs."""
-        return _normalized(self._take((index, 0), epoch))
+    def draw(self, index: int, epoch: int | None = None) -> Sample | VideoError:
+        """Return sample `index` of an epoch: None, that of `set_epoch`; others are for batches that span epochs."""
+        raise NotImplementedError
 
     @property
     def resampled(self) -> int:
         """Number of times that a failed video was replaced by another one, so far and in all workers."""
-        return int(self._resampled.sum())
+        return 0
+
+    def keep(self, chosen: slice | np.ndarray) -> None:
+        """Drop all samples but those at the `chosen` places.
+
+        Raises:
+            ValueError: a slice that keeps none.
+        """
+        if isinstance(chosen, slice) and chosen.stop is not None and chosen.stop < 1:
+            raise ValueError(f"want at least one clip, not {chosen.stop}")
+        places = np.arange(len(self.ids))[chosen]
+        for name in ("ids", "labels", "paths", "segments"):
+            if values := getattr(self, name):  # samples that are rendered have no paths
+                setattr(self, name, [values[i] for i in places])
 
     def loader(
         self, batch_size: int, workers: int = 0, shuffle: bool = False, drop_last: bool = False, time_limit: float = 60
@@ -172,7 +178,7 @@ class LabeledDataset(Dataset):
             time_limit: seconds per video, with workers. A video that takes longer or crashes its decoder counts as
                 unreadable. Without workers it hangs or crashes this process.
         """
-        order = np.arange(len(self))
+        order = np.arange(len(self.ids))
         if shuffle:
             np.random.default_rng([self.seed, int(self._epoch[0])]).shuffle(order)
         batch = []
@@ -185,18 +191,105 @@ class LabeledDataset(Dataset):
         if batch and not drop_last:
             yield collate_samples(batch)
 
-    def _read(self, index: int, rng: np.random.Generator) -> Sample:
-        """Read sample `index`; raise `VideoError` if it can't be read."""
-        raise NotImplementedError
-
-    def _name(self, job: tuple[int, int]) -> str:
-        """Return the name by which a failure is reported."""
-        return self.ids[job[0]]
-
     def _samples(self, order: list[int], workers: int, time_limit: float, ahead: int) -> Iterator[Sample | VideoError]:
-        if not workers:
-            yield from map(self.__getitem__, order)
-            return
+        """Yield the samples in that order; with workers, at most about `ahead` wait for each of them."""
+        return self._in_processes(order, workers, time_limit, ahead) if workers else map(self.draw, order)
+
+    def _in_processes(
+        self, order: list[int], workers: int, time_limit: float, ahead: int
+    ) -> Iterator[Sample | VideoError]:
+        with DecodePool(self.draw, workers, time_limit, path_of=self.ids.__getitem__) as pool:
+            for _, sample in pool.imap(order, ahead, ahead):
+                if isinstance(sample, VideoError):  # it crashed or hung its process
+                    raise sample
+                yield sample
+
+
+def _normalized(sample: Sample | VideoError) -> Sample | VideoError:
+    """Normalize pixels after transport: uint8 takes a quarter of the shared memory."""
+    if isinstance(sample, VideoError) or sample.video.is_floating_point():
+        return sample
+    return sample._replace(video=normalize_video(sample.video))
+
+
+class LabeledVideos(LabeledDataset):
+    """Labeled video files; see `LabeledDataset`. A subclass may define how a sample is read, `_read`.
+
+    Subclasses take the arguments from `sampler` on as `**reading`.
+
+    Args:
+        paths, ids, labels: file, name and class number of each video.
+        classes: the name of each class number.
+        split: name of the split.
+        sampler: selects timestamps, see `vidtok.datasets.samplers`; None, all frames of the video.
+        transform: function of (float32 [V,3,T,H,W] in [-1, 1], rng) that returns [V',3,T,h,w], V' a multiple of V;
+            None, frames as they are in the file.
+        seed: seed of all random choices.
+        on_error: what happens if a video can't be read. "raise": its `VideoError` is raised. "return": the error is
+            returned in place of the sample, so that an evaluation continues and counts it. "resample": a random other
+            video is used, with a warning, and counted in `resampled`; for training only.
+        checked: table of `vidtok check`, as DataFrame or csv file. Videos whose status in it is not "ok" are left out,
+            with a warning; `left_out` lists their paths.
+        cache: folder for decoded frames, see `cached_frames`; None, no cache.
+        reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`.
+        segments: (start, end) in seconds of each video, of which samples are taken as of a video of its own (their
+            timestamps remain those of the video); None, and None for a video: all of it.
+
+    Raises:
+        ValueError: no video, or arguments that don't fit together.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        ids: Sequence[str],
+        labels: Sequence[int],
+        classes: Sequence[str],
+        split: str | None = None,
+        sampler: Sampler | None = None,
+        transform: Transform | None = None,
+        seed: int = 0,
+        on_error: OnError = "raise",
+        checked: pd.DataFrame | str | Path | None = None,
+        cache: str | Path | None = None,
+        reader: str = "auto",
+        segments: Sequence[Segment | None] | None = None,
+    ):
+        segments = [None] * len(paths) if segments is None else segments
+        bad = set() if checked is None else _not_ok(checked)
+        kept = [
+            not bad or not {(os.path.abspath(path), None), (os.path.abspath(path), segment)} & bad
+            for path, segment in zip(paths, segments, strict=True)
+        ]
+        self.paths, self.ids = [*itertools.compress(paths, kept)], [*itertools.compress(ids, kept)]
+        self.labels, self.segments = [*itertools.compress(labels, kept)], [*itertools.compress(segments, kept)]
+        self.left_out = [path for path, is_kept in zip(paths, kept, strict=True) if not is_kept]
+        if self.left_out:
+            warnings.warn(
+                f"{len(self.left_out)} of {len(paths)} videos left out: their status in `checked` isn't ok",
+                stacklevel=3,
+            )
+        if not self.paths:
+            raise ValueError(f"no video{f' in split {split!r}' if split else ''}{' is left' if self.left_out else ''}")
+        if on_error not in ("raise", "return", "resample"):
+            raise ValueError(f"on_error={on_error!r} is not 'raise', 'return' or 'resample'")
+        super().__init__(transform, seed)
+        self.on_error = on_error
+        # In shared memory, so that this process sees the counts of running workers.
+        self._resampled = torch.zeros(len(self.paths), dtype=torch.int64).share_memory_()
+        self.classes, self.split, self.sampler, self.cache = list(classes), split, sampler, cache
+        self.reader = reader
+
+    def draw(self, index: int, epoch: int | None = None) -> Sample | VideoError:
+        return _normalized(self._take((index, 0), epoch))
+
+    @property
+    def resampled(self) -> int:
+        return int(self._resampled.sum())
+
+    def _in_processes(
+        self, order: list[int], workers: int, time_limit: float, ahead: int
+    ) -> Iterator[Sample | VideoError]:
         with DecodePool(self._take, workers, time_limit, path_of=self._name) as pool:
             for (index, _), sample in pool.imap(((index, 0) for index in order), ahead, ahead):
                 if isinstance(sample, VideoError) and self.on_error == "resample":  # it crashed or hung its process
@@ -241,75 +334,6 @@ class LabeledDataset(Dataset):
     def _note(self, index: int, error: VideoError) -> None:
         self._resampled[index] += 1
         warnings.warn(f"{error}; replaced by another video in this epoch", stacklevel=3)
-
-
-def _normalized(sample: Sample | VideoError) -> Sample | VideoError:
-    """Normalize pixels after transport: uint8 takes a quarter of the shared memory."""
-    if isinstance(sample, VideoError) or sample.video.is_floating_point():
-        return sample
-    return sample._replace(video=normalize_video(sample.video))
-
-
-class LabeledVideos(LabeledDataset):
-    """Labeled video files; see `LabeledDataset`.
-
-    Subclasses take the arguments from `sampler` on as `**reading`.
-
-    Args:
-        paths, ids, labels: file, name and class number of each video.
-        classes: the name of each class number.
-        split: name of the split.
-        sampler: selects timestamps, see `vidtok.datasets.samplers`; None, all frames of the video.
-        transform: function of (float32 [V,3,T,H,W] in [-1, 1], rng) that returns [V',3,T,h,w], V' a multiple of V;
-            None, frames as they are in the file.
-        seed: seed of all random choices.
-        on_error: "raise", "return" or "resample", see `LabeledDataset`.
-        checked: table of `vidtok check`, as DataFrame or csv file. Videos whose status in it is not "ok" are left out,
-            with a warning; `left_out` lists their paths.
-        cache: folder for decoded frames, see `cached_frames`; None, no cache.
-        reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`.
-        segments: (start, end) in seconds of each video, of which samples are taken as of a video of its own (their
-            timestamps remain those of the video); None, and None for a video: all of it.
-
-    Raises:
-        ValueError: no video, or arguments that don't fit together.
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[str],
-        ids: Sequence[str],
-        labels: Sequence[int],
-        classes: Sequence[str],
-        split: str | None = None,
-        sampler: Sampler | None = None,
-        transform: Transform | None = None,
-        seed: int = 0,
-        on_error: OnError = "raise",
-        checked: pd.DataFrame | str | Path | None = None,
-        cache: str | Path | None = None,
-        reader: str = "auto",
-        segments: Sequence[Segment | None] | None = None,
-    ):
-        segments = [None] * len(paths) if segments is None else segments
-        bad = set() if checked is None else _not_ok(checked)
-        kept = [
-            not bad or not {(os.path.abspath(path), None), (os.path.abspath(path), segment)} & bad
-            for path, segment in zip(paths, segments, strict=True)
-        ]
-        self.paths, self.ids = [*itertools.compress(paths, kept)], [*itertools.compress(ids, kept)]
-        self.labels, self.segments = [*itertools.compress(labels, kept)], [*itertools.compress(segments, kept)]
-        self.left_out = [path for path, is_kept in zip(paths, kept, strict=True) if not is_kept]
-        if self.left_out:
-            warnings.warn(
-                f"{len(self.left_out)} of {len(paths)} videos left out: their status in `checked` isn't ok",
-                stacklevel=3,
-            )
-        if not self.paths:
-            raise ValueError(f"no video{f' in split {split!r}' if split else ''}{' is left' if self.left_out else ''}")
-        super().__init__(len(self.paths), transform, seed, on_error)
-        self.classes, self.split, self.sampler, self.cache = list(classes), split, sampler, cache
-        self.reader = reader
 
     def _read(self, index: int, rng: np.random.Generator) -> Sample:
         path, segment = self.paths[index], self.segments[index]

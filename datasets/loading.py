@@ -144,7 +144,10 @@ def _permuted(array: np.ndarray, order: list[int]) -> Tensor:
     return torch.from_numpy(array).permute(order)
 
 
-_DTYPES = {torch.from_numpy(np.zeros(1, t)).dtype for t in "?bhilefdB"}
+_DTYPES = {
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.float16, torch.float32, torch.float64,
+}  # fmt: skip
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -397,13 +400,15 @@ def prefetch(make: Callable[[int], Any], start: int, workers: int) -> Iterator[A
         start: the first number.
         workers: number of processes; 0, this process.
     """
+    if not workers:
+        return map(make, itertools.count(start))
     # Not fork: FFmpeg hangs in a forked child of a process that has used it.
     loader = DataLoader(
         _Numbered(make),
         batch_size=None,
         sampler=itertools.count(start),
         num_workers=workers,
-        multiprocessing_context="spawn" if workers else None,
+        multiprocessing_context="spawn",
         worker_init_fn=leave_process_group,
     )
     return iter(loader)

@@ -62,7 +62,7 @@ class TokenEmbed(Embed):
         self.low_bits = math.ceil(math.log2(size) / 2)
         self.low = nn.Embedding(1 << self.low_bits, dim)
         self.high = nn.Embedding(((size - 1) >> self.low_bits) + 1, dim)
-        self.join = _linear(patch_merge**2 * dim, dim) if patch_merge > 1 else nn.Identity()
+        self.join = _linear(patch_merge**2 * dim, dim) if patch_merge > 1 else None
         scale = (1.0 if patch_merge > 1 else SCALE) / math.log2(size) ** 0.5
         for table in (self.low, self.high):
             bits_VK = _signs(torch.arange(len(table.weight)), max(len(table.weight) - 1, 1).bit_length())
@@ -72,7 +72,7 @@ class TokenEmbed(Embed):
         check_ids(ids_Bthw, self.bits)
         ids = ids_Bthw.long()
         x_BthwD = self.low(ids & ((1 << self.low_bits) - 1)) + self.high(ids >> self.low_bits)
-        return self.join(merge_patches(x_BthwD, self.patch_merge))
+        return x_BthwD if self.join is None else self.join(merge_patches(x_BthwD, self.patch_merge))
 
 
 class CodeEmbed(Embed):

@@ -1,4 +1,4 @@
-"""Base class of recognition heads: timm's model interface, registry of kinds, loading and saving.
+"""Recognition heads: their config, base class with timm's model interface, registry of kinds, loading and saving.
 
 head(x) -> logits [B, classes]
 head.forward_features(x) -> [B, N, D]; N depends on the head, D is head.num_features
@@ -9,19 +9,76 @@ head.reset_classifier(n): replace the last layer by one of n classes; 0, remove 
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from vidtok.configs.compose import to_dict
 from vidtok.errors import nearest
-from vidtok.heads.config import SCHEMA, HeadConfig, read_head_config
-from vidtok.hub import PRETRAINED, PretrainedModel, find_pretrained, list_shipped, load_weights
+from vidtok.heads.embed import INPUTS
+from vidtok.hub import PRETRAINED, PretrainedModel, find_pretrained, list_shipped, load_config, load_weights
 
+SCHEMA = "vidtok.head/1"
 SHIPPED = PRETRAINED / "heads"
 HEADS: dict[str, Callable[..., "Head"]] = {}  # kind, its name in configs -> class; filled by `register_head`
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Architecture of a head, and the input, classes and clips that it was trained on.
+
+    Attributes:
+        name: name of the head in results.
+        net: {"kind": a name in `vidtok.heads.HEADS`, **arguments of the class}.
+        input: {"kind": a name in `vidtok.heads.INPUTS`, **arguments of the embedding}.
+        grid: (t, h, w) of the tokens, before `patch_merge`.
+        num_classes: classes of the last layer.
+        classes: the name of each class number; None, unknown.
+        tokenizer: {"name", "weight_hash"} of the tokenizer that produced the input; for pixels, of the tokenizer that
+            reconstructed them. None: unknown, or original pixels.
+        protocol: sampling of the clips. None, unknown. Else a dict:
+            "frames": frames T per clip.
+            "size": side of the square crop in pixels.
+            "stride": frames from one sampled frame to the next; None, spread over the whole video.
+            "fps": frame rate at which the stride is counted, if not the video's own.
+            "resize": short side in pixels before the crop, if not `size`.
+            "clips": clips per video.
+            "crops": 1 or 3 per clip, whose probabilities are averaged.
+            "concat_segments": whether the head sees the features of all clips at once.
+            "grid_crop": side of the center crop of the grid, if it was trained on crops of the grid.
+        class_counts: number of training clips of each class; None, unknown.
+        license: license of the weights.
+    """
+
+    name: str
+    net: dict
+    input: dict
+    grid: tuple[int, int, int]
+    num_classes: int
+    classes: list[str] | None = None
+    tokenizer: dict | None = None
+    protocol: dict | None = None
+    class_counts: list[int] | None = None
+    license: str = "apache-2.0"
+
+    def __post_init__(self):
+        if self.classes is not None and len(self.classes) != self.num_classes:
+            raise ValueError(f"{len(self.classes)} class names for num_classes={self.num_classes}: give one per class")
+        if self.class_counts is not None and len(self.class_counts) != self.num_classes:
+            counts, classes = len(self.class_counts), self.num_classes
+            raise ValueError(f"{counts} class counts for num_classes={classes}: give one per class")
+        self.net["kind"], self.input["kind"]
+
+
+def read_head_config(path: Path) -> HeadConfig:
+    """Read a config file; raise ValueError if it is not a head's config or of another schema."""
+    config = load_config(path, SCHEMA, HeadConfig, "head")
+    return replace(config, grid=tuple(config.grid))
 
 
 class Head(PretrainedModel, tags=["video-classification"]):
@@ -221,3 +278,74 @@ def make_head(config: HeadConfig) -> Head:
 def list_shipped_heads() -> list[str]:
     """List the names that `Head.from_pretrained` accepts without a download."""
     return list_shipped(SHIPPED)
+
+
+def list_heads() -> list[str]:
+    """List the names that `create_head` accepts: the files in `vidtok/configs/head`."""
+    return sorted(p.name.removesuffix(".yaml") for p in files("vidtok.configs").joinpath("head").iterdir())
+
+
+def create_head(
+    name: str,
+    input: str = "tokens",
+    num_classes: int = 0,
+    grid: tuple[int, int, int] = (5, 16, 16),
+    patch_merge: int = 1,
+    bits: float = 18,
+    channels: int | None = None,
+    stride: tuple[int, int, int] = (4, 8, 8),
+    **arguments,
+) -> Head:
+    """Create an untrained recognition head by config name, in training mode on the CPU.
+
+    Args:
+        name: one of `list_heads()`.
+        input: kind of input: "tokens" or "codes", int64 ids [B, t, h, w]; "latents" or "hidden", float
+            [B, channels, t, h, w]; "embedding", float [B, N, channels]; "pixels", float [B, 3, T, H, W] in [-1, 1].
+        num_classes: classes of the last layer; 0, no last layer.
+        grid: (t, h, w) of the tokens that positions are learned for; heads work on other grids too.
+        patch_merge: patch_merge x patch_merge neighboring cells become one, a divisor of h and w.
+        bits: log2 of the codebook size, for tokens and codes.
+        channels: channels of the features, for latents, hidden and embedding.
+        stride: (time, height, width), pixels per token, for pixels.
+        arguments: arguments of the head's class that replace those of the config, such as drop_path=0.1.
+
+    Raises:
+        ValueError: an unknown name, input or argument, or a grid that is not divisible by `patch_merge`.
+    """
+    if name not in list_heads():
+        raise ValueError(f"unknown head {name!r}: {nearest(name, list_heads())}")
+    from hydra import compose, initialize_config_module
+
+    with initialize_config_module("vidtok.configs", version_base="1.3"):
+        net = to_dict(compose(overrides=[f"+head={name}"]).head)
+    input_settings = {"bits": bits, "channels": channels, "stride": list(stride)}
+    return build_head({**net, **arguments}, name, input, num_classes, grid, patch_merge, input_settings)
+
+
+def build_head(
+    net: dict,
+    name: str,
+    input: str,
+    num_classes: int,
+    grid: tuple[int, int, int],
+    patch_merge: int,
+    input_settings: dict,
+) -> Head:
+    """Build an untrained head, in training mode on the CPU.
+
+    Args:
+        net: {"kind": a name in `HEADS`, **arguments of the class}.
+        input_settings: {"bits", "channels", "stride"}, of which the one that `input` needs is used.
+        name, input, num_classes, grid, patch_merge: see `create_head`.
+
+    Raises:
+        ValueError: see `create_head`.
+    """
+    if input not in INPUTS:
+        raise ValueError(f"unknown input {input!r}: {nearest(input, INPUTS)}")
+    key = INPUTS[input][1]
+    if input_settings.get(key) is None:
+        raise ValueError(f"input {input!r} needs {key}=: give it")
+    spec = {"kind": input, "patch_merge": patch_merge, key: input_settings[key]}
+    return make_head(HeadConfig(name, net, spec, (grid[0], grid[1], grid[2]), num_classes))

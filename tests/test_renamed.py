@@ -15,8 +15,7 @@ from vidtok.extraction.decoding import ReadConfig
 from vidtok.extraction.record import SCHEMA, Settings, parse_description, settings_of
 from vidtok.generator import GeneratorConfig, create_generator, from_pretrained
 from vidtok.generator.base import RENAMED_PARAMETERS
-from vidtok.heads import Head
-from vidtok.heads.factory import create_head
+from vidtok.heads import Head, create_head
 from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
 from vidtok.train.run_folder import FINGERPRINT, check_fingerprint
 

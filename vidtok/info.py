@@ -41,7 +41,7 @@ def describe(thing: str | Path) -> dict[str, object]:
 
 def model_info(name: str) -> dict[str, object]:
     from vidtok.heads import list_shipped_heads
-    from vidtok.heads.config import SCHEMA as HEAD
+    from vidtok.heads.head import SCHEMA as HEAD
     from vidtok.hub import CONFIG
 
     schema = ""

@@ -86,22 +86,23 @@ class MovingDigits(LabeledDataset):
         numbers = [n for n in range(len(self._digits)) if (n % 5 == 4) == (split == "val")]
         self.labels = [self.classes.index(motion) for _ in numbers for motion in _MOTIONS]
         self.ids = [f"{number:04d}/{motion}" for number in numbers for motion in _MOTIONS]
-        super().__init__(len(self.ids), transform, seed, on_error="raise")
+        super().__init__(transform, seed)
 
     if TYPE_CHECKING:
 
         def __getitem__(self, index: int) -> Sample: ...  # rendering never fails
 
-    def _read(self, index: int, rng: np.random.Generator) -> Sample:
+    def draw(self, index: int, epoch: int | None = None) -> Sample:
         number, motion = self.ids[index].split("/")  # not from `index`: a dataset may be reduced to some of its ids
-        # Not `rng`: the video is the same in every epoch.
+        # The video is the same in every epoch.
         video_rng = np.random.default_rng([self.seed, int(number), list(_MOTIONS).index(motion)])
         place, direction = _MOTIONS[motion]
         states = np.tile(video_rng.random(4), (self.frames, 1))  # x, y, angle, size, each in [0, 1)
         states[:, place] += direction * video_rng.uniform(*_TRAVEL) * np.linspace(0, 1, self.frames)
         video = self._render(self._digits[int(number)], torch.from_numpy(states % 1).float(), video_rng)[None]
         if self.transform is not None:
-            video = self.transform(video, rng)
+            epoch = int(self._epoch[0]) if epoch is None else epoch
+            video = self.transform(video, np.random.default_rng([self.seed, epoch, index, 0]))
         timestamps = torch.arange(self.frames, dtype=torch.float64) / self.fps
         return Sample(video, self.labels[index], self.ids[index], timestamps.expand(len(video), -1))
 

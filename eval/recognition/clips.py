@@ -1,35 +1,153 @@
-"""Labeled clips: their source, clips in memory, and train/validation splits.
+"""Labeled clips: which of a video are tested (the protocol), their source, loading, and train/validation splits.
 
 Splits are made of the training clips alone, so that model selection never sees the test set.
 """
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from omegaconf import DictConfig
-from sklearn.model_selection import (
-    GroupKFold,
-    GroupShuffleSplit,
-    KFold,
-    ShuffleSplit,
-    StratifiedKFold,
-    StratifiedShuffleSplit,
-)
 from torch import Tensor
 
-from vidtok.configs.compose import to_dict
-from vidtok.datasets import LabeledDataset, MovingDigits, open_dataset, read_annotations, validate_disjoint
+from vidtok.datasets import (
+    EvalTransform,
+    LabeledDataset,
+    MovingDigits,
+    TrainTransform,
+    dense_clips,
+    open_dataset,
+    random_clip,
+    random_segments,
+    read_annotations,
+    uniform_segments,
+    validate_disjoint,
+)
+from vidtok.datasets.labeled import Sampler
 from vidtok.datasets.samplers import ids_and_segments
-from vidtok.eval.recognition.inputs import to_bytes
-from vidtok.eval.recognition.protocol import Protocol
+from vidtok.eval.recognition.inputs import ClipSet, to_bytes
 from vidtok.names import escape_name
 
 Encode = Callable[[Tensor], Tensor]
+
+_NAME = re.compile(r"(\d+)x(\d+|u)x(\d+)x(\d+)")
+EXAMPLE = "17x4x5x3 (frames x stride x segments x crops), or 17xux2x3 for frames spread evenly over the video"
+LOADED = 8  # clips that are decoded and rounded to 8 bits together
 DIGITS = "digits"  # the set that the package makes itself
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Frames, stride, segments and crops of a test, written as in the literature: `16x4x5x3`.
+
+    Attributes:
+        frames: number of frames of a clip.
+        stride: video frames between two of them. None ("u" in the name): they are spread evenly over the whole video,
+            each in the middle of one of `frames` equal parts.
+        segments: number of clips of a video, evenly spaced; a single one is taken from the middle.
+        crops: 1, the center, or 3 along the long side. Probabilities are averaged over the segments x crops views.
+        size: side of the square crops in pixels. resize: short side before the crop in pixels; None, `size`.
+        fps: frame rate in which `stride` is counted; None, the video's own.
+        concat_segments: whether the head sees the features of all segments at once, as V-JEPA's probe does.
+            Probabilities are then averaged over the crops alone, and training takes as many clips, one from each part
+            of the video.
+
+    Raises:
+        ValueError: for illegal numbers.
+    """
+
+    frames: int = 17
+    stride: int | None = None
+    segments: int = 1
+    crops: int = 1
+    size: int = 128
+    fps: float | None = None
+    resize: int | None = None
+    concat_segments: bool = False
+
+    def __post_init__(self):
+        if min(self.frames, self.segments, self.size) < 1 or self.stride == 0 or self.crops not in (1, 3):
+            raise ValueError(f"protocol {self}: all numbers are at least 1, and crops are 1 or 3")
+        if self.fps is not None and (self.stride is None or not self.fps > 0):
+            raise ValueError(f"protocol {self}: fps={self.fps} is above 0, and goes with a stride only")
+        if self.resize is not None and self.resize < self.size:
+            raise ValueError(f"protocol {self}: a crop of {self.size} does not fit into a short side of {self.resize}")
+
+    @classmethod
+    def parse(
+        cls,
+        name: str,
+        size: int = 128,
+        fps: float | None = None,
+        resize: int | None = None,
+        concat_segments: bool = False,
+    ) -> "Protocol":
+        """Parse FRAMESxSTRIDExSEGMENTSxCROPS. Raises ValueError for another name."""
+        match = _NAME.fullmatch(name)
+        if not match:
+            raise ValueError(f"protocol {name!r}: want such as {EXAMPLE}")
+        frames, stride, segments, crops = match.groups()
+        stride = None if stride == "u" else int(stride)
+        return cls(int(frames), stride, int(segments), int(crops), size, fps, resize, concat_segments)
+
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.stride or 'u'}x{self.segments}x{self.crops}"
+
+    @property
+    def views(self) -> int:
+        return self.segments * self.crops
+
+    @property
+    def at_once(self) -> int:
+        """Number of clips that the head sees at once."""
+        return self.segments if self.concat_segments else 1
+
+    def sampler(self) -> Sampler:
+        """Return the deterministic sampler of the test."""
+        if self.stride is None:
+            return partial(uniform_segments, frames=self.frames, clips=self.segments)
+        return partial(dense_clips, frames=self.frames, stride=self.stride, clips=self.segments, at_fps=self.fps)
+
+    def train_sampler(self) -> Sampler:
+        """Return the sampler of random clips for training, as many as the head sees at once."""
+        if self.stride is None:
+            return partial(random_segments, frames=self.frames, clips=self.at_once)
+        return partial(
+            random_clip, frames=self.frames, stride=self.stride, at_fps=self.fps, clips=self.at_once, spread=True
+        )
+
+    def transform(self) -> EvalTransform:
+        return EvalTransform(self.size, self.crops, self.resize)
+
+    def train_transform(self, **settings) -> TrainTransform:
+        """Return the transform of training. settings: of `TrainTransform`, but for the size."""
+        return TrainTransform(self.size, **settings)
+
+    def record(self) -> dict:
+        """Return the record for a result file: the name and all settings."""
+        averaged = "crops, segments seen at once" if self.concat_segments else "segments x crops"
+        return {"name": str(self), **asdict(self), "views": f"probabilities averaged over {averaged}"}
+
+    def for_head(self) -> dict:
+        """Return the record for `vidtok.heads.HeadConfig.protocol`."""
+        rest = {"fps": self.fps, "resize": self.resize, "concat_segments": self.concat_segments or None}
+        return {
+            "frames": self.frames, "stride": self.stride, "size": self.size,
+            "clips": self.segments, "crops": self.crops,
+            **{key: value for key, value in rest.items() if value is not None},
+        }  # fmt: skip
+
+    @classmethod
+    def of_head(cls, record: dict) -> "Protocol":
+        """Read the record of `for_head`."""
+        stride = record.get("stride", 1 if "fps" in record else None)
+        segments, crops, concat = record.get("clips", 1), record.get("crops", 1), record.get("concat_segments", False)
+        fps, resize = record.get("fps"), record.get("resize")
+        return cls(record["frames"], stride, segments, crops, record["size"], fps, resize, concat)
 
 
 @dataclass(frozen=True)
@@ -129,28 +247,6 @@ def digits_of(ids: Sequence[str]) -> list[str]:
     return [name.split("/")[0] for name in ids]
 
 
-@dataclass
-class ClipSet:
-    """Clips in memory. video: uint8 [N,V,3,T,H,W] with V views, or their encoding, [N,V,...]. labels: int [N]. paths:
-    of the video files, "" for rendered clips. failures: videos that could not be read, {name, reason}."""
-
-    video: Tensor
-    labels: np.ndarray
-    ids: list[str]
-    classes: list[str]
-    failures: list[dict] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def subset(self, indices: Sequence[int] | np.ndarray) -> "ClipSet":
-        """Return some of the clips; the failures stay with the whole."""
-        chosen = [int(i) for i in indices]
-        ids, paths = ([x[i] for i in chosen] for x in (self.ids, self.paths))
-        return ClipSet(self.video[chosen], self.labels[chosen], ids, self.classes, [], paths)
-
-
 def load_clips(
     dataset: LabeledDataset, limit: int | None = None, workers: int = 0, log=print, encode: Encode | None = None
 ) -> ClipSet:
@@ -159,18 +255,18 @@ def load_clips(
     encode: encoding of the views of a video that is kept, uint8 [V,3,T,H,W] -> [V,...]; None keeps the pixels. Raises
     ValueError where no video can be read, with the first reason.
     """
-    cut(dataset, slice(limit))
+    dataset.keep(slice(limit))
     path_of = dict(zip(dataset.ids, dataset.paths or [""] * len(dataset), strict=True))
-    clips, labels, ids, failures = [], [], [], []
-    for batch in dataset.loader(batch_size=max(1, workers), workers=workers):
+    clips: list[Tensor] = []
+    labels, ids, failures = [], [], []
+    for batch in dataset.loader(batch_size=max(LOADED, workers), workers=workers):
         for error in batch.failed:
             failures.append({"name": escape_name(str(error.path)), "reason": error.reason})
             log(str(error))
-        for name, label, clip in zip(batch.id, batch.label.tolist(), batch.video, strict=True):
-            video = to_bytes(clip)
-            clips.append(video if encode is None else encode(video).cpu())
-            labels.append(label)
-            ids.append(name)
+        videos = to_bytes(batch.video)
+        clips += videos if encode is None else [encode(video).cpu() for video in videos]
+        labels += batch.label.tolist()
+        ids += batch.id
     if not clips:
         raise ValueError(f"no clip could be read: {failures[0]['name']}: {failures[0]['reason']}")
     paths = [path_of[name] for name in ids]
@@ -208,16 +304,6 @@ def load_views(
     return replace(whole, video=video, failures=list(failures.values()))
 
 
-def cut(dataset: LabeledDataset, chosen: slice | np.ndarray) -> None:
-    """Drop all other samples of a dataset. Raises ValueError where none is left."""
-    if isinstance(chosen, slice) and chosen.stop is not None and chosen.stop < 1:
-        raise ValueError(f"want at least one clip, not {chosen.stop}")
-    places = np.arange(len(dataset))[chosen]
-    for name in ("ids", "labels", "paths", "segments"):
-        if values := getattr(dataset, name):  # digits that are rendered have no paths
-            setattr(dataset, name, [values[i] for i in places])
-
-
 Indices = np.ndarray
 
 
@@ -227,6 +313,8 @@ def split_off(labels: np.ndarray, groups: Sequence[str] | None, share: float, se
     Groups stay whole where there are groups; otherwise the split is stratified by class where each class has enough
     clips. Raises ValueError for a single group, or a share that leaves one side empty.
     """
+    from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedShuffleSplit
+
     n = len(labels)
     if not 0 < round(share * n) < n:
         raise ValueError(f"a share of {share:g} of {n} training clips leaves one side empty")
@@ -249,6 +337,8 @@ def folds(
     They keep groups whole where there are groups; otherwise they are stratified where each class has at least `count`
     clips.
     """
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
+
     if groups is not None:
         count = min(count, len(set(groups)))
         if count < 2:
@@ -265,20 +355,17 @@ def folds(
 AUGMENTATION = ("scale", "flip", "augment")  # of training clips of labeled videos
 
 
-def build_clip_sources(cfg: DictConfig) -> tuple["ClipSource", "ClipSource"]:
-    """Build the sources of training and test from the group `data`."""
-    data = to_dict(cfg.data)
+def build_clip_sources(data: dict) -> tuple[ClipSource, ClipSource]:
+    """Build the sources of training and test from the settings of the group `data`."""
     fields = ("path_column", "label_column", "split_column", "group_column", "classes", "checked", "reader")
-    columns = {key: data[key] for key in fields}
+    columns: dict[str, Any] = {key: data[key] for key in fields}
     source = ClipSource(str(data["source"]), data["root"], **columns)
     if data["val_source"] is None:
         return source, source
     return source, ClipSource(data["val_source"], data["val_root"] or data["root"], **columns)
 
 
-def load_training_clips(
-    source: "ClipSource", protocol: "Protocol", data: dict, encode: Callable[[torch.Tensor], torch.Tensor] | None = None
-) -> "ClipSet":
+def load_training_clips(source: ClipSource, protocol: Protocol, data: dict, encode: Encode | None = None) -> ClipSet:
     """Load the training clips: those of the test protocol, or `train_views` random ones of each video. encode: see
     `load_clips`."""
     log = PartialState().print  # in the main process only
@@ -287,3 +374,8 @@ def load_training_clips(
         return load_clips(source.open(split, protocol), limit, workers, log, encode)
     augmentation = {key: data[key] for key in AUGMENTATION}
     return load_views(source, split, protocol, views, limit, workers, log, encode, **augmentation)
+
+
+def build_protocol(data: dict) -> Protocol:
+    """Build the protocol from the settings of the group `data`."""
+    return Protocol.parse(data["protocol"], data["size"], data["fps"], data["resize"], data["concat_segments"])

@@ -3,63 +3,64 @@ same training budget.
 
 The run folder holds clips/ (decoded once), encoded/ (by the tokenizer, once), and runs/ARM-SEED/ (training run, head,
 and predictions.npz once it has been tested). Existing files are reused.
-
-Schema of `costs`, of clips as video and as tokens:
-
-    bytes_per_clip      file (mean size of a video file, all of its frames), frames_uint8 (the clip's frames in memory),
-                        tokens (bits x number / 8), tokens_int64 (as `vidtok.extraction` and torch hold them)
-    clips_per_second    video: opened, decoded, resized and cut; tokens: read from the cache on disk; ratio; clips: how
-                        many each; null where there are no files
-    trained_per_second  arm -> clips of a training batch per second, mean over seeds
 """
 
 import json
-import math
-import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from vidtok.configs.compose import compose_config, given_keys, to_dict
 from vidtok.datasets import LabeledDataset
 from vidtok.datasets.backends import pixels_version
 from vidtok.errors import UserError, nearest
-from vidtok.eval.metrics.intervals import paired_ratio
-from vidtok.eval.recognition.clips import DIGITS, ClipSet, build_clip_sources, load_clips, load_training_clips
+from vidtok.eval.recognition.clips import (
+    DIGITS,
+    ClipSource,
+    Protocol,
+    build_clip_sources,
+    build_protocol,
+    load_clips,
+    load_training_clips,
+)
 from vidtok.eval.recognition.data import (
     DataOptions,
     HeadData,
     HeadInput,
     MemorySource,
-    Test,
     build_data_options,
+    build_recognition_head,
     memory_head_data,
-    memory_test,
     validate_data_settings,
     validate_no_concat,
     validate_task,
 )
-from vidtok.eval.recognition.finetuning import (
-    HEAD_ORDER,
-    build_recognition_head,
-    build_recognition_training,
-    chosen_head,
+from vidtok.eval.recognition.finetuning import HEAD_ORDER, build_recognition_training, chosen_head
+from vidtok.eval.recognition.inputs import (
+    INPUTS,
+    ClipSet,
+    InputEncoder,
+    Predictions,
+    Test,
+    encode_all,
+    memory_test,
+    shuffle_frames,
+    unpack,
 )
-from vidtok.eval.recognition.inputs import INPUTS, InputEncoder, encode_all, shuffle_frames, unpack
-from vidtok.eval.recognition.prediction import Predictions
-from vidtok.eval.recognition.protocol import build_protocol
-from vidtok.eval.recognition.results import correct_of, data_record, recognition_result, result_entry
-from vidtok.eval.recognition.store import ClipStore
+from vidtok.eval.recognition.results import compare_with, cost_record, data_record, recognition_result, result_entry
 from vidtok.eval.report import format_table
-from vidtok.eval.report.page import write_report
-from vidtok.files import write_json
+from vidtok.eval.report.page import choose_clips, write_report
+from vidtok.files import replacing, write_json
 from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.distributed import only_process
@@ -95,13 +96,14 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
     start = time.perf_counter()
     device = only_process("eval compare")
     tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, device)
-    comparison = build_comparison(cfg, tokenizer)
+    of_arm = arm_settings(cfg)
+    comparison = build_comparison(cfg, of_arm, tokenizer)
     folder = Path(cfg.run)
 
     def fit(head_data: HeadData, arm: str, seed: int, own: Path):
-        merged = arm_config(cfg, input=arm, seed=seed)
-        arguments = build_recognition_training(merged, head_data, tokenizer)
-        text = OmegaConf.to_yaml(merged, resolve=True)
+        chosen = {**of_arm[arm], "seed": seed}
+        arguments = build_recognition_training(chosen, head_data, tokenizer)
+        text = OmegaConf.to_yaml(chosen)
         last = cast(Head, train(**arguments, run=RunFolder(own), stop=stop, config_yaml=text, log=log))
         if stop.requested:
             return None
@@ -113,57 +115,106 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
         if not comparison.run(fit, folder, log):
             log("stopped: the same command goes on")
             return None
+    clips = comparison.train
+    tokens = comparison.encoded("tokens", "test")
     entries, predictions, comparisons = comparison.results(folder, cfg.reference)
-    source, test_source = build_clip_sources(cfg)
-    protocol, tokens = build_protocol(cfg), comparison.encoded("tokens", "test")
     splits = {"train": cfg.data.train_split, "test": cfg.data.val_split}
-    videos = test_source.open(splits["test"], protocol)
+    read = comparison.videos, partial(comparison.store.read, "tokens-test")
     result = recognition_result(
         "compare",
         entries,
         predictions,
-        data=data_record(source, splits, comparison.train.classes, comparison.train.failures),
-        train_labels=comparison.train.labels,
-        protocol=protocol.record(),
+        data=data_record(comparison.source, splits, clips.classes, clips.failures),
+        train_labels=clips.labels,
+        protocol=comparison.protocol.record(),
         tokenizer=tokenizer,
         config=to_dict(cfg),
         wall_time_s=time.perf_counter() - start,
         device=str(device),
         comparisons=comparisons,
-        costs=comparison.costs(videos, tokenizer.bits, entries),
+        costs=cost_record(comparison.test, tokens[0, 0].numel(), tokenizer.bits, *read, entries, cfg.data.batch_size),
     )
     write_json(folder / "result.json", result)
-    write_report(result, comparison, tokenizer, tokens, cfg.page.clips, cfg.page.fps, folder)
+    shown = choose_clips(result, cfg.page.clips)
+    played = comparison.test.video[shown, :1]
+    decoded = encode_all(comparison.encoders["recon"], played, tokens[shown, :1]) if shown else played
+    write_report(result, folder, shown, played[:, 0], decoded[:, 0], cfg.page.fps)
     log(f"{format_table(result)}\nresult: {folder / 'result.json'}, page: {folder / 'page.html'}")
     return result
 
 
+class ClipStore:
+    """A folder of safetensors files, from which a stopped comparison resumes. facts: settings that its content depends
+    on, see `check_fingerprint`."""
+
+    def __init__(self, folder: Path, facts: Mapping):
+        self.folder = folder
+        check_fingerprint(folder, facts)
+
+    def clips(self, name: str, load: Callable[[], ClipSet]) -> ClipSet:
+        """Return the clips of that name; the first call loads and writes them."""
+        file, side = self._path(name), self.folder / f"{name}.json"
+        if not side.exists():
+            found = load()
+            _save_tensor(file, "video", found.video)
+            keys = ("ids", "classes", "failures", "paths")
+            facts = {key: getattr(found, key) for key in keys} | {"labels": found.labels.tolist()}
+            write_json(side, facts)
+            return found
+        known = json.loads(side.read_text())
+        labels = np.array(known.pop("labels"))
+        return ClipSet(load_file(file)["video"], labels, **known)
+
+    def array(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """Return the tensor of that name; the first call makes and writes it."""
+        path = self._path(name)
+        if not path.exists():
+            _save_tensor(path, "x", make())
+        return load_file(path)["x"]
+
+    def read(self, name: str, index: int) -> Tensor:
+        """Read one clip's part of an array from disk."""
+        with safe_open(self._path(name), "pt") as file:
+            return file.get_slice("x")[index]
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+
+def _save_tensor(path: Path, name: str, tensor: Tensor) -> None:
+    with replacing(path) as part:
+        save_file({name: tensor.contiguous()}, part)
+
+
+@dataclass
 class Comparison:
     """Train and test a head for each arm and seed.
 
     Every head is tested on the test clips, and on the same clips with shuffled frames. Heads of pixels are also tested
     on reconstructions.
 
-    Args:
-        encoded: store of the encodings. train, test: the clips.
-        encoder: arm -> `InputEncoder`. arms: names of `vidtok.eval.recognition.inputs.INPUTS`. seeds: of each arm.
+    Attributes:
+        store: the encodings. train, test: the clips.
+        encoders: arm -> `InputEncoder`. arms: names of `vidtok.eval.recognition.inputs.INPUTS`. seeds: of each arm.
         options, groups: see `memory_head_data`; each seed replaces that of the options.
+        source: of the training clips. videos: of the test, as files. protocol: of both.
     """
 
-    def __init__(
-        self,
-        encoded: ClipStore,
-        train: ClipSet,
-        test: ClipSet,
-        encoder: Callable[[str], InputEncoder],
-        arms: Sequence[str],
-        seeds: Sequence[int],
-        options: DataOptions,
-        groups: Sequence[str] | None = None,
-    ):
-        self.store, self.encoder, self.arms, self.seeds = encoded, encoder, arms, seeds
-        self.train, self.test, self.options, self.groups = train, test, options, groups
-        self.sides = {"train": train.video, "test": test.video, "shuffled": shuffle_frames(test.video, test.ids)}
+    store: ClipStore
+    train: ClipSet
+    test: ClipSet
+    encoders: Mapping[str, InputEncoder]
+    arms: Sequence[str]
+    seeds: Sequence[int]
+    options: DataOptions
+    groups: Sequence[str] | None
+    source: ClipSource
+    videos: LabeledDataset
+    protocol: Protocol
+
+    def __post_init__(self):
+        shuffled = shuffle_frames(self.test.video, self.test.ids)
+        self.sides = {"train": self.train.video, "test": self.test.video, "shuffled": shuffled}
 
     def run(self, fit: Fit, folder: Path, log=print) -> bool:
         """Train and test the missing heads. Returns False where it was stopped.
@@ -175,11 +226,12 @@ class Comparison:
             missing = [seed for seed in self.seeds if not _done(folder, arm, seed)]
             if not missing:
                 continue
-            encoded = tuple(self.encoded(arm, side) for side in ("train", "test", "shuffled"))
+            train, test, shuffled = (self.encoded(arm, side) for side in ("train", "test", "shuffled"))
             for seed in missing:
                 log(f"{arm}, seed {seed}")
                 options = replace(self.options, seed=seed)
-                head_data = memory_head_data(self.train, self.test, self.encoder(arm), encoded, options, self.groups)
+                inputs = self.train, self.test, self.encoders[arm], (train, test, shuffled)
+                head_data = memory_head_data(*inputs, options, self.groups)
                 own = folder / "runs" / f"{arm}-{seed}"
                 fitted = fit(head_data, arm, seed, own)
                 if fitted is None:
@@ -193,62 +245,39 @@ class Comparison:
 
     def results(self, folder: Path, reference: str) -> tuple[list[dict], dict[str, list[Predictions]], list[dict]]:
         """Return (entries, predictions by name, comparisons with the reference), see `recognition.results`."""
-        entries, predictions = [], {}
+        rows: list[tuple] = []  # the arguments of `result_entry`
         for arm in self.arms:
             runs = [_load(folder, arm, seed, self.test) for seed in self.seeds]
-            facts = [facts for facts, _ in runs]
-            own = [found["test"] for _, found in runs]
-            entries.append(
-                result_entry(arm, arm, [*zip(facts, own, strict=True)], arm, [f["shuffled"] for _, f in runs])
-            )
-            predictions[arm] = own
+            rows.append((arm, arm, [(facts, found["test"]) for facts, found in runs], arm))
+            rows[-1] += ([found["shuffled"] for _, found in runs],)
             if arm == "pixels":
-                other = [found["recon"] for _, found in runs]
-                shuffled = [found["recon, shuffled"] for _, found in runs]
-                entries.append(result_entry(TRANSFER, arm, [*zip(facts, other, strict=True)], "recon", shuffled))
-                predictions[TRANSFER] = other
-        comparisons = []
-        for name, found in predictions.items():
-            if name != reference and reference in predictions:
-                same_heads = {name, reference} == {TRANSFER, "pixels"}
-                ratio = paired_ratio(correct_of(found), correct_of(predictions[reference]), same_heads)
-                comparisons.append({"ours": name, "theirs": reference, **ratio})
-        return entries, predictions, comparisons
+                rows.append((TRANSFER, arm, [(facts, found["recon"]) for facts, found in runs], "recon"))
+                rows[-1] += ([found["recon, shuffled"] for _, found in runs],)
+        predictions = {name: [found for _, found in runs] for name, _, runs, *_ in rows}
+        comparisons = compare_with(reference, predictions, same_heads={TRANSFER, "pixels"})
+        return [result_entry(*row) for row in rows], predictions, comparisons
 
     def _transfer(self, arm: str) -> dict[str, Test]:
         """Return the tests of heads of pixels on reconstructions."""
         if arm != "pixels":
             return {}
-        unit = self.encoder(arm).unit
+        unit, options = self.encoders[arm].unit, self.options
         return {
-            name: memory_test(
-                self.encoded("recon", side), self.test, self.options.grid_crop, unit, self.options.batch_size
-            )
+            name: memory_test(self.encoded("recon", side), self.test, options.grid_crop, unit, options.batch_size)
             for name, side in (("recon", "test"), ("recon, shuffled", "shuffled"))
         }
 
-    def encoded(self, arm: str, side: str):
+    def encoded(self, arm: str, side: str) -> Tensor:
         """Return the inputs x [N,V,...] of an arm. side: "train", "test" or "shuffled"."""
         video = self.sides[side]
         if arm == "pixels":
             return video
+
+        def encode() -> Tensor:
+            return encode_all(self.encoders[arm], video, self.encoded("tokens", side) if arm == "recon" else None)
+
         name = {"codes": "tokens"}.get(arm, arm)  # both are ids
-        return self.store.array(
-            f"{name}-{side}",
-            lambda: encode_all(self.encoder(arm), video, self.encoded("tokens", side) if arm == "recon" else None),
-        )
-
-    def costs(self, videos: LabeledDataset, bits: float, entries: Sequence[Mapping]) -> dict:
-        """Measure bytes and loading speed of the test clips as video and as tokens, and training speed.
-
-        The result is described at the top of this file. videos: of the test. bits: of a token.
-        """
-        tokens = self.encoded("tokens", "test")[0, 0].numel()
-        return {
-            "bytes_per_clip": bytes_per_clip(self.test, bits, tokens),
-            "clips_per_second": loading_speed(videos, self.store, "tokens-test", min(len(self.test), 64)),
-            "trained_per_second": training_speed(entries, self.options.batch_size),
-        }
+        return self.store.array(f"{name}-{side}", encode)
 
 
 def _done(folder: Path, arm: str, seed: int) -> bool:
@@ -268,55 +297,22 @@ def _load(folder: Path, arm: str, seed: int, test: ClipSet) -> tuple[dict, dict[
     return json.loads((own / "tested.json").read_text()), found
 
 
-def bytes_per_clip(clips: ClipSet, bits: float, tokens: int) -> dict:
-    """tokens: number of tokens of one view of a clip."""
-    sizes = [os.path.getsize(path) for path in clips.paths if path]
-    return {
-        "file": sum(sizes) / len(sizes) if sizes else None,
-        "frames_uint8": math.prod(clips.video.shape[2:]),
-        "tokens": bits * tokens / 8,
-        "tokens_int64": 8 * tokens,
-    }
+def build_comparison(cfg: DictConfig, of_arm: Mapping[str, dict], tokenizer: VideoTokenizer) -> Comparison:
+    """Build a comparison from its config. Clips are decoded where the run folder doesn't hold them yet.
 
-
-def loading_speed(dataset: LabeledDataset, store: ClipStore, tokens: str, count: int) -> dict | None:
-    """Measure clips per second from the video files and from the token cache in this process, for the first `count`
-    clips."""
-    if not dataset.paths:  # rendered, not decoded
-        return None
-    dataset[0], store.read(tokens, 0)  # warm up
-    video = _rate(dataset.__getitem__, count)
-    cached = _rate(lambda index: store.read(tokens, index), count)
-    return {"video": video, "tokens": cached, "ratio": cached / video, "clips": count}
-
-
-def training_speed(entries: Sequence[Mapping], batch_size: int) -> dict[str, float]:
-    rates = {}
-    for entry in entries:
-        if entry["input"] == entry["tested_on"]:
-            runs = entry["runs"]
-            rates[entry["name"]] = sum(batch_size * run["steps"] / run["seconds"] for run in runs) / len(runs)
-    return rates
-
-
-def _rate(read: Callable[[int], object], count: int) -> float:
-    start = time.perf_counter()
-    for index in range(count):
-        read(index)
-    return count / (time.perf_counter() - start)
-
-
-def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> Comparison:
-    """Build a comparison from its config. Clips are decoded where the run folder doesn't hold them yet."""
-    data = to_dict(cfg.data)
+    of_arm: see `arm_settings`.
+    """
+    settings = to_dict(cfg)
+    data, folder = settings["data"], Path(cfg.run)
     if data["features"] is not None:
         raise ValueError("a comparison needs videos, as pixels are one of its arms: data.features= is for finetune")
     validate_no_concat(data)
     validate_data_settings(data | {"in_memory": True})
-    (source, test_source), protocol = build_clip_sources(cfg), build_protocol(cfg)
-    encoders = {arm: InputEncoder(arm, tokenizer, protocol.at_once) for arm in {*cfg.arms, "tokens", "recon"}}
+    (source, test_source), protocol = build_clip_sources(data), build_protocol(data)
+    encoders = {arm: InputEncoder(arm, tokenizer) for arm in {*of_arm, "tokens", "recon"}}
     source.validate_disjoint(data["train_split"], test_source, data["val_split"])
-    validate_arms(cfg, encoders, source.open(data["train_split"], protocol).classes, tokenizer)
+    classes = source.open(data["train_split"], protocol).classes
+    validate_arms(of_arm, encoders, protocol, classes, tokenizer)
     depends_on = ["source", "root", "val_source", "val_root", "path_column", "label_column", "split_column", "classes"]
     depends_on += ["checked"]
     depends_on += ["train_split", "val_split", "protocol", "size", "resize", "fps", "train_clips", "val_clips"]
@@ -325,51 +321,53 @@ def build_comparison(cfg: DictConfig, tokenizer: VideoTokenizer) -> Comparison:
     facts = {key: data[key] for key in depends_on}
     if data["source"] != DIGITS:
         facts["pixels"] = pixels_version(data["reader"])
-    check_fingerprint(Path(cfg.run), {"command": "compare"})  # and not a run of finetune
-    store = ClipStore(Path(cfg.run) / "clips", facts)
-    encoded = ClipStore(Path(cfg.run) / "encoded", {"tokenizer": tokenizer.weight_hash})
-    recipe = to_dict(cfg)
-    training = {key: recipe[key] for key in ("head", "head_options", "patch_merge", "task", "optimizer")}
-    training |= lasting(recipe["trainer"]) | {"parameters": HEAD_ORDER}
-    if cfg.init:
-        training["init"] = {arm: Head.from_pretrained(name).weight_hash for arm, name in cfg.init.items()}
+    training = {key: settings[key] for key in ("head", "head_options", "patch_merge", "task", "optimizer")}
+    training |= lasting(settings["trainer"]) | {"parameters": HEAD_ORDER}
+    if settings["init"]:
+        training["init"] = {arm: Head.from_pretrained(name).weight_hash for arm, name in settings["init"].items()}
     if data["select"]:  # whose choice depends on what is saved
-        training["save_steps"] = recipe["trainer"]["save_steps"]
+        training["save_steps"] = settings["trainer"]["save_steps"]
     chosen = ("batch_size", "grid_crop", "select", *(["group_column"] if data["select"] else []))
-    check_fingerprint(Path(cfg.run) / "runs", training | {key: data[key] for key in chosen})
-
-    def load_test() -> ClipSet:
-        videos = replace(test_source, classes=train_clips.classes).open(data["val_split"], protocol)
-        return load_clips(videos, data["val_clips"], data["workers"])
-
-    train_clips = store.clips("train", lambda: load_training_clips(source, protocol, data))
-    test_clips = store.clips("test", load_test)
-    options, groups = build_data_options(cfg), source.groups(train_clips.ids)
+    training |= {key: data[key] for key in chosen}
+    encoding = {"tokenizer": tokenizer.weight_hash}
+    check_fingerprint(folder, {"command": "compare"})  # and not a run of finetune
+    check_fingerprint(folder / "runs", training)
+    store, encoded = ClipStore(folder / "clips", facts), ClipStore(folder / "encoded", encoding)
+    train = store.clips("train", lambda: load_training_clips(source, protocol, data))
+    videos = replace(test_source, classes=train.classes).open(data["val_split"], protocol)
+    test = store.clips("test", lambda: load_clips(videos, data["val_clips"], data["workers"]))
+    options, groups = build_data_options(settings), source.groups(train.ids)
+    arms, seeds = list(of_arm), settings["seeds"]
     return Comparison(
-        encoded, train_clips, test_clips, encoders.__getitem__, list(cfg.arms), list(cfg.seeds), options, groups
+        encoded, train, test, encoders, arms, seeds, options, groups, source=source, videos=videos, protocol=protocol
     )
 
 
-def validate_arms(cfg: DictConfig, encoders: dict, classes: Sequence[str], tokenizer: VideoTokenizer) -> None:
-    """Raise ValueError for an arm that the config's head can't read, or whose clips can't be mixed or cropped as the
-    config says. This runs before clips are decoded."""
-    protocol = build_protocol(cfg)
-    black = torch.full((1, 3, protocol.frames, protocol.size, protocol.size), -1.0)
-    for arm in cfg.arms:
+def validate_arms(
+    of_arm: Mapping[str, dict],
+    encoders: Mapping[str, InputEncoder],
+    protocol: Protocol,
+    classes: Sequence[str],
+    tokenizer: VideoTokenizer,
+) -> None:
+    """Raise ValueError for an arm that the head can't read, or whose clips can't be mixed or cropped as its settings
+    say. This runs before clips are decoded."""
+    black = torch.zeros((1, 3, protocol.frames, protocol.size, protocol.size), dtype=torch.uint8)
+    for arm, settings in of_arm.items():
         encoder = encoders[arm]
-        x = unpack(encoder.encode_compact(black))
-        example = MemorySource(x[None], np.zeros(1, int), cfg.data.grid_crop, encoder.unit).draw(0, 0)[0][None]
-        validate_task(cfg, encoder.head_input)
-        head_input = HeadInput(encoder.head_input, example, list(classes))
-        head = build_recognition_head(arm_config(cfg, input=arm), head_input, tokenizer).eval()
+        x, side = unpack(encoder.encode_compact(black)), settings["data"]["grid_crop"]
+        example = MemorySource(x[None], np.zeros(1, int), side, encoder.unit).draw(0, 0)[0][None]
+        validate_task(settings, encoder.head_input)
+        head = build_recognition_head(settings, HeadInput(encoder.head_input, example, list(classes)), tokenizer).eval()
         with torch.no_grad():
             head(example.cpu())
 
 
-def arm_config(cfg: DictConfig, input: str, **values) -> DictConfig:
-    """Return the config of one head. values: of other settings, such as `seed`."""
-    values |= {"input": input, "init": (cfg.init or {}).get(input)}
-    return cast(DictConfig, OmegaConf.merge(cfg, values))
+def arm_settings(cfg: DictConfig) -> dict[str, dict]:
+    """Return the settings of a head of each arm: the config's, with the arm as `input`, and the `init` of that arm."""
+    inits = cfg.init or {}
+    own = {arm: OmegaConf.merge(cfg, {"input": arm, "init": inits.get(arm)}) for arm in cfg.arms}
+    return {arm: to_dict(cast(DictConfig, merged)) for arm, merged in own.items()}
 
 
 def validate_settings(cfg: DictConfig, given: Collection[str] = ()) -> None:

@@ -12,33 +12,36 @@ from typing import Protocol as TypingProtocol
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
-from vidtok.configs.compose import to_dict
 from vidtok.datasets import LabeledDataset, VideoError
 from vidtok.datasets.loading import WHOLE, Shard, prefetch, shard_rows
 from vidtok.eval.recognition.clips import (
     AUGMENTATION,
-    ClipSet,
     ClipSource,
+    Protocol,
     build_clip_sources,
-    cut,
+    build_protocol,
     load_clips,
     load_training_clips,
     split_off,
 )
+from vidtok.eval.recognition.features import FeatureFiles
 from vidtok.eval.recognition.inputs import (
+    ClipSet,
     InputEncoder,
+    Test,
     center_crop_grid,
     crop_grid,
     encode_all,
+    memory_test,
+    predict,
     shuffle_frames,
     unpack,
+    views_of_dataset,
 )
-from vidtok.eval.recognition.prediction import Predictions, predict, views_in_memory, views_of_dataset
-from vidtok.eval.recognition.protocol import Protocol, build_protocol
-from vidtok.eval.recognition.store import FeatureFiles
+from vidtok.heads import Head
+from vidtok.heads.head import build_head
 from vidtok.tokenizer import VideoTokenizer
 
 
@@ -144,7 +147,6 @@ class LabeledBatches:
         return int(self._order[1][place]), epoch
 
 
-Test = Callable[[nn.Module], Predictions]
 TESTED_CLIPS = 32  # at a time, of videos
 
 
@@ -198,6 +200,24 @@ class HeadData(HeadInput):
     train_failures: list[dict] = field(default_factory=list)
 
 
+def build_recognition_head(settings: dict, head_input: HeadInput, tokenizer: VideoTokenizer) -> Head:
+    """Build the head of settings, for the input, classes and grid of `head_input`: untrained but for `init`.
+
+    Raises:
+        ValueError: the head of `init` is of another architecture, input or tokenizer.
+    """
+    net = {**settings["head"], **(settings["head_options"] or {})}
+    own = {"bits": tokenizer.bits, "channels": head_input.channels, "stride": tuple(tokenizer.stride)}
+    classes, grid = len(head_input.classes), head_input.grid(tokenizer.stride)
+    torch.manual_seed(settings["seed"])  # of the initial weights
+    head = build_head(net, settings["name"], head_input.input, classes, grid, settings["patch_merge"], own)
+    if settings["init"]:
+        pretrained = Head.from_pretrained(settings["init"])
+        pretrained.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
+        head.load_backbone(pretrained)
+    return head
+
+
 @dataclass(frozen=True)
 class DataOptions:
     """Options that all kinds of data share.
@@ -219,11 +239,12 @@ class DataOptions:
     seed: int = 0
 
 
-def build_data_options(cfg: DictConfig) -> DataOptions:
+def build_data_options(settings: dict) -> DataOptions:
     """Build the options from the group `data` and the seed."""
-    data = cfg.data
-    splits, limits = (data.train_split, data.val_split), (data.train_clips, data.val_clips)
-    return DataOptions(splits, limits, data.select, data.grid_crop, data.batch_size, data.workers, cfg.seed)
+    data = settings["data"]
+    splits, limits = (data["train_split"], data["val_split"]), (data["train_clips"], data["val_clips"])
+    rest = {key: data[key] for key in ("select", "grid_crop", "batch_size", "workers")}
+    return DataOptions(splits, limits, **rest, seed=settings["seed"])
 
 
 def memory_head_data(
@@ -258,18 +279,6 @@ def memory_head_data(
     )
 
 
-def memory_test(x_NV: Tensor, clips: ClipSet, grid_crop: int | None, unit: int, batch_size: int) -> Test:
-    """Make the test on encoded clips, x [N,V,...]; clips that could not be read count as failures."""
-
-    def test(head: nn.Module) -> Predictions:
-        views = views_in_memory(center_crop_grid(x_NV, grid_crop, unit), clips.labels, clips.ids, batch_size)
-        found = predict(head, views, unpack)
-        found.failures += clips.failures
-        return found
-
-    return test
-
-
 def video_head_data(
     source: ClipSource,
     test_source: ClipSource,
@@ -285,14 +294,14 @@ def video_head_data(
     splits, limits = options.splits, options.limits
     training = source.open(splits[0], protocol, training=True, seed=options.seed, **augmentation)
     test_source = replace(test_source, classes=training.classes)
-    cut(training, slice(limits[0]))
+    training.keep(slice(limits[0]))
     apart, dataset = None, test_source.open(splits[1], protocol)
-    cut(dataset, slice(limits[1]))
+    dataset.keep(slice(limits[1]))
     if options.select:
         kept, chosen = split_off(np.array(training.labels), source.groups(training.ids), options.select)
         apart = source.open(splits[0], protocol)
-        cut(apart, chosen)
-        cut(training, kept)
+        apart.keep(chosen)
+        training.keep(kept)
 
     # A training batch is shared by many processes, and has one view of each video.
     tested = max(1, min(options.batch_size, TESTED_CLIPS) // protocol.views)
@@ -367,19 +376,20 @@ def validate_mixing(ids: bool, clips: int, averaged: bool) -> None:
         raise ValueError(f"mixup and cutmix pair the clips of a batch, of its parts too: {clips} is odd")
 
 
-def build_head_data(cfg: DictConfig, tokenizer: VideoTokenizer) -> HeadData:
-    """Build the data of `finetune` from its config."""
-    data, protocol = to_dict(cfg.data), build_protocol(cfg)
+def build_head_data(settings: dict, tokenizer: VideoTokenizer) -> HeadData:
+    """Build the data of `finetune` from its settings."""
+    data, input = settings["data"], settings["input"]
+    protocol = build_protocol(data)
     validate_data_settings(data)
-    validate_task(cfg, cfg.input)
-    options = build_data_options(cfg)
-    source, test_source = build_clip_sources(cfg)
+    validate_task(settings, input)
+    options = build_data_options(settings)
+    source, test_source = build_clip_sources(data)
     if data["features"] is not None:
         paths = data["features"], data["val_features"] or data["features"]
         groups_of = source.groups if data["group_column"] else None
-        return feature_head_data(paths, cfg.input, tokenizer, protocol, options, groups_of, data["cache"])
+        return feature_head_data(paths, input, tokenizer, protocol, options, groups_of, data["cache"])
     splits = options.splits
-    encoder = InputEncoder(cfg.input, tokenizer, protocol.at_once)
+    encoder = InputEncoder(input, tokenizer, protocol.at_once)
     source.validate_disjoint(splits[0], test_source, splits[1])
     if not data["in_memory"]:
         augmentation = {key: data[key] for key in AUGMENTATION}
@@ -418,8 +428,8 @@ def validate_no_concat(data: dict) -> None:
         raise ValueError("concatenated clips are random ones of each video, read anew: data.in_memory=false")
 
 
-def validate_task(cfg: DictConfig, input: str) -> None:
+def validate_task(settings: dict, input: str) -> None:
     """Raise ValueError where clips can't be mixed as the group `task` says, before the work."""
-    mixup = bool(cfg.task.mixup)
-    if mixup or cfg.task.cutmix:
-        validate_mixing(input in ("tokens", "codes"), cfg.data.batch_size, averaged=mixup)
+    task = settings["task"]
+    if task["mixup"] or task["cutmix"]:
+        validate_mixing(input in ("tokens", "codes"), settings["data"]["batch_size"], averaged=bool(task["mixup"]))

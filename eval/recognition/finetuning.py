@@ -12,27 +12,25 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from timm.data import Mixup
 from torch import Tensor, nn
 
 from vidtok.configs.compose import compose_config, to_dict
-from vidtok.eval.recognition.clips import build_clip_sources
+from vidtok.eval.recognition.clips import build_clip_sources, build_protocol
 from vidtok.eval.recognition.data import (
     HeadData,
-    HeadInput,
     LabeledBatches,
     MemorySource,
     build_head_data,
+    build_recognition_head,
     validate_mixing,
 )
-from vidtok.eval.recognition.prediction import Predictions
-from vidtok.eval.recognition.protocol import build_protocol
-from vidtok.eval.recognition.results import data_record, recognition_result, result_entry
+from vidtok.eval.recognition.inputs import Test
+from vidtok.eval.recognition.results import data_record, head_record, recognition_result, result_entry
 from vidtok.eval.report import format_table
 from vidtok.files import write_json
 from vidtok.heads import Head
-from vidtok.heads.factory import build_head
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.distributed import join_processes
 from vidtok.train.loop import StopSignal, build_schedule, train
@@ -62,13 +60,14 @@ def finetune(*overrides: str, log: Callable[[str], None] = print, **settings) ->
         ValueError: for settings that don't fit each other or the data, and for a run folder of other settings.
     """
     cfg = compose_config("finetune", overrides, settings)
+    plain = to_dict(cfg)
     start = time.perf_counter()
     processes = join_processes()
     log = processes.on_local_main_process(log)
     tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, processes.device)
-    head_data = build_head_data(cfg, tokenizer)
-    arguments = build_recognition_training(cfg, head_data, tokenizer)
-    check_finetuning(cfg, tokenizer)  # not before: a failed call leaves no folder
+    head_data = build_head_data(plain, tokenizer)
+    arguments = build_recognition_training(plain, head_data, tokenizer)
+    check_finetuning(plain, tokenizer)  # not before: a failed call leaves no folder
     folder = RunFolder(cfg.run)
     with StopSignal() as stop:
         text = OmegaConf.to_yaml(cfg, resolve=True)
@@ -77,7 +76,7 @@ def finetune(*overrides: str, log: Callable[[str], None] = print, **settings) ->
     if stop.requested:
         log("stopped before the test: the same command goes on")
     elif processes.is_main_process:
-        result = evaluate_run(cfg, arguments["state"], head, head_data, tokenizer, start)
+        result = evaluate_run(plain, arguments["state"], head, head_data, tokenizer, start)
         write_json(folder.path / "result.json", result)
         log(f"{format_table(result)}\nresult: {folder.path / 'result.json'}")
     processes.wait_for_everyone()
@@ -86,23 +85,23 @@ def finetune(*overrides: str, log: Callable[[str], None] = print, **settings) ->
 
 
 def evaluate_run(
-    cfg: DictConfig, state: TrainState, last: Head, head_data: HeadData, tokenizer: VideoTokenizer, start: float
+    settings: dict, state: TrainState, last: Head, head_data: HeadData, tokenizer: VideoTokenizer, start: float
 ) -> dict:
     """Test the chosen head of a run. state: in which the training ended, with the head `last`; start: of the clock."""
-    folder = Path(cfg.run)
+    folder, data, name, input = Path(settings["run"]), settings["data"], settings["name"], settings["input"]
     head, facts = chosen_head(last, folder)
-    facts |= {"seed": cfg.seed, "steps": state.step, "seconds": state.seconds}
+    facts |= {"seed": settings["seed"], "steps": state.step, "seconds": state.seconds}
     predictions = head_data.test(head)
     shuffled = None if head_data.shuffled is None else [head_data.shuffled(head)]
-    splits = {"train": cfg.data.train_split, "test": cfg.data.val_split}
+    splits = {"train": data["train_split"], "test": data["val_split"]}
     return recognition_result(
         "finetune",
-        [result_entry(cfg.name, cfg.input, [(facts, predictions)], None, shuffled)],
-        {cfg.name: [predictions]},
-        data=data_record(build_clip_sources(cfg)[0], splits, head_data.classes, head_data.train_failures),
+        [result_entry(name, input, [(facts, predictions)], None, shuffled)],
+        {name: [predictions]},
+        data=data_record(build_clip_sources(data)[0], splits, head_data.classes, head_data.train_failures),
         train_labels=head_data.train.labels,
-        protocol=build_protocol(cfg).record(),
-        tokenizer=None if cfg.input == "pixels" else tokenizer,
+        protocol=build_protocol(data).record(),
+        tokenizer=None if input == "pixels" else tokenizer,
         config=to_dict(OmegaConf.load(folder / "config.yaml"), resolve=False),  # that of the training
         wall_time_s=time.perf_counter() - start,
         device=str(head.device),
@@ -135,7 +134,7 @@ class RecognitionTask:
         mixup: float = 0.0,
         cutmix: float = 0.0,
         mix_probability: float = 1.0,
-        select: Callable[[nn.Module], Predictions] | None = None,
+        select: Test | None = None,
         may_choose: Callable[[int], bool] | None = None,
     ):
         if not 0 <= smoothing <= 1:
@@ -228,74 +227,47 @@ def chosen_head(last: Head, run: Path) -> tuple[Head, dict]:
     return head, {"chosen": best or "last", "head": head_record(head)}
 
 
-def head_record(head: Head) -> dict:
-    """Return name and weight_hash of a head."""
-    return {"name": head.config.name, "weight_hash": head.weight_hash}
-
-
 CANDIDATES = 10  # number of checkpoints of a run that the best is chosen from
 
 # The optimizer's state depends on the order of the head's parameters: runs of another order are not resumed.
 HEAD_ORDER = "embedding last"
 
 
-def check_finetuning(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
+def check_finetuning(settings: dict, tokenizer: VideoTokenizer) -> None:
     """Write the fingerprint of a run into its folder. Raises ValueError where it holds a run of other settings, whose
     checkpoint might fit."""
-    data = to_dict(cfg.data)
+    data = settings["data"]
     facts: dict[str, Any] = {
         f"data.{key}": value for key, value in data.items() if key not in ("batch_size", "workers", "cache")
     }
     if data["reader"] == "auto":  # as in folders from before there was a choice
         del facts["data.reader"]
-    facts |= {"command": "finetune", "input": cfg.input, "seed": cfg.seed, "tokenizer": tokenizer.weight_hash}
-    plain = to_dict(cfg)
-    facts |= {
-        key: plain[key] for key in ("head", "head_options", "patch_merge")
-    }  # of other heads the weights might fit
-    facts |= {"task": plain["task"], "parameters": HEAD_ORDER}
-    if plain["init"]:
-        facts["init"] = Head.from_pretrained(plain["init"]).weight_hash
+    # Of other heads the weights might fit.
+    facts |= {key: settings[key] for key in ("input", "seed", "head", "head_options", "patch_merge", "task")}
+    facts |= {"command": "finetune", "tokenizer": tokenizer.weight_hash, "parameters": HEAD_ORDER}
+    if settings["init"]:
+        facts["init"] = Head.from_pretrained(settings["init"]).weight_hash
     # Learning rate and trainer may change: a run that ended in NaN is resumed with a lower rate.
-    facts["optimizer"] = {key: value for key, value in plain["optimizer"].items() if key != "lr"}
-    check_fingerprint(Path(cfg.run), facts)
+    facts["optimizer"] = {key: value for key, value in settings["optimizer"].items() if key != "lr"}
+    check_fingerprint(Path(settings["run"]), facts)
 
 
-def build_recognition_head(cfg: DictConfig, head_input: HeadInput, tokenizer: VideoTokenizer) -> Head:
-    """Build the head of a config, for the input, classes and grid of `head_input`: untrained but for `init`.
-
-    Raises:
-        ValueError: the head of `init` is of another architecture, input or tokenizer.
-    """
-    plain = to_dict(cfg)
-    own = {"bits": tokenizer.bits, "channels": head_input.channels, "stride": tuple(tokenizer.stride)}
-    torch.manual_seed(plain["seed"])  # of the initial weights
-    head = build_head(
-        cfg, cfg.name, head_input.input, len(head_input.classes), head_input.grid(tokenizer.stride),
-        plain["patch_merge"], own, plain["head_options"] or {},
-    )  # fmt: skip
-    if plain["init"]:
-        pretrained = Head.from_pretrained(plain["init"])
-        pretrained.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
-        head.load_backbone(pretrained)
-    return head
-
-
-def build_recognition_training(cfg: DictConfig, head_data: HeadData, tokenizer: VideoTokenizer) -> dict:
-    """Build the arguments of `vidtok.train.loop.train` from a config and its data."""
-    plain = to_dict(cfg)
-    head = build_recognition_head(cfg, head_data, tokenizer)
-    reads_tokens = cfg.input != "pixels"
+def build_recognition_training(settings: dict, head_data: HeadData, tokenizer: VideoTokenizer) -> dict:
+    """Build the arguments of `vidtok.train.loop.train` from settings and their data."""
+    data = settings["data"]
+    head = build_recognition_head(settings, head_data, tokenizer)
+    reads_tokens = settings["input"] != "pixels"
     head.record(
         classes=list(head_data.classes),
         tokenizer={"name": tokenizer.config.name, "weight_hash": tokenizer.weight_hash} if reads_tokens else None,
-        protocol=build_protocol(cfg).for_head() | ({"grid_crop": side} if (side := plain["data"]["grid_crop"]) else {}),
+        protocol=build_protocol(data).for_head() | ({"grid_crop": side} if (side := data["grid_crop"]) else {}),
         class_counts=torch.bincount(torch.as_tensor(head_data.train.labels), minlength=head.num_classes).tolist(),
     )
-    batches = LabeledBatches(head_data.train, plain["data"]["batch_size"], plain["seed"])
+    batches = LabeledBatches(head_data.train, data["batch_size"], settings["seed"])
     if isinstance(head_data.train, MemorySource):
-        plain["trainer"]["workers"] = 0  # there is nothing to prefetch, and each worker would copy the clips
-    arguments, may_choose = build_schedule(plain), None
+        # There is nothing to prefetch, and each worker would copy the clips.
+        settings = settings | {"trainer": settings["trainer"] | {"workers": 0}}
+    arguments, may_choose = build_schedule(settings), None
     schedule, options = arguments["schedule"], arguments["options"]
     if not schedule.has_end:
         raise ValueError("a head is tested at the end of its run: set trainer.max_steps or trainer.max_minutes")
@@ -307,6 +279,6 @@ def build_recognition_training(cfg: DictConfig, head_data: HeadData, tokenizer: 
         def may_choose(step: int) -> bool:
             return step % every == 0 or step >= schedule.max_steps
 
-    task = RecognitionTask(len(head_data.classes), head_data.encode, **plain["task"], select=head_data.select,
+    task = RecognitionTask(len(head_data.classes), head_data.encode, **settings["task"], select=head_data.select,
                            may_choose=may_choose)  # fmt: skip
-    return {"task": task, "state": build_state(head, plain), "batches": batches, **arguments}
+    return {"task": task, "state": build_state(head, settings), "batches": batches, **arguments}

@@ -1,17 +1,24 @@
-"""Inputs of a recognition head: encode clips as tokens, codes, latents, hidden features, pixels or reconstructions.
+"""Inputs of a recognition head, and its predictions.
 
-Legend: B batch, C channels, T H W video, t h w token grid.
+Clips are encoded as tokens, codes, latents, hidden features, pixels or reconstructions, batch by batch or all at once
+in memory. Predictions are averaged over the views of a video.
+
+Legend: B batch, V views of one video, N videos, C channels, T H W video, t h w token grid, K classes.
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidtok.checks import free_memory
+from vidtok.datasets import LabeledDataset
 from vidtok.errors import nearest
+from vidtok.names import escape_name
 from vidtok.tokenizer import VideoTokenizer
 
 # name: what it is
@@ -60,6 +67,7 @@ class InputEncoder:
         if tokenizer is None and kind != "pixels":
             raise ValueError(f"input {kind!r} comes from a tokenizer: give one")
         self.kind, self.tokenizer = kind, tokenizer
+        self.device = torch.device("cpu") if tokenizer is None else tokenizer.device
         self.concat_segments, self.grid_crop = concat_segments, grid_crop
         self.head_input = "pixels" if kind == "recon" else kind
         pixels_per_cell = pixels_per_cell or (tokenizer.stride[-1] if tokenizer else 1)
@@ -84,23 +92,19 @@ class InputEncoder:
         video = video_B3THW if video_B3THW.dtype == torch.uint8 else to_bytes(video_B3THW)
         if self.kind == "pixels" or self.tokenizer is None:  # all other kinds have one
             return video
-        x = to_float(video.to(self.tokenizer.device))
-        # In a loop's bf16, a head would be trained on other tokens than it is tested on.
-        with torch.autocast(x.device.type, enabled=False):
-            if self.kind == "latents":
-                return self.tokenizer.encode_latents(x).half()
-            if self.kind == "hidden":
-                return self.tokenizer.forward_features(x).half()
-            ids = self.tokenizer.encode(x)
+        x = to_float(video.to(self.device))
+        if self.kind == "latents":
+            return self.tokenizer.encode_latents(x).half()
+        if self.kind == "hidden":
+            return self.tokenizer.forward_features(x).half()
+        ids = self.tokenizer.encode(x)
         return ids if self.kind in ("tokens", "codes") else self.decode_compact(ids)
 
     @torch.no_grad()
     def decode_compact(self, ids_Bthw: Tensor) -> Tensor:
         """Decode tokens to reconstructions, uint8 [B,3,T,H,W]."""
         assert self.tokenizer is not None
-        ids = ids_Bthw.to(self.tokenizer.device)
-        with torch.autocast(ids.device.type, enabled=False):
-            return to_bytes(self.tokenizer.decode(ids))
+        return to_bytes(self.tokenizer.decode(ids_Bthw))
 
 
 def encode_all(encoder: InputEncoder, video_NV3THW: Tensor, ids_NVthw: Tensor | None = None) -> Tensor:
@@ -109,7 +113,7 @@ def encode_all(encoder: InputEncoder, video_NV3THW: Tensor, ids_NVthw: Tensor | 
     assert encoder.concat_segments == 1, "concatenated clips are drawn anew in every epoch"
     if encoder.kind == "pixels" or encoder.tokenizer is None:  # all other kinds have one
         return video_NV3THW
-    at_once = max(1, _pixels_at_once(encoder.tokenizer) // video_NV3THW[0, 0, 0].numel())
+    at_once = max(1, _pixels_at_once(encoder.tokenizer, encoder.device) // video_NV3THW[0, 0, 0].numel())
     encode: Callable[[Tensor], Tensor]
     if encoder.kind == "recon" and ids_NVthw is not None:
         clips, encode = ids_NVthw, encoder.decode_compact
@@ -119,13 +123,11 @@ def encode_all(encoder: InputEncoder, video_NV3THW: Tensor, ids_NVthw: Tensor | 
     return torch.cat(parts).unflatten(0, video_NV3THW.shape[:2])
 
 
-def _pixels_at_once(tokenizer: VideoTokenizer) -> int:
-    if tokenizer.device.type == "cpu":
+def _pixels_at_once(tokenizer: VideoTokenizer, device: torch.device) -> int:
+    if device.type == "cpu":
         return ON_CPU
-    size = (
-        max(net.activation_elems_per_pixel for net in (tokenizer.encoder, tokenizer.decoder)) * tokenizer.dtype.itemsize
-    )
-    return min(PIXELS_AT_ONCE, free_memory(tokenizer.device) // (4 * size))
+    values = max(net.activation_elems_per_pixel for net in (tokenizer.encoder, tokenizer.decoder))
+    return min(PIXELS_AT_ONCE, free_memory(device) // (4 * values * tokenizer.dtype.itemsize))
 
 
 def unpack(x: Tensor) -> Tensor:
@@ -175,3 +177,110 @@ def shuffle_frames(video_NVCTHW: Tensor, ids: Sequence[str]) -> Tensor:
             order = rng.permutation(T)
         shuffled.append(video_VCTHW[:, :, torch.from_numpy(order)])
     return torch.stack(shuffled)
+
+
+@dataclass
+class ClipSet:
+    """Clips in memory. video: uint8 [N,V,3,T,H,W] with V views, or their encoding, [N,V,...]. labels: int [N]. paths:
+    of the video files, "" for rendered clips. failures: videos that could not be read, {name, reason}."""
+
+    video: Tensor
+    labels: np.ndarray
+    ids: list[str]
+    classes: list[str]
+    failures: list[dict] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "ClipSet":
+        """Return some of the clips; the failures stay with the whole."""
+        chosen = [int(i) for i in indices]
+        ids, paths = ([x[i] for i in chosen] for x in (self.ids, self.paths))
+        return ClipSet(self.video[chosen], self.labels[chosen], ids, self.classes, [], paths)
+
+
+class Views(NamedTuple):
+    """A test batch: x [B,V,...], labels int64 [B], ids, and videos that could not be read: [{name, reason}]."""
+
+    x: Tensor
+    labels: Tensor
+    ids: list[str]
+    failures: list[dict]
+
+
+@dataclass
+class Predictions:
+    """probabilities: float64 [N,K]; labels: int [N]; ids; failures: [{name, reason}]; correct_N: bool [N]."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    ids: list[str]
+    failures: list[dict] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.correct_N: np.ndarray = self.probabilities.argmax(1) == self.labels
+
+
+def views_of_dataset(
+    dataset: LabeledDataset, batch_size: int, workers: int = 0, shuffle: bool = False, concat_segments: int = 1
+) -> Iterator[Views]:
+    """Yield batches of the videos of a dataset; failed videos (on_error="return") are listed and not replaced.
+
+    shuffle: put frames in random order, see `shuffle_frames`. concat_segments: number of clips that the head sees at
+    once, see `group_segments`.
+    """
+    for batch in dataset.loader(batch_size, workers):
+        failures = [{"name": escape_name(str(error.path)), "reason": error.reason} for error in batch.failed]
+        x = shuffle_frames(batch.video, batch.id) if shuffle and batch.id else batch.video
+        yield Views(group_segments(x, concat_segments) if batch.id else x, batch.label, batch.id, failures)
+
+
+def views_in_memory(x_NV: Tensor, labels: np.ndarray, ids: list[str], batch_size: int) -> Iterator[Views]:
+    for start in range(0, len(ids), batch_size):
+        part = slice(start, start + batch_size)
+        yield Views(x_NV[part], torch.from_numpy(labels[part]), ids[part], [])
+
+
+@torch.no_grad()
+def predict(head: nn.Module, batches: Iterable[Views], encode: Callable[[Tensor], Tensor] | None = None) -> Predictions:
+    """Average the softmax of the head's logits over the views of each video.
+
+    head: in evaluation mode. encode: maps videos to the head's input, see `InputEncoder`; None, they are the input. The
+    result does not depend on the batches, up to rounding in float32.
+
+    Raises ValueError where nothing could be read, FloatingPointError where the logits are not finite.
+    """
+    device = next(head.parameters()).device
+    rows, labels, ids, failures = [], [], [], []
+    for batch in batches:
+        failures += batch.failures
+        if not batch.ids:
+            continue
+        x = batch.x.flatten(0, 1).to(device)
+        logits = head(x if encode is None else encode(x)).double()
+        if not logits.isfinite().all():
+            raise FloatingPointError(f"the head's logits are not finite, first for {batch.ids[0]}")
+        rows.append(logits.softmax(1).unflatten(0, batch.x.shape[:2]).mean(1).cpu().numpy())
+        labels += batch.labels.tolist()
+        ids += batch.ids
+    if not ids:
+        reason = f"{failures[0]['name']}: {failures[0]['reason']}" if failures else "the split is empty"
+        raise ValueError(f"no video could be classified: {reason}")
+    return Predictions(np.concatenate(rows), np.array(labels), ids, failures)
+
+
+Test = Callable[[nn.Module], Predictions]
+
+
+def memory_test(x_NV: Tensor, clips: ClipSet, grid_crop: int | None, unit: int, batch_size: int) -> Test:
+    """Make the test on encoded clips, x [N,V,...]; clips that could not be read count as failures."""
+
+    def test(head: nn.Module) -> Predictions:
+        views = views_in_memory(center_crop_grid(x_NV, grid_crop, unit), clips.labels, clips.ids, batch_size)
+        found = predict(head, views, unpack)
+        found.failures += clips.failures
+        return found
+
+    return test

@@ -23,13 +23,11 @@ from torch import Tensor
 from vidtok.checks import pick_device
 from vidtok.errors import nearest
 from vidtok.eval.metrics.intervals import paired_ratio
-from vidtok.eval.recognition.clips import ClipSource, cut, folds
-from vidtok.eval.recognition.inputs import InputEncoder
-from vidtok.eval.recognition.prediction import Predictions, views_of_dataset
-from vidtok.eval.recognition.protocol import Protocol
+from vidtok.eval.recognition.clips import ClipSource, Protocol, folds
+from vidtok.eval.recognition.features import FeatureFiles
+from vidtok.eval.recognition.inputs import InputEncoder, Predictions, views_of_dataset
 from vidtok.eval.recognition.references import REFERENCES, ReferenceEncoder, make_encoder
 from vidtok.eval.recognition.results import correct_of, data_record, recognition_result, result_entry
-from vidtok.eval.recognition.store import FeatureFiles
 from vidtok.tokenizer import VideoTokenizer
 
 # how the grid becomes one vector: the axes that are averaged
@@ -157,7 +155,7 @@ def features_of_clips(
     frames in random order. Raises ValueError where no video can be read.
     """
     dataset = source.open(split, protocol)
-    cut(dataset, slice(limit))
+    dataset.keep(slice(limit))
     rows, labels, ids, failures = [], [], [], []
     for batch in views_of_dataset(dataset, 1, workers, shuffle):
         failures += batch.failures

@@ -18,7 +18,12 @@ Result schema "vidtok.recognition/1":
                       n_used, n_failed; head: name, weight_hash; steps and seconds of the training
     controls        majority: the most frequent training class: class, top1, ...
     comparisons     [{ours, theirs, ratio, difference, method}]: paired bootstrap, see `paired_ratio`
-    costs           see `vidtok.eval.recognition.comparison`; for kind "compare" only
+    costs           of clips as video and as tokens; for kind "compare" only
+      bytes_per_clip      file (mean size of a video file, all of its frames), frames_uint8 (the clip's frames in
+                          memory), tokens (bits x number / 8), tokens_int64 (as `vidtok.extraction` and torch hold them)
+      clips_per_second    video: opened, decoded, resized and cut; tokens: read from the cache on disk; ratio; clips:
+                          how many each; null where there are no files
+      trained_per_second  arm -> clips of a training batch per second, mean over seeds
     n_total         clips of the test split = n_used + n_failed
     n_used, n_failed
     failures        [{name, reason}]: clips that could not be read; they are not replaced
@@ -28,15 +33,21 @@ Result schema "vidtok.recognition/1":
     wall_time_s     seconds
 """
 
-from collections.abc import Mapping, Sequence
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import cast
 
 import numpy as np
 
 from vidtok.configs.compose import plain
-from vidtok.eval.metrics.intervals import accuracy, majority, over_seeds
+from vidtok.datasets import LabeledDataset
+from vidtok.eval.metrics.intervals import accuracy, majority, over_seeds, paired_ratio
 from vidtok.eval.recognition.clips import ClipSource
-from vidtok.eval.recognition.prediction import Predictions
+from vidtok.eval.recognition.inputs import ClipSet, Predictions
+from vidtok.heads import Head
 from vidtok.provenance import provenance
 from vidtok.tokenizer import VideoTokenizer
 
@@ -52,16 +63,17 @@ def result_entry(
 ) -> dict:
     """Make one of `results`. runs: ({"seed", "head", ...}, predictions) of each seed, all for the same clips. shuffled:
     predictions of the same heads for shuffled frames."""
+    correct_SN, shuffled_SN = correct_of([found for _, found in runs]), correct_of(shuffled) if shuffled else None
     rows = [{**facts, **accuracy(found.probabilities, found.labels, len(found.failures))} for facts, found in runs]
     top5 = None if rows[0]["top5"] is None else float(np.mean([row["top5"]["value"] for row in rows]))
     return {
         "name": name,
         "input": input,
         "tested_on": tested_on or input,
-        "top1": over_seeds(correct_of([found for _, found in runs])),
+        "top1": over_seeds(correct_SN),
         "top5": top5,
         "mean_class": float(np.mean([row["mean_class"]["value"] for row in rows])),
-        "shuffled_frames": over_seeds(correct_of(shuffled)) if shuffled else None,
+        "shuffled_frames": None if shuffled_SN is None else over_seeds(shuffled_SN),
         "runs": rows,
     }
 
@@ -71,6 +83,61 @@ def correct_of(predictions: Sequence[Predictions]) -> np.ndarray:
     if len({tuple(found.ids) for found in predictions}) > 1:
         raise ValueError("the runs have not been tested on the same clips")
     return np.stack([found.correct_N for found in predictions])
+
+
+def compare_with(reference: str, predictions: Mapping[str, Sequence[Predictions]], same_heads: set[str]) -> list[dict]:
+    """Make `comparisons` of all predictions with those named `reference`, where there are any.
+
+    same_heads: names of predictions that the same heads made.
+    """
+    correct = {name: correct_of(found) for name, found in predictions.items()}
+    theirs = correct.pop(reference, None)
+    if theirs is None:
+        return []
+    return [
+        {"ours": name, "theirs": reference, **paired_ratio(ours, theirs, {name, reference} == same_heads)}
+        for name, ours in correct.items()
+    ]
+
+
+def cost_record(
+    clips: ClipSet, tokens: int, bits: float, videos: LabeledDataset, read_tokens: Callable[[int], object],
+    entries: Sequence[Mapping], batch_size: int,
+) -> dict:  # fmt: skip
+    """Make `costs`. Loading is measured in this process, for the first clips of the test.
+
+    tokens: number of tokens of one view of a clip, of `bits` each. videos: the clips as video; read_tokens: reads the
+    tokens of one from disk. entries: of the heads that were trained on batches of `batch_size`.
+    """
+    sizes = [os.path.getsize(path) for path in clips.paths if path]
+    speed = None
+    if videos.paths:  # decoded, not rendered
+        count = min(len(clips.ids), 64)
+        videos[0], read_tokens(0)  # warm up
+        video, cached = _rate(videos.__getitem__, count), _rate(read_tokens, count)
+        speed = {"video": video, "tokens": cached, "ratio": cached / video, "clips": count}
+    trained = {}
+    for entry in entries:
+        if entry["input"] == entry["tested_on"]:
+            runs = entry["runs"]
+            trained[entry["name"]] = sum(batch_size * run["steps"] / run["seconds"] for run in runs) / len(runs)
+    return {
+        "bytes_per_clip": {
+            "file": sum(sizes) / len(sizes) if sizes else None,
+            "frames_uint8": math.prod(clips.video.shape[2:]),
+            "tokens": bits * tokens / 8,
+            "tokens_int64": 8 * tokens,
+        },
+        "clips_per_second": speed,
+        "trained_per_second": trained,
+    }
+
+
+def _rate(read: Callable[[int], object], count: int) -> float:
+    start = time.perf_counter()
+    for index in range(count):
+        read(index)
+    return count / (time.perf_counter() - start)
 
 
 def recognition_result(
@@ -106,10 +173,10 @@ def recognition_result(
         }
         for i, (name, label) in enumerate(zip(first.ids, first.labels, strict=True))
     ]
-    return {
+    result = {
         "schema": SCHEMA,
         "kind": kind,
-        "data": plain({**data, "n_train": len(train_labels)}),
+        "data": {**data, "n_train": len(train_labels)},
         "protocol": dict(protocol),
         "tokenizer": None if tokenizer is None else tokenizer_record(tokenizer),
         "results": list(entries),
@@ -120,10 +187,11 @@ def recognition_result(
         "n_failed": len(first.failures),
         "failures": first.failures,
         "clips": clips,
-        "config": plain(config),
+        "config": config,
         "provenance": provenance(device),
         "wall_time_s": wall_time_s,
     }
+    return cast(dict, plain(result))
 
 
 def data_record(
@@ -141,3 +209,8 @@ def tokenizer_record(tokenizer: VideoTokenizer) -> dict:
         "stride": list(tokenizer.stride),
         "bits": tokenizer.bits,
     }
+
+
+def head_record(head: Head) -> dict:
+    """Return name and weight_hash of a head."""
+    return {"name": head.config.name, "weight_hash": head.weight_hash}

@@ -4,10 +4,10 @@ import time
 
 import numpy as np
 
-from vidtok.eval.recognition.clips import ClipSource, cut
-from vidtok.eval.recognition.finetuning import head_record
-from vidtok.eval.recognition.prediction import Predictions, load_head, predict, trained_on, views_of_dataset
-from vidtok.eval.recognition.results import data_record, recognition_result, result_entry
+from vidtok.eval.recognition.clips import ClipSource
+from vidtok.eval.recognition.inputs import Predictions, predict, views_of_dataset
+from vidtok.eval.recognition.recognizer import load_head, trained_on
+from vidtok.eval.recognition.results import data_record, head_record, recognition_result, result_entry
 
 
 def evaluate(
@@ -58,7 +58,7 @@ def evaluate(
 
     def test(shuffle: bool) -> Predictions:
         dataset = videos.open(split, views)
-        cut(dataset, slice(clips))
+        dataset.keep(slice(clips))
         batches = views_of_dataset(dataset, batch_size, workers, shuffle, encoder.concat_segments)
         return predict(trained, batches, encoder)
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from vidtok.datasets import write_video
-from vidtok.eval.recognition.inputs import to_float
 from vidtok.eval.report import table_parts
+from vidtok.eval.report.charts import draw_charts
 
 _STYLE = """
 :root { color-scheme: light dark; --right: #1a7f37; --wrong: #b42318; --line: #d0d0d0 }
@@ -91,11 +91,6 @@ def choose_clips(result: Mapping, count: int) -> list[int]:
     return chosen + sides[1][: count - len(chosen)]
 
 
-def beside(original_3THW: Tensor, reconstructed_3THW: Tensor) -> Tensor:
-    """Put two uint8 or float clips side by side: float [3,T,H,2W]."""
-    return torch.cat([to_float(original_3THW), to_float(reconstructed_3THW)], dim=-1)
-
-
 def _is_right(row: Mapping, name: str) -> bool:
     """Return whether the first seed of that entry was right."""
     return row["predicted"][name][0] == row["label"]
@@ -144,15 +139,19 @@ def _encoded(file: Path) -> str:
 def _movie(video_3THW: Tensor, fps: float) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "clip.mp4"
-        write_video(file, to_float(video_3THW)[None], fps)
+        write_video(file, video_3THW[None], fps)
         return _encoded(file)
 
 
-def write_report(result: dict, comparison, tokenizer, tokens, count: int, fps: float, folder: Path) -> None:
-    from vidtok.eval.report.charts import draw_charts
+def write_report(
+    result: Mapping, folder: Path, shown: Sequence[int], original_n3THW: Tensor, decoded_n3THW: Tensor, fps: float
+) -> None:
+    """Write page.html and charts/ of a comparison.
 
-    shown = []
-    for i in choose_clips(result, count):
-        decoded = tokenizer.decode(tokens[i, :1].to(tokenizer.device))[0].cpu()
-        shown.append((result["clips"][i], beside(comparison.test.video[i, 0], decoded)))
-    write_page(folder / "page.html", result, draw_charts(result, folder / "charts"), shown, fps)
+    Args:
+        shown: numbers of the n clips to play, see `choose_clips`.
+        original_n3THW, decoded_n3THW: these clips and their reconstructions, uint8, played at `fps` frames per second.
+    """
+    pairs = torch.cat([original_n3THW, decoded_n3THW], dim=-1)
+    clips = [(result["clips"][i], pair) for i, pair in zip(shown, pairs, strict=True)]
+    write_page(folder / "page.html", result, draw_charts(result, folder / "charts"), clips, fps)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vidtok.cli.main import main, one_line_once
-from vidtok.configs.compose import compose_config
+from vidtok.configs.compose import compose_config, to_dict
 from vidtok.errors import UserError
 from vidtok.eval.recognition.comparison import validate_settings
 from vidtok.eval.recognition.finetuning import check_finetuning
@@ -74,7 +74,8 @@ def test_a_finetuning_goes_on_with_the_same_clips_only(tokenizer_path, tmp_path)
     tokenizer = VideoTokenizer.from_pretrained(tokenizer_path)
 
     def hold(*overrides, folder=tmp_path / "run"):
-        check_finetuning(compose_config("finetune", ["data.source=x", f"run={folder}", *overrides]), tokenizer)
+        cfg = compose_config("finetune", ["data.source=x", f"run={folder}", *overrides])
+        check_finetuning(to_dict(cfg), tokenizer)
 
     hold()
     hold("optimizer.lr=1e-4", "data.batch_size=2", "trainer.max_steps=9")  # what one changes to go on

@@ -29,7 +29,6 @@ from vidtok.datasets import (
     whole_windows,
     write_video,
 )
-from vidtok.eval.recognition.clips import cut
 
 TRAIN = {"sampler": partial(random_clip, frames=5, stride=2), "transform": TrainTransform(32)}
 EVAL = {"sampler": partial(dense_clips, frames=5, stride=2, clips=2), "transform": EvalTransform(32, crops=3)}
@@ -331,7 +330,7 @@ class TestMovingDigits:
 
     def test_some_of_them_stay_what_they_are(self):
         whole, some = MovingDigits("val"), MovingDigits("val")
-        cut(some, np.array([14, 30]))
+        some.keep(np.array([14, 30]))
         assert [some[i].id for i in range(2)] == [whole[14].id, whole[30].id]
         assert all(torch.equal(some[i].video, whole[j].video) for i, j in enumerate((14, 30)))
         assert [some[i].label for i in range(2)] == [14 % 9, 30 % 9]

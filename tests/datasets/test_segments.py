@@ -26,7 +26,7 @@ from vidtok.datasets import (
 )
 from vidtok.datasets.annotations.table import canonical_split, parse_time
 from vidtok.datasets.samplers import frames_of_segment, segment_id
-from vidtok.eval.recognition.clips import ClipSource, cut
+from vidtok.eval.recognition.clips import ClipSource
 from vidtok.extraction.decoding import ReadConfig, read_chunks
 from vidtok.extraction.sources import parse_clips, plan_sources
 from vidtok.names import result_names
@@ -198,7 +198,7 @@ def test_subsets_and_groups_keep_segments(video):
     source = ClipSource(str(listed), group_column="group")
     data = open_dataset(listed, split="train")
     assert source.groups(data.ids) == ["x", "y"]
-    cut(data, np.array([1]))
+    data.keep(np.array([1]))
     assert data.segments == [(3, 6)] and data[0].timestamps[0, 0] == 3
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from vidtok.eval.metrics.intervals import paired_ratio
-from vidtok.eval.recognition.prediction import Predictions
+from vidtok.eval.recognition.inputs import Predictions
 from vidtok.eval.recognition.results import correct_of, recognition_result, result_entry
 from vidtok.eval.report.charts import draw_charts, overview_chart
-from vidtok.eval.report.page import beside, choose_clips, write_page
+from vidtok.eval.report.page import choose_clips, write_page
 
 CLASSES = [
     "left & <right>",
@@ -62,7 +62,7 @@ def result():
 def page(result, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     video = torch.rand(3, 9, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    shown = [(result["clips"][i], beside(video, -video)) for i in choose_clips(result, 4)]
+    shown = [(result["clips"][i], torch.cat([video, -video], -1)) for i in choose_clips(result, 4)]
     write_page(folder / "page.html", result, draw_charts(result, folder / "charts"), shown, fps=8)
     return folder / "page.html"
 

@@ -18,27 +18,25 @@ from vidtok.configs.compose import compose_config
 from vidtok.datasets import write_video
 from vidtok.errors import UserError
 from vidtok.eval import recognition
-from vidtok.eval.recognition.clips import ClipSource, load_clips, load_views
-from vidtok.eval.recognition.comparison import validate_arms
+from vidtok.eval.recognition.clips import ClipSource, Protocol, build_protocol, load_clips, load_views
+from vidtok.eval.recognition.comparison import arm_settings, validate_arms
 from vidtok.eval.recognition.data import DataOptions, LabeledBatches, MemorySource, VideoSource, video_head_data
+from vidtok.eval.recognition.features import FeatureFiles, validate_clips
 from vidtok.eval.recognition.finetuning import RecognitionTask, read_best
 from vidtok.eval.recognition.inputs import (
     INPUTS,
     InputEncoder,
+    Predictions,
     center_crop_grid,
     encode_all,
     group_segments,
     shuffle_frames,
     unpack,
 )
-from vidtok.eval.recognition.prediction import Predictions
-from vidtok.eval.recognition.protocol import Protocol
-from vidtok.eval.recognition.store import FeatureFiles, validate_clips
 from vidtok.eval.report import markdown
 from vidtok.extraction.sources import plan_sources
 from vidtok.files import write_json
-from vidtok.heads import Head
-from vidtok.heads.factory import create_head
+from vidtok.heads import Head, create_head
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.run_folder import RunFolder
 
@@ -492,10 +490,11 @@ def test_the_head_of_an_arm_does_elsewhere_what_it_did_there(
 def test_heads_with_batch_norm_are_arms_too(csv, tokenizer):
     cfg = compose_config("compare", [f"data.source={csv}", *TINY[2:], "head=linear", "arms=[tokens,hidden]"])
     encoders = {arm: InputEncoder(arm, tokenizer) for arm in cfg.arms}
-    validate_arms(cfg, encoders, CLASSES, tokenizer)
+    protocol = build_protocol(cfg.data)
+    validate_arms(arm_settings(cfg), encoders, protocol, CLASSES, tokenizer)
     cfg.patch_merge = 3
     with pytest.raises(ValueError, match="patch_merge=3"):
-        validate_arms(cfg, encoders, CLASSES, tokenizer)
+        validate_arms(arm_settings(cfg), encoders, protocol, CLASSES, tokenizer)
 
 
 def test_the_page_holds_everything_itself(comparison):

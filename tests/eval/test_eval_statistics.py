@@ -16,8 +16,7 @@ from vidtok.eval.metrics.intervals import (
     rank_of_label,
     wilson_interval,
 )
-from vidtok.eval.recognition.clips import folds, split_off
-from vidtok.eval.recognition.protocol import Protocol
+from vidtok.eval.recognition.clips import Protocol, folds, split_off
 
 RNG = np.random.default_rng(0)
 

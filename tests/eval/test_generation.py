@@ -34,8 +34,7 @@ from vidtok.eval.generation.run import Evaluation, check_conditions
 from vidtok.extraction import read_npz
 from vidtok.generator import Objective, from_pretrained
 from vidtok.generator.training import FIRST_SAMPLES, build_generator_training
-from vidtok.heads import HeadConfig, make_head
-from vidtok.heads.factory import create_head
+from vidtok.heads import HeadConfig, create_head, make_head
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.run_folder import RunFolder
 

@@ -7,8 +7,7 @@ import torch
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 
-from vidtok.heads import HEADS, INPUTS, Head
-from vidtok.heads.factory import create_head, list_heads
+from vidtok.heads import HEADS, INPUTS, Head, create_head, list_heads
 
 GRID = (3, 4, 6)  # t, h, w
 OTHER = (5, 2, 4)

@@ -10,8 +10,7 @@ from vidtok.configs.compose import compose_config
 from vidtok.datasets import demo_clip, write_video
 from vidtok.eval.recognition import finetune
 from vidtok.generator.sampling import PerSampleRNG
-from vidtok.heads import Head
-from vidtok.heads.factory import create_head
+from vidtok.heads import Head, create_head
 from vidtok.train.pretraining import MASKS, MaskedPretraining
 from vidtok.train.run import pretrain
 

@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from vidtok.eval.recognition.prediction import Recognizer
+    from vidtok.eval.recognition.recognizer import Recognizer
 
     failed = 0
     for found in Recognizer(args.head, args.model, args.device)(args.inputs, args.top):

@@ -24,7 +24,7 @@ from vidtok.generator.sampling import PerSampleRNG
 from vidtok.generator.training import Batch, build_generator_batches, encode_batch
 from vidtok.heads import Head
 from vidtok.heads.embed import merge_patches
-from vidtok.heads.factory import build_head
+from vidtok.heads.head import build_head
 from vidtok.heads.transformer import VideoTransformer
 from vidtok.quantize.lfq import factor_bits, factorize_ids
 from vidtok.tokenizer import VideoTokenizer
@@ -253,7 +253,8 @@ def build_pretraining(cfg: DictConfig) -> dict:
     channels = teacher and teacher(first["video"]).shape[1]
     own = {"bits": tokenizer.bits, "channels": None, "stride": tuple(tokenizer.stride)}
     torch.manual_seed(seed)  # of the initial weights
-    backbone = build_head(cfg, cfg.name, reads, 0, (t, h, w), plain["patch_merge"], own, plain["head_options"])
+    net = {**plain["head"], **(plain["head_options"] or {})}
+    backbone = build_head(net, cfg.name, reads, 0, (t, h, w), plain["patch_merge"], own)
     backbone.record(
         tokenizer=None if reads == "pixels" else {"name": tokenizer.config.name, "weight_hash": tokenizer.weight_hash},
         protocol=None if data["features"] else {key: data[key] for key in ("frames", "stride", "size", "fps")},

@@ -1,94 +1,23 @@
-"""A head's probabilities for labeled videos.
+"""Recognize what videos show with a trained head.
 
-Legend: B batch, V views of one video, N videos, K classes.
+Legend: V views of one video, T H W video.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidtok.checks import pick_device
-from vidtok.datasets import LabeledDataset, LabeledVideos, VideoError
+from vidtok.datasets import LabeledVideos, VideoError
 from vidtok.errors import is_expected, one_line
-from vidtok.eval.recognition.inputs import group_segments, shuffle_frames
+from vidtok.eval.recognition.inputs import group_segments
 from vidtok.extraction import read_npz
 from vidtok.files import find_files
-from vidtok.names import VIDEO_SUFFIXES, escape_name
-
-
-class Views(NamedTuple):
-    """A test batch: x [B,V,...], labels int64 [B], ids, and videos that could not be read: [{name, reason}]."""
-
-    x: Tensor
-    labels: Tensor
-    ids: list[str]
-    failures: list[dict]
-
-
-@dataclass
-class Predictions:
-    """probabilities: float64 [N,K]; labels: int [N]; ids; failures: [{name, reason}]; correct_N: bool [N]."""
-
-    probabilities: np.ndarray
-    labels: np.ndarray
-    ids: list[str]
-    failures: list[dict] = field(default_factory=list)
-
-    def __post_init__(self):
-        self.correct_N: np.ndarray = self.probabilities.argmax(1) == self.labels
-
-
-def views_of_dataset(
-    dataset: LabeledDataset, batch_size: int, workers: int = 0, shuffle: bool = False, concat_segments: int = 1
-) -> Iterator[Views]:
-    """Yield batches of the videos of a dataset; failed videos (on_error="return") are listed and not replaced.
-
-    shuffle: put frames in random order, see `shuffle_frames`. concat_segments: number of clips that the head sees at
-    once, see `group_segments`.
-    """
-    for batch in dataset.loader(batch_size, workers):
-        failures = [{"name": escape_name(str(error.path)), "reason": error.reason} for error in batch.failed]
-        x = shuffle_frames(batch.video, batch.id) if shuffle and batch.id else batch.video
-        yield Views(group_segments(x, concat_segments) if batch.id else x, batch.label, batch.id, failures)
-
-
-def views_in_memory(x_NV: Tensor, labels: np.ndarray, ids: list[str], batch_size: int) -> Iterator[Views]:
-    for start in range(0, len(ids), batch_size):
-        part = slice(start, start + batch_size)
-        yield Views(x_NV[part], torch.from_numpy(labels[part]), ids[part], [])
-
-
-@torch.no_grad()
-def predict(head: nn.Module, batches: Iterable[Views], encode: Callable[[Tensor], Tensor] | None = None) -> Predictions:
-    """Average the softmax of the head's logits over the views of each video.
-
-    head: in evaluation mode. encode: maps videos to the head's input, see `InputEncoder`; None, they are the input. The
-    result does not depend on the batches, up to rounding in float32.
-
-    Raises ValueError where nothing could be read, FloatingPointError where the logits are not finite.
-    """
-    device = next(head.parameters()).device
-    rows, labels, ids, failures = [], [], [], []
-    for batch in batches:
-        failures += batch.failures
-        if not batch.ids:
-            continue
-        x = batch.x.flatten(0, 1).to(device)
-        logits = head(x if encode is None else encode(x)).double()
-        if not logits.isfinite().all():
-            raise FloatingPointError(f"the head's logits are not finite, first for {batch.ids[0]}")
-        rows.append(logits.softmax(1).unflatten(0, batch.x.shape[:2]).mean(1).cpu().numpy())
-        labels += batch.labels.tolist()
-        ids += batch.ids
-    if not ids:
-        reason = f"{failures[0]['name']}: {failures[0]['reason']}" if failures else "the split is empty"
-        raise ValueError(f"no video could be classified: {reason}")
-    return Predictions(np.concatenate(rows), np.array(labels), ids, failures)
+from vidtok.names import VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -259,7 +188,7 @@ def trained_on(config) -> str:
 
 def find_protocol(config, name: str | None):
     """The head's protocol, with other frames, stride, segments and crops where they are given."""
-    from vidtok.eval.recognition.protocol import Protocol
+    from vidtok.eval.recognition.clips import Protocol
 
     if config.protocol is None and name is None:
         raise ValueError(f"head {config.name!r} names no protocol: give --protocol")

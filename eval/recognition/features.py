@@ -1,72 +1,22 @@
-"""Files of clips: a store of decoded and encoded clips, and extracted features as training and test data.
+"""Extracted features as training and test data.
 
-Legend: B batch, V views (records that share an id: clips and crops of one video), N videos.
+Legend: V views (records that share an id: clips and crops of one video).
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vidtok.eval.recognition.clips import DIGITS, ClipSet, digits_of
-from vidtok.eval.recognition.prediction import Views
-from vidtok.eval.recognition.protocol import Protocol
+from vidtok.eval.recognition.clips import DIGITS, Protocol, digits_of
+from vidtok.eval.recognition.inputs import Views
 from vidtok.extraction import TokenDataset
 from vidtok.extraction.output import read_failures
 from vidtok.extraction.record import Entry
 from vidtok.extraction.sources import Clips
-from vidtok.files import replacing, write_json
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.run_folder import check_fingerprint
-
-
-class ClipStore:
-    """A folder of safetensors files, from which a stopped comparison resumes. facts: settings that its content depends
-    on, see `check_fingerprint`."""
-
-    def __init__(self, folder: Path, facts: Mapping):
-        self.folder = folder
-        check_fingerprint(folder, facts)
-
-    def clips(self, name: str, load: Callable[[], ClipSet]) -> ClipSet:
-        """Return the clips of that name; the first call loads and writes them."""
-        file, side = self.path(name), self.folder / f"{name}.json"
-        if not side.exists():
-            found = load()
-            _save({"video": found.video}, file)
-            keys = ("ids", "classes", "failures", "paths")
-            facts = {key: getattr(found, key) for key in keys} | {"labels": found.labels.tolist()}
-            write_json(side, facts)
-            return found
-        known = json.loads(side.read_text())
-        labels = np.array(known.pop("labels"))
-        return ClipSet(load_file(file)["video"], labels, **known)
-
-    def array(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """Return the tensor of that name; the first call makes and writes it."""
-        if not self.path(name).exists():
-            _save({"x": make()}, self.path(name))
-        return load_file(self.path(name))["x"]
-
-    def read(self, name: str, index: int) -> Tensor:
-        """Read one clip's part of an array from disk."""
-        with safe_open(self.path(name), "pt") as file:
-            return file.get_slice("x")[index]
-
-    def path(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as part:
-        save_file(tensors, part)
-
 
 # input of a head -> name of the extracted feature
 FEATURES = {"tokens": "ids", "codes": "ids", "latents": "latents", "hidden": "hidden", "embedding": "embedding"}
