@@ -10,6 +10,7 @@ from vidtok.datasets.loading import DecodePool
 from vidtok.datasets.samplers import dense_clips, random_clip, random_segments, uniform_segments, whole_windows
 from vidtok.datasets.sources import Kinetics, SomethingSomethingV2, VideoFolder, VideoList, files_by_split, open_dataset
 from vidtok.datasets.synthetic.digits import DigitClips, MovingDigits, demo_clip
+from vidtok.datasets.synthetic.motion import MotionTasks
 from vidtok.datasets.transforms import EvalTransform, SquareTransform, TrainTransform
 from vidtok.datasets.video import VideoInfo, VideoStream, VideoWriter, iter_video, probe_video, read_video, write_video
 from vidtok.errors import VideoError
@@ -25,6 +26,7 @@ __all__ = [
     "Kinetics",
     "LabeledDataset",
     "LabeledVideos",
+    "MotionTasks",
     "MovingDigits",
     "Sample",
     "SomethingSomethingV2",
