@@ -3,6 +3,7 @@
 reconstruction.evaluate, agreement                       of a tokenizer
 recognition.probe, finetune, evaluate, compare           of features and heads
 generation.evaluate, compare                             of generators
+compression.evaluate                                     of tokenizers as codecs, beside x264, x265, SVT-AV1, VVenC
 metrics, report                                          what they are computed and shown with
 """
 
@@ -28,6 +29,7 @@ __all__ = [
     "block_edges",
     "block_mean_baseline",
     "clip_protocol",
+    "compression",
     "evaluate_reconstruction",
     "format_table",
     "frechet_distance",
@@ -41,6 +43,6 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name not in ("generation", "recognition", "reconstruction"):  # packages, loaded on first use
+    if name not in ("compression", "generation", "recognition", "reconstruction"):  # packages, loaded on first use
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return import_module(f"{__name__}.{name}")

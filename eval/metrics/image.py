@@ -1,4 +1,4 @@
-"""PSNR, SSIM and visible block edges of reconstructed clips.
+"""PSNR, SSIM, MS-SSIM and visible block edges of reconstructed clips.
 
 All take float clips in [-1,1], so the peak (the data range) is 2, and give one value per clip: average them over
 clips yourself, over as many batches as there are. Nothing is rounded to 8 bits first.
@@ -8,13 +8,17 @@ Shape suffixes: B batch, C channels (RGB), T time, H height, W width.
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
 
 from vidtok.checks import check_values
 
 DATA_RANGE = 2.0
 PSNR_CAP = 100.0  # dB; an exact copy would be infinite and so would every mean that holds it
 SSIM_WINDOW = 11  # pixels, Gaussian of sigma 1.5
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # from the finest scale
 FLAT = 1e-4  # added to mean gradients, an 80th of an 8-bit step: flat clips have finite ratios
 
 
@@ -55,6 +59,32 @@ def _frame_ssim(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
     )
     border = SSIM_WINDOW // 2
     return map_BCHW[..., border:-border, border:-border].double().mean((1, 2, 3))
+
+
+def ms_ssim(x_BCTHW: Tensor, y_BCTHW: Tensor) -> Tensor:
+    """Multi-scale structural similarity per clip: float [B,3,T,H,W] in [-1,1] -> float64 [B], 1 for equal clips.
+
+    Wang et al. 2003, as torchmetrics computes it, with negative contrast terms as 0; mean over RGB channels and frames.
+    Five scales need frames of 176 pixels a side; on smaller ones the coarsest are left out, and the weights of the
+    others are normalized.
+
+    Raises:
+        ValueError: see `check_pair`; frames smaller than the window.
+    """
+    check_pair(x_BCTHW, y_BCTHW)
+    side = min(x_BCTHW.shape[-2:])
+    # torchmetrics wants side // (scales - 1)^2 to hold the window, which is more than needed for four scales.
+    weights = [weight for scale, weight in enumerate(MS_SSIM_WEIGHTS) if side // max(2**scale, scale**2) >= SSIM_WINDOW]
+    if not weights:
+        raise ValueError(f"MS-SSIM needs frames of at least {SSIM_WINDOW} pixels a side, got {[*x_BCTHW.shape[-2:]]}")
+    betas = tuple(weight / sum(weights) for weight in weights)
+    values = [
+        multiscale_structural_similarity_index_measure(
+            x_BCHW.float(), y_BCHW.float(), data_range=DATA_RANGE, betas=betas, normalize="relu", reduction="none"
+        ).reshape(-1)
+        for x_BCHW, y_BCHW in zip(x_BCTHW.unbind(2), y_BCTHW.unbind(2), strict=True)
+    ]
+    return torch.stack(values).double().mean(0)
 
 
 def block_edges(x_BCTHW: Tensor, y_BCTHW: Tensor, stride: tuple[int, int, int]) -> tuple[Tensor, Tensor] | None:

@@ -12,12 +12,12 @@ import torch
 
 import vidtok
 from vidtok.cli.main import main
-from vidtok.codec import CodecError, codec
+from vidtok.codec import CodecError, decode, encode
 from vidtok.codec.container import Chunk, ContainerReader, ContainerWriter, Header
 from vidtok.datasets import VideoWriter, demo_clip, iter_video
 from vidtok.errors import UserError, VideoError
 from vidtok.info import describe
-from vidtok.tokenizer import VideoTokenizer
+from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,60 @@ def test_ids_do_not_depend_on_the_number_of_threads(tokenizer):
     assert packed(clip(9), tokenizer) == one
 
 
+def test_lower_quality_takes_fewer_bytes(tokenizer):
+    video = clip(61, 32, 32)
+    stats = [vidtok.compress(video, io.BytesIO(), model=tokenizer, quality=quality) for quality in (100, 50, 10, 1)]
+    sizes = [each.token_bytes for each in stats]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < 0.6 * sizes[0]
+    with pytest.raises(ValueError, match="above 0 and at most 100"):
+        packed(video, tokenizer, quality=0)
+
+
+def test_tokens_of_lower_quality_come_back_as_they_were_coded(tokenizer):
+    video = clip(29)
+    latents = tokenizer.encode_latents(video)
+    quality = 20
+    codes = torch.cat([tokenizer.quantizer.hold(part, encode.HALF * 4) for part in latents.split(3, 2)], 2)
+    file = io.BytesIO(packed(video, tokenizer, quality=quality, chunk_latents=3))
+    expected = tokenizer.decode(tokenizer.codes_to_ids(codes))
+    torch.testing.assert_close(vidtok.decompress(file, model=tokenizer), expected)
+    assert (tokenizer.codes_to_ids(codes) != tokenizer.encode(video)).any()
+
+
+def test_bits_per_pixel_are_not_exceeded(tokenizer):
+    video = clip(61, 64, 64)
+    whole = vidtok.compress(video, io.BytesIO(), model=tokenizer, chunk_latents=4)
+    full = 8 * whole.bytes / whole.pixels
+    for bpp in (2 * full, 0.8 * full, 0.6 * full):
+        stats = vidtok.compress(video, io.BytesIO(), model=tokenizer, chunk_latents=4, bpp=bpp)
+        assert 0.8 * min(bpp, full) <= 8 * stats.bytes / stats.pixels <= bpp
+    assert stats.quality < 100 and "at quality" in str(stats) and "quality" not in str(whole)
+    with pytest.warns(UserWarning, match="no fewer than .* at this size: give a smaller size or fps"):
+        vidtok.compress(video, io.BytesIO(), model=tokenizer, bpp=0.001)
+    for options in ({"bpp": 0}, {"bpp": 1, "quality": 50}, {"bpp": 1, "entropy": "raw"}):
+        with pytest.raises(ValueError, match="bpp"):
+            packed(video, tokenizer, **options)
+
+
+@pytest.fixture(scope="module")
+def fsq(tmp_path_factory) -> VideoTokenizer:
+    path = tmp_path_factory.mktemp("fsq")
+    net = {"kind": "patch", "width": 16, "blocks": 1, "decoder_blocks": 1}
+    VideoTokenizer(TokenizerConfig("fsq", net, {"kind": "fsq", "levels": [8, 5, 5]})).save_pretrained(path)
+    return VideoTokenizer.from_pretrained(path)
+
+
+def test_tokens_of_other_quantizers(fsq):
+    video = clip(5)
+    decoded = vidtok.decompress(io.BytesIO(packed(video, fsq)), model=fsq)
+    torch.testing.assert_close(decoded, fsq.decode(fsq.encode(video)))
+
+
+def test_quality_is_for_lfq(fsq):
+    with pytest.raises(ValueError, match="for LFQ tokenizers, and fsq is none"):
+        packed(clip(5), fsq, quality=50)
+
+
 def test_parts_are_those_of_the_whole(tokenizer):
     file = io.BytesIO(packed(clip(141), tokenizer, chunk_latents=4, fps=10))
     whole = vidtok.decompress(file, model=tokenizer)
@@ -77,14 +131,14 @@ def test_a_part_decodes_few_latents_before_it(tokenizer, monkeypatch):
     file = io.BytesIO(packed(clip(141), tokenizer, fps=10))  # one chunk of 36 latents
     whole = vidtok.decompress(file, model=tokenizer)
     decoded = []
-    decode = codec.decode_chunks
+    decode_chunks = decode.decode_chunks
 
     def count(tokenizer, ids, tile):
-        for video in decode(tokenizer, ids, tile):
+        for video in decode_chunks(tokenizer, ids, tile):
             decoded.append(video.shape[2])
             yield video
 
-    monkeypatch.setattr(codec, "decode_chunks", count)
+    monkeypatch.setattr(decode, "decode_chunks", count)
     part = vidtok.decompress(file, model=tokenizer, start=12.0)
     torch.testing.assert_close(part, whole[:, :, 120:], atol=1e-5, rtol=0)
     assert sum(decoded) == 1 + 4 * 22  # latents 14 to 35, and one frame that is left out
@@ -166,20 +220,20 @@ def test_an_output_that_is_the_input_stays_as_it_is(tokenizer, tmp_path):
 
 
 def test_a_video_that_fails_leaves_no_file(tokenizer, tmp_path, monkeypatch):
-    encode = codec.encode_chunks
+    pad_chunks = encode.pad_chunks
 
-    def fail(tokenizer, chunks, tile):
-        yield from islice(encode(tokenizer, chunks, tile), 2)
+    def fail(chunks, stride):
+        yield from islice(pad_chunks(chunks, stride), 2)
         raise VideoError("in.mp4", "damaged")
 
-    monkeypatch.setattr(codec, "encode_chunks", fail)
+    monkeypatch.setattr(encode, "pad_chunks", fail)
     with pytest.raises(VideoError):
         vidtok.compress(clip(99), tmp_path / "x.vtk", model=tokenizer, chunk_latents=2)
     assert not (tmp_path / "x.vtk").exists()
 
 
 def test_damage_that_is_kept_is_warned_of(tokenizer, monkeypatch):
-    monkeypatch.setattr(codec.TensorSource, "error", VideoError("in.mp4", "3 frames are damaged"))
+    monkeypatch.setattr(encode.TensorSource, "error", VideoError("in.mp4", "3 frames are damaged"))
     with pytest.warns(UserWarning, match=r"in.mp4: 3 frames are damaged"):
         packed(clip(5), tokenizer)
 
@@ -192,7 +246,7 @@ def test_a_resampled_video_has_the_ticks_of_its_new_rate(tokenizer, tmp_path):
 
 def test_ticks_ascend_where_times_do_not(tmp_path):
     vidtok.write_video(tmp_path / "in.mp4", clip(2), 10)
-    source = codec.FileSource(tmp_path / "in.mp4", None, 10, None, "auto", "raise", lambda frames: None)
+    source = encode.FileSource(tmp_path / "in.mp4", None, 10, None, "auto", "raise", lambda frames: None)
     source.close()
     source._source = SimpleNamespace(stream=SimpleNamespace(timestamps=np.array([0, 0.1, 0.1, 0.1, 0.6, 0.6])))
     assert source.ticks(0, 3).tolist() == [0, 1, 2] and source.ticks(3, 6).tolist() == [3, 6, 7]
@@ -208,7 +262,7 @@ def test_tiles_are_those_of_the_file(tokenizer):
 
 
 def test_chunks_of_large_frames_have_fewer_latents(tokenizer, monkeypatch):
-    monkeypatch.setattr(codec, "MAX_CHUNK_TOKENS", 12)
+    monkeypatch.setattr(encode, "MAX_CHUNK_TOKENS", 12)
     file = io.BytesIO(packed(clip(29), tokenizer))  # 6 tokens per latent
     assert ContainerReader(file).header.chunk_latents == 2
     assert vidtok.decompress(file, model=tokenizer).shape[2] == 29

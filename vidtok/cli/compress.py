@@ -2,6 +2,8 @@
 
     vidtok compress clip.mp4 -o clip.vtk
     vidtok compress clip.mp4 -o clip.vtk --size 128 --fps 15     # smaller: fewer pixels, fewer frames
+    vidtok compress clip.mp4 -o clip.vtk --quality 50            # smaller: tokens change where it matters
+    vidtok compress clip.mp4 -o clip.vtk --bpp 0.03              # the best quality that takes so many bits per pixel
     vidtok compress clip.mp4 -o clip.vtk --entropy raw           # packed bits, without the package constriction
 
 Memory doesn't grow with the length of the video. `vidtok decompress` restores number, size and times of the frames
@@ -23,6 +25,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     common.add_reading(parser)
     common.add_tile(parser)
     parser.add_argument("--entropy", default="adaptive", help="entropy model: adaptive (default) or raw")
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument(
+        "--quality", type=float, default=100, metavar="Q",
+        help="up to 100 (default), which keeps all tokens; below, their bits change where it matters",
+    )  # fmt: skip
+    rate.add_argument(
+        "--bpp", type=common.positive(float), metavar="BITS",
+        help="bits per pixel of the file, not to be exceeded: each chunk gets the best quality that fits",
+    )  # fmt: skip
     parser.add_argument(
         "--chunk-latents",
         type=common.positive(int),

@@ -49,6 +49,7 @@ _PREFIX = struct.Struct("<8sHII")
 _CHUNK = struct.Struct("<4s5II")
 _BLOCK = struct.Struct("<4sII")
 _END = struct.Struct("<Q4s")
+CHUNK_BYTES = _CHUNK.size  # of a chunk without its times and tokens
 
 
 class CodecError(UserError):
@@ -195,6 +196,12 @@ class ContainerWriter:
     @property
     def bytes_written(self) -> int:
         return self._offset
+
+    @property
+    def expected_bytes(self) -> int:
+        """Size of the file with an index for one more chunk, to a few bytes."""
+        entry = len(json.dumps([self._offset, *4 * [MAX_CHUNK_FRAMES]]))
+        return self._offset + _BLOCK.size + _END.size + len('{"chunks":[]}') + (len(self.entries) + 1) * entry
 
     @property
     def frames(self) -> int:

@@ -194,6 +194,32 @@ class LFQ(nn.Module):
         scale = (0.25**scale).view(1, -1, 1, 1, 1).to(z_BKthw.dtype)
         return signs(z_BKthw) + (z_BKthw - z_BKthw.detach()) * scale
 
+    def hold(self, z_BDthw: Tensor, threshold: float) -> Tensor:
+        """Quantize latents of a stretch of video to codes that change where it matters.
+
+        A sign stays that of the latent before while |z| is below the threshold. With residual LFQ, the threshold is one
+        of the represented value, and further levels code the residual of the signs that were kept.
+
+        Args:
+            z_BDthw: the first level of what `latents` returns, float.
+            threshold: at least 0; with 0 the result is `quantize`'s.
+
+        Returns:
+            Codes of -1 and +1, [B, bits, t, h, w].
+        """
+        frames: list[Tensor] = []
+        for x_BDhw in z_BDthw.unbind(2):
+            codes: list[Tensor] = []
+            for level in range(self.levels):
+                code_BDhw = signs(x_BDhw)
+                if frames:
+                    before = frames[-1][:, level * self.in_channels : (level + 1) * self.in_channels]
+                    code_BDhw = torch.where(x_BDhw.abs() < threshold * 2**level, before, code_BDhw)
+                codes.append(code_BDhw)
+                x_BDhw = 2 * x_BDhw - code_BDhw
+            frames.append(torch.cat(codes, 1))
+        return torch.stack(frames, 2)
+
     def codes_to_ids(self, codes_BKthw: Tensor) -> Tensor:
         return pack_bits(codes_BKthw > 0)
 

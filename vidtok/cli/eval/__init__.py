@@ -8,6 +8,7 @@ vidtok eval compare data.source=grid.csv ...           # tokens, codes, latents,
 vidtok eval generation MODEL digits --i3d FILE         # generated clips against real ones
 vidtok eval generation-compare data.source=digits ...  # masked, autoregressive, diffusion at equal budgets
 vidtok eval agreement videos/ --i3d FILE               # a classifier on clips and on reconstructions
+vidtok eval compression videos/ -o OUT                 # .vtk files beside x264, x265, SVT-AV1, VVenC
 
 Kinds that train (finetune, compare, generation-compare) take hydra settings, the others flags.
 """
@@ -24,6 +25,7 @@ KINDS = {
     "generation": "FVD, FID and a recognizer's agreement of a generator's clips",
     "generation-compare": "masked, autoregressive and diffusion generators at equal data, parameters and seconds",
     "agreement": "whether a classifier sees the same in clips and their reconstructions",
+    "compression": "rate and quality of .vtk files beside x264, x265, SVT-AV1 and VVenC",
     "compare": "the same head reading tokens, codes, latents, pixels or reconstructions",
 }
 

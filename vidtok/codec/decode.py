@@ -1,16 +1,10 @@
-"""Compress videos to files of entropy-coded tokens, and decompress them, in memory independent of their length.
-
-Three layers that know nothing of each other: the tokenizer makes ids, an entropy model (`vidtok.codec.entropy`) makes
-bytes of them, and the container (`vidtok.codec.container`) stores these in chunks.
-"""
+"""Decompress files of entropy-coded tokens, whole or in part, in memory independent of their length."""
 
 import math
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -20,148 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidtok.checks import check_counts
-from vidtok.codec.container import MAX_CHUNK_TOKENS, Chunk, CodecError, ContainerReader, ContainerWriter, Header
+from vidtok.codec.container import Chunk, CodecError, ContainerReader, Header
+from vidtok.codec.encode import Report, loaded
 from vidtok.codec.entropy import entropy_model
-from vidtok.codec.source import FileSource, TensorSource
 from vidtok.datasets import VideoWriter
-from vidtok.datasets.frames import OnError
 from vidtok.errors import UserError
-from vidtok.extraction.model import load_tokenizer
-from vidtok.extraction.videos import chunk_ids, decode_chunks, encode_chunks
+from vidtok.extraction.videos import chunk_ids, decode_chunks
 from vidtok.files import validate_output
 from vidtok.hub import list_shipped
 from vidtok.tokenizer import VideoTokenizer
 
-CHUNK = 64  # latents
 WARM_UP = 16  # latents that are decoded before the first one wanted; no shipped decoder looks back further
-
-Report = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class CompressionStats:
-    """Sizes and duration of one compression.
-
-    Attributes:
-        frames, chunks: number of them in the file.
-        tokens: number of tokens, with those of padding.
-        bytes: size of the file.
-        raw_bytes: size of the tokens as packed bits, without container.
-        pixels: number of pixels of all frames, without padding.
-        seconds: wall-clock time.
-    """
-
-    frames: int
-    chunks: int
-    tokens: int
-    bytes: int
-    raw_bytes: int
-    pixels: int
-    seconds: float
-
-    def __str__(self) -> str:
-        saved = 1 - self.bytes / self.raw_bytes
-        return (
-            f"{self.frames} frames to {self.bytes} bytes, {8 * self.bytes / self.pixels:.4f} bits per pixel, "
-            f"{saved:.1%} less than packed tokens, {self.frames / self.seconds:.1f} frames/s"
-        )
-
-
-def compress(
-    video: str | os.PathLike | Tensor,
-    output: str | os.PathLike | BinaryIO,
-    *,
-    model: str | VideoTokenizer = "vidtok-t",
-    entropy: str = "adaptive",
-    size: int | None = None,
-    fps: float | None = None,
-    max_frames: int | None = None,
-    tile: int | None = None,
-    chunk_latents: int = CHUNK,
-    reader: str = "auto",
-    on_error: OnError = "raise",
-    device: str = "auto",
-    precision: str = "fp32",
-    force: bool = False,
-    progress: Report = lambda frames: None,
-) -> CompressionStats:
-    """Compress a video to a `.vtk` file, see `vidtok.codec.container` for its format.
-
-    The file grows chunk by chunk. Where the process is killed, `decompress` with `salvage` gives what was complete.
-
-    Args:
-        video: a file; or float [1, 3, T, H, W] in [-1, 1] of any length and size.
-        output: a path, or a binary file opened for writing.
-        model: shipped name, folder or hub id of a tokenizer; or a loaded one, which brings its device and precision.
-        entropy: "adaptive", or "raw" for packed bits.
-        size: short side to resize a file to, in pixels; None, native.
-        fps: frames per second to resample a file to; None, native. Of a tensor, the rate that it has (None: 30).
-        max_frames: stop after so many.
-        tile: side of spatial tiles in pixels, for frames too large for memory.
-        chunk_latents: latents per chunk. Chunks are coded independently: longer ones take fewer bytes,
-            in shorter ones seeking is faster.
-        reader, on_error: see `vidtok.datasets.open_video`; "keep" warns of what is damaged.
-        device, precision: as of `VideoTokenizer.from_pretrained`; device "auto" is a GPU where there is one.
-        force: overwrite a path that exists.
-        progress: called with the number of frames of each piece that was read.
-
-    Returns:
-        Sizes and duration.
-
-    Raises:
-        ValueError: an illegal argument.
-        UserError: the output exists or can't be written, or "adaptive" is chosen without the package constriction.
-        VideoError: the video can't be read. A path that was begun is removed; an open file is left as it is.
-    """
-    began = time.monotonic()
-    coder = entropy_model(entropy)
-    check_counts(chunk_latents=chunk_latents, max_frames=1 if max_frames is None else max_frames)
-    if isinstance(video, Tensor) and size is not None:
-        raise ValueError("size resizes files: resize the tensor before")
-    path = Path(output) if isinstance(output, str | os.PathLike) else None
-    if path is not None:
-        validate_output(str(path), force)
-        if not isinstance(video, Tensor) and path.exists() and Path(video).exists() and path.samefile(video):
-            raise ValueError(f"{path} is the input: give another output")
-    tokenizer, precision = _loaded(model, device, precision, tile)
-    with ExitStack() as stack:
-        source: FileSource | TensorSource
-        if isinstance(video, Tensor):
-            source = TensorSource(video, 30 if fps is None else fps, max_frames, progress)
-        else:
-            source = FileSource(Path(video), size, fps, max_frames, reader, on_error, progress)
-        stack.callback(source.close)
-        header = _make_header(tokenizer, source, precision, entropy, tile, chunk_latents)
-        file = output
-        if isinstance(file, str | os.PathLike):
-            file = stack.enter_context(Path(file).open("wb"))
-        try:
-            writer = ContainerWriter(file, header)
-            tokens = 0
-            for number, ids in enumerate(_regroup(encode_chunks(tokenizer, source, tile), header.chunk_latents)):
-                # The encoder reads ahead; only the last frames of the video are followed by padding.
-                start = writer.frames
-                ticks = source.ticks(start, min(start + header.frames_of(number, len(ids)), source.frames))
-                data = coder.encode(ids, header.bits, header.levels)
-                writer.add(Chunk(number, len(ids), ticks, data))
-                tokens += ids.size
-            writer.finish()
-            if source.error is not None:
-                warnings.warn(str(source.error), stacklevel=2)
-        except Exception:
-            if path is not None:
-                path.unlink()
-            raise
-    return CompressionStats(
-        frames=writer.frames,
-        chunks=len(writer.entries),
-        tokens=tokens,
-        bytes=writer.bytes_written,
-        raw_bytes=-(-tokens * header.bits // 8),
-        pixels=writer.frames * math.prod(source.size),
-        seconds=time.monotonic() - began,
-    )
 
 
 def decompress(
@@ -339,55 +202,6 @@ def _cut(
             yield video[:, :, torch.from_numpy(keep)], ticks[keep]
 
 
-def _regroup(parts: Iterator[Tensor], latents: int) -> Iterator[np.ndarray]:
-    """Regroup int64 ids [1, any, h, w] into arrays [latents, h, w]; the last one may have fewer."""
-    held: list[np.ndarray] = []
-    count = 0
-    for part in parts:
-        held.append(part[0].cpu().numpy())
-        count += part.shape[1]
-        while count >= latents:
-            ids = np.concatenate(held)
-            yield ids[:latents]
-            held, count = [ids[latents:]], count - latents
-    if count:
-        yield np.concatenate(held)
-
-
-def _make_header(
-    tokenizer: VideoTokenizer,
-    source: FileSource | TensorSource,
-    precision: str,
-    entropy: str,
-    tile: int | None,
-    chunk: int,
-) -> Header:
-    _, s_h, s_w = tokenizer.stride
-    tokens = -(-source.size[0] // s_h) * -(-source.size[1] // s_w)
-    return Header(
-        model=tokenizer.config.name,
-        weight_hash=tokenizer.weight_hash,
-        precision=precision,
-        bits=math.ceil(tokenizer.bits),
-        levels=getattr(tokenizer.quantizer, "levels", 1),
-        stride=tuple(tokenizer.stride),
-        entropy=entropy,
-        chunk_latents=max(min(chunk, MAX_CHUNK_TOKENS // tokens), 1),
-        size=source.size,
-        fps=source.fps,
-        time_base=(source.time_base.numerator, source.time_base.denominator),
-        tile=tile,
-        source=source.description,
-    )
-
-
-def _loaded(model: str | VideoTokenizer, device: str, precision: str, tile: int | None) -> tuple[VideoTokenizer, str]:
-    """Load a tokenizer, or take one that is loaded; return it with its precision."""
-    if isinstance(model, VideoTokenizer):
-        return model, "bf16" if model.dtype == torch.bfloat16 else "fp32"
-    return load_tokenizer(model, device, precision, tile), precision
-
-
 def _tokenizer_of(
     header: Header, name: str, model: str | VideoTokenizer | None, device: str, precision: str, tile: int | None
 ) -> VideoTokenizer:
@@ -398,7 +212,7 @@ def _tokenizer_of(
         if header.model not in list_shipped():
             raise UserError(f"{made}, which vidtok doesn't ship: give that model")
         model = header.model
-    tokenizer, _ = _loaded(model, device, precision, tile)
+    tokenizer, _ = loaded(model, device, precision, tile)
     facts = tokenizer.weight_hash, math.ceil(tokenizer.bits), tuple(tokenizer.stride)
     if facts != (header.weight_hash, header.bits, header.stride):
         raise ValueError(f"{made}, and the model given has weights {facts[0]}: give the one that made it")

@@ -1,0 +1,439 @@
+"""Compress videos to files of entropy-coded tokens, in memory independent of their length.
+
+Three layers that know nothing of each other: the tokenizer makes ids, an entropy model (`vidtok.codec.entropy`) makes
+bytes of them, and the container (`vidtok.codec.container`) stores these in chunks.
+"""
+
+import math
+import os
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidtok.checks import check_counts, check_memory, check_video
+from vidtok.codec.container import (
+    CHUNK_BYTES,
+    MAX_CHUNK_TOKENS,
+    MAX_FPS,
+    MIN_FPS,
+    Chunk,
+    ContainerWriter,
+    Header,
+    pack_ticks,
+)
+from vidtok.codec.entropy import EntropyModel, entropy_model
+from vidtok.datasets.container import open_container
+from vidtok.datasets.frames import OnError
+from vidtok.errors import VideoError
+from vidtok.extraction.model import load_tokenizer
+from vidtok.extraction.videos import Source
+from vidtok.files import validate_output
+from vidtok.names import escape_name
+from vidtok.nets.layers import State
+from vidtok.quantize import LFQ
+from vidtok.streaming import encode_tiles, pad_chunks
+from vidtok.tokenizer import VideoTokenizer
+
+CHUNK = 64  # latents
+QUALITIES = [100.0, *np.geomspace(97, 1, 31).round(1).tolist()]  # that `bpp` chooses among
+HALF = 0.25  # threshold of quality 50, in units of the latents
+
+Report = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class CompressionStats:
+    """Sizes and duration of one compression.
+
+    Attributes:
+        frames, chunks: number of them in the file.
+        tokens: number of tokens, with those of padding.
+        bytes: size of the file. token_bytes: of the coded tokens in it.
+        raw_bytes: size of the tokens as packed bits, without container.
+        pixels: number of pixels of all frames, without padding.
+        quality: mean over chunks.
+        seconds: wall-clock time.
+    """
+
+    frames: int
+    chunks: int
+    tokens: int
+    bytes: int
+    token_bytes: int
+    raw_bytes: int
+    pixels: int
+    quality: float
+    seconds: float
+
+    def __str__(self) -> str:
+        saved = 1 - self.bytes / self.raw_bytes
+        quality = "" if self.quality == 100 else f" at quality {self.quality:.0f}"
+        return (
+            f"{self.frames} frames to {self.bytes} bytes{quality}, {8 * self.bytes / self.pixels:.4f} bits per pixel, "
+            f"{saved:.1%} less than packed tokens, {self.frames / self.seconds:.1f} frames/s"
+        )
+
+
+def compress(
+    video: str | os.PathLike | Tensor,
+    output: str | os.PathLike | BinaryIO,
+    *,
+    model: str | VideoTokenizer = "vidtok-t",
+    entropy: str = "adaptive",
+    quality: float = 100,
+    bpp: float | None = None,
+    size: int | None = None,
+    fps: float | None = None,
+    max_frames: int | None = None,
+    tile: int | None = None,
+    chunk_latents: int = CHUNK,
+    reader: str = "auto",
+    on_error: OnError = "raise",
+    device: str = "auto",
+    precision: str = "fp32",
+    force: bool = False,
+    progress: Report = lambda frames: None,
+) -> CompressionStats:
+    """Compress a video to a `.vtk` file, see `vidtok.codec.container` for its format.
+
+    The file grows chunk by chunk. Where the process is killed, `decompress` with `salvage` gives what was complete.
+
+    Args:
+        video: a file; or float [1, 3, T, H, W] in [-1, 1] of any length and size.
+        output: a path, or a binary file opened for writing.
+        model: shipped name, folder or hub id of a tokenizer; or a loaded one, which brings its device and precision.
+        entropy: "adaptive", or "raw" for packed bits.
+        quality: above 0 and at most 100, which keeps the tokens as they are. Below, the bits of a token stay those of
+            one latent before while the latent is near zero: fewer bits with "adaptive", which codes changes. Of LFQ
+            tokenizers only.
+        bpp: bits per pixel of the file that are not to be exceeded; each chunk gets the best quality that fits. Pixels
+            are those of the frames that are coded, after `size` and `fps`. None, `quality` holds.
+        size: short side to resize a file to, in pixels; None, native.
+        fps: frames per second to resample a file to; None, native. Of a tensor, the rate that it has (None: 30).
+        max_frames: stop after so many.
+        tile: side of spatial tiles in pixels, for frames too large for memory.
+        chunk_latents: latents per chunk. Chunks are coded independently: longer ones take fewer bytes,
+            in shorter ones seeking is faster.
+        reader, on_error: see `vidtok.datasets.open_video`; "keep" warns of what is damaged.
+        device, precision: as of `VideoTokenizer.from_pretrained`; device "auto" is a GPU where there is one.
+        force: overwrite a path that exists.
+        progress: called with the number of frames of each piece that was read.
+
+    Returns:
+        Sizes and duration.
+
+    Raises:
+        ValueError: an illegal argument.
+        UserError: the output exists or can't be written, or "adaptive" is chosen without the package constriction.
+        VideoError: the video can't be read. A path that was begun is removed; an open file is left as it is.
+    """
+    began = time.monotonic()
+    coder = entropy_model(entropy)
+    _check_rate(quality, bpp, entropy)
+    check_counts(chunk_latents=chunk_latents, max_frames=1 if max_frames is None else max_frames)
+    if isinstance(video, Tensor) and size is not None:
+        raise ValueError("size resizes files: resize the tensor before")
+    path = Path(output) if isinstance(output, str | os.PathLike) else None
+    if path is not None:
+        validate_output(str(path), force)
+        if not isinstance(video, Tensor) and path.exists() and Path(video).exists() and path.samefile(video):
+            raise ValueError(f"{path} is the input: give another output")
+    tokenizer, precision = loaded(model, device, precision, tile)
+    held = bpp is not None or quality < 100
+    if held and not isinstance(tokenizer.quantizer, LFQ):
+        raise ValueError(f"quality and bpp are for LFQ tokenizers, and {tokenizer.config.name} is none")
+    with ExitStack() as stack:
+        source: FileSource | TensorSource
+        if isinstance(video, Tensor):
+            source = TensorSource(video, 30 if fps is None else fps, max_frames, progress)
+        else:
+            source = FileSource(Path(video), size, fps, max_frames, reader, on_error, progress)
+        stack.callback(source.close)
+        header = _make_header(tokenizer, source, precision, entropy, tile, chunk_latents)
+        file = output
+        if isinstance(file, str | os.PathLike):
+            file = stack.enter_context(Path(file).open("wb"))
+        try:
+            writer = ContainerWriter(file, header)
+            tokens, token_bytes, qualities = 0, 0, []
+            grids = _encode(tokenizer, source, tile, held)
+            for number, grid in enumerate(_regroup(grids, header.chunk_latents)):
+                # The encoder reads ahead; only the last frames of the video are followed by padding.
+                first, latents = writer.frames, grid.shape[-3]
+                ticks = source.ticks(first, min(first + header.frames_of(number, latents), source.frames))
+                budget = None
+                if bpp is not None:
+                    pixels = (first + len(ticks)) * math.prod(source.size)
+                    budget = bpp * pixels / 8 - writer.expected_bytes - CHUNK_BYTES - len(pack_ticks(ticks))
+                data, used = _code(grid, tokenizer, coder, header, quality, budget)
+                writer.add(Chunk(number, latents, ticks, data))
+                tokens += latents * math.prod(header.grid)
+                token_bytes += len(data)
+                qualities.append(used)
+            writer.finish()
+            if source.error is not None:
+                warnings.warn(str(source.error), stacklevel=2)
+        except Exception:
+            if path is not None:
+                path.unlink()
+            raise
+    stats = CompressionStats(
+        frames=writer.frames,
+        chunks=len(writer.entries),
+        tokens=tokens,
+        bytes=writer.bytes_written,
+        token_bytes=token_bytes,
+        raw_bytes=-(-tokens * header.bits // 8),
+        pixels=writer.frames * math.prod(source.size),
+        quality=float(np.mean(qualities)),
+        seconds=time.monotonic() - began,
+    )
+    if bpp is not None and (least := 8 * stats.bytes / stats.pixels) > 1.02 * bpp:
+        message = f"no fewer than {least:.4f} bits per pixel at this size: give a smaller size or fps"
+        warnings.warn(message, stacklevel=2)
+    return stats
+
+
+class FileSource:
+    """Iterate over a video file: float32 [1, 3, any, H, W] in [-1, 1].
+
+    The arguments are those of `vidtok.extraction.videos.Source`.
+
+    Attributes:
+        frames: number of frames read so far.
+        size: (height, width) in pixels.
+        fps: mean frames per second.
+        time_base: seconds per tick; every frame is shown at a whole number of ticks.
+        description: properties of the file, for `Header.source`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        size: int | None,
+        fps: float | None,
+        max_frames: int | None,
+        reader: str,
+        on_error: OnError,
+        count: Callable[[int], None],
+    ):
+        self._source = Source(path, size, fps, max_frames, count, reader, on_error)
+        self.size: tuple[int, int] = self._source.stream.size
+        self.fps = float(self._source.stream.fps)
+        self.description, time_base = _describe(path)
+        resampled = 1 / Fraction(self.fps).limit_denominator(10**6)
+        self.time_base = resampled if fps is not None or time_base is None else time_base
+        native = {"size": list(self._source.stream.native_size), "fps": float(self._source.stream.native_fps)}
+        self.description |= native
+        self._next_tick = 0
+
+    @property
+    def error(self) -> VideoError | None:
+        """Damage of a video that is read with on_error="keep"; None, none so far."""
+        return self._source.stream.error
+
+    @property
+    def frames(self) -> int:
+        return self._source.frames
+
+    def ticks(self, start: int, end: int) -> np.ndarray:
+        """Ticks of frames start .. end, int64 [end - start], ascending; call for consecutive ranges, in order."""
+        seconds = self._source.stream.timestamps[start:end]
+        ticks = np.rint(seconds * self.time_base.denominator / self.time_base.numerator).astype(np.int64)
+        order = np.arange(len(ticks))
+        ticks = np.maximum.accumulate(np.maximum(ticks - order, self._next_tick)) + order
+        self._next_tick = int(ticks[-1]) + 1
+        return ticks
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._source)
+
+    def close(self) -> None:
+        self._source.stream.close()
+
+
+class TensorSource:
+    """Iterate over a clip, float [1, 3, T, H, W] in [-1, 1] of any length and size, at a constant rate.
+
+    The attributes are those of `FileSource`.
+
+    Raises:
+        ValueError: another shape or range, more than one clip, or an illegal rate.
+    """
+
+    error = None
+
+    def __init__(self, video: Tensor, fps: float, max_frames: int | None, count: Callable[[int], None]):
+        check_video(video, (1, 1, 1))
+        if len(video) != 1:
+            raise ValueError(f"one clip is compressed at a time, not {len(video)}")
+        if not MIN_FPS <= fps <= MAX_FPS:
+            raise ValueError(f"fps={fps} must be above 0, in {MIN_FPS:g} .. {MAX_FPS:g}")
+        self._video, self._count = video[:, :, :max_frames], count
+        self.frames, self.size, self.fps = 0, (video.shape[3], video.shape[4]), float(fps)
+        self.time_base = 1 / Fraction(fps).limit_denominator(10**6)
+        self.description: dict = {}
+
+    def ticks(self, start: int, end: int) -> np.ndarray:
+        return np.arange(start, end)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for chunk in self._video.split(16, 2):
+            self.frames += chunk.shape[2]
+            self._count(chunk.shape[2])
+            yield chunk
+
+    def close(self) -> None:
+        pass
+
+
+def _describe(path: Path) -> tuple[dict, Fraction | None]:
+    """Return the file's name with the color and aspect that it states, and the time base of its video or None."""
+    container, stream = open_container(path)
+    with container:
+        context = stream.codec_context
+        color = {
+            "matrix": context.colorspace, "range": context.color_range,
+            "primaries": context.color_primaries, "transfer": context.color_trc,
+        }  # fmt: skip
+        aspect = stream.sample_aspect_ratio
+        stated: dict[str, object] = {name: int(value) for name, value in color.items() if value is not None}
+        if aspect:
+            stated["aspect"] = [aspect.numerator, aspect.denominator]
+        base = stream.time_base
+        name = escape_name(path.name)
+        return {"name": name} | stated, None if base is None else Fraction(base)
+
+
+def _check_rate(quality: float, bpp: float | None, entropy: str) -> None:
+    if not 0 < quality <= 100:
+        raise ValueError(f"quality={quality} must be above 0 and at most 100")
+    if bpp is None:
+        return
+    if not bpp > 0:
+        raise ValueError(f"bpp={bpp} must be above 0")
+    if quality != 100 or entropy == "raw":
+        raise ValueError("bpp chooses the quality, and packed bits take the same at each: give bpp or one of these")
+
+
+def _encode(tokenizer: VideoTokenizer, frames: Iterable[Tensor], tile: int | None, latents: bool) -> Iterator[Tensor]:
+    """Encode chunks of a video of any length and size, padded by `pad_chunks`.
+
+    Yields:
+        int64 ids [any, h, w]; with `latents`, float32 [D, any, h, w] before quantization, D encoder channels.
+
+    Raises:
+        MemoryError: a chunk can't fit the memory at hand; with tiles this isn't checked.
+    """
+    quantizer = tokenizer.quantizer
+    states: defaultdict[int, State] = defaultdict(dict)  # of each tile
+    for chunk in pad_chunks(frames, tokenizer.stride):
+        check_video(chunk, tokenizer.stride, any_length=True)
+        chunk = chunk.to(tokenizer.device)
+        if tile is None:
+            check_memory(tokenizer.encoder, chunk.shape, (1, 1, 1))
+            z_BKthw = tokenizer.encode_chunk(chunk, states[0])
+        else:
+            z_BKthw = encode_tiles(_tile_encoder(tokenizer, states), chunk, tile, tokenizer.stride[1:])
+        yield z_BKthw[0, : quantizer.in_channels] if latents else quantizer.codes_to_ids(z_BKthw)[0]
+
+
+def _tile_encoder(tokenizer: VideoTokenizer, states: defaultdict[int, State]) -> Callable[[Tensor], Tensor]:
+    """Return a function for the tiles of one chunk in order, which go on from the states of their places."""
+    place = count()
+    return lambda part: tokenizer.encode_chunk(part, states[next(place)])
+
+
+def _code(
+    grid: Tensor, tokenizer: VideoTokenizer, coder: EntropyModel, header: Header, quality: float, budget: float | None
+) -> tuple[bytes, float]:
+    """Code a chunk.
+
+    Args:
+        grid: of `_encode`.
+        quality: of latents, without a budget. budget: most bytes; the best of `QUALITIES` that fits is found by
+            bisection, or else it is the lowest.
+
+    Returns:
+        Coded tokens, and the quality.
+    """
+
+    @cache
+    def code(value: float) -> bytes:
+        if grid.ndim == 3:
+            return coder.encode(grid.numpy(), header.bits, header.levels)
+        quantizer = tokenizer.quantizer
+        ids = quantizer.codes_to_ids(quantizer.hold(grid[None], HALF * (100 / value - 1)))
+        return coder.encode(ids[0].numpy(), header.bits, header.levels)
+
+    if budget is None:
+        return code(quality), quality
+    best, worst = 0, len(QUALITIES) - 1
+    while best < worst:
+        middle = (best + worst) // 2
+        if len(code(QUALITIES[middle])) <= budget:
+            worst = middle
+        else:
+            best = middle + 1
+    return code(QUALITIES[best]), QUALITIES[best]
+
+
+def _regroup(parts: Iterator[Tensor], latents: int) -> Iterator[Tensor]:
+    """Regroup [..., any, h, w] into [..., latents, h, w] on the CPU; the last one may have fewer."""
+    held: list[Tensor] = []
+    waiting = 0
+    for part in parts:
+        held.append(part.cpu())
+        waiting += part.shape[-3]
+        while waiting >= latents:
+            joined = torch.cat(held, -3)
+            yield joined[..., :latents, :, :]
+            held, waiting = [joined[..., latents:, :, :]], waiting - latents
+    if waiting:
+        yield torch.cat(held, -3)
+
+
+def _make_header(
+    tokenizer: VideoTokenizer,
+    source: FileSource | TensorSource,
+    precision: str,
+    entropy: str,
+    tile: int | None,
+    chunk: int,
+) -> Header:
+    _, s_h, s_w = tokenizer.stride
+    tokens = -(-source.size[0] // s_h) * -(-source.size[1] // s_w)
+    return Header(
+        model=tokenizer.config.name,
+        weight_hash=tokenizer.weight_hash,
+        precision=precision,
+        bits=math.ceil(tokenizer.bits),
+        levels=tokenizer.quantizer.levels if isinstance(tokenizer.quantizer, LFQ) else 1,
+        stride=tuple(tokenizer.stride),
+        entropy=entropy,
+        chunk_latents=max(min(chunk, MAX_CHUNK_TOKENS // tokens), 1),
+        size=source.size,
+        fps=source.fps,
+        time_base=(source.time_base.numerator, source.time_base.denominator),
+        tile=tile,
+        source=source.description,
+    )
+
+
+def loaded(model: str | VideoTokenizer, device: str, precision: str, tile: int | None) -> tuple[VideoTokenizer, str]:
+    """Load a tokenizer, or take one that is loaded; return it with its precision."""
+    if isinstance(model, VideoTokenizer):
+        return model, "bf16" if model.dtype == torch.bfloat16 else "fp32"
+    return load_tokenizer(model, device, precision, tile), precision
