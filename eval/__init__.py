@@ -9,10 +9,9 @@ metrics, report                                          what they are computed 
 
 from importlib import import_module
 
-from vidtok.eval.metrics.codebook import CodebookUsage, bits_per_pixel
 from vidtok.eval.metrics.frechet import GaussianStatistics, frechet_distance
 from vidtok.eval.metrics.i3d import I3D
-from vidtok.eval.metrics.image import block_edges, psnr, ssim
+from vidtok.eval.metrics.reconstruction import CodebookUsage, bits_per_pixel, block_edges, psnr, ssim
 from vidtok.eval.reconstruction.run import (
     block_mean_baseline,
     clip_protocol,

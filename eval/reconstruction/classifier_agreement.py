@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from vidtok.checks import pick_device
-from vidtok.eval.metrics.codebook import bits_per_pixel
 from vidtok.eval.metrics.i3d import I3D
 from vidtok.eval.metrics.intervals import share_of
+from vidtok.eval.metrics.reconstruction import bits_per_pixel
 from vidtok.eval.recognition.results import tokenizer_record
 from vidtok.eval.reconstruction.run import Clip, clip_protocol, validation_clips
 from vidtok.files import find_videos

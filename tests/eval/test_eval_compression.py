@@ -18,7 +18,7 @@ from vidtok.eval import compression
 from vidtok.eval.compression import codecs, make_codecs, read_clip
 from vidtok.eval.compression.codecs import Coded, Ffmpeg, FfmpegCodec, FfmpegError, TokenizerCodec, parse_rate
 from vidtok.eval.compression.report import bd_table, comparison_table, format_result, summarize, table
-from vidtok.eval.metrics.image import ms_ssim
+from vidtok.eval.metrics.reconstruction import ms_ssim
 from vidtok.tokenizer import VideoTokenizer
 
 FFMPEG = os.environ.get("VIDTOK_FFMPEG") or shutil.which("ffmpeg")

@@ -21,7 +21,7 @@ from vidtok.configs.compose import to_dict
 from vidtok.datasets import MovingDigits, read_video, validate_disjoint
 from vidtok.datasets.sources import find_media
 from vidtok.errors import nearest
-from vidtok.eval.metrics.image import block_edges
+from vidtok.eval.metrics.reconstruction import block_edges
 from vidtok.names import MEDIA_SUFFIXES, VIDEO_SUFFIXES
 from vidtok.nets.discriminator import Discriminator
 from vidtok.tokenizer import TokenizerConfig, VideoTokenizer, build_tokenizer
