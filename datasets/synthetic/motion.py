@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from vidtok.datasets.annotations.table import canonical_split
 from vidtok.datasets.frames import View
-from vidtok.datasets.labeled import LabeledDataset, OnError, Sample
+from vidtok.datasets.labeled import LabeledVideos, OnError, Sample
 from vidtok.datasets.samplers import Segment, frames_of_segment
 from vidtok.datasets.seek import read_selection
 from vidtok.datasets.sources import videos_by_split
@@ -76,7 +76,7 @@ class SourceFile(NamedTuple):
     name: str
 
 
-class MotionTasks(LabeledDataset):
+class MotionTasks(LabeledVideos):
     """Clips made from unlabeled videos, whose labels only time reveals.
 
         videos = MotionTasks("videos", "camera", split="train", clips=4000)
@@ -112,7 +112,7 @@ class MotionTasks(LabeledDataset):
         classes: class names in the order of the class numbers, such as those of a trained head; None, the task's.
         root: folder of the videos of an annotation file; None, that of the file.
         reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`.
-        on_error: "raise", "return" or "resample", see `LabeledDataset`.
+        on_error: "raise", "return" or "resample", see `LabeledVideos`.
         columns: path_column, label_column, split_column, see `VideoList`.
 
     Attributes:
@@ -153,20 +153,21 @@ class MotionTasks(LabeledDataset):
         if min(clips, stride) < 1 or frames < least or size < 16:
             given = f"{clips=}, {stride=}, {frames=} and {size=}"
             raise ValueError(f"want clips and stride of at least 1, {least} frames and 16 pixels, not {given}")
-        self.task, self.split, self.frames, self.stride, self.size, self.fps = task, split, frames, stride, size, fps
-        self.reader = reader
+        self.task, self.frames, self.stride, self.size, self.fps = task, frames, stride, size, fps
         names = [f"{task}/{name}" for task in tasks for name in TASKS[task]]
-        self.classes = names if classes is None else list(classes)
-        if missing := [name for name in names if name not in self.classes]:
+        classes = names if classes is None else list(classes)
+        if missing := [name for name in names if name not in classes]:
             raise ValueError(f"the classes lack {missing[0]!r}: task {task!r} needs the classes {', '.join(names)}")
         found = _files_of_split(source, split, root, columns)
         self.files = {task: self._usable(task, found) for task in tasks}
         numbers = [(tasks[i % len(tasks)], i // len(tasks)) for i in range(clips)]
         files = [self._file_of(*item) for item in numbers]
-        self.ids = [f"{file.name}#{task}-{n}" for file, (task, n) in zip(files, numbers, strict=True)]
-        self.paths, self.segments = [file.path for file in files], [file.segment for file in files]
-        self.labels = [self.classes.index(_class_of(*item)) for item in numbers]
-        super().__init__(len(self.ids), None, seed, on_error)
+        ids = [f"{file.name}#{task}-{n}" for file, (task, n) in zip(files, numbers, strict=True)]
+        labels = [classes.index(_class_of(*item)) for item in numbers]
+        paths, segments = [file.path for file in files], [file.segment for file in files]
+        super().__init__(
+            paths, ids, labels, classes, split, seed=seed, on_error=on_error, reader=reader, segments=segments
+        )
 
     def _usable(self, task: str, found: Sequence[SourceFile]) -> list[SourceFile]:
         """Return the first of the files that can be opened and are long enough for the task."""
