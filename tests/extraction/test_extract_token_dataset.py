@@ -208,3 +208,44 @@ def test_what_makes_no_batches(lengths, tmp_path):
     )
     with pytest.raises(ValueError, match="don't make batches"):
         TokenBatches(TokenDataset(folder(tmp_path / "mixed", [record(0), wide])), 2)
+
+
+def compressed(path, video, tokenizer, **options) -> None:
+    path.parent.mkdir(exist_ok=True, parents=True)
+    vidtok.compress(video, path, model=tokenizer, fps=10, **options)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_compressed_videos_are_a_dataset(tokenizer_path, tmp_path, cached):
+    tokenizer = vidtok.VideoTokenizer.from_pretrained(tokenizer_path)
+    videos = {f"{name}.vtk": torch.full((1, 3, frames, 16, 23), value) for name, frames, value in (
+        ("a", 9, 0.5), ("b/c", 14, -0.5)
+    )}  # fmt: skip
+    for name, video in videos.items():
+        compressed(tmp_path / "videos" / name, video, tokenizer, chunk_latents=2)
+    data = vidtok.TokenDataset(tmp_path / "videos", cache=tmp_path / "cache" if cached else None)
+    assert data.ids == [*videos] and data.labels == [-1, -1] and data.feature == "ids"
+    assert data.meta["weight_hash"] == tokenizer.weight_hash
+    for item, entry, video in zip(pickle.loads(pickle.dumps(data)), data.entries, videos.values(), strict=True):
+        frames = video.shape[2]
+        padded = torch.nn.functional.pad(video, (0, 1, 0, 0, 0, -(frames - 1) % 4), "replicate")
+        assert (item["features"] == tokenizer.encode(padded)[0]).all()
+        assert (entry.frames, entry.coded_size) == (frames, (16, 24))
+        assert item["timestamps"].tolist() == pytest.approx([i / 10 for i in range(frames)])
+    assert len(vidtok.TokenDataset(tmp_path / "videos" / "b" / "c.vtk")) == 1
+    batches = TokenBatches(data, 2, window=2)
+    assert batches[0]["features"].shape == (2, 2, 2, 3)
+
+
+def test_damaged_compressed_videos_are_named(tokenizer_path, tmp_path):
+    tokenizer = vidtok.VideoTokenizer.from_pretrained(tokenizer_path)
+    path = tmp_path / "a.vtk"
+    compressed(path, torch.zeros(1, 3, 9, 16, 16), tokenizer)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"CHNK") + 40] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a.vtk: chunk 0 of 1 is damaged"):
+        vidtok.TokenDataset(path)[0]
+    path.write_bytes(content[:100])
+    with pytest.raises(ValueError, match=r"a.vtk: the header is damaged or cut off"):
+        vidtok.TokenDataset(path)

@@ -1,7 +1,20 @@
 """Compressed video: tokens of a tokenizer, entropy-coded, in one file that can be streamed, sought and salvaged."""
 
-from vidtok.codec.container import CodecError, Header
-from vidtok.codec.decode import decompress
-from vidtok.codec.encode import CompressionStats, compress
+from importlib import import_module
+
+# name -> its module, loaded on first use: who reads tokens alone (`vidtok.TokenDataset`) needs no network
+_HOME = {
+    "CodecError": "container",
+    "CompressionStats": "encode",
+    "Header": "container",
+    "compress": "encode",
+    "decompress": "decode",
+}
 
 __all__ = ["CodecError", "CompressionStats", "Header", "compress", "decompress"]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -164,6 +164,7 @@ def compress(
         header = _make_header(tokenizer, source, precision, entropy, tile, chunk_latents)
         file = output
         if isinstance(file, str | os.PathLike):
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(Path(file).open("wb"))
         try:
             writer = ContainerWriter(file, header)

@@ -12,25 +12,35 @@ import uuid
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+import numpy as np
 from filelock import FileLock, Timeout, UnixFileLock
 
+from vidtok.codec.container import CodecError, ContainerReader
+from vidtok.codec.entropy import entropy_model
 from vidtok.errors import nearest
 from vidtok.extraction.npz import NpzReader, NpzWriter
 from vidtok.extraction.record import (
+    SCHEMA,
     Entry,
     Reader,
     Record,
+    RecordMeta,
     Settings,
     Writer,
     check_record,
     describe,
     differences,
     entry_of,
+    id_type,
+    make_record,
+    settings_of,
 )
 from vidtok.files import walk_files
+from vidtok.names import escape_name
 
 VIDEOS, BYTES, SECONDS = 1000, 1 << 28, 300  # a shard ends at the first of these: what a kill can cost at most
 
@@ -195,6 +205,82 @@ def _remove_abandoned(folder: Path) -> None:
         _unlock(lock)
 
 
+class CompressedReader:
+    """See `vidtok.extraction.record.Reader`: the ids of compressed videos (`vidtok.codec`).
+
+    An id is the path of a file below `root`. There are no labels and splits; what read the pixels is not known.
+    """
+
+    def __init__(self, files: Sequence[Path], root: Path):
+        self._files, self._root = files, root
+        self.entries: list[Entry] = []
+        for file in files:
+            try:
+                with file.open("rb") as opened:
+                    description = self._describe(file, ContainerReader(opened, str(file)))
+            except CodecError as error:
+                raise ValueError(str(error)) from error
+            settings = settings_of(description)
+            if not self.entries:
+                self.settings = settings
+            elif other := differences(self.settings, settings):
+                raise ValueError(f"{file} is of other settings than {files[0]}: {other}")
+            self.entries.append(entry_of(description))
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def read(self, index: int) -> Record:
+        file = self._files[index]
+        ids, ticks = [], []
+        try:
+            with file.open("rb") as opened:
+                reader = ContainerReader(opened, str(file))
+                header = reader.header
+                decode = entropy_model(header.entropy).decode
+                for number in reader.entries:
+                    chunk = reader.read(number)
+                    try:
+                        ids.append(decode(chunk.tokens, (chunk.latents, *header.grid), header.bits, header.levels))
+                    except ValueError as error:
+                        raise reader.bad_chunk(number, error) from error
+                    ticks.append(chunk.ticks)
+                description = self._describe(file, reader)
+        except CodecError as error:
+            raise ValueError(str(error)) from error
+        times = np.concatenate(ticks)
+        seconds = (times - times[0]) * (header.time_base[0] / header.time_base[1])
+        return make_record(description, np.concatenate(ids).astype(description["dtype"]), seconds)
+
+    def _describe(self, file: Path, reader: ContainerReader) -> dict:
+        """See `vidtok.extraction.record.describe`."""
+        header = reader.header
+        dtype = id_type(header.bits)
+        meta = RecordMeta(
+            feature="ids",
+            model=header.model,
+            weight_hash=header.weight_hash,
+            precision=header.precision,
+            bits=header.bits,
+            stride=header.stride,
+            dtype=dtype.name,
+            tile=header.tile,
+            pixels="unknown",
+            fps=header.fps,
+            frames=sum(entry.frames for entry in reader.entries.values()),
+            size=header.size,
+            coded_size=(header.grid[0] * header.stride[1], header.grid[1] * header.stride[2]),
+            native_size=header.source.get("size", header.size),
+            native_fps=header.source.get("fps", header.fps),
+            source=header.source.get("name", ""),
+            source_bytes=None,
+            reader="unknown",
+            bytes_per_token=float(dtype.itemsize),
+        )
+        id = escape_name(file.relative_to(self._root).as_posix())
+        return {"schema": SCHEMA, "id": id, "label": None, "split": None} | asdict(meta)
+
+
 SUFFIXES = {"npz": ".npz", "parquet": ".parquet", "webdataset": ".tar"}
 CONTAINERS = tuple(SUFFIXES)
 
@@ -229,7 +315,9 @@ def open_reader(path: str | Path) -> Reader:
         in_folder = path.is_dir()
         if files := sorted(map(Path, walk_files(path, (suffix,)))) if in_folder else [path] * (path.suffix == suffix):
             return NpzReader(files) if container == "npz" else ShardReader(files, _form(container))
-    raise ValueError(f"{path}: no features here ({', '.join(SUFFIXES.values())})")
+    if files := sorted(map(Path, walk_files(path, (".vtk",)))) if path.is_dir() else [path] * (path.suffix == ".vtk"):
+        return CompressedReader(files, path if path.is_dir() else path.parent)
+    raise ValueError(f"{path}: no features here ({', '.join([*SUFFIXES.values(), '.vtk'])})")
 
 
 def _form(container: str):

@@ -133,6 +133,8 @@ class TokenSample(TypedDict):
 class TokenDataset(Dataset):
     """The features below `path` (a folder that `vidtok extract` wrote, or one of its files), one item a record.
 
+    A folder of compressed videos (`.vtk`), or one of them, is a dataset of their ids without labels.
+
     `dataset[i]` is a dict:
 
         id          string; the clips of one video share it
