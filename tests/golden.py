@@ -237,7 +237,7 @@ JOBS = (
     Job("probe-knn", "eval probe", "digits --size 32 --protocol 9x1x1x1 --train-clips 90 --test-clips 45 --pool time "
         "--input latents --classifier knn --json probe-knn/result.json"),
     Job("probe-features", "eval probe", "--features extract-clips --input codes --classifier knn --protocol 9x2x2x3 "
-        "--size 32 --fps 10 --json probe-features/result.json", needs=("extract-clips",), reread=True),
+        "--split val --size 32 --fps 10 --json probe-features/result.json", needs=("extract-clips",), reread=True),
     Job("compare", "eval compare", f"{HEAD} run=compare arms=[tokens,pixels,recon] seeds=[0] {TINY_HEAD} "
         "page.clips=2"),
     Job("reconstruction", "eval reconstruction", "../labeled/train --frames 9 --size 64 --lpips-net alex --lpips "

@@ -168,6 +168,10 @@ class I3D(nn.Module):
 
     def forward_features(self, video_BCTHW: Tensor) -> Tensor:
         """Compute the features before the classifier, pooled over space: float32 [B,1024,t,1,1], t about T / 8."""
+        return F.avg_pool3d(self.forward_grid(video_BCTHW), (2, 7, 7), stride=1)
+
+    def forward_grid(self, video_BCTHW: Tensor) -> Tensor:
+        """Compute the features before the last pool, float32 [B,1024,t,7,7], t = T / 8 rounded up."""
         if video_BCTHW.ndim != 5 or video_BCTHW.shape[1] != 3 or video_BCTHW.shape[2] < MIN_FRAMES:
             raise ValueError(f"I3D takes [B,3,T,H,W] with T >= {MIN_FRAMES}, got {[*video_BCTHW.shape]}")
         x = F.interpolate(video_BCTHW.float(), size=(video_BCTHW.shape[2], SIDE, SIDE), mode="trilinear")
@@ -178,8 +182,7 @@ class I3D(nn.Module):
         x = max_pool_same(x, (3, 3, 3), (2, 2, 2))
         x = self._mixed(x, "4b", "4c", "4d", "4e", "4f")
         x = max_pool_same(x, (2, 2, 2), (2, 2, 2))
-        x = self._mixed(x, "5b", "5c")
-        return F.avg_pool3d(x, (2, 7, 7), stride=1)
+        return self._mixed(x, "5b", "5c")
 
     def _mixed(self, x: Tensor, *blocks: str) -> Tensor:
         for block in blocks:

@@ -4,6 +4,7 @@ Splits are made of the training clips alone, so that model selection never sees 
 """
 
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -350,6 +351,34 @@ def folds(
         count = min(count, len(labels))
         name, splitter = f"{count} folds", KFold(count, shuffle=True, random_state=0)
     return name, list(splitter.split(np.zeros(len(labels)), labels, groups))
+
+
+def repeated_folds(
+    labels: np.ndarray, groups: Sequence[str] | None, count: int, repeats: int
+) -> tuple[str, list[list[tuple[Indices, Indices]]]]:
+    """Divide the clips into `count` stratified folds, `repeats` times: (their description, [[(train, test)]]).
+
+    Groups stay whole where there are groups. With at most `count` groups, each is a fold, and there is one such
+    division. Raises ValueError for a single group.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    by = ""
+    if groups is not None:
+        number = len(set(groups))
+        if number < 2:
+            raise ValueError("all clips are of one group, which can't be split into folds: give folds=0")
+        count, repeats = (number, 1) if number <= count else (count, repeats)
+        by = " by group"
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer clips than folds
+        divisions = [
+            list(kind(count, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels, groups))
+            for seed in range(repeats)
+        ]
+    whole = [[(train, test) for train, test in division if len(test)] for division in divisions]
+    return f"{count} stratified folds{by}{f', {repeats} times' if repeats > 1 else ''}", whole
 
 
 AUGMENTATION = ("scale", "flip", "augment")  # of training clips of labeled videos

@@ -53,6 +53,7 @@ class InputEncoder:
     Attributes:
         head_input: kind of input that the head is built for.
         unit: values per cell of the token grid, in the last two dimensions of what the head reads.
+        per_frame: whether each frame is encoded on its own.
 
     Raises:
         ValueError: for an unknown kind, a missing tokenizer, or pixels of several clips at once.
@@ -69,7 +70,7 @@ class InputEncoder:
         self.kind, self.tokenizer = kind, tokenizer
         self.device = torch.device("cpu") if tokenizer is None else tokenizer.device
         self.concat_segments, self.grid_crop = concat_segments, grid_crop
-        self.head_input = "pixels" if kind == "recon" else kind
+        self.head_input, self.per_frame = "pixels" if kind == "recon" else kind, kind == "pixels"
         pixels_per_cell = pixels_per_cell or (tokenizer.stride[-1] if tokenizer else 1)
         self.unit = pixels_per_cell if self.head_input == "pixels" else 1
         if concat_segments > 1 and self.head_input == "pixels":

@@ -1,57 +1,53 @@
 """Probes: logistic regression and nearest neighbors on frozen features, of a tokenizer or of a reference network.
 
-Legend: N clips, V views, C channels, t h w grid, F features.
+Legend: N clips, V views, F features, K classes, S strengths of regularization.
 """
 
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import torch
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
-from torch import Tensor
 
 from vidtok.checks import pick_device
 from vidtok.errors import nearest
+from vidtok.eval.metrics.i3d import HOW_TO_GET
 from vidtok.eval.metrics.intervals import paired_ratio
-from vidtok.eval.recognition.clips import ClipSource, Protocol, folds
-from vidtok.eval.recognition.features import FeatureFiles
-from vidtok.eval.recognition.inputs import InputEncoder, Predictions, views_of_dataset
-from vidtok.eval.recognition.references import REFERENCES, ReferenceEncoder, make_encoder
+from vidtok.eval.recognition.clips import DIGITS, ClipSource, Indices, Protocol, folds, repeated_folds
+from vidtok.eval.recognition.inputs import Predictions
+from vidtok.eval.recognition.references import (
+    BACKBONE,
+    REFERENCES,
+    ProbeClips,
+    ReferenceEncoder,
+    Row,
+    check_pool,
+    concatenate,
+    features_of_clips,
+    make_encoder,
+    read_features,
+)
 from vidtok.eval.recognition.results import correct_of, data_record, recognition_result, result_entry
 from vidtok.tokenizer import VideoTokenizer
 
-# how the grid becomes one vector: the axes that are averaged
-POOLS = {"mean": "time and space", "time": "space alone, the times side by side", "all": "nothing"}
-CLASSIFIERS = ("logistic", "knn")
+CLASSIFIERS = {"logistic": "C", "knn": "k"}  # and what is chosen
 STRENGTHS = np.logspace(-5, 2, 8).tolist()  # C of the logistic regression
 NEIGHBORS = [1, 3, 5, 10, 20]
-
-
-def pool_features(x_NVCthw: Tensor, pool: str = "mean") -> np.ndarray:
-    """Pool features [N,V,C,t,h,w] (or pooled before, [N,V,C]) to float32 [N,V,F]. Raises ValueError for a name that is
-    not in `POOLS`."""
-    if pool not in POOLS:
-        raise ValueError(f"unknown pool {pool!r}: {nearest(pool, POOLS)}")
-    x = x_NVCthw.float()
-    if x.ndim > 3:
-        x = x.mean(dim=(3, 4, 5)) if pool == "mean" else x.mean(dim=(4, 5)) if pool == "time" else x
-    return x.flatten(2).numpy()
-
-
-def signs(ids: Tensor, bits: int) -> Tensor:
-    """Convert int64 ids [N,V,t,h,w] to their bits as -1 and +1, float32 [N,V,bits,t,h,w]."""
-    shifts = torch.arange(bits).view(-1, 1, 1, 1)
-    return (ids.long()[:, :, None] >> shifts & 1) * 2.0 - 1
+FEW = 300  # test clips: with fewer, the 95 % interval of an accuracy is wider than +-5 points
+FOLDS, REPEATS = 5, 3
+MIN_GROUPS = 5  # of which an interval can be made by drawing groups
+LEFT_OUT = {
+    "i3d": f"--i3d FILE adds it; to get the weights: {HOW_TO_GET}",
+    "frames": f"--backbone {BACKBONE} adds it and lets timm download its weights, --backbone-weights FILE reads them",
+}
 
 
 def check_classifier(name: str) -> None:
@@ -60,129 +56,95 @@ def check_classifier(name: str) -> None:
         raise ValueError(f"unknown classifier {name!r}: {nearest(name, CLASSIFIERS)}")
 
 
-def fit_probe(
-    classifier: str, x_NVF: np.ndarray, labels: np.ndarray, groups: Sequence[str] | None = None
-) -> tuple[object, dict]:
-    """Fit a scikit-learn classifier on standardized features: (the classifier, what cross-validation chose).
+@dataclass
+class FittedPath:
+    """A classifier at every strength, C or k.
 
-    classifier: "logistic" (regression) or "knn" (cosine distance). C or k is chosen by cross-validation on these clips
-    alone, by group where there are groups; the views of a clip stay together. Raises ValueError for an unknown
-    classifier, or a single class.
+    Attributes:
+        strengths: the S values.
+        validation_FS: accuracy on the clips of each of F inner folds.
+        by: description of these folds.
+        chosen: index of the best mean over the folds, of the strongest regularization where several are best.
+        probabilities: for each set of test clips [S,N,K], of the classifier that was fitted on all training clips.
+    """
+
+    strengths: list[float]
+    validation_FS: np.ndarray
+    by: str
+    chosen: int
+    probabilities: list[np.ndarray]
+
+
+def fit_path(
+    classifier: str,
+    x_NVF: np.ndarray,
+    labels: np.ndarray,
+    groups: Sequence[str] | None,
+    tests: Sequence[np.ndarray],
+    classes: int,
+) -> FittedPath:
+    """Fit a scikit-learn classifier on standardized features at every strength, and choose one.
+
+    The choice is by cross-validation on these clips alone, by group where there are groups; the views of a clip stay
+    together. Test clips have no part in it. Means and deviations are those of all training clips.
+
+    Args:
+        classifier: "logistic" (regression, C of `STRENGTHS`) or "knn" (cosine distance, k of `NEIGHBORS`).
+        tests: sets of test clips, float32 [N,V,F].
+        classes: number K of classes. Those without a training clip have probability 0.
+
+    Raises:
+        ValueError: an unknown classifier, or a single class.
     """
     check_classifier(classifier)
     if len(set(labels.tolist())) < 2:
         raise ValueError("all training clips are of one class")
-    views = x_NVF.shape[1]
-    name, parts = folds(labels, groups)
-    parts = [(_rows(train, views), _rows(test, views)) for train, test in parts]
-    if classifier == "logistic":
-        # With more features than clips, the weights lie in the span of the clips: PCA keeps it with far fewer features.
-        few = [PCA()] if x_NVF.shape[2] > x_NVF.shape[0] * views else []
-        model = make_pipeline(StandardScaler(), *few, LogisticRegression(max_iter=1000))
-        grid = {"logisticregression__C": STRENGTHS}
-    else:
-        smallest = min(len(train) for train, _ in parts)
-        model = make_pipeline(StandardScaler(), Normalizer(), KNeighborsClassifier(weights="distance"))
-        grid = {"kneighborsclassifier__n_neighbors": [k for k in NEIGHBORS if k <= smallest]}
-    rows = x_NVF.reshape(-1, x_NVF.shape[2]).astype(np.float32)
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as cache:
+    views, width = x_NVF.shape[1:]
+    # With more features than clips, the weights lie in the span of the clips: PCA keeps it with far fewer features.
+    few = [PCA()] if classifier == "logistic" and width > len(labels) * views else []
+    scale = make_pipeline(StandardScaler(), *few, *([Normalizer()] if classifier == "knn" else []))
+
+    def scaled(x_NVF: np.ndarray, transform: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        return transform(x_NVF.reshape(-1, width).astype(np.float32)).reshape(len(x_NVF), views, -1)
+
+    train = scaled(x_NVF, scale.fit_transform)
+    strengths = STRENGTHS if classifier == "logistic" else [float(k) for k in NEIGHBORS]
+    by, parts = folds(labels, groups)
+
+    def fitted(clips: Indices, tests: Sequence[np.ndarray]) -> list[np.ndarray]:
+        models = _models(classifier, strengths, train[clips], labels[clips])
+        rows = [[_predict(model, test, classes) for test in tests] for model in models]
+        return [np.stack(test) for test in zip(*rows, strict=True)]
+
+    validation_FS = np.array(
+        [(fitted(fit, [train[held]])[0].argmax(2) == labels[held]).mean(1) for fit, held in parts if len(held)]
+    )
+    probabilities = fitted(np.arange(len(labels)), [scaled(test, scale.transform) for test in tests])
+    best = validation_FS.mean(0)
+    # a larger k regularizes more, a larger C less
+    chosen = int(best.argmax() if classifier == "logistic" else len(best) - 1 - best[::-1].argmax())
+    return FittedPath(strengths, validation_FS, f"{by} of the training clips", chosen, probabilities)
+
+
+def _models(classifier: str, strengths: Sequence[float], x_NVF: np.ndarray, labels: np.ndarray) -> Iterator[Any]:
+    """Yield the classifier fitted at each strength. The regression starts where the last one ended."""
+    rows, targets = x_NVF.reshape(-1, x_NVF.shape[2]), np.repeat(labels, x_NVF.shape[1])
+    model = LogisticRegression(max_iter=1000, warm_start=True)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # of strengths that are not chosen, mostly
-        warnings.filterwarnings("ignore", "Persisting input arguments")  # joblib's, of a large cache
-        if len(model) > 2:
-            model.set_params(memory=cache)  # the axes are found once for each fold, not for each strength
-        search = GridSearchCV(model, grid, cv=parts, error_score="raise").fit(rows, np.repeat(labels, views))
-    chosen = {key.split("__")[1]: value for key, value in search.best_params_.items()}
-    return search.best_estimator_, {
-        "classifier": classifier,
-        "chosen": chosen,
-        "by": f"{name} of the training clips",
-        "top1_there": float(search.best_score_),
-        "features": int(x_NVF.shape[2]),
-    }
+        for strength in strengths:
+            if classifier == "knn":
+                yield KNeighborsClassifier(min(int(strength), len(rows)), weights="distance").fit(rows, targets)
+            else:
+                yield model.set_params(C=strength).fit(rows, targets)
 
 
-def predict_probe(
-    model, x_NVF: np.ndarray, labels: np.ndarray, ids: list[str], classes: int, failures: list[dict]
-) -> Predictions:
-    """Average probabilities over the views. Classes without a training clip have probability 0."""
-    rows = model.predict_proba(x_NVF.reshape(-1, x_NVF.shape[2])).reshape(*x_NVF.shape[:2], -1).mean(1)
-    probabilities = np.zeros((len(labels), classes))
-    probabilities[:, model.classes_] = rows
-    return Predictions(probabilities, labels, ids, failures)
-
-
-def _rows(clips: np.ndarray, views: int) -> np.ndarray:
-    return (clips[:, None] * views + np.arange(views)).ravel()
-
-
-@dataclass
-class ProbeSide:
-    """Features of one split: x float32 [N,V,F], labels int [N], ids, groups (None: no groups), failures [{name,
-    reason}]."""
-
-    x_NVF: np.ndarray
-    labels: np.ndarray
-    ids: list[str]
-    groups: list[str] | None = None
-    failures: list[dict] = field(default_factory=list)
-
-
-@dataclass
-class ProbeData:
-    """Features to train and test on; shuffled: of the test clips with their frames in random order, or None. classes:
-    their names. encoder: what computed the features; None, they were read from files."""
-
-    train: ProbeSide
-    test: ProbeSide
-    shuffled: ProbeSide | None
-    classes: list[str]
-    encoder: InputEncoder | ReferenceEncoder | None = None
-
-
-def features_of_clips(
-    source: ClipSource,
-    split: str | None,
-    protocol: Protocol,
-    encoder: InputEncoder | ReferenceEncoder,
-    pool: str,
-    limit: int | None = None,
-    workers: int = 0,
-    shuffle: bool = False,
-) -> tuple[ProbeSide, list[str]]:
-    """Compute the features of videos: (features, class names).
-
-    Videos are decoded one at a time, and only their features are kept. limit: largest number of videos. shuffle: put
-    frames in random order. Raises ValueError where no video can be read.
-    """
-    dataset = source.open(split, protocol)
-    dataset.keep(slice(limit))
-    rows, labels, ids, failures = [], [], [], []
-    for batch in views_of_dataset(dataset, 1, workers, shuffle):
-        failures += batch.failures
-        if batch.ids:
-            x = encoder(batch.x[0])[None].cpu()
-            rows.append(pool_features(_numbers(x, encoder.kind, encoder.tokenizer), pool))
-            labels += batch.labels.tolist()
-            ids += batch.ids
-    if not ids:
-        raise ValueError(f"no clip could be read: {failures[0]['name']}: {failures[0]['reason']}")
-    return ProbeSide(np.concatenate(rows), np.array(labels), ids, None, failures), dataset.classes
-
-
-def features_of_files(files: FeatureFiles, input: str, tokenizer: VideoTokenizer, pool: str) -> ProbeSide:
-    """Read pooled features of files. Raises ValueError where the videos have different numbers of views."""
-    counts = {len(rows) for rows in files.records}
-    if len(counts) > 1:
-        raise ValueError(f"videos of {min(counts)} to {max(counts)} records: extract the same number of clips of each")
-    rows = [
-        pool_features(_numbers(files.all_views(index)[None], input, tokenizer), pool) for index in range(len(files))
-    ]
-    return ProbeSide(np.concatenate(rows), np.array(files.labels), files.ids, failures=files.failures)
-
-
-def _numbers(x_NV: Tensor, input: str, tokenizer: VideoTokenizer | None) -> Tensor:
-    """Convert inputs to floats [N,V,C,...]; ids become signs."""
-    return signs(x_NV, int(tokenizer.bits)) if input in ("tokens", "codes") and tokenizer is not None else x_NV
+def _predict(model: Any, x_NVF: np.ndarray, classes: int) -> np.ndarray:
+    """Average probabilities over the views: float64 [N,K]."""
+    probabilities = np.zeros((len(x_NVF), classes))
+    rows = model.predict_proba(x_NVF.reshape(-1, x_NVF.shape[2])).reshape(*x_NVF.shape[:2], -1)
+    probabilities[:, model.classes_] = rows.mean(1)
+    return probabilities
 
 
 def probe(
@@ -199,7 +161,9 @@ def probe(
     features: str | None = None,
     test_features: str | None = None,
     train_split: str = "train",
-    split: str = "val",
+    split: str | None = None,
+    folds: int | None = None,
+    repeats: int = REPEATS,
     train_clips: int | None = None,
     test_clips: int | None = None,
     input: str | Sequence[str] = "hidden",
@@ -207,7 +171,7 @@ def probe(
     backbone: str | None = None,
     backbone_weights: str | None = None,
     recon: bool = False,
-    pool: str = "mean",
+    pool: str | Sequence[str] = "grid4",
     classifier: str = "logistic",
     protocol: str = "17x4x1x1",
     size: int = 128,
@@ -216,7 +180,11 @@ def probe(
     model: str = "vidtok-t",
     device: str = "auto",
 ) -> dict:
-    """Fit a classifier on frozen features of a tokenizer or a reference network, and test it.
+    """Fit a classifier on frozen features of a tokenizer, and test it beside references under the same pooling.
+
+    The references are `pixels` (mean colors of the same cells), I3D on its grid and pooled to one vector, a timm
+    classifier on every frame, the majority class, and every classifier on clips with their frames in random order,
+    which shows what is due to time. Those that need weights are left out where none are given, and `left_out` says so.
 
     Args:
         source: "digits", a folder, or a csv or json file of annotations. With `features` it only holds group_column.
@@ -224,15 +192,20 @@ def probe(
         test_source: annotations of the test split, where they are in another file.
         features: files of `vidtok extract` with features of the training clips, instead of videos.
         test_features: the same for the test clips; None, `features`.
-        train_split, split: names of the training and the test split.
-        train_clips, test_clips: largest number of clips of each; None, all.
+        train_split: name of the training split. split: name of the test split; None, "val".
+        folds: number of folds over the clips of both splits, instead of testing on one of them; groups stay whole
+            where there is a group_column. 0 or 1: none. None: 5, where the set has fewer than 300 test clips and none
+            of split, test_source, test_features, train_clips and test_clips is given; else none.
+        repeats: number of different divisions into folds.
+        train_clips, test_clips: largest number of clips of each split; None, all.
         input: one or more of hidden, latents, codes, pixels, recon, i3d, frames, as a list or separated by commas.
             The first is what the others are compared with, by a paired bootstrap over clips.
-        i3d: I3D's weights, a file or URL, for the input i3d.
-        backbone, backbone_weights: timm's image classifier for the input frames, and a file of its weights; None,
-            timm downloads them.
+        i3d: I3D's weights, a file or URL: adds the input i3d.
+        backbone, backbone_weights: timm's image classifier (default: tf_efficientnet_lite0) and a file of its weights
+            (None, timm downloads them): either adds the input frames.
         recon: compute i3d and frames on reconstructed clips.
-        pool: one of `POOLS`. classifier: one of `CLASSIFIERS`.
+        pool: one or more pools, as with input; see `vidtok.eval.recognition.references.pool_features`.
+        classifier: one of `CLASSIFIERS`.
         protocol: frames x stride x segments x crops, see `Protocol`.
         size: side of the center crop in pixels. fps: frame rate in which the stride is counted; None, the video's own.
         workers: number of decoding processes.
@@ -246,137 +219,201 @@ def probe(
     """
     config = dict(locals())
     start = time.perf_counter()
-    inputs = input.split(",") if isinstance(input, str) else list(input)
+    inputs, pools = (value.split(",") if isinstance(value, str) else list(value) for value in (input, pool))
     if source is None and features is None:
         raise ValueError("give either a source or features")
     if features and (source is None) != (group_column is None):
         raise ValueError("features take a source only together with group_column, a column of it")
-    if len(set(inputs)) < len(inputs):
-        raise ValueError(f"input {','.join(inputs)}: one of them is given twice")
+    for name, given in (("input", inputs), ("pool", pools)):
+        if len(set(given)) < len(given):
+            raise ValueError(f"{name} {','.join(given)}: one of them is given twice")
+    weights = {"i3d": i3d, "frames": backbone or backbone_weights}
     for name, idle, why in (
         ("test_source", features and test_source, "is for videos: give test_features"),
         ("label_column", features and label_column, "is for videos: extracted features have labels of their own"),
-        ("recon", recon and not REFERENCES & set(inputs), f"is for inputs i3d and frames, not {','.join(inputs)}"),
-        ("i3d", i3d and "i3d" not in inputs, f"is for input i3d, not {','.join(inputs)}"),
-        ("backbone", backbone and "frames" not in inputs, f"is for input frames, not {','.join(inputs)}"),
-        ("backbone_weights", backbone_weights and "frames" not in inputs, "is for input frames"),
+        ("recon", recon and not any(weights.values()), "is for inputs i3d and frames: give their weights"),
+        ("i3d", features and i3d, "is for videos"),
+        ("backbone", features and (backbone or backbone_weights), "is for videos"),
+        ("folds", folds and folds > 1 and (test_source or test_features), "take both splits from one source"),
     ):
         if idle:
             raise ValueError(f"{name} {why}")
+    if (folds or 0) < 0 or repeats < 1:
+        raise ValueError(f"want 2 or more folds (or 0: none) and 1 or more repeats, not {folds} and {repeats}")
     check_classifier(classifier)
+    for each in pools:
+        check_pool(each)
     tokenizer = VideoTokenizer.from_pretrained(model, pick_device(device))
     clips = Protocol.parse(protocol, size, fps)
     columns = path_column, label_column, split_column, group_column
     videos = ClipSource(str(source or features), root, *columns, checked=checked, reader=reader)
-    splits, limits = (train_split, split), (train_clips, test_clips)
+    names, limits = (train_split, split or "val"), (train_clips, test_clips)
+    whole_set = not (split or test_source or test_features or train_clips or test_clips or source == DIGITS)
+
+    def count_folds(test_clips: int) -> int:
+        automatic = FOLDS if whole_set and test_clips < FEW else 0
+        return automatic if folds is None else folds if folds > 1 else 0
+
+    hashes: dict[str, str] = {}
     if features:
-        paths = features, test_features or features
-        grouped = videos.groups if group_column else None
-
-        def read(input: str) -> ProbeData:
-            return read_features(paths, splits, limits, input, tokenizer, clips, pool, grouped)
+        left_out = dict.fromkeys(sorted({"pixels", *REFERENCES} - {*inputs}), "it needs videos")
+        rows = [(name, each) for each in pools for name in inputs]
+        paths, grouped = (features, test_features or features), videos.groups if group_column else None
+        train, test, classes = read_features(paths, names, limits, inputs, tokenizer, clips, pools, grouped)
+        count = count_folds(len(test.ids))
     else:
-        test = replace(videos, source=str(test_source or source))
-        videos.validate_disjoint(train_split, test, split)
+        inputs += [name for name in ("pixels", "i3d", "frames") if weights.get(name, True) and name not in inputs]
+        left_out = {name: why for name, why in LEFT_OUT.items() if name not in inputs}
+        rows = [(name, each) for each in pools for name in inputs]
+        if "i3d" in inputs and "mean" not in pools:
+            rows.append(("i3d", "mean"))  # as it is mostly used
+        sources = videos, replace(videos, source=str(test_source or source))
+        videos.validate_disjoint(train_split, sources[1], names[1])
         videos.groups(videos.open(train_split, clips).ids)  # a missing column is an error now, not after the work
+        count = count_folds(len(sources[1].open(names[1], clips)))
         encoders = {name: make_encoder(name, tokenizer, i3d, backbone, backbone_weights, recon) for name in inputs}
+        hashes = {name: e.network.weight_hash for name, e in encoders.items() if isinstance(e, ReferenceEncoder)}
+        train, classes = features_of_clips(videos, names[0], clips, encoders, rows, limits[0], workers, count > 0)
+        sources = videos, replace(sources[1], classes=classes)
+        test, _ = features_of_clips(sources[1], names[1], clips, encoders, rows, limits[1], workers, True)
+        train.groups, test.groups = videos.groups(train.ids), sources[1].groups(test.ids) if count else None
 
-        def read(input: str) -> ProbeData:
-            return read_clips((videos, test), splits, limits, encoders[input], clips, pool, workers)
-
+    whole = concatenate(train, test)
+    if count:
+        by, splits = repeated_folds(whole.labels, whole.groups, count, repeats)
+        known, failures = whole, whole.failures
+    else:
+        by, splits = None, [[(np.arange(len(train.ids)), np.arange(len(train.ids), len(whole.ids)))]]
+        known, failures = train, test.failures
+    number = len(set(whole.groups)) if count and whole.groups else None
+    groups = whole.groups if number and number >= MIN_GROUPS else None  # of fewer, an interval would be far too narrow
     entries, predictions = [], {}
-    for each in inputs:
-        found = read(each)
-        entry, predicted = probe_entry(each, classifier, found)
-        entries.append(entry)
-        predictions[entry["name"]] = [predicted]
-    first = entries[0]["name"]
+    first_of: dict[str, str] = {}  # by pool
+    for row in rows:
+        runs, found, shuffled = probe_runs(row, classifier, whole, splits, len(classes), failures)
+        if row[0] in hashes:
+            runs = [{**run, "reference": {"name": row[0], "weight_hash": hashes[row[0]]}} for run in runs]
+        name = f"{row[0]}, {row[1]}, {classifier}"
+        entries.append(result_entry(name, row[0], [*zip(runs, found, strict=True)], None, shuffled, groups))
+        predictions[name] = found
+        first_of.setdefault(row[1] if row[1] in pools else pools[0], name)
+    comparisons = []
+    for row, (name, found) in zip(rows, predictions.items(), strict=True):
+        theirs = first_of.get(row[1], first_of[pools[0]])
+        if theirs != name:
+            pair = correct_of(found), correct_of(predictions[theirs])
+            comparisons.append({"ours": name, "theirs": theirs, **paired_ratio(*pair, True, groups)})
+    record = data_record(
+        ClipSource(features) if features else videos,
+        dict.fromkeys(("train", "test"), "+".join(names)) if count else {"train": names[0], "test": names[1]},
+        classes,
+        [] if count else train.failures,
+    )
     return recognition_result(
         "probe",
         entries,
         predictions,
-        data=data_record(
-            ClipSource(features) if features else videos,
-            {"train": train_split, "test": split},
-            found.classes,
-            found.train.failures,
-        ),
-        train_labels=found.train.labels,
+        data={**record, "folds": by, "groups": number},
+        train_labels=known.labels,
         protocol=clips.record(),
-        tokenizer=tokenizer if recon or set(inputs) - {"pixels", *REFERENCES} else None,
+        tokenizer=tokenizer if recon or {*inputs} - {"pixels", *REFERENCES} else None,
         config=config,
         wall_time_s=time.perf_counter() - start,
         device=str(tokenizer.device),
-        comparisons=[
-            {"ours": name, "theirs": first, **paired_ratio(correct_of(seen), correct_of(predictions[first]))}
-            for name, seen in predictions.items()
-            if name != first
+        comparisons=comparisons,
+        left_out=left_out,
+    )
+
+
+def probe_runs(
+    row: Row,
+    classifier: str,
+    clips: ProbeClips,
+    splits: Sequence[Sequence[tuple[Indices, Indices]]],
+    classes: int,
+    failures: list[dict],
+) -> tuple[list[dict], list[Predictions], list[Predictions] | None]:
+    """Fit and test a classifier in every division into folds: (facts, predictions, predictions for shuffled frames).
+
+    splits: for each division, (training, test) of each fold, as indices of clips; a single split is one division.
+    """
+    x_NVF, shuffled_NVF = clips.features[row], clips.shuffled.get(row)
+    runs, plain, shuffled = [], [], []
+    for seed, division in enumerate(splits):
+        tested = np.sort(np.concatenate([held for _, held in division]))
+        paths, places = [], []
+        for fit, held in division:
+            groups = None if clips.groups is None else [clips.groups[i] for i in fit]
+            if groups and len(division) > 1 and len(set(groups)) == 1:
+                groups = None  # two groups in all: C is chosen within the one
+            tests = [x_NVF[held]]
+            if shuffled_NVF is not None:  # in a single split, only test clips are shuffled: the last ones
+                tests.append(shuffled_NVF[held - (len(x_NVF) - len(shuffled_NVF))])
+            paths.append(fit_path(classifier, x_NVF[fit], clips.labels[fit], groups, tests, classes))
+            places.append(np.searchsorted(tested, held))
+        labels, ids = clips.labels[tested], [clips.ids[i] for i in tested]
+        chosen = np.zeros((len(tests), len(tested), classes))
+        right_SN = np.zeros((len(paths[0].strengths), len(tested)), dtype=bool)
+        for path, here in zip(paths, places, strict=True):
+            right_SN[:, here] = path.probabilities[0].argmax(2) == labels[here]
+            for test, probabilities in enumerate(path.probabilities):
+                chosen[test, here] = probabilities[path.chosen]
+        plain.append(Predictions(chosen[0], labels, ids, failures))
+        shuffled += [Predictions(found, labels, ids, failures) for found in chosen[1:]]
+        runs.append(
+            {
+                "seed": seed if len(division) > 1 else None,
+                "classifier": classifier,
+                "pool": row[1],
+                "features": int(x_NVF.shape[2]),
+                **path_record(classifier, paths, right_SN.mean(1)),
+            }
+        )
+    return runs, plain, shuffled or None
+
+
+def path_record(classifier: str, paths: Sequence[FittedPath], top1_S: np.ndarray) -> dict:
+    """Return a run's facts on the choice of C or k, over its divisions. top1_S: accuracy in the test at each strength.
+
+    chosen: the strength of each division (one: a number). path: validation and test accuracy at each strength.
+    best_by_fold: the best strength of each inner fold alone. within_one_se: strengths whose validation accuracy is at
+    most one standard error (over the inner folds) below the best, and lowest and highest test accuracy among them.
+    """
+    name, strengths = CLASSIFIERS[classifier], paths[0].strengths
+    chosen = [strengths[path.chosen] for path in paths]
+    validation_FS = np.concatenate([path.validation_FS for path in paths])
+    mean_S, best = validation_FS.mean(0), validation_FS.mean(0).argmax()
+    near_S = mean_S >= mean_S[best] - validation_FS[:, best].std() / np.sqrt(len(validation_FS))
+    near = np.flatnonzero(near_S)
+    return {
+        "chosen": {name: chosen[0] if len(chosen) == 1 else chosen},
+        "by": paths[0].by,
+        "top1_there": float(np.mean([path.validation_FS[:, path.chosen].mean() for path in paths])),
+        "path": [
+            {name: strength, "validation": float(there), "top1": float(top1)}
+            for strength, there, top1 in zip(strengths, mean_S, top1_S, strict=True)
         ],
-    )
+        "best_by_fold": [strengths[i] for i in validation_FS.argmax(1)],
+        "within_one_se": {
+            name: [strengths[near[0]], strengths[near[-1]]],
+            "top1": [float(top1_S[near].min()), float(top1_S[near].max())],
+        },
+    }
 
 
-def probe_entry(input: str, classifier: str, data: ProbeData) -> tuple[dict, Predictions]:
-    """Fit and test a classifier: (its entry in the result, predictions for the test clips)."""
-    train = data.train
-    model, facts = fit_probe(classifier, train.x_NVF, train.labels, train.groups)
-    if isinstance(data.encoder, ReferenceEncoder):
-        facts["reference"] = {"name": input, "weight_hash": data.encoder.network.weight_hash}
-
-    def predict(side: ProbeSide) -> Predictions:
-        return predict_probe(model, side.x_NVF, side.labels, side.ids, len(data.classes), side.failures)
-
-    predicted, shuffled = predict(data.test), None if data.shuffled is None else [predict(data.shuffled)]
-    runs = [({"seed": None, **facts}, predicted)]
-    return result_entry(f"{input}, {classifier}", input, runs, None, shuffled), predicted
-
-
-def format_chosen(result: Mapping) -> str:
-    """One line for each classifier of a result: its number of features, and what cross-validation chose."""
-    runs = [(entry["name"], entry["runs"][0]) for entry in result["results"]]
-    return "\n".join(
-        f"{name}: {run['features']} features; {run['chosen']} by {run['by']} (top-1 {run['top1_there']:.3f} there)"
-        for name, run in runs
-    )
-
-
-def read_clips(
-    sources: tuple[ClipSource, ClipSource],
-    splits: tuple[str, str],
-    limits: tuple[int | None, int | None],
-    encoder: InputEncoder | ReferenceEncoder,
-    protocol: Protocol,
-    pool: str,
-    workers: int = 0,
-) -> ProbeData:
-    """Features of videos, decoded here. sources, splits, limits: of training and test."""
-    train, classes = features_of_clips(sources[0], splits[0], protocol, encoder, pool, limits[0], workers)
-    train.groups = sources[0].groups(train.ids)
-    source = replace(sources[1], classes=classes)
-    test, shuffled = (
-        features_of_clips(source, splits[1], protocol, encoder, pool, limits[1], workers, shuffle)[0]
-        for shuffle in (False, True)
-    )
-    return ProbeData(train, test, shuffled, classes, encoder)
-
-
-def read_features(
-    paths: tuple[str, str],
-    splits: tuple[str, str],
-    limits: tuple[int | None, int | None],
-    input: str,
-    tokenizer: VideoTokenizer,
-    protocol: Protocol,
-    pool: str,
-    groups_of: Callable[[Sequence[str]], list[str] | None] | None = None,
-) -> ProbeData:
-    """Features from files of `vidtok extract`, whose frames can't be shuffled any more. paths, splits, limits: of
-    training and test. groups_of: the group of each video; None, those that the files know."""
-    train = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol)
-    test = FeatureFiles(paths[1], splits[1], input, tokenizer, protocol, train.classes)
-    train.validate_disjoint(test)
-    test.validate_views(protocol)
-    for files, limit in zip((train, test), limits, strict=True):
-        files.first(limit)
-    side, test_side = (features_of_files(files, input, tokenizer, pool) for files in (train, test))
-    side.groups = train.groups if groups_of is None else groups_of(train.ids)
-    return ProbeData(side, test_side, None, train.classes)
+def format_paths(result: Mapping) -> str:
+    """For each classifier of a result: what was chosen and by what, and a line of validation and test accuracies over
+    the strengths. Then what was left out."""
+    lines = []
+    for entry in result["results"]:
+        run = entry["runs"][0]
+        (name,) = run["chosen"]
+        low, high = run["within_one_se"]["top1"]
+        lines.append(
+            f"{entry['name']}: {run['features']} features; {run['chosen']} by {run['by']} (top-1 "
+            f"{run['top1_there']:.3f} there); {100 * low:.1f} to {100 * high:.1f} in the test within one standard error"
+        )
+        cells = (f"{row[name]:g}: {100 * row['validation']:.1f} > {100 * row['top1']:.1f}" for row in run["path"])
+        lines.append(f"    {name}: validation > test   {'   '.join(cells)}")
+    lines += [f"{name} is left out: {why}" for name, why in result["left_out"].items()]
+    return "\n".join(lines)

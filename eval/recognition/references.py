@@ -1,8 +1,14 @@
-"""Frozen networks that others trained with labels: the reference for probes on a tokenizer's features."""
+"""Features that probes read: of a tokenizer, or of frozen networks that others trained with labels, and their pooling.
 
+Legend: N clips, V views, C channels, t h w grid, F features.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
@@ -11,11 +17,64 @@ from torch import Tensor, nn
 
 from vidtok.errors import nearest
 from vidtok.eval.metrics.i3d import I3D
-from vidtok.eval.recognition.inputs import InputEncoder
+from vidtok.eval.recognition.clips import ClipSource, Protocol
+from vidtok.eval.recognition.features import FeatureFiles
+from vidtok.eval.recognition.inputs import InputEncoder, shuffle_frames, views_of_dataset
 from vidtok.hub import hash_weights
 from vidtok.tokenizer import VideoTokenizer
 
 REFERENCES = {"i3d", "frames"}  # inputs that are no tokenizer's
+BACKBONE = "tf_efficientnet_lite0"  # of timm, for weights without a name
+
+# pool -> (parts in time, rows and columns in space) that are averaged, at most; None keeps all
+TIMES = 4
+POOLS: dict[str, tuple[int, int] | None] = {
+    "mean": (1, 1), "time": (TIMES, 1), "grid2": (TIMES, 2), "grid4": (TIMES, 4), "all": None,
+}  # fmt: skip
+Row = tuple[str, str]  # input and pool: what one classifier reads
+
+
+def pool_features(x_NVCthw: Tensor, pool: str = "grid4") -> np.ndarray:
+    """Pool features of clips to vectors.
+
+    Args:
+        x_NVCthw: [N,V,C,t,h,w], or pooled before, [N,V,C], which stays as it is.
+        pool: what is averaged, with t' = min(t, 4) and g = 2 or 4:
+
+            - "mean": all times and places, F = C.
+            - "time": all places, in each of t' parts of the clip, F = C t'.
+            - "grid2", "grid4": the cells of a g x g grid in space, in each of t' parts of the clip,
+              F = C t' min(h, g) min(w, g).
+            - "all": nothing, F = C t h w.
+
+            Parts and cells are those of adaptive average pooling: equal where the size is a multiple of their number,
+            otherwise neighbors overlap by one.
+
+    Returns:
+        float32 [N,V,F].
+
+    Raises:
+        ValueError: a name that is not in `POOLS`.
+    """
+    check_pool(pool)
+    x = x_NVCthw.float()
+    if x.ndim > 3 and (parts := POOLS[pool]) is not None:
+        (times, places), (t, h, w) = parts, x.shape[3:]
+        size = min(times, t), min(places, h), min(places, w)
+        x = F.adaptive_avg_pool3d(x.flatten(0, 1), size).unflatten(0, x.shape[:2])
+    return x.flatten(2).numpy()
+
+
+def check_pool(name: str) -> None:
+    """Raise ValueError for a name that is not in `POOLS`."""
+    if name not in POOLS:
+        raise ValueError(f"unknown pool {name!r}: {nearest(name, POOLS)}")
+
+
+def signs(ids: Tensor, bits: int) -> Tensor:
+    """Convert int64 ids [N,V,t,h,w] to their bits as -1 and +1, float32 [N,V,bits,t,h,w]."""
+    shifts = torch.arange(bits).view(-1, 1, 1, 1)
+    return (ids.long()[:, :, None] >> shifts & 1) * 2.0 - 1
 
 
 class FrameBackbone(nn.Module):
@@ -71,14 +130,15 @@ class FrameBackbone(nn.Module):
 class ReferenceEncoder:
     """Encode clips with a frozen network, as an `InputEncoder` does with a tokenizer.
 
-    network: an `I3D`, for its features before the classifier, float32 [B,1024,t,1,1], or a `FrameBackbone`. tokenizer:
-    where it is given, the network sees its reconstructions.
+    network: an `I3D`, for its features before the last pool, float32 [B,1024,t,7,7], or a `FrameBackbone`. tokenizer:
+    where it is given, the network sees its reconstructions. per_frame: whether each frame is encoded on its own.
     """
 
     def __init__(self, network: I3D | FrameBackbone, tokenizer: VideoTokenizer | None = None):
         self.network, self.tokenizer = network, tokenizer
         self.kind = "i3d" if isinstance(network, I3D) else "frames"
-        self.features = network.forward_features if isinstance(network, I3D) else network
+        self.per_frame = self.kind == "frames" and tokenizer is None
+        self.features = network.forward_grid if isinstance(network, I3D) else network
         self.prepare = InputEncoder("pixels" if tokenizer is None else "recon", tokenizer)
 
     def __call__(self, video_B3THW: Tensor) -> Tensor:
@@ -93,11 +153,139 @@ def make_encoder(
         return InputEncoder(input, tokenizer)
     network: I3D | FrameBackbone
     if input == "frames":
-        if backbone is None:
+        if backbone is None and weights is None:
             raise ValueError("input frames needs a backbone: the name of timm's image classifier")
-        network = FrameBackbone(backbone, weights)
+        network = FrameBackbone(backbone or BACKBONE, weights)
     else:
         if i3d is None:
             raise ValueError("input i3d needs i3d: the file of its weights")
         network = I3D(i3d)
     return ReferenceEncoder(network.to(tokenizer.device), tokenizer if recon else None)
+
+
+@dataclass
+class ProbeClips:
+    """Pooled features of labeled clips.
+
+    Attributes:
+        features: (input, pool) -> float32 [N,V,F].
+        labels, ids: int [N] and names.
+        shuffled: the same as features, of the clips with their frames in random order; empty where there are none.
+        groups: group of each clip; None, there are no groups.
+        failures: [{name, reason}] of clips that could not be read.
+    """
+
+    features: dict[Row, np.ndarray]
+    labels: np.ndarray
+    ids: list[str]
+    shuffled: dict[Row, np.ndarray] = field(default_factory=dict)
+    groups: list[str] | None = None
+    failures: list[dict] = field(default_factory=list)
+
+
+def features_of_clips(
+    source: ClipSource,
+    split: str | None,
+    protocol: Protocol,
+    encoders: Mapping[str, InputEncoder | ReferenceEncoder],
+    rows: Sequence[Row],
+    limit: int | None = None,
+    workers: int = 0,
+    shuffle: bool = False,
+) -> tuple[ProbeClips, list[str]]:
+    """Compute the features of videos: (features, class names).
+
+    Videos are decoded one at a time and once for all inputs, and only their features are kept. encoders: of each input.
+    rows: inputs and pools. limit: largest number of videos. shuffle: compute the features of shuffled frames, too.
+    Raises ValueError where no video can be read.
+    """
+    dataset = source.open(split, protocol)
+    dataset.keep(slice(limit))
+    found: list[dict[Row, list[np.ndarray]]] = [{row: [] for row in rows} for _ in range(1 + shuffle)]
+    labels, ids, failures = [], [], []
+    for batch in views_of_dataset(dataset, 1, workers):
+        failures += batch.failures
+        if not batch.ids:
+            continue
+        labels += batch.labels.tolist()
+        ids += batch.ids
+        for input, encoder in encoders.items():
+            encoded = [encoder(batch.x[0])[None].cpu()]
+            if shuffle and encoder.per_frame:  # its features can be shuffled, which are there already
+                encoded.append(shuffle_frames(encoded[0], batch.ids))
+            elif shuffle:
+                encoded.append(encoder(shuffle_frames(batch.x, batch.ids)[0])[None].cpu())
+            for x, features in zip(encoded, found, strict=True):
+                numbers = _numbers(x, encoder.kind, encoder.tokenizer)
+                for row in rows:
+                    if row[0] == input:
+                        features[row].append(pool_features(numbers, row[1]))
+    if not ids:
+        raise ValueError(f"no clip could be read: {failures[0]['name']}: {failures[0]['reason']}")
+    whole = [{row: np.concatenate(parts) for row, parts in features.items()} for features in found]
+    clips = ProbeClips(whole[0], np.array(labels), ids, whole[1] if shuffle else {}, None, failures)
+    return clips, dataset.classes
+
+
+def features_of_files(files: FeatureFiles, input: str, tokenizer: VideoTokenizer, pools: Sequence[str]) -> ProbeClips:
+    """Read features of files and pool them. Raises ValueError where the videos have different numbers of views."""
+    counts = {len(rows) for rows in files.records}
+    if len(counts) > 1:
+        raise ValueError(f"videos of {min(counts)} to {max(counts)} records: extract the same number of clips of each")
+    found: dict[Row, list[np.ndarray]] = {(input, pool): [] for pool in pools}
+    for index in range(len(files)):
+        x = _numbers(files.all_views(index)[None], input, tokenizer)
+        for row, parts in found.items():
+            parts.append(pool_features(x, row[1]))
+    whole = {row: np.concatenate(parts) for row, parts in found.items()}
+    return ProbeClips(whole, np.array(files.labels), files.ids, failures=files.failures)
+
+
+def read_features(
+    paths: tuple[str, str],
+    splits: tuple[str, str],
+    limits: tuple[int | None, int | None],
+    inputs: Sequence[str],
+    tokenizer: VideoTokenizer,
+    protocol: Protocol,
+    pools: Sequence[str],
+    groups_of: Callable[[Sequence[str]], list[str] | None] | None = None,
+) -> tuple[ProbeClips, ProbeClips, list[str]]:
+    """Read features from files of `vidtok extract`, whose frames can't be shuffled any more: (training, test, classes).
+
+    paths, splits, limits: of training and test. groups_of: the group of each video; None, those that the files know.
+    """
+    both: list[ProbeClips] = []
+    for input in inputs:
+        train = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol)
+        test = FeatureFiles(paths[1], splits[1], input, tokenizer, protocol, train.classes)
+        train.validate_disjoint(test)
+        test.validate_views(protocol)
+        found = []
+        for files, limit in zip((train, test), limits, strict=True):
+            files.first(limit)
+            found.append(features_of_files(files, input, tokenizer, pools))
+            found[-1].groups = files.groups if groups_of is None else groups_of(files.ids)
+        for kept, new in zip(both, found, strict=False):
+            new.features |= kept.features
+        both = found
+    return both[0], both[1], train.classes
+
+
+def concatenate(train: ProbeClips, test: ProbeClips) -> ProbeClips:
+    """Put training and test clips into one set, in this order. Test clips without groups get the group "".
+
+    `shuffled` is that of the test clips alone where training clips have none.
+    """
+    features = {row: np.concatenate([x, test.features[row]]) for row, x in train.features.items()}
+    shuffled = {
+        row: np.concatenate([train.shuffled[row], x]) if train.shuffled else x for row, x in test.shuffled.items()
+    }
+    groups = None if train.groups is None else train.groups + (test.groups or [""] * len(test.ids))
+    labels = np.concatenate([train.labels, test.labels])
+    return ProbeClips(features, labels, train.ids + test.ids, shuffled, groups, train.failures + test.failures)
+
+
+def _numbers(x_NV: Tensor, input: str, tokenizer: VideoTokenizer | None) -> Tensor:
+    """Convert inputs to floats [N,V,C,...]; ids become signs."""
+    return signs(x_NV, int(tokenizer.bits)) if input in ("tokens", "codes") and tokenizer is not None else x_NV

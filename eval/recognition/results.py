@@ -4,7 +4,8 @@ Result schema "vidtok.recognition/1":
 
     schema          that string
     kind            "recognition", "probe", "finetune" or "compare"
-    data            source, root, splits {train, test}, label_column, classes [names], n_train
+    data            source, root, splits {train, test}, label_column, classes [names], n_train; of probes: folds (how
+                    the clips were divided; null: a single split), groups (their number, where folds keep them whole)
     protocol        name (frames x stride x segments x crops: 17x4x1x1), frames, stride, segments, crops, size, fps
     tokenizer       name, weight_hash, stride, bits; or null
     results         one for each head or arm:
@@ -15,7 +16,9 @@ Result schema "vidtok.recognition/1":
       shuffled_frames    top1 of the same heads on clips whose frames are in random order; or null
       runs            one for each seed: seed; top1, top5, top1_of_total, mean_class: {value, low, high} (95 %:
                       Wilson; mean_class: bootstrap over clips); confusion [K][K], true class by row; n_total,
-                      n_used, n_failed; head: name, weight_hash; steps and seconds of the training
+                      n_used, n_failed; head: name, weight_hash; steps and seconds of the training. Of probes: a run
+                      for each division into folds, with pool, features (their number), chosen, path, best_by_fold
+                      and within_one_se, see `vidtok.eval.recognition.probing.path_record`; reference: name, weight_hash
     controls        majority: the most frequent training class: class, top1, ...
     comparisons     [{ours, theirs, ratio, difference, method}]: paired bootstrap, see `paired_ratio`
     costs           of clips as video and as tokens; for kind "compare" only
@@ -24,6 +27,7 @@ Result schema "vidtok.recognition/1":
       clips_per_second    video: opened, decoded, resized and cut; tokens: read from the cache on disk; ratio; clips:
                           how many each; null where there are no files
       trained_per_second  arm -> clips of a training batch per second, mean over seeds
+    left_out        {input: what adds it}: references without weights; for kind "probe" only
     n_total         clips of the test split = n_used + n_failed
     n_used, n_failed
     failures        [{name, reason}]: clips that could not be read; they are not replaced
@@ -60,9 +64,10 @@ def result_entry(
     runs: Sequence[tuple[Mapping, Predictions]],
     tested_on: str | None = None,
     shuffled: Sequence[Predictions] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> dict:
     """Make one of `results`. runs: ({"seed", "head", ...}, predictions) of each seed, all for the same clips. shuffled:
-    predictions of the same heads for shuffled frames."""
+    predictions of the same heads for shuffled frames. groups: of the clips, see `over_seeds`."""
     correct_SN, shuffled_SN = correct_of([found for _, found in runs]), correct_of(shuffled) if shuffled else None
     rows = [{**facts, **accuracy(found.probabilities, found.labels, len(found.failures))} for facts, found in runs]
     top5 = None if rows[0]["top5"] is None else float(np.mean([row["top5"]["value"] for row in rows]))
@@ -70,10 +75,10 @@ def result_entry(
         "name": name,
         "input": input,
         "tested_on": tested_on or input,
-        "top1": over_seeds(correct_SN),
+        "top1": over_seeds(correct_SN, groups),
         "top5": top5,
         "mean_class": float(np.mean([row["mean_class"]["value"] for row in rows])),
-        "shuffled_frames": None if shuffled_SN is None else over_seeds(shuffled_SN),
+        "shuffled_frames": None if shuffled_SN is None else over_seeds(shuffled_SN, groups),
         "runs": rows,
     }
 

@@ -8,8 +8,9 @@
 
 Comparisons (`vidtok eval compare`): a row per result file with the top-1 of every arm in percent, mean and standard
 deviation over seeds (one seed: 95 % interval), the majority class, and tokens over pixels with its 95 % interval. A
-second result of the same set is named with its number of steps. Probes (`vidtok eval probe`): a row per result file
-with 95 % intervals. Generators (`vidtok eval generation-compare`): a row per guidance.
+second result of the same set is named with its number of steps. Probes (`vidtok eval probe`): a row per result file and
+pool with 95 % intervals, and a table of accuracies at every C. Generators (`vidtok eval generation-compare`): a row per
+guidance.
 
 Tables stand between the lines `<!-- NAME -->` and `<!-- end of NAME -->` of a page. --into fills `recognition`,
 `probes` or `guidance` of a page; --update fills every name of `published_tables` that the pages have.
@@ -18,6 +19,7 @@ Tables stand between the lines `<!-- NAME -->` and `<!-- end of NAME -->` of a p
 import argparse
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -85,22 +87,58 @@ def cost_table(results: Mapping[str, Mapping]) -> str:
 
 
 def probe_table(results: Mapping[str, Mapping]) -> str:
-    """Of results of probes: top-1 in percent of every input, with its 95 % interval."""
+    """Of results of probes: a row for each set and pool, with the top-1 in percent of every input, its 95 % interval,
+    and below it that of the same clips with their frames in random order."""
     inputs = list(dict.fromkeys(entry["input"] for result in results.values() for entry in result["results"]))
-    head = ["set", "protocol", "train, test clips", *inputs, "majority"]
+    head = ["set", "pool", "protocol", "train, test clips", *inputs, "majority"]
     lines = [_row(head), _row(["---"] * len(head))]
     for name, result in results.items():
-        entries = {entry["input"]: entry["top1"] for entry in result["results"]}
-        cells = [f"{name}, {len(result['data']['classes'])} classes"]
-        cells.append(f"`{result['protocol']['name']}`, {result['protocol']['size']} px")
-        cells.append(f"{result['data']['n_train']}, {result['n_used']}")
-        cells += [_accuracy(entries[input]) if input in entries else "" for input in inputs]
-        lines.append(_row([*cells, f"{100 * result['controls']['majority']['top1']['value']:.1f}"]))
-        shuffled = {entry["input"]: entry["shuffled_frames"] for entry in result["results"]}
-        if any(shuffled.values()):
-            cells = [f"{name}, frames shuffled", "", ""]
-            cells += [f"{100 * shuffled[input]['mean']:.1f}" if shuffled.get(input) else "" for input in inputs]
-            lines.append(_row([*cells, ""]))
+        clips = result["data"].get("folds") or f"{result['data']['n_train']}, {result['n_used']}"
+        about = f"`{result['protocol']['name']}`, {result['protocol']['size']} px"
+        majority = f"{100 * result['controls']['majority']['top1']['value']:.1f}"
+        for pool in dict.fromkeys(_pool(result, entry) for entry in result["results"]):
+            entries = {each["input"]: each for each in result["results"] if _pool(result, each) == pool}
+            cells = [f"{name}, {len(result['data']['classes'])} classes", pool, about]
+            cells.append(f"{result['n_used']} in {clips}" if result["data"].get("folds") else clips)
+            cells += [_share(entries[input]["top1"]) if input in entries else "" for input in inputs]
+            lines.append(_row([*cells, majority]))
+            shuffled = {input: entry["shuffled_frames"] for input, entry in entries.items()}
+            if any(shuffled.values()):
+                cells = [f"{name}, frames shuffled", pool, "", ""]
+                cells += [f"{100 * shuffled[input]['mean']:.1f}" if shuffled.get(input) else "" for input in inputs]
+                lines.append(_row([*cells, ""]))
+    return "\n".join(lines)
+
+
+def _pool(result: Mapping, entry: Mapping) -> str:
+    return entry["runs"][0].get("pool") or result["config"]["pool"]  # as in older files
+
+
+def path_table(results: Mapping[str, Mapping]) -> str:
+    """Of results of probes: top-1 in percent on validation and on test clips at every C or k, for each classifier.
+
+    The value that was chosen (in most folds) is bold. near: lowest and highest top-1 in the test among the values
+    within one standard error of the best on validation. inner folds: how many inner folds each value is best in. Older
+    files, which hold the chosen value alone, have no rows.
+    """
+    runs = [(name, entry, entry["runs"][0]) for name, result in results.items() for entry in result["results"]]
+    runs = [(name, entry, run) for name, entry, run in runs if "path" in run]
+    if not runs:
+        return ""
+    (kind,) = {next(iter(run["chosen"])) for _, _, run in runs}
+    strengths = [row[kind] for row in runs[0][2]["path"]]
+    head = ["set", "pool", "input", *(f"{kind} = {strength:g}" for strength in strengths), "near", "inner folds"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for name, entry, run in runs:
+        chosen = run["chosen"][kind]
+        usual = Counter(chosen).most_common(1)[0][0] if isinstance(chosen, list) else chosen
+        cells = [name, run["pool"], entry["input"]]
+        for row in run["path"]:
+            cell = f"{100 * row['validation']:.0f} / {100 * row['top1']:.0f}"
+            cells.append(f"**{cell}**" if row[kind] == usual else cell)
+        cells.append(" to ".join(f"{100 * top1:.1f}" for top1 in run["within_one_se"]["top1"]))
+        best = sorted(Counter(run["best_by_fold"]).items())
+        lines.append(_row([*cells, ", ".join(f"{strength:g}: {times}" for strength, times in best)]))
     return "\n".join(lines)
 
 
@@ -254,7 +292,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         "models": model_table(models),
         "digits": accuracy_table(comparisons["digits, 1500 steps"], ("tokens", "latents", "pixels")),
         "recognition": f"{comparison_table(comparisons)}\n\n{cost_table(comparisons)}",
-        "probes": probe_table(read("probes")),
+        "probes": f"{probe_table(read('probes'))}\n\n{path_table(read('probes'))}".strip(),
         "generation": f"{markdown_table(result)}\n\n{said[0].upper()}{said[1:]}.",
         "guidance": guidance_table(generations),
         "speed": f"{speed_table(speed)}\n\n{machine_line(speed)}",
@@ -284,9 +322,13 @@ def _shape(row: Mapping) -> str:
     return "{batch} x {frames} x {side} x {side}".format(**{"batch": 1, **row})
 
 
+def _share(top1: Mapping) -> str:
+    return f"{100 * top1['mean']:.1f} ({100 * top1['low']:.0f} to {100 * top1['high']:.0f})"
+
+
 def _accuracy(top1: Mapping) -> str:
     if top1["deviation"] is None:
-        return f"{100 * top1['mean']:.1f} ({100 * top1['low']:.0f} to {100 * top1['high']:.0f})"
+        return _share(top1)
     return f"{100 * top1['mean']:.1f} ± {100 * top1['deviation']:.1f}"
 
 
@@ -350,11 +392,14 @@ def make_table(results: Sequence[dict]) -> tuple[str, str, dict[str, dict]]:
         raise ValueError("comparisons of recognition and of generators make two tables: give one kind")
     kinds = {result["kind"] for result in results}
     pairs = [_named(result) for result in results]
+    named: dict[str, dict] = {}
     if kinds == {"probe"}:
-        return probe_table(dict(pairs)), "probes", dict(pairs)
+        for name, result in pairs:
+            model = (result["tokenizer"] or {}).get("name")
+            named[f"{name}, {model}" if name in named else name] = result
+        return f"{probe_table(named)}\n\n{path_table(named)}".strip(), "probes", named
     if "probe" in kinds:
         raise ValueError("comparisons and probes make two tables: give one kind")
-    named: dict[str, dict] = {}
     for name, result in pairs:
         unique = f"{name}, {result['config']['trainer']['max_steps']} steps" if name in named else name
         named[unique] = result

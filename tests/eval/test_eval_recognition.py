@@ -18,7 +18,7 @@ from vidtok.configs.compose import compose_config
 from vidtok.datasets import write_video
 from vidtok.errors import UserError
 from vidtok.eval import recognition
-from vidtok.eval.recognition.clips import ClipSource, Protocol, build_protocol, load_clips, load_views
+from vidtok.eval.recognition.clips import ClipSource, Protocol, build_protocol, load_clips, load_views, repeated_folds
 from vidtok.eval.recognition.comparison import arm_settings, validate_arms
 from vidtok.eval.recognition.data import DataOptions, LabeledBatches, MemorySource, VideoSource, video_head_data
 from vidtok.eval.recognition.features import FeatureFiles, validate_clips
@@ -33,6 +33,7 @@ from vidtok.eval.recognition.inputs import (
     shuffle_frames,
     unpack,
 )
+from vidtok.eval.recognition.probing import fit_path
 from vidtok.eval.report import markdown
 from vidtok.extraction.sources import plan_sources
 from vidtok.files import write_json
@@ -577,6 +578,7 @@ def test_in_python_settings_are_nested(comparison, damaged, tokenizer_path):
 def test_probe_finds_brightness(capsys, csv, tokenizer_path, tmp_path, classifier):
     command = ["eval", "probe", csv, "--model", tokenizer_path, "--protocol", "5x2x1x1", "--size", 32]
     command += ["--input", "latents", "--classifier", classifier, "--group-column", "lab", "--pool", "time"]
+    command += ["--split", "val"]
     out = run(capsys, *command, "--json", tmp_path / "r.json").out
     assert "2 folds by group" in out
     result = json.loads((tmp_path / "r.json").read_text())
@@ -604,14 +606,16 @@ def test_a_probe_in_python_gives_the_result_of_the_command(capsys, csv, tokenize
 
 def test_flags_of_other_inputs_and_classifiers(capsys, csv, tokenizer_path):
     command = ["eval", "probe", csv, "--model", tokenizer_path, "--protocol", "5x2x1x1", "--size", 32]
-    assert "i3d is for input i3d, not hidden" in fails(capsys, *command, "--i3d", "x")
-    assert "backbone is for input frames, not hidden" in fails(capsys, *command, "--backbone", "x")
-    assert "recon is for inputs i3d and frames, not hidden" in fails(capsys, *command, "--recon")
+    assert "recon is for inputs i3d and frames: give their weights" in fails(capsys, *command, "--recon")
     for wrong, message in (
         (["--classifier", "logistik"], "did you mean 'logistic'"),
         (["--input", "hidden,i3d"], "input i3d needs i3d: the file of its weights"),
         (["--input", "hidden,tokns"], "unknown input 'tokns'"),
         (["--group-column", "place"], "there is no column 'place'"),
+        (["--pool", "grid4,grid3"], "unknown pool 'grid3': did you mean 'grid"),
+        (["--pool", "mean,mean"], "pool mean,mean: one of them is given twice"),
+        (["--repeats", "0"], "1 or more repeats, not None and 0"),
+        (["--folds", "3", "--test-source", csv], "folds take both splits from one source"),
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("vidtok.eval.recognition.probing.features_of_clips", lambda *args: pytest.fail("too late"))
@@ -635,17 +639,77 @@ def test_a_probe_takes_its_test_from_another_file(capsys, csv, tokenizer_path, t
         "--input",
         "codes",
     ]
-    same = run(capsys, *command).out.splitlines()
+    same = run(capsys, *command, "--split", "val").out.splitlines()
     command += ["--json", tmp_path / "r.json"]
     assert run(capsys, *command, "--test-source", other, "--split", "test").out.splitlines()[1:] == same[1:]
     markdown.put(markdown.probe_table({"set": json.loads((tmp_path / "r.json").read_text())}), None, "probes")
     head, _, row, shuffled = capsys.readouterr().out.splitlines()
-    assert shuffled.startswith("| set, frames shuffled |  |  | ")
-    assert head == "| set | protocol | train, test clips | codes | majority |"
-    assert row.startswith("| set, 3 classes | `5x2x1x1`, 32 px | 12, 6 | ") and row.endswith("| 33.3 |")
+    assert shuffled.startswith("| set, frames shuffled | grid4 |  |  | ")
+    assert head == "| set | pool | protocol | train, test clips | codes | pixels | majority |"
+    assert row.startswith("| set, 3 classes | grid4 | `5x2x1x1`, 32 px | 12, 6 | ") and row.endswith("| 33.3 |")
     assert "test_source is for videos: give test_features" in fails(
         capsys, "eval", "probe", "--features", csv, "--test-source", other
     )
+
+
+def test_a_small_set_is_tested_in_repeated_folds(capsys, csv, tokenizer_path, tmp_path):
+    command = ["eval", "probe", csv, "--model", tokenizer_path, "--protocol", "5x2x1x1", "--size", 32]
+    command += ["--input", "codes", "--pool", "mean,grid2", "--json", tmp_path / "r.json", "--force"]
+    out = run(capsys, *command, "--folds", 3, "--repeats", 2).out
+    assert "split train+val: 3 classes, 18 of 18 clips used" in out and "validation > test" in out
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert (result["data"]["folds"], result["data"]["groups"]) == ("3 stratified folds, 2 times", None)
+    assert result["controls"]["majority"]["n_used"] == 18 and len(result["clips"]) == 18
+    names = [f"{name}, {pool}, logistic" for pool in ("mean", "grid2") for name in ("codes", "pixels")]
+    assert [entry["name"] for entry in result["results"]] == names
+    assert result["results"][1]["top1"]["mean"] == 1  # mean colors tell bright, dark and between
+    for entry in result["results"]:
+        assert entry["top1"]["interval"] == "bootstrap over clips and seeds" and entry["shuffled_frames"]["seeds"] == 2
+        for run_ in entry["runs"]:
+            assert len(run_["chosen"]["C"]) == 3 and len(run_["best_by_fold"]) == 3 * 5
+    table = markdown.path_table({"set": result}).splitlines()
+    assert table[0].startswith("| set | pool | input | C = 1e-05 |") and len(table) == 2 + 4
+    assert all("**" in line for line in table[2:])
+    by_lab = run(capsys, *command, "--group-column", "lab").out  # automatic; there are two labs
+    assert "codes, mean, logistic: 18 features" in by_lab
+    grouped = json.loads((tmp_path / "r.json").read_text())
+    assert (grouped["data"]["folds"], grouped["data"]["groups"]) == ("2 stratified folds by group", 2)
+    for more in (["--split", "val"], ["--folds", "0"], ["--test-clips", "6"]):
+        run(capsys, *command, *more)
+        single = json.loads((tmp_path / "r.json").read_text())
+        assert single["data"]["folds"] is None and single["n_used"] == 6 and single["data"]["n_train"] == 12
+    table = markdown.make_table([result, grouped])[0]
+    assert "| clips, 3 classes | mean | `5x2x1x1`, 32 px | 18 in 3 stratified folds, 2 times |" in table
+
+
+def test_the_choice_of_c_sees_no_test_clip():
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    x = rng.normal(size=(40, 2, 5)).astype(np.float32) + labels[:, None, None]
+    one, other = (fit_path("logistic", x, labels, None, [test], 3) for test in (x[:4], 100 * x[:7]))
+    assert one.chosen == other.chosen and np.array_equal(one.validation_FS, other.validation_FS)
+    assert one.probabilities[0].shape == (len(one.strengths), 4, 3) and not one.probabilities[0][:, :, 2].any()
+    np.testing.assert_allclose(one.probabilities[0].sum(2), 1)
+    wide = np.concatenate([x, np.zeros((40, 2, 100), np.float32)], 2)  # PCA changes nothing
+    found = fit_path("logistic", wide, labels, None, [wide[:4]], 3)
+    np.testing.assert_allclose(found.probabilities[0], one.probabilities[0], atol=1e-2)
+
+
+def test_repeated_folds_test_every_clip_once_and_keep_groups_whole():
+    labels, groups = np.arange(60) % 3, [str(i // 6) for i in range(60)]
+    for own in (None, groups):
+        name, divisions = repeated_folds(labels, own, 4, 3)
+        assert name == f"4 stratified folds{' by group' if own else ''}, 3 times" and len(divisions) == 3
+        for division in divisions:
+            assert np.array_equal(np.sort(np.concatenate([test for _, test in division])), np.arange(60))
+            for train, test in division:
+                assert not {*train} & {*test}
+                assert own is None or not {own[i] for i in train} & {own[i] for i in test}
+        assert divisions[0][0][1].tolist() != divisions[1][0][1].tolist()
+    name, divisions = repeated_folds(labels, groups, 20, 3)
+    assert name == "10 stratified folds by group" and [len(division) for division in divisions] == [10]
+    with pytest.raises(ValueError, match="all clips are of one group"):
+        repeated_folds(labels, ["a"] * 60, 4, 3)
 
 
 def test_renderings_of_a_digit_stay_together(tokenizer_path, tokenizer, tmp_path, monkeypatch):
@@ -671,7 +735,7 @@ def features(csv, tokenizer_path, tmp_path_factory):
 def test_probe_of_extracted_features(capsys, csv, features, tokenizer_path, tmp_path):
     command = ["eval", "probe", "--features", features, "--model", tokenizer_path, "--protocol", "5x2x2x1"]
     command += ["--size", 32]
-    command += ["--input", "codes", "--pool", "all", "--json", tmp_path / "r.json"]
+    command += ["--split", "val", "--input", "codes", "--pool", "all", "--json", tmp_path / "r.json"]
     run(capsys, *command)
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["n_used"] == 6 and result["results"][0]["runs"][0]["features"] == 18 * 2 * 4 * 4
@@ -743,7 +807,7 @@ def test_videos_that_extraction_failed_on_count(capsys, csv, features, tokenizer
     command = finetune(csv, tokenizer_path, tmp_path, f"data.features={copy}", "data.protocol=5x2x2x1", "data.select=0")
     run(capsys, *command, status=1)
     probe = ["eval", "probe", "--features", copy, "--model", tokenizer_path, "--protocol", "5x2x2x1", "--size", 32]
-    run(capsys, *probe, "--input", "codes", "--json", tmp_path / "probe.json", status=1)
+    run(capsys, *probe, "--split", "val", "--input", "codes", "--json", tmp_path / "probe.json", status=1)
     for name in ("result.json", "probe.json"):
         result = json.loads((tmp_path / name).read_text())
         assert (result["n_total"], result["n_used"]) == (7, 6)

