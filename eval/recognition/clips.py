@@ -18,6 +18,7 @@ from torch import Tensor
 from vidtok.datasets import (
     EvalTransform,
     LabeledDataset,
+    MotionTasks,
     MovingDigits,
     TrainTransform,
     dense_clips,
@@ -30,6 +31,7 @@ from vidtok.datasets import (
 )
 from vidtok.datasets.labeled import Sampler
 from vidtok.datasets.samplers import ids_and_segments
+from vidtok.datasets.synthetic.motion import source_of
 from vidtok.eval.recognition.inputs import ClipSet, to_bytes
 from vidtok.names import escape_name
 
@@ -164,6 +166,9 @@ class ClipSource:
         classes: class names in order, or Something-Something-v2's file of them; None, those in the annotations.
         checked: csv file of `vidtok check`; videos that are not ok in it are left out, with a warning.
         reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`.
+        task: make clips of this motion task from the source, whose labels are ignored, see
+            `vidtok.datasets.MotionTasks`; None, the source's own videos and labels. Its groups are the source files.
+        clips: number of clips of the task; None, see `MotionTasks`.
     """
 
     source: str
@@ -175,6 +180,8 @@ class ClipSource:
     classes: Sequence[str] | str | None = None
     checked: str | None = None
     reader: str = "auto"
+    task: str | None = None
+    clips: int | None = None
 
     def open(
         self,
@@ -200,14 +207,15 @@ class ClipSource:
         Raises:
             ValueError: for an unknown split, label or column, and for a set without labels.
         """
+        columns = {name: getattr(self, name) for name in ("path_column", "label_column", "split_column")}
+        dataset: LabeledDataset
+        if self.task is not None:
+            return self._open_task(self.task, split, protocol, seed, "return" if not training else on_error, columns)
         if self.source == DIGITS:
             if protocol.views > 1 or protocol.stride != 1:
                 raise ValueError(f"the digits are made as long as needed: protocol FRAMESx1x1x1, not {protocol}")
-            dataset: LabeledDataset = MovingDigits(
-                split or "train", protocol.frames, protocol.size, seed, classes=self.classes
-            )
+            dataset = MovingDigits(split or "train", protocol.frames, protocol.size, seed, classes=self.classes)
         else:
-            columns = {name: getattr(self, name) for name in ("path_column", "label_column", "split_column")}
             reading: dict[str, Any]
             if training:
                 reading = {"sampler": protocol.train_sampler(), "on_error": on_error}
@@ -222,8 +230,22 @@ class ClipSource:
             raise ValueError(f"{self.source}: videos without labels in split {split!r}")
         return dataset
 
+    def _open_task(
+        self, task: str, split: str | None, protocol: Protocol, seed: int, on_error: Any, columns: dict
+    ) -> LabeledDataset:
+        if protocol.views > 1 or protocol.stride is None:
+            raise ValueError(f"motion tasks have one view of each clip: protocol FRAMESxSTRIDEx1x1, not {protocol}")
+        for name in ("group_column", "checked"):
+            if (value := getattr(self, name)) is not None:
+                raise ValueError(f"{name}={value} has no effect on motion tasks")
+        shape = {"frames": protocol.frames, "stride": protocol.stride, "size": protocol.size, "fps": protocol.fps}
+        reading: dict[str, Any] = {"reader": self.reader, "on_error": on_error, "root": self.root, **shape, **columns}
+        return MotionTasks(self.source, task, split, self.clips, seed=seed, classes=self.classes, **reading)
+
     def groups(self, ids: Sequence[str]) -> list[str] | None:
         """Return the group of each of these videos, or None where there are no groups."""
+        if self.task is not None:
+            return [source_of(id) for id in ids]
         if self.source == DIGITS:
             return digits_of(ids)
         if self.group_column is None:
@@ -240,7 +262,8 @@ class ClipSource:
         if all(digits) and (split or "train") == (test_split or "train"):
             raise ValueError(f"training and test are the same digits: split {split!r}")
         if not any(digits):
-            validate_disjoint(self.open(split, Protocol()), test.open(test_split, Protocol()))
+            protocol = Protocol(stride=1)
+            validate_disjoint(self.open(split, protocol), test.open(test_split, protocol))
 
 
 def digits_of(ids: Sequence[str]) -> list[str]:
@@ -386,12 +409,13 @@ AUGMENTATION = ("scale", "flip", "augment")  # of training clips of labeled vide
 
 def build_clip_sources(data: dict) -> tuple[ClipSource, ClipSource]:
     """Build the sources of training and test from the settings of the group `data`."""
-    fields = ("path_column", "label_column", "split_column", "group_column", "classes", "checked", "reader")
+    fields = ("path_column", "label_column", "split_column", "group_column", "classes", "checked", "reader", "task")
     columns: dict[str, Any] = {key: data[key] for key in fields}
-    source = ClipSource(str(data["source"]), data["root"], **columns)
+    source = ClipSource(str(data["source"]), data["root"], **columns, clips=data["train_clips"])
+    test = replace(source, clips=data["val_clips"])
     if data["val_source"] is None:
-        return source, source
-    return source, ClipSource(data["val_source"], data["val_root"] or data["root"], **columns)
+        return source, test
+    return source, replace(test, source=data["val_source"], root=data["val_root"] or data["root"])
 
 
 def load_training_clips(source: ClipSource, protocol: Protocol, data: dict, encode: Encode | None = None) -> ClipSet:

@@ -314,7 +314,7 @@ def build_comparison(cfg: DictConfig, of_arm: Mapping[str, dict], tokenizer: Vid
     classes = source.open(data["train_split"], protocol).classes
     validate_arms(of_arm, encoders, protocol, classes, tokenizer)
     depends_on = ["source", "root", "val_source", "val_root", "path_column", "label_column", "split_column", "classes"]
-    depends_on += ["checked"]
+    depends_on += ["checked", *(["task"] if data["task"] else [])]
     depends_on += ["train_split", "val_split", "protocol", "size", "resize", "fps", "train_clips", "val_clips"]
     if data["train_views"] is not None:
         depends_on += ["train_views", "scale", "flip", "augment"]

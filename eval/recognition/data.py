@@ -407,7 +407,7 @@ def validate_data_settings(data: dict) -> None:
     """Raise ValueError for a setting of the group `data` that has no effect."""
     idle: tuple[str, ...]
     if data["features"] is not None:
-        idle = ("concat_segments", "train_views", "grid_crop", "augment", "classes", "checked", "label_column")
+        idle = ("concat_segments", "train_views", "grid_crop", "augment", "classes", "task", "checked", "label_column")
         why = "takes videos, not extracted features"
     elif not data["in_memory"]:
         idle, why = ("train_views", "grid_crop"), "takes data.in_memory=true"

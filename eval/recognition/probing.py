@@ -154,6 +154,7 @@ def probe(
     path_column: str | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
+    task: str | None = None,
     checked: str | None = None,
     reader: str = "auto",
     group_column: str | None = None,
@@ -188,7 +189,7 @@ def probe(
 
     Args:
         source: "digits", a folder, or a csv or json file of annotations. With `features` it only holds group_column.
-        root, path_column, label_column, split_column, group_column, checked, reader: see `ClipSource`.
+        root, path_column, label_column, split_column, group_column, task, checked, reader: see `ClipSource`.
         test_source: annotations of the test split, where they are in another file.
         features: files of `vidtok extract` with features of the training clips, instead of videos.
         test_features: the same for the test clips; None, `features`.
@@ -246,7 +247,8 @@ def probe(
     tokenizer = VideoTokenizer.from_pretrained(model, pick_device(device))
     clips = Protocol.parse(protocol, size, fps)
     columns = path_column, label_column, split_column, group_column
-    videos = ClipSource(str(source or features), root, *columns, checked=checked, reader=reader)
+    reading: dict[str, Any] = {"checked": checked, "reader": reader, "task": task, "clips": train_clips}
+    videos = ClipSource(str(source or features), root, *columns, **reading)
     names, limits = (train_split, split or "val"), (train_clips, test_clips)
     whole_set = not (split or test_source or test_features or train_clips or test_clips or source == DIGITS)
 
@@ -267,7 +269,7 @@ def probe(
         rows = [(name, each) for each in pools for name in inputs]
         if "i3d" in inputs and "mean" not in pools:
             rows.append(("i3d", "mean"))  # as it is mostly used
-        sources = videos, replace(videos, source=str(test_source or source))
+        sources = videos, replace(videos, source=str(test_source or source), clips=test_clips)
         videos.validate_disjoint(train_split, sources[1], names[1])
         videos.groups(videos.open(train_split, clips).ids)  # a missing column is an error now, not after the work
         count = count_folds(len(sources[1].open(names[1], clips)))
@@ -287,6 +289,8 @@ def probe(
         known, failures = train, test.failures
     number = len(set(whole.groups)) if count and whole.groups else None
     groups = whole.groups if number and number >= MIN_GROUPS else None  # of fewer, an interval would be far too narrow
+    if task is not None and not count:
+        groups = videos.groups(test.ids)
     entries, predictions = [], {}
     first_of: dict[str, str] = {}  # by pool
     for row in rows:

@@ -38,7 +38,6 @@ Result schema "vidtok.recognition/1":
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -51,6 +50,7 @@ from vidtok.datasets import LabeledDataset
 from vidtok.eval.metrics.intervals import accuracy, majority, over_seeds, paired_ratio
 from vidtok.eval.recognition.clips import ClipSource
 from vidtok.eval.recognition.inputs import ClipSet, Predictions
+from vidtok.files import file_version
 from vidtok.heads import Head
 from vidtok.provenance import provenance
 from vidtok.tokenizer import VideoTokenizer
@@ -114,7 +114,7 @@ def cost_record(
     tokens: number of tokens of one view of a clip, of `bits` each. videos: the clips as video; read_tokens: reads the
     tokens of one from disk. entries: of the heads that were trained on batches of `batch_size`.
     """
-    sizes = [os.path.getsize(path) for path in clips.paths if path]
+    sizes = [file_version(path).size for path in clips.paths if path]
     speed = None
     if videos.paths:  # decoded, not rendered
         count = min(len(clips.ids), 64)
@@ -204,6 +204,8 @@ def data_record(
 ) -> dict:
     """Make `data`. train_failures: training clips in memory that could not be read, {name, reason}."""
     record = {**asdict(source), "splits": dict(splits), "classes": list(classes)}
+    if source.task is None:
+        del record["task"], record["clips"]
     return {**record, "train_failures": list(train_failures)}
 
 

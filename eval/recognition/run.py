@@ -1,6 +1,7 @@
 """Test a trained head on the videos of a split."""
 
 import time
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ def evaluate(
     path_column: str | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
+    task: str | None = None,
     checked: str | None = None,
     reader: str = "auto",
     split: str = "val",
@@ -34,7 +36,7 @@ def evaluate(
 
     Args:
         head: name of a shipped head, its folder or hub id.
-        source, root, path_column, label_column, split_column, checked, reader: see `ClipSource`.
+        source, root, path_column, label_column, split_column, task, checked, reader: see `ClipSource`.
         split: name of the split. clips: largest number of videos; None, all.
         model: name of the tokenizer; None, the one that the head names.
         recon: test a head of pixels on reconstructed clips. A head that was trained on them needs no flag.
@@ -54,7 +56,8 @@ def evaluate(
     trained, encoder, views = load_head(head, model, device, recon, protocol)
     known = trained.config
     columns = path_column, label_column, split_column
-    videos = ClipSource(str(source), root, *columns, classes=known.classes, checked=checked, reader=reader)
+    reading: dict[str, Any] = {"checked": checked, "reader": reader, "task": task, "clips": clips}
+    videos = ClipSource(str(source), root, *columns, classes=known.classes, **reading)
 
     def test(shuffle: bool) -> Predictions:
         dataset = videos.open(split, views)

@@ -112,5 +112,8 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--path-column", metavar="NAME", help="of the csv, where it has no usual name")
     parser.add_argument("--label-column", metavar="NAME", help="likewise")
     parser.add_argument("--split-column", metavar="NAME", help="likewise")
+    parser.add_argument(
+        "--task", metavar="NAME", help="make clips of this motion task (camera, ..., all) of the videos"
+    )
     parser.add_argument("--checked", metavar="FILE", help="table of vidtok check: leave out what is not ok in it")
     add_reader(parser)

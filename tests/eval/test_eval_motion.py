@@ -1,0 +1,58 @@
+"""Motion tasks in the commands that train and test heads and probes."""
+
+import json
+
+import pytest
+import torch
+
+from vidtok.cli.main import main
+from vidtok.datasets import write_video
+from vidtok.eval.recognition.clips import ClipSource, Protocol
+
+HEAD = ["head=vivit-micro-factorized", "head_options={dim:16,depth:1,temporal_depth:1,heads:2}"]
+STEPS = ["trainer.max_steps=1", "trainer.warmup_steps=1", "data.batch_size=4", "seeds=[0]", "page.clips=1"]
+CLIPS = ["data.protocol=5x1x1x1", "data.size=32"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("videos")
+    for split, count in (("train", 3), ("val", 2)):
+        (root / split).mkdir()
+        for i in range(count):
+            video = torch.rand(1, 3, 20, 40, 48, generator=torch.Generator().manual_seed(10 * count + i)) * 2 - 1
+            write_video(root / split / f"{split}{i}.mp4", video, 25)
+    return root
+
+
+def test_heads_and_probes_on_a_motion_task(folder, tokenizer_path, tmp_path, capsys):
+    run = tmp_path / "run"
+    data = [f"data.source={folder}", "data.task=arrow", "data.train_clips=8", "data.val_clips=6", *CLIPS]
+    command = [*data, *HEAD, *STEPS, "arms=[tokens,pixels]", f"tokenizer={tokenizer_path}", f"run={run}"]
+    assert main(["eval", "compare", *command]) == 0
+    result = json.loads((run / "result.json").read_text())
+    assert result["data"]["task"] == "arrow" and result["data"]["classes"] == ["arrow/forward", "arrow/backward"]
+    assert result["n_used"] == 6 and result["data"]["n_train"] == 8
+    assert {clip["id"].split("#")[0] for clip in result["clips"]} == {"val/val0.mp4", "val/val1.mp4"}
+    assert main(["eval", "compare", *command]) == 0  # resumes
+
+    again = ["eval", "recognition", f"{run}/runs/tokens-0/model", str(folder), "--task", "arrow", "--clips", "6"]
+    assert main([*again, "--model", tokenizer_path, "--json", str(tmp_path / "again.json")]) == 0
+    found = json.loads((tmp_path / "again.json").read_text())
+    assert found["results"][0]["top1"]["mean"] == pytest.approx(result["results"][0]["top1"]["mean"])
+
+    probe = ["eval", "probe", str(folder), "--task", "arrow", "--input", "pixels", "--protocol", "5x1x1x1"]
+    counts = ["--size", "32", "--train-clips", "12", "--test-clips", "6", "--model", tokenizer_path]
+    assert main([*probe, *counts, "--json", str(tmp_path / "probe.json")]) == 0
+    assert json.loads((tmp_path / "probe.json").read_text())["n_used"] == 6
+    capsys.readouterr()
+
+
+def test_settings_that_don_t_fit_motion_tasks(folder):
+    source = ClipSource(str(folder), task="arrow", clips=4)
+    assert source.groups(["val/a.mp4#arrow-3", "val/a.mp4#arrow-4"]) == ["val/a.mp4", "val/a.mp4"]
+    source.validate_disjoint("train", source, "val")
+    with pytest.raises(ValueError, match="FRAMESxSTRIDEx1x1, not 5xux1x1"):
+        source.open("val", Protocol(5, None, size=32))
+    with pytest.raises(ValueError, match="group_column=lab has no effect"):
+        ClipSource(str(folder), task="arrow", group_column="lab").open("val", Protocol(5, 1))
