@@ -12,11 +12,11 @@ from typing import Any, Protocol, get_args
 
 import numpy as np
 
+from vidtok.datasets.container import read_timeline
 from vidtok.datasets.decode import RESIZE_VERSION, PyAVReader, convert_pictures
-from vidtok.datasets.frames import Chunk, OnError, View
-from vidtok.datasets.timeline import read_timeline
+from vidtok.datasets.frames import Chunk, OnError, View, resample_chunks
 from vidtok.errors import VideoError
-from vidtok.files import check_unchanged, file_version
+from vidtok.inputs import FileVersion, check_unchanged, file_version
 
 PIXELS_AT_ONCE = 1 << 25  # of whole pictures that wait for their view: 4 at 4K, 100 MB
 
@@ -30,6 +30,7 @@ class VideoReader(Protocol):
     Attributes:
         backend: "pyav", "decord" or "torchcodec".
         path: the file.
+        version: the file's version when it was opened.
         size: (height, width) in pixels as shown.
         num_frames: number of presented frames.
         fps: average frames per second, measured where the container states none or a wrong one.
@@ -41,6 +42,7 @@ class VideoReader(Protocol):
 
     backend: str
     path: Path
+    version: FileVersion
     size: tuple[int, int]
     error: VideoError | None
 
@@ -68,8 +70,14 @@ class VideoReader(Protocol):
         """
         ...
 
-    def iter_frames(self, chunk: int = 16, view: View | None = None) -> Iterator[Chunk]:
-        """Yield all frames in presentation order, `chunk` at a time, in memory independent of the video's length."""
+    def iter_frames(self, chunk: int = 16, view: View | None = None, fps: float | None = None) -> Iterator[Chunk]:
+        """Yield all frames in presentation order, `chunk` at a time, in memory independent of the video's length.
+
+        Args:
+            chunk: frames at a time, at least 1.
+            view: as in `frames`.
+            fps: frames per second to resample to, see `resample_indices`; None, as they are.
+        """
         ...
 
     def close(self) -> None: ...
@@ -90,7 +98,7 @@ class VerifiedReader:
     _decoder: Any  # None once it is closed
 
     def __init__(self, path: str | Path):
-        self.path, self._version = Path(path), file_version(path)
+        self.path, self.version = Path(path), file_version(path)
         timeline = read_timeline(path)
         if timeline.unreliable is not None:
             raise self._distrust(timeline.unreliable)
@@ -117,12 +125,16 @@ class VerifiedReader:
         portion = len(wanted) if view is None else max(1, PIXELS_AT_ONCE // (self.size[0] * self.size[1]))
         starts = range(0, len(wanted), portion)
         parts = [convert_pictures(self._get(wanted[i : i + portion].tolist()), view) for i in starts]
-        check_unchanged(self.path, self._version)
+        check_unchanged(self.path, self.version)
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
-    def iter_frames(self, chunk: int = 16, view: View | None = None) -> Iterator[Chunk]:
+    def iter_frames(self, chunk: int = 16, view: View | None = None, fps: float | None = None) -> Iterator[Chunk]:
         if chunk < 1:
             raise ValueError(f"chunk={chunk} must be at least 1")
+        chunks = self._chunks(chunk, view)
+        return chunks if fps is None else resample_chunks(chunks, fps, 1 / self.fps, chunk)
+
+    def _chunks(self, chunk: int, view: View | None) -> Iterator[Chunk]:
         for start in range(0, self.num_frames, chunk):
             stop = min(start + chunk, self.num_frames)
             yield Chunk(self.frames(range(start, stop), view), self.timestamps[start:stop])

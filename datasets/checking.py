@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidtok import archives
+from vidtok import inputs
 from vidtok.checks import count_cpus
 from vidtok.datasets.backends import DecordReader, has_decord
 from vidtok.datasets.clips import ClipFolder
@@ -136,7 +136,7 @@ def check_video(path: str | Path, min_frames: int = 1) -> dict:
         in pixels as shown; `duration`, in seconds. Unknown values are None.
     """
     row = _row(path)
-    if not archives.exists(path):
+    if not inputs.exists(path):
         return row | {"status": "missing", "reason": "no such file"}
     try:
         with PyAVReader(path) as reader:

@@ -1,4 +1,4 @@
-"""Decode past damage: which frames of a damaged video are missing, and which may be wrong."""
+"""Detect files that are cut off, and decode past damage: which frames are missing, and which may be wrong."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -9,8 +9,8 @@ from av import Packet, VideoFrame
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from vidtok.datasets.container import Decoding, describe, is_truncated, open_container
-from vidtok.datasets.timeline import stated_rate
+from vidtok.datasets.container import Decoding, describe, open_container, stated_rate, tick_of
+from vidtok.inputs import HEAD, file_version, open_binary
 
 
 class Damage:
@@ -115,7 +115,7 @@ def decode_past_damage(
     except (av.error.FFmpegError, MemoryError) as e:
         damage.lose(describe(e))
     if not damage.reason and not (decoding.is_threaded and decoding.is_short):
-        if last is not None and is_truncated(path, container, stream, last + 1 / stated_rate(stream)):
+        if last is not None and is_truncated(path, container, stream, last):
             damage.lose("the file is truncated")
         damage.is_complete = True
         return
@@ -127,7 +127,7 @@ def decode_past_damage(
             if number >= given:
                 damage.add_frame(frame)
                 yield frame
-        if last is not None and is_truncated(path, container, stream, last + 1 / stated_rate(stream)):
+        if last is not None and is_truncated(path, container, stream, last):
             damage.lose("the file is truncated")
     damage.is_complete = True
 
@@ -154,3 +154,66 @@ def _decode_packets(container: InputContainer, stream: VideoStream, damage: Dama
             else:
                 begun = begun or not frame.is_corrupt
                 yield frame
+
+
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+
+
+def is_truncated(path: Path, container: InputContainer, stream: VideoStream, last: float) -> bool:
+    """Return whether both the file and its video are shorter than the header says.
+
+    Both are required, so that neither a wrong header nor a missing index after the last frame fails a good video.
+
+    Args:
+        last: time of the last decoded frame in seconds.
+    """
+    whole = {"matroska,webm": _segment_end, "avi": _riff_end}.get(container.format.name)
+    if whole is None:
+        return False
+    with open_binary(path) as file:
+        size = whole(file.read(HEAD))
+    if size is None or size <= file_version(path).size:
+        return False
+    promised = _seconds(stream.metadata.get("DURATION"))
+    if promised is None:
+        promised = (container.duration or 0) / 1e6
+        if stream.duration:
+            promised = float(stream.duration * tick_of(stream))
+    return last + 1 / stated_rate(stream) < promised - 1.5 / float(stream.average_rate or 25)
+
+
+def _riff_end(head: bytes) -> int | None:
+    """Return the file size in bytes according to the RIFF header; None without one."""
+    return 8 + int.from_bytes(head[4:8], "little") if head.startswith(b"RIFF") else None
+
+
+def _segment_end(head: bytes) -> int | None:
+    """Return the file size in bytes according to the Matroska header; None if it is unknown (live streams)."""
+    if not head.startswith(_EBML):
+        return None
+    size, place = _number(head, 4)
+    if size is None or head[place + size : place + size + 4] != _SEGMENT:
+        return None
+    size, place = _number(head, place + size + 4)
+    return None if size is None else place + size
+
+
+def _number(data: bytes, place: int) -> tuple[int | None, int]:
+    """Decode the EBML variable-length integer at `place`; return (value or None, position after it).
+
+    A value whose bits are all ones means "unknown" and is returned as None.
+    """
+    if place >= len(data) or not data[place]:
+        return None, place
+    length = 9 - data[place].bit_length()
+    bits = int.from_bytes(data[place : place + length], "big") & ((1 << 7 * length) - 1)
+    return (None if bits == (1 << 7 * length) - 1 else bits), place + length
+
+
+def _seconds(text: str | None) -> float | None:
+    """Convert "00:01:02.500000000" to 62.5 seconds; None if the text is not a time."""
+    try:
+        hours, minutes, seconds = (text or "").split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except ValueError:
+        return None

@@ -16,8 +16,19 @@ import numpy as np
 from av import VideoFrame
 from av.filter import Graph
 
-from vidtok.datasets.container import IMAGE_SUFFIXES, MAX_PIXELS, Decoding, describe, is_truncated, open_container
-from vidtok.datasets.damage import Damage, decode_past_damage
+from vidtok.datasets.container import (
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    Decoding,
+    describe,
+    is_rate_reliable,
+    longest_gap,
+    measure_rate,
+    open_container,
+    read_timeline,
+    stated_rate,
+)
+from vidtok.datasets.damage import Damage, decode_past_damage, is_truncated
 from vidtok.datasets.frames import (
     Box,
     Chunk,
@@ -27,12 +38,12 @@ from vidtok.datasets.frames import (
     display_matrix,
     exif_matrix,
     orient,
+    resample_chunks,
     swaps_sides,
     uncrop,
 )
-from vidtok.datasets.timeline import is_rate_reliable, longest_gap, measure_rate, read_timeline, stated_rate
 from vidtok.errors import VideoError
-from vidtok.files import check_unchanged, file_version
+from vidtok.inputs import check_unchanged, file_version
 
 # Version 1 resized RGB as float tensors: bicubic, antialiased.
 RESIZE_VERSION = 2
@@ -71,7 +82,7 @@ class FrameConverter:
     def __init__(self, path: str | Path, coded_size: tuple[int, int], matrix: Matrix | None):
         self.path, self.coded_size, self.matrix = path, coded_size, matrix
         width, height = coded_size
-        self.size = (width, height) if swaps_sides(matrix) else (height, width)
+        self.size = (height, width) if matrix is None or not swaps_sides(matrix) else (width, height)
         self._graph: tuple[tuple, Graph] | None = None
 
     def __call__(self, frame: VideoFrame, view: View | None) -> np.ndarray:
@@ -246,7 +257,7 @@ class PyAVReader:
         self.error: VideoError | None = None
         self.damage: Damage | None = None
         self._timestamps: np.ndarray | None = None
-        self._version = file_version(path)
+        self.version = file_version(path)
         self._container, stream = open_container(path)
         self._decoder = self._decode(self._container, stream)
         first = next(self._decoder, None)
@@ -264,12 +275,13 @@ class PyAVReader:
         is_unordered = self._container.format.name == "avi" and context.name == "h264" and context.has_b_frames
         self._packet_times = read_timeline(path).timestamps if is_unordered and self._has_times else None
         self._measures = self._has_times and not is_image and not is_rate_reliable(self._container, stream)
-        self.clock = Clock(longest_gap(self._container), 1 / self._stated)
+        gap = longest_gap(self._container)
+        matrix = (exif_matrix(self.path) if is_image else None) or display_matrix(first)
+        self.clock = Clock(gap, 1 / self._stated)
         self._ahead: Iterator[VideoFrame] = chain([first], self._decoder)  # the frames to come
         self._next = 0  # index of the first of them
         self.start_time = 0.0 if first.time is None else first.time
-        matrix = exif_matrix(self.path) if is_image else None
-        self.convert = FrameConverter(path, (first.width, first.height), matrix or display_matrix(first))
+        self.convert = FrameConverter(path, (first.width, first.height), matrix)
         self.coded_size, self.size = self.convert.coded_size, self.convert.size
         self.turned = self.convert.matrix is not None
 
@@ -292,7 +304,7 @@ class PyAVReader:
     @property
     def timestamps(self) -> np.ndarray:
         if self._timestamps is None:
-            check_unchanged(self.path, self._version)
+            check_unchanged(self.path, self.version)
             with PyAVReader(self.path, self._on_error) as other:  # keeps the position of this reader
                 self._timestamps = np.array([t for t, _ in other._forward()])
                 self.error, self.clock, self.damage = other.error, other.clock, other.damage
@@ -310,15 +322,19 @@ class PyAVReader:
                 picture_HWC = self.convert(entry[1], view)
                 out = np.empty((len(wanted), *picture_HWC.shape), np.uint8) if out is None else out
                 out[rows] = picture_HWC
-        check_unchanged(self.path, self._version)
+        check_unchanged(self.path, self.version)
         if places:
             raise ValueError(f"{self.path} has frames 0 to {self._next - 1}, not {max(places)}")
         assert out is not None  # at least one frame is wanted
         return out
 
-    def iter_frames(self, chunk: int = 16, view: View | None = None) -> Iterator[Chunk]:
+    def iter_frames(self, chunk: int = 16, view: View | None = None, fps: float | None = None) -> Iterator[Chunk]:
         if chunk < 1:
             raise ValueError(f"chunk={chunk} must be at least 1")
+        chunks = self._chunks(chunk, view)
+        return chunks if fps is None else resample_chunks(chunks, fps, 1 / self.fps, chunk)
+
+    def _chunks(self, chunk: int, view: View | None) -> Iterator[Chunk]:
         times: list[float] = []
         for time, frame in self.iter_decoded():
             picture_HWC = self.convert(frame, view)
@@ -353,7 +369,7 @@ class PyAVReader:
         for frame in self._ahead:
             self._next += 1
             yield self._time(frame, self._next - 1) - self.start_time, frame
-        check_unchanged(self.path, self._version)
+        check_unchanged(self.path, self.version)
 
     def _decode(self, container, stream) -> Generator[VideoFrame, None, None]:
         """Yield the presented frames from the start, up to the first that FFmpeg can't decode or reports as corrupt.
@@ -400,11 +416,7 @@ class PyAVReader:
                 begun = begun or not frame.is_corrupt
                 good, last = good + 1, frame.time
                 yield frame
-        if (
-            why is None
-            and last is not None
-            and is_truncated(self.path, container, stream, last + 1 / stated_rate(stream))
-        ):
+        if why is None and last is not None and is_truncated(self.path, container, stream, last):
             why = "the file is truncated"
         if why is not None:
             words = f"the stream breaks after {good} good frames ({why})" if good else why
@@ -414,7 +426,7 @@ class PyAVReader:
 
     def _restart(self) -> None:
         self.close()
-        check_unchanged(self.path, self._version)
+        check_unchanged(self.path, self.version)
         self._container, stream = open_container(self.path)
         self.clock = Clock(longest_gap(self._container), 1 / self._stated)
         self._decoder = self._decode(self._container, stream)

@@ -1,9 +1,10 @@
-"""Frames as tensors: conversion of uint8 to [-1, 1] and back, resizing, rotation, and grids of several clips.
+"""Frames: conversion of uint8 to [-1, 1] and back, resizing, resampling in time, rotation, grids of several clips.
 
 Legend: B clips, T H W video.
 """
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import make_grid
 
-from vidtok.archives import open_binary
+from vidtok.inputs import open_binary
 
 Size = int | tuple[int, int] | None
 
@@ -142,6 +143,68 @@ class Chunk(NamedTuple):
 
     frames: np.ndarray
     timestamps: np.ndarray
+
+
+TOLERANCE = 1e-3  # seconds; containers with millisecond timestamps round 1/30 s to 33 or 34 ms
+
+
+def resample_indices(timestamps: np.ndarray, fps: float, start: float = 0.0, count: int | None = None) -> np.ndarray:
+    """Return int64 indices of the frames shown at start, start + 1/fps, ...: the latest frame not after each time.
+
+    A time up to 1 ms before a frame counts as the time of that frame.
+
+    Args:
+        timestamps: float64 [N], seconds, ascending.
+        fps: frames per second to resample to.
+        start: seconds of the first frame.
+        count: number of indices; None, up to the last timestamp plus one mean frame interval.
+    """
+    if count is None:
+        gap = (timestamps[-1] - timestamps[0]) / max(len(timestamps) - 1, 1)
+        count = max(1, int(np.ceil((timestamps[-1] + gap - start) * fps - TOLERANCE * fps)))
+    return indices_at(timestamps, start + np.arange(count) / fps)
+
+
+def indices_at(timestamps: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Return int64 indices of the frames shown at `times` (seconds, any shape); before the first frame, index 0."""
+    return np.maximum(np.searchsorted(timestamps, times + TOLERANCE, side="right") - 1, 0)
+
+
+def resample_chunks(chunks: Iterator[Chunk], fps: float, last_display: float, size: int) -> Iterator[Chunk]:
+    """Resample a stream of chunks as `resample_indices` does, with a delay of one frame.
+
+    Args:
+        chunks: the chunks to resample.
+        fps: frames per second to resample to.
+        last_display: display time of the last frame in seconds.
+        size: frames per yielded chunk; the last one may be smaller.
+
+    Yields:
+        Chunks with timestamps j/fps.
+    """
+    pictures: list[np.ndarray] = []
+    emitted = 0
+    held: np.ndarray | None = None
+
+    def due(picture: np.ndarray, until: float) -> Iterator[Chunk]:
+        nonlocal emitted, pictures
+        while emitted / fps + TOLERANCE < until:
+            pictures.append(picture)
+            emitted += 1
+            if len(pictures) == size:
+                yield Chunk(np.stack(pictures), np.arange(emitted - size, emitted) / fps)
+                pictures = []
+
+    time = 0.0
+    for frames, times in chunks:
+        for frame, time in zip(frames, times, strict=True):
+            if held is not None:
+                yield from due(held, time)
+            held = frame
+    if held is not None:
+        yield from due(held, max(time + last_display, 2 * TOLERANCE))
+    if pictures:
+        yield Chunk(np.stack(pictures), np.arange(emitted - len(pictures), emitted) / fps)
 
 
 Matrix = tuple[int, int, int, int]

@@ -1,21 +1,8 @@
 """Temporal samplers: pure functions that select which moments of a video a model sees.
 
-Each returns times, float64 [clips, frames], in seconds from the first frame. `vidtok.datasets.seek.indices_at` converts
-them to the indices of the frames shown at these times. A dataset takes a sampler with its settings bound, such as
-`functools.partial(dense_clips, frames=16, stride=4, clips=5)`.
-
-Common arguments:
-    duration: of the video in seconds, including the display time of the last frame.
-    fps: frames per second of the video.
-    rng: random generator; unused by the deterministic samplers.
-    frames, stride: a clip is `frames` frames, `stride` frames apart, counted at `at_fps`.
-    at_fps: frame rate at which frames and stride are counted, so that 16 x 4 at 30 fps is the same span of time in
-        every video; None, the video's own.
-    clips: number of clips.
-
-In a video shorter than a clip, the last frame is repeated until the clip ends.
-
-A segment of a video, from an annotation, is sampled as a video of its own; its timestamps remain those of the video.
+Each returns times, float64 [clips, frames], in seconds from the first frame. `vidtok.datasets.frames.indices_at`
+converts them to the indices of the frames shown at these times. A dataset takes a sampler with its settings bound, such
+as `functools.partial(dense_clips, frames=16, stride=4, clips=5)`.
 """
 
 from collections.abc import Callable
@@ -24,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vidtok.datasets.seek import TOLERANCE, Choose, indices_at
+from vidtok.datasets.frames import TOLERANCE, indices_at
+from vidtok.datasets.seek import Choose
 from vidtok.errors import VideoError
 from vidtok.names import MEDIA_SUFFIXES
 

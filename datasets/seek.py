@@ -1,4 +1,4 @@
-"""Random access to frames: resampling in time, seeking, and a cache of decoded frames.
+"""Random access to frames: seeking, and a cache of decoded frames.
 
 The cache holds decoded frames on disk, for training runs that read the same short videos repeatedly. Each video has two
 files, named by a hash of its path, size and modification time: NAME.rgb, raw uint8 [T,H,W,3], and NAME.npz (timestamps
@@ -20,73 +20,12 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from vidtok.datasets.backends import VideoReader, open_video
-from vidtok.datasets.container import MAX_THREADS, describe, open_container
+from vidtok.datasets.container import MAX_THREADS, Timeline, cached_timeline, describe, open_container
 from vidtok.datasets.decode import Chunk, FrameConverter, PyAVReader, convert_pictures, places_of
-from vidtok.datasets.frames import View, display_matrix
-from vidtok.datasets.timeline import Timeline, cached_timeline
+from vidtok.datasets.frames import View, display_matrix, resample_indices
 from vidtok.errors import VideoError
-from vidtok.files import check_unchanged, file_version, replacing
-
-TOLERANCE = 1e-3  # seconds; containers with millisecond timestamps round 1/30 s to 33 or 34 ms
-
-
-def resample_indices(timestamps: np.ndarray, fps: float, start: float = 0.0, count: int | None = None) -> np.ndarray:
-    """Return int64 indices of the frames shown at start, start + 1/fps, ...: the latest frame not after each time.
-
-    A time up to 1 ms before a frame counts as the time of that frame.
-
-    Args:
-        timestamps: float64 [N], seconds, ascending.
-        fps: frames per second to resample to.
-        start: seconds of the first frame.
-        count: number of indices; None, up to the last timestamp plus one mean frame interval.
-    """
-    if count is None:
-        gap = (timestamps[-1] - timestamps[0]) / max(len(timestamps) - 1, 1)
-        count = max(1, int(np.ceil((timestamps[-1] + gap - start) * fps - TOLERANCE * fps)))
-    return indices_at(timestamps, start + np.arange(count) / fps)
-
-
-def indices_at(timestamps: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Return int64 indices of the frames shown at `times` (seconds, any shape); before the first frame, index 0."""
-    return np.maximum(np.searchsorted(timestamps, times + TOLERANCE, side="right") - 1, 0)
-
-
-def resample_chunks(chunks: Iterator[Chunk], fps: float, last_display: float, size: int) -> Iterator[Chunk]:
-    """Resample a stream of chunks as `resample_indices` does, with a delay of one frame.
-
-    Args:
-        chunks: the chunks to resample.
-        fps: frames per second to resample to.
-        last_display: display time of the last frame in seconds.
-        size: frames per yielded chunk; the last one may be smaller.
-
-    Yields:
-        Chunks with timestamps j/fps.
-    """
-    pictures: list[np.ndarray] = []
-    emitted = 0
-    held: np.ndarray | None = None
-
-    def due(picture: np.ndarray, until: float) -> Iterator[Chunk]:
-        nonlocal emitted, pictures
-        while emitted / fps + TOLERANCE < until:
-            pictures.append(picture)
-            emitted += 1
-            if len(pictures) == size:
-                yield Chunk(np.stack(pictures), np.arange(emitted - size, emitted) / fps)
-                pictures = []
-
-    time = 0.0
-    for frames, times in chunks:
-        for frame, time in zip(frames, times, strict=True):
-            if held is not None:
-                yield from due(held, time)
-            held = frame
-    if held is not None:
-        yield from due(held, max(time + last_display, 2 * TOLERANCE))
-    if pictures:
-        yield Chunk(np.stack(pictures), np.arange(emitted - len(pictures), emitted) / fps)
+from vidtok.files import replacing
+from vidtok.inputs import check_unchanged, file_version
 
 
 def cached_frames(path: str | Path, folder: str | Path) -> tuple[np.ndarray, np.ndarray, float]:

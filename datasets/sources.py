@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from vidtok import archives
+from vidtok import inputs
 from vidtok.datasets.annotations import read_annotations
 from vidtok.datasets.annotations.formats import without_brackets
 from vidtok.datasets.annotations.table import canonical_split
 from vidtok.datasets.labeled import LabeledDataset, LabeledVideos
 from vidtok.datasets.samplers import Segment, ids_and_segments, segment_id
 from vidtok.datasets.synthetic.digits import MovingDigits
-from vidtok.files import walk_files
+from vidtok.inputs import walk_files
 from vidtok.names import MEDIA_SUFFIXES, VIDEO_SUFFIXES, escape_name, spellings
 
 
@@ -80,15 +80,15 @@ def find_media(root: str | Path, suffixes: tuple[str, ...]) -> list[str]:
     """Find the files below `root` with one of `suffixes` as `walk_files` does, sorted.
 
     Args:
-        root: a folder, or an archive (`vidtok.archives`).
+        root: a folder, or an archive (`vidtok.inputs`).
         suffixes: in lower case.
 
     Raises:
         ValueError: root is neither.
         VideoError: the archive can't be read.
     """
-    if archives.is_archive(root):
-        return sorted(map(str, archives.find_media(root, suffixes)))
+    if inputs.is_archive(root):
+        return sorted(map(str, inputs.find_members(root, suffixes)))
     if not Path(root).is_dir():
         raise ValueError(f"{root} is not a folder")
     return sorted(walk_files(root, suffixes))
@@ -414,7 +414,7 @@ def videos_by_split(
     if source.is_dir():
         folders = {name: source / name for name in split_folders(source)} or {str(source): source}
         return {name: [(path, None) for path in find_media(folder, MEDIA_SUFFIXES)] for name, folder in folders.items()}
-    if archives.is_archive(source):
+    if inputs.is_archive(source):
         return {str(source): [(path, None) for path in find_media(source, MEDIA_SUFFIXES)]}
     table = read_annotations(source, **columns)
     splits = dict.fromkeys(table["split"]) if "split" in table else {str(source): None}

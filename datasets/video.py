@@ -20,8 +20,7 @@ from vidtok.datasets.backends import open_video
 from vidtok.datasets.container import open_container, tick_of
 from vidtok.datasets.damage import Damage
 from vidtok.datasets.decode import PyAVReader
-from vidtok.datasets.frames import Chunk, OnError, Size, check_size, frames_to_video, plan_view, video_to_frames
-from vidtok.datasets.seek import resample_chunks
+from vidtok.datasets.frames import OnError, Size, check_size, frames_to_video, plan_view, video_to_frames
 from vidtok.errors import VideoError
 from vidtok.files import temporary_path
 
@@ -83,6 +82,7 @@ class VideoStream:
         native_fps: frames per second of the file.
         size: (height, width) of the yielded frames in pixels.
         native_size: (height, width) of the file in pixels as shown.
+        source_bytes: size of the file.
         timestamps: float64, seconds from the first frame, of the frames yielded so far.
         num_frames: number of frames yielded so far.
         error: the `VideoError` that on_error="keep" or "skip" passed over, or None.
@@ -119,6 +119,10 @@ class VideoStream:
         return sum(map(len, self._times))
 
     @property
+    def source_bytes(self) -> int:
+        return self._reader.version.size
+
+    @property
     def error(self) -> VideoError | None:
         return self._reader.error
 
@@ -132,10 +136,8 @@ class VideoStream:
 
     def iter_uint8(self) -> Iterator[np.ndarray]:
         """Iterate over the same chunks as uint8 [t,H,W,3], a quarter of the memory."""
-        chunks: Iterator[Chunk] = self._reader.iter_frames(self._chunk, self._view)
-        if self._resample:
-            chunks = resample_chunks(chunks, self.fps, 1 / self.native_fps, self._chunk)
-        for frames_THWC, times in chunks:
+        fps = self.fps if self._resample else None
+        for frames_THWC, times in self._reader.iter_frames(self._chunk, self._view, fps):
             self._times.append(times)
             yield frames_THWC
         self.close()

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidtok import archives
+from vidtok import inputs
 from vidtok.datasets import check, demo_clip, open_dataset, open_video, read_video, write_video
 from vidtok.datasets.samplers import uniform_segments
 from vidtok.datasets.seek import read_selection
 from vidtok.errors import UserError, VideoError
 from vidtok.extraction.sources import plan_sources
-from vidtok.files import file_version, find_videos
+from vidtok.inputs import file_version, find_videos
 
 NAMES = ("a.mp4", "sub/b.webm", "c.png")
 KINDS = ("x.tar", "stored.zip", "packed.zip")
@@ -49,7 +49,7 @@ def here(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_members_are_read_as_files_are(here, kind):
-    assert list(archives.members(here / kind)) == list(NAMES)
+    assert list(inputs.members(here / kind)) == list(NAMES)
     for name in NAMES:
         plain, inside = here / "plain" / name, here / kind / name
         with open_video(plain) as expected, open_video(inside) as reader:
@@ -57,8 +57,8 @@ def test_members_are_read_as_files_are(here, kind):
             np.testing.assert_array_equal(reader.timestamps, expected.timestamps)
             last = expected.num_frames - 1
             np.testing.assert_array_equal(reader.frames([last, 0]), expected.frames([last, 0]))
-        assert file_version(inside).size == plain.stat().st_size and archives.exists(inside)
-        with archives.open_binary(inside) as file:
+        assert file_version(inside).size == plain.stat().st_size and inputs.exists(inside)
+        with inputs.open_binary(inside) as file:
             assert file.read() == plain.read_bytes() and file.seek(-3, os.SEEK_END) == plain.stat().st_size - 3
             assert file.read(10) == plain.read_bytes()[-3:]
     choose = lambda timestamps, fps: np.array([8, 2])  # noqa: E731
@@ -150,17 +150,17 @@ def zip_with(name: str, data: bytes, how: int, stated: int | None = None, raw_na
 
 
 def test_a_compressed_member_that_is_too_large_is_refused(here, tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "MAX_UNPACKED", 1000)
+    monkeypatch.setattr(inputs, "MAX_UNPACKED", 1000)
     path = tmp_path / "large.zip"
     path.write_bytes(zip_with("a.mp4", bytes(1001), zipfile.ZIP_DEFLATED))
     with pytest.raises(VideoError, match="it is compressed, and states 1001 bytes: at most 1000 are unpacked"):
-        archives.open_binary(path / "a.mp4")
+        inputs.open_binary(path / "a.mp4")
     path.write_bytes(zip_with("a.mp4", bytes(1001), zipfile.ZIP_STORED))
     os.utime(path, (1, 1))
-    assert len(archives.open_binary(path / "a.mp4").read()) == 1001
+    assert len(inputs.open_binary(path / "a.mp4").read()) == 1001
     os.utime(path, (2, 2))
     path.write_bytes(zip_with("a.mp4", bytes(1000), zipfile.ZIP_DEFLATED))
-    assert len(archives.open_binary(path / "a.mp4").read()) == 1000
+    assert len(inputs.open_binary(path / "a.mp4").read()) == 1000
 
 
 @pytest.mark.parametrize("how", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
@@ -169,7 +169,7 @@ def test_a_member_that_states_too_little_is_not_unpacked_beyond(tmp_path, how):
     tracemalloc.start()
     try:
         with pytest.raises(VideoError, match="it can't be unpacked"):
-            archives.open_binary(tmp_path / "bomb.zip/a.mp4")
+            inputs.open_binary(tmp_path / "bomb.zip/a.mp4")
         assert tracemalloc.get_traced_memory()[1] < 96 << 20
     finally:
         tracemalloc.stop()
@@ -180,17 +180,17 @@ def test_names_that_no_path_can_have(tmp_path, name):
     path = tmp_path / "x.zip"
     path.write_bytes(zip_with("é", b"", zipfile.ZIP_STORED, raw_name=name))
     if name == b"\0\0":  # zipfile ends a name there
-        assert archives.members(path) == {}
+        assert inputs.members(path) == {}
     else:
         with pytest.raises(VideoError, match="not an archive that can be read"):
-            archives.members(path)
+            inputs.members(path)
     local = bytearray(zip_with("é", b"", zipfile.ZIP_DEFLATED))
     local[30:32] = name
     path.write_bytes(local)
     with pytest.raises(VideoError, match="it can't be unpacked"):
-        archives.open_binary(path / "é")
+        inputs.open_binary(path / "é")
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         entry = tarfile.TarInfo("a.mp4")
         entry.pax_headers = {"path": "a\0.mp4"}
         tar.addfile(entry)
-    assert archives.members(tmp_path / "x.tar") == {}
+    assert inputs.members(tmp_path / "x.tar") == {}

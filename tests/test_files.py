@@ -11,7 +11,8 @@ from vidtok.datasets import ClipFolder, VideoFolder, files_by_split, find_overla
 from vidtok.datasets.container import open_container
 from vidtok.datasets.sources import find_media
 from vidtok.errors import UserError, VideoError
-from vidtok.files import find_files, find_videos, replacing, temporary_path, walk_files, write_json
+from vidtok.files import replacing, temporary_path, write_json
+from vidtok.inputs import find_files, find_videos, walk_files
 
 MP4 = (".mp4",)
 

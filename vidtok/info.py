@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vidtok.errors import UserError
-from vidtok.files import walk_files
+from vidtok.inputs import walk_files
 
 
 def describe(thing: str | Path) -> dict[str, object]:

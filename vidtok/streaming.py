@@ -16,6 +16,7 @@ Streams in spatial tiles: one stream per tile, all in step, so that frame size a
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -199,6 +200,18 @@ def pad_chunks(chunks: Iterable[Tensor], stride: tuple[int, int, int]) -> Iterat
             first, pending = False, pending[:, :, take:].clone()  # no view, which would keep the whole chunk
     if pending is not None and pending.shape[2]:
         yield _extend(pending, 2, pending.shape[2] + -(pending.shape[2] - first) % step)
+
+
+def as_video(frames_THWC: np.ndarray) -> Tensor:
+    """View uint8 frames as a video [1,3,T,H,W] without copying: the memory keeps the order of the frames."""
+    return torch.from_numpy(frames_THWC).permute(3, 0, 1, 2)[None]
+
+
+def as_videos(chunks: Iterable[tuple[np.ndarray, np.ndarray]], times: list[np.ndarray]) -> Iterator[Tensor]:
+    """View the frames of each (frames, timestamps) by `as_video`; append the timestamps to `times`."""
+    for frames_THWC, timestamps in chunks:
+        times.append(timestamps)
+        yield as_video(frames_THWC)
 
 
 def _extend(video: Tensor, dim: int, length: int) -> Tensor:

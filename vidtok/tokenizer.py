@@ -107,10 +107,10 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
         super().__init__()
         self.config = config
         build_net, net = _build(NETS, "net", config.net)
-        quantizer, arguments = _build(QUANTIZERS, "quantizer", config.quantizer)
-        self.quantizer = _call(quantizer, "quantizer", **arguments)
-        channels = self.quantizer.in_channels, self.quantizer.code_channels
-        self.encoder, self.decoder = _call(build_net, "net", *channels, **net)
+        make_quantizer, arguments = _build(QUANTIZERS, "quantizer", config.quantizer)
+        quantizer = _call(make_quantizer, "quantizer", **arguments)
+        encoder, decoder = _call(build_net, "net", quantizer.in_channels, quantizer.code_channels, **net)
+        self.quantizer, self.encoder, self.decoder = quantizer, encoder, decoder
         self.bits = self.quantizer.bits
         self.stride = self.encoder.stride
 

@@ -23,14 +23,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidtok.datasets.annotations.table import canonical_split
+from vidtok.datasets.container import Timeline, cached_timeline
 from vidtok.datasets.frames import View
 from vidtok.datasets.labeled import LabeledVideos, OnError, Sample
 from vidtok.datasets.samplers import Segment, frames_of_segment
 from vidtok.datasets.seek import read_selection
 from vidtok.datasets.sources import videos_by_split
-from vidtok.datasets.timeline import Timeline, cached_timeline
 from vidtok.errors import VideoError, nearest
-from vidtok.files import file_version
+from vidtok.inputs import file_version
 from vidtok.names import escape_name
 
 _AROUND = [

@@ -50,7 +50,8 @@ from vidtok.eval.compression.report import save_frame, summarize, write_report
 from vidtok.eval.metrics.i3d import I3D
 from vidtok.eval.metrics.reconstruction import ms_ssim, psnr
 from vidtok.eval.reconstruction.run import spread
-from vidtok.files import file_version, find_videos, write_json
+from vidtok.files import write_json
+from vidtok.inputs import file_version, find_videos
 from vidtok.names import escape_name
 from vidtok.provenance import provenance
 from vidtok.tokenizer import VideoTokenizer

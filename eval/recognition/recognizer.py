@@ -16,7 +16,7 @@ from vidtok.datasets import LabeledVideos, VideoError
 from vidtok.errors import is_expected, one_line
 from vidtok.eval.recognition.inputs import group_segments
 from vidtok.extraction import read_npz
-from vidtok.files import find_files
+from vidtok.inputs import find_files
 from vidtok.names import VIDEO_SUFFIXES
 
 

@@ -30,7 +30,7 @@ from vidtok.eval.metrics.intervals import share_of
 from vidtok.eval.metrics.reconstruction import bits_per_pixel
 from vidtok.eval.recognition.results import tokenizer_record
 from vidtok.eval.reconstruction.run import Clip, clip_protocol, validation_clips
-from vidtok.files import find_videos
+from vidtok.inputs import find_videos
 from vidtok.provenance import provenance
 from vidtok.tokenizer import VideoTokenizer
 

@@ -35,7 +35,7 @@ from vidtok.datasets import VideoError, read_video
 from vidtok.eval.metrics.frechet import GaussianStatistics, frechet_distance
 from vidtok.eval.metrics.i3d import I3D, I3D_FEATURES
 from vidtok.eval.metrics.reconstruction import CodebookUsage, bits_per_pixel, block_edges, psnr, ssim
-from vidtok.files import find_videos
+from vidtok.inputs import find_videos
 from vidtok.names import escape_name
 from vidtok.provenance import provenance
 from vidtok.tokenizer import VideoTokenizer

@@ -3,7 +3,8 @@
 import pytest
 
 from vidtok.errors import UserError
-from vidtok.files import find_files, plan_jobs
+from vidtok.files import plan_jobs
+from vidtok.inputs import find_files
 
 
 @pytest.fixture

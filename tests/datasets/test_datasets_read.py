@@ -26,7 +26,7 @@ from vidtok.datasets import (
     video_to_frames,
     write_video,
 )
-from vidtok.datasets.seek import resample_indices
+from vidtok.datasets.frames import resample_indices
 
 SHARED = Path(os.environ.get("VIDTOK_SHARED", Path(__file__).parents[3] / "shared"))
 

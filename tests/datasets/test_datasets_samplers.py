@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vidtok.datasets import dense_clips, random_clip, random_segments, uniform_segments, whole_windows
-from vidtok.datasets.seek import indices_at
+from vidtok.datasets.frames import indices_at
 
 
 def frames_of(times, count, fps=25.0):

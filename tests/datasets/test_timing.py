@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from vidtok.datasets import VideoError, check_video, iter_video, open_video, probe_video, write_video
+from vidtok.datasets.container import JUMP, LONGEST_GAP, read_timeline
 from vidtok.datasets.decode import Clock, PyAVReader
 from vidtok.datasets.seek import read_selection
-from vidtok.datasets.timeline import JUMP, LONGEST_GAP, read_timeline
 from vidtok.datasets.video import gif_delays
 
 

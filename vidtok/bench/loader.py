@@ -36,9 +36,9 @@ from vidtok.datasets import (
     write_video,
 )
 from vidtok.datasets.backends import has_decord
+from vidtok.datasets.container import cached_timeline
 from vidtok.datasets.frames import plan_view, video_to_frames
 from vidtok.datasets.seek import read_selection
-from vidtok.datasets.timeline import cached_timeline
 from vidtok.datasets.video import iter_video
 
 HEIGHTS = {360: 200, 720: 100, 1080: 60, 2160: 20}  # lines: frames

@@ -42,15 +42,6 @@ def add_tile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tile", type=positive(int), metavar="PIXELS", help="spatial tiles, for frames that don't fit")
 
 
-def validate_flags(flags) -> None:
-    """flags: (flag, whether it was given and would do nothing, why). Raises UserError for the first of these."""
-    from vidtok.errors import UserError
-
-    for flag, idle, why in flags:
-        if idle:
-            raise UserError(f"{flag} {why}")
-
-
 def positive(kind: type):
     """An argparse type: `kind` above 0."""
 

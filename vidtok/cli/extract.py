@@ -27,7 +27,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from vidtok.cli import common
+from vidtok.cli import common, progress
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +62,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from vidtok.cli.progress import show_run
     from vidtok.errors import UserError
     from vidtok.extraction.containers import SUFFIXES
     from vidtok.extraction.run import extract, measure
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         del settings["output"]
         print_speeds(measure(**settings))
         return 0
-    return int(show_run(partial(extract, **settings), "extracted", "videos", log_json).failed > 0)
+    return int(progress.show_run(partial(extract, **settings), "extracted", "videos", log_json).failed > 0)
 
 
 def print_speeds(speeds: dict) -> None:
@@ -105,7 +104,7 @@ def percent(shares: Iterable[float]) -> str:
 def validate_flags(args: argparse.Namespace) -> None:
     """Raise UserError for flags that would do nothing beside the others."""
     on_ray = args.engine == "ray"
-    common.validate_flags((
+    progress.validate_flags((
         ("--frames", args.frames and not args.clips, "is of --clips"),
         ("--stride", args.stride and not args.clips, "is of --clips"),
         ("--renderings", args.renderings and "digits" not in args.sources, "is of digits"),

@@ -41,11 +41,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from vidtok.cli.progress import Progress
+    from vidtok.cli.progress import Progress, validate_flags
     from vidtok.generator.run import PICTURES, generate_files
 
     single = Path(args.output).suffix.lower() in PICTURES
-    common.validate_flags((
+    validate_flags((
         ("--format", args.format and single, f"is of clips in a folder, not of {Path(args.output).name}"),
         ("--prefix-frames", args.prefix_frames and not args.prefix, "is of --prefix CLIP"),
     ))  # fmt: skip

@@ -66,11 +66,12 @@ def main(argv: list[str] | None = None) -> int:
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    module.configure(verb_parser)
     add_debug(verb_parser)
-    if renamed := [flag for flag in rest if flag.removeprefix("--") in RENAMED and flag.startswith("--")]:
-        verb_parser.error(f"unknown flag {renamed[0]}: did you mean --{RENAMED[renamed[0][2:]]}?")
     warnings.formatwarning = one_line_once(set())
+    module.configure(verb_parser)
+    for flag in rest:
+        if flag.startswith("--") and flag[2:] in RENAMED:
+            verb_parser.error(f"unknown flag {flag}: did you mean --{RENAMED[flag[2:]]}?")
     try:
         return module.run(verb_parser.parse_intermixed_args(rest)) or 0
     except KeyboardInterrupt:

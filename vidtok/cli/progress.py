@@ -1,4 +1,4 @@
-"""Progress bars on stderr, where that is a terminal."""
+"""What a command does around its library function: refuse flags that do nothing, show progress on stderr."""
 
 import json
 import signal
@@ -22,12 +22,8 @@ class Progress:
         from rich.console import Console
 
         console = Console(stderr=True)
-        columns = (
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TextColumn(things + "{task.fields[step]}"),
-            progress.TimeRemainingColumn(),
-        )
+        text = progress.TextColumn(things + "{task.fields[step]}")
+        columns = progress.BarColumn(), progress.MofNCompleteColumn(), text, progress.TimeRemainingColumn()
         self._bar = progress.Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task("", total=total, step="")
 
@@ -101,6 +97,15 @@ class RunProgress:
     def __exit__(self, *exc: object) -> None:
         self._bar.stop()
         signal.signal(signal.SIGTERM, self._sigterm)
+
+
+def validate_flags(flags) -> None:
+    """flags: (flag, whether it was given and would do nothing, why). Raises UserError for the first of these."""
+    from vidtok.errors import UserError
+
+    for flag, idle, why in flags:
+        if idle:
+            raise UserError(f"{flag} {why}")
 
 
 def show_run(work: Callable[..., "RunStats"], done: str, things: str = "files", log_json: bool = False):

@@ -39,7 +39,7 @@ from vidtok.extraction.record import (
     make_record,
     settings_of,
 )
-from vidtok.files import walk_files
+from vidtok.inputs import walk_files
 from vidtok.names import escape_name
 
 VIDEOS, BYTES, SECONDS = 1000, 1 << 28, 300  # a shard ends at the first of these: what a kill can cost at most

@@ -34,7 +34,8 @@ from vidtok.datasets.loading import WHOLE, Shard, shard_rows
 from vidtok.errors import nearest
 from vidtok.extraction.containers import open_reader
 from vidtok.extraction.record import Entry, Reader, Record, describe, make_record, settings_of
-from vidtok.files import replacing, walk_files
+from vidtok.files import replacing
+from vidtok.inputs import walk_files
 
 _ALIGNMENT = 64  # bytes
 _ARRAYS = ("features", "timestamps")

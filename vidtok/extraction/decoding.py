@@ -3,7 +3,7 @@
 Runs in the decode processes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -11,19 +11,18 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from vidtok.datasets import MovingDigits, VideoError, VideoStream, iter_video
+from vidtok.datasets import MovingDigits, VideoError, VideoStream
 from vidtok.datasets.backends import VideoReader, open_video, reader_name
-from vidtok.datasets.frames import Chunk, OnError, Size, View, plan_view
+from vidtok.datasets.frames import Chunk, OnError, Size, View, indices_at, plan_view, resample_indices
 from vidtok.datasets.samplers import Segment, choose_at_times, choose_in_segment, frames_of_segment
-from vidtok.datasets.seek import Choose, ChooseView, indices_at, read_selection, resample_indices, select_frames
+from vidtok.datasets.seek import Choose, ChooseView, read_selection, select_frames
 from vidtok.datasets.transforms import three_crops
 from vidtok.errors import nearest
 from vidtok.extraction.sources import Clips, WorkItem
-from vidtok.files import file_version
-from vidtok.streaming import pad_chunks
+from vidtok.inputs import file_version
+from vidtok.streaming import as_video, as_videos, pad_chunks
 
 CROPS = ("center", "three")
 CLIPS_AT_ONCE = 8  # decoded together, to be held in memory
@@ -56,6 +55,10 @@ class ReadConfig:
             raise ValueError(f"a {self.crop} crop needs a size")
         if self.crop == "three" and self.clips is None:
             raise ValueError("three crops are taken of clips, not of whole videos")
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size={self.size} must be above 0")
+        if self.fps is not None and not self.fps > 0:
+            raise ValueError(f"fps={self.fps} must be above 0")
         if self.clips is not None and self.max_frames is not None:
             raise ValueError("max_frames cuts whole videos, not clips")
         reader_mode(self.on_error, self.reader)
@@ -129,23 +132,18 @@ def read_chunks(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:
         raise VideoError(str(item), f"{type(error).__name__}: {error}") from error
 
 
-def stream_info(stream: VideoStream, frames: int | None) -> Info:
-    """What is known of a whole video at the end of its stream. frames: where it was cut, or None."""
-    source = stream.native_size, stream.native_fps, stream.backend, file_version(stream.path).size
-    return Info(stream.fps, stream.size, *source, stream.timestamps[:frames], None, damage_meta(stream))
-
-
-def _as_video(frames_THWC: np.ndarray) -> Tensor:
-    """View uint8 frames as a video [1,3,T,H,W] without copying: the memory keeps the order of the frames."""
-    return torch.from_numpy(frames_THWC).permute(3, 0, 1, 2)[None]
-
-
 def _whole(path: str, reading: ReadConfig) -> Iterator[StreamChunk]:
-    on_error = reader_mode(reading.on_error, reading.reader)
-    with iter_video(path, reading.fps, reading.target_size, 16, 1, on_error, reading.reader) as stream:
-        chunks: Iterator[Tensor] = map(_as_video, stream.iter_uint8())
-        chunks = chunks if reading.max_frames is None else _cut(chunks, reading.max_frames)
-        yield from _pieces(chunks, reading, None, lambda: stream_info(stream, reading.max_frames))
+    size, times = reading.target_size, list[np.ndarray]()
+    with open_video(path, reading.reader, reader_mode(reading.on_error, reading.reader)) as video:
+        view, fps = plan_view(*video.size, size, multiple=1), video.fps
+        chunks = as_videos(video.iter_frames(16, view, reading.fps), times)
+        last = yield from _pieces(
+            chunks if reading.max_frames is None else _cut(chunks, reading.max_frames), reading, None
+        )
+    source = video.size, fps, video.backend, video.version.size
+    seconds = np.concatenate(times)[: reading.max_frames]
+    info = Info(float(reading.fps or fps), view.size, *source, seconds, None, damage_meta(video))
+    yield last._replace(info=info, ends_item=True)
 
 
 def damage_meta(video: VideoReader | VideoStream | None) -> dict:
@@ -192,16 +190,14 @@ def _segment(path: str, segment: Segment, reading: ReadConfig) -> Iterator[Strea
         start = 0
         while start < len(known.get("times", [None])):
             selected = partial(choose, start=start)
-            yield _as_video(_select(path, reading, kept, selected, view).frames)
+            yield as_video(_select(path, reading, kept, selected, view).frames)
             start += FRAMES_AT_ONCE
 
-    def info() -> Info:
-        fps = reading.fps or known["fps"]
-        source = known["native"], known["fps"], reader_name(reading.reader), file_version(path).size
-        return Info(fps, known["view"].size, *source, known["times"], None, damage_meta(kept))
-
     with _open_kept(path, reading) as kept:
-        yield from _pieces(chunks(), reading, None, info)
+        last = yield from _pieces(chunks(), reading, None)
+    source = known["native"], known["fps"], reader_name(reading.reader), file_version(path).size
+    info = Info(reading.fps or known["fps"], known["view"].size, *source, known["times"], None, damage_meta(kept))
+    yield last._replace(info=info, ends_item=True)
 
 
 def _clips(path: str, segment: Segment | None, reading: ReadConfig, clips: Clips) -> Iterator[StreamChunk]:
@@ -222,7 +218,7 @@ def _clips(path: str, segment: Segment | None, reading: ReadConfig, clips: Clips
         while start < known.get("count", 1):
             frames_VTHWC, timestamps_VT = _select(path, reading, kept, partial(choose, start=start), view)
             for i, (frames_THWC, times) in enumerate(zip(frames_VTHWC, timestamps_VT, strict=True), start):
-                views = _as_video(frames_THWC)
+                views = as_video(frames_THWC)
                 if reading.crop == "three" and reading.size is not None:
                     views = three_crops(views, reading.size)
                 source = known["native_size"], known["fps"], reader_name(reading.reader), file_version(path).size
@@ -274,22 +270,21 @@ def _views(
     info = Info(fps, size, native_size, native_fps, reader, source_bytes, times, clips, dict(damage))
     for i, view in enumerate(views):
         clip = None if clips is None else number * len(views) + i
-        yield from _pieces([view[None]], reading, clip, lambda: info)
+        last = yield from _pieces([view[None]], reading, clip)
+        yield last._replace(info=info, ends_item=clips is None or clip == clips - 1)
 
 
 def _pieces(
-    chunks: Iterable[Tensor], reading: ReadConfig, clip: int | None, info: Callable[[], Info]
-) -> Iterator[StreamChunk]:
-    held: Tensor | None = None
-    first = True
+    chunks: Iterable[Tensor], reading: ReadConfig, clip: int | None
+) -> Generator[StreamChunk, None, StreamChunk]:
+    """Yield all pieces of a stream but the last, which is returned: the caller adds what is known at its end."""
+    held: StreamChunk | None = None
     for video in pad_chunks(chunks, reading.stride):
         if held is not None:
-            yield StreamChunk(held, clip, first, None, False)
-            first = False
-        held = video
-    about = info()
+            yield held
+        held = StreamChunk(video, clip, held is None, None, False)
     assert held is not None  # a video has a frame
-    yield StreamChunk(held, clip, first, about, about.clips is None or clip == about.clips - 1)
+    return held
 
 
 def _cut(chunks: Iterable[Tensor], max_frames: int) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,6 @@ from vidtok.extraction.record import Record, RecordMeta, Settings
 from vidtok.extraction.sources import WorkItem
 from vidtok.extraction.stats import ExtractionStats
 from vidtok.names import escape_name
-from vidtok.streaming import coded_size
 
 Result = tuple[WorkItem, "list[Record] | Exception"]
 NextItem = Callable[[], "WorkItem | None"]
@@ -166,10 +166,17 @@ def _path(job: tuple[WorkItem, int]) -> str:
 
 
 class Ended(NamedTuple):
-    """A stream that has gone through the model. clip, info: see `StreamChunk`. features: see `FeatureModel.finish`."""
+    """A stream that has gone through the model.
+
+    Attributes:
+        clip, info: see `StreamChunk`.
+        coded_size: (height, width) of its frames with padding.
+        features: see `FeatureModel.finish`.
+    """
 
     clip: int | None
     info: Info
+    coded_size: tuple[int, int]
     features: np.ndarray
 
 
@@ -256,7 +263,8 @@ class Batches:
         for lane, piece in zip(lanes, pieces, strict=True):
             if piece.info is not None:
                 del self._lanes[lane.item.id, lane.clip]
-                ended.append((lane.item, Ended(lane.clip, piece.info, self.model.finish(lane.stream))))
+                coded_size = piece.video.shape[-2], piece.video.shape[-1]
+                ended.append((lane.item, Ended(lane.clip, piece.info, coded_size, self.model.finish(lane.stream))))
         self.seconds["infer"] += time.perf_counter() - start
         return ended
 
@@ -272,36 +280,26 @@ PATIENCE = 0.2  # seconds between two looks at what another process is at
 def run_extraction(
     output: Output,
     extract: Callable[[NextItem], Iterator[Result]],
-    stats: ExtractionStats,
     report: Callable[[ExtractionStats], None] = lambda stats: None,
 ) -> None:
     """Do all that `output` has to do.
 
     Args:
         extract: `extract_records` with a model and decoders, or `RayExtractor.extract`, the same on other machines.
-        stats: kept up to date.
-        report: called with them whenever something was done.
+        report: called with the output's `stats` whenever something was done.
 
     Raises:
         OSError: where the disk is full, ...; all that is complete stays.
     """
-    stats.failures = output.failures
-
-    def next_item() -> WorkItem | None:
-        item = output.next()
-        stats.skipped = output.skipped
-        return item
-
     try:
         more = True
         while more:
-            for item, result in extract(next_item):
+            for item, result in extract(output.next):
                 if isinstance(result, Exception):
                     output.fail(item, reason(result))
                 elif output.take(item, result):
-                    stats.add(item, result)
-                stats.bytes, stats.seconds["write"] = output.writer.written, output.seconds
-                report(stats)
+                    output.stats.add(item, result)
+                report(output.stats)
             more = output.flush()
             if more:
                 time.sleep(PATIENCE)
@@ -313,7 +311,6 @@ def run_extraction(
         output.abandon()
         raise
     output.close()
-    stats.bytes, stats.seconds["write"] = output.writer.written, output.seconds
 
 
 def extract_records(
@@ -335,17 +332,24 @@ def extract_records(
         records.append(make_record(item, *ended, model.settings))
         stats.frames += len(ended.info.timestamps)
         if len(records) == (ended.info.clips or 1):
-            yield item, sorted(clips.pop(item.id), key=lambda record: record.meta.clip or 0)
+            yield item, sorted(clips.pop(item.id), key=attrgetter("meta.clip"))
 
 
-def make_record(item: WorkItem, clip: int | None, info: Info, features: np.ndarray, settings: Settings) -> Record:
+def make_record(
+    item: WorkItem,
+    clip: int | None,
+    info: Info,
+    coded_size: tuple[int, int],
+    features: np.ndarray,
+    settings: Settings,
+) -> Record:
     cells = features.size if settings.feature == "ids" else features[0].size
     meta = RecordMeta(
         **asdict(settings),
         fps=info.fps,
         frames=len(info.timestamps),
         size=info.size,
-        coded_size=coded_size(info.size, settings.stride),
+        coded_size=coded_size,
         native_size=info.native_size,
         native_fps=info.native_fps,
         source=escape_name(os.path.basename(item.path)) if item.path else "",

@@ -100,14 +100,15 @@ class FeatureModel:
     """Args:
     tokenizer: loaded for inference.
     settings: feature, dtype, pool and tile say what comes out.
-    batch: every pass is of so many streams; where there are fewer, the first one fills up.
+    batch: every pass is of so many streams; where there are fewer, the first one fills up. None, 1 on a CPU, else 8.
     head: of `vidtok.heads`, whose features before the last layer are the embedding.
 
     Raises ValueError for a head whose input is none of the tokenizer's.
     """
 
-    def __init__(self, tokenizer: VideoTokenizer, settings: Settings, batch: int = 1, head=None):
-        self.tokenizer, self.settings, self.batch, self.head = tokenizer, settings, batch, head
+    def __init__(self, tokenizer: VideoTokenizer, settings: Settings, batch: int | None = None, head=None):
+        self.tokenizer, self.settings, self.head, self.device = tokenizer, settings, head, tokenizer.device
+        self.batch = batch or (1 if self.device.type == "cpu" else 8)
         self._grid = settings.feature
         if head is not None:
             kind = head.config.input["kind"]
@@ -115,6 +116,13 @@ class FeatureModel:
                 raise ValueError(f"head {head.config.name!r} reads {kind}, and no tokenizer makes that")
             head.validate_uncropped()
             self._grid = _INPUTS[kind]
+
+    def to(self, device: str | torch.device) -> None:
+        """Move the networks to a device."""
+        self.tokenizer.to(device)
+        if self.head is not None:
+            self.head.to(device)
+        self.device = torch.device(device)
 
     @torch.no_grad()
     def push(self, streams: Sequence[Stream], videos: Sequence[Tensor]) -> None:
@@ -131,7 +139,7 @@ class FeatureModel:
             nonlocal place
             before = [stream.states[place] if place < len(stream.states) else {} for stream in streams]
             state = _join([*before, *[before[0]] * fill])
-            part = normalize_video(part.to(self.tokenizer.device))
+            part = normalize_video(part.to(self.device))
             out = self.tokenizer.encode_chunk(part, state, hidden=self._grid == "hidden")
             for stream, after in zip(streams, _split(state, self.batch), strict=False):
                 stream.states[place : place + 1] = [after]
@@ -165,7 +173,7 @@ class FeatureModel:
 
     @torch.no_grad()
     def _embed(self, grid: np.ndarray) -> np.ndarray:
-        x = torch.from_numpy(grid)[None].to(self.tokenizer.device)
+        x = torch.from_numpy(grid)[None].to(self.device)
         embedding_BD = self.head.forward_head(self.head.forward_features(x), pre_logits=True)
         return embedding_BD[0].float().cpu().numpy().astype(self.settings.dtype)
 

@@ -150,12 +150,17 @@ class NpzWriter:
 
     def __init__(self, folder: Path, names: Mapping[str, str]):
         self.folder, self.written, self._names = folder, 0, names
+        self._places: dict[str, Path] = {}  # of the files of videos that were not found
 
     def find(self, id: str) -> Entry | None:
-        return self._look(id)[1]
+        path, entry = self._look(id)
+        if entry is None:
+            self._places[id] = path
+        return entry
 
     def write(self, records: Sequence[Record]) -> list[str]:
-        path, _ = self._look(records[0].id)
+        id = records[0].id
+        path = self._places.pop(id) if id in self._places else self._look(id)[0]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_npz(path, records)
@@ -164,7 +169,7 @@ class NpzWriter:
                 raise
             raise RefusedName(one_line(error)) from error
         self.written += path.stat().st_size
-        return [records[0].id]
+        return [id]
 
     def close(self) -> list[str]:
         return []

@@ -14,9 +14,9 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
 from typing import Protocol
 
@@ -37,7 +37,9 @@ from vidtok.extraction.record import (
     settings_of,
 )
 from vidtok.extraction.sources import WorkItem
-from vidtok.files import file_version, replacing
+from vidtok.extraction.stats import ExtractionStats
+from vidtok.files import replacing
+from vidtok.inputs import file_version
 from vidtok.names import escape_name, printable, result_names
 
 try:
@@ -228,20 +230,6 @@ class Failures:
             self._locks.release(FAILURES_LOCK)
 
 
-def _timed(method):
-    """Make a method add the time that it takes to `self.seconds`."""
-
-    @wraps(method)
-    def timed(self, *arguments):
-        start = time.perf_counter()
-        try:
-            return method(self, *arguments)
-        finally:
-            self.seconds += time.perf_counter() - start
-
-    return timed
-
-
 class Output:
     """Hand out the videos that nobody has done or is doing, and store their records.
 
@@ -249,20 +237,26 @@ class Output:
     its records are complete on disk, or with the process.
 
     Args:
+        folder, settings, container: what is written where, see `check_folder`.
+        items: the videos.
+        stats: what is skipped, fails and is written, and the time for it, are counted here.
         force: hand out what is complete, too.
 
     Attributes:
-        skipped: videos so far that were complete already.
-        failures: (video, reason) of those that have no records.
         writer: of the container.
-        seconds: spent on finding and writing files.
 
     Raises:
         ValueError: where the folder was begun with other settings, see `check_folder`.
     """
 
     def __init__(
-        self, folder: str | Path, settings: Settings, container: str, items: Iterable[WorkItem], force: bool = False
+        self,
+        folder: str | Path,
+        settings: Settings,
+        container: str,
+        items: Iterable[WorkItem],
+        stats: ExtractionStats,
+        force: bool = False,
     ):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -274,36 +268,35 @@ class Output:
         check_folder(folder, settings, container, self._locks)
         self._failures = Failures(folder, self._locks)
         self._elsewhere: deque[WorkItem] = deque()  # another process is at these
-        self.skipped, self.seconds = 0, 0.0
-        self.failures: list[tuple[WorkItem, str]] = []
+        self.stats = stats
 
-    @_timed
     def next(self) -> WorkItem | None:
         """The next video to do, or None where there is none for now."""
-        while self._todo:
-            item = self._todo.popleft()
-            if not self._locks.take(item.id):
-                self._elsewhere.append(item)
-                continue
-            try:
-                entry = None if self._force else self.writer.find(item.id)
-            except OSError as error:  # what is there under its name can't be read
-                self.fail(item, one_line(error))
-                continue
-            if entry is None:
-                return item
-            self._locks.release(item.id)
-            if (why := another(item, entry)) is not None:
-                self._note(item, why)
-            else:
-                self.skipped += 1
-        return None
+        with self._timing():
+            while self._todo:
+                item = self._todo.popleft()
+                if not self._locks.take(item.id):
+                    self._elsewhere.append(item)
+                    continue
+                try:
+                    entry = None if self._force else self.writer.find(item.id)
+                except OSError as error:  # what is there under its name can't be read
+                    self.fail(item, one_line(error))
+                    continue
+                if entry is None:
+                    return item
+                self._locks.release(item.id)
+                if (why := another(item, entry)) is not None:
+                    self._note(item, why)
+                else:
+                    self.stats.skipped += 1
+            return None
 
-    @_timed
     def take(self, item: WorkItem, records: Sequence[Record]) -> bool:
         """Store all records of a video; whether that was possible. Raises OSError where the disk is full, ..."""
         try:
-            self._release(self.writer.write(records))
+            with self._timing():
+                self._release(self.writer.write(records))
         except RefusedName as error:
             self.fail(item, str(error))
             return False
@@ -313,16 +306,16 @@ class Output:
         self._note(item, reason)
         self._locks.release(item.id)
 
-    @_timed
     def flush(self) -> bool:
         """Complete what was taken; whether there are videos that other processes were at, to be looked at again."""
-        self._release(self.writer.close())
+        with self._timing():
+            self._release(self.writer.close())
         self._todo, self._elsewhere = self._elsewhere, self._todo
         return bool(self._todo)
 
     def close(self) -> None:
         """End a run after a `flush`; failures.csv lists what is missing now."""
-        failed = {item.id for item, _ in self.failures}  # what is there under such a name may be of another file
+        failed = {item.id for item, _ in self.stats.failures}  # what is there under such a name may be of another file
         self._failures.tidy(lambda id: id not in failed and self._is_done(id))
         self._locks.close()
 
@@ -330,6 +323,15 @@ class Output:
         """Ends after an error of the disk: what was not complete is left out."""
         self.writer.abandon()
         self._locks.close()
+
+    @contextmanager
+    def _timing(self) -> Iterator[None]:
+        """Count the time that the block takes as that of writing."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stats.seconds["write"] += time.perf_counter() - start
 
     def _is_done(self, id: str) -> bool:
         try:
@@ -339,9 +341,10 @@ class Output:
 
     def _note(self, item: WorkItem, reason: str) -> None:
         self._failures.add(item.id, escape_name(item.path or ""), item.split or "", printable(reason))
-        self.failures.append((item, reason))
+        self.stats.failures.append((item, reason))
 
     def _release(self, ids: Iterable[str]) -> None:
+        self.stats.bytes = self.writer.written
         for id in ids:
             self._locks.release(id)
 

@@ -29,7 +29,7 @@ from vidtok.extraction.record import (
     parse_description,
     settings_of,
 )
-from vidtok.files import FileVersion, file_version
+from vidtok.inputs import FileVersion, file_version
 
 GROUP = 1 << 20  # bytes of features in a row group, which is what reading one record reads
 

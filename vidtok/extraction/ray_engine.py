@@ -84,10 +84,7 @@ class Worker:
 
     def __init__(self, model: FeatureModel, reading: ReadConfig, share: ActorResources, time_limit: float):
         torch.set_num_threads(share.threads)
-        device = "cuda" if share.gpus else "cpu"
-        model.tokenizer.to(device)
-        if model.head is not None:
-            model.head.to(device)
+        model.to("cuda" if share.gpus else "cpu")
         self._model = model
         self._decoders = Decoders(reading, share.workers, time_limit)
 

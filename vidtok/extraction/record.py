@@ -79,7 +79,7 @@ class RecordMeta(Settings):
         bytes_per_token: of the array, before compression; None where it is pooled.
         missing: seconds, as in the timestamps, of frames of a damaged video that could not be decoded and are left out;
             suspect: of frames that may be predicted from those; damage: all of it in words, or "". See
-            `vidtok.datasets.timeline.Damage`.
+            `vidtok.datasets.damage.Damage`.
         clip, clips: number of this clip (crops of one clip follow each other) and how many there are, or None.
     """
 

@@ -23,7 +23,8 @@ from vidtok.extraction.record import describe, differences, entry_of, settings_o
 from vidtok.extraction.sources import Clips, WorkItem, parse_clips, plan_files, plan_sources, validate_unique
 from vidtok.extraction.stats import ExtractionStats
 from vidtok.extraction.videos import Agreement, as_list
-from vidtok.files import find_videos, plan_jobs
+from vidtok.files import plan_jobs
+from vidtok.inputs import find_videos
 
 Sources = str | Path | Sequence[str | Path]
 Report = Callable[[ExtractionStats], None]
@@ -203,10 +204,9 @@ class Extraction:
             sampler=None if sampler is None else str(sampler),
             tile=tile,
         )
-        default_batch = 1 if tokenizer.device.type == "cpu" else 8
         self._reading = ReadConfig(tokenizer.stride, size, crop, fps, max_frames, sampler, reader, on_error)
         self._batch, self._given_workers, self._threads, self._time_limit = batch, workers, threads, time_limit
-        self._model = FeatureModel(tokenizer, self.settings, batch or default_batch, trained)
+        self._model = FeatureModel(tokenizer, self.settings, batch, trained)
         self._workers = default_workers(len(self.items)) if workers is None else workers
         if self._workers < 0:
             raise UserError(f"{self._workers} workers are fewer than none")
@@ -219,10 +219,10 @@ class Extraction:
         if self._ray is not None:
             return self._run_on_ray(*self._ray, output, container, force, progress)
         stats = ExtractionStats(len(self.items))
+        folder = Output(output, self.settings, container, self.items, stats, force)
         with Decoders(self._reading, self._workers, self._time_limit) as decoders:
-            folder = Output(output, self.settings, container, self.items, force)
             work = partial(extract_records, decoders=decoders, model=self._model, stats=stats)
-            run_extraction(folder, work, stats, progress)
+            run_extraction(folder, work, progress)
         stats.finish()
         return stats
 
@@ -245,9 +245,9 @@ class Extraction:
         share = share_cluster(len(self.items), actors, self._given_workers, self._threads)
         self._model.batch = self._batch or (8 if share.gpus else 1)
         stats = ExtractionStats(len(self.items))
-        folder = Output(output, self.settings, container, self.items, force)
+        folder = Output(output, self.settings, container, self.items, stats, force)
         with RayExtractor(self._model, self._reading, share, self._time_limit, stats) as extractor:
-            run_extraction(folder, extractor.extract, stats, progress)
+            run_extraction(folder, extractor.extract, progress)
         stats.finish()
         return stats
 
@@ -410,7 +410,7 @@ def _extract(items: list[WorkItem], decoders: Decoders, model: FeatureModel, con
     with tempfile.TemporaryDirectory() as folder:
         stats = ExtractionStats(len(items))
         extract = partial(extract_records, decoders=decoders, model=model, stats=stats)
-        run_extraction(Output(folder, model.settings, container, items), extract, stats)
+        run_extraction(Output(folder, model.settings, container, items, stats), extract)
 
 
 def _time(work: Callable[[], object]) -> float:

@@ -14,7 +14,7 @@ from vidtok.datasets.annotations.table import tidy_split
 from vidtok.datasets.samplers import Segment, describe_segment
 from vidtok.datasets.sources import split_folders
 from vidtok.errors import UserError, nearest
-from vidtok.files import find_videos
+from vidtok.inputs import find_videos
 from vidtok.names import escape_name
 
 

@@ -15,16 +15,17 @@ from vidtok.datasets import VideoWriter, iter_video
 from vidtok.datasets.frames import OnError
 from vidtok.errors import is_expected, one_line
 from vidtok.extraction.containers import SUFFIXES, is_shard, open_reader
-from vidtok.extraction.decoding import damage_meta, reader_mode, stream_info
+from vidtok.extraction.decoding import Info, damage_meta, reader_mode
 from vidtok.extraction.engine import make_record
 from vidtok.extraction.model import load_tokenizer, make_settings
 from vidtok.extraction.npz import read_npz
 from vidtok.extraction.record import Record, id_type
 from vidtok.extraction.sources import WorkItem
 from vidtok.extraction.stats import RunStats
-from vidtok.files import MOVIES, Job, find_files, find_videos, plan_jobs
+from vidtok.files import MOVIES, Job, plan_jobs
+from vidtok.inputs import find_files, find_videos
 from vidtok.names import escape_name
-from vidtok.streaming import LATENTS, cut_chunks, pad_chunks
+from vidtok.streaming import LATENTS, coded_size, cut_chunks, pad_chunks
 from vidtok.tokenizer import VideoTokenizer
 
 Report = Callable[[RunStats], None]
@@ -86,7 +87,10 @@ class Source:
             tile=tile,
         )
         item = WorkItem(escape_name(self.stream.path.name), str(self.stream.path))
-        return make_record(item, None, stream_info(self.stream, self.frames), ids, settings)
+        stream, times = self.stream, self.stream.timestamps[: self.frames]
+        source = stream.native_size, stream.native_fps, stream.backend, stream.source_bytes
+        info = Info(stream.fps, stream.size, *source, times, None, damage_meta(stream))
+        return make_record(item, None, info, coded_size(stream.size, tokenizer.stride), ids, settings)
 
 
 class Echo:
