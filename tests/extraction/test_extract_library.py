@@ -53,6 +53,8 @@ def test_extract_takes_plain_arguments_and_returns_a_summary(videos, tokenizer, 
         ({"clips": "dens"}, "did you mean 'dense'"),
         ({"tile": 30}, "multiples of 8"),
         ({"container": "tar"}, "unknown container 'tar'"),
+        ({"fps": -1}, "fps=-1 must be above 0"),
+        ({"size": 0}, "size=0 must be above 0"),
     ],
 )
 def test_wrong_settings_of_extract(videos, tokenizer_path, tmp_path, settings, message):
