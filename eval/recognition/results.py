@@ -50,8 +50,8 @@ from vidtok.datasets import LabeledDataset
 from vidtok.eval.metrics.intervals import accuracy, majority, over_seeds, paired_ratio
 from vidtok.eval.recognition.clips import ClipSource
 from vidtok.eval.recognition.inputs import ClipSet, Predictions
-from vidtok.files import file_version
 from vidtok.heads import Head
+from vidtok.inputs import file_version
 from vidtok.provenance import provenance
 from vidtok.tokenizer import VideoTokenizer
 
