@@ -123,6 +123,11 @@ def load_weights(module: nn.Module, path: Path, rename=str) -> str:
         if shapes[0] != shapes[1]:
             raise ValueError(f"the weights in {path} don't fit their config: {name} is {shapes[0]}, not {shapes[1]}")
     module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    return hash_file(path)
+
+
+def hash_file(path: Path) -> str:
+    """Hash a file: first 16 hex digits of sha256."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
@@ -219,6 +224,8 @@ class PretrainedModel(CompiledMethods, PyTorchModelHubMixin, nn.Module, library_
     def weight_hash(self) -> str:
         """sha256 (16 hex digits) of the weight file, as long as the weights are the ones in it; else of the weights.
 
+        The file is the one that was loaded, or for other weights, the one that they were saved to last.
+
         Casting the weights of a file, here or with a model around this one, leaves it; casting them back does only if
         no weight was rounded.
         """
@@ -281,6 +288,8 @@ class PretrainedModel(CompiledMethods, PyTorchModelHubMixin, nn.Module, library_
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_weights(self, save_directory / WEIGHTS)
+        if self._loaded is None or hash_weights(self) not in self._loaded[1:]:
+            self.set_file_hash(hash_file(save_directory / WEIGHTS))
         schema, text = self._describe()
         save_config(self.config, schema, save_directory / CONFIG)
         (save_directory / "README.md").write_text(f"# {self.config.name}\n\n{text}\n")

@@ -272,6 +272,7 @@ def test_saved_and_loaded(name, kind, tmp_path):
     head, x = recorded(name, kind), example(kind)
     head.save_pretrained(tmp_path)
     again = Head.from_pretrained(tmp_path)
+    assert again.weight_hash == head.weight_hash
     assert type(again) is type(head) and not again.training and again.config == head.config
     torch.testing.assert_close(again(x), head(x))
     values = json.loads((tmp_path / "config.json").read_text())
