@@ -3,12 +3,14 @@
 import platform
 import subprocess
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 
+@cache
 def git_hash() -> str | None:
     """Return the commit of the checkout that tracks this file: 40 hex digits, "-dirty" after them if files are changed.
 

@@ -418,13 +418,24 @@ def build_clip_sources(data: dict) -> tuple[ClipSource, ClipSource]:
     return source, replace(test, source=data["val_source"], root=data["val_root"] or data["root"])
 
 
-def load_training_clips(source: ClipSource, protocol: Protocol, data: dict, encode: Encode | None = None) -> ClipSet:
-    """Load the training clips: those of the test protocol, or `train_views` random ones of each video. encode: see
-    `load_clips`."""
+def load_training_clips(
+    source: ClipSource,
+    protocol: Protocol,
+    data: dict,
+    encode: Encode | None = None,
+    videos: LabeledDataset | None = None,
+) -> ClipSet:
+    """Load the training clips: those of the test protocol, or `train_views` random ones of each video.
+
+    Args:
+        data: settings of the group `data`.
+        encode: see `load_clips`.
+        videos: the training split, if it is open already.
+    """
     log = PartialState().print  # in the main process only
     split, limit, workers, views = (data[key] for key in ("train_split", "train_clips", "workers", "train_views"))
     if views is None:
-        return load_clips(source.open(split, protocol), limit, workers, log, encode)
+        return load_clips(videos or source.open(split, protocol), limit, workers, log, encode)
     augmentation = {key: data[key] for key in AUGMENTATION}
     return load_views(source, split, protocol, views, limit, workers, log, encode, **augmentation)
 

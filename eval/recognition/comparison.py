@@ -96,9 +96,8 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
     start = time.perf_counter()
     device = only_process("eval compare")
     tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, device)
-    of_arm = arm_settings(cfg)
-    comparison = build_comparison(cfg, of_arm, tokenizer)
-    folder = Path(cfg.run)
+    of_arm, plain, folder = arm_settings(cfg), to_dict(cfg), Path(cfg.run)
+    comparison = build_comparison(plain, of_arm, tokenizer)
 
     def fit(head_data: HeadData, arm: str, seed: int, own: Path):
         chosen = {**of_arm[arm], "seed": seed}
@@ -128,7 +127,7 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
         train_labels=clips.labels,
         protocol=comparison.protocol.record(),
         tokenizer=tokenizer,
-        config=to_dict(cfg),
+        config=plain,
         wall_time_s=time.perf_counter() - start,
         device=str(device),
         comparisons=comparisons,
@@ -144,12 +143,10 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
 
 
 class ClipStore:
-    """A folder of safetensors files, from which a stopped comparison resumes. facts: settings that its content depends
-    on, see `check_fingerprint`."""
+    """A folder of safetensors files, from which a stopped comparison resumes."""
 
-    def __init__(self, folder: Path, facts: Mapping):
+    def __init__(self, folder: Path):
         self.folder = folder
-        check_fingerprint(folder, facts)
 
     def clips(self, name: str, load: Callable[[], ClipSet]) -> ClipSet:
         """Return the clips of that name; the first call loads and writes them."""
@@ -254,17 +251,18 @@ class Comparison:
                 rows.append((TRANSFER, arm, [(facts, found["recon"]) for facts, found in runs], "recon"))
                 rows[-1] += ([found["recon, shuffled"] for _, found in runs],)
         predictions = {name: [found for _, found in runs] for name, _, runs, *_ in rows}
-        comparisons = compare_with(reference, predictions, same_heads={TRANSFER, "pixels"})
-        return [result_entry(*row) for row in rows], predictions, comparisons
+        entries = [result_entry(*row) for row in rows]
+        return entries, predictions, compare_with(reference, predictions, same_heads={TRANSFER, "pixels"})
 
     def _transfer(self, arm: str) -> dict[str, Test]:
         """Return the tests of heads of pixels on reconstructions."""
         if arm != "pixels":
             return {}
         unit, options = self.encoders[arm].unit, self.options
+        encoded = {"recon": self.encoded("recon", "test"), "recon, shuffled": self.encoded("recon", "shuffled")}
         return {
-            name: memory_test(self.encoded("recon", side), self.test, options.grid_crop, unit, options.batch_size)
-            for name, side in (("recon", "test"), ("recon, shuffled", "shuffled"))
+            name: memory_test(x_NV, self.test, options.grid_crop, unit, options.batch_size)
+            for name, x_NV in encoded.items()
         }
 
     def encoded(self, arm: str, side: str) -> Tensor:
@@ -297,13 +295,12 @@ def _load(folder: Path, arm: str, seed: int, test: ClipSet) -> tuple[dict, dict[
     return json.loads((own / "tested.json").read_text()), found
 
 
-def build_comparison(cfg: DictConfig, of_arm: Mapping[str, dict], tokenizer: VideoTokenizer) -> Comparison:
-    """Build a comparison from its config. Clips are decoded where the run folder doesn't hold them yet.
+def build_comparison(settings: dict, of_arm: Mapping[str, dict], tokenizer: VideoTokenizer) -> Comparison:
+    """Build a comparison from its settings. Clips are decoded where the run folder doesn't hold them yet.
 
     of_arm: see `arm_settings`.
     """
-    settings = to_dict(cfg)
-    data, folder = settings["data"], Path(cfg.run)
+    data, folder = settings["data"], Path(settings["run"])
     if data["features"] is not None:
         raise ValueError("a comparison needs videos, as pixels are one of its arms: data.features= is for finetune")
     validate_no_concat(data)
@@ -311,8 +308,8 @@ def build_comparison(cfg: DictConfig, of_arm: Mapping[str, dict], tokenizer: Vid
     (source, test_source), protocol = build_clip_sources(data), build_protocol(data)
     encoders = {arm: InputEncoder(arm, tokenizer) for arm in {*of_arm, "tokens", "recon"}}
     source.validate_disjoint(data["train_split"], test_source, data["val_split"])
-    classes = source.open(data["train_split"], protocol).classes
-    validate_arms(of_arm, encoders, protocol, classes, tokenizer)
+    train_videos = source.open(data["train_split"], protocol)
+    validate_arms(of_arm, encoders, protocol, train_videos.classes, tokenizer)
     depends_on = ["source", "root", "val_source", "val_root", "path_column", "label_column", "split_column", "classes"]
     depends_on += ["checked", *(["task"] if data["task"] else [])]
     depends_on += ["train_split", "val_split", "protocol", "size", "resize", "fps", "train_clips", "val_clips"]
@@ -322,7 +319,7 @@ def build_comparison(cfg: DictConfig, of_arm: Mapping[str, dict], tokenizer: Vid
     if data["source"] != DIGITS:
         facts["pixels"] = pixels_version(data["reader"])
     training = {key: settings[key] for key in ("head", "head_options", "patch_merge", "task", "optimizer")}
-    training |= lasting(settings["trainer"]) | {"parameters": HEAD_ORDER}
+    training["parameters"] = HEAD_ORDER
     if settings["init"]:
         training["init"] = {arm: Head.from_pretrained(name).weight_hash for arm, name in settings["init"].items()}
     if data["select"]:  # whose choice depends on what is saved
@@ -331,9 +328,11 @@ def build_comparison(cfg: DictConfig, of_arm: Mapping[str, dict], tokenizer: Vid
     training |= {key: data[key] for key in chosen}
     encoding = {"tokenizer": tokenizer.weight_hash}
     check_fingerprint(folder, {"command": "compare"})  # and not a run of finetune
-    check_fingerprint(folder / "runs", training)
-    store, encoded = ClipStore(folder / "clips", facts), ClipStore(folder / "encoded", encoding)
-    train = store.clips("train", lambda: load_training_clips(source, protocol, data))
+    check_fingerprint(folder / "clips", facts)
+    check_fingerprint(folder / "encoded", encoding)
+    check_fingerprint(folder / "runs", training | lasting(settings["trainer"]))
+    store, encoded = ClipStore(folder / "clips"), ClipStore(folder / "encoded")
+    train = store.clips("train", lambda: load_training_clips(source, protocol, data, videos=train_videos))
     videos = replace(test_source, classes=train.classes).open(data["val_split"], protocol)
     test = store.clips("test", lambda: load_clips(videos, data["val_clips"], data["workers"]))
     options, groups = build_data_options(settings), source.groups(train.ids)

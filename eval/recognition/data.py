@@ -128,13 +128,16 @@ class LabeledBatches:
 
     def shard_of(self, number: int, shard: Shard) -> tuple[Tensor, Tensor]:
         """Return a shard of batch `number`. Raises ValueError where it doesn't divide into equal shards."""
-        places = [number * self.batch_size + row for row in shard_rows(shard, self.batch_size)]
+        return self._rows(number, shard_rows(shard, self.batch_size))
+
+    def _rows(self, number: int, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        places = [number * self.batch_size + row for row in rows]
         x, labels = zip(*(self.source.draw(*self._place(place)) for place in places), strict=True)
         return torch.stack(x), torch.tensor(labels)
 
     def loader(self, start: int = 0, workers: int = 0, shard: Shard = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield that shard of batches start, start + 1, ... without end, prefetched by `workers` processes."""
-        return prefetch(partial(self.shard_of, shard=shard), start, workers)
+        return prefetch(partial(self._rows, rows=shard_rows(shard, self.batch_size)), start, workers)
 
     def summary(self) -> str:
         return self.source.summary()
@@ -266,11 +269,12 @@ def memory_head_data(
     if options.select:
         kept, apart = split_off(train.labels, groups, options.select)
     unit, grid_crop, batch_size = encoder.unit, options.grid_crop, options.batch_size
+    source = MemorySource(x_train_NV[kept], train.labels[kept], grid_crop, unit, options.seed)
     return HeadData(
         encoder.head_input,
         unpack(center_crop_grid(x_train_NV[:1, 0], grid_crop, unit)),
         train.classes,
-        MemorySource(x_train_NV[kept], train.labels[kept], grid_crop, unit, options.seed),
+        source,
         unpack,
         memory_test(x_test_NV, test, grid_crop, unit, batch_size),
         memory_test(x_shuffled_NV, test, grid_crop, unit, batch_size),

@@ -217,13 +217,12 @@ def save_best(head: Head, run: Path, score: dict) -> None:
 
 
 def chosen_head(last: Head, run: Path) -> tuple[Head, dict]:
-    """Load the head of `best/` where a checkpoint was chosen, else the last one of `model/`.
+    """Load the head of `best/` where a checkpoint was chosen, else take the last one, which is in `model/`.
 
     Returns (the head, {"chosen": step, top1 and loss, or "last"; "head": name and weight_hash}).
     """
     best = read_best(run)
-    folder = run / (BEST if best else "model")
-    head = Head.from_pretrained(folder, last.device)
+    head = Head.from_pretrained(run / BEST, last.device) if best else last
     return head, {"chosen": best or "last", "head": head_record(head)}
 
 

@@ -70,15 +70,17 @@ def result_entry(
     predictions of the same heads for shuffled frames. groups: of the clips, see `over_seeds`."""
     correct_SN, shuffled_SN = correct_of([found for _, found in runs]), correct_of(shuffled) if shuffled else None
     rows = [{**facts, **accuracy(found.probabilities, found.labels, len(found.failures))} for facts, found in runs]
+    top1 = over_seeds(correct_SN, groups)
+    shuffled_top1 = None if shuffled_SN is None else over_seeds(shuffled_SN, groups)
     top5 = None if rows[0]["top5"] is None else float(np.mean([row["top5"]["value"] for row in rows]))
     return {
         "name": name,
         "input": input,
         "tested_on": tested_on or input,
-        "top1": over_seeds(correct_SN, groups),
+        "top1": top1,
         "top5": top5,
         "mean_class": float(np.mean([row["mean_class"]["value"] for row in rows])),
-        "shuffled_frames": None if shuffled_SN is None else over_seeds(shuffled_SN, groups),
+        "shuffled_frames": shuffled_top1,
         "runs": rows,
     }
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from vidtok.eval.generation.comparison import SCHEMA, guidance_table, markdown_table, verdict
 from vidtok.eval.recognition.comparison import TRANSFER
-from vidtok.eval.report.charts import overview_chart
+from vidtok.eval.report.page import overview_chart
 from vidtok.hub import PRETRAINED
 
 ORDER = ("tokens", "codes", "latents", "hidden", "pixels", TRANSFER, "recon")

@@ -13,8 +13,7 @@ import torch
 from vidtok.eval.metrics.intervals import paired_ratio
 from vidtok.eval.recognition.inputs import Predictions
 from vidtok.eval.recognition.results import correct_of, recognition_result, result_entry
-from vidtok.eval.report.charts import draw_charts, overview_chart
-from vidtok.eval.report.page import choose_clips, write_page
+from vidtok.eval.report.page import choose_clips, draw_charts, overview_chart, write_page
 
 CLASSES = [
     "left & <right>",

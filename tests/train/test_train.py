@@ -18,9 +18,9 @@ from vidtok.cli.main import main
 from vidtok.configs.compose import compose_config
 from vidtok.datasets import demo_clip, write_video
 from vidtok.tokenizer import build_tokenizer
+from vidtok.train.clock import Schedule
 from vidtok.train.losses import LossWeights, block_edge_loss, perceptual_loss, reconstruction_loss
 from vidtok.train.run_folder import check_fingerprint
-from vidtok.train.state import Schedule
 from vidtok.train.tokenizer import training_fingerprint
 
 TINY = ["model.net.width=16", "model.net.blocks=1", "model.net.decoder_blocks=1", "loss=starter", "optimizer=muon"]

@@ -22,9 +22,9 @@ from torch.utils.checkpoint import checkpoint
 from vidtok.datasets.loading import WHOLE, Shard, shard_rows
 from vidtok.errors import nearest
 from vidtok.tokenizer import PRECISIONS
-from vidtok.train.distributed import Clock, SharedClock
+from vidtok.train.clock import Clock, Schedule, SharedClock
 from vidtok.train.run_folder import RunFolder, check_fingerprint, write_fingerprint
-from vidtok.train.state import Schedule, TrainState, has_fast_bf16
+from vidtok.train.state import TrainState, has_fast_bf16
 from vidtok.train.task import AdversarialTask, Batch, Batches, Task
 
 if TYPE_CHECKING:
@@ -180,8 +180,8 @@ def train(
 
     if options.precision == "bf16" and device.type == "cpu" and not has_fast_bf16():
         log("this CPU only emulates bf16, at a fraction of its speed: trainer.precision=fp32 is quicker here")
-    state.to(device)
     peaks = [(opt, peak_rates(opt)) for opt in (state.optimizer, state.discriminator_optimizer) if opt]
+    state.to(device)
     checkpoint = run.load_checkpoint()
     if fingerprint is not None:
         # Nothing depends on the settings before the first checkpoint. Folders older than fingerprints are resumed.
@@ -204,14 +204,15 @@ def train(
     def exchange_gradients(net: nn.Module, now: bool):
         return nullcontext() if now else accelerator.no_sync(net)
 
-    clock = Clock(options.log_seconds, options.save_seconds)
     loader = batches.loader(start=state.step, workers=options.workers, shard=(rank, processes))
-    shared, gradients = SharedClock(accelerator, clock, stop), FiniteCheck(device)
+    gradients = FiniteCheck(device)
+    clock = Clock(options.log_seconds, options.save_seconds)
+    shared = SharedClock(accelerator, clock, stop)
     means: dict[str, Tensor] = {}
     while not (ends or shared.stopping):
+        rate = schedule.rate(state.step, state.seconds)
         share = next(loader)
         parts = [to_device(shard_of(share, (i, accumulate)), device) for i in range(accumulate)]
-        rate = schedule.rate(state.step, state.seconds)
         for optimizer, rates in peaks:
             for group, peak in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = peak * rate
@@ -268,7 +269,7 @@ def train(
     gradients.check(means)
     if accelerator.is_main_process:
         save_and_validate(task, state, run, log)
-        reason = "asked to stop" if shared.stopping else "done"
+        reason = "done" if ends else "asked to stop"
         notes = "; ".join(filter(None, [f"after {state.seconds / 60:.1f} minutes", batches.summary()]))
         log(f"{reason} at step {state.step} {notes}")
     accelerator.wait_for_everyone()
@@ -341,4 +342,4 @@ def build_schedule(plain: dict, branch: "Branch | None" = None) -> dict:
         raise ValueError(
             "trainer.shape=decay is for a branch (vidtok train tokenizer branch=RUN): give cosine or constant"
         )
-    return {"schedule": Schedule(**schedule), "options": TrainerOptions(seed=plain["seed"], **trainer)}
+    return {"options": TrainerOptions(seed=plain["seed"], **trainer), "schedule": Schedule(**schedule)}
