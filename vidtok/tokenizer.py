@@ -230,8 +230,9 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
             return streaming.encode_tiles(lambda part: self._encode(part, None, hidden), video, tile, self.stride[1:])
         checks.check_memory(self.encoder, video.shape, (1, 1, 1))
         checks.check_values(video)
+        video = video.to(self.device)
         stream = EncodeStream(partial(self.encode_chunk, hidden=hidden), self.stride[0])
-        return torch.cat(list(stream.push(video.to(self.device))), 2)
+        return torch.cat(list(stream.push(video)), 2)
 
     def _decode_chunk(self, codes: Tensor, state: State) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):

@@ -435,7 +435,7 @@ def load_training_clips(
     log = PartialState().print  # in the main process only
     split, limit, workers, views = (data[key] for key in ("train_split", "train_clips", "workers", "train_views"))
     if views is None:
-        return load_clips(videos or source.open(split, protocol), limit, workers, log, encode)
+        return load_clips(source.open(split, protocol) if videos is None else videos, limit, workers, log, encode)
     augmentation = {key: data[key] for key in AUGMENTATION}
     return load_views(source, split, protocol, views, limit, workers, log, encode, **augmentation)
 

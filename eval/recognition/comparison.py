@@ -123,9 +123,9 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
         "compare",
         entries,
         predictions,
+        protocol=comparison.protocol.record(),
         data=data_record(comparison.source, splits, clips.classes, clips.failures),
         train_labels=clips.labels,
-        protocol=comparison.protocol.record(),
         tokenizer=tokenizer,
         config=plain,
         wall_time_s=time.perf_counter() - start,
@@ -153,9 +153,9 @@ class ClipStore:
         file, side = self._path(name), self.folder / f"{name}.json"
         if not side.exists():
             found = load()
-            _save_tensor(file, "video", found.video)
             keys = ("ids", "classes", "failures", "paths")
             facts = {key: getattr(found, key) for key in keys} | {"labels": found.labels.tolist()}
+            _save_tensor(file, "video", found.video)
             write_json(side, facts)
             return found
         known = json.loads(side.read_text())

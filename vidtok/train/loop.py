@@ -186,10 +186,11 @@ def train(
     if fingerprint is not None:
         # Nothing depends on the settings before the first checkpoint. Folders older than fingerprints are resumed.
         (write_fingerprint if checkpoint is None else check_fingerprint)(run.path, fingerprint)
+    ends = False
     if checkpoint is not None:
         state.load_state_dict(checkpoint)
         log(f"resumed from step {state.step} after {state.seconds / 60:.1f} minutes, as {run.path} holds a checkpoint")
-    ends = schedule.progress(state.step, state.seconds) >= 1
+        ends = schedule.progress(state.step, state.seconds) >= 1
     if accelerator.is_main_process:
         run.open(None if ends else config_yaml, state.step)
     if options.checkpoint_activations:

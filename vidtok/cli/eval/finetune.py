@@ -16,9 +16,7 @@ import argparse
 from vidtok.cli import settings
 from vidtok.cli.eval import exit_status
 
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    settings.add_overrides(parser)
+configure = settings.add_overrides
 
 
 def run(args: argparse.Namespace) -> int:

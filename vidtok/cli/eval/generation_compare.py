@@ -14,9 +14,7 @@ import argparse
 
 from vidtok.cli import settings
 
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    settings.add_overrides(parser)
+configure = settings.add_overrides
 
 
 def run(args: argparse.Namespace) -> None:
