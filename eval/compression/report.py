@@ -157,10 +157,14 @@ def write_report(result: Mapping, folder: Path, pictures: Mapping[str, Mapping[s
 
 def rate_chart(result: Mapping, metrics: Sequence[str]):
     """Plot metrics against bits per pixel, a panel for each: means over clips with 95 % intervals."""
-    size = (5.2 * len(metrics), 4.2)
-    figure, axes = plt.subplots(1, len(metrics), figsize=size, squeeze=False, layout="constrained")
+    columns = min(len(metrics), 3)
+    lines = -(-len(metrics) // columns)
+    size = (5.2 * columns, 4.2 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for spare in axes.flat[len(metrics) :]:
+        spare.axis("off")
     labels = list(dict.fromkeys(point["codec"] for point in result["points"]))
-    for panel, metric in zip(axes[0], metrics, strict=True):
+    for panel, metric in zip(axes.flat, metrics, strict=False):
         for number, label in enumerate(labels):
             found = [point for point in result["points"] if point["codec"] == label and point[metric]]
             found.sort(key=lambda point: point["bpp"]["mean"])
@@ -240,6 +244,26 @@ def bd_table(result: Mapping) -> list[list[str]]:
     for label, values in found["codecs"].items():
         lines.append([label, *("" if values[m] is None else f"{values[m]:+.1f}" for m in metrics)])
     return lines
+
+
+def markdown(result: Mapping, other: str = ANCHOR) -> str:
+    """Return two tables in Markdown: all points, means with standard errors over clips, and the differences of
+    tokenizers to one codec at equal bits per pixel with their 95 % intervals."""
+    metrics = [metric for metric in HIGHER_IS_BETTER if any(point.get(metric) for point in result["points"])]
+    rows = [["codec", "rate", "bits/pixel", *metrics]]
+    for point in result["points"]:
+        rows.append([point["codec"], point["rate"], f"{point['bpp']['mean']:.4f}"])
+        for metric in metrics:
+            found, digits = point[metric], _digits(metric)
+            stderr = "" if found["stderr"] is None else f" ± {found['stderr']:.{digits}f}"
+            rows[-1].append(f"{found['mean']:.{digits}f}{stderr}")
+    pairs = [pair for pair in result["comparisons"] if pair["codec"] == other]
+    tables = (rows, comparison_table({**result, "comparisons": pairs}))
+    return "\n\n".join("\n".join(map(_line, (table[0], ["---"] * len(table[0]), *table[1:]))) for table in tables)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def format_result(result: Mapping) -> str:

@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from vidtok.eval.compression import report as compression
 from vidtok.eval.generation.comparison import SCHEMA, guidance_table, markdown_table, verdict
 from vidtok.eval.recognition.comparison import TRANSFER
 from vidtok.eval.report.page import overview_chart
@@ -298,6 +299,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         "speed": f"{speed_table(speed)}\n\n{machine_line(speed)}",
         "ratios": speed_ratio_table(speed),
         "reading": reading_table(read("loader")),
+        "compression": compression.markdown(read("compression")),
         "sampling": sampling_table([read("generate"), read("generate-h200")]),
     }
 

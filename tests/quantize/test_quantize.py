@@ -204,6 +204,22 @@ def test_residual_signs_are_a_binary_expansion():
     assert torch.equal(LFQ(18).latents(x), x)
 
 
+def test_signs_are_held_while_the_latent_is_near_zero():
+    z = torch.tensor([0.5, -0.1, -0.3, 0.1, 0.3]).view(1, 1, -1, 1, 1)
+    assert LFQ(1).hold(z, 0).flatten().tolist() == [1, -1, -1, 1, 1]
+    assert LFQ(1).hold(z, 0.2).flatten().tolist() == [1, 1, -1, -1, 1]
+    assert LFQ(1).hold(z, 9).flatten().tolist() == [1] * 5
+
+
+def test_later_levels_are_held_first_and_make_up_for_earlier_ones():
+    lfq = LFQ(2, levels=2)
+    x = torch.randn(2, 1, 6, 3, 3, generator=torch.Generator().manual_seed(0))
+    z = lfq.latents(x)
+    assert (lfq.hold(z[:, :1], 0) == lfq.quantize(z)).all()
+    z = torch.tensor([0.6, 0.4, -0.1]).view(1, 1, -1, 1, 1)  # 2 z - sign: 0.2, -0.2; and -1.2 where +1 is held
+    assert lfq.hold(z, 0.15)[0, :, :, 0, 0].tolist() == [[1, 1, 1], [1, 1, -1]]
+
+
 def test_residual_gradient_reaches_the_encoder_with_the_weight_of_its_level():
     x = torch.full((1, 1, 1, 1, 1), 0.3, requires_grad=True)
     residual = LFQ(3, levels=3)
