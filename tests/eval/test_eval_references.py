@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from vidtok import VideoTokenizer
 from vidtok.cli.main import main
 from vidtok.eval import I3D
+from vidtok.eval.recognition.inputs import InputEncoder, shuffle_frames
 from vidtok.eval.recognition.references import FrameBackbone, ReferenceEncoder, pool_features
 
 NAME = "test_vit"  # timm's own, for tests: 0.4 M parameters
@@ -55,6 +56,16 @@ def test_on_reconstructions(backbone):
     seen = ReferenceEncoder(backbone, tokenizer)(video)
     decoded = tokenizer.decode(tokenizer.encode(((video + 1) * 127.5).round() / 127.5 - 1))
     torch.testing.assert_close(seen, backbone(((decoded + 1) * 127.5).round() / 127.5 - 1), atol=1e-3, rtol=1e-3)
+
+
+def test_features_of_single_frames_can_be_shuffled_afterwards(backbone):
+    video, ids = torch.rand(1, 2, 3, 5, 32, 32) * 2 - 1, ["a"]
+    encoder = ReferenceEncoder(backbone)
+    assert encoder.per_frame and InputEncoder("pixels").per_frame
+    before, after = encoder(shuffle_frames(video, ids)[0])[None], shuffle_frames(encoder(video[0])[None], ids)
+    torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-4)
+    tokenizer = VideoTokenizer.from_pretrained("vidtok-t")  # frames that it decodes depend on their neighbors
+    assert not ReferenceEncoder(backbone, tokenizer).per_frame and not InputEncoder("codes", tokenizer).per_frame
 
 
 def test_i3d_gives_what_comes_before_its_classifier(monkeypatch, tmp_path):
