@@ -262,7 +262,7 @@ class ClipSource:
         if all(digits) and (split or "train") == (test_split or "train"):
             raise ValueError(f"training and test are the same digits: split {split!r}")
         if not any(digits):
-            protocol = Protocol(stride=1)
+            protocol = Protocol(3, stride=1)  # clips of the shortest motion task: of all files
             validate_disjoint(self.open(split, protocol), test.open(test_split, protocol))
 
 

@@ -242,17 +242,18 @@ class Comparison:
 
     def results(self, folder: Path, reference: str) -> tuple[list[dict], dict[str, list[Predictions]], list[dict]]:
         """Return (entries, predictions by name, comparisons with the reference), see `recognition.results`."""
+        files = self.source.groups(self.test.ids) if self.source.task else None
         rows: list[tuple] = []  # the arguments of `result_entry`
         for arm in self.arms:
             runs = [_load(folder, arm, seed, self.test) for seed in self.seeds]
             rows.append((arm, arm, [(facts, found["test"]) for facts, found in runs], arm))
-            rows[-1] += ([found["shuffled"] for _, found in runs],)
+            rows[-1] += ([found["shuffled"] for _, found in runs], files)
             if arm == "pixels":
                 rows.append((TRANSFER, arm, [(facts, found["recon"]) for facts, found in runs], "recon"))
-                rows[-1] += ([found["recon, shuffled"] for _, found in runs],)
+                rows[-1] += ([found["recon, shuffled"] for _, found in runs], files)
         predictions = {name: [found for _, found in runs] for name, _, runs, *_ in rows}
         entries = [result_entry(*row) for row in rows]
-        return entries, predictions, compare_with(reference, predictions, same_heads={TRANSFER, "pixels"})
+        return entries, predictions, compare_with(reference, predictions, {TRANSFER, "pixels"}, files)
 
     def _transfer(self, arm: str) -> dict[str, Test]:
         """Return the tests of heads of pixels on reconstructions."""

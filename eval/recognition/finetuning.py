@@ -26,7 +26,7 @@ from vidtok.eval.recognition.data import (
     build_recognition_head,
     validate_mixing,
 )
-from vidtok.eval.recognition.inputs import Test
+from vidtok.eval.recognition.inputs import Test, same_task
 from vidtok.eval.recognition.results import data_record, head_record, recognition_result, result_entry
 from vidtok.eval.report import format_table
 from vidtok.files import write_json
@@ -93,12 +93,13 @@ def evaluate_run(
     facts |= {"seed": settings["seed"], "steps": state.step, "seconds": state.seconds}
     predictions = head_data.test(head)
     shuffled = None if head_data.shuffled is None else [head_data.shuffled(head)]
-    splits = {"train": data["train_split"], "test": data["val_split"]}
+    splits, source = {"train": data["train_split"], "test": data["val_split"]}, build_clip_sources(data)[0]
+    groups = source.groups(predictions.ids) if source.task else None
     return recognition_result(
         "finetune",
-        [result_entry(name, input, [(facts, predictions)], None, shuffled)],
+        [result_entry(name, input, [(facts, predictions)], None, shuffled, groups)],
         {name: [predictions]},
-        data=data_record(build_clip_sources(data)[0], splits, head_data.classes, head_data.train_failures),
+        data=data_record(source, splits, head_data.classes, head_data.train_failures),
         train_labels=head_data.train.labels,
         protocol=build_protocol(data).record(),
         tokenizer=None if input == "pixels" else tokenizer,
@@ -121,6 +122,8 @@ class RecognitionTask:
         select: maps the averaged head to its predictions for clips that are held out of the training. The head of the
             best checkpoint on them is kept in the run's folder `best/`. None, the last head is taken.
         may_choose: whether the checkpoint of a step is a candidate; None, all are.
+        asked: bool [classes,classes], the classes among which a clip of a class is classified; None, all. See
+            `vidtok.eval.recognition.inputs.same_task`.
 
     Raises:
         ValueError: for smoothing outside 0 to 1, for mixup of ids, and for an odd number of clips to mix.
@@ -136,11 +139,14 @@ class RecognitionTask:
         mix_probability: float = 1.0,
         select: Test | None = None,
         may_choose: Callable[[int], bool] | None = None,
+        asked: Tensor | None = None,
     ):
         if not 0 <= smoothing <= 1:
             raise ValueError(f"labels are smoothed by a share of 0 to 1, not task.smoothing={smoothing}")
         self.classes, self.encode, self.smoothing, self.select = classes, encode, smoothing, select
-        self.may_choose = may_choose
+        self.may_choose, self.asked = may_choose, asked
+        if asked is not None and (mixup or cutmix):
+            raise ValueError("clips of several motion tasks can't be mixed: set task.mixup=0 and task.cutmix=0")
         self.mix_ids = mixup == 0
         self.mix = None
         if mixup or cutmix:
@@ -154,7 +160,10 @@ class RecognitionTask:
             x = self.encode(x)
         if self.mix is None:
             logits = model(x)
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
+            if self.asked is None:
+                loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
+            else:
+                logits, loss = self._loss_among(logits, self.asked.to(labels.device)[labels], labels)
         else:
             x, targets = self._mixed(x, labels, step)
             logits = model(x)
@@ -183,6 +192,13 @@ class RecognitionTask:
 
     def progress(self, scalars: dict[str, float]) -> str:
         return f"cross-entropy {scalars['cross_entropy']:.3f}  accuracy {scalars['accuracy']:.3f}"
+
+    def _loss_among(self, logits_BK: Tensor, asked_BK: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (logits, -inf for classes that aren't asked about; cross-entropy over the others)."""
+        logits_BK = logits_BK.float().masked_fill(~asked_BK, -torch.inf)
+        log_BK = logits_BK.log_softmax(1).masked_fill(~asked_BK, 0)
+        own, uniform = log_BK.gather(1, labels[:, None])[:, 0], log_BK.sum(1) / asked_BK.sum(1)
+        return logits_BK, -((1 - self.smoothing) * own + self.smoothing * uniform).mean()
 
     def _mixed(self, x: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Mix the batch with itself in reverse order: (inputs, soft targets [B,classes])."""
@@ -281,5 +297,5 @@ def build_recognition_training(settings: dict, head_data: HeadData, tokenizer: V
             return step % every == 0 or step >= schedule.max_steps
 
     task = RecognitionTask(len(head_data.classes), head_data.encode, **settings["task"], select=head_data.select,
-                           may_choose=may_choose)  # fmt: skip
+                           may_choose=may_choose, asked=same_task(head_data.classes))  # fmt: skip
     return {"task": task, "state": build_state(head, settings), "batches": batches, **arguments}

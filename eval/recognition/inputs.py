@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vidtok.checks import free_memory
 from vidtok.datasets import LabeledDataset
+from vidtok.datasets.synthetic.motion import TASKS
 from vidtok.errors import nearest
 from vidtok.names import escape_name
 from vidtok.tokenizer import VideoTokenizer
@@ -244,16 +245,27 @@ def views_in_memory(x_NV: Tensor, labels: np.ndarray, ids: list[str], batch_size
         yield Views(x_NV[part], torch.from_numpy(labels[part]), ids[part], [])
 
 
+def same_task(classes: Sequence[str] | None) -> Tensor | None:
+    """Return bool [K,K], whether two classes are of one motion task; None where they aren't those of several tasks."""
+    split = [name.partition("/") for name in classes or ()]
+    if len({task for task, *_ in split}) < 2 or any(kind not in TASKS.get(task, ()) for task, _, kind in split):
+        return None
+    tasks = np.array([task for task, *_ in split])
+    return torch.from_numpy(tasks[:, None] == tasks)
+
+
 @torch.no_grad()
 def predict(head: nn.Module, batches: Iterable[Views], encode: Callable[[Tensor], Tensor] | None = None) -> Predictions:
     """Average the softmax of the head's logits over the views of each video.
 
-    head: in evaluation mode. encode: maps videos to the head's input, see `InputEncoder`; None, they are the input. The
-    result does not depend on the batches, up to rounding in float32.
+    head: in evaluation mode; where its classes are of several motion tasks, it chooses among those of the clip's task.
+    encode: maps videos to the head's input, see `InputEncoder`; None, they are the input. The result does not depend on
+    the batches, up to rounding in float32.
 
     Raises ValueError where nothing could be read, FloatingPointError where the logits are not finite.
     """
     device = next(head.parameters()).device
+    asked = same_task(getattr(getattr(head, "config", None), "classes", None))
     rows, labels, ids, failures = [], [], [], []
     for batch in batches:
         failures += batch.failures
@@ -263,6 +275,9 @@ def predict(head: nn.Module, batches: Iterable[Views], encode: Callable[[Tensor]
         logits = head(x if encode is None else encode(x)).double()
         if not logits.isfinite().all():
             raise FloatingPointError(f"the head's logits are not finite, first for {batch.ids[0]}")
+        if asked is not None:
+            own = asked[batch.labels].repeat_interleave(batch.x.shape[1], 0)
+            logits = logits.masked_fill(~own.to(device), -torch.inf)
         rows.append(logits.softmax(1).unflatten(0, batch.x.shape[:2]).mean(1).cpu().numpy())
         labels += batch.labels.tolist()
         ids += batch.ids

@@ -21,6 +21,8 @@ Result schema "vidtok.recognition/1":
                       and within_one_se, see `vidtok.eval.recognition.probing.path_record`; reference: name, weight_hash
     controls        majority: the most frequent training class: class, top1, ...
     comparisons     [{ours, theirs, ratio, difference, method}]: paired bootstrap, see `paired_ratio`
+                    Of several motion tasks, every one of `results` and `comparisons` has tasks {task: the same of its
+                    clips}: top1, or ratio, difference and method.
     costs           of clips as video and as tokens; for kind "compare" only
       bytes_per_clip      file (mean size of a video file, all of its frames), frames_uint8 (the clip's frames in
                           memory), tokens (bits x number / 8), tokens_int64 (as `vidtok.extraction` and torch hold them)
@@ -47,9 +49,10 @@ import numpy as np
 
 from vidtok.configs.compose import plain
 from vidtok.datasets import LabeledDataset
+from vidtok.datasets.synthetic.motion import source_of, task_of
 from vidtok.eval.metrics.intervals import accuracy, majority, over_seeds, paired_ratio
 from vidtok.eval.recognition.clips import ClipSource
-from vidtok.eval.recognition.inputs import ClipSet, Predictions
+from vidtok.eval.recognition.inputs import ClipSet, Predictions, same_task
 from vidtok.heads import Head
 from vidtok.inputs import file_version
 from vidtok.provenance import provenance
@@ -92,17 +95,22 @@ def correct_of(predictions: Sequence[Predictions]) -> np.ndarray:
     return np.stack([found.correct_N for found in predictions])
 
 
-def compare_with(reference: str, predictions: Mapping[str, Sequence[Predictions]], same_heads: set[str]) -> list[dict]:
+def compare_with(
+    reference: str,
+    predictions: Mapping[str, Sequence[Predictions]],
+    same_heads: set[str],
+    groups: Sequence[str] | None = None,
+) -> list[dict]:
     """Make `comparisons` of all predictions with those named `reference`, where there are any.
 
-    same_heads: names of predictions that the same heads made.
+    same_heads: names of predictions that the same heads made. groups: of the clips, see `over_seeds`.
     """
     correct = {name: correct_of(found) for name, found in predictions.items()}
     theirs = correct.pop(reference, None)
     if theirs is None:
         return []
     return [
-        {"ours": name, "theirs": reference, **paired_ratio(ours, theirs, {name, reference} == same_heads)}
+        {"ours": name, "theirs": reference, **paired_ratio(ours, theirs, {name, reference} == same_heads, groups)}
         for name, ours in correct.items()
     ]
 
@@ -165,6 +173,8 @@ def recognition_result(
     training clips, for the majority class. more: `comparisons`, `costs`."""
     first = next(iter(predictions.values()))[0]
     classes = data["classes"]
+    if same_task(classes) is not None:
+        add_tasks(entries, more.get("comparisons", ()), predictions, [task_of(classes[i]) for i in first.labels])
     control = None
     if len(train_labels):
         control = majority(np.asarray(train_labels), first.labels, len(classes), len(first.failures))
@@ -199,6 +209,27 @@ def recognition_result(
         "wall_time_s": wall_time_s,
     }
     return cast(dict, plain(result))
+
+
+def add_tasks(
+    entries: Sequence[dict],
+    comparisons: Sequence[dict],
+    predictions: Mapping[str, Sequence[Predictions]],
+    tasks: Sequence[str],
+) -> None:
+    """Add `tasks` to the results and comparisons of several motion tasks. tasks: of each clip."""
+    correct = {name: correct_of(found) for name, found in predictions.items()}
+    inputs = {entry["name"]: entry["input"] for entry in entries}
+    files = np.array([source_of(id) for id in next(iter(predictions.values()))[0].ids])
+    for task in dict.fromkeys(tasks):
+        own = np.flatnonzero(np.array(tasks) == task)
+        for entry in entries:
+            entry.setdefault("tasks", {})[task] = over_seeds(correct[entry["name"]][:, own], files[own].tolist())
+        for pair in comparisons:
+            names = pair["ours"], pair["theirs"]
+            ours, theirs = (correct[name][:, own] for name in names)
+            same_heads = inputs[names[0]] == inputs[names[1]]
+            pair.setdefault("tasks", {})[task] = paired_ratio(ours, theirs, same_heads, files[own].tolist())
 
 
 def data_record(

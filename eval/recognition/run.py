@@ -66,10 +66,11 @@ def evaluate(
         return predict(trained, batches, encoder)
 
     predictions, shuffled = test(shuffle=False), None if no_shuffle else [test(shuffle=True)]
+    groups = videos.groups(predictions.ids) if task else None
     facts = {"seed": None, "head": head_record(trained)}
     return recognition_result(
         "recognition",
-        [result_entry(known.name, trained_on(known), [(facts, predictions)], encoder.kind, shuffled)],
+        [result_entry(known.name, trained_on(known), [(facts, predictions)], encoder.kind, shuffled, groups)],
         {known.name: [predictions]},
         data=data_record(videos, {"train": None, "test": split}, known.classes),
         train_labels=np.repeat(np.arange(trained.num_classes), known.class_counts or 0),

@@ -40,6 +40,14 @@ def table_parts(result: Mapping) -> tuple[list[str], list[list[str]], list[str]]
         ratio = pair["ratio"]
         interval = f"95 %: {ratio['low']:.3f} - {ratio['high']:.3f}"
         below.append(f"{pair['ours']} / {pair['theirs']} = {ratio['value']:.3f} ({interval})")
+    for task in result["results"][0].get("tasks", ()):
+        rows = [(entry["name"], entry["tasks"][task]) for entry in result["results"]]
+        parts = [f"{name} {_percent(top1['mean'])} ({_interval(top1)})" for name, top1 in rows]
+        for pair in result.get("comparisons", ()):
+            ratio = pair["tasks"][task]["ratio"]
+            interval = f"95 %: {ratio['low']:.3f} - {ratio['high']:.3f}"
+            parts.append(f"{pair['ours']} / {pair['theirs']} = {ratio['value']:.3f} ({interval})")
+        below.append(f"{task}: {', '.join(parts)}")
     if result["n_failed"]:
         shares = (
             f"{entry['name']} {_percent(np.mean([run['top1_of_total']['value'] for run in entry['runs']]))}"

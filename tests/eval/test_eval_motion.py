@@ -2,12 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from vidtok.cli.main import main
 from vidtok.datasets import write_video
+from vidtok.datasets.synthetic.motion import TASKS
 from vidtok.eval.recognition.clips import ClipSource, Protocol
+from vidtok.eval.recognition.finetuning import RecognitionTask
+from vidtok.eval.recognition.inputs import same_task
 
 HEAD = ["head=vivit-micro-factorized", "head_options={dim:16,depth:1,temporal_depth:1,heads:2}"]
 STEPS = ["trainer.max_steps=1", "trainer.warmup_steps=1", "data.batch_size=4", "seeds=[0]", "page.clips=1"]
@@ -46,6 +51,38 @@ def test_heads_and_probes_on_a_motion_task(folder, tokenizer_path, tmp_path, cap
     assert main([*probe, *counts, "--json", str(tmp_path / "probe.json")]) == 0
     assert json.loads((tmp_path / "probe.json").read_text())["n_used"] == 6
     capsys.readouterr()
+
+
+def test_one_head_of_all_tasks(folder, tokenizer_path, tmp_path, capsys):
+    run = tmp_path / "run"
+    data = [f"data.source={folder}", "data.task=all", "data.train_clips=14", "data.val_clips=28", *CLIPS]
+    command = [*data, *HEAD, *STEPS, "arms=[tokens,pixels]", f"tokenizer={tokenizer_path}", f"run={run}"]
+    assert main(["eval", "compare", *command]) == 0
+    result = json.loads((run / "result.json").read_text())
+    for clip in result["clips"]:  # a head chooses among the classes of a clip's own task
+        for predicted in clip["predicted"].values():
+            assert {name.split("/")[0] for name in predicted} == {clip["label"].split("/")[0]}
+    for entry in result["results"]:
+        assert list(entry["tasks"]) == list(TASKS)
+        assert entry["top1"]["interval"] == "bootstrap over groups"
+        assert np.mean([top1["mean"] for top1 in entry["tasks"].values()]) == pytest.approx(entry["top1"]["mean"])
+    assert {task for pair in result["comparisons"] for task in pair["tasks"]} == {*TASKS}
+    assert "object-bounce: tokens " in capsys.readouterr().out
+    with pytest.raises(ValueError, match="can't be mixed"):
+        RecognitionTask(4, cutmix=1.0, asked=same_task(["arrow/forward", "arrow/backward", "speed/1x", "speed/2x"]))
+
+
+def test_the_loss_of_several_tasks_is_that_of_each_alone():
+    classes = ["arrow/forward", "arrow/backward", "speed/1x", "speed/2x", "speed/4x"]
+    assert same_task(classes[:2]) is None and same_task(["a/b", "c/d"]) is None and same_task(None) is None
+    task = RecognitionTask(5, smoothing=0.1, asked=same_task(classes))
+    logits, labels = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 4])
+    terms, _ = task.terms(torch.nn.Identity(), (logits, labels), 0)
+    alone = [
+        F.cross_entropy(logits[:1, :2], torch.tensor([1]), label_smoothing=0.1),
+        F.cross_entropy(logits[1:, 2:], torch.tensor([2]), label_smoothing=0.1),
+    ]
+    torch.testing.assert_close(terms["cross_entropy"], sum(alone) / 2)
 
 
 def test_settings_that_don_t_fit_motion_tasks(folder):
