@@ -1,4 +1,4 @@
-"""What a command does around its library function: refuse flags that do nothing, show progress on stderr."""
+"""Around a command's library function: refuse flags without effect, show progress on stderr."""
 
 import json
 import signal
@@ -6,16 +6,17 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
+from vidtok.errors import UserError
+from vidtok.names import printable
+
 if TYPE_CHECKING:
     from vidtok.extraction.stats import RunStats
-
-from vidtok.names import printable
 
 Item = TypeVar("Item")
 
 
 class Progress:
-    """A bar for `total` things ("clips"; None, `reach` says how many); print() goes on working while it is shown."""
+    """Progress bar for `total` items (None: set by `reach`), such as clips; print() works while it is shown."""
 
     def __init__(self, total: int | None, things: str):
         from rich import progress
@@ -28,14 +29,14 @@ class Progress:
         self._task = self._bar.add_task("", total=total, step="")
 
     def count_steps(self, done: int, total: int) -> None:
-        """Steps of the thing at hand."""
+        """Show the steps done of the current item."""
         self._bar.update(self._task, step=f", step {done} of {total}")
 
     def advance(self, count: int = 1) -> None:
         self._bar.advance(self._task, count)
 
     def reach(self, done: int, total: int | None = None) -> None:
-        """So many are done, of so many."""
+        """Show `done` of `total` items as done."""
         self._bar.update(self._task, completed=done, total=total)
 
     def __enter__(self) -> "Progress":
@@ -100,9 +101,7 @@ class RunProgress:
 
 
 def validate_flags(flags) -> None:
-    """flags: (flag, whether it was given and would do nothing, why). Raises UserError for the first of these."""
-    from vidtok.errors import UserError
-
+    """Raise UserError for the first flag without effect. flags: (flag, whether it was given in vain, why)."""
     for flag, idle, why in flags:
         if idle:
             raise UserError(f"{flag} {why}")
@@ -111,7 +110,7 @@ def validate_flags(flags) -> None:
 def show_run(work: Callable[..., "RunStats"], done: str, things: str = "files", log_json: bool = False):
     """Run work(progress=...), which returns the run's `RunStats`; print failures and a summary, and return the stats.
 
-    done: what the summary calls a file that went well, "encoded".
+    done: verb of the summary, such as "encoded".
     """
     with RunProgress(things, log_json) as bar:
         stats = work(progress=bar.update)
