@@ -252,7 +252,7 @@ class _Run:
                 self.left_out.append({"name": f"{codec.label}, {name}", "reason": known["reason"]})
 
     def _key(self, version: str, codec: Codec) -> Path:
-        """File of what was measured with one codec on one clip; its name depends on all settings."""
+        """Return the cache file of one codec on one clip; its name hashes all settings."""
         facts = [version, self.taken, codec.settings, codec.rates, self.metrics.facts, self.used < self.crops]
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
         return self.output / "clips" / f"{name}.json"
@@ -260,7 +260,7 @@ class _Run:
     def _measure(
         self, codec: Codec, clip: Tensor, fps: float, original: dict, folder: Path | None
     ) -> tuple[list[dict], str]:
-        """Rows of all rates, and why there are no more of them, or ""."""
+        """Measure all rates; return their rows, and the reason why some are missing, or ""."""
         _, _, frames, height, width = clip.shape
         if folder is not None:
             save_frame(folder / "original.png", clip)
@@ -342,7 +342,7 @@ class _Metrics:
 
     @torch.inference_mode()
     def original(self, clip: Tensor) -> dict:
-        """What a clip's versions are compared with: probabilities of the classifiers."""
+        """Compute the classifiers' probabilities for an original clip, once for all its decoded versions."""
         x = _floats(clip, self.device)
         return {name: probabilities(x) for name, probabilities in self._classifiers(x.shape[2]).items()}
 
@@ -363,7 +363,7 @@ class _Metrics:
         return row
 
     def _classifiers(self, frames: int) -> dict[str, Callable[[Tensor], Tensor]]:
-        """What gives probabilities of classes for a clip of so many frames."""
+        """Return the classifiers that accept clips of this number of frames."""
         found: dict[str, Callable[[Tensor], Tensor]] = {}
         if self.classifier is not None:
             found["frame"] = partial(_frame_probabilities, self.classifier)
@@ -377,7 +377,7 @@ def _floats(clip: Tensor, device) -> Tensor:
 
 
 def _luma(x: Tensor) -> Tensor:
-    """BT.709 luma of [1, 3, T, H, W], three times."""
+    """Convert RGB [1, 3, T, H, W] to BT.709 luma, repeated in all three channels."""
     weights = x.new_tensor([0.2126, 0.7152, 0.0722]).view(1, 3, 1, 1, 1)
     return (x * weights).sum(1, keepdim=True).expand(-1, 3, -1, -1, -1)
 

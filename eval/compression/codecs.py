@@ -36,7 +36,7 @@ _SCALE = "flags=bicubic+accurate_rnd+full_chroma_int"
 
 
 class FfmpegError(Exception):
-    """ffmpeg failed: its last line."""
+    """Error of an ffmpeg run; the message is the last line of its output."""
 
 
 class Coded(NamedTuple):
@@ -138,7 +138,7 @@ def find_ffmpeg(path: str | None) -> str:
 
 
 class Ffmpeg(NamedTuple):
-    """An ffmpeg: the program, its version, names of its encoders, whether it has libvmaf."""
+    """An ffmpeg program: path, version, names of its encoders, whether it has libvmaf."""
 
     program: str
     version: str
@@ -147,7 +147,7 @@ class Ffmpeg(NamedTuple):
 
 
 def describe_ffmpeg(program: str) -> Ffmpeg:
-    """Ask an ffmpeg what it is."""
+    """Query version, encoders and filters of an ffmpeg program."""
     version = _text(program, "-version").splitlines()[0].removeprefix("ffmpeg version ").split(" Copyright")[0]
     encoders = re.findall(r"^ V\S{5} (\S+)", _text(program, "-hide_banner", "-encoders"), re.MULTILINE)
     filters = _text(program, "-hide_banner", "-filters")
@@ -184,7 +184,7 @@ class FfmpegCodec:
 
     @property
     def settings(self) -> dict:
-        """All settings, for the record: the commands name size, rate and quality by placeholders."""
+        """Return all settings for the result file; commands have placeholders for size, rate and quality."""
         encoder = ENCODERS[self.name]
         return {
             "codec": self.name,
@@ -271,7 +271,7 @@ class TokenizerCodec:
 
     @property
     def settings(self) -> dict:
-        """All settings, for the record."""
+        """Return all settings for the result file."""
         return {
             "codec": self.name,
             "mode": self.mode,
@@ -322,7 +322,7 @@ def parse_rate(rate: str) -> tuple[float, float]:
 
 
 def vmaf(ffmpeg: str, original: Tensor, decoded: Tensor, fps: float) -> float:
-    """Mean VMAF of a clip with libvmaf's default model: uint8 [1, 3, T, H, W] twice.
+    """Compute the mean VMAF of two uint8 clips [1, 3, T, H, W] with libvmaf's default model.
 
     Raises:
         FfmpegError: ffmpeg failed.
