@@ -9,13 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from records import assert_same, read_all
 
 from vidtok.cli.main import main
 from vidtok.datasets import demo_clip, write_video
-from vidtok.extraction import open_reader
+from vidtok.extraction import containers, open_reader
+from vidtok.extraction.containers import ShardWriter
+from vidtok.extraction.engine import run_extraction
+from vidtok.extraction.output import Output
+from vidtok.extraction.sources import WorkItem
+from vidtok.extraction.stats import ExtractionStats
 from vidtok.extraction.webdataset import TarShard
 
 CLIPS = 60
@@ -232,3 +238,43 @@ def test_an_interrupt_in_the_middle_of_a_record_leaves_no_damaged_shard(setup, t
     assert outputs(tmp_path / "out") == ["settings.json"]
     assert main(command) == 0
     assert_same(read_all(tmp_path / "out"), clean)
+
+
+def test_an_interrupt_at_any_line_of_a_shard_leaves_nothing_over(setup, tmp_path, monkeypatch):
+    """Ctrl-C in front of every line that begins, fills or completes a shard; the next run does what is missing."""
+    args, clean = setup
+    records = [*clean.values()][:3]
+    settings = open_reader(Path(args[1]).parent / "clean").settings
+    monkeypatch.setattr("vidtok.extraction.containers.VIDEOS", 2)
+    watched = {f.__code__ for f in (ShardWriter.write, ShardWriter.close, ShardWriter._begin, containers._unlock)}
+    line, interrupted = 0, 0
+
+    def extract(next_item):
+        while (item := next_item()) is not None:
+            yield item, [record for record in records if record.id == item.id]
+
+    def run(folder):
+        items = [WorkItem(record.id, record.id) for record in records]
+        run_extraction(Output(folder, settings, "webdataset", items, ExtractionStats(len(items))), extract)
+
+    def trace(frame, event, _):
+        nonlocal line
+        if frame.f_code in watched and event == "line":
+            line -= 1
+            if line == 0:
+                raise KeyboardInterrupt
+        return trace if frame.f_code in watched or event != "call" else None
+
+    while line <= 0:
+        line, folder = interrupted + 1, tmp_path / str(interrupted)
+        sys.settrace(trace)
+        try:
+            run(folder)
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            sys.settrace(None)
+        assert_nothing_is_left_over(folder)
+        run(folder)
+        assert_same(read_all(folder), {record.id: record for record in records})
+    assert interrupted > 40

@@ -78,7 +78,9 @@ class ShardWriter:
         self._found: dict[str, Entry] = {}
         self._looked = False  # whether those that were there at first are in it
         self._shard: Shard | None = None
-        self._part: Path | None = None  # the hidden file
+        self._part: Path | None = None  # the hidden file of the shard in the making
+        self._file: BinaryIO | None = None
+        self._lock: FileLock | None = None
         _remove_abandoned(folder)
 
     def find(self, id: str) -> Entry | None:
@@ -99,8 +101,9 @@ class ShardWriter:
         return self.close() if full else []
 
     def close(self) -> list[str]:
-        if self._shard is None or self._part is None:
+        if self._shard is None:
             return []
+        assert self._part is not None and self._file is not None
         shard, self._shard = self._shard, None
         shard.finish()
         self._file.flush()
@@ -109,30 +112,31 @@ class ShardWriter:
         self._file.close()
         name = f"{self._name}-{self._count:05d}{self.form.suffix}"
         os.rename(self._part, self.folder / name)
-        self._part = None
-        _unlock(self._lock)
+        self.abandon()  # the lock; the hidden file has its name now
         self._count += 1
         self._known.add(name)
         self._found |= self._entries
         return [*self._entries]
 
     def abandon(self) -> None:
-        """Removes what is in the making, after an error."""
+        """Remove what is in the making, wherever an error or an interrupt has left it."""
         self._shard = None
-        if self._part is not None:
+        if self._file is not None:
             with suppress(OSError):  # a full disk
                 self._file.close()
+        if self._part is not None:
             self._part.unlink(missing_ok=True)
-            self._part = None
+        if self._lock is not None:
             _unlock(self._lock)
+        self._part = self._file = self._lock = None
 
     def _begin(self) -> Shard:
         self._entries: dict[str, Entry] = {}
         name = f"{self._name}-{self._count:05d}"
-        part = self.folder / f".{name}{self.form.suffix}.part"
-        self._lock = _lock(part)
+        self._part = self.folder / f".{name}{self.form.suffix}.part"
+        self._lock = _lock(self._part)
         self._lock.acquire()
-        self._part, self._file = part, open(part, "wb")  # noqa: SIM115 - it lives as long as the shard
+        self._file = open(self._part, "wb")  # noqa: SIM115 - it lives as long as the shard
         self._since = time.monotonic()
         return self.form.create(self._file, name)
 

@@ -305,6 +305,7 @@ def run_extraction(
                 time.sleep(PATIENCE)
     except KeyboardInterrupt:
         output.flush()
+        output.writer.abandon()  # a shard that the interrupt met while it was begun or completed
         output.close()
         raise
     except BaseException:
