@@ -12,10 +12,12 @@ from vidtok.datasets.sources import Kinetics, SomethingSomethingV2, VideoFolder,
 from vidtok.datasets.synthetic.digits import DigitClips, MovingDigits, demo_clip
 from vidtok.datasets.synthetic.motion import MotionTasks
 from vidtok.datasets.transforms import EvalTransform, SquareTransform, TrainTransform
-from vidtok.datasets.video import VideoInfo, VideoStream, VideoWriter, iter_video, probe_video, read_video, write_video
+from vidtok.datasets.video import VideoInfo, VideoStream, iter_video, probe_video, read_video
+from vidtok.datasets.writing import AudioPackets, VideoWriter, write_video
 from vidtok.errors import VideoError
 
 __all__ = [
+    "AudioPackets",
     "Batch",
     "CheckResult",
     "Chunk",

@@ -17,7 +17,7 @@ from vidtok.datasets import VideoError, check_video, iter_video, open_video, pro
 from vidtok.datasets.container import JUMP, LONGEST_GAP, read_timeline
 from vidtok.datasets.decode import Clock, PyAVReader
 from vidtok.datasets.seek import read_selection
-from vidtok.datasets.video import gif_delays
+from vidtok.datasets.writing import gif_delays
 
 
 def make(path: Path, frames=10, rate=10, codec="libx264", first=0, ticks=None, mux=None, **options) -> Path:

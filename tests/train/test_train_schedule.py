@@ -14,9 +14,8 @@ import yaml
 
 from vidtok.cli.main import main
 from vidtok.train import loop
-from vidtok.train.branch import Branch, read_branch
 from vidtok.train.clock import Clock, Schedule, SharedClock
-from vidtok.train.run_folder import lasting
+from vidtok.train.run_folder import Branch, lasting, read_branch
 
 TINY = ["data=digits", "data.crop=16", "data.frames=5", "data.batch_size=2", "data.image_batch_size=2", "loss=starter"]
 TINY += ["model.net.width=16", "model.net.blocks=1", "model.net.decoder_blocks=1"]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -23,12 +23,9 @@ from vidtok.datasets.loading import WHOLE, Shard, shard_rows
 from vidtok.errors import nearest
 from vidtok.tokenizer import PRECISIONS
 from vidtok.train.clock import Clock, Schedule, SharedClock
-from vidtok.train.run_folder import RunFolder, check_fingerprint, write_fingerprint
+from vidtok.train.run_folder import Branch, RunFolder, check_fingerprint, write_fingerprint
 from vidtok.train.state import TrainState, has_fast_bf16
 from vidtok.train.task import AdversarialTask, Batch, Batches, Task
-
-if TYPE_CHECKING:
-    from vidtok.train.branch import Branch
 
 
 class StopSignal:

@@ -61,7 +61,7 @@ class TrainState:
     def load_state_dict(self, state: dict) -> None:
         """Load a checkpoint.
 
-        One that `vidtok.train.branch` copied may lack the discriminator, which is then trained from scratch.
+        One that `start_branch` copied may lack the discriminator, which is then trained from scratch.
 
         Raises:
             ValueError: the checkpoint is of another model, or lacks a part.

@@ -36,7 +36,7 @@ from vidtok.train.losses import (
     reconstruction_loss,
 )
 from vidtok.train.perceptual import LPIPS, LogitDistance, build_perceptual
-from vidtok.train.run_folder import RunFolder
+from vidtok.train.run_folder import Branch, RunFolder, read_branch, start_branch, validate_branch
 from vidtok.train.state import build_state
 from vidtok.train.task import AdversarialTask
 
@@ -240,7 +240,6 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
     """
     # Imported here: a tokenizer alone needs none of it.
     from vidtok.nets.inflate import grow, inflate
-    from vidtok.train.branch import Branch, read_branch, start_branch, validate_branch
     from vidtok.train.distributed import join_processes
     from vidtok.train.state import create_optimizer
 
