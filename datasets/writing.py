@@ -71,6 +71,14 @@ class AudioPackets:
         self._container.close()
 
 
+def find_audio(source: str | Path) -> AudioPackets | None:
+    """Return the audio of a video file, or None where it has none. Raises VideoError for a file that can't be read."""
+    container, _ = open_container(source)
+    with container:
+        has_audio = bool(container.streams.audio)
+    return AudioPackets(source) if has_audio else None
+
+
 _AUDIO_FORMAT = "nut"  # keeps any codec and any time base
 
 
@@ -225,7 +233,9 @@ class _H264:
             self._container.start_encoding()  # writes the header, which some formats refuse only now
         except (ValueError, av.error.FFmpegError) as error:
             codec = audio.stream.codec_context.name
-            raise ValueError(f"a {self._suffix} can't hold {codec} audio: write a .mkv") from error
+            raise ValueError(
+                f"a {self._suffix} can't hold {codec} audio: write a .mkv, or leave the audio out"
+            ) from error
         return stream
 
     def finish(self) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from vidtok.cli.main import main
 from vidtok.datasets import AudioPackets, VideoWriter
 from vidtok.datasets.writing import copy_audio
 
@@ -76,10 +77,28 @@ def test_times_count_from_the_first_frame_and_the_copy_is_cut(tmp_path):
 
 def test_what_has_no_place_for_audio(tmp_path):
     source = write_source(tmp_path / "in.mkv", "flac")
-    with pytest.raises(ValueError, match=r"a \.mov can't hold flac audio: write a \.mkv"):
+    with pytest.raises(ValueError, match=r"a \.mov can't hold flac audio: write a \.mkv, or leave"):
         write(tmp_path / "out.mov", AudioPackets(source))
     write(tmp_path / "out.gif", AudioPackets(source))  # a silent picture
     write(tmp_path / "silent.mp4", None)
     with pytest.raises(ValueError, match=r"silent\.mp4: has no audio"):
         AudioPackets(tmp_path / "silent.mp4")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in.mkv", "out.gif", "silent.mp4"]
+
+
+def test_reconstruct_keeps_the_audio(tmp_path, tokenizer_path, capsys):
+    source = write_source(tmp_path / "in.mkv", "aac")
+    expected = [(data, time) for data, time in packets(str(source)) if 0 <= time < SECONDS]
+    command = ["reconstruct", str(source), "--model", tokenizer_path, "-o"]
+    assert main([*command, str(tmp_path / "out.mp4")]) == 0
+    same(packets(str(tmp_path / "out.mp4")), expected)
+    assert main([*command, str(tmp_path / "five.mp4"), "--max-frames", "5"]) == 0
+    same(packets(str(tmp_path / "five.mp4")), [(data, time) for data, time in expected if time < 5 / FPS])
+    assert main([*command, str(tmp_path / "silent.mp4"), "--no-audio"]) == 0
+    with av.open(str(tmp_path / "silent.mp4")) as container:
+        assert not container.streams.audio
+    write_source(tmp_path / "in.mkv", "flac")
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "out.mov")]) == 1
+    assert "in.mkv: a .mov can't hold flac audio: write a .mkv" in capsys.readouterr().err
+    assert not (tmp_path / "out.mov").exists()

@@ -13,6 +13,7 @@ from vidtok import streaming
 from vidtok.checks import Net, check_memory
 from vidtok.datasets import VideoWriter, iter_video
 from vidtok.datasets.frames import OnError
+from vidtok.datasets.writing import find_audio
 from vidtok.errors import is_expected, one_line
 from vidtok.extraction.containers import SUFFIXES, is_shard, open_reader
 from vidtok.extraction.decoding import Info, damage_meta, reader_mode
@@ -206,6 +207,7 @@ def reconstruct_files(
     reader: str = "auto",
     on_error: str = "raise",
     side_by_side: bool = False,
+    audio: bool = True,
     force: bool = False,
     progress: Report = lambda stats: None,
 ) -> RunStats:
@@ -214,6 +216,7 @@ def reconstruct_files(
     Args:
         inputs: videos, folders of them, glob patterns; one or several.
         side_by_side: write the original on the left of the reconstruction.
+        audio: copy the audio of each video beside its frames.
         output, force, progress: as of `decode_files`. The others: as of `vidtok.extract`.
 
     Returns:
@@ -227,7 +230,8 @@ def reconstruct_files(
         with Source(job.source, size, fps, max_frames, count, reader, mode) as source:
             originals = Echo(source)
             ids = encode_chunks(tokenizer, originals, tile)
-            with VideoWriter(job.target, source.stream.fps) as writer:
+            sound = find_audio(job.source) if audio else None
+            with VideoWriter(job.target, source.stream.fps, audio=sound) as writer:
                 for chunk in decode_chunks(tokenizer, ids, tile):
                     original = originals.take(chunk.shape[2])
                     chunk = chunk.cpu()[:, :, : original.shape[2], : original.shape[3], : original.shape[4]]
