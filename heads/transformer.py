@@ -1,13 +1,14 @@
 """Video transformer in two forms of ViViT (Arnab et al. 2021, arXiv 2103.15691, section 3.3).
 
-The forms are joint space-time attention (model 1) and the factorized encoder (model 2).
+The forms are joint space-time attention (model 1) and the factorized encoder (model 2). Both can be given the local
+correlation of neighboring times, from which motion is learned with few clips.
 
-Legend: B batch, t h w grid, N tokens of a sequence, D width.
+Legend: B batch, t h w grid, N tokens of a sequence, D width, K places around a cell.
 """
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
+from timm.layers import Mlp, trunc_normal_
 from timm.models import named_apply
 from timm.models.vision_transformer import Block, init_weights_vit_timm
 from torch import Tensor, nn
@@ -47,6 +48,41 @@ def _resized(axis_nD: Tensor, size: int) -> Tensor:
     return F.interpolate(axis_nD.T[None], size, mode="linear")[0].T
 
 
+class LocalCorrelation(nn.Module):
+    """Add to x [B, t, h, w, D] how well each cell matches the places around it one time before.
+
+    The cosine similarities of learned projections make a cost volume (FlowNet, arXiv 1504.06852; for recognition,
+    MotionSqueeze, arXiv 2007.09933), which an MLP maps to D channels. It has the same parameters for any input. Places
+    outside the grid, and those of the first time, have similarity 0.
+
+    Args:
+        dim: D.
+        radius: farthest place in cells; K = (2 radius + 1)^2.
+        heads: number of projections that are compared separately, a divisor of D.
+    """
+
+    def __init__(self, dim: int, radius: int, heads: int):
+        super().__init__()
+        self.radius, self.heads = radius, heads
+        # A bias would be subtracted again with the mean over the clip.
+        self.norm, self.project = nn.LayerNorm(dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.mlp = Mlp(heads * (2 * radius + 1) ** 2, dim, dim)
+        named_apply(init_weights_vit_timm, self)
+
+    def forward(self, x_BthwD: Tensor) -> Tensor:
+        y = self.project(self.norm(x_BthwD))
+        # Without what all cells of a clip share, all of them would match.
+        y = (y - y.mean((1, 2, 3), keepdim=True)).unflatten(-1, (self.heads, -1))
+        y = (y * torch.rsqrt(y.square().sum(-1, keepdim=True) + 1e-6)).permute(0, 1, 4, 2, 3, 5)
+        r, (h, w) = self.radius, x_BthwD.shape[2:4]
+        before = F.pad(y[:, :-1], (0, 0, r, r, r, r, 0, 0, 1, 0))
+        rows = [y @ before[..., i : i + h, :, :].transpose(-1, -2) for i in range(2 * r + 1)]
+        # Of each [..., w, w + 2r], the diagonals from (0, 0) to (0, 2r). Products with shifted cells are slower.
+        diagonals = [F.pad(row.flatten(-2), (0, w)).unflatten(-1, (w, -1))[..., : 2 * r + 1] for row in rows]
+        similarities = torch.cat(diagonals, -1).permute(0, 1, 3, 4, 5, 2).flatten(-2)  # [B, t, h, w, K * heads]
+        return x_BthwD + self.mlp(similarities)
+
+
 @register_head("transformer")
 class VideoTransformer(Head):
     """Video transformer with joint space-time attention, or with a factorized encoder.
@@ -71,9 +107,11 @@ class VideoTransformer(Head):
         attn_drop: dropout of attention weights.
         drop_path: stochastic depth rate of the last layer; it rises linearly from 0 in the first.
         head_drop: dropout before the last layer.
+        correlation: radius in cells of the `LocalCorrelation` before the first layer; 0, none. Motion of a cell or more
+            from one time to the next is then learned with few clips.
 
     Raises:
-        ValueError: dim is not divisible by heads.
+        ValueError: dim is not divisible by heads, or a negative radius.
     """
 
     def __init__(
@@ -90,9 +128,12 @@ class VideoTransformer(Head):
         attn_drop: float = 0.0,
         drop_path: float = 0.0,
         head_drop: float = 0.0,
+        correlation: int = 0,
     ):
         if heads < 1 or dim % heads:
             raise ValueError(f"dim={dim} doesn't divide into heads={heads}: give a multiple")
+        if correlation < 0:
+            raise ValueError(f"correlation={correlation}: give its radius in cells, or 0 for none")
         super().__init__(dim, num_classes, head_drop)
         self.position = Position(grid, dim)
         self.drop = nn.Dropout(drop)
@@ -107,6 +148,7 @@ class VideoTransformer(Head):
         )
         self.space_norm = nn.LayerNorm(dim) if self.factorized else nn.Identity()
         named_apply(init_weights_vit_timm, self.blocks)
+        self.correlation = LocalCorrelation(dim, correlation, heads) if correlation else nn.Identity()
         # Created last, so that with one seed all other parameters are initialized alike, whatever the input.
         self.embed = make_embed(input, dim)
 
@@ -124,7 +166,7 @@ class VideoTransformer(Head):
 
     def _features(self, x_BthwD: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return features of cells [B, t, h, w, D], and in the factorized form of times [B, t, D]."""
-        x = self.drop(self.position(x_BthwD))
+        x = self.drop(self.position(self.correlation(x_BthwD)))
         blocks = [*self.blocks]  # a slice of a ModuleList would register the blocks anew in every pass
         if not self.factorized:
             return self._run(x.flatten(1, 3), blocks).view_as(x), None
@@ -134,7 +176,10 @@ class VideoTransformer(Head):
 
     def group_matcher(self, coarse: bool = False) -> dict:
         last = self.depth - 1  # the last spatial block, which the norm belongs to
-        return {"stem": r"^embed|^position", "blocks": [(r"^blocks\.(\d+)", None), (r"^space_norm", (last,))]}
+        return {
+            "stem": r"^embed|^position|^correlation",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^space_norm", (last,))],
+        }
 
     def _run(self, x_BND: Tensor, blocks: list[nn.Module]) -> Tensor:
         # In bf16 on a CPU, forward and backward of torch's fused attention are slower than plain products.

@@ -11,7 +11,7 @@ from vidtok.heads import HEADS, INPUTS, Head, create_head, list_heads
 
 GRID = (3, 4, 6)  # t, h, w
 OTHER = (5, 2, 4)
-SMALL = ["vivit-micro", "vivit-micro-factorized", "attentive", "attentive-4", "linear", "mlp"]
+SMALL = ["vivit-micro", "vivit-micro-factorized", "vivit-micro-motion", "attentive", "attentive-4", "linear", "mlp"]
 
 
 def example(kind: str, grid=GRID, batch: int = 2):
@@ -149,6 +149,19 @@ def test_the_transformer_sees_time():
         assert same == (name in ("linear", "mlp"))
 
 
+def test_correlation_finds_the_place_that_a_cell_came_from():
+    """Of clips that move by (1, -2) cells from one time to the next."""
+    head = make("vivit-micro-motion", grid=(3, 8, 8))
+    seen = []
+    head.correlation.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    ids = torch.randint(0, 2**18, (2, 1, 20, 20), generator=torch.Generator().manual_seed(0))
+    head(torch.cat([ids[..., 6 - t : 14 - t, 6 + 2 * t : 14 + 2 * t] for t in range(3)], 1))
+    similarities = seen[0].unflatten(-1, (25, -1))  # places x projections
+    assert not similarities[:, 0].any() and similarities.abs().max() < 1.001
+    best = similarities[:, 1:, 1:, :-2].mean(-1).argmax(-1)  # the others came from outside
+    assert (best == (2 - 1) * 5 + (2 + 2)).all()
+
+
 def test_factorized_is_one_time_at_first():
     head = make("vivit-micro-factorized")
     assert head.forward_features(example("tokens")).shape[1] == GRID[0]
@@ -234,6 +247,7 @@ def test_wrong_input_is_one_clear_line(kind, x, message):
         ({"depht": 3}, "depht"),
         ({"dim": 66}, "dim=66 doesn't divide into heads=4"),
         ({"heads": 0}, "heads=0"),
+        ({"correlation": -1}, "correlation=-1: give its radius in cells"),
         (
             {"name": "attentive", "input": "codes", "dim": 100},
             "neither the width 18 of the input nor dim=100 divides into heads=16",
