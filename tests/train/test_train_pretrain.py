@@ -64,6 +64,18 @@ def test_masked_cells_are_predicted_without_being_seen(input, name):
     assert torch.equal(terms["bits"], model(x, torch.where(masked[:, None], ids, ids ^ 5), seeds)["bits"])
 
 
+def test_random_masks_differ_from_time_to_time():
+    model = make_model("tokens", mask="random", mask_ratio=0.5).eval()
+    ids, seeds = torch.randint(2**18, (2, 3, 4, 6), generator=torch.Generator().manual_seed(1)), torch.tensor([3, 4])
+    masked = MASKS["random"]((3, 2, 3), 3 * model.count, PerSampleRNG(seeds))
+    assert (masked[:, 1:] != masked[:, :-1]).any((1, 2, 3)).all()
+    masked = masked.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    terms = model(ids, ids, seeds)
+    assert torch.equal(terms["bits"], model(torch.where(masked, ids ^ 77, ids), ids, seeds)["bits"])
+    assert not torch.equal(terms["bits"], model(torch.where(masked, ids, ids ^ 77), ids, seeds)["bits"])
+    assert torch.equal(terms["bits"], model(ids, torch.where(masked, ids, ids ^ 77), seeds)["bits"])
+
+
 def test_the_loss_is_a_mean_over_samples():
     model = make_model("tokens").eval()
     ids, seeds = torch.randint(2**18, (4, 3, 4, 6)), torch.arange(4)

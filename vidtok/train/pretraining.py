@@ -37,9 +37,9 @@ INPUTS = ("tokens", "codes", "pixels")
 Teacher = Callable[[Tensor], Tensor]
 
 
-def random_cells(grid: tuple[int, int], count: int, rng: PerSampleRNG) -> Tensor:
-    """Mask `count` random cells of each sample: bool [B, h, w] (tube masking, VideoMAE)."""
-    order_BN = rng.uniform(grid[0] * grid[1]).argsort(1).argsort(1)
+def random_cells(grid: tuple[int, ...], count: int, rng: PerSampleRNG) -> Tensor:
+    """Mask `count` random cells of each sample: bool [B, *grid]."""
+    order_BN = rng.uniform(math.prod(grid)).argsort(1).argsort(1)
     return (order_BN < count).view(-1, *grid)
 
 
@@ -64,7 +64,9 @@ def blocks(grid: tuple[int, int], count: int, rng: PerSampleRNG) -> Tensor:
     return (rank_BN < count).view(-1, h, w)
 
 
-MASKS: dict[str, Callable[[tuple[int, int], int, PerSampleRNG], Tensor]] = {"tube": random_cells, "block": blocks}
+# Block and tube masks (BEVT, VideoMAE) are the same at all times. Random ones (arXiv 2205.09113) differ from time to
+# time: what is masked can then be copied from another time by a model that finds the motion.
+MASKS: dict[str, Callable[..., Tensor]] = {"tube": random_cells, "block": blocks, "random": random_cells}
 
 
 class MaskedPretraining(nn.Module):
@@ -75,7 +77,7 @@ class MaskedPretraining(nn.Module):
     Args:
         backbone: a transformer head on tokens, codes or pixels.
         bits: log2 of the codebook size, a whole number.
-        mask: kind of mask, "block" or "tube"; both mask a cell at all times.
+        mask: kind of mask: "block" or "tube", which mask a cell at all times, or "random".
         mask_ratio: share of the cells that is masked.
         teacher_channels: channels of the teacher's features; None, no teacher.
 
@@ -133,10 +135,13 @@ class MaskedPretraining(nn.Module):
             they are and pooled, to a linear function of the backbone's.
         """
         x_BthwD = self.backbone.embed(x)
-        masked_Bhw = MASKS[self.mask](self.grid, self.count, PerSampleRNG(seed_B))
-        x_BthwD = torch.where(masked_Bhw[:, None, ..., None], self.mask_embed, x_BthwD)
+        rng, t = PerSampleRNG(seed_B), x_BthwD.shape[1]
+        if self.mask == "random":
+            masked_Bthw = random_cells((t, *self.grid), t * self.count, rng)
+        else:
+            masked_Bthw = MASKS[self.mask](self.grid, self.count, rng)[:, None].expand(x_BthwD.shape[:-1])
+        x_BthwD = torch.where(masked_Bthw[..., None], self.mask_embed, x_BthwD)
         cells_BthwD = self.backbone.encode_cells(x_BthwD)
-        masked_Bthw = masked_Bhw[:, None].expand(cells_BthwD.shape[:-1])
         # All samples have as many masked cells, so that a mean over them does not depend on how a batch is sharded.
         logits = self.predict(self.backbone.norm(cells_BthwD[masked_Bthw])).unflatten(-1, (self.merge**2, -1)).float()
         targets = merge_patches(ids_Bthw[..., None], self.merge)[masked_Bthw]
