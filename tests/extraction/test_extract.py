@@ -16,7 +16,7 @@ from vidtok.extraction import open_reader
 from vidtok.extraction.decoding import ReadConfig, read_chunks
 from vidtok.extraction.engine import Decoders
 from vidtok.extraction.output import Failures, read_failures, video_locks
-from vidtok.extraction.sources import WorkItem, parse_clips, plan_dataset
+from vidtok.extraction.sources import Clips, WorkItem, parse_clips, plan_dataset
 from vidtok.files import temporary_path
 from vidtok.streaming import pad_chunks
 from vidtok.tokenizer import VideoTokenizer
@@ -133,6 +133,8 @@ def test_embeddings_of_a_trained_head(extract, capsys, tokenizer, videos, model,
 def test_the_rate_of_clips_is_part_of_the_setting():
     assert str(parse_clips("dense:2", 9, 2)) == "dense:2, 9 x 2"
     assert str(parse_clips("dense:2", 9, 2, 12.5)) == "dense:2, 9 x 2 at 12.5 fps"
+    for clips in (parse_clips("dense:2", 9, 2, 12.5), parse_clips("windows", 17), parse_clips("uniform:4", 5)):
+        assert Clips.of_record(str(clips)) == clips
 
 
 def test_batches_across_videos(extract, tokenizer, videos):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import vidtok
 from vidtok.cli.main import main
 from vidtok.configs.compose import compose_config
 from vidtok.datasets import demo_clip, write_video
@@ -132,6 +133,26 @@ def test_finetuning_starts_from_it(pretrained, tokenizer_path, tmp_path):
         finetune(init=str(folder / "model"), run=tmp_path / "a", **settings | {"head_options": HEAD | {"depth": 2}})
     with pytest.raises(ValueError, match="reads tokens of tokenizer 'tiny'"):
         finetune(init=str(folder / "model"), run=tmp_path / "b", **settings | {"tokenizer": "vidtok-t"})
+
+
+@pytest.mark.parametrize("source", ["videos", "features"])
+def test_a_backbone_s_features_are_extracted_from_clips_as_it_was_trained_on(source, tokenizer_path, tmp_path):
+    video = tmp_path / "videos" / "a.mp4"
+    video.parent.mkdir()
+    write_video(video, demo_clip(frames=40, size=48), fps=25)
+    clips = {"size": 32, "crop": "center", "clips": "dense:1", "frames": 9}
+    model = {"model": tokenizer_path, "device": "cpu", "workers": 0}
+    vidtok.extract(video, tmp_path / "ids", **clips, **model)
+    data = {"source": str(video.parent), "split": None, "frames": 9, "size": 32} if source == "videos" else {}
+    data = data or {"features": str(tmp_path / "ids")}
+    backbone = pretrain(tokenizer=tokenizer_path, data=data | {"batch_size": 1}, run=tmp_path / "run",
+                        trainer={"max_steps": 1, "workers": 0}, **SETTINGS)  # fmt: skip
+    head = str(tmp_path / "run" / "model")
+    vidtok.extract(video, tmp_path / "embedding", features="embedding", head=head, **model)
+    (record,), (ids,) = (vidtok.TokenDataset(tmp_path / name) for name in ("embedding", "ids"))
+    with torch.no_grad():
+        expected = backbone.forward_head(backbone.forward_features(ids["features"][None]), pre_logits=True)[0]
+    torch.testing.assert_close(record["features"], expected)
 
 
 def test_pixels_are_a_backbone_s_input_too(tokenizer_path, tmp_path):

@@ -325,11 +325,12 @@ def follow(protocol: dict, size: int | None, crop: str | None, clips: Clips | No
     """
     if protocol.get("concat_segments") or protocol.get("resize", protocol["size"]) != protocol["size"]:
         raise ValueError("no embeddings of heads that see several clips at once, or crops of a larger picture")
-    size, crop = size or protocol["size"], crop or ("three" if protocol["crops"] == 3 else "center")
+    # Backbones were trained on one clip and crop at a time, which their protocol doesn't say.
+    size, crop = size or protocol["size"], crop or ("three" if protocol.get("crops") == 3 else "center")
     if clips is None:
         fps, stride = protocol.get("fps"), protocol.get("stride")
         name = "uniform" if fps is None and stride is None else "dense"
-        clips = Clips(name, protocol["clips"], protocol["frames"], stride or 1, fps)
+        clips = Clips(name, protocol.get("clips", 1), protocol["frames"], stride or 1, fps)
     return size, crop, clips
 
 

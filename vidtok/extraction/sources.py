@@ -151,6 +151,15 @@ class Clips:
     stride: int = 1
     fps: float | None = None
 
+    @classmethod
+    def of_record(cls, text: str) -> "Clips":
+        """Read `str(clips)`, which the settings of extracted features hold."""
+        kind, _, pace = text.partition(", ")
+        (name, _, number), (frames, _, pace) = kind.partition(":"), pace.partition(" x ")
+        stride, _, rate = pace.partition(" at ")
+        fps = float(rate.removesuffix(" fps")) if rate else None
+        return cls(name, None if number == "None" else int(number), int(frames), int(stride), fps)
+
     def times(self, duration: float, fps: float) -> np.ndarray:
         """Seconds [clips, frames] in a video of that duration and rate."""
         pace: dict[str, Any] = {"frames": self.frames, "stride": self.stride, "at_fps": self.fps}

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from vidtok.configs.compose import to_dict
 from vidtok.errors import nearest
+from vidtok.extraction.sources import Clips
 from vidtok.generator.sampling import PerSampleRNG
-from vidtok.generator.training import Batch, build_generator_batches, encode_batch
+from vidtok.generator.training import Batch, ClipBatches, StoredBatches, build_generator_batches, encode_batch
 from vidtok.heads import Head
 from vidtok.heads.embed import merge_patches
 from vidtok.heads.head import build_head
@@ -262,10 +263,31 @@ def build_pretraining(cfg: DictConfig) -> dict:
     backbone = build_head(net, cfg.name, reads, 0, (t, h, w), plain["patch_merge"], own)
     backbone.record(
         tokenizer=None if reads == "pixels" else {"name": tokenizer.config.name, "weight_hash": tokenizer.weight_hash},
-        protocol=None if data["features"] else {key: data[key] for key in ("frames", "stride", "size", "fps")},
+        protocol=protocol_of(batches, data, (t, h, w), tokenizer),
     )
     model = MaskedPretraining(backbone, int(tokenizer.bits), plain["mask"], plain["mask_ratio"], channels)
     return {"task": task, "state": build_state(model, plain), "batches": batches, **build_schedule(plain)}
+
+
+def protocol_of(
+    batches: ClipBatches | StoredBatches, data: dict, grid: tuple[int, int, int], tokenizer: VideoTokenizer
+) -> dict | None:
+    """Return which clips a backbone is trained on, see `HeadConfig.protocol`; None for features of another size than
+    their settings say, such as those of videos at their native size.
+
+    grid: (t, h, w) of the tokens.
+    """
+    if isinstance(batches, ClipBatches):
+        return {key: data[key] for key in ("frames", "stride", "size", "fps")}
+    meta = batches.tokens.dataset.meta
+    (t, h, w), (s_t, s_h, s_w) = grid, tokenizer.stride
+    frames = 1 + (t - 1) * s_t
+    if not h * s_h == w * s_w == meta["resize"]:
+        return None
+    whole = Clips("windows", None, frames, fps=meta["resample"])
+    clips = Clips.of_record(meta["sampler"]) if meta["sampler"] else whole
+    stride = None if clips.name == "uniform" else clips.stride
+    return {"frames": frames, "stride": stride, "size": meta["resize"], "fps": clips.fps}
 
 
 def build_teacher(name: str | None, weights: str | None) -> Teacher | None:
