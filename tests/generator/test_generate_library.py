@@ -8,6 +8,7 @@ import vidtok
 from vidtok.errors import UserError
 from vidtok.extraction import read_npz
 from vidtok.generator import GeneratorConfig, create_generator, generate, generate_files
+from vidtok.generator.run import known_tokens, plan_mask, read_around
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,65 @@ def test_clips_that_go_on_from_a_video(settings, tmp_path):
     tokenizer = vidtok.VideoTokenizer.from_pretrained(settings["tokenizer"])
     given = vidtok.read_video(tmp_path / "a.mp4", size=None)[:, :, :1]
     assert torch.equal(clip.ids[:1], tokenizer.encode(given)[0])
+
+
+@pytest.fixture
+def clip_of_5(tmp_path):
+    vidtok.write_video(tmp_path / "a.mp4", vidtok.datasets.demo_clip(5, 64)[..., :16, :24], 25)
+    return tmp_path / "a.mp4"
+
+
+@pytest.mark.parametrize(
+    "task, mask, kept",
+    [
+        ("interpolate", "1:3", [[[1, 1, 1], [1, 1, 1]], [[0, 0, 0], [0, 0, 0]]]),
+        ("inpaint", "0:8,8:17", [[[1, 0, 0], [1, 1, 1]]] * 2),
+        ("outpaint", ":,8:16", [[[0, 1, 0], [0, 1, 0]]] * 2),
+    ],
+)
+def test_what_is_kept_of_a_video_has_seen_nothing_of_the_rest(settings, clip_of_5, monkeypatch, task, mask, kept):
+    config = vidtok.generator.from_pretrained(settings["model"]).config
+    kept = torch.tensor(kept, dtype=torch.bool)
+    anew_THW = plan_mask(task, mask, config)
+    assert torch.equal(known_tokens(anew_THW, config.stride), kept)
+    (clip,) = generate(task=task, video=clip_of_5, mask=mask, free=True, **settings)
+    tokenizer = vidtok.VideoTokenizer.from_pretrained(settings["tokenizer"])
+    ids = read_around([clip_of_5], anew_THW, tokenizer, config)
+    assert torch.equal(clip.ids[kept], ids[0][kept])
+    changed = vidtok.read_video(clip_of_5, size=None)
+    changed[:, :, anew_THW] = 0.7
+    monkeypatch.setattr("vidtok.generator.run.read_video", lambda *_: changed)
+    assert torch.equal(read_around([clip_of_5], anew_THW, tokenizer, config), ids)
+
+
+def test_a_mask_is_an_image_of_the_clip(settings, clip_of_5, tmp_path):
+    image = torch.full((1, 3, 1, 16, 24), -1.0)
+    image[..., :8] = 1.0
+    vidtok.write_video(tmp_path / "mask.png", image, 1)
+    config = vidtok.generator.from_pretrained(settings["model"]).config
+    expected = plan_mask("inpaint", ":,0:8", config)
+    assert torch.equal(plan_mask("inpaint", str(tmp_path / "mask.png"), config), expected)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"task": "inpant", "video": "a.mp4"}, "unknown task 'inpant': did you mean 'inpaint'"),
+        ({"task": "inpaint"}, "--task inpaint needs a video"),
+        ({"video": "a.mp4"}, "--video is kept by --task"),
+        ({"task": "inpaint", "prefix": "a.mp4"}, "--prefix goes on by --task predict"),
+        ({"task": "predict", "video": "a.mp4", "mask": "0:1"}, "--mask is of --task interpolate"),
+        ({"task": "inpaint", "video": "a.mp4", "mask": "none.png"}, "--mask 'none.png' is no image and no range"),
+        ({"task": "inpaint", "video": "a.mp4", "mask": "0:20,0:8"}, "--mask 0:20: want a range within 0:16 rows"),
+        ({"task": "interpolate", "video": "a.mp4", "mask": "3:2"}, "want a range within 0:5 frames"),
+        ({"task": "inpaint", "video": "a.mp4", "mask": torch.ones(3, 3)}, r"a mask is bool \[5, 16, 24\]"),
+        ({"task": "inpaint", "video": "a.mp4"}, "leaves nothing to keep, as a token has 4 x 8 x 8 pixels"),
+        ({"task": "interpolate", "video": "a.mp4", "frames": 9}, "--frames makes longer clips by --task predict"),
+    ],
+)
+def test_tasks_that_are_not_possible(settings, wrong, message):
+    with pytest.raises(UserError, match=message):
+        generate(free=True, **wrong, **settings)
 
 
 def test_clips_in_files(settings, tmp_path):

@@ -5,6 +5,7 @@
     vidtok generate runs/masked/model -o grid.png --number 9       # one picture: a clip in each row
     vidtok generate runs/masked/model -o grid.mp4 --number 16      # one video of all, side by side; .gif, too
     vidtok generate runs/k600/model -o new --prefix clip.mp4       # what comes after the first 5 frames
+    vidtok generate runs/k600/model -o new --video clip.mp4 --task inpaint --mask 32:96,32:96  # a box, in pixels
     vidtok generate runs/masked/model -o new --frames 65 --tokens  # longer than its training clips; token files, too
 
 Sample i depends on the seed and on i alone. A prefix gives its first 1 + 4k frames, which stay as the tokenizer has
@@ -30,6 +31,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--free", action="store_true", help="without a class")
     parser.add_argument("--prefix", action="append", metavar="CLIP", help="video to go on from; several, in turn")
     parser.add_argument("--prefix-frames", type=positive(int), help="of the prefix, 1 + 4k (5)")
+    parser.add_argument(
+        "--task", choices=["class", "predict", "interpolate", "inpaint", "outpaint"],
+        help="what is made of --video: its end, its middle, what lies in a box, or around one (default: class)",
+    )  # fmt: skip
+    parser.add_argument("--video", action="append", metavar="CLIP", help="video that is kept in part; several, in turn")
+    parser.add_argument(
+        "--mask", metavar="PLACE",
+        help="START:END frames to interpolate; TOP:BOTTOM,LEFT:RIGHT box, or an image, white where it is made anew",
+    )  # fmt: skip
     parser.add_argument("--frames", type=positive(int), help="of each clip, 1 + 4k (default: as it was trained)")
     parser.add_argument("--format", choices=["mp4", "gif"], help="of clips in a folder (mp4)")
     parser.add_argument("--tokens", action="store_true", help="write token files, too")
@@ -47,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     single = Path(args.output).suffix.lower() in PICTURES
     validate_flags((
         ("--format", args.format and single, f"is of clips in a folder, not of {Path(args.output).name}"),
-        ("--prefix-frames", args.prefix_frames and not args.prefix, "is of --prefix CLIP"),
+        ("--prefix-frames", args.prefix_frames and not args.prefix and args.task != "predict", "is of --prefix"),
     ))  # fmt: skip
     settings = dict(vars(args))
     sampling = {name: value for name in SAMPLING if (value := settings.pop(name)) is not None}

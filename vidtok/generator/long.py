@@ -59,9 +59,10 @@ def generate_samples(
     generator: Generator,
     number: int,
     labels: Sequence[int | str] | None = None,
-    prefixes: Tensor | None = None,
+    given: Tensor | None = None,
     batch: int = 8,
     latents: int | None = None,
+    known: Tensor | None = None,
     **settings,
 ) -> Iterator[Tensor]:
     """Sample many clips in batches; yield ids int64 [up to batch, t, h, w].
@@ -70,17 +71,19 @@ def generate_samples(
         generator: the generator.
         number: number of clips in all.
         labels: class numbers or names, used in turn; None, no class.
-        prefixes: int64 [n, latents, h, w], used in turn; None, no prefix.
+        given: int64 [n, latents, h, w], prefixes that are used in turn; with `known` whole clips. None, nothing.
         batch: clips per batch; the samples don't depend on it.
         latents: latent frames per clip, see `generate_long`; None, those of the generator's grid.
+        known: bool [t, h, w], which tokens of `given` are kept, where it isn't a prefix.
         settings: see `Generator.generate`: seed, steps, guidance, ...
     """
     for first in range(0, number, batch):
         numbers = range(first, min(first + batch, number))
+        kept = None if given is None else given[torch.tensor([i % len(given) for i in numbers])]
         conditions: dict[str, Any] = {
             "label": None if labels is None else [labels[i % len(labels)] for i in numbers],
-            "prefix": None if prefixes is None else prefixes[torch.tensor([i % len(prefixes) for i in numbers])],
             "first": first,
+            **({"prefix": kept} if known is None else {"known": (kept, known)}),
         }
         if latents is None:
             yield generator.generate(len(numbers), **conditions, **settings)

@@ -1,4 +1,7 @@
-"""Generate clips: `generate` in memory, `generate_files` into files, prefixes from files."""
+"""Generate clips: `generate` in memory, `generate_files` into files, conditions from videos and masks in files.
+
+Legend: T H W frames and pixels of a clip, t h w its token grid.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from vidtok.checks import pick_device
 from vidtok.datasets import VideoError, read_video, write_video
 from vidtok.datasets.frames import frame_rows, tiled
-from vidtok.errors import UserError
+from vidtok.errors import UserError, nearest
 from vidtok.extraction.npz import write_npz
 from vidtok.extraction.record import Record, RecordMeta, id_type
 from vidtok.generator import from_pretrained, load_tokenizer
@@ -20,6 +24,7 @@ from vidtok.generator.long import generate_samples
 
 PICTURES = (".png", ".gif", ".mp4")  # of all clips in one file
 PREFIX_FRAMES = 5
+TASKS = ("class", "predict", "interpolate", "inpaint", "outpaint")
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,9 @@ class Samples:
         free: bool = False,
         prefix: str | Path | Sequence[str | Path] | None = None,
         prefix_frames: int | None = None,
+        task: str | None = None,
+        video: str | Path | Sequence[str | Path] | None = None,
+        mask: str | Path | Tensor | None = None,
         frames: int | None = None,
         fps: float | None = None,
         tokenizer: str | None = None,
@@ -63,9 +71,10 @@ class Samples:
         progress: Callable[[int, int], None] = lambda done, total: None,
         **sampling,
     ):
-        labels, files = _several(labels), _several(prefix)
+        labels = _several(labels)
         if labels and free:
             raise UserError("give --label or --free, not both")
+        task, files = _task_of(task, _several(prefix), _several(video), mask)
         place = pick_device(device)
         self._generator = from_pretrained(model, place)
         config = self.config = self._generator.config
@@ -76,10 +85,17 @@ class Samples:
         if config.classes and not free:
             self._labels = [named(label, config.classes) for label in labels or config.classes]
             self._generator.check_label(self._labels, len(self._labels))
-        self._prefixes = None
-        if files:
-            self._prefixes = read_prefixes(files, prefix_frames or PREFIX_FRAMES, self._tokenizer, config)
-        conditions = (self._labels, self._prefixes)
+        self._given: Tensor | None = None
+        self._known: Tensor | None = None
+        if task == "predict":
+            self._given = read_prefixes(files, prefix_frames or PREFIX_FRAMES, self._tokenizer, config)
+        elif task != "class":
+            if frames is not None:
+                raise UserError(f"--frames makes longer clips by --task predict, not by {task}: leave it out")
+            anew_THW = plan_mask(task, mask, config)
+            self._given = read_around(files, anew_THW, self._tokenizer, config)
+            self._known = known_tokens(anew_THW, config.stride)
+        conditions = (self._labels, self._given)
         number = number or max(1, *(0 if given is None else len(given) for given in conditions))
         self.fps = fps or config.fps or 25
         self._latents = None if frames is None else latents_of(frames, config.stride[0])
@@ -91,7 +107,7 @@ class Samples:
         return len(self.names)
 
     def __iter__(self) -> Iterator[GeneratedClip]:
-        conditions = (len(self), self._labels, self._prefixes, self._batch, self._latents)
+        conditions = (len(self), self._labels, self._given, self._batch, self._latents, self._known)
         done = 0
         for ids in generate_samples(self._generator, *conditions, **self._settings):
             for sample in ids:
@@ -115,6 +131,13 @@ def generate(
         number: of clips; None, one of each class, or one per prefix.
         labels: name or number of a class; several are taken in turn; None, all. free: without a class.
         prefix: video to go on from, its first `prefix_frames` frames, 1 + 4k (5); several are taken in turn.
+        task: "class" (default); "predict", the same as a prefix; "interpolate", frames in the middle; "inpaint", what
+            lies in a box; "outpaint", what lies around one. Autoregressive generators predict alone.
+        video: what is kept of the task; several are taken in turn.
+        mask: frames that "interpolate" makes anew, "START:END" (all but the first and the last latent frame); the box
+            of "inpaint" and "outpaint" in pixels of the generator's frames, "TOP:BOTTOM,LEFT:RIGHT" (half of each
+            side, in the middle); an image, white where it is made anew, cropped and resized as the video is; or
+            bool [T, H, W] or [H, W], true where it is made anew. A token is kept if all of its pixels are.
         frames: of each clip, 1 + 4k, where it is to be longer than the model's own; fps: the model's, or 25.
         tokenizer: where the generator's tokenizer is; None, found by its name. device: "auto", "cpu", "cuda", ...
         batch: clips at a time (8). seed: sample i depends on it and on i alone (0).
@@ -126,8 +149,8 @@ def generate(
         An iterable of `GeneratedClip`s, with a length; they are sampled while it is iterated over.
 
     Raises:
-        ValueError, UserError: for a model or a tokenizer that isn't there, an unknown class, settings that the kind
-            doesn't have.
+        ValueError, UserError: for a model or a tokenizer that isn't there, an unknown class or task, an illegal mask,
+            settings that the kind doesn't have.
     """
     return Samples(model, number, labels, **settings)
 
@@ -224,6 +247,94 @@ def read_prefixes(files: Sequence[str | Path], frames: int, tokenizer, config: G
         if video.shape[2] < frames:
             raise VideoError(file, f"fewer than {frames} frames")
         ids.append(tokenizer.encode(video)[:, :latents])
+    return torch.cat(ids)
+
+
+def _task_of(task: str | None, prefixes: list, videos: list, mask) -> tuple[str, list]:
+    """The task and the videos that it is given."""
+    task = task or ("predict" if prefixes else "class")
+    if task not in TASKS:
+        raise UserError(f"unknown task {task!r}: {nearest(task, TASKS)}")
+    if videos and (prefixes or task == "class"):
+        raise UserError("--video is kept by --task interpolate, inpaint or outpaint, or goes on by --task predict")
+    if prefixes and task != "predict":
+        raise UserError(f"--prefix goes on by --task predict: give --video to {task}")
+    if task != "class" and not (prefixes or videos):
+        raise UserError(f"--task {task} needs a video: give --video CLIP")
+    if mask is not None and task in ("class", "predict"):
+        raise UserError(f"--mask is of --task interpolate, inpaint or outpaint, not of {task}")
+    return task, prefixes or videos
+
+
+def plan_mask(task: str, mask: str | Path | Tensor | None, config: GeneratorConfig) -> Tensor:
+    """Make the mask of a task, see `generate` -> bool [T, H, W], true where it is made anew.
+
+    Raises:
+        UserError: it can't be parsed, doesn't lie in the clip, or leaves nothing to make or to keep.
+    """
+    (t, h, w), (s_t, s_h, s_w) = config.grid, config.stride
+    T, H, W = 1 + s_t * (t - 1), s_h * h, s_w * w
+    if isinstance(mask, Tensor):
+        if mask.dtype != torch.bool or mask.shape not in ((T, H, W), (H, W)):
+            raise UserError(f"a mask is bool [{T}, {H}, {W}] or [{H}, {W}], not {mask.dtype} {list(mask.shape)}")
+        anew_THW = mask.expand(T, H, W)
+    elif task == "interpolate":
+        start, end = _span(str(mask), T, "frames") if mask is not None else (1, T - s_t)
+        anew_THW = torch.zeros(T, H, W, dtype=torch.bool)
+        anew_THW[start:end] = True
+    elif mask is not None and Path(mask).is_file():
+        anew_THW = (read_video(mask, None, (H, W), 1, config.stride)[0, :, 0].mean(0) > 0).expand(T, H, W)
+    else:
+        rows, _, columns = str(mask or f"{H // 4}:{H - H // 4},{W // 4}:{W - W // 4}").partition(",")
+        (top, bottom), (left, right) = _span(rows, H, "rows"), _span(columns, W, "columns")
+        box_HW = torch.zeros(H, W, dtype=torch.bool)
+        box_HW[top:bottom, left:right] = True
+        anew_THW = (~box_HW if task == "outpaint" else box_HW).expand(T, H, W)
+    known_thw = known_tokens(anew_THW, config.stride)
+    if not anew_THW.any() or not known_thw.any():
+        what = "make anew" if not anew_THW.any() else f"keep, as a token has {s_t} x {s_h} x {s_w} pixels"
+        raise UserError(f"the mask leaves nothing to {what}")
+    return anew_THW
+
+
+def _span(text: str, most: int, what: str) -> tuple[int, int]:
+    start, colon, end = text.strip().partition(":")
+    if not (colon and all(part == "" or part.isdigit() for part in (start, end))):
+        raise UserError(
+            f"--mask {text!r} is no image and no range of {what}: give START:END, or TOP:BOTTOM,LEFT:RIGHT of a box"
+        )
+    first, last = int(start or 0), int(end or most)
+    if not 0 <= first < last <= most:
+        raise UserError(f"--mask {text}: want a range within 0:{most} {what}")
+    return first, last
+
+
+def known_tokens(anew_THW: Tensor, stride: tuple[int, int, int]) -> Tensor:
+    """Find the tokens none of whose pixels is made anew -> bool [t, h, w]."""
+    s_t, s_h, s_w = stride
+    anew_THW = torch.cat([anew_THW[:1].expand(s_t - 1, -1, -1), anew_THW])  # the first latent frame is one frame
+    return ~anew_THW.unflatten(2, (-1, s_w)).unflatten(1, (-1, s_h)).unflatten(0, (-1, s_t)).any(5).any(3).any(1)
+
+
+def read_around(files: Sequence[str | Path], anew_THW: Tensor, tokenizer, config: GeneratorConfig) -> Tensor:
+    """Encode videos as tokens, int64 [files, t, h, w], that have seen nothing of what is made anew.
+
+    An encoder sees beyond its cells. Hence what is made anew is overwritten before: by the nearest pixel that is kept,
+    in the frame or, where nothing of it is kept, in the frame before.
+    """
+    T, H, W = anew_THW.shape
+    ids = []
+    for file in files:
+        video = read_video(file, config.fps, (H, W), T, config.stride)
+        if video.shape[2] < T:
+            raise VideoError(file, f"fewer than {T} frames")
+        for i, anew_HW in enumerate(anew_THW):
+            if anew_HW.all():
+                video[:, :, i] = video[:, :, i - 1] if i else 0
+            elif anew_HW.any():
+                rows, columns = distance_transform_edt(anew_HW.numpy(), return_distances=False, return_indices=True)
+                video[:, :, i] = video[:, :, i, rows, columns]
+        ids.append(tokenizer.encode(video))
     return torch.cat(ids)
 
 
