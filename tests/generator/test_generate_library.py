@@ -98,7 +98,7 @@ def test_a_mask_is_an_image_of_the_clip(settings, clip_of_5, tmp_path):
         ({"task": "inpaint", "prefix": "a.mp4"}, "--prefix goes on by --task predict"),
         ({"task": "predict", "video": "a.mp4", "mask": "0:1"}, "--mask is of --task interpolate"),
         ({"task": "inpaint", "video": "a.mp4", "mask": "none.png"}, "--mask 'none.png' is no image and no range"),
-        ({"task": "inpaint", "video": "a.mp4", "mask": "0:20,0:8"}, "--mask 0:20: want a range within 0:16 rows"),
+        ({"task": "inpaint", "video": "a.mp4", "mask": "0:20,0:8"}, "--mask 0:20,0:8: want a range within 0:16 rows"),
         ({"task": "interpolate", "video": "a.mp4", "mask": "3:2"}, "want a range within 0:5 frames"),
         ({"task": "inpaint", "video": "a.mp4", "mask": torch.ones(3, 3)}, r"a mask is bool \[5, 16, 24\]"),
         ({"task": "inpaint", "video": "a.mp4"}, "leaves nothing to keep, as a token has 4 x 8 x 8 pixels"),

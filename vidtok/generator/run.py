@@ -279,14 +279,15 @@ def plan_mask(task: str, mask: str | Path | Tensor | None, config: GeneratorConf
             raise UserError(f"a mask is bool [{T}, {H}, {W}] or [{H}, {W}], not {mask.dtype} {list(mask.shape)}")
         anew_THW = mask.expand(T, H, W)
     elif task == "interpolate":
-        start, end = _span(str(mask), T, "frames") if mask is not None else (1, T - s_t)
+        start, end = _span(str(mask), str(mask), T, "frames") if mask is not None else (1, T - s_t)
         anew_THW = torch.zeros(T, H, W, dtype=torch.bool)
         anew_THW[start:end] = True
     elif mask is not None and Path(mask).is_file():
         anew_THW = (read_video(mask, None, (H, W), 1, config.stride)[0, :, 0].mean(0) > 0).expand(T, H, W)
     else:
-        rows, _, columns = str(mask or f"{H // 4}:{H - H // 4},{W // 4}:{W - W // 4}").partition(",")
-        (top, bottom), (left, right) = _span(rows, H, "rows"), _span(columns, W, "columns")
+        box = str(mask or f"{H // 4}:{H - H // 4},{W // 4}:{W - W // 4}")
+        rows, _, columns = box.partition(",")
+        (top, bottom), (left, right) = _span(rows, box, H, "rows"), _span(columns, box, W, "columns")
         box_HW = torch.zeros(H, W, dtype=torch.bool)
         box_HW[top:bottom, left:right] = True
         anew_THW = (~box_HW if task == "outpaint" else box_HW).expand(T, H, W)
@@ -297,15 +298,16 @@ def plan_mask(task: str, mask: str | Path | Tensor | None, config: GeneratorConf
     return anew_THW
 
 
-def _span(text: str, most: int, what: str) -> tuple[int, int]:
+def _span(text: str, mask: str, most: int, what: str) -> tuple[int, int]:
+    """Parse a range of a mask, "START:END" -> (start, end)."""
     start, colon, end = text.strip().partition(":")
     if not (colon and all(part == "" or part.isdigit() for part in (start, end))):
         raise UserError(
-            f"--mask {text!r} is no image and no range of {what}: give START:END, or TOP:BOTTOM,LEFT:RIGHT of a box"
+            f"--mask {mask!r} is no image and no range of {what}: give START:END, or TOP:BOTTOM,LEFT:RIGHT of a box"
         )
     first, last = int(start or 0), int(end or most)
     if not 0 <= first < last <= most:
-        raise UserError(f"--mask {text}: want a range within 0:{most} {what}")
+        raise UserError(f"--mask {mask}: want a range within 0:{most} {what}")
     return first, last
 
 
