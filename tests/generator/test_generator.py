@@ -18,7 +18,7 @@ from vidtok.generator.sampling import (
     sample_rngs,
     top_k_top_p_filter,
 )
-from vidtok.generator.transformer import Rotary, TokenEmbedding, attention
+from vidtok.generator.transformer import Cache, Rotary, TokenEmbedding, attention
 from vidtok.quantize import LFQ
 from vidtok.quantize.lfq import combine_ids, factorize_ids, ids_to_signs, signs_to_ids
 from vidtok.train.state import make_ema
@@ -233,7 +233,7 @@ def test_the_cache_changes_nothing(guidance):
     ids = batch_of(2)["ids"].flatten(1)
     embedded, condition = generator.embed_before(ids[:, :-1]), generator.label_embed(torch.tensor([0, 1]))
     whole = generator.trunk(embedded, condition)
-    cache = generator.trunk.new_cache(2)
+    cache = Cache(generator.trunk, condition)
     parts = [generator.trunk(embedded[:, :5], condition, cache)]
     parts += [generator.trunk(embedded[:, n : n + 1], condition, cache) for n in range(5, embedded.shape[1])]
     assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vidtok.generator.base import Generator, GeneratorConfig, Objective, Request, classifier_free_guidance
 from vidtok.generator.masked import factor_losses
 from vidtok.generator.sampling import guidance_scale, pick, top_k_top_p_filter
-from vidtok.generator.transformer import TokenEmbedding, TokenHeads
+from vidtok.generator.transformer import Cache, TokenEmbedding, TokenHeads
 from vidtok.quantize.lfq import combine_ids
 
 
@@ -90,7 +90,7 @@ class AutoregressiveGenerator(Generator):
             raise ValueError("autoregressive models take only a prefix: other masks need a masked or diffusion model")
         copies = 1 if guidance == 1 else 2
         condition_BD = self.guided(guidance, request.label_B)
-        cache = self.trunk.new_cache(len(condition_BD)) if cached else None
+        cache = Cache(self.trunk, condition_BD) if cached else None
         ids_BN = request.ids_BN.clone()
         uniform_BN2 = request.rng.uniform(N, 2)  # for known tokens too, so that a sample's own prefix reproduces it
         for n in range(start, N):

@@ -18,17 +18,26 @@ from vidtok.quantize.lfq import factor_bits, factorize_ids, ids_to_signs
 
 
 class Cache:
-    """Key-value cache for autoregressive sampling.
+    """All of a transformer that stays the same from token to token, for autoregressive sampling.
 
     Args:
-        depth, batch, heads, tokens, head_dim: sizes of the cache; tokens is the maximal length.
-        like: a tensor with the dtype and device of the cache.
+        trunk: the transformer.
+        condition_BD: condition of each sample.
+
+    Attributes:
+        keys, values: [depth, B, h, N, d] of the tokens so far.
+        length: number of these.
+        modulation: of the condition, see `Transformer.modulate`.
+        positions: embeddings of all positions, [N, D].
     """
 
-    def __init__(self, depth: int, batch: int, heads: int, tokens: int, head_dim: int, like: Tensor):
-        self.keys = like.new_zeros(depth, batch, heads, tokens, head_dim)
+    def __init__(self, trunk: "Transformer", condition_BD: Tensor):
+        sizes = len(trunk.blocks), len(condition_BD), trunk.heads, trunk.tokens, trunk.width // trunk.heads
+        self.keys = trunk.modulation.weight.new_zeros(sizes)
         self.values = torch.zeros_like(self.keys)
         self.length = 0
+        self.modulation = trunk.modulate(condition_BD, self.keys.dtype)
+        self.positions = trunk.embed_positions()
 
     def extend(self, layer: int, k_BhNd: Tensor, v_BhNd: Tensor) -> tuple[Tensor, Tensor]:
         """Append keys and values to the cache of a layer; return all of the layer's keys and values."""
@@ -69,10 +78,10 @@ class Rotary(nn.Module):
         angles_Nd = torch.cat(angles, 1).repeat(1, 2)
         self.register_buffer("sin_cos", torch.cat([angles_Nd.sin(), angles_Nd.cos()], 1), persistent=False)
 
-    def forward(self, x_BhNd: Tensor, start: int = 0) -> Tensor:
-        """Rotate the queries or keys of tokens start, start + 1, ..."""
-        sin_cos = self.sin_cos[start : start + x_BhNd.shape[2]].to(x_BhNd.dtype)
-        return apply_rot_embed_cat(x_BhNd, sin_cos, half=True)
+    def forward(self, x_xNd: Tensor, start: int = 0) -> Tensor:
+        """Rotate the queries and keys [..., N, d] of tokens start, start + 1, ..."""
+        sin_cos = self.sin_cos[start : start + x_xNd.shape[-2]].to(x_xNd.dtype)
+        return apply_rot_embed_cat(x_xNd, sin_cos, half=True)
 
 
 class Block(nn.Module):
@@ -89,16 +98,16 @@ class Block(nn.Module):
 
     def forward(self, x_BND: Tensor, modulation_6B1D: tuple[Tensor, ...], rotary: Rotary, cache, layer: int) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation_6B1D
-        y = modulate(x_BND, shift1, scale1)
-        x_BND = x_BND + gate1 * self.attend(y, rotary, cache, layer)
-        return x_BND + gate2 * self.mlp(modulate(x_BND, shift2, scale2))
+        y_BND = self.attend(scaled_norm(x_BND, shift1, scale1), rotary, cache, layer)
+        x_BND = torch.addcmul(x_BND, gate1, y_BND)
+        return torch.addcmul(x_BND, gate2, self.mlp(scaled_norm(x_BND, shift2, scale2)))
 
     def attend(self, x_BND: Tensor, rotary: Rotary, cache: Cache | None, layer: int) -> Tensor:
         B, N, D = x_BND.shape
-        q, k, v = self.qkv(x_BND).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        qkv_3BhNd = self.qkv(x_BND).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         start = 0 if cache is None else cache.length
-        q, k = (rotary(F.rms_norm(part, part.shape[-1:]), start) for part in (q, k))
-        q = q * self.qk_scale.to(q.dtype)
+        q, k = rotary(F.rms_norm(qkv_3BhNd[:2], qkv_3BhNd.shape[-1:]), start)
+        q, v = q * self.qk_scale.to(q.dtype), qkv_3BhNd[2]
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         assert start == 0 or N == 1, "after the first call a cache takes one token at a time"
@@ -121,9 +130,9 @@ def attention(q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, causal: bool, drop
     return F.dropout(scores_BhNN.softmax(-1), dropout) @ v_BhNd
 
 
-def modulate(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
-    """Apply layer norm, then scale by 1 + scale and shift."""
-    return F.layer_norm(x_BND, x_BND.shape[-1:]) * (1 + scale_B1D) + shift_B1D
+def scaled_norm(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
+    """Apply layer norm, then scale and shift."""
+    return torch.addcmul(shift_B1D, F.layer_norm(x_BND, x_BND.shape[-1:]), scale_B1D)
 
 
 class Transformer(nn.Module):
@@ -171,28 +180,35 @@ class Transformer(nn.Module):
         Args:
             x_BND: token embeddings without positions: of all tokens, or with a cache of the next ones.
             condition_BD: condition of each sample.
-            cache: keys and values of the earlier tokens, which is extended; None, no cache.
+            cache: of the earlier tokens and the same condition; it is extended. None, no cache.
         """
-        start = 0 if cache is None else cache.length
+        if cache is None:
+            start, modulation, positions_ND = 0, self.modulate(condition_BD, x_BND.dtype), self.embed_positions()
+        else:
+            start, modulation, positions_ND = cache.length, cache.modulation, cache.positions
         end = start + x_BND.shape[1]
-        x = x_BND + self.embed_positions()[start:end]
-        shared_B6D = self.modulation(F.silu(condition_BD)).unflatten(1, (6, self.width))
-        for layer, block in enumerate(self.blocks):
-            modulation = (shared_B6D + self.tables[layer])[:, :, None].to(x.dtype).unbind(1)
-            x = block(x, modulation, self.rotary, cache, layer)
+        x = x_BND + positions_ND[start:end]
+        *of_blocks, (shift, scale) = modulation
+        for layer, (block, of_block) in enumerate(zip(self.blocks, of_blocks, strict=True)):
+            x = block(x, of_block, self.rotary, cache, layer)
         if cache is not None:
             cache.length = end
-        shift, scale = (shared_B6D[:, :2] + self.last_table)[:, :, None].to(x.dtype).unbind(1)
-        return modulate(x, shift, scale)
+        return scaled_norm(x, shift, scale)
+
+    def modulate(self, condition_BD: Tensor, dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
+        """Compute (shift, scale, gate) of attention and MLP of each block, and (shift, scale) of the last norm.
+
+        All are [B, 1, D] of the dtype.
+        """
+        shared_B6D = self.modulation(F.silu(condition_BD)).unflatten(1, (6, self.width))
+        one_6D = shared_B6D.new_tensor([0, 1, 0, 0, 1, 0])[:, None]  # scales are relative to 1
+        tables = [*(self.tables + one_6D), self.last_table + one_6D[:2]]
+        return [(shared_B6D[:, : len(table)] + table)[:, :, None].to(dtype).unbind(1) for table in tables]
 
     def embed_positions(self) -> Tensor:
         """Return the position embeddings [N, D]: the sum of a learned vector for each coordinate."""
         t, height, width = self.positions
         return (t[:, None, None] + height[:, None] + width).flatten(0, 2)
-
-    def new_cache(self, batch: int) -> Cache:
-        like = self.modulation.weight
-        return Cache(len(self.blocks), batch, self.heads, self.tokens, self.width // self.heads, like)
 
 
 class TokenEmbedding(nn.Module):
