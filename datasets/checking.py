@@ -66,6 +66,7 @@ def check(
     path_column: str | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
+    frame_folders: float | None = None,
     min_frames: int = 1,
     workers: int | None = None,
     time_limit: float = 300,
@@ -79,6 +80,7 @@ def check(
         sources: folders or annotation files; one or several.
         root: folder of the videos, where it is not that of the annotation file.
         path_column, label_column, split_column: in the header of a csv, where they are not found by themselves.
+        frame_folders: folders of numbered images are videos of so many frames per second; None, images are videos.
         min_frames: videos of fewer are too short.
         workers: decode processes; None, one per CPU. time_limit: seconds for a video.
         output: csv file to write the table to; datasets take it as `checked`. force: overwrite it.
@@ -96,7 +98,7 @@ def check(
     splits: dict[str, dict[str, list[Segment | None]]] = {}
     segments: dict[str, list[Segment]] = defaultdict(list)
     for source in sources:
-        for split, found in videos_by_split(source, root, **columns).items():
+        for split, found in videos_by_split(source, root, frame_folders, **columns).items():
             for path, segment in found:
                 splits.setdefault(split, {}).setdefault(path, []).append(segment)
                 segments[path] += [] if segment is None else [segment]
@@ -201,14 +203,14 @@ def find_overlap(train: Files, val: Files) -> list[tuple[str, str]]:
         The pairs, sorted.
     """
     sides = [_segments_of(files) for files in (train, val)]
-    first, second = ([path for path in side if os.path.isfile(path)] for side in sides)
+    first, second = ([path for path in side if _is_file(path)] for side in sides)
     groups: dict[tuple, tuple[list[str], list[str]]] = {(): (first, second)}
-    for trait in (os.path.getsize, _tail, _digest):
+    for trait in (_size, _tail, _digest):
         finer: dict[tuple, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
         for key, group in groups.items():
             for side, paths in enumerate(group):
                 for path in paths:
-                    with suppress(OSError):  # it can't be read, or is gone by now
+                    with suppress(OSError, VideoError):  # it can't be read, or is gone by now
                         finer[key, trait(path)][side].append(path)
         groups = {key: group for key, group in finer.items() if all(group)}
     pairs = (pair for left, right in groups.values() for pair in itertools.product(left, right))
@@ -257,15 +259,27 @@ def _row(path: str | Path) -> dict:
     }
 
 
+def _is_file(path: str) -> bool:
+    """Return whether a path is that of a file, of a member of an archive or of a folder of frames."""
+    try:
+        return os.path.isfile(path) or inputs.is_virtual(path)
+    except VideoError:  # an archive that can't be read
+        return False
+
+
+def _size(path: str) -> int:
+    return os.path.getsize(path) if os.path.isfile(path) else inputs.file_version(path).size
+
+
 def _tail(path: str) -> bytes:
-    with open(path, "rb") as handle:
-        handle.seek(-min(os.path.getsize(path), 4096), os.SEEK_END)
+    with inputs.open_binary(path) as handle:
+        handle.seek(-min(_size(path), 4096), os.SEEK_END)
         return handle.read()
 
 
 def _digest(path: str) -> bytes:
     digest = hashlib.sha256()
-    with open(path, "rb") as handle:
+    with inputs.open_binary(path) as handle:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.digest()

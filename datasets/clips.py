@@ -16,12 +16,13 @@ from torch.utils.data import Dataset
 
 from vidtok.checks import check_clip, check_counts
 from vidtok.datasets.annotations import read_annotations
+from vidtok.datasets.annotations.table import of_split
 from vidtok.datasets.decode import PyAVReader
 from vidtok.datasets.frames import frames_to_video
 from vidtok.datasets.loading import WHOLE, DecodePool, Shard, is_image_batch, shard_rows
 from vidtok.datasets.samplers import Segment, choose_in_segment, ids_and_segments
 from vidtok.datasets.seek import read_selection, window_indices
-from vidtok.datasets.sources import find_media, of_split
+from vidtok.datasets.sources import find_media
 from vidtok.datasets.yuv_store import StoredVideo, YUVStore, add_videos
 from vidtok.errors import VideoError
 from vidtok.names import IMAGE_SUFFIXES, VIDEO_SUFFIXES, spellings

@@ -15,31 +15,21 @@ import pandas as pd
 from vidtok import inputs
 from vidtok.datasets.annotations import read_annotations
 from vidtok.datasets.annotations.formats import without_brackets
-from vidtok.datasets.annotations.table import canonical_split
+from vidtok.datasets.annotations.table import find_split_folder, of_split, split_folders
 from vidtok.datasets.labeled import LabeledDataset, LabeledVideos
 from vidtok.datasets.samplers import Segment, ids_and_segments, segment_id
 from vidtok.datasets.synthetic.digits import MovingDigits
 from vidtok.inputs import walk_files
-from vidtok.names import MEDIA_SUFFIXES, VIDEO_SUFFIXES, escape_name, spellings
-
-
-def of_split(table: pd.DataFrame, split: str | None, source: str | Path) -> pd.DataFrame:
-    """Select the rows of a split; all rows if `split` is None or the annotations have no column of splits.
-
-    Args:
-        table: from `read_annotations`.
-        split: name of the split, or None.
-        source: what to name in an error.
-
-    Raises:
-        ValueError: the split does not exist.
-    """
-    if split is None or "split" not in table:
-        return table
-    rows = table[table["split"].map(canonical_split) == canonical_split(split)]
-    if not len(rows):
-        raise ValueError(f"{source} has no split {split!r}, only {', '.join(sorted(set(table['split'])))}")
-    return rows
+from vidtok.names import (
+    FRAMES,
+    IMAGE_SUFFIXES,
+    MEDIA_SUFFIXES,
+    VIDEO_SUFFIXES,
+    escape_name,
+    spellings,
+    without_suffix,
+)
+from vidtok.virtual_files import as_frames
 
 
 def class_numbers(
@@ -76,17 +66,22 @@ def class_numbers(
     return [number[label] for label in labels], names
 
 
-def find_media(root: str | Path, suffixes: tuple[str, ...]) -> list[str]:
+def find_media(root: str | Path, suffixes: tuple[str, ...], frame_folders: float | None = None) -> list[str]:
     """Find the files below `root` with one of `suffixes` as `walk_files` does, sorted.
 
     Args:
         root: a folder, or an archive (`vidtok.inputs`).
         suffixes: in lower case.
+        frame_folders: folders of numbered images are videos of so many frames per second, `DIR/@FPS`; None, images are
+            files as others.
 
     Raises:
         ValueError: root is neither.
         VideoError: the archive can't be read.
     """
+    if frame_folders is not None:
+        found = find_media(root, (*suffixes, *IMAGE_SUFFIXES))
+        return [*dict.fromkeys(as_frames(path, frame_folders) for path in found)]
     if inputs.is_archive(root):
         return sorted(map(str, inputs.find_members(root, suffixes)))
     if not Path(root).is_dir():
@@ -94,15 +89,21 @@ def find_media(root: str | Path, suffixes: tuple[str, ...]) -> list[str]:
     return sorted(walk_files(root, suffixes))
 
 
+def _below(path: str, folder: str | Path) -> str:
+    """Return the path of a video below a folder, with "/"; of a folder of frames, that of the folder."""
+    place = os.path.relpath(FRAMES.sub("", path), folder)
+    return Path(place if place != "." else os.path.basename(os.path.abspath(folder))).as_posix()
+
+
 class Names:
     """Index of the files below a folder, at any depth, by their name without suffix."""
 
-    def __init__(self, root: str | Path, suffixes: tuple[str, ...]):
+    def __init__(self, root: str | Path, suffixes: tuple[str, ...], frame_folders: float | None = None):
         self._root = Path(root)
         self._paths: dict[str, list[str]] = defaultdict(list)  # by path without suffix
         self._named: dict[str, list[str]] = defaultdict(list)  # by name without suffix
-        for path in find_media(root, suffixes):
-            stem = os.path.splitext(path)[0]
+        for path in find_media(root, suffixes, frame_folders):
+            stem = without_suffix(path)
             self._paths[os.path.normpath(stem)].append(path)
             self._named[os.path.basename(stem)].append(path)
 
@@ -118,8 +119,8 @@ class Names:
         parts = Path(name).parts
         places = self._paths.get(os.path.normpath(self._root / name)) or self._named.get(Path(name).name, [])
         for fits in (
-            lambda path: Path(os.path.splitext(path)[0]).parts[-len(parts) :] == parts,
-            lambda path: Path(path).parent.name == folder,
+            lambda path: Path(without_suffix(path)).parts[-len(parts) :] == parts,
+            lambda path: Path(without_suffix(path)).parent.name == folder,
         ):
             if len(places) > 1:
                 places = [path for path in places if fits(path)] or places
@@ -146,6 +147,7 @@ class Kinetics(LabeledVideos):
         split: "train", "val" or "test", if the file has several; None, all.
         classes: class names in the order of the class numbers, required if the file lacks some of them; None, the
             labels in the file, sorted.
+        frame_folders: see `find_media`; a clip may then be a folder of its frames.
         reading: see `LabeledVideos`.
 
     Raises:
@@ -158,6 +160,7 @@ class Kinetics(LabeledVideos):
         root: str | Path,
         split: str | None = None,
         classes: Sequence[str] | None = None,
+        frame_folders: float | None = None,
         **reading,
     ):
         table = read_annotations(annotations)
@@ -166,7 +169,7 @@ class Kinetics(LabeledVideos):
         rows = of_split(table, split, annotations)
         labels, classes = class_numbers(table, rows, classes, annotations)
         ids, segments = ids_and_segments(rows)
-        names = Names(root, VIDEO_SUFFIXES)
+        names = Names(root, VIDEO_SUFFIXES, frame_folders)
         folders = [_folder(label) for label in rows["label"]]
         found = [names.locate(*row) for row in zip(rows["id"], segments, folders, strict=True)]
         paths = [path or str(Path(root) / f"{name}.mp4") for (path, _), name in zip(found, ids, strict=True)]
@@ -186,6 +189,7 @@ class SomethingSomethingV2(LabeledVideos):
         root: folder with {id}.webm (or another suffix), at any depth.
         split: name of the split; it selects nothing.
         classes: something-something-v2-labels.json, or the class names in order; None, the labels in the file, sorted.
+        frame_folders: see `find_media`; a clip may then be a folder of its frames.
         reading: see `LabeledVideos`. A transform with flip=True is rejected: "pushing from left to right" would become
             its opposite.
 
@@ -201,6 +205,7 @@ class SomethingSomethingV2(LabeledVideos):
         root: str | Path,
         split: str | None = None,
         classes: str | Path | Sequence[str] | None = None,
+        frame_folders: float | None = None,
         **reading,
     ):
         table = read_annotations(annotations)
@@ -209,7 +214,7 @@ class SomethingSomethingV2(LabeledVideos):
         if isinstance(classes, str | Path):
             classes = _read_classes(classes)
         labels, classes = class_numbers(table, table, classes, annotations)
-        names = Names(root, VIDEO_SUFFIXES)
+        names = Names(root, VIDEO_SUFFIXES, frame_folders)
         paths = [names.find(name) or str(Path(root) / f"{name}.webm") for name in table["id"]]
         super().__init__(paths, table["id"].tolist(), labels, classes, split, **reading)
 
@@ -236,6 +241,7 @@ class VideoFolder(LabeledVideos):
         split: subfolder of the root; None, the root itself.
         suffixes: suffixes of the files to use, such as `vidtok.names.IMAGE_SUFFIXES`.
         classes: class names in the order of the class numbers; None, the folder names, sorted.
+        frame_folders: see `find_media`; ROOT/CLASS/VIDEO/0001.jpg, ... are then the frames of one video.
         reading: see `LabeledVideos`.
 
     Raises:
@@ -248,20 +254,21 @@ class VideoFolder(LabeledVideos):
         split: str | None = None,
         suffixes: tuple[str, ...] = MEDIA_SUFFIXES,
         classes: Sequence[str] | None = None,
+        frame_folders: float | None = None,
         **reading,
     ):
         root = Path(root)
         folder = find_split_folder(root, split) if split else root
-        paths = find_media(folder, suffixes)
+        paths = find_media(folder, suffixes, frame_folders)
         if not paths:
             raise ValueError(f"{folder} holds no file with one of the suffixes {', '.join(suffixes[:4])}, ...")
-        inside = [Path(os.path.relpath(path, folder)).parts for path in paths]
+        inside = [Path(_below(path, folder)).parts for path in paths]
         flat = [parts[0] for parts in inside if len(parts) == 1]
         if flat and len(flat) < len(inside):
             raise ValueError(f"{folder}: {flat[0]} lies beside the class folders: move it into the folder of its class")
         table = pd.DataFrame({"label": [None if flat else escape_name(parts[0]) for parts in inside]})
         labels, classes = class_numbers(table, table, classes, folder)
-        ids = [escape_name(Path(os.path.relpath(path, root)).as_posix()) for path in paths]
+        ids = [escape_name(_below(path, root)) for path in paths]
         super().__init__(paths, ids, labels, classes, split, **reading)
 
 
@@ -276,6 +283,7 @@ class VideoList(LabeledVideos):
         split: the split to use, if there is a column of splits; None, all. The case of its name doesn't matter.
         path_column, label_column, split_column: column names; None, the usual ones, see `read_annotations`.
         classes: class names in the order of the class numbers; None, the labels in the file, sorted.
+        frame_folders: see `find_media`; the list may then name folders of frames.
         reading: see `LabeledVideos`.
 
     Attributes:
@@ -296,6 +304,7 @@ class VideoList(LabeledVideos):
         label_column: str | None = None,
         split_column: str | None = None,
         classes: Sequence[str] | None = None,
+        frame_folders: float | None = None,
         **reading,
     ):
         table = read_annotations(annotations, path_column, label_column, split_column)
@@ -307,15 +316,17 @@ class VideoList(LabeledVideos):
         root = Path(annotations).parent if root is None else Path(root)
         names = rows["path" if "path" in rows else "id"].tolist()
         ids, segments = ids_and_segments(rows)
-        found = _resolve(names, segments, root)
+        found = _resolve(names, segments, root, frame_folders)
         paths, segments = [path for path, _ in found], [segment for _, segment in found]
         super().__init__(paths, ids, labels, classes, split, segments=segments, **reading)
 
 
-def _resolve(names: list[str], segments: list[Segment | None], root: Path) -> list[tuple[str, Segment | None]]:
+def _resolve(
+    names: list[str], segments: list[Segment | None], root: Path, frame_folders: float | None
+) -> list[tuple[str, Segment | None]]:
     """Return (path, segment to read of it) of each name; a missing one is an error when it is read."""
     bare = [not name.lower().endswith(MEDIA_SUFFIXES) for name in names]
-    index = Names(root, VIDEO_SUFFIXES) if any(bare) else None
+    index = Names(root, VIDEO_SUFFIXES, frame_folders) if any(bare) else None
     found: list[tuple[str, Segment | None]] = []
     for name, segment, is_bare in zip(names, segments, bare, strict=True):
         path, rest = None, segment
@@ -333,24 +344,6 @@ def _locate(root: Path, name: str) -> str:
     return next((other for each in spellings(name) if os.path.lexists(other := str(root / each))), path)
 
 
-SPLIT_FOLDERS = ("train", "val", "validation", "test")
-
-
-def split_folders(root: str | Path) -> list[str]:
-    """Return the subfolders of `root` that are splits by their names, in whatever case, in the order of training."""
-    names = sorted(path.name for path in Path(root).iterdir() if path.is_dir())
-    return sorted((n for n in names if n.lower() in SPLIT_FOLDERS), key=lambda n: SPLIT_FOLDERS.index(n.lower()))
-
-
-def find_split_folder(root: str | Path, split: str) -> Path:
-    """Return the subfolder of `root` for a split: the one of exactly this name, else of the same canonical name."""
-    if not (folder := Path(root) / split).is_dir() and Path(root).is_dir():
-        same = [name for name in split_folders(root) if canonical_split(name) == canonical_split(split)]
-        if len(same) == 1:
-            return Path(root) / same[0]
-    return folder
-
-
 def open_dataset(
     source: str | Path,
     root: str | Path | None = None,
@@ -359,6 +352,7 @@ def open_dataset(
     path_column: str | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
+    frame_folders: float | None = None,
     **reading,
 ) -> LabeledDataset:
     """Open the labeled dataset at `source`; detect its kind.
@@ -369,28 +363,32 @@ def open_dataset(
         root: folder of the videos; None, the folder of the annotation file.
         split, classes, reading: see the dataset.
         path_column, label_column, split_column: see `VideoList`.
+        frame_folders: folders of numbered images are videos of so many frames per second; None, images are videos of
+            one frame. See `vidtok.virtual_files`.
 
     Raises:
         ValueError: the source is of none of these kinds, or the dataset rejects an argument.
     """
     columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column}
     if str(source) == "digits":
+        if frame_folders is not None:
+            raise ValueError("frame_folders is for files, not for digits")
         return MovingDigits(split or "train", classes=classes, **reading)
     source = Path(source)
     if source.is_dir():
-        return VideoFolder(source, split, classes=classes, **reading)
+        return VideoFolder(source, split, classes=classes, frame_folders=frame_folders, **reading)
     if not source.is_file():
         raise ValueError(f"{source}: no such file or folder; want a folder, an annotation file or 'digits'")
     name, root = read_annotations(source, **columns).attrs["format"], root or source.parent
     if name.startswith("kinetics"):
-        return Kinetics(source, root, split, classes, **reading)
+        return Kinetics(source, root, split, classes, frame_folders, **reading)
     if name.startswith("something"):
-        return SomethingSomethingV2(source, root, split, classes, **reading)
-    return VideoList(source, root, split, **columns, classes=classes, **reading)
+        return SomethingSomethingV2(source, root, split, classes, frame_folders, **reading)
+    return VideoList(source, root, split, **columns, classes=classes, frame_folders=frame_folders, **reading)
 
 
 def videos_by_split(
-    source: str | Path, root: str | Path | None = None, **columns: str | None
+    source: str | Path, root: str | Path | None = None, frame_folders: float | None = None, **columns: str | None
 ) -> dict[str, list[tuple[str, Segment | None]]]:
     """List the videos of each split of a folder or an annotation file; labels are ignored.
 
@@ -399,6 +397,7 @@ def videos_by_split(
     Args:
         source: folder or annotation file.
         root: folder of the videos of an annotation file; None, the folder of the file.
+        frame_folders: see `open_dataset`.
         columns: path_column, label_column, split_column, see `VideoList`.
 
     Returns:
@@ -413,18 +412,24 @@ def videos_by_split(
         raise ValueError(f"{source}: no such file or folder")
     if source.is_dir():
         folders = {name: source / name for name in split_folders(source)} or {str(source): source}
-        return {name: [(path, None) for path in find_media(folder, MEDIA_SUFFIXES)] for name, folder in folders.items()}
-    if inputs.is_archive(source):
-        return {str(source): [(path, None) for path in find_media(source, MEDIA_SUFFIXES)]}
+    elif inputs.is_archive(source):
+        folders = {str(source): source}
+    else:
+        folders = {}
+    if folders:
+        media = {name: find_media(folder, MEDIA_SUFFIXES, frame_folders) for name, folder in folders.items()}
+        return {name: [(path, None) for path in paths] for name, paths in media.items()}
     table = read_annotations(source, **columns)
     splits = dict.fromkeys(table["split"]) if "split" in table else {str(source): None}
     found: dict[str, list[tuple[str, Segment | None]]] = {}
     for split in splits:
-        dataset = open_dataset(source, root, split if "split" in table else None, **columns)
+        kept = split if "split" in table else None
+        dataset = open_dataset(source, root, kept, **columns, frame_folders=frame_folders)
         found[split] = list(zip(dataset.paths, dataset.segments, strict=True))
     return found
 
 
 def files_by_split(source: str | Path, root: str | Path | None = None, **columns: str | None) -> dict[str, list[str]]:
     """List the files of each split, {split: paths}; see `videos_by_split`."""
-    return {split: [path for path, _ in videos] for split, videos in videos_by_split(source, root, **columns).items()}
+    found = videos_by_split(source, root, None, **columns)
+    return {split: [path for path, _ in videos] for split, videos in found.items()}

@@ -1,57 +1,31 @@
-"""Find and open input files, also inside tar files (shards of WebDataset) and zip files; versions of their contents.
+"""Find and open input files, and what `vidtok.virtual_files` reads as such; versions of their contents."""
 
-The path of a member is that of the archive, and the name in it: `shards/0001.tar/clip.mp4`. Members of tar files, and
-of zip files that store them without compression, are read where they lie; others are unpacked in memory, up to
-`MAX_UNPACKED` bytes.
-"""
-
-import io
 import os
-import re
-import shutil
-import tarfile
 import warnings
-import zipfile
-import zlib
 from collections import deque
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from glob import glob, has_magic
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from vidtok.errors import UserError, VideoError
-from vidtok.names import VIDEO_SUFFIXES
+from vidtok.names import FRAMES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from vidtok.virtual_files import (
+    ARCHIVES,
+    COMPRESSED,
+    FileVersion,
+    as_frames,
+    find_members,
+    is_archive,
+    is_virtual,
+    members,
+    open_virtual,
+    split_path,
+    virtual_version,
+)
 
-ARCHIVES = (".tar", ".zip")
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
-_INSIDE = re.compile(r"\.(?:tar|zip)(?=/)", re.IGNORECASE)
-MAX_UNPACKED = 1 << 32  # bytes of a compressed member, which are held in memory
 HEAD = 4096  # bytes of a file by which it is told what it is
-_LOCAL_HEADER = 30  # bytes of it in a zip file, before the name of the member
-# Bytes that are unpacked at once. zipfile takes as many compressed ones and unpacks all of them, whatever size is
-# stated, and they may hold thousands of times their number.
-_BLOCK = 4096
-
-
-class Member(NamedTuple):
-    """A file in an archive.
-
-    Attributes:
-        size: in bytes, unpacked.
-        offset: of its bytes in the archive; None, they are compressed.
-        fault: why it can't be read, or "".
-    """
-
-    size: int
-    offset: int | None
-    fault: str = ""
-
-
-def is_archive(path: str | os.PathLike) -> bool:
-    """Return whether a path is that of a tar or zip file."""
-    return os.fspath(path).lower().endswith(ARCHIVES) and os.path.isfile(path)
 
 
 def validate_no_archive(path: str | os.PathLike) -> None:
@@ -62,176 +36,43 @@ def validate_no_archive(path: str | os.PathLike) -> None:
         raise VideoError(os.fspath(path), "a compressed archive: unpack it, or make it a .tar or .zip")
 
 
-def split_path(path: str | os.PathLike) -> tuple[str, str] | None:
-    """Split the path of a member into (archive, name in it); None for other paths."""
-    text = os.fspath(path)
-    for match in _INSIDE.finditer(text):
-        if os.path.isfile(text[: match.end()]):
-            return text[: match.end()], text[match.end() + 1 :]
-    return None
-
-
-def members(archive: str | os.PathLike) -> dict[str, Member]:
-    """List the files in an archive by name, in its order.
-
-    Hidden files are left out, and names that lead out of the archive or that no path can have.
-
-    Raises:
-        VideoError: the archive can't be read at all. One that is truncated gives what is before the break.
-    """
-    try:
-        status = os.stat(archive)
-        return _members(os.fspath(archive), status.st_size, status.st_mtime_ns)
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as e:
-        raise VideoError(os.fspath(archive), f"not an archive that can be read ({e})") from e
-
-
-@lru_cache(maxsize=64)
-def _members(archive: str, size: int, modified: int) -> dict[str, Member]:
-    found = _tar_members(archive, size) if archive.lower().endswith(".tar") else _zip_members(archive, size)
-    return {name: member for name, member in found.items() if not _is_left_out(name)}
-
-
-def _is_left_out(name: str) -> bool:
-    parts = name.split("/")
-    return "\0" in name or any(part.startswith(".") or part in ("", "__MACOSX") for part in parts)
-
-
-def _tar_members(archive: str, size: int) -> dict[str, Member]:
-    found = {}
-    with tarfile.open(archive, "r:") as tar:
-        try:
-            for entry in tar:
-                if entry.isreg() and not entry.issparse():
-                    fault = "" if entry.offset_data + entry.size <= size else "the archive is truncated"
-                    found[entry.name.removeprefix("./")] = Member(entry.size, entry.offset_data, fault)
-        except tarfile.ReadError:  # truncated
-            pass
-    return found
-
-
-def _zip_members(archive: str, size: int) -> dict[str, Member]:
-    found = {}
-    with zipfile.ZipFile(archive) as whole, open(archive, "rb") as file:
-        for entry in whole.infolist():
-            if entry.filename.endswith("/"):  # is_dir() fails for an empty name
-                continue
-            offset = None
-            if entry.compress_type == zipfile.ZIP_STORED:
-                file.seek(entry.header_offset)
-                head = file.read(_LOCAL_HEADER)
-                lengths = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-                offset = entry.header_offset + _LOCAL_HEADER + lengths
-            fault = "it is encrypted" if entry.flag_bits & 1 else ""
-            if offset is not None and offset + entry.file_size > size:
-                fault = "the archive is truncated"
-            elif offset is None and entry.file_size > MAX_UNPACKED:
-                fault = (
-                    f"it is compressed, and states {entry.file_size} bytes: at most {MAX_UNPACKED} are unpacked in "
-                    "memory; unpack the archive, or store its files without compression"
-                )
-            found[entry.filename] = Member(entry.file_size, offset, fault)
-    return found
-
-
-def find_member(path: str | os.PathLike) -> tuple[str, Member] | None:
-    """Return (archive, member) of a path that leads into an archive; None for other paths.
-
-    Raises:
-        VideoError: no such member, or one that can't be read.
-    """
-    place = split_path(path)
-    if place is None:
-        return None
-    member = members(place[0]).get(place[1])
-    if member is None:
-        raise VideoError(os.fspath(path), "no such file in the archive")
-    if member.fault:
-        raise VideoError(os.fspath(path), member.fault)
-    return place[0], member
-
-
-class _Slice(io.RawIOBase):
-    """The bytes of a member, where they lie."""
-
-    def __init__(self, archive: str, member: Member):
-        self._file, self._start, self._size = open(archive, "rb"), member.offset or 0, member.size  # noqa: SIM115
-        self._place = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise OSError("a place before the beginning")
-        self._place = base + offset
-        return self._place
-
-    def readinto(self, buffer) -> int:
-        self._file.seek(self._start + self._place)
-        data = self._file.read(max(min(len(buffer), self._size - self._place), 0))
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
 def open_binary(path: str | os.PathLike) -> BinaryIO:
-    """Open a file, or a member of an archive, for reading. The result is seekable.
+    """Open a file, a member of an archive or a folder of frames for reading. The result is seekable.
 
     Raises:
         OSError: the file can't be opened.
-        VideoError: the member can't be opened or unpacked, or is compressed and larger than `MAX_UNPACKED`.
+        VideoError: it is none, and can't be opened as `open_virtual` does.
     """
     try:
         return open(path, "rb")
-    except NotADirectoryError:
-        if (found := find_member(path)) is None:
+    except (FileNotFoundError, NotADirectoryError):
+        if (file := open_virtual(path)) is None:
             raise
-    archive, member = found
-    if member.offset is not None:
-        return io.BufferedReader(_Slice(archive, member), 1 << 18)
-    _, name = split_path(path) or ("", "")
-    try:
-        data = io.BytesIO()
-        with zipfile.ZipFile(archive) as whole, whole.open(name) as packed:
-            shutil.copyfileobj(packed, data, _BLOCK)  # ends at the stated size
-        data.seek(0)
-        return data
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, zlib.error, EOFError, MemoryError) as e:
-        raise VideoError(os.fspath(path), f"it can't be unpacked ({e})") from e
+        return file
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """Return whether a path is that of a file or folder, or of a member of an archive."""
-    if os.path.exists(path):
-        return True
-    place = split_path(path)
-    return place is not None and place[1] in members(place[0])
+    """Return whether a path is that of a file or folder, of a member of an archive, or of a folder of frames."""
+    return os.path.exists(path) or is_virtual(path)
 
 
-def find_members(archive: str | os.PathLike, suffixes: tuple[str, ...]) -> list[Path]:
-    """List the paths of the members of an archive whose names end in one of `suffixes`, in any case."""
-    return [Path(archive, name) for name in members(archive) if name.lower().endswith(suffixes)]
+def find_videos(inputs: Iterable[str], frame_folders: float | None = None) -> list[tuple[Path, Path]]:
+    """Find videos as `find_files` does. Images count where they are named, not in folders, but see `frame_folders`."""
+    return find_files(inputs, VIDEO_SUFFIXES, frame_folders)
 
 
-def find_videos(inputs: Iterable[str]) -> list[tuple[Path, Path]]:
-    """Find videos as `find_files` does. Images count where they are named, not in folders."""
-    return find_files(inputs, VIDEO_SUFFIXES)
-
-
-def find_files(inputs: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]:
+def find_files(
+    inputs: Iterable[str], suffixes: tuple[str, ...], frame_folders: float | None = None
+) -> list[tuple[Path, Path]]:
     """Find the files that are named, or lie in folders and archives, or match glob patterns.
 
     A file that is named is taken whatever its suffix; a folder, searched as in `walk_files`, gives those with one of
     `suffixes`. Nothing is taken twice, under whatever name or link.
+
+    Args:
+        inputs: files, folders, archives and patterns.
+        suffixes: of the files to take, in lower case.
+        frame_folders: a folder with images is one video of so many frames per second; None, images are no videos.
 
     Returns:
         [(file, its path below the folder it was found in)], inputs in their order, files of a folder sorted.
@@ -240,6 +81,7 @@ def find_files(inputs: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[P
         UserError: an input doesn't exist or matches nothing.
     """
     found: dict[str, tuple[Path, Path]] = {}
+    suffixes = suffixes if frame_folders is None else (*suffixes, *IMAGE_SUFFIXES)
     for text in inputs:
         path = Path(text)
         if path.is_dir():
@@ -250,9 +92,9 @@ def find_files(inputs: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[P
             nothing = f"{text}: no {'/'.join(suffixes[:3])} file in this archive"
         elif "://" in text:
             files, nothing = [], f"{text}: addresses are not read: download the videos first"
-        elif os.path.lexists(path) or split_path(path):
+        elif os.path.lexists(path) or split_path(path) or FRAMES.search(text):
             # What can't be read is a failure of its own, and doesn't end the run.
-            files, nothing = [(path, Path(path.name))], ""
+            files, nothing = [(path, Path(path.parent.name if FRAMES.search(text) else path.name))], ""
         elif has_magic(text):
             root = Path(*_fixed_parts(path))
             matches = [_unfold(f, suffixes) for f in _match(path, root)]
@@ -262,6 +104,8 @@ def find_files(inputs: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[P
             files, nothing = [], f"{text}: no such file or folder"
         if not files:
             raise UserError(nothing)
+        if frame_folders is not None:
+            files = [_in_frames(file, below, frame_folders) for file, below in files]
         for file, below in files:
             found.setdefault(os.path.realpath(file), (file.absolute(), below))
     # The paths as the user wrote them read better than absolute ones.
@@ -269,9 +113,16 @@ def find_files(inputs: Iterable[str], suffixes: tuple[str, ...]) -> list[tuple[P
     return [(f.relative_to(here) if f.is_relative_to(here) else f, below) for f, below in found.values()]
 
 
+def _in_frames(file: Path, below: Path, fps: float) -> tuple[Path, Path]:
+    """Return the folder of an image as a video, and its path below; other files as they are."""
+    if (video := Path(as_frames(file, fps))) == file:
+        return file, below
+    return video, below.parent if below.parent.name else Path(file.absolute().parent.name)
+
+
 def _unfold(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """List an archive's members with one of `suffixes`; for another file, or an unreadable archive, the file itself."""
-    if {*ARCHIVES} & {*suffixes} or not is_archive(path):
+    if {*ARCHIVES} & {*suffixes} or path.suffix.lower() not in ARCHIVES or not is_archive(path):
         return [path]
     try:
         return find_members(path, suffixes)
@@ -367,21 +218,8 @@ def _fixed_parts(pattern: Path) -> Iterable[str]:
         yield part
 
 
-class FileVersion(NamedTuple):
-    """Version of a file's contents, to key a cache by: an overwritten or replaced file has another.
-
-    Attributes:
-        path: real path. size: in bytes. modified: time of modification in ns. inode: number of the file.
-    """
-
-    path: str
-    size: int
-    modified: int
-    inode: int
-
-
 def file_version(path: str | Path) -> FileVersion:
-    """Return the version of a file, or of a member of an archive.
+    """Return the version of a file, of a member of an archive, or of all images of a folder of frames.
 
     Raises:
         VideoError: no such file.
@@ -389,10 +227,9 @@ def file_version(path: str | Path) -> FileVersion:
     try:
         status = os.stat(path)
     except OSError as e:
-        if isinstance(e, NotADirectoryError) and (found := find_member(path)) is not None:
-            archive, member = found
-            status = os.stat(archive)
-            return FileVersion(os.path.realpath(path), member.size, status.st_mtime_ns, status.st_ino)
+        # NotADirectoryError: on the way there is a file, which may be an archive.
+        if isinstance(e, FileNotFoundError | NotADirectoryError) and (found := virtual_version(path)) is not None:
+            return found
         raise VideoError(path, "no such file" if isinstance(e, FileNotFoundError) else e.strerror or str(e)) from e
     return FileVersion(os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino)
 
@@ -414,6 +251,7 @@ def read_head(path: Path) -> bytes:
         raise VideoError(path, "not a file")
     if file_version(path).size == 0:
         raise VideoError(path, "the file is empty (0 bytes)")
-    validate_no_archive(path)
+    if path.name.lower().endswith((*ARCHIVES, *COMPRESSED)):
+        validate_no_archive(path)
     with open_binary(path) as file:
         return file.read(HEAD)

@@ -1,4 +1,4 @@
-"""Suffixes of media files, and names of results.
+"""Suffixes of media files, names of numbered frames, and names of results.
 
 A result is named after its video, and the same video has the same name in every run:
 
@@ -20,6 +20,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
+from vidtok.errors import VideoError
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".asf",
@@ -27,6 +29,12 @@ VIDEO_SUFFIXES = (
 )  # fmt: skip
 MEDIA_SUFFIXES = VIDEO_SUFFIXES + IMAGE_SUFFIXES
 NAME_BYTES = 255  # of one file or folder, on nearly every file system
+
+# DIR/@25: the images in DIR as a video of 25 frames per second, see `vidtok.virtual_files`.
+FRAMES = re.compile(r"[/\\]@(\d+(?:\.\d+)?)$")
+
+_NUMBERED = re.compile(r"(.*?)(\d+)(\.[^.]+)", re.DOTALL)
+_SAME = {".jpeg": ".jpg", ".tiff": ".tif"}
 
 # Control characters, and what Python makes of bytes that are not UTF-8.
 _ODD = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
@@ -47,6 +55,11 @@ def unescape_name(text: str) -> str:
     """Invert `escape_name`."""
     data = _ESCAPED.sub(lambda match: chr(int(match[1], 16) + (0xDC00 if match[1] >= "80" else 0)), text)
     return _bytes(data).decode("utf-8", "surrogateescape")
+
+
+def without_suffix(path: str) -> str:
+    """Return the path of a video without its suffix; that of a folder of numbered frames is the folder."""
+    return FRAMES.sub("", path) if FRAMES.search(path) else os.path.splitext(path)[0]
 
 
 def spellings(name: str) -> tuple[str, ...]:
@@ -79,6 +92,38 @@ def _bytes(text: str) -> bytes:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return text.encode("utf-8", "surrogatepass")
+
+
+def order_frames(path: str, names: Iterable[str]) -> list[str]:
+    """Put the images of a folder in the order of their numbers.
+
+    Args:
+        path: the folder, for errors.
+        names: of all images in it, at least one.
+
+    Raises:
+        VideoError: an image without a number, several series or formats, or a number that is missing.
+    """
+    numbers: dict[int, str] = {}
+    series: dict[tuple[str, str], str] = {}
+    for name in sorted(names):
+        match = _NUMBERED.fullmatch(name)
+        if match is None:
+            raise VideoError(path, f"{name} has no number at its end: frames are named as 0001.jpg, 0002.jpg, ...")
+        prefix, number, suffix = match[1], int(match[2]), match[3].lower()
+        series.setdefault((prefix, _SAME.get(suffix, suffix)), name)
+        if len(series) > 1:
+            one, another, *_ = series.values()
+            raise VideoError(path, f"{one} and {another} are of two series: a folder holds the frames of one video")
+        if number in numbers:
+            raise VideoError(path, f"{numbers[number]} and {name} are both frame {number}")
+        numbers[number] = name
+    first, last = min(numbers), max(numbers)
+    if absent := last - first + 1 - len(numbers):
+        gap = next(number for number in range(first, last) if number not in numbers)
+        more = f", and {absent - 1} more" if absent > 1 else ""
+        raise VideoError(path, f"frame {gap} is missing{more}: it holds {numbers[first]} to {numbers[last]}")
+    return [numbers[number] for number in sorted(numbers)]
 
 
 def hash_name(name: str, digits: int = 8) -> str:

@@ -7,8 +7,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vidtok.names import MEDIA_SUFFIXES
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class AnnotationFormatError(Exception):
@@ -60,6 +65,43 @@ _SPLITS = {"validate": "val", "validation": "val", "valid": "val", "dev": "val",
 def canonical_split(name: str) -> str:
     """Return the name by which splits are compared: lower case; "val" for "validation" and "dev", and so on."""
     return _SPLITS.get(name.lower(), name.lower())
+
+
+SPLIT_FOLDERS = ("train", "val", "validation", "test")
+
+
+def split_folders(root: str | Path) -> list[str]:
+    """Return the subfolders of `root` that are splits by their names, in whatever case, in the order of training."""
+    names = sorted(path.name for path in Path(root).iterdir() if path.is_dir())
+    return sorted((n for n in names if n.lower() in SPLIT_FOLDERS), key=lambda n: SPLIT_FOLDERS.index(n.lower()))
+
+
+def find_split_folder(root: str | Path, split: str) -> Path:
+    """Return the subfolder of `root` for a split: the one of exactly this name, else of the same canonical name."""
+    if not (folder := Path(root) / split).is_dir() and Path(root).is_dir():
+        same = [name for name in split_folders(root) if canonical_split(name) == canonical_split(split)]
+        if len(same) == 1:
+            return Path(root) / same[0]
+    return folder
+
+
+def of_split(table: "pd.DataFrame", split: str | None, source: str | Path) -> "pd.DataFrame":
+    """Select the rows of a split; all rows if `split` is None or the annotations have no column of splits.
+
+    Args:
+        table: from `read_annotations`.
+        split: name of the split, or None.
+        source: what to name in an error.
+
+    Raises:
+        ValueError: the split does not exist.
+    """
+    if split is None or "split" not in table:
+        return table
+    rows = table[table["split"].map(canonical_split) == canonical_split(split)]
+    if not len(rows):
+        raise ValueError(f"{source} has no split {split!r}, only {', '.join(sorted(set(table['split'])))}")
+    return rows
 
 
 def tidy_split(name: str) -> str:

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -113,7 +113,7 @@ class MotionTasks(LabeledVideos):
         root: folder of the videos of an annotation file; None, that of the file.
         reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`.
         on_error: "raise", "return" or "resample", see `LabeledVideos`.
-        columns: path_column, label_column, split_column, see `VideoList`.
+        columns: path_column, label_column, split_column and frame_folders, see `open_dataset`.
 
     Attributes:
         files: task -> the files that its clips are made from. Files that can't be opened or are too short for the task
@@ -142,7 +142,7 @@ class MotionTasks(LabeledVideos):
         root: str | Path | None = None,
         reader: str = "auto",
         on_error: OnError = "raise",
-        **columns: str | None,
+        **columns: Any,
     ):
         if task != "all" and task not in TASKS:
             raise ValueError(f"unknown motion task {task!r}: {nearest(task, ['all', *TASKS])}")
@@ -270,7 +270,7 @@ def source_of(id: str) -> str:
 
 
 def _files_of_split(
-    source: str | Path, split: str | None, root: str | Path | None, columns: dict[str, str | None]
+    source: str | Path, split: str | None, root: str | Path | None, columns: dict[str, Any]
 ) -> list[SourceFile]:
     """Return the files of a split, in an order that depends on their names alone, by a hash."""
     splits = videos_by_split(source, root, **columns)

@@ -245,7 +245,7 @@ def real_clips(
     config: GeneratorConfig,
     convention: Convention,
     batch: int = 8,
-    **columns: str | None,
+    **columns: Any,
 ) -> RealClips:
     """Open real clips of the size and length of a generator's.
 

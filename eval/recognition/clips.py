@@ -166,6 +166,7 @@ class ClipSource:
         classes: class names in order, or Something-Something-v2's file of them; None, those in the annotations.
         checked: csv file of `vidtok check`; videos that are not ok in it are left out, with a warning.
         reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`.
+        frame_folders: folders of numbered images are videos of so many frames per second; None, images are videos.
         task: make clips of this motion task from the source, whose labels are ignored, see
             `vidtok.datasets.MotionTasks`; None, the source's own videos and labels. Its groups are the source files.
         clips: number of clips of the task; None, see `MotionTasks`.
@@ -180,6 +181,7 @@ class ClipSource:
     classes: Sequence[str] | str | None = None
     checked: str | None = None
     reader: str = "auto"
+    frame_folders: float | None = None
     task: str | None = None
     clips: int | None = None
 
@@ -207,7 +209,8 @@ class ClipSource:
         Raises:
             ValueError: for an unknown split, label or column, and for a set without labels.
         """
-        columns = {name: getattr(self, name) for name in ("path_column", "label_column", "split_column")}
+        fields = ("path_column", "label_column", "split_column", "frame_folders")
+        columns = {name: getattr(self, name) for name in fields}
         dataset: LabeledDataset
         if self.task is not None:
             return self._open_task(self.task, split, protocol, seed, "return" if not training else on_error, columns)
@@ -409,8 +412,8 @@ AUGMENTATION = ("scale", "flip", "augment")  # of training clips of labeled vide
 
 def build_clip_sources(data: dict) -> tuple[ClipSource, ClipSource]:
     """Build the sources of training and test from the settings of the group `data`."""
-    fields = ("path_column", "label_column", "split_column", "group_column", "classes", "checked", "reader", "task")
-    columns: dict[str, Any] = {key: data[key] for key in fields}
+    fields = ("path_column", "label_column", "split_column", "group_column", "classes", "checked", "reader")
+    columns: dict[str, Any] = {key: data[key] for key in (*fields, "frame_folders", "task")}
     source = ClipSource(str(data["source"]), data["root"], **columns, clips=data["train_clips"])
     test = replace(source, clips=data["val_clips"])
     if data["val_source"] is None:

@@ -312,7 +312,7 @@ def build_comparison(settings: dict, of_arm: Mapping[str, dict], tokenizer: Vide
     train_videos = source.open(data["train_split"], protocol)
     validate_arms(of_arm, encoders, protocol, train_videos.classes, tokenizer)
     depends_on = ["source", "root", "val_source", "val_root", "path_column", "label_column", "split_column", "classes"]
-    depends_on += ["checked", *(["task"] if data["task"] else [])]
+    depends_on += ["checked", *(name for name in ("task", "frame_folders") if data[name])]
     depends_on += ["train_split", "val_split", "protocol", "size", "resize", "fps", "train_clips", "val_clips"]
     if data["train_views"] is not None:
         depends_on += ["train_views", "scale", "flip", "augment"]

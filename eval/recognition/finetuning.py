@@ -257,8 +257,9 @@ def check_finetuning(settings: dict, tokenizer: VideoTokenizer) -> None:
     }
     if data["reader"] == "auto":  # as in folders from before there was a choice
         del facts["data.reader"]
-    if data["task"] is None:
-        del facts["data.task"]
+    for name in ("task", "frame_folders"):
+        if data[name] is None:
+            del facts[f"data.{name}"]
     # Of other heads the weights might fit.
     facts |= {key: settings[key] for key in ("input", "seed", "head", "head_options", "patch_merge", "task")}
     facts |= {"command": "finetune", "tokenizer": tokenizer.weight_hash, "parameters": HEAD_ORDER}

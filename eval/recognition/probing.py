@@ -157,6 +157,7 @@ def probe(
     task: str | None = None,
     checked: str | None = None,
     reader: str = "auto",
+    frame_folders: float | None = None,
     group_column: str | None = None,
     test_source: str | None = None,
     features: str | None = None,
@@ -189,7 +190,8 @@ def probe(
 
     Args:
         source: "digits", a folder, or a csv or json file of annotations. With `features` it only holds group_column.
-        root, path_column, label_column, split_column, group_column, task, checked, reader: see `ClipSource`.
+        root, path_column, label_column, split_column, group_column, task, checked, reader, frame_folders:
+            see `ClipSource`.
         test_source: annotations of the test split, where they are in another file.
         features: files of `vidtok extract` with features of the training clips, instead of videos.
         test_features: the same for the test clips; None, `features`.
@@ -247,7 +249,13 @@ def probe(
     tokenizer = VideoTokenizer.from_pretrained(model, pick_device(device))
     clips = Protocol.parse(protocol, size, fps)
     columns = path_column, label_column, split_column, group_column
-    reading: dict[str, Any] = {"checked": checked, "reader": reader, "task": task, "clips": train_clips}
+    reading: dict[str, Any] = {
+        "checked": checked,
+        "reader": reader,
+        "frame_folders": frame_folders,
+        "task": task,
+        "clips": train_clips,
+    }
     videos = ClipSource(str(source or features), root, *columns, **reading)
     names, limits = (train_split, split or "val"), (train_clips, test_clips)
     whole_set = not (split or test_source or test_features or train_clips or test_clips or source == DIGITS)

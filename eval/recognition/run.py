@@ -22,6 +22,7 @@ def evaluate(
     task: str | None = None,
     checked: str | None = None,
     reader: str = "auto",
+    frame_folders: float | None = None,
     split: str = "val",
     clips: int | None = None,
     model: str | None = None,
@@ -36,7 +37,7 @@ def evaluate(
 
     Args:
         head: name of a shipped head, its folder or hub id.
-        source, root, path_column, label_column, split_column, task, checked, reader: see `ClipSource`.
+        source, root, path_column, label_column, split_column, task, checked, reader, frame_folders: see `ClipSource`.
         split: name of the split. clips: largest number of videos; None, all.
         model: name of the tokenizer; None, the one that the head names.
         recon: test a head of pixels on reconstructed clips. A head that was trained on them needs no flag.
@@ -56,7 +57,13 @@ def evaluate(
     trained, encoder, views = load_head(head, model, device, recon, protocol)
     known = trained.config
     columns = path_column, label_column, split_column
-    reading: dict[str, Any] = {"checked": checked, "reader": reader, "task": task, "clips": clips}
+    reading: dict[str, Any] = {
+        "checked": checked,
+        "reader": reader,
+        "frame_folders": frame_folders,
+        "task": task,
+        "clips": clips,
+    }
     videos = ClipSource(str(source), root, *columns, classes=known.classes, **reading)
 
     def test(shuffle: bool) -> Predictions:

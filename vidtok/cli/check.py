@@ -25,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--path-column", metavar="NAME", help="in the header of a csv, where it is not found by itself")
     parser.add_argument("--label-column", metavar="NAME")
     parser.add_argument("--split-column", metavar="NAME")
+    common.add_frame_folders(parser)
     parser.add_argument("--min-frames", type=positive(int), default=1, help="fewer are too short (%(default)s)")
     parser.add_argument("--workers", type=positive(int), help="processes (default: one per CPU)")
     parser.add_argument("--time-limit", type=positive(float), default=300, metavar="S", help="a video (%(default)s s)")

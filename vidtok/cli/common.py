@@ -31,7 +31,13 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-frames", type=positive(int), metavar="N", help="stop after N frames")
     help = "a damaged video fails (raise, default), or is kept without its damaged frames"
     parser.add_argument("--on-error", choices=["raise", "keep"], default="raise", help=help)
+    add_frame_folders(parser)
     add_reader(parser)
+
+
+def add_frame_folders(parser: argparse.ArgumentParser) -> None:
+    help = "a folder of numbered images is a video of this frame rate (default: images are no videos)"
+    parser.add_argument("--frame-folders", type=positive(float), metavar="FPS", help=help)
 
 
 def add_reader(parser: argparse.ArgumentParser) -> None:
@@ -106,5 +112,6 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task", metavar="NAME", help="make clips of this motion task (camera, ..., all) of the videos"
     )
+    add_frame_folders(parser)
     parser.add_argument("--checked", metavar="FILE", help="table of vidtok check: leave out what is not ok in it")
     add_reader(parser)

@@ -23,7 +23,7 @@ from vidtok.extraction.output import Output
 from vidtok.extraction.record import Record, RecordMeta, Settings
 from vidtok.extraction.sources import WorkItem
 from vidtok.extraction.stats import ExtractionStats
-from vidtok.names import escape_name
+from vidtok.names import FRAMES, escape_name
 
 Result = tuple[WorkItem, "list[Record] | Exception"]
 NextItem = Callable[[], "WorkItem | None"]
@@ -353,7 +353,7 @@ def make_record(
         coded_size=coded_size,
         native_size=info.native_size,
         native_fps=info.native_fps,
-        source=escape_name(os.path.basename(item.path)) if item.path else "",
+        source=escape_name(os.path.basename(FRAMES.sub("", item.path))) if item.path else "",
         source_bytes=info.source_bytes,
         reader=info.reader,
         reader_version=reader_version(info.reader),

@@ -48,7 +48,7 @@ def make_settings(
         tokenizer: a `VideoTokenizer`. feature: one of `FEATURES`. precision: the one it was loaded with.
         dtype: "float32" or "float16", how floats are stored.
         reader: what decodes the videos, see `vidtok.datasets.open_video`.
-        requested: pool, head, resize, crop, resample, max_frames, sampler, tile: see `Settings`.
+        requested: pool, head, resize, crop, resample, max_frames, sampler, tile, frame_folders: see `Settings`.
 
     Raises:
         ValueError: for settings that don't fit each other.

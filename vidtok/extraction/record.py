@@ -44,6 +44,7 @@ class Settings:
         resample: frames per second that were asked for, or None, native. max_frames: where videos are cut, or None.
         sampler: the clips that were asked for, or None, the whole video.
         tile: side of the spatial tiles in pixels, or None, whole frames.
+        frame_folders: frames per second of the folders of numbered images that are videos, or None.
         pixels: reader and version of its resizing (`vidtok.datasets.decode.RESIZE_VERSION`), which determine pixels.
     """
 
@@ -62,6 +63,7 @@ class Settings:
     max_frames: int | None = None
     sampler: str | None = None
     tile: int | None = None
+    frame_folders: float | None = None
     pixels: str = "pyav/1"
 
 
@@ -74,7 +76,8 @@ class RecordMeta(Settings):
         size: (height, width) of the coded frames, padding not counted.
         coded_size: (height, width) with the padding at the right and the bottom, multiples of the stride.
         native_size, native_fps: of the source.
-        source: file name of the video, without its folder, or "" where it is no file. source_bytes: the file's size.
+        source: file name of the video, without its folder, or "" where it is no file; of a folder of frames, its name.
+        source_bytes: the file's size; of a folder of frames, that of all images.
         reader: what decoded it ("pyav", ...). reader_version: of its package, or "".
         bytes_per_token: of the array, before compression; None where it is pooled.
         missing: seconds, as in the timestamps, of frames of a damaged video that could not be decoded and are left out;

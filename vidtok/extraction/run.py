@@ -67,21 +67,28 @@ def extract(
 
 
 def encode_files(
-    inputs: Sources, output: str | Path, *, force: bool = False, progress: Report = lambda stats: None, **settings
+    inputs: Sources,
+    output: str | Path,
+    *,
+    frame_folders: float | None = None,
+    force: bool = False,
+    progress: Report = lambda stats: None,
+    **settings,
 ) -> ExtractionStats:
     """Encode whole videos to token files: `extract` of files alone, or of one video into one file.
 
     Args:
         inputs: files, folders and glob patterns; one or several.
         output: a folder, which gets the tree below each input folder, or a name in .npz for one video.
-        force, progress, settings: as of `extract`.
+        frame_folders, force, progress, settings: as of `extract`.
 
     Returns:
         As `extract`. With a precision other than fp32, `agreement` says how far the tokens are those of fp32.
     """
-    files = find_videos(as_list(inputs))
+    files = find_videos(as_list(inputs), frame_folders)
     jobs = plan_jobs(files, str(output), ".npz", (".npz",))
-    extraction = Extraction(items=validate_unique(plan_files(files)), **settings)
+    items = validate_unique(plan_files(files))
+    extraction = Extraction(items=items, frame_folders=frame_folders, **settings)
     if jobs[0].target == Path(output):
         stats = extraction.run_one(jobs[0].target, force)
     else:
@@ -123,6 +130,7 @@ class Extraction:
         root: folder of the videos, where it is not that of the annotation file. split: one of the annotations' (all).
         path_column, label_column, split_column: in the header of a csv, where they are not found by themselves.
         renderings: of each of the digits (1). class_folders: the folders in a source are classes.
+        frame_folders: a folder of numbered images is one video of so many frames per second, or None, it is none.
         batch: streams per pass (1 on a CPU, 8 on a GPU). threads: of the model on a CPU, for the whole process.
         workers: decode processes (by videos and CPUs); 0, none. time_limit: seconds for a decoder that gives nothing.
         reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`.
@@ -162,6 +170,7 @@ class Extraction:
         split_column: str | None = None,
         renderings: int | None = None,
         class_folders: bool = False,
+        frame_folders: float | None = None,
         batch: int | None = None,
         threads: int | None = None,
         workers: int | None = None,
@@ -180,7 +189,7 @@ class Extraction:
             raise ValueError(f"the engine is local or ray, not {engine!r}")
         sampler = None if clips is None else parse_clips(clips, frames or 16, stride or 1, fps)
         columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column}
-        self.items = items or plan_sources(sources, root, split, renderings, class_folders, **columns)
+        self.items = items or plan_sources(sources, root, split, renderings, class_folders, frame_folders, **columns)
         if threads is not None:
             torch.set_num_threads(threads)
         # With Ray the model is sent to the actors from here.
@@ -203,6 +212,7 @@ class Extraction:
             max_frames=max_frames,
             sampler=None if sampler is None else str(sampler),
             tile=tile,
+            frame_folders=frame_folders,
         )
         self._reading = ReadConfig(tokenizer.stride, size, crop, fps, max_frames, sampler, reader, on_error)
         self._batch, self._given_workers, self._threads, self._time_limit = batch, workers, threads, time_limit

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from vidtok.datasets import MovingDigits, dense_clips, open_dataset, read_annotations, uniform_segments, whole_windows
-from vidtok.datasets.annotations.table import tidy_split
+from vidtok.datasets.annotations.table import split_folders, tidy_split
 from vidtok.datasets.samplers import Segment, describe_segment
-from vidtok.datasets.sources import split_folders
 from vidtok.errors import UserError, nearest
 from vidtok.inputs import find_videos
 from vidtok.names import escape_name
@@ -40,6 +39,7 @@ def plan_sources(
     split: str | None = None,
     renderings: int | None = None,
     class_folders: bool = False,
+    frame_folders: float | None = None,
     **columns: str | None,
 ) -> list[WorkItem]:
     """Plan the videos of all sources, in order. For the arguments see `vidtok.extraction.run.Extraction`.
@@ -57,13 +57,13 @@ def plan_sources(
             several = [*group]
             if given:
                 raise UserError(f"{several[0]}: {', '.join(given)} is for annotations and --class-folders")
-            items += plan_files(find_videos(several))
+            items += plan_files(find_videos(several, frame_folders))
             continue
         for source in group:
             annotated = source != "digits" and not Path(source).is_dir()
             if not annotated and (unfit := [flag for flag in given if flag != "--split"]):
                 raise UserError(f"{source}: {', '.join(unfit)} is for annotations")
-            items += plan_dataset(source, root, split, renderings or 1, **columns)
+            items += plan_dataset(source, root, split, renderings or 1, frame_folders, **columns)
     return validate_unique(items)
 
 
@@ -73,7 +73,12 @@ def plan_files(files: Iterable[tuple[Path, Path]]) -> list[WorkItem]:
 
 
 def plan_dataset(
-    source: str, root: str | None = None, split: str | None = None, renderings: int = 1, **columns: str | None
+    source: str,
+    root: str | None = None,
+    split: str | None = None,
+    renderings: int = 1,
+    frame_folders: float | None = None,
+    **columns: str | None,
 ) -> list[WorkItem]:
     """Of a labeled dataset, see `vidtok.datasets.open_dataset`; split: None, all there are. renderings: of each of the
     digits, which are made with seeds 0, 1, ...
@@ -83,7 +88,7 @@ def plan_dataset(
     """
     items: list[WorkItem] = []
     for name in [split] if split is not None else _splits(source, columns):
-        dataset = open_dataset(source, root, name, **columns)
+        dataset = open_dataset(source, root, name, **columns, frame_folders=frame_folders)
         written = name and (name.lower() if Path(source).is_dir() else tidy_split(name))
         for i, (id, number) in enumerate(zip(dataset.ids, dataset.labels, strict=True)):
             label = dataset.classes[number] if number >= 0 else None

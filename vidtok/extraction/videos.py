@@ -1,6 +1,7 @@
 """One video through a tokenizer in bounded memory, and files of them: `decode_files` and `reconstruct_files`."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from vidtok.extraction.sources import WorkItem
 from vidtok.extraction.stats import RunStats
 from vidtok.files import MOVIES, Job, plan_jobs
 from vidtok.inputs import find_files, find_videos
-from vidtok.names import escape_name
+from vidtok.names import FRAMES, escape_name
 from vidtok.streaming import LATENTS, coded_size, cut_chunks, pad_chunks
 from vidtok.tokenizer import VideoTokenizer
 
@@ -87,7 +88,8 @@ class Source:
             max_frames=self.max_frames,
             tile=tile,
         )
-        item = WorkItem(escape_name(self.stream.path.name), str(self.stream.path))
+        path = str(self.stream.path)
+        item = WorkItem(escape_name(os.path.basename(FRAMES.sub("", path))), path)
         stream, times = self.stream, self.stream.timestamps[: self.frames]
         source = stream.native_size, stream.native_fps, stream.backend, stream.source_bytes
         info = Info(stream.fps, stream.size, *source, times, None, damage_meta(stream))
@@ -206,6 +208,7 @@ def reconstruct_files(
     tile: int | None = None,
     reader: str = "auto",
     on_error: str = "raise",
+    frame_folders: float | None = None,
     side_by_side: bool = False,
     audio: bool = True,
     force: bool = False,
@@ -222,7 +225,7 @@ def reconstruct_files(
     Returns:
         Counts and failures, as `decode_files`.
     """
-    jobs = plan_jobs(find_videos(as_list(inputs)), str(output), ".mp4", MOVIES)
+    jobs = plan_jobs(find_videos(as_list(inputs), frame_folders), str(output), ".mp4", MOVIES)
     mode = reader_mode(on_error, reader)
     tokenizer = load_tokenizer(model, device, precision, tile)
 
