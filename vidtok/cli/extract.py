@@ -23,11 +23,12 @@ the exit status is 1. The formats are described in vidtok/extraction/: record.py
 """
 
 import argparse
-from collections.abc import Iterable
+import sys
 from functools import partial
 from pathlib import Path
 
 from vidtok.cli import common, progress
+from vidtok.names import printable
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -58,47 +59,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=["local", "ray"], default="local", help="local (default) or ray")
     parser.add_argument("--ray-address", metavar="ADDRESS", help="running cluster: auto or HOST:PORT (default: new)")
     parser.add_argument("--actors", type=positive(int), metavar="N", help="of Ray (default: one per GPU, or two CPUs)")
+    parser.add_argument("--dry-run", action="store_true", help="write nothing; say what there is to do, and how long")
     parser.add_argument("--measure", action="store_true", help="write nothing; measure decoding, model and both")
 
 
 def run(args: argparse.Namespace) -> int:
     from vidtok.errors import UserError
     from vidtok.extraction.containers import SUFFIXES
-    from vidtok.extraction.run import extract, measure
+    from vidtok.extraction.run import dry_run, extract, measure
+    from vidtok.extraction.stats import describe_speeds
 
     if Path(args.output).suffix in SUFFIXES.values() or Path(args.output).is_file():
         raise UserError(f"-o {args.output}: extract fills a folder (vidtok encode writes one .npz of one video, too)")
     validate_flags(args)
     settings = dict(vars(args))
     log_json = settings.pop("log_json")
-    if settings.pop("measure"):
+    measured, is_dry = settings.pop("measure"), settings.pop("dry_run")
+    if measured:
         del settings["output"]
-        print_speeds(measure(**settings))
+        common.print_rows(describe_speeds(measure(**settings)))
         return 0
+    if is_dry:
+        forecast = dry_run(**settings)
+        for item, why in forecast.failures:
+            print(f"vidtok: {printable(f'{item}: {why}')}", file=sys.stderr)
+        common.print_rows(forecast.rows())
+        return int(bool(forecast.failures))
     return int(progress.show_run(partial(extract, **settings), "extracted", "videos", log_json).failed > 0)
-
-
-def print_speeds(speeds: dict) -> None:
-    """speeds: of `vidtok.extraction.run.measure`."""
-    rounds, processes = speeds["rounds"], speeds["decode_processes"]
-    median = sorted(rounds, key=lambda one: one.of_serial)[len(rounds) // 2]
-    decoding = f"{processes} decode processes" if processes else "decoding in between"
-    cpus = f"{speeds['cpus']} CPUs, {speeds['threads']} threads for the model"
-    common.print_rows(
-        {
-            "frames": f"{speeds['frames']}, of each video the first {speeds['max_frames']}",
-            "machine": f"{speeds['device']}; {cpus}, {decoding}",
-            "decode": f"{median.decode:.0f} frames/s",
-            "model": f"{median.model:.0f} frames/s, batches of {speeds['batch']}",
-            "together": f"{median.together:.0f} frames/s, files written",
-            "of 1/(1/decode + 1/model)": f"{median.of_serial:.1%}, rounds {percent(s.of_serial for s in rounds)}",
-            "of the slower stage": f"{median.of_slower:.1%}, rounds {percent(s.of_slower for s in rounds)}",
-        }
-    )
-
-
-def percent(shares: Iterable[float]) -> str:
-    return ", ".join(f"{share:.1%}" for share in shares)
 
 
 def validate_flags(args: argparse.Namespace) -> None:
@@ -111,5 +98,6 @@ def validate_flags(args: argparse.Namespace) -> None:
         ("--ray-address", args.ray_address and not on_ray, "is for --engine ray"),
         ("--actors", args.actors and not on_ray, "is for --engine ray"),
         ("--measure", args.measure and on_ray, "is of this machine, without --engine ray"),
+        ("--dry-run", args.dry_run and (on_ray or args.measure), "is without --engine ray and --measure"),
         ("--device", args.device != "auto" and on_ray, "is not for --engine ray, whose actors take GPUs"),
     ))  # fmt: skip

@@ -3,6 +3,7 @@
 Runs in the decode processes.
 """
 
+import math
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from vidtok.datasets import MovingDigits, VideoError, VideoStream
+from vidtok.datasets import MovingDigits, VideoError, VideoStream, probe_video
 from vidtok.datasets.backends import VideoReader, open_video, reader_name
+from vidtok.datasets.container import cached_timeline
 from vidtok.datasets.frames import Chunk, OnError, Size, View, indices_at, plan_view, resample_indices
-from vidtok.datasets.samplers import Segment, choose_at_times, choose_in_segment, frames_of_segment
+from vidtok.datasets.samplers import Segment, choose_at_times, choose_in_segment, frames_of_segment, segment_error
 from vidtok.datasets.seek import Choose, ChooseView, read_selection, select_frames
 from vidtok.datasets.transforms import three_crops
 from vidtok.errors import nearest
@@ -110,6 +112,44 @@ class StreamChunk(NamedTuple):
     first: bool
     info: Info | None
     ends_item: bool
+
+
+class Expected(NamedTuple):
+    """What a video will give, by its header. seconds: of the video. frames: that are coded, of all clips and crops.
+    records: one, or one for each clip and crop."""
+
+    seconds: float
+    frames: int
+    records: int
+
+
+def expect_item(item: WorkItem, reading: ReadConfig) -> Expected:
+    """Tell what a video will give. One frame is decoded; of a file without a duration all packets are read.
+
+    Raises:
+        VideoError: it can't be opened, or a segment is not within it.
+    """
+    if item.digit is not None:
+        digits = _digits(item.digit[0], item.digit[2], reading.size)
+        seconds, fps = digits.frames / digits.fps, digits.fps
+    else:
+        assert item.path is not None  # it has either
+        info = probe_video(item.path)
+        seconds, fps = info.duration or 0.0, info.fps
+        if info.num_frames:
+            seconds = info.num_frames / fps
+        elif not seconds:
+            seconds = len(cached_timeline(file_version(item.path), item.path).pts) / fps
+    if item.segment is not None:
+        if why := segment_error(item.segment, seconds, fps):
+            raise VideoError(str(item), why)
+        seconds = min(item.segment[1], seconds) - item.segment[0]
+    if reading.clips is not None:
+        clips, frames = reading.clips.times(seconds, fps).shape
+        records = clips * (3 if reading.crop == "three" else 1)
+        return Expected(seconds, records * frames, records)
+    frames = max(1, math.ceil(seconds * (reading.fps or fps) - 0.01))
+    return Expected(seconds, min(frames, reading.max_frames or frames), 1)
 
 
 def read_chunks(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:

@@ -12,6 +12,7 @@ from vidtok.datasets.backends import pixels_version
 from vidtok.datasets.frames import normalize_video
 from vidtok.errors import nearest
 from vidtok.extraction.record import FEATURES, Settings, id_type
+from vidtok.extraction.sources import Clips
 from vidtok.nets.layers import State
 from vidtok.quantize import LFQ
 from vidtok.streaming import encode_tiles, tile_cells
@@ -29,6 +30,32 @@ def load_tokenizer(
     if tile is not None:
         tile_cells(tile, tokenizer.stride[1:])
     return tokenizer
+
+
+def load_head(name: str, tokenizer):
+    """A trained head. Raises ValueError for one of another tokenizer."""
+    from vidtok.heads import Head
+
+    head = Head.from_pretrained(name, tokenizer.device)
+    head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
+    return head
+
+
+def follow(protocol: dict, size: int | None, crop: str | None, clips: Clips | None) -> tuple[int, str, Clips]:
+    """Size, crop and clips that a head was trained for (`HeadConfig.protocol`), where no others are asked for.
+
+    Raises:
+        ValueError: for a head that sees several clips at once, or crops of a larger picture.
+    """
+    if protocol.get("concat_segments") or protocol.get("resize", protocol["size"]) != protocol["size"]:
+        raise ValueError("no embeddings of heads that see several clips at once, or crops of a larger picture")
+    # Backbones were trained on one clip and crop at a time, which their protocol doesn't say.
+    size, crop = size or protocol["size"], crop or ("three" if protocol.get("crops") == 3 else "center")
+    if clips is None:
+        fps, stride = protocol.get("fps"), protocol.get("stride")
+        name = "uniform" if fps is None and stride is None else "dense"
+        clips = Clips(name, protocol.get("clips", 1), protocol["frames"], stride or 1, fps)
+    return size, crop, clips
 
 
 FLOATS = ("float32", "float16")

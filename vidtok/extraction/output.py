@@ -15,7 +15,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 
 from vidtok.datasets.annotations.table import canonical_split
 from vidtok.errors import VideoError, one_line
-from vidtok.extraction.containers import SUFFIXES, open_writer
+from vidtok.extraction.containers import SUFFIXES, check_container, open_reader, open_writer
+from vidtok.extraction.npz import NpzWriter
 from vidtok.extraction.record import (
     SCHEMA,
     Entry,
@@ -142,23 +143,64 @@ def check_folder(folder: Path, settings: Settings, container: str, locks: VideoL
     Raises:
         ValueError: that names what differs; or where the folder holds features that nobody knows the settings of.
     """
-    path, suffix = folder / SETTINGS_FILE, SUFFIXES[container]
     ours = {"schema": SCHEMA, "container": container, **asdict(settings)}
     locks.wait(SETTINGS_LOCK)
     try:
-        if not path.exists():
-            if (file := next(filter(Path.is_file, folder.rglob(f"[!.]*{suffix}")), None)) is not None:
-                raise ValueError(f"{file} is there, but {path} isn't, which says what it is of: give another folder")
-            with replacing(path, locked=True) as part:
+        if _validate_new(folder, container):
+            with replacing(folder / SETTINGS_FILE, locked=True) as part:
                 part.write_text(json.dumps(ours, indent=2) + "\n")
             return
     finally:
         locks.release(SETTINGS_LOCK)
-    theirs_container, theirs = read_settings(path)
+    _validate_settings(folder, settings, container)
+
+
+def _validate_new(folder: Path, container: str) -> bool:
+    """Return whether a folder has no settings. Raises ValueError where it has none, but features."""
+    path = folder / SETTINGS_FILE
+    if path.exists():
+        return False
+    if (file := next(filter(Path.is_file, folder.rglob(f"[!.]*{SUFFIXES[container]}")), None)) is not None:
+        raise ValueError(f"{file} is there, but {path} isn't, which says what it is of: give another folder")
+    return True
+
+
+def _validate_settings(folder: Path, settings: Settings, container: str) -> None:
+    theirs_container, theirs = read_settings(folder / SETTINGS_FILE)
     if theirs_container != container:
         raise ValueError(f"{folder} holds {theirs_container}, not {container}: give another folder")
     if other := differences(settings, theirs):
         raise ValueError(f"{folder} holds features of other settings: {other}. Give another folder")
+
+
+def find_complete(
+    folder: str | Path, settings: Settings, container: str, items: Sequence[WorkItem]
+) -> Callable[[str], Entry | None]:
+    """Look for what is complete in a folder, and write nothing; the shards' checksums are not verified.
+
+    Returns:
+        What gives the first record of a video by its id, or None.
+
+    Raises:
+        ValueError: as `check_folder`.
+    """
+    folder = Path(folder)
+    check_container(container)
+    if _validate_new(folder, container):
+        return lambda id: None
+    _validate_settings(folder, settings, container)
+    if container == "npz":
+        return NpzWriter(folder, _names_of(items, container)).find
+    found: dict[str, Entry] = {}
+    for file in sorted(path for path in folder.glob(f"*{SUFFIXES[container]}") if not path.name.startswith(".")):
+        with suppress(ValueError):  # damaged: its videos are done again
+            found |= {entry.id: entry for entry in open_reader(file).entries}
+    return found.get
+
+
+def _names_of(items: Iterable[WorkItem], container: str) -> dict[str, str]:
+    """Return the names of the files of the npz container, by id."""
+    return result_names([(item.id, item.path) for item in items], SUFFIXES[container])
 
 
 def read_settings(path: Path) -> tuple[str, Settings]:
@@ -262,8 +304,7 @@ class Output:
         folder.mkdir(parents=True, exist_ok=True)
         self._locks = video_locks(folder)
         self._todo, self._force = deque(items), force
-        videos = [(item.id, item.path) for item in self._todo]
-        names = result_names(videos, SUFFIXES[container]) if container == "npz" else None
+        names = _names_of(self._todo, container) if container == "npz" else None
         self.writer: Writer = open_writer(folder, container, names)
         check_folder(folder, settings, container, self._locks)
         self._failures = Failures(folder, self._locks)

@@ -3,25 +3,25 @@
 import tempfile
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from vidtok.checks import count_cpus
-from vidtok.datasets import VideoError
+from vidtok.datasets import DecodePool, VideoError
 from vidtok.datasets.backends import READERS
 from vidtok.errors import UserError
-from vidtok.extraction.decoding import ReadConfig, StreamChunk
+from vidtok.extraction.decoding import Expected, ReadConfig, StreamChunk, expect_item
 from vidtok.extraction.engine import Batches, Decoders, extract_records, reason, run_extraction
-from vidtok.extraction.model import FeatureModel, load_tokenizer, make_settings
+from vidtok.extraction.model import FeatureModel, follow, load_head, load_tokenizer, make_settings
 from vidtok.extraction.npz import read_npz, write_npz
-from vidtok.extraction.output import Output, another
+from vidtok.extraction.output import Output, another, find_complete
 from vidtok.extraction.record import describe, differences, entry_of, settings_of
-from vidtok.extraction.sources import Clips, WorkItem, parse_clips, plan_files, plan_sources, validate_unique
-from vidtok.extraction.stats import ExtractionStats
+from vidtok.extraction.sources import WorkItem, parse_clips, plan_files, plan_sources, validate_unique
+from vidtok.extraction.stats import ExtractionStats, Forecast, Speeds
 from vidtok.extraction.videos import Agreement, as_list
 from vidtok.files import plan_jobs
 from vidtok.inputs import find_videos
@@ -29,6 +29,7 @@ from vidtok.inputs import find_videos
 Sources = str | Path | Sequence[str | Path]
 Report = Callable[[ExtractionStats], None]
 
+SAMPLE = 4  # videos that a dry run extracts, or two for each decode process
 MEASURED = 150  # frames of a video, where speeds are measured: they are held in memory
 FEW = 8  # videos for which starting decode processes takes longer than it saves
 
@@ -109,6 +110,20 @@ def measure(sources: Sources, *, container: str = "npz", **settings) -> dict:
         "batch", "rounds" (`Speeds` of each)}.
     """
     return Extraction(sources, **settings).measure(container)
+
+
+def dry_run(
+    sources: Sources, output: str | Path, *, container: str = "npz", force: bool = False, **settings
+) -> Forecast:
+    """Tell what `extract` with the same arguments would do, and how long it would take here. Nothing is kept.
+
+    All videos are opened, none is read to its end. Time and bytes are those of the first videos, which are extracted
+    into a temporary folder.
+
+    Raises:
+        ValueError, UserError: as `extract`.
+    """
+    return Extraction(sources, **settings).dry_run(output, container, force)
 
 
 class Extraction:
@@ -306,6 +321,54 @@ class Extraction:
             "rounds": rounds,
         }
 
+    def dry_run(self, output: str | Path, container: str = "npz", force: bool = False) -> Forecast:
+        """Tell what `run` would do, see the function `dry_run`."""
+        forecast = Forecast(len(self.items), device=str(self.tokenizer.device))
+        complete = find_complete(output, self.settings, container, self.items)
+        todo: list[WorkItem] = []
+        for item in self.items:
+            if force or (entry := complete(item.id)) is None:
+                todo.append(item)
+            elif why := another(item, entry):
+                forecast.failures.append((item, why))
+            else:
+                forecast.complete += 1
+        first: list[WorkItem] = []
+        for item, expected in self._expect(todo):
+            if isinstance(expected, VideoError):
+                forecast.failures.append((item, reason(expected)))
+                continue
+            forecast.seconds += expected.seconds
+            forecast.frames += expected.frames
+            forecast.records += expected.records
+            first += [item] if len(first) < max(SAMPLE, 2 * self._workers) else []
+        if first:
+            reading = self._reading
+            if reading.clips is None:
+                reading = replace(reading, max_frames=min(reading.max_frames or MEASURED, MEASURED))
+            with Decoders(reading, self._workers, self._time_limit) as decoders:
+                _extract(first[:1], decoders, self._model, container)  # warms up
+                stats = _extract(first, decoders, self._model, container)
+            # What is pooled has one size, however long the video is.
+            share = forecast.records / max(stats.records, 1)
+            if self.settings.pool is None and self.settings.feature != "embedding":
+                share = forecast.frames / max(stats.frames, 1)
+            forecast.measured, forecast.bytes = stats.done, share * stats.bytes
+            forecast.run_seconds = forecast.frames / max(stats.frames, 1) * stats.elapsed
+        return forecast
+
+    def _expect(self, items: list[WorkItem]) -> Iterator[tuple[WorkItem, Expected | VideoError]]:
+        function = partial(expect_item, reading=self._reading)
+        if self._workers:
+            with DecodePool(function, self._workers, self._time_limit) as pool:
+                yield from pool.imap(items, ahead=50)
+            return
+        for item in items:
+            try:
+                yield item, function(item)
+            except VideoError as error:
+                yield item, error
+
     def agreement(self) -> Agreement | None:
         """How far the ids are those of fp32, over the beginnings of the first videos; None where none can be read."""
         settings = self.settings
@@ -318,32 +381,6 @@ class Extraction:
         return agreement if agreement.tokens else None
 
 
-def load_head(name: str, tokenizer):
-    """A trained head. Raises ValueError for one of another tokenizer."""
-    from vidtok.heads import Head
-
-    head = Head.from_pretrained(name, tokenizer.device)
-    head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
-    return head
-
-
-def follow(protocol: dict, size: int | None, crop: str | None, clips: Clips | None) -> tuple[int, str, Clips]:
-    """Size, crop and clips that a head was trained for (`HeadConfig.protocol`), where no others are asked for.
-
-    Raises:
-        ValueError: for a head that sees several clips at once, or crops of a larger picture.
-    """
-    if protocol.get("concat_segments") or protocol.get("resize", protocol["size"]) != protocol["size"]:
-        raise ValueError("no embeddings of heads that see several clips at once, or crops of a larger picture")
-    # Backbones were trained on one clip and crop at a time, which their protocol doesn't say.
-    size, crop = size or protocol["size"], crop or ("three" if protocol.get("crops") == 3 else "center")
-    if clips is None:
-        fps, stride = protocol.get("fps"), protocol.get("stride")
-        name = "uniform" if fps is None and stride is None else "dense"
-        clips = Clips(name, protocol.get("clips", 1), protocol["frames"], stride or 1, fps)
-    return size, crop, clips
-
-
 def default_workers(videos: int) -> int:
     """Decode processes: half of the CPUs, for the model needs the others; none for a few videos."""
     return 0 if videos < FEW else max(1, count_cpus() // 2)
@@ -351,25 +388,6 @@ def default_workers(videos: int) -> int:
 
 ROUNDS = 3
 FRAMES = 2000  # their pieces are held in memory, for the model alone
-
-
-@dataclass(frozen=True)
-class Speeds:
-    """Frames per second: decode and model, each alone; together, with files written. All of one round."""
-
-    decode: float
-    model: float
-    together: float
-
-    @property
-    def of_serial(self) -> float:
-        """Share of what one after the other would reach, 1 / (1 / decode + 1 / model); above 1 where they overlap."""
-        return self.together * (1 / self.decode + 1 / self.model)
-
-    @property
-    def of_slower(self) -> float:
-        """Share of the slower stage's speed."""
-        return self.together / min(self.decode, self.model)
 
 
 def measure_speeds(
@@ -417,11 +435,13 @@ def _encode(pieces: list[tuple[WorkItem, StreamChunk]], model: FeatureModel) -> 
             raise ended
 
 
-def _extract(items: list[WorkItem], decoders: Decoders, model: FeatureModel, container: str) -> None:
+def _extract(items: list[WorkItem], decoders: Decoders, model: FeatureModel, container: str) -> ExtractionStats:
     with tempfile.TemporaryDirectory() as folder:
         stats = ExtractionStats(len(items))
         extract = partial(extract_records, decoders=decoders, model=model, stats=stats)
         run_extraction(Output(folder, model.settings, container, items, stats), extract)
+    stats.finish()
+    return stats
 
 
 def _time(work: Callable[[], object]) -> float:

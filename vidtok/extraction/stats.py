@@ -1,6 +1,8 @@
-"""What is counted of a run over files, while it goes on and afterwards."""
+"""What is counted of a run over files, while it goes on and afterwards; and what is expected of one."""
 
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from vidtok.extraction.record import Record
@@ -111,3 +113,88 @@ class ExtractionStats(RunStats):
         """ "1.23 MB, 1.50 bytes per token", or "" where nothing was written."""
         per_token = f", {self.bytes / self.tokens:.2f} bytes per token" if self.tokens else ""
         return f"{self.bytes / 1e6:.3g} MB{per_token}" if self.bytes else ""
+
+
+@dataclass
+class Forecast:
+    """What an extraction would do, see `vidtok.extraction.run.dry_run`.
+
+    Attributes:
+        videos: number of all. complete: of those that would be skipped.
+        failures: (video, reason) of each that can't be opened, or whose features there are of another video.
+        seconds: duration of the videos that would be done. frames, records: that would be coded of them.
+        bytes: of the files that would be written, and run_seconds: the time it would take, both measured on the first
+            `measured` of them, or None where there are none.
+        device: where that was.
+    """
+
+    videos: int
+    complete: int = 0
+    failures: list[tuple[WorkItem, str]] = field(default_factory=list)
+    seconds: float = 0.0
+    frames: int = 0
+    records: int = 0
+    bytes: float | None = None
+    run_seconds: float | None = None
+    measured: int = 0
+    device: str = ""
+
+    @property
+    def todo(self) -> int:
+        """Number of videos that would be done."""
+        return self.videos - self.complete - len(self.failures)
+
+    def rows(self) -> dict[str, str]:
+        """Return its numbers in words, by name."""
+        rows = {
+            "videos": f"{self.videos}, {self.todo} to do",
+            "complete": f"{self.complete}, would be skipped",
+            "would fail": f"{len(self.failures)}",
+            "duration": f"{self.seconds / 3600:.2f} hours to do",
+            "frames": f"{self.frames} to code, {self.records} records",
+        }
+        if self.bytes is not None and self.run_seconds is not None:
+            basis = f"measured on {self.measured} videos"
+            rows["output"] = f"{self.bytes / 1e9:.3g} GB, {basis}"
+            rows["time"] = f"{self.run_seconds / 3600:.2f} hours on this machine ({self.device}), {basis}"
+        return rows
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Frames per second: decode and model, each alone; together, with files written. All of one round."""
+
+    decode: float
+    model: float
+    together: float
+
+    @property
+    def of_serial(self) -> float:
+        """Share of what one after the other would reach, 1 / (1 / decode + 1 / model); above 1 where they overlap."""
+        return self.together * (1 / self.decode + 1 / self.model)
+
+    @property
+    def of_slower(self) -> float:
+        """Share of the slower stage's speed."""
+        return self.together / min(self.decode, self.model)
+
+
+def describe_speeds(speeds: dict) -> dict[str, str]:
+    """Return what `vidtok.extraction.run.measure` found, in words, by name."""
+    rounds, processes = speeds["rounds"], speeds["decode_processes"]
+    median = sorted(rounds, key=lambda one: one.of_serial)[len(rounds) // 2]
+    decoding = f"{processes} decode processes" if processes else "decoding in between"
+    cpus = f"{speeds['cpus']} CPUs, {speeds['threads']} threads for the model"
+    return {
+        "frames": f"{speeds['frames']}, of each video the first {speeds['max_frames']}",
+        "machine": f"{speeds['device']}; {cpus}, {decoding}",
+        "decode": f"{median.decode:.0f} frames/s",
+        "model": f"{median.model:.0f} frames/s, batches of {speeds['batch']}",
+        "together": f"{median.together:.0f} frames/s, files written",
+        "of 1/(1/decode + 1/model)": f"{median.of_serial:.1%}, rounds {_percent(s.of_serial for s in rounds)}",
+        "of the slower stage": f"{median.of_slower:.1%}, rounds {_percent(s.of_slower for s in rounds)}",
+    }
+
+
+def _percent(shares: Iterable[float]) -> str:
+    return ", ".join(f"{share:.1%}" for share in shares)
