@@ -57,7 +57,10 @@ def run(args: argparse.Namespace) -> None:
     single = Path(args.output).suffix.lower() in PICTURES
     validate_flags((
         ("--format", args.format and single, f"is of clips in a folder, not of {Path(args.output).name}"),
-        ("--prefix-frames", args.prefix_frames and not args.prefix and args.task != "predict", "is of --prefix CLIP and --task predict"),
+        (
+            "--prefix-frames", args.prefix_frames and not args.prefix and args.task != "predict",
+            "is of --prefix CLIP and --task predict",
+        ),
     ))  # fmt: skip
     settings = dict(vars(args))
     sampling = {name: value for name in SAMPLING if (value := settings.pop(name)) is not None}
