@@ -1,10 +1,13 @@
-"""Recognize what videos show with a trained head.
+"""Recognize what videos show with a trained head, each as a whole or window by window.
 
 Legend: V views of one video, T H W video.
 """
 
-from collections.abc import Iterator, Sequence
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +15,15 @@ import torch
 from torch import Tensor
 
 from vidtok.checks import pick_device
-from vidtok.datasets import LabeledVideos, VideoError
-from vidtok.errors import is_expected, one_line
+from vidtok.datasets import LabeledVideos, VideoError, open_video
+from vidtok.datasets.container import cached_timeline
+from vidtok.datasets.frames import indices_at, normalize_video
+from vidtok.datasets.seek import read_selection, select_frames
+from vidtok.errors import UserError, is_expected, one_line
 from vidtok.eval.recognition.inputs import group_segments
 from vidtok.extraction import read_npz
-from vidtok.inputs import find_files
+from vidtok.files import plan_jobs, replacing
+from vidtok.inputs import file_version, find_files, find_videos
 from vidtok.names import VIDEO_SUFFIXES
 
 
@@ -35,6 +42,23 @@ class Recognition:
     labels: list[tuple[str, float]] = field(default_factory=list)
     views: int = 0
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class LabeledWindow:
+    """What a part of a video shows.
+
+    Attributes:
+        start, end: seconds from the first frame.
+        labels: (label, probability), the most probable first.
+    """
+
+    start: float
+    end: float
+    labels: list[tuple[str, float]]
+
+
+WINDOWS_AT_ONCE = 8  # decoded together, to be held in memory
 
 
 class Recognizer:
@@ -108,6 +132,60 @@ class Recognizer:
             raise sample
         return self.video(sample.video), self.protocol.views
 
+    def windows(
+        self, path: str | Path, seconds: float | None = None, hop: float | None = None, top: int = 5
+    ) -> Iterator[LabeledWindow]:
+        """Recognize a video of any length window by window, in bounded memory.
+
+        A window is as long as a clip that the head was trained on; the last one ends with the video.
+
+        Args:
+            path: the video.
+            seconds: of a window, for a head that was trained on frames spread evenly over a video.
+            hop: seconds from one window to the next; None, end to end.
+            top: labels of each window.
+
+        Yields:
+            Windows in order.
+
+        Raises:
+            VideoError: the video can't be read.
+            ValueError: seconds that the head needs, or that are not for it; or a head that sees several clips at once.
+        """
+        protocol = self.protocol
+        if protocol.concat_segments:
+            raise ValueError(f"head {self.head.config.name!r} sees {protocol.segments} clips at once, and no windows")
+        if protocol.stride is None and seconds is None:
+            raise ValueError(
+                f"head {self.head.config.name!r} sees frames spread over a video: give seconds of a window"
+            )
+        if protocol.stride is not None and seconds is not None:
+            clip = f"{protocol.frames} frames, every {protocol.stride}"
+            raise ValueError(f"the windows of head {self.head.config.name!r} are its clips of {clip}: give no seconds")
+        if min(seconds or 1, hop or 1) <= 0:
+            raise ValueError(f"seconds={seconds} and hop={hop} must be above 0")
+        with ExitStack() as stack:
+            timeline = cached_timeline(file_version(path), str(path))
+            read: Callable
+            if timeline.unreliable is None:
+                read, times, fps = partial(read_selection, path), timeline.timestamps, timeline.fps
+            else:  # sequentially, without seeking back between windows that don't overlap
+                reader = stack.enter_context(open_video(path))
+                read, times, fps = partial(select_frames, reader), reader.timestamps, reader.fps
+            step = (protocol.stride or 1) / (protocol.fps or fps) if seconds is None else seconds / protocol.frames
+            span, duration = protocol.frames * step, float(times[-1] + 1 / fps)
+            last = max(duration - span, 0.0)
+            starts = np.append(np.arange(0, last - 1e-6, hop or span), last)
+            offsets = np.arange(protocol.frames) * step + (0 if seconds is None else step / 2)
+            rng, transform = np.random.default_rng(0), protocol.transform()  # of a test, which draws nothing
+            for group in np.split(starts, range(WINDOWS_AT_ONCE, len(starts), WINDOWS_AT_ONCE)):
+                indices = indices_at(times, group[:, None] + offsets)
+                frames_VTHWC, _ = read(lambda *_, chosen=indices: chosen, view=partial(transform.view, rng=rng))
+                video = transform.finish(torch.from_numpy(frames_VTHWC).permute(0, 4, 1, 2, 3), rng)
+                probabilities = self._probabilities(normalize_video(video)).unflatten(0, (len(group), -1)).mean(1)
+                for start, row in zip(group.tolist(), probabilities, strict=True):
+                    yield LabeledWindow(start, min(start + span, duration), self.top(row, top))
+
     def video(self, video_V3THW: Tensor) -> Tensor:
         """Probabilities [classes] of the views of one video, float [V, 3, T, H, W] in [-1, 1]."""
         views = group_segments(video_V3THW[None], self.encoder.concat_segments)[0]
@@ -138,8 +216,76 @@ class Recognizer:
         return self.encoder.cropped(x.to(self.head.device))
 
     @torch.no_grad()
+    def _probabilities(self, views_V3THW: Tensor) -> Tensor:
+        return self.head(self.encoder(views_V3THW.to(self.head.device))).softmax(1).cpu()
+
+    @torch.no_grad()
     def _average(self, x: Tensor) -> Tensor:
         return self.head(x).softmax(1).mean(0).cpu()
+
+
+def label_windows(
+    recognizer: Recognizer,
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    seconds: float | None = None,
+    hop: float | None = None,
+    top: int = 5,
+    force: bool = False,
+) -> Iterator[tuple[Path, Path, int | str]]:
+    """Write the labels of every window of videos, NAME.csv (start, end, label, probability) and NAME.srt, subtitles.
+
+    Args:
+        recognizer: with the head.
+        inputs: videos, folders of them, glob patterns.
+        output: folder. It gets the tree below each input folder.
+        seconds, hop, top: see `Recognizer.windows`. The csv has a row for each of the top labels of a window, the
+            subtitles show the most probable one until the next window begins.
+        force: overwrite what exists.
+
+    Yields:
+        (video, csv file, number of windows, or why it failed) of each video, once its files are complete.
+
+    Raises:
+        UserError: for a path that doesn't exist or a pattern that matches nothing.
+    """
+    for job in plan_jobs(find_videos([str(x) for x in inputs]), str(output), ".csv", ()):
+        table, subtitles = job.target, job.target.with_suffix(".srt")
+        try:
+            if not force and (found := next(filter(Path.exists, (table, subtitles)), None)) is not None:
+                raise UserError(f"{found} exists: --force overwrites it")
+            table.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(table) as new_table, replacing(subtitles) as new_subtitles:
+                count = _write_windows(recognizer.windows(job.source, seconds, hop, top), new_table, new_subtitles)
+            yield job.source, table, count
+        except Exception as error:
+            if not is_expected(error):
+                raise
+            yield job.source, table, one_line(error)
+
+
+def _write_windows(windows: Iterator[LabeledWindow], table: Path, subtitles: Path) -> int:
+    """Write the two files of a video; return the number of windows."""
+    count, shown = 0, next(windows, None)
+    with open(table, "w", newline="", encoding="utf-8") as rows, open(subtitles, "w", encoding="utf-8") as text:
+        writer = csv.writer(rows)
+        writer.writerow(("start", "end", "label", "probability"))
+        while shown is not None:
+            count, following = count + 1, next(windows, None)
+            times = f"{shown.start:.3f}", f"{shown.end:.3f}"
+            writer.writerows([*times, label, f"{probability:.6f}"] for label, probability in shown.labels)
+            end = shown.end if following is None else min(shown.end, following.start)
+            label, probability = shown.labels[0]
+            text.write(f"{count}\n{_clock(shown.start)} --> {_clock(end)}\n{label} ({probability:.0%})\n\n")
+            shown = following
+    return count
+
+
+def _clock(seconds: float) -> str:
+    """Write a time as subtitles do, 00:01:02,500."""
+    whole, thousandths = divmod(round(seconds * 1000), 1000)
+    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02},{thousandths:03}"
 
 
 RECONSTRUCTS = "vidtok-t"  # what clips go through for a head that was trained with no tokenizer

@@ -1,6 +1,8 @@
 """vidtok recognize: the whole chain from files to labels."""
 
+import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +10,9 @@ import torch
 from vidtok import Recognizer, VideoTokenizer, create_head
 from vidtok.cli.main import main
 from vidtok.datasets import MovingDigits, read_video, write_video
+from vidtok.datasets.container import cached_timeline
 from vidtok.errors import UserError
+from vidtok.eval.recognition import recognizer as recognizer_module
 from vidtok.heads import Head, list_shipped_heads
 from vidtok.heads.head import SHIPPED
 
@@ -153,3 +157,66 @@ def test_shipped_heads_are_those_of_their_result_file(name, tmp_path, capsys):
     told = [line["labels"][0]["label"] for line in lines(capsys)]
     before = [next(iter(clip["predicted"].values()))[0] for clip in result["clips"][:18]]
     assert sum(a == b for a, b in zip(told, before, strict=True)) >= 15  # the same ones, after H.264
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory):
+    """Three clips of 17 frames in one video, and 4 frames more."""
+    digits = MovingDigits("val", size=64)
+    path = tmp_path_factory.mktemp("long") / "long.mp4"
+    clips = [digits[number].video for number in range(3)]
+    write_video(path, torch.cat([*clips, clips[0][:, :, :4]], 2), digits.fps)
+    return path
+
+
+@pytest.mark.parametrize("is_reliable", [True, False])
+def test_windows_are_clips(head, long_video, monkeypatch, is_reliable):
+    if not is_reliable:  # as of a file whose packets don't tell its frames
+        doubt = lambda *args: replace(cached_timeline(*args), unreliable="a test")  # noqa: E731
+        monkeypatch.setattr(recognizer_module, "cached_timeline", doubt)
+    monkeypatch.setattr(recognizer_module, "WINDOWS_AT_ONCE", 3)
+    recognizer = Recognizer(str(head), device="cpu")
+    video = read_video(long_video, size=None, stride=(1, 8, 8))[0]
+    windows = list(recognizer.windows(long_video, top=3))
+    assert [(round(w.start, 6), round(w.end, 6)) for w in windows] == [
+        (0, 0.68),
+        (0.68, 1.36),
+        (1.36, 2.04),
+        (1.52, 2.2),
+    ]
+    for window, first in zip(windows, (0, 17, 34, 38), strict=True):
+        (expected,) = recognizer(video[:, first : first + 17], top=3)
+        assert dict(window.labels) == pytest.approx(dict(expected.labels), abs=1e-5)
+    assert [round(w.start, 6) for w in recognizer.windows(long_video, hop=0.5)] == [0, 0.5, 1, 1.5, 1.52]
+    with pytest.raises(ValueError, match="are its clips of 17 frames, every 1: give no seconds"):
+        next(recognizer.windows(long_video, seconds=2))
+
+
+@pytest.mark.parametrize("head", [("tokens", {"stride": None, "crops": 3})], indirect=True)
+def test_heads_that_see_whole_videos_need_the_length_of_a_window(head, long_video):
+    recognizer = Recognizer(str(head), device="cpu")
+    with pytest.raises(ValueError, match="sees frames spread over a video: give seconds of a window"):
+        next(recognizer.windows(long_video))
+    windows = list(recognizer.windows(long_video, seconds=1, top=3))
+    assert [(w.start, round(w.end, 6)) for w in windows][:2] == [(0, 1), (1, 2)] and len(windows) == 3
+    assert sum(p for _, p in windows[0].labels) == pytest.approx(1, abs=1e-5)
+
+
+def test_windows_become_a_table_and_subtitles(head, long_video, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.mp4").write_bytes(long_video.read_bytes())
+    (tmp_path / "in/b.mp4").write_bytes(b"no video")
+    arguments = ["recognize", f"{tmp_path}/in", "--head", str(head), "--device", "cpu", "--windows", f"{tmp_path}/out"]
+    assert main([*arguments, "--top", "2"]) == 1
+    printed = capsys.readouterr()
+    assert f"a.mp4: 4 windows, {tmp_path}/out/a.csv" in printed.out and "b.mp4: not a video or image" in printed.err
+    rows = list(csv.DictReader((tmp_path / "out/a.csv").read_text().splitlines()))
+    assert len(rows) == 8 and rows[2]["start"] == "0.680" and {row["label"] for row in rows} <= set(CLASSES)
+    blocks = (tmp_path / "out/a.srt").read_text().strip().split("\n\n")
+    assert len(blocks) == 4
+    assert blocks[2].splitlines()[:2] == ["3", "00:00:01,360 --> 00:00:01,520"]  # the last window begins there
+    assert blocks[0].splitlines()[2] == f"{rows[0]['label']} ({float(rows[0]['probability']):.0%})"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.csv", "a.srt"]
+    assert main(arguments) == 1 and "a.csv exists: --force overwrites it" in capsys.readouterr().err
+    assert main(["recognize", str(long_video), "--head", str(head), "--hop", "1"]) == 1
+    assert "--hop is of --windows" in capsys.readouterr().err
