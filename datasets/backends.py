@@ -15,7 +15,7 @@ import numpy as np
 from vidtok.datasets.container import read_timeline
 from vidtok.datasets.decode import RESIZE_VERSION, PyAVReader, convert_pictures
 from vidtok.datasets.frames import Chunk, OnError, View, resample_chunks
-from vidtok.errors import VideoError
+from vidtok.errors import VideoError, nearest
 from vidtok.inputs import FileVersion, check_unchanged, file_version
 
 PIXELS_AT_ONCE = 1 << 25  # of whole pictures that wait for their view: 4 at 4K, 100 MB
@@ -257,16 +257,41 @@ class TorchCodecReader(VerifiedReader):
 
 
 READERS = ("auto", "pyav", "decord", "torchcodec")
+OPTIONS = ("deinterlace", "sar")  # of reading
+
+
+def split_reader(backend: str | None) -> tuple[str, list[str]]:
+    """Split "pyav+deinterlace+sar" into (name of the reader that `open_video` uses, its options in order).
+
+    Raises:
+        ValueError: an unknown option, or one that the reader doesn't have.
+    """
+    name, *options = (backend or "auto").split("+")
+    name = "pyav" if name == "auto" else name
+    if "tonemap" in options:
+        raise ValueError("HDR is not tone-mapped: convert the video first, as with ffmpeg's zscale and tonemap filters")
+    if unknown := [option for option in options if option not in OPTIONS]:
+        raise ValueError(f"unknown option of reading {unknown[0]!r}: {nearest(unknown[0], OPTIONS)}")
+    if options and name != "pyav":
+        raise ValueError(f"{options[0]} is for the reader pyav, not {name}")
+    return name, sorted({*options})
 
 
 def reader_name(backend: str | None) -> str:
     """Return the name of the reader that `open_video` uses for `backend`."""
-    return "pyav" if backend in ("auto", None) else backend
+    return split_reader(backend)[0]
+
+
+def validate_no_options(backend: str | None) -> None:
+    """Raise ValueError for options of reading where decoded videos are cached without them."""
+    if options := split_reader(backend)[1]:
+        raise ValueError(f"a cache holds videos as they are in their files: {' and '.join(options)} is without a cache")
 
 
 def pixels_version(backend: str | None) -> str:
-    """Return what determines the pixels of a decoded file, "READER/VERSION OF THE RESIZE"."""
-    return f"{reader_name(backend)}/{RESIZE_VERSION}"
+    """Return what determines the pixels of a decoded file, "READER/VERSION OF THE RESIZE", and options of reading."""
+    name, options = split_reader(backend)
+    return "+".join([f"{name}/{RESIZE_VERSION}", *options])
 
 
 def reader_version(name: str) -> str:
@@ -283,7 +308,8 @@ def open_video(path: str | Path, backend: str | None = "auto", on_error: OnError
         backend: "pyav" decodes sequentially and is always correct. "decord" and "torchcodec" seek, and raise
             `VideoError` on a file where they cannot be verified. "auto" is "pyav": the other two convert colors with
             other rounding, so that their pixels never equal PyAV's, and `vidtok bench loader` finds neither faster.
-            None is "auto".
+            None is "auto". Options of "pyav" and "auto" follow with a "+": "pyav+deinterlace" interpolates the second
+            field of interlaced frames, "pyav+sar" scales frames so that their pixels are square.
         on_error: "raise"; with "pyav" also "keep": a video that breaks in the middle ends at its last good frame; or
             "skip": it goes on after that, without the frames that are damaged. `reader.error` names what is lost.
 
@@ -293,10 +319,11 @@ def open_video(path: str | Path, backend: str | None = "auto", on_error: OnError
     """
     if on_error not in get_args(OnError):
         raise ValueError(f"on_error={on_error!r} is not one of {', '.join(get_args(OnError))}")
-    if backend not in (*READERS, None):
+    name, options = split_reader(backend)
+    if name not in READERS:
         raise ValueError(f"backend={backend!r} is not one of {', '.join(READERS)}")
-    if reader_name(backend) == "pyav":
-        return PyAVReader(path, on_error)
+    if name == "pyav":
+        return PyAVReader(path, on_error, options)
     if on_error != "raise":
         raise ValueError(f"on_error={on_error!r} needs backend='pyav': only sequential decoding finds the break")
-    return DecordReader(path) if backend == "decord" else TorchCodecReader(path)
+    return DecordReader(path) if name == "decord" else TorchCodecReader(path)

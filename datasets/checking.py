@@ -133,9 +133,10 @@ def check_video(path: str | Path, min_frames: int = 1) -> dict:
     Returns:
         A dict with the keys `path`, as `vidtok.names.escape_name` writes it; `status`, one of "ok", "missing",
         "corrupt", "too short"; `reason`, why the status is not "ok", else ""; `warning`, what is mended in reading it
-        (a clock that restarts), else ""; `guard`, why PyAV reads the file instead of decord, "" if decord does;
-        `frames`, the number of decoded frames, in a corrupt file those before the break; `fps`; `height` and `width`,
-        in pixels as shown; `duration`, in seconds. Unknown values are None.
+        (a clock that restarts) or unusual (sample aspect ratio, HDR, interlacing, rotation), else ""; `guard`, why PyAV
+        reads the file instead of decord, "" if decord does; `frames`, the number of decoded frames, in a corrupt file
+        those before the break; `fps`; `height` and `width`, in pixels as shown; `duration`, in seconds. Unknown values
+        are None.
     """
     row = _row(path)
     if not inputs.exists(path):
@@ -143,7 +144,9 @@ def check_video(path: str | Path, min_frames: int = 1) -> dict:
     try:
         with PyAVReader(path) as reader:
             row |= {"fps": reader.fps, "height": reader.size[0], "width": reader.size[1]}
-            row |= {"frames": reader.num_frames, "duration": reader.duration, "warning": str(reader.clock)}
+            row |= {"frames": reader.num_frames, "duration": reader.duration}
+            traits = [f"{name} {what}" for name, what in reader.traits.rows().items()]
+            row["warning"] = "; ".join(filter(None, [str(reader.clock), *traits]))
     except VideoError as e:
         return row | {"status": "corrupt", "reason": e.reason + _damage(path), "frames": e.good_frames}
     if has_decord() and not str(path).lower().endswith(IMAGE_SUFFIXES):

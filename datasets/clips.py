@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from vidtok.checks import check_clip, check_counts
 from vidtok.datasets.annotations import read_annotations
 from vidtok.datasets.annotations.table import of_split
+from vidtok.datasets.backends import validate_no_options
 from vidtok.datasets.decode import PyAVReader
 from vidtok.datasets.frames import frames_to_video
 from vidtok.datasets.loading import WHOLE, DecodePool, Shard, is_image_batch, shard_rows
@@ -121,6 +122,8 @@ class ClipFolder(Dataset):
             raise ValueError(f"crop={crop} does not fit into size={size}: give a crop of at most {self.size[0]} pixels")
         self.frames, self.crop, self.crops_per_clip, self.flip, self.fps = frames, crop, crops_per_clip, flip, fps
         self.reader = reader
+        if cache is not None:
+            validate_no_options(reader)
         self.seed, self.batch_size, self.image_batch_size = seed, batch_size, image_batch_size
         names = None if annotations is None else _names(annotations, split)
         self.videos, self.segments, self.video_shares = _find(root, VIDEO_SUFFIXES, names)

@@ -308,6 +308,7 @@ class Timeline:
             requires that no packet is discarded (edit lists) or corrupt, that times are complete, distinct, not
             negative, of one continuous clock and those of presentation, that the header states the same number of
             frames, and that the decoder needs nothing but the packets since a keyframe.
+        has_breaks: whether the clock restarts or jumps.
         open_gop: whether a keyframe is followed by frames shown before it. Decoders that seek and then count frames, as
             decord does, return wrong frames there.
     """
@@ -318,6 +319,7 @@ class Timeline:
     fps: float
     unreliable: str | None
     open_gop: bool
+    has_breaks: bool
 
     @property
     def timestamps(self) -> np.ndarray:
@@ -363,7 +365,7 @@ def read_timeline(path: str | Path) -> Timeline:
             doubts.add("times below zero")
         if (np.diff(ascending) == 0).any():
             doubts.add("two packets with one time")
-        if times.breaks(longest_gap(container) / float(tick_of(stream))):
+        if has_breaks := bool(times.breaks(longest_gap(container) / float(tick_of(stream)))):
             doubts.add("the clock restarts or jumps")
         # FFmpeg numbers H.264 in AVI, and MP4 without composition offsets, as the packets come.
         no_offsets = container.format.name == "avi" or times.pts == times.dts
@@ -382,6 +384,7 @@ def read_timeline(path: str | Path) -> Timeline:
             times.fps(container, stream),
             "; ".join(sorted(doubts)) or None,
             open_gop=bool((np.searchsorted(ascending, keys) != key_places).any()),
+            has_breaks=has_breaks,
         )
 
 

@@ -6,6 +6,7 @@ truncated Matroska, WebM and AVI files, whose end FFmpeg takes for the end of th
 """
 
 from collections.abc import Generator, Iterator, Sequence
+from fractions import Fraction
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -34,11 +35,15 @@ from vidtok.datasets.frames import (
     Chunk,
     Matrix,
     OnError,
+    Traits,
     View,
+    deinterlace,
     display_matrix,
     exif_matrix,
     orient,
+    places_of,
     resample_chunks,
+    square_size,
     swaps_sides,
     uncrop,
 )
@@ -168,14 +173,6 @@ def convert_pictures(frames: np.ndarray, view: View | None) -> np.ndarray:
     return out.reshape(*frames.shape[:-3], *out.shape[1:])
 
 
-def places_of(indices: np.ndarray) -> dict[int, list[int]]:
-    """Return {frame number: its positions in `indices`}, int64 [T]."""
-    places: dict[int, list[int]] = {}
-    for place, index in enumerate(indices.tolist()):
-        places.setdefault(index, []).append(place)
-    return places
-
-
 RESTART = 0.1  # seconds backward; less is jitter
 
 
@@ -238,12 +235,15 @@ class PyAVReader:
         path: the file.
         on_error: "raise"; "keep": a video that breaks in the middle ends at its last good frame; "skip": it goes on
             after that, without the frames that are damaged (`decode_past_damage`).
+        options: "deinterlace", see `deinterlace`; "sar", frames are scaled so that pixels are square.
 
     Attributes:
         damage: the `Damage` that on_error="skip" has found so far; None with another on_error.
         convert: the `FrameConverter` of its frames.
         coded_size: (width, height) in pixels before the rotation of the metadata.
         turned: whether the metadata rotate or mirror the picture.
+        traits: `Traits` of the video as it is in the file.
+        sar: width of a pixel over its height, as shown.
         clock: the `Clock` that makes times continuous; it knows of the restarts that decoding has reached.
 
     Raises:
@@ -252,14 +252,15 @@ class PyAVReader:
 
     backend = "pyav"
 
-    def __init__(self, path: str | Path, on_error: OnError = "raise"):
-        self.path, self._on_error = Path(path), on_error
+    def __init__(self, path: str | Path, on_error: OnError = "raise", options: Sequence[str] = ()):
+        self.path, self._on_error, self._options = Path(path), on_error, options
         self.error: VideoError | None = None
         self.damage: Damage | None = None
         self._timestamps: np.ndarray | None = None
         self.version = file_version(path)
         self._container, stream = open_container(path)
-        self._decoder = self._decode(self._container, stream)
+        decoder = self._decode(self._container, stream)
+        self._decoder = deinterlace(decoder) if "deinterlace" in options else decoder
         first = next(self._decoder, None)
         if first is None:
             reason = self.error.reason if self.error else "the stream is empty"
@@ -281,7 +282,13 @@ class PyAVReader:
         self._ahead: Iterator[VideoFrame] = chain([first], self._decoder)  # the frames to come
         self._next = 0  # index of the first of them
         self.start_time = 0.0 if first.time is None else first.time
-        self.convert = FrameConverter(path, (first.width, first.height), matrix)
+        pixel, size = Fraction(stream.sample_aspect_ratio or 1), (first.width, first.height)
+        is_interlaced = bool(first.interlaced_frame or context.field_order > 1)  # 1 is progressive
+        self.traits = Traits(pixel, int(first.color_trc), is_interlaced, matrix)
+        if "sar" in options and pixel != 1:
+            pixel, size = Fraction(1), square_size(*size, pixel)
+        self.sar = 1 / pixel if matrix is not None and swaps_sides(matrix) else pixel
+        self.convert = FrameConverter(path, size, matrix)
         self.coded_size, self.size = self.convert.coded_size, self.convert.size
         self.turned = self.convert.matrix is not None
 
@@ -305,7 +312,7 @@ class PyAVReader:
     def timestamps(self) -> np.ndarray:
         if self._timestamps is None:
             check_unchanged(self.path, self.version)
-            with PyAVReader(self.path, self._on_error) as other:  # keeps the position of this reader
+            with PyAVReader(self.path, self._on_error, self._options) as other:  # keeps the position of this reader
                 self._timestamps = np.array([t for t, _ in other._forward()])
                 self.error, self.clock, self.damage = other.error, other.clock, other.damage
         return self._timestamps
@@ -428,8 +435,9 @@ class PyAVReader:
         self.close()
         check_unchanged(self.path, self.version)
         self._container, stream = open_container(self.path)
+        decoder = self._decode(self._container, stream)
+        self._decoder = deinterlace(decoder) if "deinterlace" in self._options else decoder
         self.clock = Clock(longest_gap(self._container), 1 / self._stated)
-        self._decoder = self._decode(self._container, stream)
         self._ahead, self._next = self._decoder, 0
 
     def _time(self, frame: VideoFrame, index: int) -> float:

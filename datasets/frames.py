@@ -1,16 +1,20 @@
-"""Frames: conversion of uint8 to [-1, 1] and back, resizing, resampling in time, rotation, grids of several clips.
+"""Frames: conversion of uint8 to [-1, 1] and back, resizing, resampling in time, rotation, deinterlacing, grids.
 
 Legend: B clips, T H W video.
 """
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import av
 import numpy as np
 import torch
 from av import VideoFrame
+from av.filter import Graph
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -170,6 +174,14 @@ def indices_at(timestamps: np.ndarray, times: np.ndarray) -> np.ndarray:
     return np.maximum(np.searchsorted(timestamps, times + TOLERANCE, side="right") - 1, 0)
 
 
+def places_of(indices: np.ndarray) -> dict[int, list[int]]:
+    """Return {frame number: its positions in `indices`}, int64 [T]."""
+    places: dict[int, list[int]] = {}
+    for place, index in enumerate(indices.tolist()):
+        places.setdefault(index, []).append(place)
+    return places
+
+
 def resample_chunks(chunks: Iterator[Chunk], fps: float, last_display: float, size: int) -> Iterator[Chunk]:
     """Resample a stream of chunks as `resample_indices` does, with a delay of one frame.
 
@@ -278,6 +290,85 @@ def uncrop(box: Box, size: tuple[int, int], matrix: Matrix | None) -> Box:
     top = size[0] - top - height if d < 0 else top
     left = size[1] - left - width if a < 0 else left
     return (left, top, width, height) if swap else (top, left, height, width)
+
+
+_HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics by number, as in H.273
+
+
+class Traits(NamedTuple):
+    """What is easily overlooked about a video.
+
+    Attributes:
+        sar: sample aspect ratio: width of a pixel over its height, before rotation.
+        transfer: transfer characteristics by number, as in H.273.
+        interlaced: whether its frames are two fields.
+        matrix: by which the metadata turn the picture, see `display_matrix`; None, upright.
+    """
+
+    sar: Fraction
+    transfer: int
+    interlaced: bool
+    matrix: Matrix | None
+
+    def rows(self) -> dict[str, str]:
+        """Return what is unusual, {name: what it is}."""
+        rows = {}
+        if self.sar != 1:
+            rows["sample aspect ratio"] = f"{self.sar.numerator}:{self.sar.denominator}"
+        if self.transfer in _HDR:
+            rows["transfer"] = f"{_HDR[self.transfer]} (HDR, read without tone mapping)"
+        if self.interlaced:
+            rows["scan"] = "interlaced"
+        if self.matrix is not None:
+            a, b, c, d = self.matrix
+            degrees = f"{round(math.degrees(math.atan2(b, a))) % 360} degrees clockwise"
+            rows["rotation"] = degrees if a * d > b * c else f"{degrees}, mirrored"
+        return rows
+
+
+def square_size(width: int, height: int, sar: Fraction) -> tuple[int, int]:
+    """Return the (width, height) at which a picture has square pixels and loses none.
+
+    sar: width of a pixel over its height.
+    """
+    return (round(width * sar), height) if sar > 1 else (width, round(height / sar))
+
+
+def deinterlace(frames: Iterator[VideoFrame]) -> Generator[VideoFrame, None, None]:
+    """Interpolate the second field of interlaced frames with FFmpeg's bwdif; progressive frames stay as they are.
+
+    There are as many frames as before, with their times.
+    """
+    graph: Graph | None = None
+    kind: tuple[int, int, str] | None = None
+    waiting: deque[VideoFrame] = deque()  # what is in the graph, which holds one frame back
+
+    def pull() -> Iterator[VideoFrame]:
+        while graph is not None:
+            try:
+                frame = graph.vpull()
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return
+            source = waiting.popleft()
+            frame.pts, frame.time_base = source.pts, source.time_base
+            yield frame
+
+    for frame in frames:
+        if kind != (kind := (frame.width, frame.height, frame.format.name)):
+            if graph is not None:
+                graph.vpush(None)
+            yield from pull()
+            graph = Graph()
+            source = graph.add("buffer", f"video_size={kind[0]}x{kind[1]}:pix_fmt={kind[2]}:time_base=1/1000000")
+            graph.link_nodes(source, graph.add("bwdif", "send_frame:auto:interlaced"), graph.add("buffersink"))
+            graph.configure()
+        assert graph is not None  # of this kind of frames
+        waiting.append(frame)
+        graph.vpush(frame)
+        yield from pull()
+    if graph is not None:
+        graph.vpush(None)
+    yield from pull()
 
 
 COLUMNS = 6  # frames per clip in `frame_rows`

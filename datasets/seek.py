@@ -19,10 +19,10 @@ from av import VideoFrame
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from vidtok.datasets.backends import VideoReader, open_video
+from vidtok.datasets.backends import VideoReader, open_video, validate_no_options
 from vidtok.datasets.container import MAX_THREADS, Timeline, cached_timeline, describe, open_container
-from vidtok.datasets.decode import Chunk, FrameConverter, PyAVReader, convert_pictures, places_of
-from vidtok.datasets.frames import View, display_matrix, resample_indices
+from vidtok.datasets.decode import FrameConverter, PyAVReader, convert_pictures
+from vidtok.datasets.frames import Chunk, View, display_matrix, places_of, resample_indices
 from vidtok.errors import VideoError
 from vidtok.files import replacing
 from vidtok.inputs import check_unchanged, file_version
@@ -101,6 +101,7 @@ def read_selection(
         VideoError: the video can't be decoded.
     """
     if cache is not None:
+        validate_no_options(reader)
         pictures, timestamps, fps = cached_frames(path, cache)
         indices = choose(timestamps, fps)
         return Chunk(convert_pictures(pictures[indices], view(*pictures.shape[1:3])), timestamps[indices])

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ class VideoInfo:
         duration: seconds according to the header, which may be wrong; None if it is not stated.
         codec: FFmpeg's name of the codec.
         pixel_format: FFmpeg's name of the pixel format, or "unknown".
+        traits: {name: what it is} of what is unusual: sample aspect ratio, transfer (HDR), scan (interlaced), rotation.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class VideoInfo:
     duration: float | None
     codec: str
     pixel_format: str
+    traits: dict[str, str] = field(default_factory=dict)
 
 
 def probe_video(path: str | Path) -> VideoInfo:
@@ -55,10 +58,10 @@ def probe_video(path: str | Path) -> VideoInfo:
         if duration is None and container.duration:
             duration = container.duration / 1e6
     with PyAVReader(path) as reader:
-        (height, width), fps = reader.size, reader.fps
+        (height, width), fps, traits = reader.size, reader.fps, reader.traits.rows()
     if not frames:
         frames = round(duration * fps) if duration else None
-    return VideoInfo(Path(path), height, width, fps, frames, duration, codec, pixel_format or "unknown")
+    return VideoInfo(Path(path), height, width, fps, frames, duration, codec, pixel_format or "unknown", traits)
 
 
 class VideoStream:
@@ -117,6 +120,11 @@ class VideoStream:
     @property
     def error(self) -> VideoError | None:
         return self._reader.error
+
+    @property
+    def sar(self) -> Fraction:
+        """Width of a pixel over its height, as shown."""
+        return getattr(self._reader, "sar", Fraction(1))
 
     @property
     def damage(self) -> Damage | None:

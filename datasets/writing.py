@@ -114,13 +114,19 @@ class VideoWriter:
             the mean rate.
         audio: packets to write beside the frames, as far as these go; the writer closes it. Left out of a .gif and a
             .png.
+        sar: width of a pixel over its height, by which players stretch the picture. Left out of a .gif and a .png.
 
     Raises:
         ValueError: another suffix, an illegal fps, or audio that the format can't hold.
     """
 
     def __init__(
-        self, path: str | Path, fps: float, time_base: Fraction | None = None, audio: AudioPackets | None = None
+        self,
+        path: str | Path,
+        fps: float,
+        time_base: Fraction | None = None,
+        audio: AudioPackets | None = None,
+        sar: Fraction = Fraction(1),
     ):
         self.path = Path(path)
         suffix = self.path.suffix.lower()
@@ -131,7 +137,7 @@ class VideoWriter:
         self._part = temporary_path(self.path, suffix)
         # Below 1 fps it is the seconds per frame that are rounded.
         rate = Fraction(fps).limit_denominator(1001) if fps >= 1 else 1 / (1 / Fraction(fps)).limit_denominator(1001)
-        self._sink = _SINKS[suffix](self._part, rate, time_base, audio)
+        self._sink = _SINKS[suffix](self._part, rate, time_base, audio, sar)
         self._shape: tuple[int, ...] | None = None
 
     def write(self, video: Tensor, ticks: Sequence[int] | None = None) -> None:
@@ -187,7 +193,10 @@ def write_video(path: str | Path, video: Tensor, fps: float) -> None:
 
 
 class _H264:
-    def __init__(self, path: Path, fps: Fraction, time_base: Fraction | None, audio: AudioPackets | None):
+    def __init__(
+        self, path: Path, fps: Fraction, time_base: Fraction | None, audio: AudioPackets | None, sar: Fraction
+    ):
+        self._sar = sar
         self._container, self._fps, self._time_base = av.open(f"file:{path}", "w"), fps, time_base
         self._stream: AvStream | None = None
         self._suffix, self._audio = path.suffix, audio
@@ -205,6 +214,8 @@ class _H264:
             context = self._stream.codec_context
             if self._time_base is not None:
                 context.time_base = self._time_base
+            if self._sar != 1:
+                context.sample_aspect_ratio = self._sar
             context.colorspace, context.color_range = self._matrix, ColorRange.MPEG
             context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
             if self._audio is not None:
@@ -264,7 +275,9 @@ def gif_delays(frames: int, fps: Fraction) -> list[int]:
 class _Pillow:
     """Collect frames and write them at the end with Pillow: a GIF, or a PNG of one frame."""
 
-    def __init__(self, path: Path, fps: Fraction, time_base: Fraction | None, audio: AudioPackets | None):
+    def __init__(
+        self, path: Path, fps: Fraction, time_base: Fraction | None, audio: AudioPackets | None, sar: Fraction
+    ):
         self._path, self._fps = path, fps
         if audio is not None:
             audio.close()

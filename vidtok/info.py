@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vidtok.errors import UserError
-from vidtok.inputs import walk_files
+from vidtok.inputs import is_virtual, walk_files
 
 
 def describe(thing: str | Path) -> dict[str, object]:
@@ -28,11 +28,11 @@ def describe(thing: str | Path) -> dict[str, object]:
     from vidtok.extraction.output import SETTINGS_FILE
 
     path = Path(thing)
-    if not path.exists() and path.suffix:
+    if not path.exists() and path.suffix and not is_virtual(path):
         raise UserError(f"{path}: no such file")
     if (path / SETTINGS_FILE).is_file() or is_shard(path):
         return folder_info(path)
-    if not path.is_file():
+    if not path.is_file() and not is_virtual(path):
         return model_info(str(thing))
     if path.suffix.lower() == ".vtk":
         return compressed_info(path)
@@ -180,16 +180,21 @@ def _token_rows(records: list) -> dict[str, str]:
 
 def video_info(path: Path) -> dict[str, object]:
     from vidtok.datasets import probe_video
+    from vidtok.datasets.container import read_timeline
 
-    info = probe_video(path)
-    return {
+    info, timeline = probe_video(path), read_timeline(path)
+    rows = {
         "video": path,
         "size": _size((info.height, info.width)),
         "frames": "not in the header" if info.num_frames is None else f"{info.num_frames} (as the header says)",
         "rate": f"{info.fps:g} frames/s",
         "duration": "not in the header" if info.duration is None else f"{info.duration:.3f} s",
         "codec": f"{info.codec}, {info.pixel_format}",
+        **info.traits,
     }
+    if timeline.has_breaks:
+        rows["clock"] = "restarts or jumps; its times are made continuous"
+    return rows
 
 
 def compressed_info(path: Path) -> dict[str, object]:

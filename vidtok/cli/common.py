@@ -40,8 +40,24 @@ def add_frame_folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frame-folders", type=positive(float), metavar="FPS", help=help)
 
 
+class ReaderOption(argparse.Action):
+    """Put the reader and its options together, in whatever order they are given: "pyav+deinterlace+sar"."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        name, *options = namespace.reader.split("+")
+        if option_string == "--reader":
+            name = values
+        elif values != "ignore":
+            options.append(self.const)
+        namespace.reader = "+".join([name, *options])
+
+
 def add_reader(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--reader", default="auto", help="video decoder: auto (default), pyav, decord, torchcodec")
+    option: dict = {"dest": "reader", "action": ReaderOption, "default": argparse.SUPPRESS}
+    parser.add_argument("--reader", **option | {"default": "auto"}, help="auto (default), pyav, decord, torchcodec")
+    parser.add_argument("--deinterlace", nargs=0, const="deinterlace", **option, help="of interlaced frames (bwdif)")
+    parser.add_argument("--sar", choices=["ignore", "apply"], const="sar", **option, help="apply: make pixels square")
+    parser.add_argument("--tone-map", nargs=0, const="tonemap", **option, help=argparse.SUPPRESS)  # refused by name
 
 
 def add_tile(parser: argparse.ArgumentParser) -> None:
@@ -73,19 +89,6 @@ def print_rows(rows: Mapping[str, object]) -> None:
     width = max(map(len, rows)) + 2
     for name, value in rows.items():
         print(f"{name:<{width}}{printable(str(value))}")
-
-
-SAMPLING = {
-    "steps": (int, "of sampling (default: the kind's own)"),
-    "guidance": (float, "strength of classifier-free guidance, 1 is none (default)"),
-    "guidance_schedule": (str, "constant (default), linear, cosine"),
-    "temperature": (float, "of the tokens drawn (default 1)"),
-    "choice_temperature": (float, "masked: noise on what is kept (default 4.5)"),
-    "schedule": (str, "masked: cosine (default) or uniform"),
-    "top_k": (int, "autoregressive: of each half of a token"),
-    "top_p": (float, "autoregressive: of each half of a token"),
-    "solver": (str, "diffusion: ddim (default) or dpm"),
-}
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:

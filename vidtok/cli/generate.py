@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 
 from vidtok.cli import common
-from vidtok.cli.common import SAMPLING
+from vidtok.cli.settings import SAMPLING
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -18,3 +18,16 @@ def show_config(args: argparse.Namespace, name: str) -> bool:
 
         print(describe_config(name, args.overrides))
     return args.config
+
+
+SAMPLING = {
+    "steps": (int, "of sampling (default: the kind's own)"),
+    "guidance": (float, "strength of classifier-free guidance, 1 is none (default)"),
+    "guidance_schedule": (str, "constant (default), linear, cosine"),
+    "temperature": (float, "of the tokens drawn (default 1)"),
+    "choice_temperature": (float, "masked: noise on what is kept (default 4.5)"),
+    "schedule": (str, "masked: cosine (default) or uniform"),
+    "top_k": (int, "autoregressive: of each half of a token"),
+    "top_p": (float, "autoregressive: of each half of a token"),
+    "solver": (str, "diffusion: ddim (default) or dpm"),
+}

@@ -148,7 +148,7 @@ class Extraction:
         frame_folders: a folder of numbered images is one video of so many frames per second, or None, it is none.
         batch: streams per pass (1 on a CPU, 8 on a GPU). threads: of the model on a CPU, for the whole process.
         workers: decode processes (by videos and CPUs); 0, none. time_limit: seconds for a decoder that gives nothing.
-        reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`.
+        reader: "auto", "pyav", "decord" or "torchcodec", or "pyav+deinterlace+sar", see `vidtok.datasets.open_video`.
         on_error: "raise", a damaged video fails; or "keep", it is kept without the frames that are damaged, as the
             ffmpeg command does, and its records and the result's `damaged` say which (reader "pyav" only).
         engine: "local" or "ray", on all machines of a cluster. ray_address: a running cluster, "auto" or "host:port",
@@ -198,7 +198,7 @@ class Extraction:
     ):
         if clips is None and (frames is not None or stride is not None):
             raise ValueError("frames and stride are of clips: give clips, too")
-        if reader not in READERS:
+        if reader.partition("+")[0] not in READERS:
             raise ValueError(f"the reader is {', '.join(READERS)}, not {reader!r}")
         if engine not in ("local", "ray"):
             raise ValueError(f"the engine is local or ray, not {engine!r}")

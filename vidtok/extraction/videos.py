@@ -234,7 +234,7 @@ def reconstruct_files(
             originals = Echo(source)
             ids = encode_chunks(tokenizer, originals, tile)
             sound = find_audio(job.source) if audio else None
-            with VideoWriter(job.target, source.stream.fps, audio=sound) as writer:
+            with VideoWriter(job.target, source.stream.fps, audio=sound, sar=source.stream.sar) as writer:
                 for chunk in decode_chunks(tokenizer, ids, tile):
                     original = originals.take(chunk.shape[2])
                     chunk = chunk.cpu()[:, :, : original.shape[2], : original.shape[3], : original.shape[4]]

@@ -21,8 +21,8 @@ import argparse
 from contextlib import ExitStack
 
 from vidtok.cli import common
-from vidtok.cli.common import SAMPLING
 from vidtok.cli.eval import add_result, arguments, write_result
+from vidtok.cli.settings import SAMPLING
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
