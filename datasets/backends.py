@@ -99,6 +99,8 @@ class VerifiedReader:
 
     def __init__(self, path: str | Path):
         self.path, self.version = Path(path), file_version(path)
+        if not self.path.is_file():
+            raise self._distrust("it reads files on disk, not members of archives or folders of frames")
         timeline = read_timeline(path)
         if timeline.unreliable is not None:
             raise self._distrust(timeline.unreliable)

@@ -67,6 +67,13 @@ def test_members_are_read_as_files_are(here, kind):
     )
 
 
+def test_a_seeking_reader_is_told_of_no_member(here, capfd):
+    for backend in ("decord", "torchcodec"):
+        with pytest.raises(VideoError, match=f"{backend} can't be proven right on this file: it reads files on disk"):
+            open_video(here / "x.tar/a.mp4", backend)
+    assert capfd.readouterr() == ("", "")  # decord writes of what it can't open
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_archives_are_sources(here, kind, monkeypatch):
     monkeypatch.chdir(here)
