@@ -221,7 +221,7 @@ def compressed_info(path: Path) -> dict[str, object]:
         "tokens": f"{latents} x {_size(header.grid)} = {tokens} of {header.bits} bits",
         "tiles": "whole frames" if header.tile is None else f"{header.tile} pixels",
         "chunks": f"{len(reader.entries)} of up to {header.chunk_latents} latents",
-        "entropy model": header.entropy,
+        "entropy model": header.entropy + ("" if header.prior is None else f", weights {header.prior}"),
         "rate": f"{8 * size / frames / math.prod(header.size):.4f} bits per pixel, {size / duration / 125:.1f} kbit/s",
         "saved": f"{1 - size / raw:.1%} of {raw} bytes of packed tokens",
     }

@@ -44,9 +44,10 @@ from vidtok.eval.compression.codecs import (
     TokenizerCodec,
     describe_ffmpeg,
     find_ffmpeg,
+    token_sizes,
     vmaf,
 )
-from vidtok.eval.compression.report import save_frame, summarize, write_report
+from vidtok.eval.compression.report import save_frame, summarize, summarize_tokens, write_report
 from vidtok.eval.metrics.i3d import I3D
 from vidtok.eval.metrics.reconstruction import ms_ssim, psnr
 from vidtok.eval.reconstruction.run import spread
@@ -163,6 +164,53 @@ def evaluate(
     }
     write_json(output / "result.json", result)
     write_report(result, output, run.pictures)
+    return result
+
+
+def compare_entropy(
+    inputs: str | Sequence[str],
+    output: str | Path,
+    *,
+    models: Sequence[str] = ("vidtok-t",),
+    size: int | None = 128,
+    frames: int | None = None,
+    clips: int | None = None,
+    split: str | None = None,
+    device: str = "auto",
+    track: Callable[[Iterable[Path], int], Iterable[Path]] = lambda files, total: files,
+) -> dict:
+    """Compare the entropy models on tokens of videos, and write the result to tokens.json in the folder `output`.
+
+    Args:
+        inputs, clips, split, device, track: as of `evaluate`. models: tokenizers that have a prior.
+        size: short side of whole frames in pixels. frames: number of first frames to take of each file; None, all.
+
+    Returns:
+        models: {name: {saved: {entropy model: {total, median}}, shares of packed bits, of all clips and of the median
+        one; encode_kbs, decode_kbs: {entropy model: kB of packed tokens per CPU second}}}; clips: rows of
+        `codecs.token_sizes` with name and model; schema, protocol, provenance, wall_time_s.
+
+    Raises UserError where there is no video, or a tokenizer has no prior.
+    """
+    start = time.perf_counter()
+    inputs = [inputs] if isinstance(inputs, str) else [str(each) for each in inputs]
+    files = [file for file, _ in find_videos(inputs)]
+    files = spread(files, clips or len(files))
+    where = pick_device(device)
+    tokenizers = {name: VideoTokenizer.from_pretrained(name, where) for name in models}
+    rows = []
+    for file in track(files, len(files)):
+        for name, tokenizer in tokenizers.items():
+            rows.append({"name": escape_name(file.name), "model": name, **token_sizes(tokenizer, file, size, frames)})
+    result = {
+        "schema": "vidtok.compression.tokens/1",
+        "protocol": {"source": " ".join(inputs), "split": split, "size": size, "frames": frames, "clips": len(files)},
+        "models": {name: summarize_tokens([row for row in rows if row["model"] == name]) for name in models},
+        "clips": rows,
+        "provenance": provenance(where),
+        "wall_time_s": time.perf_counter() - start,
+    }
+    write_json(Path(output) / "tokens.json", result)
     return result
 
 

@@ -10,6 +10,7 @@ header, times and index of a `.vtk` file correspond to those of an mp4 file.
 
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -20,12 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.special import betaln
 from torch import Tensor
 from torch.nn import functional as F
 
 from vidtok.codec import compress, decompress
+from vidtok.codec.entropy import NAMES, entropy_model
+from vidtok.codec.prior import find_prior
 from vidtok.errors import UserError
+from vidtok.extraction.videos import Source, collect_ids, encode_chunks
 from vidtok.tokenizer import VideoTokenizer
 
 RANDOM_ACCESS, LOW_DELAY, CAUSAL = "random-access", "low-delay", "causal"
@@ -319,6 +325,65 @@ def parse_rate(rate: str) -> tuple[float, float]:
     if not (0 < values[0] <= 100 and 0 < values[1] <= 1):
         raise ValueError(f"quality is above 0 and at most 100, and scale above 0 and at most 1, not {rate}")
     return values
+
+
+COUNTER = "counter"  # of `token_sizes`
+
+
+def token_sizes(tokenizer: VideoTokenizer, file: Path, size: int | None, frames: int | None, chunk: int = 64) -> dict:
+    """Measure the bytes of a video's tokens by each entropy model, without the container.
+
+    Args:
+        file: video. size: short side to resize to in pixels; None, native. frames: most frames; None, all.
+        chunk: latents per chunk; chunks are coded independently.
+
+    Returns:
+        frames, grid, tokens; bytes, entropy model -> number, also of `COUNTER`; encode_s and decode_s, entropy model ->
+        CPU seconds of this process.
+
+    Raises:
+        VideoError: the video can't be read.
+        AssertionError: tokens don't come back.
+    """
+    with Source(file, size, None, frames) as source:
+        ids = collect_ids(encode_chunks(tokenizer, source, None), tokenizer.bits).astype(np.int64)
+    bits, levels = math.ceil(tokenizer.bits), getattr(tokenizer.quantizer, "levels", 1)
+    row: dict = {"frames": source.frames, "grid": list(ids.shape[1:]), "tokens": ids.size}
+    row |= {"bytes": {COUNTER: counter_bytes(ids, bits)}, "encode_s": {}, "decode_s": {}}
+    for name in NAMES:
+        prior = find_prior(tokenizer.config.name, tokenizer.weight_hash) if name == "prior" else None
+        model = entropy_model(name, prior)
+        parts = [ids[start : start + chunk] for start in range(0, len(ids), chunk)]
+        began = time.process_time()
+        coded = [model.encode(part, bits, levels) for part in parts]
+        middle = time.process_time()
+        decoded = [model.decode(data, part.shape, bits, levels) for data, part in zip(coded, parts, strict=True)]
+        end = time.process_time()
+        assert all((a == b).all() for a, b in zip(decoded, parts, strict=True))
+        row["bytes"][name] = sum(map(len, coded))
+        row["encode_s"][name], row["decode_s"][name] = middle - began, end - middle
+    return row
+
+
+def counter_bytes(ids: np.ndarray, bits: int) -> float:
+    """Bytes of int64 ids [t, h, w] by a plain counter, for comparison: it isn't a codec.
+
+    Each bit is predicted by how often it was 0 and 1 (plus one half) in the context of the same bit of eight tokens:
+    one latent before, those at its place and its four sides; two latents before; at its left and above.
+    """
+    t, h, w = ids.shape
+    padded = np.pad(ids, ((2, 0), (1, 1), (1, 1)))
+    total = 0.0
+    for bit in range(bits):
+        plane = padded >> bit & 1
+        places = [(1, 0, 0), (1, 0, -1), (1, 0, 1), (1, -1, 0), (1, 1, 0), (2, 0, -1), (2, -1, 0), (0, 0, 0)]
+        context = np.zeros_like(ids)
+        for dt, dy, dx in places:
+            context = 2 * context + plane[dt : dt + t, 1 + dy : 1 + dy + h, 1 + dx : 1 + dx + w]
+        ones = np.bincount(context.reshape(-1), (ids >> bit & 1).reshape(-1), 256)
+        zeros = np.bincount(context.reshape(-1), minlength=256) - ones
+        total -= (betaln(ones + 0.5, zeros + 0.5) - betaln(0.5, 0.5)).sum() / np.log(2)
+    return total / 8
 
 
 def vmaf(ffmpeg: str, original: Tensor, decoded: Tensor, fps: float) -> float:

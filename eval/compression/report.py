@@ -347,3 +347,28 @@ def _html_table(rows: Sequence[Sequence[str]]) -> str:
 def _picture(name: str, file: Path) -> str:
     source = base64.b64encode(file.read_bytes()).decode()
     return f"<h3>{escape(name)}</h3><img alt='{escape(name)}' src='data:image/png;base64,{source}'>"
+
+
+def summarize_tokens(rows: Sequence[Mapping]) -> dict:
+    """Summarize rows of `codecs.token_sizes` of one tokenizer, for `vidtok.eval.compression.compare_entropy`."""
+    raw = np.array([row["bytes"]["raw"] for row in rows])
+    summary: dict = {"saved": {}, "encode_kbs": {}, "decode_kbs": {}}
+    for model in rows[0]["bytes"]:
+        sizes = np.array([row["bytes"][model] for row in rows])
+        summary["saved"][model] = {"total": 1 - sizes.sum() / raw.sum(), "median": float(np.median(1 - sizes / raw))}
+        for way in ("encode", "decode") if model in rows[0]["encode_s"] else ():
+            seconds = sum(row[f"{way}_s"][model] for row in rows)
+            summary[f"{way}_kbs"][model] = raw.sum() / 1000 / seconds
+    return summary
+
+
+def format_tokens(result: Mapping) -> str:
+    """Format a result of `vidtok.eval.compression.compare_entropy` as a Markdown table."""
+    lines = [_line(["tokenizer", "entropy model", "saved", "saved, median clip", "encode kB/s", "decode kB/s"])]
+    lines.append(_line(["---"] * 6))
+    for name, values in result["models"].items():
+        for model, saved in values["saved"].items():
+            speeds = [values[f"{way}_kbs"].get(model) for way in ("encode", "decode")]
+            shown = ["" if speed is None else f"{speed:.0f}" for speed in speeds]
+            lines.append(_line([name, model, f"{saved['total']:.1%}", f"{saved['median']:.1%}", *shown]))
+    return "\n".join(lines)

@@ -63,9 +63,9 @@ from vidtok.eval.report.page import choose_clips, write_report
 from vidtok.files import replacing, write_json
 from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.distributed import only_process
 from vidtok.train.loop import StopSignal, train
 from vidtok.train.run_folder import RunFolder, check_fingerprint, lasting
+from vidtok.train.state import only_process
 
 Fit = Callable[[HeadData, str, int, Path], tuple[nn.Module, dict] | None]
 TRANSFER = "pixels on recon"  # the paper's protocol: trained on pixels, tested on what the tokens keep of them

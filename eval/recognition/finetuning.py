@@ -32,10 +32,9 @@ from vidtok.eval.report import format_table
 from vidtok.files import write_json
 from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.distributed import join_processes
 from vidtok.train.loop import StopSignal, build_schedule, train
 from vidtok.train.run_folder import RunFolder, check_fingerprint
-from vidtok.train.state import TrainState, build_state
+from vidtok.train.state import TrainState, build_state, join_processes
 
 BEST = "best"  # folder of the run with the head of the checkpoint that was chosen
 

@@ -17,7 +17,7 @@ from vidtok.eval.recognition.finetuning import check_finetuning
 from vidtok.files import validate_output
 from vidtok.hub import fetch, find_pretrained, read_state
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train import distributed
+from vidtok.train import state
 from vidtok.train.run_folder import check_fingerprint
 
 
@@ -202,6 +202,6 @@ def test_a_warning_is_said_once():
 
 
 def test_a_comparison_is_one_process(monkeypatch):
-    monkeypatch.setattr(distributed, "join_processes", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(state, "join_processes", lambda: SimpleNamespace(num_processes=2))
     with pytest.raises(ValueError, match="eval compare is one process, not 2: start it without torchrun"):
-        distributed.only_process("eval compare")
+        state.only_process("eval compare")

@@ -190,7 +190,7 @@ def test_another_model(tokenizer, tmp_path):
 
 def test_arguments(tokenizer, tmp_path):
     for options, message in [
-        ({"entropy": "prior"}, "unknown entropy model"), ({"chunk_latents": 0}, "chunk_latents"),
+        ({"entropy": "priors"}, "unknown entropy model"), ({"chunk_latents": 0}, "chunk_latents"),
         ({"size": 8}, "resizes files"), ({"fps": -1}, "above 0"), ({"fps": 1e-9}, "in 1e-06 .. 1e\\+09"),
         ({"max_frames": 0}, "max_frames=0"), ({"max_frames": -1}, "max_frames=-1"),
     ]:  # fmt: skip

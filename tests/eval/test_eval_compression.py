@@ -13,13 +13,22 @@ from PIL import Image
 
 import vidtok
 from vidtok.cli.main import main
+from vidtok.codec import prior
 from vidtok.errors import UserError
 from vidtok.eval import compression
 from vidtok.eval.compression import codecs, make_codecs, read_clip
 from vidtok.eval.compression.codecs import Coded, Ffmpeg, FfmpegCodec, FfmpegError, TokenizerCodec, parse_rate
-from vidtok.eval.compression.report import bd_table, comparison_table, format_result, summarize, table
+from vidtok.eval.compression.report import (
+    bd_table,
+    comparison_table,
+    format_result,
+    format_tokens,
+    summarize,
+    table,
+)
 from vidtok.eval.metrics.reconstruction import ms_ssim
 from vidtok.tokenizer import VideoTokenizer
+from vidtok.train.prior import PriorNetwork
 
 FFMPEG = os.environ.get("VIDTOK_FFMPEG") or shutil.which("ffmpeg")
 needs_ffmpeg = pytest.mark.skipif(FFMPEG is None, reason="no ffmpeg")
@@ -261,3 +270,37 @@ def test_the_command(tokenizer_path, videos, tmp_path, monkeypatch, capsys):
     for wrong in (["--size", "65"], ["--size", "1x2x3"], ["--rate", "x265"]):
         with pytest.raises(SystemExit):
             main(["eval", "compression", str(videos), "-o", str(output), *wrong])
+
+
+def test_entropy_models_on_tokens(tokenizer_path, videos, tmp_path, monkeypatch, capsys):
+    tokenizer = VideoTokenizer.from_pretrained(tokenizer_path)
+    about = {"model": "tiny", "weight_hash": tokenizer.weight_hash}
+    PriorNetwork(about, 18, channels=8, blocks=1, hidden=4).save_pretrained(tmp_path / "shipped" / "tiny")
+    monkeypatch.setattr(prior, "PRETRAINED", tmp_path / "shipped")
+    command = ["eval", "compression", str(videos), "-o", str(tmp_path / "out"), "--tokens", "--codec", tokenizer_path]
+    assert main([*command, "--size", "64", "--frames", "7"]) == 0
+    result = json.loads((tmp_path / "out" / "tokens.json").read_text())
+    (values,) = result["models"].values()
+    assert [*values["saved"]] == ["counter", "raw", "adaptive", "prior"] and values["saved"]["raw"]["total"] == 0
+    assert [row["bytes"]["raw"] for row in result["clips"]] == [3 * 8 * 12 * 18 // 8] * 2
+    assert all(speed > 0 for way in ("encode", "decode") for speed in values[f"{way}_kbs"].values())
+    shown = capsys.readouterr().out
+    assert format_tokens(result) in shown and f"| {tokenizer_path} | raw | 0.0% | 0.0% |" in shown
+
+
+def test_a_plain_counter():
+    """Against the same counter, token by token."""
+    ids = np.random.default_rng(0).integers(0, 4, (3, 4, 5))
+    bits = 0.0
+    for bit in range(2):
+        plane = np.pad(ids >> bit & 1, ((2, 0), (1, 1), (1, 1)))
+        counts: dict[tuple, list[float]] = {}
+        for t, y, x in np.ndindex(ids.shape):
+            at = (t + 2, y + 1, x + 1)
+            around = [(-1, 0, 0), (-1, 0, -1), (-1, 0, 1), (-1, -1, 0), (-1, 1, 0), (0, 0, -1), (0, -1, 0), (-2, 0, 0)]
+            context = tuple(plane[tuple(np.add(at, step))] for step in around)
+            seen = counts.setdefault(context, [0.5, 0.5])
+            bits -= np.log2(seen[plane[at]] / sum(seen))
+            seen[plane[at]] += 1
+    assert codecs.counter_bytes(ids, 2) == pytest.approx(bits / 8)
+    assert codecs.counter_bytes(np.zeros((8, 8, 8), np.int64), 18) < 0.02 * 8**3 * 18 / 8

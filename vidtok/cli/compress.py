@@ -4,6 +4,7 @@
     vidtok compress clip.mp4 -o clip.vtk --size 128 --fps 15     # smaller: fewer pixels, fewer frames
     vidtok compress clip.mp4 -o clip.vtk --quality 50            # smaller: tokens change where it matters
     vidtok compress clip.mp4 -o clip.vtk --bpp 0.03              # the best quality that takes so many bits per pixel
+    vidtok compress clip.mp4 -o clip.vtk --entropy prior         # fewer bytes, more time: a trained network predicts
     vidtok compress clip.mp4 -o clip.vtk --entropy raw           # packed bits, without the package constriction
 
 Memory doesn't grow with the length of the video. `vidtok decompress` restores number, size and times of the frames
@@ -24,7 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     common.add_precision(parser)
     common.add_reading(parser)
     common.add_tile(parser)
-    parser.add_argument("--entropy", default="adaptive", help="entropy model: adaptive (default) or raw")
+    parser.add_argument("--entropy", default="adaptive", help="entropy model: adaptive (default), prior or raw")
+    parser.add_argument("--prior", metavar="FILE", help="weights of the entropy model prior (default: shipped)")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument(
         "--quality", type=float, default=100, metavar="Q",

@@ -18,6 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     common.add_output(parser, "video to write: .mp4, .mov, .mkv, .gif, or .png for one frame")
     common.add_model(parser)
     parser.set_defaults(model=None)
+    parser.add_argument("--prior", metavar="FILE", help="weights of the entropy model prior (default: shipped)")
     common.add_precision(parser)
     common.add_tile(parser)
     parser.add_argument(

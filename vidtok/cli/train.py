@@ -6,6 +6,7 @@
     vidtok train tokenizer data.root=DIR branch=A run=B trainer.max_steps=2000    # A's checkpoint, decaying rate
     vidtok train tokenizer experiment=vidtok-t data.root=DIR                      # the recipe of the next shipped model
     vidtok train pretrain data.features=ids trainer.max_minutes=60                # a backbone for eval finetune init=
+    vidtok train prior tokenizer=vidtok-t data.source=videos/ run=P               # for vidtok compress --entropy prior
     vidtok train tokenizer --config               # print the settings, and the models, quantizers, ... that there are
     torchrun --nproc-per-node 8 -m vidtok train tokenizer ...                     # eight processes share each batch
 
@@ -19,7 +20,7 @@ from vidtok.cli import settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", choices=("tokenizer", "generator", "pretrain"), help="kind of model to train")
+    parser.add_argument("kind", choices=("tokenizer", "generator", "pretrain", "prior"), help="kind of model to train")
     settings.add_overrides(parser)
 
 
@@ -27,7 +28,9 @@ def run(args: argparse.Namespace) -> None:
     if settings.show_config(args, f"train_{args.kind}"):
         return
 
-    from vidtok.train.run import pretrain, train_generator, train_tokenizer
+    from vidtok.train.run import pretrain, train_generator, train_prior, train_tokenizer
 
-    train = {"tokenizer": train_tokenizer, "generator": train_generator, "pretrain": pretrain}[args.kind]
-    train(*args.overrides, log=settings.log)
+    kinds = {
+        "tokenizer": train_tokenizer, "generator": train_generator, "pretrain": pretrain, "prior": train_prior,
+    }  # fmt: skip
+    kinds[args.kind](*args.overrides, log=settings.log)

@@ -74,6 +74,7 @@ class Header:
         bits: of a token; levels: bits per encoder channel (residual LFQ), else 1.
         stride: pixels per token in (time, height, width).
         entropy: name of the entropy model, see `vidtok.codec.entropy`.
+        prior: hash of the tokenizer's prior that predicted (`vidtok.codec.prior`); None, left out: no weights did.
         chunk_latents: latent frames of every chunk but the last.
         size: (height, width) of the frames in pixels. At the right and the bottom they are padded to whole tokens by
             repetition, which decoding cuts off.
@@ -96,6 +97,7 @@ class Header:
     time_base: tuple[int, int]
     tile: int | None
     source: dict
+    prior: str | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -174,7 +176,8 @@ class ContainerWriter:
     """
 
     def __init__(self, file: BinaryIO, header: Header):
-        data = json.dumps(asdict(header), allow_nan=False, separators=(",", ":")).encode()
+        values = {name: value for name, value in asdict(header).items() if (name, value) != ("prior", None)}
+        data = json.dumps(values, allow_nan=False, separators=(",", ":")).encode()
         _parse_header(data)  # nothing is written that would be refused when read
         self._file, self._offset, self.entries = file, 0, list[Entry]()
         self._write(_PREFIX.pack(MAGIC, VERSION, len(data), zlib.crc32(data)) + data)
@@ -389,6 +392,8 @@ def _parse_header(data: bytes) -> Header:
     except (ValueError, RecursionError) as error:
         raise ValueError("it is no JSON") from error
     names = [field.name for field in fields(Header)]
+    if isinstance(values, dict) and values.get("entropy") != "prior":
+        values = {"prior": None} | values
     if not isinstance(values, dict) or sorted(values) != sorted(names) or len(data) > MAX_HEADER:
         raise ValueError(f"its fields must be {', '.join(names)}")
     for name in ("stride", "size", "time_base"):
@@ -411,6 +416,7 @@ def _parse_header(data: bytes) -> Header:
         "time_base": _are_counts(header.time_base, 2, MAX_TIME_BASE),
         "tile": header.tile is None or _is_count(header.tile, MAX_SIDE),
         "source": isinstance(header.source, dict),
+        "prior": _is_text(header.prior) if header.entropy == "prior" else header.prior is None,
     }
     if wrong := [name for name, fine in legal.items() if not fine]:
         raise ValueError(f"{wrong[0]} can't be {str(values[wrong[0]])[:40]}")

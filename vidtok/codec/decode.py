@@ -17,6 +17,7 @@ from torch import Tensor
 from vidtok.codec.container import Chunk, CodecError, ContainerReader, Header
 from vidtok.codec.encode import Report, loaded
 from vidtok.codec.entropy import entropy_model
+from vidtok.codec.prior import prior_of
 from vidtok.datasets import VideoWriter
 from vidtok.errors import UserError
 from vidtok.extraction.videos import chunk_ids, decode_chunks
@@ -32,6 +33,7 @@ def decompress(
     output: str | os.PathLike | None = None,
     *,
     model: str | VideoTokenizer | None = None,
+    prior: str | os.PathLike | None = None,
     start: float = 0.0,
     end: float | None = None,
     salvage: bool = False,
@@ -48,6 +50,7 @@ def decompress(
         output: .mp4, .mov, .mkv, .gif or .png, written with the times of the frames (.gif: at the mean rate); None,
             return the frames.
         model: the tokenizer that made the file, as of `compress`; None, the shipped one that the file names.
+        prior: file of the prior by which the file was compressed; None, the shipped one that the file names.
         start, end: seconds of the part to decode, counted from the first frame; end None, to the last one. Only its
             chunks are read, and those before it that the decoder looks back to.
         salvage: decode the good chunks of a damaged or unfinished file, and warn of what is missing.
@@ -76,7 +79,7 @@ def decompress(
         if not reader.entries:
             raise CodecError(f"{name}: no chunk is good")
         header = reader.header
-        coder = entropy_model(header.entropy)
+        coder = entropy_model(header.entropy, prior_of(header, prior))
         tokenizer = _tokenizer_of(header, name, model, device, precision, tile or header.tile)
         frames = _Frames(reader, coder.decode, tokenizer, tile or header.tile, salvage)
         base = Fraction(*header.time_base)

@@ -33,7 +33,8 @@ from vidtok.codec.container import (
     Header,
     pack_ticks,
 )
-from vidtok.codec.entropy import EntropyModel, entropy_model
+from vidtok.codec.entropy import EntropyModel, entropy_model, validate_entropy
+from vidtok.codec.prior import Prior, find_prior
 from vidtok.datasets.container import open_container
 from vidtok.datasets.frames import OnError
 from vidtok.errors import VideoError
@@ -92,6 +93,7 @@ def compress(
     *,
     model: str | VideoTokenizer = "vidtok-t",
     entropy: str = "adaptive",
+    prior: str | os.PathLike | None = None,
     quality: float = 100,
     bpp: float | None = None,
     size: int | None = None,
@@ -114,7 +116,8 @@ def compress(
         video: a file; or float [1, 3, T, H, W] in [-1, 1] of any length and size.
         output: a path, or a binary file opened for writing.
         model: shipped name, folder or hub id of a tokenizer; or a loaded one, which brings its device and precision.
-        entropy: "adaptive", or "raw" for packed bits.
+        entropy: "adaptive"; "prior", which takes fewer bytes and more time; or "raw" for packed bits.
+        prior: file of the prior of a tokenizer that isn't shipped; None, the shipped one.
         quality: above 0 and at most 100, which keeps the tokens as they are. Below, the bits of a token stay those of
             one latent before while the latent is near zero: fewer bits with "adaptive", which codes changes. Of LFQ
             tokenizers only.
@@ -136,11 +139,14 @@ def compress(
 
     Raises:
         ValueError: an illegal argument.
-        UserError: the output exists or can't be written, or "adaptive" is chosen without the package constriction.
+        UserError: the output exists or can't be written, another entropy model than "raw" is chosen without the package
+            constriction, or no prior is at hand.
         VideoError: the video can't be read. A path that was begun is removed; an open file is left as it is.
     """
     began = time.monotonic()
-    coder = entropy_model(entropy)
+    validate_entropy(entropy)
+    if prior is not None and entropy != "prior":
+        raise ValueError("a prior is for entropy='prior'")
     _check_rate(quality, bpp, entropy)
     check_counts(chunk_latents=chunk_latents, max_frames=1 if max_frames is None else max_frames)
     if isinstance(video, Tensor) and size is not None:
@@ -151,6 +157,8 @@ def compress(
         if not isinstance(video, Tensor) and path.exists() and Path(video).exists() and path.samefile(video):
             raise ValueError(f"{path} is the input: give another output")
     tokenizer, precision = loaded(model, device, precision, tile)
+    network = find_prior(tokenizer.config.name, tokenizer.weight_hash, file=prior) if entropy == "prior" else None
+    coder = entropy_model(entropy, network)
     held = bpp is not None or quality < 100
     if held and not isinstance(tokenizer.quantizer, LFQ):
         raise ValueError(f"quality and bpp are for LFQ tokenizers, and {tokenizer.config.name} is none")
@@ -161,7 +169,7 @@ def compress(
         else:
             source = FileSource(Path(video), size, fps, max_frames, reader, on_error, progress)
         stack.callback(source.close)
-        header = _make_header(tokenizer, source, precision, entropy, tile, chunk_latents)
+        header = _make_header(tokenizer, source, precision, entropy, network, tile, chunk_latents)
         file = output
         if isinstance(file, str | os.PathLike):
             Path(file).parent.mkdir(parents=True, exist_ok=True)
@@ -411,6 +419,7 @@ def _make_header(
     source: FileSource | TensorSource,
     precision: str,
     entropy: str,
+    prior: Prior | None,
     tile: int | None,
     chunk: int,
 ) -> Header:
@@ -430,6 +439,7 @@ def _make_header(
         time_base=(source.time_base.numerator, source.time_base.denominator),
         tile=tile,
         source=source.description,
+        prior=None if prior is None else prior.hash,
     )
 
 

@@ -3,6 +3,8 @@
 raw       packed bits, lowest bit first: ceil(bits * tokens / 8) bytes
 adaptive  u32 words of constriction's range coder with the probabilities of `ContextMixer`, which learns within the
           chunk: no weights are needed
+prior     u32 CRC32 of the ids as int64, then as adaptive, with a `vidtok.codec.prior.Prior` that predicts every bit,
+          too, and two contexts of longer history
 
 The bits of a latent frame are coded plane by plane, and each plane in two passes over a checkerboard, so that all bits
 of a pass are predicted at once. What is predicted is whether a bit differs from the same bit one latent before. Known
@@ -15,13 +17,16 @@ weights are updated after each pass.
 All of it is int64: no result depends on the order of a sum, the number of threads or a math library.
 """
 
+import struct
+import zlib
 from collections.abc import Callable
 from decimal import Decimal, localcontext
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
 
+from vidtok.codec.prior import Prior, PriorState
 from vidtok.errors import UserError, nearest
 
 ONE = 1 << 16  # a probability of 1
@@ -32,11 +37,15 @@ _WEIGHT = 1 << 16  # a weight of 1
 _START = 1.4  # sum of the weights at first; above 1 since no context knows all that the others know
 _STEP = 1 << 18  # divisor of the gradient of the weights, for passes of up to _PASS bits
 _PASS = 256
+_CHECKSUM = struct.Struct("<I")  # of `encode_prior`
+NAMES = ("raw", "adaptive", "prior")
+_LEARNED = 8  # divisor of the weights of the contexts at first, where a prior predicts too
 
 # Number of contexts of each model, see `ContextMixer._contexts`. The first three learn from all planes together.
-_SIZES = (1024, 64 * 140, 250, 0, 0, 0, 0)
+_SIZES: tuple[int, ...] = (1024, 64 * 140, 250, 0, 0, 0, 0)
+_HISTORY_SIZES, _HISTORY_PLANE_SIZES = (12 * 9 * 10, 0), (0, 12 * 9 * 4)  # more of them with a prior
 _MAX_LEVELS = 4  # of a channel that one context looks at
-_PLANE_SIZES = (0, 0, 0, 256, 224, 280, 4**_MAX_LEVELS)  # for each plane and pass
+_PLANE_SIZES: tuple[int, ...] = (0, 0, 0, 256, 224, 280, 4**_MAX_LEVELS)  # for each plane and pass
 
 
 @cache
@@ -60,10 +69,12 @@ class ContextMixer:
         bits: of a token.
         levels: bits per encoder channel, see `vidtok.quantize.LFQ`.
         grid: rows and columns of tokens.
+        prior: predicts the bits, too; None, none.
     """
 
-    def __init__(self, bits: int, levels: int, grid: tuple[int, int]):
+    def __init__(self, bits: int, levels: int, grid: tuple[int, int], prior: PriorState | None = None):
         self.bits, self.channels, (h, w) = bits, bits // levels, grid
+        self._prior = prior
         self._levels = min(levels, _MAX_LEVELS)
         row = w + 2  # planes have a border of zeros
         self._inside = (np.arange(h)[:, None] + 1) * row + np.arange(w) + 1
@@ -72,12 +83,17 @@ class ContextMixer:
         places = [self._inside[checker == color] for color in (0, 1)]
         self._passes = [(color, place, place + around) for color, place in enumerate(places) if len(place)]
         self._cells = (h + 2) * row
-        sizes = [shared + 2 * bits * own for shared, own in zip(_SIZES, _PLANE_SIZES, strict=True)]
+        shared, own = (_SIZES, _PLANE_SIZES)
+        if prior is not None:
+            shared, own = shared + _HISTORY_SIZES, own + _HISTORY_PLANE_SIZES
+        sizes = [count + 2 * bits * each for count, each in zip(shared, own, strict=True)]
         # A chunk's first latent has nothing before it, and counts of its own.
         self._offsets = 2 * np.cumsum([0, *sizes[:-1]])[:, None]
         self._sizes = np.array(sizes)[:, None]
         self._counts = np.zeros((2 * sum(sizes), 2), np.int64)
         self._weights = np.full((4, len(sizes)), int(_START * _WEIGHT) // len(sizes), np.int64)
+        if prior is not None:
+            self._weights = np.insert(self._weights // _LEARNED, len(sizes), _WEIGHT, axis=1)
         self._before = [np.zeros((bits, self._cells), np.uint8) for _ in range(2)]
         self._started = False
 
@@ -108,6 +124,9 @@ class ContextMixer:
                     rows += self._sizes
                 counts = self._counts[rows]
                 evidence = logs[counts[..., 1]] - logs[counts[..., 0]]
+                if self._prior is not None:
+                    odds = self._prior.odds(plane, color, planes[:, self._inside])
+                    evidence = np.concatenate([evidence, odds[None]])
                 weights = self._weights[2 * self._started + color]
                 odds = np.clip(weights @ evidence >> 16, -_LIMIT, _LIMIT)
                 probabilities = squash[odds + _LIMIT]
@@ -118,6 +137,8 @@ class ContextMixer:
                 self._learn(rows, symbols)
             changes += planes[plane] ^ before[plane]
         self._before, self._started = [planes, before], True
+        if self._prior is not None:
+            self._prior.next(planes[:, self._inside])
         bits = planes[:, self._inside].astype(np.int64)
         return (bits << np.arange(self.bits)[:, None, None]).sum(0)
 
@@ -163,17 +184,19 @@ class ContextMixer:
         for known in (before[channel :: self.channels], planes[channel :: self.channels][:level]):
             for bit in known[: self._levels]:
                 value = 2 * value + bit[place]
-        return np.stack(
-            [
-                shape * 16 + new_sides,
-                ((shape * 4 + few) * 5 + flips) * 7 + near,
-                ((differs[:4].sum(0) * 5 + corners) * 5 + new) * 2 + color,
-                (((key * 2 + last) * 2 + time) * 16 + sides) * 4 + left_up,
-                ((key * 8 + own) * 7 + near) * 4 + last * 2 + time,
-                (((key * 2 + last) * 4 + few) * 5 + flips) * 7 + far,
-                key * 4**_MAX_LEVELS + value,
-            ]
-        )
+        contexts = [
+            shape * 16 + new_sides,
+            ((shape * 4 + few) * 5 + flips) * 7 + near,
+            ((differs[:4].sum(0) * 5 + corners) * 5 + new) * 2 + color,
+            (((key * 2 + last) * 2 + time) * 16 + sides) * 4 + left_up,
+            ((key * 8 + own) * 7 + near) * 4 + last * 2 + time,
+            (((key * 2 + last) * 4 + few) * 5 + flips) * 7 + far,
+            key * 4**_MAX_LEVELS + value,
+        ]
+        if self._prior is not None:
+            rare, stay = self._prior.history(plane, color, last)
+            contexts += [((rare * 9 + stay) * 2 + color) * 5 + flips, ((key * 12 + rare) * 9 + stay) * 4 + few]
+        return np.stack(contexts)
 
 
 def _level(count: np.ndarray) -> np.ndarray:
@@ -195,18 +218,35 @@ class EntropyModel(NamedTuple):
     decode: Callable[[bytes, tuple[int, int, int], int, int], np.ndarray]
 
 
-def entropy_model(name: str) -> EntropyModel:
-    """Look up an entropy model of `ENTROPY_MODELS` by name.
+def validate_entropy(name: str) -> None:
+    """Check the name of an entropy model, one of `NAMES`.
 
     Raises:
         ValueError: unknown name.
-        UserError: "adaptive" without the package constriction.
+        UserError: another one than "raw" without the package constriction.
     """
-    if name not in ENTROPY_MODELS:
-        raise ValueError(f"unknown entropy model {name!r}: {nearest(name, ENTROPY_MODELS)}")
-    if name == "adaptive":
+    if name not in NAMES:
+        raise ValueError(f"unknown entropy model {name!r}: {nearest(name, NAMES)}")
+    if name != "raw":
         _constriction()
-    return ENTROPY_MODELS[name]
+
+
+def entropy_model(name: str, prior: Prior | None = None) -> EntropyModel:
+    """Look up an entropy model by name.
+
+    Args:
+        name: see `validate_entropy`, also for errors.
+        prior: network of "prior", see `vidtok.codec.prior.find_prior`.
+
+    Raises:
+        ValueError: "prior" without its network.
+    """
+    validate_entropy(name)
+    if name != "prior":
+        return ENTROPY_MODELS[name]
+    if prior is None:
+        raise ValueError("the entropy model 'prior' needs a prior")
+    return EntropyModel(partial(encode_prior, prior), partial(decode_prior, prior))
 
 
 def encode_raw(ids: np.ndarray, bits: int, levels: int = 1) -> bytes:
@@ -228,6 +268,38 @@ def decode_raw(data: bytes, shape: tuple[int, int, int], bits: int, levels: int 
 
 def encode_adaptive(ids: np.ndarray, bits: int, levels: int = 1) -> bytes:
     """Code ids with the probabilities of a `ContextMixer`; see `EntropyModel.encode`."""
+    return _encode(ids, ContextMixer(bits, levels, ids.shape[1:]))
+
+
+def decode_adaptive(data: bytes, shape: tuple[int, int, int], bits: int, levels: int = 1) -> np.ndarray:
+    """Invert `encode_adaptive`; see `EntropyModel.decode`."""
+    return _decode(data, shape, ContextMixer(bits, levels, shape[1:]))
+
+
+def encode_prior(prior: Prior, ids: np.ndarray, bits: int, levels: int = 1) -> bytes:
+    """Code ids with the probabilities of a `ContextMixer` with a prior; see `EntropyModel.encode`."""
+    mixer = ContextMixer(bits, levels, ids.shape[1:], PriorState(prior, bits, ids.shape[1:]))
+    return _CHECKSUM.pack(_checksum(ids)) + _encode(ids, mixer)
+
+
+def decode_prior(prior: Prior, data: bytes, shape: tuple[int, int, int], bits: int, levels: int = 1) -> np.ndarray:
+    """Invert `encode_prior`; see `EntropyModel.decode`."""
+    if len(data) < _CHECKSUM.size:
+        raise ValueError(f"{len(data)} bytes of tokens have no checksum")
+    mixer = ContextMixer(bits, levels, shape[1:], PriorState(prior, bits, shape[1:]))
+    ids = _decode(data[_CHECKSUM.size :], shape, mixer)
+    # Predictions of another network, or of a machine that rounds sums, give other tokens without any other sign.
+    if _CHECKSUM.unpack(data[: _CHECKSUM.size])[0] != _checksum(ids):
+        raise ValueError("the checksum of its tokens differs: the prior computed other probabilities when it encoded")
+    return ids
+
+
+def _checksum(ids: np.ndarray) -> int:
+    return zlib.crc32(ids.astype("<i8").tobytes())
+
+
+def _encode(ids: np.ndarray, mixer: ContextMixer) -> bytes:
+    """Code the ids of a chunk by a range coder."""
     constriction = _constriction()
     encoder = constriction.stream.queue.RangeEncoder()
     bernoulli = constriction.stream.model.Bernoulli(perfect=False)
@@ -238,14 +310,13 @@ def encode_adaptive(ids: np.ndarray, bits: int, levels: int = 1) -> bytes:
         encoder.encode(symbols.astype(np.int32), bernoulli, probabilities / ONE)
         return symbols
 
-    mixer = ContextMixer(bits, levels, ids.shape[1:])
     for frame in ids:
         mixer.latent(code, frame)
     return encoder.get_compressed().astype("<u4").tobytes()
 
 
-def decode_adaptive(data: bytes, shape: tuple[int, int, int], bits: int, levels: int = 1) -> np.ndarray:
-    """Invert `encode_adaptive`; see `EntropyModel.decode`."""
+def _decode(data: bytes, shape: tuple[int, int, int], mixer: ContextMixer) -> np.ndarray:
+    """Invert `_encode`."""
     if len(data) % 4:
         raise ValueError(f"{len(data)} bytes of tokens are not a multiple of 4")
     constriction = _constriction()
@@ -255,7 +326,6 @@ def decode_adaptive(data: bytes, shape: tuple[int, int, int], bits: int, levels:
     def code(probabilities: np.ndarray, _: np.ndarray | None) -> np.ndarray:
         return decoder.decode(bernoulli, probabilities / ONE).astype(np.uint8)
 
-    mixer = ContextMixer(bits, levels, shape[1:])
     try:
         ids = np.stack([mixer.latent(code) for _ in range(shape[0])])
     except AssertionError as error:  # how constriction reports it
@@ -270,12 +340,13 @@ def _constriction():
         import constriction
     except ImportError as error:
         raise UserError(
-            "the entropy model 'adaptive' needs the package constriction: pip install 'vidtok[codec]', or "
+            "the entropy models 'adaptive' and 'prior' need the package constriction: pip install 'vidtok[codec]', or "
             "compress with --entropy raw"
         ) from error
     return constriction
 
 
+# Those without weights; for "prior", `entropy_model` adds them.
 ENTROPY_MODELS = {
     "raw": EntropyModel(encode_raw, decode_raw),
     "adaptive": EntropyModel(encode_adaptive, decode_adaptive),

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout, UnixFileLock
 
 from vidtok.codec.container import CodecError, ContainerReader
 from vidtok.codec.entropy import entropy_model
+from vidtok.codec.prior import prior_of
 from vidtok.errors import nearest
 from vidtok.extraction.npz import NpzReader, NpzWriter
 from vidtok.extraction.record import (
@@ -241,7 +242,7 @@ class CompressedReader:
             with file.open("rb") as opened:
                 reader = ContainerReader(opened, str(file))
                 header = reader.header
-                decode = entropy_model(header.entropy).decode
+                decode = entropy_model(header.entropy, prior_of(header)).decode
                 for number in reader.entries:
                     chunk = reader.read(number)
                     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 
 from vidtok.errors import nearest
-from vidtok.train.distributed import all_reduce_mean
+from vidtok.train.state import all_reduce_mean
 
 MAX_SILENCE = 10.0  # seconds until a signal to stop that one process got reaches the others
 SHAPES = ("cosine", "constant", "decay")

@@ -10,10 +10,11 @@ from vidtok.generator import Generator
 from vidtok.generator.training import build_generator_training, check_generator
 from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.distributed import is_lost_peer, join_processes
 from vidtok.train.loop import StopSignal, train
 from vidtok.train.pretraining import build_pretraining, check_pretraining
+from vidtok.train.prior import PriorNetwork, build_prior_training, check_prior
 from vidtok.train.run_folder import RunFolder
+from vidtok.train.state import is_lost_peer, join_processes
 from vidtok.train.tokenizer import build_tokenizer_training
 
 Log = Callable[[str], None]
@@ -86,6 +87,23 @@ def pretrain(*overrides: str, log: Log = print, **settings) -> Head:
     arguments = build_pretraining(cfg)
     check_pretraining(cfg, arguments["task"].tokenizer)
     return _run(cfg, arguments, log).backbone
+
+
+def train_prior(*overrides: str, log: Log = print, **settings) -> PriorNetwork:
+    """Train the prior of a tokenizer, the network of `vidtok compress --entropy prior`; see `vidtok.train.prior`.
+
+        train_prior(tokenizer="vidtok-t", data={"source": "videos"}, trainer={"max_minutes": 60}, run="runs/prior")
+
+    Args, run folder and errors as for `train_tokenizer`, with the settings of configs/train_prior.yaml.
+
+    Returns:
+        The network with averaged weights. The folder model/ of the run has them as integers in prior.safetensors, which
+        `vidtok.compress(prior=)` takes.
+    """
+    cfg = compose_config("train_prior", overrides, settings)
+    arguments = build_prior_training(cfg)
+    check_prior(cfg, arguments["task"].tokenizer)
+    return _run(cfg, arguments, log)
 
 
 def _run(cfg: DictConfig, arguments: dict, log: Log, note: str | None = None):

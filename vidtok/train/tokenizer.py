@@ -26,8 +26,7 @@ from vidtok.names import MEDIA_SUFFIXES, VIDEO_SUFFIXES
 from vidtok.nets.discriminator import Discriminator
 from vidtok.tokenizer import TokenizerConfig, VideoTokenizer, build_tokenizer
 from vidtok.train import losses
-from vidtok.train.distributed import unwrap_model
-from vidtok.train.loop import build_schedule
+from vidtok.train.loop import AdversarialTask, build_schedule
 from vidtok.train.losses import (
     LossWeights,
     block_edge_loss,
@@ -37,8 +36,7 @@ from vidtok.train.losses import (
 )
 from vidtok.train.perceptual import LPIPS, LogitDistance, build_perceptual
 from vidtok.train.run_folder import Branch, RunFolder, read_branch, start_branch, validate_branch
-from vidtok.train.state import build_state
-from vidtok.train.task import AdversarialTask
+from vidtok.train.state import build_state, unwrap_model
 
 if TYPE_CHECKING:
     from vidtok.datasets import ClipFolder, DigitClips
@@ -240,8 +238,7 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
     """
     # Imported here: a tokenizer alone needs none of it.
     from vidtok.nets.inflate import grow, inflate
-    from vidtok.train.distributed import join_processes
-    from vidtok.train.state import create_optimizer
+    from vidtok.train.state import create_optimizer, join_processes
 
     perceptual = build_perceptual(cfg)
     if perceptual is None:

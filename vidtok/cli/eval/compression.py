@@ -2,6 +2,7 @@
 
     vidtok eval compression videos/ -o out
     vidtok eval compression val.tar -o out --codec vidtok-t --codec x265 --rate x265=28,34,40 --rate vidtok-t=100,50
+    vidtok eval compression videos/ -o out --tokens --codec vidtok-t         # bytes of tokens by entropy model
     vidtok eval compression videos/ -o out --size 640x360 --frames 150 --lpips alexnet.pth --efficientnet lite0.pth
 
 Every clip is encoded and decoded by every codec at every rate; encoders of ffmpeg in two modes, random-access
@@ -34,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="rates of a codec: CRF, QP of vvenc, QUALITY or QUALITY@SCALE of a tokenizer; may be given again",
     )  # fmt: skip
     add("--entropy", action="append", metavar="NAME", help="entropy model of tokenizers (adaptive); may be given again")
+    add("--tokens", action="store_true", help="compare the entropy models on tokens alone, of whole frames of --size")
     add("--mode", action="append", dest="modes", metavar="NAME", help="random-access or low-delay (default: both)")
     add("--preset", help="preset of ffmpeg's encoders (default: medium, svt-av1: 6)")
     add("--gop", type=positive(int), default=256, metavar="N", help="most frames between intra frames (%(default)s)")
@@ -63,10 +65,24 @@ def run(args: argparse.Namespace) -> int:
     given["rates"] = dict(given["rates"] or [])
     given = {name: value for name, value in given.items() if value is not None}
     given["size"] = None if args.size == "native" else args.size
+    if given.pop("tokens"):
+        return _compare_tokens(args, given["size"])
     result = compression.evaluate(**given, track=lambda files, total: track(files, total, "clips"))
     print(format_result(result))
     print(f"{args.output}/page.html shows all of it; {result['wall_time_s']:.0f} s")
     return exit_status(result)
+
+
+def _compare_tokens(args: argparse.Namespace, size: object) -> int:
+    from vidtok.cli.progress import track
+    from vidtok.eval import compression
+    from vidtok.eval.compression.report import format_tokens
+
+    names = ("inputs", "output", "frames", "clips", "split", "device")
+    given = {name: getattr(args, name) for name in names} | {"models": args.codecs or ["vidtok-t"], "size": size}
+    result = compression.compare_entropy(**given, track=lambda files, total: track(files, total, "clips"))
+    print(format_tokens(result))
+    return 0
 
 
 def _size(text: str) -> int | tuple[int, int] | str:

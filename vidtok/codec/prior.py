@@ -1,0 +1,292 @@
+"""Predict the bits of tokens by a small network, trained on the tokens of one tokenizer, in exact integer arithmetic.
+
+Per latent frame, 3 x 3 convolutions read what earlier latents of the chunk leave: both last latents, moving averages of
+every bit and of how often it flips. Then each bit plane has a network of its own: a token sees the features of its
+place, earlier planes of its 3 x 3 neighborhood, and in the second pass over the checkerboard the same plane of its four
+neighbors. `vidtok.train.prior` trains the network.
+
+Weights are int8 with a shift for each output, activations are integers of at most 8 bits in units of 1 / `ONE`.
+Products are summed by matrix products in float32, which are exact, in whatever order, as no sum reaches 2^24
+(`Prior` checks that for its weights). So the result is the same for every number of threads and on every machine.
+Convolutions are sums of nine matrix products: a library's own could be computed by transforms that round.
+
+A file (.safetensors) holds for each layer `weight` (int8), `shift` (uint8) and `bias` (int32), and in its metadata the
+schema, the tokenizer's name and weight hash, and the bits of a token.
+"""
+
+import json
+import os
+import struct
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from vidtok.codec.container import Header
+from vidtok.errors import UserError, one_line
+from vidtok.hub import PRETRAINED, hash_file
+
+SCHEMA = "vidtok.prior/1"
+FILE = "prior.safetensors"  # in the folder of a tokenizer
+ONE = 32  # an activation of 1
+LARGEST = 127  # activation
+NAT = 256  # one nat of log odds
+HISTORY = 4  # inputs for each bit, see `history_inputs`
+MAX_TOKENS = 1 << 18  # of a latent frame: bounds the memory
+_FINE = 32  # times as fine as activations are averages over time
+OWN = 9 + HISTORY - 1 + 8 + 1  # inputs of a plane's network of its own bits, see `PriorState`
+SIDES = ((0, 1), (2, 1), (1, 0), (1, 2))  # row and column of the four neighbors in a 3 x 3 neighborhood
+
+
+def first_history(signs):
+    """State of `next_history` before the first latent. signs: integers of the shape of a latent's bits, any values."""
+    return [0 * signs for _ in range(HISTORY)]
+
+
+def next_history(state, signs):
+    """Update the state by a latent of bits -1 and +1; integers of NumPy or torch."""
+    before, _, mean, flips = state
+    mean = mean + ((signs * (ONE * _FINE) - mean) >> 2)
+    flips = flips + ((abs(signs - before) * (ONE * _FINE // 2) - flips) >> 3)
+    return [signs, before, mean, flips]
+
+
+def history_inputs(state) -> list:
+    """Inputs of the network by 1 / `ONE`: the last latent, the one before, averages of the bits and of their flips.
+
+    Flips are multiplied by almost 4, as what matters most is how rare they are.
+    """
+    before, before2, mean, flips = state
+    return [before * ONE, before2 * ONE, mean // _FINE, flips * 31 // (8 * _FINE)]
+
+
+def last_signs(state):
+    """Bits one latent before, -1 and +1; -1 where there is none."""
+    return state[0] - (state[0] == 0) * 1
+
+
+class Layer:
+    """Linear layer of integers, or a convolution whose inputs are the 3 x 3 neighborhood, place by place.
+
+    Args:
+        weight: int8 [outputs, inputs]. shift: [outputs], number of binary places of the weights. bias: int32 [outputs],
+            in units of a product.
+
+    Raises:
+        ValueError: a sum could exceed what float32 holds exactly.
+    """
+
+    def __init__(self, weight: np.ndarray, shift: np.ndarray, bias: np.ndarray):
+        most = np.abs(weight.astype(np.int64)).sum(1) * LARGEST + np.abs(bias.astype(np.int64))
+        if (most + (1 << shift.astype(np.int64)) >= 1 << 24).any() or (shift < 1).any() or (shift > 20).any():
+            raise ValueError("its sums could exceed 24 bits")
+        self.weight = np.ascontiguousarray(weight.T, np.float32)
+        self.scale = (0.5 ** shift.astype(np.float64)).astype(np.float32)
+        self.bias = bias.astype(np.float32)
+
+    def round(self, sums: np.ndarray, lowest: int) -> np.ndarray:
+        """Activations of the sums of products, at least `lowest`."""
+        return np.clip(np.floor((sums + self.bias) * self.scale + np.float32(0.5)), lowest, LARGEST)
+
+
+class Prior:
+    """Network of one tokenizer; see above.
+
+    Args:
+        file: of weights.
+
+    Attributes:
+        model, weight_hash: of the tokenizer. bits: of a token. hash: of the file.
+
+    Raises:
+        ValueError: the file is damaged, or no prior.
+    """
+
+    def __init__(self, file: Path):
+        self.hash = hash_file(file)
+        try:
+            data = file.read_bytes()
+            (length,) = struct.unpack("<Q", data[:8])
+            about = json.loads(data[8 : 8 + length])["__metadata__"]
+            if about["schema"] != SCHEMA:
+                raise ValueError(f"its schema is {about['schema']!r}, and this vidtok reads {SCHEMA!r}")
+            self.model, self.weight_hash, self.bits = about["model"], about["weight_hash"], int(about["bits"])
+            self._build(load(data))
+        except (ValueError, KeyError, struct.error, SafetensorError) as error:
+            raise ValueError(f"{file} holds no prior ({type(error).__name__}: {one_line(error)})") from error
+
+    def _build(self, tensors: dict[str, np.ndarray]) -> None:
+        def layer(name: str) -> Layer:
+            return Layer(*(tensors[f"{name}.{part}"] for part in ("weight", "shift", "bias")))
+
+        blocks = sum(name.startswith("blocks.") and name.endswith(".0.weight") for name in tensors)
+        self.stem = layer("stem")
+        self.blocks = [[layer(f"blocks.{block}.{i}") for i in range(2)] for block in range(blocks)]
+        self.planes = [[layer(f"planes.{plane}.{i}") for i in range(3)] for plane in range(self.bits)]
+        self.channels = self.stem.weight.shape[1]
+        inputs = [plane[0].weight.shape[0] for plane in self.planes]
+        if inputs != [self.channels + OWN + 10 * plane for plane in range(self.bits)]:
+            raise ValueError("its layers don't fit together")
+
+    def features(self, inputs: np.ndarray) -> np.ndarray:
+        """Activations [h, w, C] of the inputs [h, w, I] of a latent frame."""
+        x = self.stem.round(_convolve(inputs, self.stem), -LARGEST)
+        for first, second in self.blocks:
+            y = first.round(_convolve(x, first), 0)
+            x = np.clip(x + second.round(_convolve(y, second), -LARGEST), -LARGEST, LARGEST)
+        return x
+
+
+def _convolve(x: np.ndarray, layer: Layer) -> np.ndarray:
+    """Sums of products over 3 x 3 neighborhoods: float32 [h, w, I] to [h, w, outputs]."""
+    h, w, inputs = x.shape
+    padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+    sums = np.zeros((h * w, layer.weight.shape[1]), np.float32)
+    for tap in range(9):
+        part = padded[tap // 3 : tap // 3 + h, tap % 3 : tap % 3 + w].reshape(h * w, inputs)
+        sums += part @ layer.weight[tap * inputs : (tap + 1) * inputs]
+    return sums.reshape(h, w, -1)
+
+
+class PriorState:
+    """Predict the bits of one chunk of tokens, latent by latent.
+
+    Args:
+        prior: the network. bits: of a token.
+        grid: rows and columns of tokens.
+
+    Raises:
+        ValueError: tokens of other bits, or more of them than `MAX_TOKENS`.
+    """
+
+    def __init__(self, prior: Prior, bits: int, grid: tuple[int, int]):
+        h, w = self._grid = grid
+        if bits != prior.bits:
+            raise ValueError(f"the prior is for tokens of {prior.bits} bits, not {bits}")
+        if h * w > MAX_TOKENS:
+            raise ValueError(f"a prior is for frames of at most {MAX_TOKENS} tokens, not {h * w}: use adaptive")
+        self._prior, self._history = prior, first_history(np.zeros((prior.bits, h, w), np.int64))
+        checker = (np.arange(h)[:, None] + np.arange(w)).reshape(-1) % 2
+        self._places = [np.flatnonzero(checker == color) for color in (0, 1)]
+        # Inputs of the planes' networks. The features; of the own plane, one latent before the 3 x 3 neighborhood, and
+        # of the place the rest of the history; of the four sides whether they stay the same, and their bits; the color.
+        # Then of each plane before the bit, and of the 3 x 3 neighborhood whether bits stay the same.
+        self._fixed = prior.channels + OWN
+        self._inputs = np.zeros((h * w, self._fixed + 10 * prior.bits), np.float32)
+        self._inputs[self._places[1], self._fixed - 1] = ONE
+        self._fill_features()
+
+    def odds(self, plane: int, color: int, planes: np.ndarray) -> np.ndarray:
+        """Log odds that bits of a pass differ from those one latent before, or from 0 in the first one.
+
+        Args:
+            plane: number of the plane. color: of the places on the checkerboard, 0 and then 1.
+            planes: uint8 [bits, h, w] of the latent so far; what is not known yet may be anything.
+
+        Returns:
+            int64 [places], by 1 / `NAT`.
+        """
+        channels = self._prior.channels
+        if color == 0:
+            history = history_inputs([part[plane] for part in self._history])
+            own = self._inputs[:, channels : channels + 9 + HISTORY - 1]
+            own[:, :9] = _neighbors(history[0])
+            own[:, 9:] = np.stack(history[1:], 2).reshape(-1, HISTORY - 1)
+            if plane:
+                signs, same = self._compared(plane - 1, planes)
+                earlier = self._inputs[:, self._fixed + 10 * (plane - 1) :]
+                earlier[:, 0] = signs.reshape(-1)
+                earlier[:, 1:10] = _neighbors(same)
+        rows = self._places[color]
+        inputs = self._inputs[rows, : self._fixed + 10 * plane]
+        if color:
+            taps = [3 * y + x for y, x in SIDES]
+            sides = [_neighbors(part)[rows][:, taps] for part in reversed(self._compared(plane, planes))]
+            inputs[:, self._fixed - 9 : self._fixed - 1] = np.concatenate(sides, 1)
+        first, second, last = self._prior.planes[plane]
+        x = first.round(inputs @ first.weight, 0)
+        x = second.round(x @ second.weight, 0)
+        sums = (x @ last.weight + last.bias)[:, 0].astype(np.float64) * last.scale
+        return np.floor(sums * (NAT // ONE) + 0.5).astype(np.int64)
+
+    def history(self, plane: int, color: int, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Quantize the averages over time at the places of a pass.
+
+        Args:
+            plane, color: as of `odds`. last: bits one latent before, 0 and 1.
+
+        Returns:
+            int64 [places]: how often the bit flips, 0 .. 11; how often it was what it is, 0 .. 8.
+        """
+        mean, flips = (part[plane].reshape(-1)[self._places[color]] for part in self._history[2:])
+        stay = (mean * (2 * last.astype(np.int64) - 1) + ONE * _FINE) >> 8
+        return np.minimum(flips >> 6, 11), np.clip(stay, 0, 8)
+
+    def _compared(self, plane: int, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A plane as -`ONE` and `ONE`, and the same where a bit changes or stays."""
+        signs = (planes[plane].astype(np.int64) * 2 - 1) * ONE
+        return signs, signs * last_signs([self._history[0][plane]])
+
+    def next(self, planes: np.ndarray) -> None:
+        """Go on to the next latent; planes: uint8 [bits, h, w] of the one that is complete."""
+        self._history = next_history(self._history, planes.astype(np.int64) * 2 - 1)
+        self._fill_features()
+
+    def _fill_features(self) -> None:
+        inputs = np.concatenate([*history_inputs(self._history), np.full((1, *self._grid), ONE)]).astype(np.float32)
+        features = self._prior.features(np.ascontiguousarray(inputs.transpose(1, 2, 0)))
+        self._inputs[:, : self._prior.channels] = features.reshape(-1, self._prior.channels)
+
+
+def _neighbors(plane: np.ndarray) -> np.ndarray:
+    """[h, w] to [h w, 9], the 3 x 3 neighborhood of each place, 0 outside."""
+    h, w = plane.shape
+    padded = np.pad(plane, 1)
+    taps = [padded[tap // 3 : tap // 3 + h, tap % 3 : tap % 3 + w].reshape(-1) for tap in range(9)]
+    return np.stack(taps, 1)
+
+
+@cache
+def load_prior(file: Path) -> Prior:
+    """Load a prior, once."""
+    return Prior(file)
+
+
+def find_prior(model: str, weight_hash: str, wanted: str | None = None, file: str | os.PathLike | None = None) -> Prior:
+    """Find the prior of a tokenizer.
+
+    Args:
+        model, weight_hash: name of the tokenizer, and the hash of its weights.
+        wanted: hash that the prior must have; None, any.
+        file: of the prior; None, one of the shipped ones.
+
+    Raises:
+        ValueError: the file is of another tokenizer, of another hash, damaged, or no prior.
+        UserError: no such file, or no prior is shipped for these weights.
+    """
+    made = f"{model!r} with weights {weight_hash}"
+    if file is not None:
+        if not Path(file).is_file():
+            raise UserError(f"{file}: no such file")
+        prior = load_prior(Path(file))
+        if prior.weight_hash != weight_hash:
+            raise ValueError(f"{file} is the prior of {prior.model!r} with weights {prior.weight_hash}, not of {made}")
+        if wanted not in (None, prior.hash):
+            raise ValueError(f"{file} is the prior {prior.hash}, and {wanted} compressed the video: give that one")
+        return prior
+    for path in sorted(PRETRAINED.glob(f"*/{FILE}")):
+        prior = load_prior(path)
+        if prior.weight_hash == weight_hash and wanted in (None, prior.hash):
+            return prior
+    if wanted is not None:
+        raise UserError(f"compressed by the prior {wanted} of {made}, which isn't shipped: give its file (--prior)")
+    raise UserError(f"no prior is shipped for {made}: use --entropy adaptive, or train one (vidtok train prior)")
+
+
+def prior_of(header: Header, file: str | os.PathLike | None = None) -> Prior | None:
+    """Find the prior by which a video was compressed, None if by none; file and errors as of `find_prior`."""
+    if header.prior is None:
+        return None
+    return find_prior(header.model, header.weight_hash, header.prior, file)
