@@ -31,7 +31,6 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-frames", type=positive(int), metavar="N", help="stop after N frames")
     help = "a damaged video fails (raise, default), or is kept without its damaged frames"
     parser.add_argument("--on-error", choices=["raise", "keep"], default="raise", help=help)
-    add_frame_folders(parser)
     add_reader(parser)
 
 

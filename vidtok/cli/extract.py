@@ -43,6 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     common.add_model(parser)
     common.add_precision(parser)
     common.add_reading(parser)
+    common.add_frame_folders(parser)
     parser.add_argument("--crop", help="center, or with --clips three: squares of --size (default: none)")
     parser.add_argument("--clips", metavar="SAMPLER", help="uniform:N, dense:N, windows[:HOP] (default: whole videos)")
     parser.add_argument("--frames", type=positive(int), help="of a clip (16)")

@@ -20,6 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     common.add_model(parser)
     common.add_precision(parser)
     common.add_reading(parser)
+    common.add_frame_folders(parser)
     common.add_tile(parser)
 
 
