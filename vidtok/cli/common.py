@@ -1,7 +1,4 @@
-"""Flags that several verbs share, and the tokenizer they ask for.
-
-Small tables on stdout, as plain text that can be piped.
-"""
+"""Flags that several verbs share, the tokenizer they ask for, and small tables on stdout."""
 
 import argparse
 from collections.abc import Mapping
