@@ -340,7 +340,7 @@ def deinterlace(frames: Iterator[VideoFrame]) -> Generator[VideoFrame, None, Non
     There are as many frames as before, with their times.
     """
     graph: Graph | None = None
-    kind: tuple[int, int, str] | None = None
+    kind: str | None = None
     waiting: deque[VideoFrame] = deque()  # what is in the graph, which holds one frame back
 
     def pull() -> Iterator[VideoFrame]:
@@ -354,13 +354,16 @@ def deinterlace(frames: Iterator[VideoFrame]) -> Generator[VideoFrame, None, Non
             yield frame
 
     for frame in frames:
-        if kind != (kind := (frame.width, frame.height, frame.format.name)):
+        tags = f"colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
+        size = f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
+        if kind != (kind := f"{size}:{tags}:time_base=1/1000000"):
             if graph is not None:
                 graph.vpush(None)
             yield from pull()
             graph = Graph()
-            source = graph.add("buffer", f"video_size={kind[0]}x{kind[1]}:pix_fmt={kind[2]}:time_base=1/1000000")
-            graph.link_nodes(source, graph.add("bwdif", "send_frame:auto:interlaced"), graph.add("buffersink"))
+            graph.link_nodes(
+                graph.add("buffer", kind), graph.add("bwdif", "send_frame:auto:interlaced"), graph.add("buffersink")
+            )
             graph.configure()
         assert graph is not None  # of this kind of frames
         waiting.append(frame)

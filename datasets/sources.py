@@ -70,7 +70,7 @@ def find_media(root: str | Path, suffixes: tuple[str, ...], frame_folders: float
     """Find the files below `root` with one of `suffixes` as `walk_files` does, sorted.
 
     Args:
-        root: a folder, or an archive (`vidtok.inputs`).
+        root: a folder, an archive or an address (`vidtok.inputs`).
         suffixes: in lower case.
         frame_folders: folders of numbered images are videos of so many frames per second, `DIR/@FPS`; None, images are
             files as others.
@@ -84,6 +84,8 @@ def find_media(root: str | Path, suffixes: tuple[str, ...], frame_folders: float
         return [*dict.fromkeys(as_frames(path, frame_folders) for path in found)]
     if inputs.is_archive(root):
         return sorted(map(str, inputs.find_members(root, suffixes)))
+    if (url := inputs.as_address(root)) is not None:
+        return sorted(inputs.ADDRESS.sub(r"\1://", str(file)) for file, _ in inputs.find_files([url], suffixes))
     if not Path(root).is_dir():
         raise ValueError(f"{root} is not a folder")
     return sorted(walk_files(root, suffixes))
@@ -408,11 +410,11 @@ def videos_by_split(
         ValueError: the source does not exist or can't be read.
     """
     source = Path(source)
-    if not source.exists():
+    if not inputs.exists(source):
         raise ValueError(f"{source}: no such file or folder")
     if source.is_dir():
         folders = {name: source / name for name in split_folders(source)} or {str(source): source}
-    elif inputs.is_archive(source):
+    elif inputs.is_archive(source) or inputs.as_address(source):
         folders = {str(source): source}
     else:
         folders = {}

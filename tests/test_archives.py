@@ -15,7 +15,7 @@ from vidtok import inputs, virtual_files
 from vidtok.datasets import check, demo_clip, open_dataset, open_video, read_video, write_video
 from vidtok.datasets.samplers import uniform_segments
 from vidtok.datasets.seek import read_selection
-from vidtok.errors import UserError, VideoError
+from vidtok.errors import VideoError
 from vidtok.extraction.sources import plan_sources
 from vidtok.inputs import file_version, find_videos
 
@@ -131,9 +131,6 @@ def test_bad_archives_fail_with_a_reason(here, tmp_path, monkeypatch):
         with pytest.raises(VideoError, match=reasons[path]) as caught:
             open_video(file)
         assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
-    for address in ("https://example.invalid/a.mp4", "s3://bucket/a.mp4"):
-        with pytest.raises(UserError, match="addresses are not read: download the videos first"):
-            find_videos([address])
 
 
 def test_a_folder_may_have_the_name_of_an_archive(here, tmp_path):

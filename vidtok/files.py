@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vidtok.errors import UserError
+from vidtok.inputs import ADDRESS
 from vidtok.names import IMAGE_SUFFIXES, VIDEO_SUFFIXES, result_names
 
 MOVIES = (".mp4", ".mov", ".mkv", ".gif", ".png")  # what a `VideoWriter` writes
@@ -35,6 +36,8 @@ def plan_jobs(files: list[tuple[Path, Path]], output: str, suffix: str, suffixes
     Raises:
         UserError: two results would get one name, a result would replace an input, or `output` is no legal file.
     """
+    if ADDRESS.match(output):
+        raise UserError(f"-o {output}: results are written to this machine, not to an address")
     out = Path(output)
     ending = out.suffix.lower()
     one_file = ending in (".npz", *suffixes, *VIDEO_SUFFIXES, *IMAGE_SUFFIXES) and not out.is_dir()

@@ -1,13 +1,22 @@
-"""Find and open input files, and what `vidtok.virtual_files` reads as such; versions of their contents."""
+"""Find and open input files, here and at addresses, and what `vidtok.virtual_files` reads as such; their versions.
 
+Addresses (`https://`, `s3://`, `gs://`, ...) are read through fsspec, whose configuration has the credentials, by
+requests of ranges: no file is downloaded as a whole. As a `Path` an address has one slash less, `s3:/bucket/clip.mp4`.
+"""
+
+import io
 import os
+import re
+import time
 import warnings
+import zlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from glob import glob, has_magic
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from vidtok.errors import UserError, VideoError
 from vidtok.names import FRAMES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -15,6 +24,7 @@ from vidtok.virtual_files import (
     ARCHIVES,
     COMPRESSED,
     FileVersion,
+    Pieces,
     as_frames,
     find_members,
     is_archive,
@@ -25,7 +35,13 @@ from vidtok.virtual_files import (
     virtual_version,
 )
 
+Result = TypeVar("Result")
+
 HEAD = 4096  # bytes of a file by which it is told what it is
+ADDRESS = re.compile(r"^(https?|s3|gs|gcs|az|abfs|memory):/{1,2}(?=[^/])")
+ATTEMPTS = 5  # of a request that fails, with pauses of 1, 2, 4 and 8 seconds
+RANGE = 1 << 22  # bytes of one request
+SECONDS = 10  # for which what is known of a file at an address is not asked for again
 
 
 def validate_no_archive(path: str | os.PathLike) -> None:
@@ -46,6 +62,8 @@ def open_binary(path: str | os.PathLike) -> BinaryIO:
     try:
         return open(path, "rb")
     except (FileNotFoundError, NotADirectoryError):
+        if (url := as_address(path)) is not None:
+            return io.BufferedReader(_RemoteFile(url, _remote_version(url).size), RANGE)
         if (file := open_virtual(path)) is None:
             raise
         return file
@@ -53,7 +71,111 @@ def open_binary(path: str | os.PathLike) -> BinaryIO:
 
 def exists(path: str | os.PathLike) -> bool:
     """Return whether a path is that of a file or folder, of a member of an archive, or of a folder of frames."""
+    if (url := as_address(path)) is not None:
+        system, name = _file_system(url)
+        return _request(url, lambda: system.exists(name))
     return os.path.exists(path) or is_virtual(path)
+
+
+def as_address(path: str | os.PathLike) -> str | None:
+    """Return the address that a path stands for, `s3://bucket/clip.mp4`; None for a path of this machine."""
+    text = os.fspath(path)
+    match = ADDRESS.match(text)
+    return None if match is None else f"{match[1]}://{text[match.end() :]}"
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """Return (fsspec's file system, name in it). Raises UserError where what it needs isn't installed."""
+    try:
+        from fsspec.core import url_to_fs
+
+        return url_to_fs(url)
+    except (ImportError, ValueError) as e:
+        why = " ".join(str(e).split())
+        raise UserError(f"{url}: {url.split(':')[0]} needs a package: pip install 'vidtok[remote]' ({why})") from e
+
+
+def _request(url: str, request: Callable[[], Result]) -> Result:
+    """Return what a request gives; one that fails is tried again, later each time.
+
+    Raises:
+        VideoError: it still fails, or the server refuses it.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return request()
+        except Exception as e:  # fsspec passes on what the libraries of its file systems raise
+            # Of http it takes every fault for a missing file.
+            fault = e.__cause__ if "aiohttp" in type(e.__cause__).__module__ else e
+            status = getattr(fault, "status", 0)
+            is_missing = isinstance(fault, FileNotFoundError) or status in (404, 410)
+            is_refused = isinstance(fault, PermissionError) or (400 <= status < 500 and status != 429)
+            if is_missing or is_refused or "credentials" in str(fault).lower() or attempt == ATTEMPTS - 1:
+                why = "no such file" if is_missing else " ".join(str(fault).split()) or type(fault).__name__
+                raise VideoError(url, why) from e
+            time.sleep(2**attempt)
+    raise AssertionError
+
+
+class _RemoteFile(Pieces):
+    """The bytes at an address, read by ranges."""
+
+    def __init__(self, url: str, size: int):
+        super().__init__(size)
+        self._url, (self._system, self._name) = url, _file_system(url)
+
+    def _read(self, place: int, count: int) -> bytes:
+        data = _request(self._url, lambda: self._system.cat_file(self._name, start=place, end=place + count))
+        if len(data) > count:
+            raise VideoError(self._url, "its server sends whole files, not ranges of bytes: download it first")
+        return data
+
+
+def _remote_version(url: str) -> FileVersion:
+    return _ask_version(url, int(time.monotonic() / SECONDS))
+
+
+@lru_cache(maxsize=4096)
+def _ask_version(url: str, period: int) -> FileVersion:
+    """period: number of the time span in which it is asked for."""
+    system, name = _file_system(url)
+    info = _request(url, lambda: system.info(name))
+    if info.get("type") == "directory" or info.get("size") is None:
+        raise VideoError(url, "not a file of a known size")
+    marks = [str(info.get(key)) for key in ("ETag", "etag", "LastModified", "last_modified", "mtime", "created")]
+    return FileVersion(url, info["size"], zlib.crc32(" ".join(marks).encode()), 0)
+
+
+def _find_remote(url: str, suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]:
+    """List what lies at an address, as `find_files` does.
+
+    What http serves is a file, since it lists no folders. So is what can't be looked up: it fails when it is read.
+
+    Raises:
+        VideoError: a folder or pattern can't be listed.
+    """
+    system, name = _file_system(url)
+    if url.startswith("http"):
+        return [(Path(url), Path(name.split("?")[0].rpartition("/")[2]))]
+    if has_magic(name):
+        root = "/".join(_fixed_parts(Path(name)))
+        names = _request(url, lambda: system.glob(name))
+    elif _is_folder(url, system, name):
+        root = name.rstrip("/")
+        listed = [entry for entry in _request(url, lambda: system.find(name)) if entry.lower().endswith(suffixes)]
+        names = [entry for entry in listed if not any(p.startswith(".") for p in entry.removeprefix(root).split("/"))]
+    else:
+        return [(Path(url), Path(name.rpartition("/")[2]))]
+    root = root.strip("/")
+    below = {entry: entry.strip("/").removeprefix(root).strip("/") for entry in sorted(names)}
+    return [(Path(system.unstrip_protocol(entry)), Path(rest)) for entry, rest in below.items()]
+
+
+def _is_folder(url: str, system: Any, name: str) -> bool:
+    try:
+        return _request(url, lambda: system.isdir(name))
+    except VideoError:
+        return False
 
 
 def find_videos(inputs: Iterable[str], frame_folders: float | None = None) -> list[tuple[Path, Path]]:
@@ -90,8 +212,8 @@ def find_files(
         elif os.path.isfile(path):
             files = [(f, f.relative_to(path) if f != path else Path(path.name)) for f in _unfold(path, suffixes)]
             nothing = f"{text}: no {'/'.join(suffixes[:3])} file in this archive"
-        elif "://" in text:
-            files, nothing = [], f"{text}: addresses are not read: download the videos first"
+        elif (url := as_address(text)) is not None:
+            files, nothing = _find_remote(url, suffixes), f"{text}: no {'/'.join(suffixes[:3])} file there"
         elif os.path.lexists(path) or split_path(path) or FRAMES.search(text):
             # What can't be read is a failure of its own, and doesn't end the run.
             files, nothing = [(path, Path(path.parent.name if FRAMES.search(text) else path.name))], ""
@@ -107,7 +229,8 @@ def find_files(
         if frame_folders is not None:
             files = [_in_frames(file, below, frame_folders) for file, below in files]
         for file, below in files:
-            found.setdefault(os.path.realpath(file), (file.absolute(), below))
+            is_here = as_address(file) is None
+            found.setdefault(os.path.realpath(file), (file.absolute() if is_here else file, below))
     # The paths as the user wrote them read better than absolute ones.
     here = Path.cwd()
     return [(f.relative_to(here) if f.is_relative_to(here) else f, below) for f, below in found.values()]
@@ -227,6 +350,8 @@ def file_version(path: str | Path) -> FileVersion:
     try:
         status = os.stat(path)
     except OSError as e:
+        if (url := as_address(path)) is not None:
+            return _remote_version(url)
         # NotADirectoryError: on the way there is a file, which may be an archive.
         if isinstance(e, FileNotFoundError | NotADirectoryError) and (found := virtual_version(path)) is not None:
             return found

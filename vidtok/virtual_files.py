@@ -160,7 +160,7 @@ def find_member(path: str | os.PathLike) -> tuple[str, Member] | None:
     return place[0], member
 
 
-class _Pieces(io.RawIOBase):
+class Pieces(io.RawIOBase):
     """A file of `size` bytes; a subclass defines `_read`."""
 
     def __init__(self, size: int):
@@ -191,7 +191,7 @@ class _Pieces(io.RawIOBase):
         raise NotImplementedError
 
 
-class _Slice(_Pieces):
+class _Slice(Pieces):
     """The bytes of a member, where they lie."""
 
     def __init__(self, archive: str, member: Member):
@@ -398,7 +398,7 @@ def _atom(kind: bytes, *parts: bytes) -> bytes:
     return struct.pack(">I4s", 8 + sum(map(len, parts)), kind) + b"".join(parts)
 
 
-class FrameFile(_Pieces):
+class FrameFile(Pieces):
     """The bytes of a video of images, one of which is open at a time.
 
     Args:

@@ -58,6 +58,7 @@ def test_the_command_says_so(videos, tmp_path, tokenizer_path, capsys):
     rows = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in printed.out.splitlines()}
     assert list(rows) == ["videos", "complete", "would fail", "duration", "frames", "output", "time"]
     assert (rows["videos"], rows["frames"]) == ("4, 3 to do", "60 to code, 3 records")
+    assert rows["duration"] == "6.0 s to do" and rows["output"].endswith("MB, measured on 3 videos")
     assert "broken.mp4: not a video or image" in printed.err and not (tmp_path / "out").exists()
     assert main(["extract", *arguments, "--measure"]) == 1
     assert "--dry-run is without --engine ray and --measure" in capsys.readouterr().err

@@ -28,6 +28,7 @@ from vidtok.extraction.engine import Decoders, NextItem, Result, extract_records
 from vidtok.extraction.model import FeatureModel
 from vidtok.extraction.sources import WorkItem
 from vidtok.extraction.stats import ExtractionStats
+from vidtok.inputs import as_address
 
 CHUNK = 16  # videos per decoder that an actor gets at once: it is idle for a moment between two chunks
 DEATHS = 3  # of the actors that were at it, and a video has failed
@@ -189,7 +190,10 @@ class RayExtractor:
 
     def _give(self, items: list[WorkItem]) -> None:
         # Elsewhere, another folder is the current one.
-        paths = [None if item.path is None else str(Path(item.path).absolute()) for item in items]
+        paths = [
+            item.path if item.path is None or as_address(item.path) else str(Path(item.path).absolute())
+            for item in items
+        ]
         self._chunks.put([replace(item, path=path) for item, path in zip(items, paths, strict=True)])
 
     def _serve(self, number: int) -> None:

@@ -13,7 +13,7 @@ from vidtok.datasets import MovingDigits, dense_clips, open_dataset, read_annota
 from vidtok.datasets.annotations.table import split_folders, tidy_split
 from vidtok.datasets.samplers import Segment, describe_segment
 from vidtok.errors import UserError, nearest
-from vidtok.inputs import find_videos
+from vidtok.inputs import ADDRESS, find_videos
 from vidtok.names import escape_name
 
 
@@ -69,7 +69,8 @@ def plan_sources(
 
 def plan_files(files: Iterable[tuple[Path, Path]]) -> list[WorkItem]:
     """Of (file, its path below the folder it was found in), without labels. Ids escape names, see `vidtok.names`."""
-    return [WorkItem(escape_name(below.as_posix()), str(file)) for file, below in files]
+    # A `Path` has lost a slash of an address.
+    return [WorkItem(escape_name(below.as_posix()), ADDRESS.sub(r"\1://", str(file))) for file, below in files]
 
 
 def plan_dataset(

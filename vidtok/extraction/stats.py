@@ -150,13 +150,14 @@ class Forecast:
             "videos": f"{self.videos}, {self.todo} to do",
             "complete": f"{self.complete}, would be skipped",
             "would fail": f"{len(self.failures)}",
-            "duration": f"{self.seconds / 3600:.2f} hours to do",
+            "duration": f"{_duration(self.seconds)} to do",
             "frames": f"{self.frames} to code, {self.records} records",
         }
         if self.bytes is not None and self.run_seconds is not None:
             basis = f"measured on {self.measured} videos"
-            rows["output"] = f"{self.bytes / 1e9:.3g} GB, {basis}"
-            rows["time"] = f"{self.run_seconds / 3600:.2f} hours on this machine ({self.device}), {basis}"
+            size = f"{self.bytes / 1e9:.3g} GB" if self.bytes >= 1e8 else f"{self.bytes / 1e6:.3g} MB"
+            rows["output"] = f"{size}, {basis}"
+            rows["time"] = f"{_duration(self.run_seconds)} on this machine ({self.device}), {basis}"
         return rows
 
 
@@ -177,6 +178,10 @@ class Speeds:
     def of_slower(self) -> float:
         """Share of the slower stage's speed."""
         return self.together / min(self.decode, self.model)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} hours" if seconds >= 600 else f"{seconds:.1f} s"
 
 
 def describe_speeds(speeds: dict) -> dict[str, str]:

@@ -1,0 +1,243 @@
+"""Videos at addresses: read by ranges, tried again, one clear line where they can't be read."""
+
+import http.server
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vidtok import inputs
+from vidtok.datasets import check, demo_clip, open_dataset, open_video, write_video
+from vidtok.datasets.seek import read_selection
+from vidtok.errors import UserError, VideoError
+from vidtok.extraction import open_reader
+from vidtok.extraction.output import read_failures
+from vidtok.extraction.run import encode_files, extract
+from vidtok.inputs import as_address, exists, file_version, find_videos, open_binary
+
+fsspec = pytest.importorskip("fsspec")
+NAMES = ("a.mp4", "sub/b.mkv")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    (folder / "sub").mkdir()
+    for number, name in enumerate(NAMES):
+        write_video(folder / name, demo_clip(9 + 8 * number, 48), 10)
+    return folder
+
+
+@pytest.fixture
+def memory(videos):
+    """The videos in fsspec's memory, as memory://bucket/..."""
+    system = fsspec.filesystem("memory")
+    for name in NAMES:
+        system.pipe(f"/bucket/{name}", (videos / name).read_bytes())
+    system.pipe("/bucket/.hidden.mp4", b"x")
+    system.pipe("/bucket/notes.txt", b"x")
+    system.pipe("/bucket/broken/c.mp4", b"no video")
+    yield "memory://bucket"
+    system.rm("/bucket", recursive=True)
+
+
+def test_addresses_survive_as_paths():
+    for text in ("s3://bucket/a b.mp4", "https://host:80/a.mp4?key=1", "gs://b/c/d.mp4", "memory://bucket/a.mp4"):
+        assert as_address(text) == as_address(Path(text)) == text
+    for text in ("a.mp4", "/s3://x", "c:/a.mp4", "file:a.mp4", "s3:a.mp4"):
+        assert as_address(text) is None
+
+
+def test_folders_files_and_patterns(memory):
+    found = {below.as_posix(): file for file, below in find_videos([f"{memory}/"])}
+    assert list(found) == ["a.mp4", "broken/c.mp4", "sub/b.mkv"]
+    assert as_address(found["sub/b.mkv"]) == f"{memory}/sub/b.mkv"
+    assert [below.as_posix() for _, below in find_videos([f"{memory}/*/*.mkv"])] == ["sub/b.mkv"]
+    assert find_videos([f"{memory}/a.mp4"]) == [(Path(f"{memory}/a.mp4"), Path("a.mp4"))]
+    with pytest.raises(UserError, match=r"no \.mp4/\.m4v/\.mov file there"):
+        find_videos([f"{memory}/nothing/*.mp4"])
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_videos(["ftp://host/a.mp4"])
+    with pytest.raises(UserError, match=r"az needs a package: pip install 'vidtok\[remote\]'"):
+        find_videos(["az://bucket/a.mp4"])
+
+
+def test_they_are_read_as_files_are(memory, videos, monkeypatch):
+    monkeypatch.setattr(inputs, "RANGE", 1000)
+    for name in NAMES:
+        with open_video(videos / name) as expected, open_video(f"{memory}/{name}") as reader:
+            last = expected.num_frames - 1
+            np.testing.assert_array_equal(reader.frames([last, 0]), expected.frames([last, 0]))
+            np.testing.assert_array_equal(reader.timestamps, expected.timestamps)
+        assert file_version(f"{memory}/{name}").size == (videos / name).stat().st_size
+        with open_binary(Path(memory, name)) as file:
+            assert file.read() == (videos / name).read_bytes()
+    choose = lambda timestamps, fps: np.array([8, 2])  # noqa: E731
+    ours, theirs = (read_selection(f"{place}/a.mp4", choose) for place in (memory, videos))
+    np.testing.assert_array_equal(ours.frames, theirs.frames)
+    inputs._ask_version.cache_clear()
+    assert exists(f"{memory}/a.mp4") and not exists(f"{memory}/z.mp4")
+    with pytest.raises(VideoError, match=r"no such file"):
+        open_video(f"{memory}/z.mp4")
+
+
+def test_extraction_is_that_of_files(memory, videos, tmp_path, tokenizer_path):
+    stats = extract(memory, tmp_path / "remote", model=tokenizer_path)
+    assert (stats.done, stats.failed) == (2, 1)
+    extract(videos, tmp_path / "local", model=tokenizer_path)
+    ours, theirs = open_reader(tmp_path / "remote"), open_reader(tmp_path / "local")
+    for i, entry in enumerate(ours.entries):
+        assert entry == theirs.entries[i]
+        np.testing.assert_array_equal(ours.read(i).features, theirs.read(i).features)
+    (failure,) = read_failures(tmp_path / "remote", None)
+    assert failure["name"] == "broken/c.mp4" and "not a video or image" in failure["reason"]
+    assert extract(memory, tmp_path / "remote", model=tokenizer_path).skipped == 2
+
+
+def test_annotations_and_checks(memory, tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\na.mp4,x\nsub/b.mkv,y\n")
+    data = open_dataset(tmp_path / "list.csv", root=memory)
+    assert [data[i].video.shape[2] for i in range(2)] == [9, 17]
+    (tmp_path / "names.csv").write_text("path,label\na,x\nb,y\n")
+    assert [data[i].video.shape[2] for data in [open_dataset(tmp_path / "names.csv", root=memory)] for i in (0, 1)] == [
+        9,
+        17,
+    ]
+
+
+def test_results_are_not_written_to_addresses(videos, tmp_path, tokenizer_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for run in (extract, encode_files):
+        with pytest.raises((UserError, ValueError), match="written to this machine, not to an address"):
+            run(videos / "a.mp4", "s3://bucket/tokens", model=tokenizer_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_requests_are_tried_again(monkeypatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(inputs.time, "sleep", pauses.append)
+    failures = [OSError("reset"), TimeoutError()]
+
+    def request():
+        if failures:
+            raise failures.pop()
+        return "answer"
+
+    assert inputs._request("s3://b/a.mp4", request) == "answer" and pauses == [1, 2]
+
+    def fail(error: Exception):
+        raise error
+
+    pauses.clear()
+    with pytest.raises(VideoError, match=r"b/a\.mp4: reset"):
+        inputs._request("s3://b/a.mp4", lambda: fail(OSError("reset")))
+    assert pauses == [1, 2, 4, 8]
+
+    class Down:
+        def isdir(self, name: str):
+            raise OSError("down")
+
+    assert not inputs._is_folder("s3://b/a.mp4", Down(), "b/a.mp4")  # it fails when it is read
+    pauses.clear()
+    for error, why in ((FileNotFoundError("x"), "no such file"), (PermissionError("Forbidden"), "Forbidden")):
+        with pytest.raises(VideoError, match=why):
+            inputs._request("s3://b/a.mp4", lambda error=error: fail(error))
+    assert not pauses
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves `folder` with ranges; the first `refusals` requests get 503; whole files where `ranges` is False."""
+
+    folder, refusals, ranges = Path(), 0, True
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = self.folder / self.path.lstrip("/")
+        if type(self).refusals:
+            type(self).refusals -= 1
+            self.send_error(503)
+            return
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data, total = path.read_bytes(), path.stat().st_size
+        if self.ranges and (asked := self.headers.get("Range")):
+            first, last = asked.removeprefix("bytes=").split("-")
+            data = data[int(first) : int(last) + 1]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(data) - 1}/{total}")
+        else:
+            self.send_response(200)
+        self.send_header("Accept-Ranges", "bytes" if self.ranges else "none")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def web(videos):
+    pytest.importorskip("aiohttp")
+    handler = type("OwnHandler", (Handler,), {"folder": videos})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", handler
+    server.shutdown()
+    server.server_close()
+
+
+def test_http(web, videos, monkeypatch):
+    url, handler = web
+    monkeypatch.setattr(inputs.time, "sleep", lambda seconds: None)
+    handler.refusals = 2
+    assert find_videos([f"{url}/sub/b.mkv"]) == [(Path(f"{url}/sub/b.mkv"), Path("b.mkv"))]
+    with open_video(f"{url}/sub/b.mkv") as reader, open_video(videos / "sub/b.mkv") as expected:
+        np.testing.assert_array_equal(reader.frames([16, 3]), expected.frames([16, 3]))
+    with pytest.raises(VideoError, match="no such file"):
+        open_video(f"{url}/none.mp4")
+    handler.ranges = False
+    monkeypatch.setattr(inputs, "RANGE", 100)
+    with pytest.raises(VideoError, match="sends whole files, not ranges of bytes: download it first"):
+        open_video(f"{url}/a.mp4")
+
+
+@pytest.fixture(scope="module")
+def s3(videos):
+    """A bucket of a real S3 server on the loopback."""
+    pytest.importorskip("s3fs")
+    server_module = pytest.importorskip("moto.server")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    names = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ |= names
+    system = fsspec.filesystem("s3", skip_instance_cache=True)
+    system.mkdir("bucket")
+    for name in NAMES:
+        system.put_file(str(videos / name), f"bucket/v/{name}")
+    yield "s3://bucket/v"
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()
+
+
+def test_s3(s3, videos, tmp_path, tokenizer_path):
+    assert check(s3, workers=1).table["frames"].tolist() == [9, 17]
+    sources = [s3, "s3://bucket/v/none.mp4", "s3://nowhere/x.mp4"]
+    stats = extract(sources, tmp_path / "remote", model=tokenizer_path, workers=1)
+    assert stats.done == 2
+    assert {str(item): why for item, why in stats.failures} == dict.fromkeys(sources[1:], "no such file")
+    extract(videos, tmp_path / "local", model=tokenizer_path)
+    ours, theirs = open_reader(tmp_path / "remote"), open_reader(tmp_path / "local")
+    assert ours.entries == theirs.entries
+    for i in range(2):
+        np.testing.assert_array_equal(ours.read(i).features, theirs.read(i).features)
