@@ -2,7 +2,12 @@
 
 import http.server
 import os
+import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +19,7 @@ from vidtok.datasets.seek import read_selection
 from vidtok.errors import UserError, VideoError
 from vidtok.extraction import open_reader
 from vidtok.extraction.output import read_failures
-from vidtok.extraction.run import encode_files, extract
+from vidtok.extraction.run import dry_run, encode_files, extract
 from vidtok.inputs import as_address, exists, file_version, find_videos, open_binary
 
 fsspec = pytest.importorskip("fsspec")
@@ -107,12 +112,45 @@ def test_annotations_and_checks(memory, tmp_path):
     ]
 
 
-def test_results_are_not_written_to_addresses(videos, tmp_path, tokenizer_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for run in (extract, encode_files):
-        with pytest.raises((UserError, ValueError), match="written to this machine, not to an address"):
-            run(videos / "a.mp4", "s3://bucket/tokens", model=tokenizer_path)
-    assert not list(tmp_path.iterdir())
+def content(url: str) -> dict[str, bytes]:
+    """The files of a folder at an address, by their paths below it."""
+    system, name = fsspec.core.url_to_fs(url)
+    return {entry.removeprefix(name).lstrip("/"): system.cat_file(entry) for entry in system.find(name)}
+
+
+def assert_same_features(folder: Path, other: Path) -> None:
+    ours, theirs = open_reader(folder), open_reader(other)
+    assert ours.settings == theirs.settings and sorted(ours.entries) == sorted(theirs.entries)
+    places = {entry.id: i for i, entry in enumerate(theirs.entries)}
+    for i, entry in enumerate(ours.entries):
+        np.testing.assert_array_equal(ours.read(i).features, theirs.read(places[entry.id]).features)
+
+
+@pytest.mark.parametrize("container", ["npz", "webdataset"])
+def test_results_at_an_address(memory, videos, tmp_path, tokenizer_path, monkeypatch, container):
+    monkeypatch.setenv("VIDTOK_CACHE", str(tmp_path / "cache"))
+    settings = {"model": tokenizer_path, "container": container}
+    out = f"{memory}/out"
+    stats = extract([memory], out, **settings)
+    assert (stats.done, stats.failed) == (2, 1)
+    sent = content(out)
+    assert {"settings.json", "failures.csv"} <= set(sent) and not any(name.startswith(".") for name in sent)
+    (copy,) = (tmp_path / "cache/outputs").iterdir()
+    extract(videos, tmp_path / "local", **settings)
+    assert_same_features(copy, tmp_path / "local")
+    shutil.rmtree(copy)  # as on another machine
+    good = [f"{memory}/{name}" for name in NAMES]
+    assert dry_run([memory], out, **settings).complete == 2
+    assert extract([memory], out, **settings).skipped == 2 and set(content(out)) == set(sent)
+    with pytest.raises(ValueError, match="features of other settings"):
+        extract(good[:1], out, size=16, **settings)
+    fsspec.filesystem("memory").pipe("/bucket/broken/c.mp4", (videos / "a.mp4").read_bytes())
+    inputs._ask_version.cache_clear()
+    assert extract([memory], out, **settings).done == 1 and "failures.csv" not in content(out)
+    fsspec.filesystem("memory").rm("/bucket/out", recursive=True)
+    assert extract(good[:1], out, size=16, **settings).done == 1  # a new folder
+    with pytest.raises(UserError, match="only vidtok extract writes to an address"):
+        encode_files(good, out, model=tokenizer_path)
 
 
 def test_requests_are_tried_again(monkeypatch):
@@ -125,14 +163,14 @@ def test_requests_are_tried_again(monkeypatch):
             raise failures.pop()
         return "answer"
 
-    assert inputs._request("s3://b/a.mp4", request) == "answer" and pauses == [1, 2]
+    assert inputs.request("s3://b/a.mp4", request) == "answer" and pauses == [1, 2]
 
     def fail(error: Exception):
         raise error
 
     pauses.clear()
     with pytest.raises(VideoError, match=r"b/a\.mp4: reset"):
-        inputs._request("s3://b/a.mp4", lambda: fail(OSError("reset")))
+        inputs.request("s3://b/a.mp4", lambda: fail(OSError("reset")))
     assert pauses == [1, 2, 4, 8]
 
     class Down:
@@ -143,7 +181,7 @@ def test_requests_are_tried_again(monkeypatch):
     pauses.clear()
     for error, why in ((FileNotFoundError("x"), "no such file"), (PermissionError("Forbidden"), "Forbidden")):
         with pytest.raises(VideoError, match=why):
-            inputs._request("s3://b/a.mp4", lambda error=error: fail(error))
+            inputs.request("s3://b/a.mp4", lambda error=error: fail(error))
     assert not pauses
 
 
@@ -241,3 +279,25 @@ def test_s3(s3, videos, tmp_path, tokenizer_path):
     assert ours.entries == theirs.entries
     for i in range(2):
         np.testing.assert_array_equal(ours.read(i).features, theirs.read(i).features)
+
+
+def test_killed_three_times_from_s3_to_s3(s3, tmp_path, tokenizer_path):
+    system, out = fsspec.filesystem("s3", skip_instance_cache=True), "bucket/out"
+    for number in range(10):
+        write_video(tmp_path / f"{number}.mp4", demo_clip(9, 32), 10)
+        system.put_file(str(tmp_path / f"{number}.mp4"), f"bucket/many/{number}.mp4")
+    environment = os.environ | {"VIDTOK_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "vidtok", "extract", "s3://bucket/many", "-o", f"s3://{out}"]
+    command += ["--model", tokenizer_path, "--workers", "0"]
+    for kill in range(3):
+        run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while run.poll() is None and len(system.find(out, refresh=True)) < 2 + kill:
+            time.sleep(0.05)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    found = {path.removeprefix(f"{out}/") for path in system.find(out, refresh=True)}
+    assert found == {"settings.json", *(f"{number}.npz" for number in range(10))}
+    system.get(f"{out}/", str(tmp_path / "fetched"), recursive=True)
+    extract([tmp_path / f"{number}.mp4" for number in range(10)], tmp_path / "local", model=tokenizer_path)
+    assert_same_features(tmp_path / "fetched", tmp_path / "local")

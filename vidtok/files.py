@@ -1,16 +1,20 @@
-"""Name the result files of a command, and write files atomically."""
+"""Name the result files of a command, write files atomically, and send them to an address."""
 
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from vidtok.errors import UserError
-from vidtok.inputs import ADDRESS
+from vidtok.inputs import ADDRESS, file_system, request, walk_files
 from vidtok.names import IMAGE_SUFFIXES, VIDEO_SUFFIXES, result_names
 
 MOVIES = (".mp4", ".mov", ".mkv", ".gif", ".png")  # what a `VideoWriter` writes
@@ -37,7 +41,7 @@ def plan_jobs(files: list[tuple[Path, Path]], output: str, suffix: str, suffixes
         UserError: two results would get one name, a result would replace an input, or `output` is no legal file.
     """
     if ADDRESS.match(output):
-        raise UserError(f"-o {output}: results are written to this machine, not to an address")
+        raise UserError(f"-o {output}: only vidtok extract writes to an address")
     out = Path(output)
     ending = out.suffix.lower()
     one_file = ending in (".npz", *suffixes, *VIDEO_SUFFIXES, *IMAGE_SUFFIXES) and not out.is_dir()
@@ -55,6 +59,91 @@ def plan_jobs(files: list[tuple[Path, Path]], output: str, suffix: str, suffixes
         if job.target.resolve() in sources:
             raise UserError(f"{job.target} is one of the inputs: give another -o")
     return jobs
+
+
+SECONDS = 5  # between two looks for files to send
+FIRST = "settings.json"  # says what the others are
+
+
+class RemoteFolder:
+    """A folder of results at an address, and its copy on this machine, which a run fills.
+
+    As a context manager it fetches first what is at the address, and at the end, however that comes, sends what is new.
+    A file is sent as a whole, once it is complete. The copy stays: what a killed run has not sent is sent by the next
+    one. Processes of this machine may share an address, those of several machines may not, since they claim videos in
+    the copy.
+
+    Args:
+        url: the address.
+
+    Attributes:
+        copy: the folder on this machine, outputs/HASH below VIDTOK_CACHE, or without that below ~/.cache/vidtok.
+
+    Raises:
+        VideoError: the address can't be read or written.
+    """
+
+    def __init__(self, url: str):
+        self._url, (self._system, name) = url, file_system(url)
+        self._name = name.rstrip("/")
+        cache = Path(os.environ.get("VIDTOK_CACHE") or Path.home() / ".cache/vidtok")
+        self.copy = cache / "outputs" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+        self._sent: dict[str, tuple[int, int]] = {}  # {path below: (size, time of modification)}
+        self._looked = -math.inf
+
+    def fetch(self) -> Path:
+        """Bring the copy up to date, and return it. Where there is nothing at the address, it is emptied."""
+        found = request(self._url, lambda: self._system.find(self._name, detail=True))
+        root = self._name.strip("/")
+        sizes = {entry.strip("/").removeprefix(root).strip("/"): info["size"] for entry, info in found.items()}
+        if FIRST not in sizes:
+            shutil.rmtree(self.copy, ignore_errors=True)
+        self.copy.mkdir(parents=True, exist_ok=True)
+        for below, size in sizes.items():
+            path = self.copy / below
+            if ".." in path.parts:
+                continue
+            if below == FIRST or not path.is_file() or path.stat().st_size != size:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(path) as part:
+                    source, target = f"{self._name}/{below}", str(part)
+                    request(self._url, partial(self._system.get_file, source, target))
+            self._sent[below] = self._mark(path)
+        return self.copy
+
+    def send(self) -> None:
+        """Send the files that are new, and remove those that are gone."""
+        paths = {Path(path).relative_to(self.copy).as_posix(): Path(path) for path in walk_files(self.copy, ("",))}
+        for below in sorted(paths, key=lambda below: (below != FIRST, below)):
+            if (mark := self._mark(paths[below])) != self._sent.get(below):
+                request(self._url, partial(self._system.put_file, str(paths[below]), f"{self._name}/{below}"))
+                self._sent[below] = mark
+        for below in self._sent.keys() - paths.keys():
+            request(self._url, partial(self._system.rm_file, f"{self._name}/{below}"))
+            del self._sent[below]
+        self._looked = time.monotonic()
+
+    def reporting(self, progress: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Return a report of progress that also sends what is new, every `SECONDS` seconds."""
+
+        def report(stats: Any) -> None:
+            if time.monotonic() >= self._looked + SECONDS:
+                self.send()
+            progress(stats)
+
+        return report
+
+    def __enter__(self) -> "RemoteFolder":
+        self.fetch()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.send()
+
+    @staticmethod
+    def _mark(path: Path) -> tuple[int, int]:
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns
 
 
 def validate_output(path: str | None, force: bool) -> None:

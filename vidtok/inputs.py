@@ -72,8 +72,8 @@ def open_binary(path: str | os.PathLike) -> BinaryIO:
 def exists(path: str | os.PathLike) -> bool:
     """Return whether a path is that of a file or folder, of a member of an archive, or of a folder of frames."""
     if (url := as_address(path)) is not None:
-        system, name = _file_system(url)
-        return _request(url, lambda: system.exists(name))
+        system, name = file_system(url)
+        return request(url, lambda: system.exists(name))
     return os.path.exists(path) or is_virtual(path)
 
 
@@ -84,8 +84,8 @@ def as_address(path: str | os.PathLike) -> str | None:
     return None if match is None else f"{match[1]}://{text[match.end() :]}"
 
 
-def _file_system(url: str) -> tuple[Any, str]:
-    """Return (fsspec's file system, name in it). Raises UserError where what it needs isn't installed."""
+def file_system(url: str) -> tuple[Any, str]:
+    """Return (fsspec's file system, name in it) of an address. Raises UserError where what it needs isn't installed."""
     try:
         from fsspec.core import url_to_fs
 
@@ -95,7 +95,7 @@ def _file_system(url: str) -> tuple[Any, str]:
         raise UserError(f"{url}: {url.split(':')[0]} needs a package: pip install 'vidtok[remote]' ({why})") from e
 
 
-def _request(url: str, request: Callable[[], Result]) -> Result:
+def request(url: str, request: Callable[[], Result]) -> Result:
     """Return what a request gives; one that fails is tried again, later each time.
 
     Raises:
@@ -122,10 +122,10 @@ class _RemoteFile(Pieces):
 
     def __init__(self, url: str, size: int):
         super().__init__(size)
-        self._url, (self._system, self._name) = url, _file_system(url)
+        self._url, (self._system, self._name) = url, file_system(url)
 
     def _read(self, place: int, count: int) -> bytes:
-        data = _request(self._url, lambda: self._system.cat_file(self._name, start=place, end=place + count))
+        data = request(self._url, lambda: self._system.cat_file(self._name, start=place, end=place + count))
         if len(data) > count:
             raise VideoError(self._url, "its server sends whole files, not ranges of bytes: download it first")
         return data
@@ -138,8 +138,8 @@ def _remote_version(url: str) -> FileVersion:
 @lru_cache(maxsize=4096)
 def _ask_version(url: str, period: int) -> FileVersion:
     """period: number of the time span in which it is asked for."""
-    system, name = _file_system(url)
-    info = _request(url, lambda: system.info(name))
+    system, name = file_system(url)
+    info = request(url, lambda: system.info(name))
     if info.get("type") == "directory" or info.get("size") is None:
         raise VideoError(url, "not a file of a known size")
     marks = [str(info.get(key)) for key in ("ETag", "etag", "LastModified", "last_modified", "mtime", "created")]
@@ -154,15 +154,15 @@ def _find_remote(url: str, suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]
     Raises:
         VideoError: a folder or pattern can't be listed.
     """
-    system, name = _file_system(url)
+    system, name = file_system(url)
     if url.startswith("http"):
         return [(Path(url), Path(name.split("?")[0].rpartition("/")[2]))]
     if has_magic(name):
         root = "/".join(_fixed_parts(Path(name)))
-        names = _request(url, lambda: system.glob(name))
+        names = request(url, lambda: system.glob(name))
     elif _is_folder(url, system, name):
         root = name.rstrip("/")
-        listed = [entry for entry in _request(url, lambda: system.find(name)) if entry.lower().endswith(suffixes)]
+        listed = [entry for entry in request(url, lambda: system.find(name)) if entry.lower().endswith(suffixes)]
         names = [entry for entry in listed if not any(p.startswith(".") for p in entry.removeprefix(root).split("/"))]
     else:
         return [(Path(url), Path(name.rpartition("/")[2]))]
@@ -173,7 +173,7 @@ def _find_remote(url: str, suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]
 
 def _is_folder(url: str, system: Any, name: str) -> bool:
     try:
-        return _request(url, lambda: system.isdir(name))
+        return request(url, lambda: system.isdir(name))
     except VideoError:
         return False
 

@@ -4,7 +4,7 @@ import os
 import queue
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -267,6 +267,13 @@ class Batches:
                 ended.append((lane.item, Ended(lane.clip, piece.info, coded_size, self.model.finish(lane.stream))))
         self.seconds["infer"] += time.perf_counter() - start
         return ended
+
+
+def encode_pieces(pieces: list[tuple[WorkItem, StreamChunk]], model: FeatureModel) -> None:
+    """Run pieces through a model and keep nothing."""
+    for _, ended in Batches(model, defaultdict(float)).encode(pieces):
+        if isinstance(ended, Exception):
+            raise ended
 
 
 def _kind(lane: _Lane) -> tuple:

@@ -40,7 +40,7 @@ from vidtok.extraction.record import (
 from vidtok.extraction.sources import WorkItem
 from vidtok.extraction.stats import ExtractionStats
 from vidtok.files import replacing
-from vidtok.inputs import ADDRESS, file_version
+from vidtok.inputs import file_version
 from vidtok.names import escape_name, printable, result_names
 
 try:
@@ -300,8 +300,6 @@ class Output:
         stats: ExtractionStats,
         force: bool = False,
     ):
-        if ADDRESS.match(os.fspath(folder)):
-            raise ValueError(f"{folder}: results are written to this machine, not to an address")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._locks = video_locks(folder)

@@ -15,7 +15,7 @@ from vidtok.datasets import DecodePool, VideoError
 from vidtok.datasets.backends import READERS
 from vidtok.errors import UserError
 from vidtok.extraction.decoding import Expected, ReadConfig, StreamChunk, expect_item
-from vidtok.extraction.engine import Batches, Decoders, extract_records, reason, run_extraction
+from vidtok.extraction.engine import Decoders, encode_pieces, extract_records, reason, run_extraction
 from vidtok.extraction.model import FeatureModel, follow, load_head, load_tokenizer, make_settings
 from vidtok.extraction.npz import read_npz, write_npz
 from vidtok.extraction.output import Output, another, find_complete
@@ -23,8 +23,8 @@ from vidtok.extraction.record import describe, differences, entry_of, settings_o
 from vidtok.extraction.sources import WorkItem, parse_clips, plan_files, plan_sources, validate_unique
 from vidtok.extraction.stats import ExtractionStats, Forecast, Speeds
 from vidtok.extraction.videos import Agreement, as_list
-from vidtok.files import plan_jobs
-from vidtok.inputs import find_videos
+from vidtok.files import RemoteFolder, plan_jobs
+from vidtok.inputs import ADDRESS, find_videos
 
 Sources = str | Path | Sequence[str | Path]
 Report = Callable[[ExtractionStats], None]
@@ -50,7 +50,8 @@ def extract(
 
     Args:
         sources: files, folders, glob patterns, annotation files or "digits"; one or several.
-        output: folder. It holds one model and one setting; several processes may fill it at once.
+        output: folder. It holds one model and one setting; several processes may fill it at once. Or an address such as
+            s3://bucket/tokens, see `vidtok.files.RemoteFolder`.
         container: "npz", "parquet" or "webdataset".
         force: extract again what is complete.
         progress: called with the counts so far whenever a video has ended.
@@ -64,7 +65,11 @@ def extract(
         ValueError, UserError: for settings that are not legal or don't fit each other or the folder.
         OSError: where the disk is full, ...; all that is complete stays.
     """
-    return Extraction(sources, **settings).run(output, container, force, progress)
+    extraction = Extraction(sources, **settings)
+    if not ADDRESS.match(str(output)):
+        return extraction.run(output, container, force, progress)
+    with RemoteFolder(str(output)) as remote:
+        return extraction.run(remote.copy, container, force, remote.reporting(progress))
 
 
 def encode_files(
@@ -123,6 +128,7 @@ def dry_run(
     Raises:
         ValueError, UserError: as `extract`.
     """
+    output = RemoteFolder(str(output)).fetch() if ADDRESS.match(str(output)) else output
     return Extraction(sources, **settings).dry_run(output, container, force)
 
 
@@ -417,22 +423,16 @@ def measure_speeds(
     good = [*pieces]
     parts = [(item, piece) for item in good for piece in pieces[item]]
     frames = sum(len(piece.info.timestamps) for _, piece in parts if piece.info is not None)
-    _encode(parts[:1], model)  # warms up
+    encode_pieces(parts[:1], model)  # warms up
     rounds = []
     for _ in range(ROUNDS):
         seconds = [
             _time(lambda: deque(decoders.pieces(partial(next, iter(good), None), spent), maxlen=0)),
-            _time(lambda: _encode(parts, model)),
+            _time(lambda: encode_pieces(parts, model)),
             _time(lambda: _extract(good, decoders, model, container)),
         ]
         rounds.append(Speeds(*(frames / s for s in seconds)))
     return frames, rounds
-
-
-def _encode(pieces: list[tuple[WorkItem, StreamChunk]], model: FeatureModel) -> None:
-    for _, ended in Batches(model, defaultdict(float)).encode(pieces):
-        if isinstance(ended, Exception):
-            raise ended
 
 
 def _extract(items: list[WorkItem], decoders: Decoders, model: FeatureModel, container: str) -> ExtractionStats:
