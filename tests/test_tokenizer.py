@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import vidtok
 from vidtok import streaming
 from vidtok.extraction.model import FeatureModel, Stream, make_settings
-from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
+from vidtok.tokenizer import EncodeStream, TokenizerConfig, VideoTokenizer
 
 NETS = {
     "patch": {"kind": "patch", "width": 32, "blocks": 2, "decoder_blocks": 2},
@@ -179,8 +179,6 @@ def test_a_stream_that_ends_off_the_grid_says_so_after_its_latents(net):
 
 def test_caches_hold_no_more_than_a_kernel_needs(net):
     tokenizer = build(net)
-    from vidtok.streaming import EncodeStream
-
     stream = EncodeStream(tokenizer._latents, 4)
     sizes = []
     for part in clip(65).split(16, 2):

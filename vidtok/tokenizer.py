@@ -1,11 +1,14 @@
 """VideoTokenizer: clips to token ids and back.
 
+Videos of any length are encoded and decoded as streams. The state of a stream is an `EncodeStream` or `DecodeStream`,
+never the model.
+
 Legend: B batch, T H W video, t h w token grid, K latent channels, C code channels. With the stride (s_t, s_h, s_w) of
 the model at hand, T = 1 + s_t (t - 1), H = s_h h, W = s_w w.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +26,6 @@ from vidtok.hub import PretrainedModel, find_pretrained, load_config, load_weigh
 from vidtok.nets import NETS
 from vidtok.nets.layers import State
 from vidtok.quantize import QUANTIZERS
-from vidtok.streaming import DecodeStream, EncodeStream
 
 SCHEMA = "vidtok.tokenizer/1"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -295,6 +297,81 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
 
     def _describe(self) -> tuple[str, str]:
         return SCHEMA, "A video tokenizer for vidtok: `VideoTokenizer.from_pretrained(PATH)`."
+
+
+class EncodeStream:
+    """Frames in, latents out.
+
+    Args:
+        encode: (video [B, 3, T, H, W], state) -> [B, C, t, h, w], where T is 1 + step * k in the first call, step * k
+            later.
+        step: frames per latent after the first.
+    """
+
+    def __init__(self, encode: Callable[[Tensor, State], Tensor], step: int):
+        self.encode, self.step = encode, step
+        self.state: State = {}
+        self.pending: Tensor | None = None  # frames that don't fill a latent yet
+        self.frames = 0  # frames taken so far
+
+    @torch.no_grad()
+    def push(self, chunk: Tensor) -> Iterator[Tensor]:
+        """Yield [B, C, n, h, w] for the latents that `chunk` [B, 3, any, H, W] completes.
+
+        Raises:
+            ValueError: if the chunk has another batch or frame size than the ones before.
+        """
+        if self.pending is not None:
+            if chunk.shape[:2] != self.pending.shape[:2] or chunk.shape[3:] != self.pending.shape[3:]:
+                raise ValueError(f"a chunk {list(chunk.shape)} follows frames {list(self.pending.shape)} in one stream")
+            chunk = torch.cat([self.pending, chunk], 2)
+        while True:
+            first = 1 if self.frames == 0 else 0
+            latents = min((chunk.shape[2] - first) // self.step, streaming.MAX_LATENTS - first)
+            take = first + self.step * latents
+            if chunk.shape[2] < first or take == 0:
+                break
+            yield self.encode(chunk[:, :, :take], self.state)
+            self.frames += take
+            chunk = chunk[:, :, take:]
+        self.pending = chunk.clone()  # not a view, which would keep the whole chunk
+
+    def close(self) -> None:
+        """Raise ValueError if the stream held no frame, or frames are left that don't fill a latent."""
+        if self.pending is None or self.frames == 0:
+            raise ValueError("the stream holds no frames")
+        if left := self.pending.shape[2]:
+            raise ValueError(
+                f"a stream has 1 + {self.step}k frames; this one ended after {self.frames + left}, "
+                f"so that its last {left} made no latent"
+            )
+
+
+class DecodeStream:
+    """Codes in, frames out.
+
+    Args:
+        decode: (codes [B, C, t, h, w], state) -> [B, 3, T, H, W].
+    """
+
+    def __init__(self, decode: Callable[[Tensor, State], Tensor]):
+        self.decode = decode
+        self.state: State = {}
+        self.like: tuple | None = None  # batch, channels, height and width of the codes so far
+
+    @torch.no_grad()
+    def push(self, codes: Tensor) -> Iterator[Tensor]:
+        """Yield the frames of `codes`; the first latent of a stream is one frame.
+
+        Raises:
+            ValueError: if the codes have another batch or frame size than the ones before.
+        """
+        like = (codes.shape[:2], codes.shape[3:])
+        if self.like not in (None, like):
+            raise ValueError(f"codes {list(codes.shape)} follow others of another batch or frame size in one stream")
+        self.like = like
+        for part in codes.split(streaming.MAX_LATENTS, 2):
+            yield self.decode(part, self.state)
 
 
 def list_tokenizers() -> list[str]:
