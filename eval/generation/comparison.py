@@ -19,9 +19,9 @@ from vidtok.files import write_json
 from vidtok.generator import KINDS, from_pretrained
 from vidtok.generator.training import build_generator_training
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.loop import StopSignal, train
+from vidtok.train.loop import train
 from vidtok.train.run_folder import RunFolder, check_fingerprint, lasting
-from vidtok.train.state import only_process
+from vidtok.train.state import StopSignal, only_process
 
 SCHEMA = "vidtok.eval.generation-compare/1"
 FOLDS = 4  # ranges of as many folds of two equal generators lie apart in 2 of 70 cases; of 3 folds, in 2 of 20

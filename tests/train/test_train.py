@@ -18,7 +18,7 @@ from vidtok.cli.main import main
 from vidtok.configs.compose import compose_config
 from vidtok.datasets import demo_clip, write_video
 from vidtok.tokenizer import build_tokenizer
-from vidtok.train.clock import Schedule
+from vidtok.train.loop import Schedule
 from vidtok.train.losses import LossWeights, block_edge_loss, perceptual_loss, reconstruction_loss
 from vidtok.train.run_folder import check_fingerprint
 from vidtok.train.tokenizer import training_fingerprint

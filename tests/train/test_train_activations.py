@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
-from vidtok.train.loop import checkpoint_blocks
+from vidtok.train.state import checkpoint_blocks
 
 NETS = {
     "patch": {"kind": "patch", "width": 32, "blocks": 4, "decoder_blocks": 6},

@@ -14,7 +14,7 @@ import yaml
 
 from vidtok.cli.main import main
 from vidtok.train import loop
-from vidtok.train.clock import Clock, Schedule, SharedClock
+from vidtok.train.loop import Clock, Schedule, SharedClock
 from vidtok.train.run_folder import Branch, lasting, read_branch
 
 TINY = ["data=digits", "data.crop=16", "data.frames=5", "data.batch_size=2", "data.image_batch_size=2", "loss=starter"]

@@ -12,11 +12,10 @@ from vidtok.bench.timing import peak_mb, summary
 from vidtok.bench.tokenizer import Clip, Variant, open_tokenizer
 from vidtok.datasets.loading import Shard
 from vidtok.nets.discriminator import Discriminator
-from vidtok.train.clock import Schedule
-from vidtok.train.loop import StopSignal, TrainerOptions, train
+from vidtok.train.loop import Schedule, TrainerOptions, train
 from vidtok.train.losses import LossWeights
 from vidtok.train.run_folder import RunFolder
-from vidtok.train.state import TrainState, make_ema
+from vidtok.train.state import StopSignal, TrainState, make_ema
 from vidtok.train.tokenizer import TokenizerTask
 
 CLIP = Clip(2, 17, 64)

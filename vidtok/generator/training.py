@@ -38,7 +38,7 @@ PIXELS_AT_ONCE = 1 << 22  # encoded at once, 15 clips of 17 x 128 x 128; a whole
 
 
 class GeneratorTask:
-    """Training task of all kinds of generators; see `vidtok.train.loop.Task` for the interface.
+    """Training task of all kinds of generators; see `vidtok.train.task.Task` for the interface.
 
     Args:
         objective: settings of the objective.

@@ -3,135 +3,30 @@
 Batch i is a pure function of (seed, i), and every step seeds its own random numbers. A run therefore resumes exactly
 from `TrainState`, and k processes with a k-th of each batch give the result of one process with whole batches.
 
-`Batches` and `Task` are the interfaces of the data and of the objective.
+`Batches` and `Task` of `vidtok.train.task` are the interfaces of the data and of the objective.
 """
 
-import signal
-from collections.abc import Iterator, Mapping
+import math
+import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, Protocol, cast
+from typing import cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import find_batch_size, recursively_apply, send_to_device
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vidtok.datasets.loading import WHOLE, Shard, shard_rows
 from vidtok.errors import nearest
 from vidtok.tokenizer import PRECISIONS
-from vidtok.train.clock import Clock, Schedule, SharedClock
 from vidtok.train.run_folder import Branch, RunFolder, check_fingerprint, write_fingerprint
-from vidtok.train.state import TrainState, has_fast_bf16
+from vidtok.train.state import StopSignal, TrainState, all_reduce_mean, checkpoint_blocks, has_fast_bf16
+from vidtok.train.task import AdversarialTask, Batch, Batches, Task
 
-Batch = Any  # a tensor, or a nested dict, list or tuple of tensors, all with the samples along dimension 0
-
-
-class Batches(Protocol):
-    """Endless sequence of batches. Batch i is a pure function of (seed, i), and so is each shard of it."""
-
-    def loader(self, start: int, workers: int, shard: Shard) -> Iterator[Batch]:
-        """Yield one shard of batches start, start + 1, ..., prefetched by `workers` processes.
-
-        Args:
-            start: number of the first batch.
-            workers: number of processes.
-            shard: (index, count), one of `count` equal slices of each batch. Samples of other shards are not loaded.
-
-        Raises:
-            ValueError: a batch is not divisible into so many shards.
-        """
-
-    def summary(self) -> str:
-        """Return a note on the batches so far, such as "3 files skipped"; "", none."""
-
-
-class Task(Protocol):
-    """Training objective and its validation. It holds settings and frozen networks; what is trained is in `TrainState`.
-
-    A batch is on the model's device. It is this process's shard, or with gradient accumulation a part of it, and every
-    part is seeded differently. A term that is a mean over samples is therefore the same for any number of processes and
-    parts. Random numbers shared by all samples come from a generator seeded with `step`. Random numbers of single
-    samples that must not depend on the number of processes come with the batch.
-    """
-
-    def terms(self, model: nn.Module, batch: Batch, step: int) -> tuple[dict[str, Tensor], Any]:
-        """Compute scalar terms and diagnostics by name, and the detached inputs of `discriminator_terms`, or None.
-
-        With several processes `model` is wrapped: call it as a whole; `unwrap_model` gives access to its attributes.
-        """
-
-    def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
-        """Return the weighted sum of the terms, which training minimizes."""
-
-    def validate(self, model: Any, run: RunFolder, step: int) -> str | None:
-        """Validate the averaged model, in evaluation mode, at a checkpoint; called in the main process only.
-
-        Scalars and pictures go to `run`.
-
-        Returns:
-            A line for the log, or None.
-        """
-
-    def progress(self, scalars: dict[str, float]) -> str:
-        """Format scalars for the progress line."""
-
-
-class AdversarialTask(Task, Protocol):
-    """Task with a discriminator, which takes a step on the same batch after each step of the model.
-
-    Attributes:
-        logit_decay: decay of the moving averages of the terms "real_logit" and "fake_logit".
-    """
-
-    logit_decay: float
-
-    def terms(
-        self, model: nn.Module, batch: Batch, step: int, discriminator: nn.Module | None = None
-    ) -> tuple[dict[str, Tensor], Any]:
-        """Compute the terms of `Task.terms`, given the discriminator, not wrapped. It is not trained by them."""
-
-    def is_adversarial_step(self, step: int) -> bool:
-        """Return whether the discriminator trains at this step."""
-
-    def discriminator_terms(
-        self, discriminator: nn.Module, batch: Batch, aux: Any, lecam_ema: Tensor, step: int
-    ) -> dict[str, Tensor]:
-        """Compute scalar terms and diagnostics by name, including "real_logit" and "fake_logit".
-
-        Args:
-            discriminator: the discriminator, wrapped with several processes.
-            batch: the batch of `terms`.
-            aux: the second value that `terms` returned for it.
-            lecam_ema: [2], moving averages of the real and the fake logit.
-            step: number of the step.
-        """
-
-    def discriminator_total(self, terms: dict[str, Tensor], step: int) -> Tensor:
-        """Return the weighted sum that the discriminator minimizes."""
-
-
-class StopSignal:
-    """Turn SIGTERM and Ctrl-C into a request to stop after the current step.
-
-    A context in which the two signals only set `requested`; the handlers from before come back after it.
-    """
-
-    def __init__(self):
-        self.requested = False
-
-    def _request(self, *_) -> None:
-        self.requested = True
-
-    def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+MAX_SILENCE = 10.0  # seconds until a signal to stop that one process got reaches the others
+SHAPES = ("cosine", "constant", "decay")
 
 
 def samples(batch: Batch) -> int:
@@ -149,37 +44,6 @@ def shard_of(batch: Batch, shard: Shard) -> Batch:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     return send_to_device(batch, device, non_blocking=True)
-
-
-def checkpoint_blocks(model: nn.Module) -> None:
-    """Activation checkpointing: recompute the activations inside blocks in the backward pass.
-
-    Blocks are the members of module lists, the innermost ones where lists are nested. Weights, their names and results
-    stay the same.
-
-    Raises:
-        ValueError: for a model without module lists.
-    """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    blocks = [block for blocks in lists for block in blocks if not _has_list(block)]
-    if not blocks:
-        raise ValueError(f"{type(model).__name__} has no blocks: trainer.checkpoint_activations does nothing for it")
-    for block in blocks:
-        block.forward = _checkpointed(block.forward)
-
-
-def _has_list(block: nn.Module) -> bool:
-    return any(isinstance(module, nn.ModuleList) for module in block.modules())
-
-
-def _checkpointed(forward):
-    @wraps(forward)
-    def again(*inputs, **options):
-        if not torch.is_grad_enabled():
-            return forward(*inputs, **options)
-        return checkpoint(forward, *inputs, use_reentrant=False, **options)
-
-    return again
 
 
 @dataclass(frozen=True)
@@ -216,6 +80,147 @@ class TrainerOptions:
             raise ValueError(f"a batch is taken in 1 or more parts, not trainer.accumulate={self.accumulate}")
         if self.save_steps is not None and self.save_steps < 1:
             raise ValueError(f"trainer.save_steps={self.save_steps} must be at least 1, or null for none")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The end of a run, and its learning rate.
+
+    A run ends at max_steps or max_minutes, whichever comes first. The learning rate follows the same clock.
+
+    Attributes:
+        max_steps: optimizer steps from start_step on, or None.
+        max_minutes: of training time from start_seconds on, over all resumed parts, or None. The rate then depends on
+            the machine's speed, so that only a run bounded by steps alone is exactly repeatable.
+        warmup_steps: linear warm-up; a decay has none.
+        final_rate: share of the peak learning rate left at the end of the cosine or the decay.
+        shape: "cosine" or "decay" (linear) fall from the peak to final_rate. "constant" stays at the peak, and may have
+            no end: the run then goes on until it is stopped.
+        start_step, start_seconds: where a branch began; 0 for other runs.
+    """
+
+    max_steps: int | None = None
+    max_minutes: float | None = None
+    warmup_steps: int = 100
+    final_rate: float = 0.02
+    shape: str = "cosine"
+    start_step: int = 0
+    start_seconds: float = 0.0
+
+    def __post_init__(self):
+        if self.shape not in SHAPES:
+            raise ValueError(f"unknown trainer.shape {self.shape!r}: {nearest(self.shape, SHAPES)}")
+        ends = [end for end in (self.max_steps, self.max_minutes) if end is not None]
+        endless = self.shape == "constant" and not ends
+        if not (ends or endless) or any(not isinstance(end, int | float) or end <= 0 for end in ends):
+            raise ValueError("a run needs an end: set trainer.max_steps or trainer.max_minutes to a number above 0")
+
+    @property
+    def has_end(self) -> bool:
+        return self.max_steps is not None or self.max_minutes is not None
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Return the share of the run done, 0 to 1; 0 throughout a run without an end."""
+        by_steps = (step - self.start_step) / self.max_steps if self.max_steps is not None else 0.0
+        by_time = (seconds - self.start_seconds) / (60 * self.max_minutes) if self.max_minutes is not None else 0.0
+        return min(1.0, max(by_steps, by_time))
+
+    def seconds_left(self, step: int, seconds: float) -> float | None:
+        """Estimate the time to the end from the time that the run has taken; None where nothing is known of it."""
+        progress = self.progress(step, seconds)
+        return (seconds - self.start_seconds) * (1 / progress - 1) if progress > 0 else None
+
+    def rate(self, step: int, seconds: float) -> float:
+        """Return the learning rate as a multiple of the peak."""
+        progress = self.progress(step, seconds)
+        if self.shape == "decay":
+            return 1 + (self.final_rate - 1) * progress
+        warmup = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        if self.shape == "constant":
+            return warmup
+        return warmup * (self.final_rate + (1 - self.final_rate) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+class Clock:
+    """Measure the step time and throughput of one process.
+
+    Args:
+        log_seconds: seconds between progress lines.
+        save_seconds: seconds between checkpoints.
+    """
+
+    def __init__(self, log_seconds: float, save_seconds: float):
+        self.log_seconds, self.save_seconds = log_seconds, save_seconds
+        self.last = self.logged = self.saved = time.monotonic()
+        self.clips = 0
+
+    def tick(self, clips: int) -> float:
+        """Count the clips of one step; return the seconds since the last step."""
+        now = time.monotonic()
+        passed, self.last = now - self.last, now
+        self.clips += clips
+        return passed
+
+    def since_log(self) -> float:
+        """Return the seconds from the last progress line to the last step."""
+        return self.last - self.logged
+
+    def clips_per_second(self) -> float:
+        """Return the throughput since the last call."""
+        rate = self.clips / max(self.last - self.logged, 1e-9)
+        self.logged, self.clips = self.last, 0
+        return rate
+
+    def save_due(self) -> bool:
+        """Return whether a checkpoint is due, and if so start the interval anew."""
+        due = self.last - self.saved >= self.save_seconds
+        if due:
+            self.saved = self.last
+        return due
+
+
+class SharedClock:
+    """Let all processes of a run agree on the seconds of training, and on when to log, save and stop.
+
+    Processes that exchange something wait for each other, so that they do it at the log interval only, and at least
+    every `MAX_SILENCE` seconds. In between, a step counts as many seconds as the steps before the last exchange took,
+    which the next exchange corrects. A process alone looks at its own clock and signals in every step.
+
+    Args:
+        clock: this process's own.
+        stop: a `StopSignal`, this process's own.
+    """
+
+    def __init__(self, accelerator: Accelerator, clock: Clock, stop: StopSignal):
+        self.accelerator, self.clock, self.stop = accelerator, clock, stop
+        self._alone = accelerator.num_processes == 1
+        self._stopping = not self._alone and all_reduce_mean(accelerator, stop.requested)[0] > 0
+        self._steps, self._interval = 0, 1  # since the last exchange; from it to the next one
+        self._seconds = self._counted = self._pace = 0.0  # measured and counted since the last exchange; per step
+
+    @property
+    def stopping(self) -> bool:
+        return self.stop.requested if self._alone else self._stopping
+
+    def tick(self, clips: int) -> tuple[float, bool, bool]:
+        """Count a step with so many clips; return (seconds to add to those of the run, log now, save now)."""
+        seconds = self.clock.tick(clips)
+        if self._alone:
+            return seconds, self.clock.since_log() >= self.clock.log_seconds, self.clock.save_due()
+        self._steps += 1
+        self._seconds += seconds
+        if self._steps < self._interval:
+            self._counted += self._pace
+            return self._pace, False, False
+        save = self.accelerator.is_main_process and self.clock.save_due()
+        signals = (self._seconds, self.clock.since_log(), save, self.stop.requested)
+        seconds, since_log, save, stopping = all_reduce_mean(self.accelerator, *signals)
+        log, self._stopping = since_log >= self.clock.log_seconds, stopping > 0
+        correction, self._pace = seconds - self._counted, seconds / self._steps
+        silence = min(self.clock.log_seconds - (0 if log else since_log), MAX_SILENCE)
+        self._interval = max(1, math.ceil(silence / max(self._pace, 1e-9)))
+        self._steps, self._seconds, self._counted = 0, 0.0, 0.0
+        return correction, log, save > 0
 
 
 def train(

@@ -181,7 +181,7 @@ class MaskedPretraining(nn.Module):
 
 
 class PretrainingTask:
-    """Training task of masked pretraining; see `vidtok.train.loop.Task` for the interface and `Batch` for batches.
+    """Training task of masked pretraining; see `vidtok.train.task.Task` for the interface and `Batch` for batches.
 
     Args:
         tokenizer: encodes clips.

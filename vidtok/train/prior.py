@@ -198,7 +198,7 @@ class PriorNetwork(nn.Module):
 
 
 class PriorTask:
-    """Training task of a prior; see `vidtok.train.loop.Task` for the interface and `Batch` for batches.
+    """Training task of a prior; see `vidtok.train.task.Task` for the interface and `Batch` for batches.
 
     Args:
         tokenizer: encodes clips.

@@ -10,11 +10,11 @@ from vidtok.generator import Generator
 from vidtok.generator.training import build_generator_training, check_generator
 from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.loop import StopSignal, train
+from vidtok.train.loop import train
 from vidtok.train.pretraining import build_pretraining, check_pretraining
 from vidtok.train.prior import PriorNetwork, build_prior_training, check_prior
 from vidtok.train.run_folder import RunFolder
-from vidtok.train.state import is_lost_peer, join_processes
+from vidtok.train.state import StopSignal, is_lost_peer, join_processes
 from vidtok.train.tokenizer import build_tokenizer_training
 
 Log = Callable[[str], None]

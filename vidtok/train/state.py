@@ -1,11 +1,12 @@
-"""State of a training run, its processes as torchrun or a cluster starts them, and timm's optimizers at full speed on
-CPUs without bf16."""
+"""State of a training run, its processes as torchrun or a cluster starts and stops them, activation checkpointing, and
+timm's optimizers at full speed on CPUs without bf16."""
 
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
+from functools import partial, wraps
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from timm.optim import create_optimizer_v2, muon
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
 
 PATIENCE = timedelta(hours=6)  # of the others, while one validates or tests: libraries give up after minutes
 
@@ -131,6 +133,37 @@ def _orthogonalize(timms: Callable, G: Tensor, *args, **kwargs) -> Tensor:
     return timms(G, *args, **kwargs)
 
 
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Activation checkpointing: recompute the activations inside blocks in the backward pass.
+
+    Blocks are the members of module lists, the innermost ones where lists are nested. Weights, their names and results
+    stay the same.
+
+    Raises:
+        ValueError: for a model without module lists.
+    """
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    blocks = [block for blocks in lists for block in blocks if not _has_list(block)]
+    if not blocks:
+        raise ValueError(f"{type(model).__name__} has no blocks: trainer.checkpoint_activations does nothing for it")
+    for block in blocks:
+        block.forward = _checkpointed(block.forward)
+
+
+def _has_list(block: nn.Module) -> bool:
+    return any(isinstance(module, nn.ModuleList) for module in block.modules())
+
+
+def _checkpointed(forward):
+    @wraps(forward)
+    def again(*inputs, **options):
+        if not torch.is_grad_enabled():
+            return forward(*inputs, **options)
+        return checkpoint(forward, *inputs, use_reentrant=False, **options)
+
+    return again
+
+
 def build_state(model: nn.Module, plain: dict) -> "TrainState":
     """Build the state of a new run from the groups `optimizer` and `trainer`, with the model in training mode."""
 
@@ -154,6 +187,27 @@ def only_process(command: str) -> torch.device:
     if state.num_processes > 1:
         raise ValueError(f"vidtok {command} is one process, not {state.num_processes}: start it without torchrun")
     return state.device
+
+
+class StopSignal:
+    """Turn SIGTERM and Ctrl-C into a request to stop after the current step.
+
+    A context in which the two signals only set `requested`; the handlers from before come back after it.
+    """
+
+    def __init__(self):
+        self.requested = False
+
+    def _request(self, *_) -> None:
+        self.requested = True
+
+    def __enter__(self) -> "StopSignal":
+        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def is_lost_peer(error: RuntimeError) -> bool:

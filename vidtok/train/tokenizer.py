@@ -26,7 +26,7 @@ from vidtok.names import MEDIA_SUFFIXES, VIDEO_SUFFIXES
 from vidtok.nets.discriminator import Discriminator
 from vidtok.tokenizer import TokenizerConfig, VideoTokenizer, build_tokenizer
 from vidtok.train import losses
-from vidtok.train.loop import AdversarialTask, build_schedule
+from vidtok.train.loop import build_schedule
 from vidtok.train.losses import (
     LossWeights,
     block_edge_loss,
@@ -37,6 +37,7 @@ from vidtok.train.losses import (
 from vidtok.train.perceptual import LPIPS, LogitDistance, build_perceptual
 from vidtok.train.run_folder import Branch, RunFolder, read_branch, start_branch, validate_branch
 from vidtok.train.state import build_state, unwrap_model
+from vidtok.train.task import AdversarialTask
 
 if TYPE_CHECKING:
     from vidtok.datasets import ClipFolder, DigitClips
