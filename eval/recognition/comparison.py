@@ -63,9 +63,9 @@ from vidtok.eval.report.page import choose_clips, write_report
 from vidtok.files import replacing, write_json
 from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.loop import StopSignal, train
+from vidtok.train.loop import train
 from vidtok.train.run_folder import RunFolder, check_fingerprint, lasting
-from vidtok.train.state import only_process
+from vidtok.train.state import StopSignal, only_process
 
 Fit = Callable[[HeadData, str, int, Path], tuple[nn.Module, dict] | None]
 TRANSFER = "pixels on recon"  # the paper's protocol: trained on pixels, tested on what the tokens keep of them
@@ -101,7 +101,10 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
 
     def fit(head_data: HeadData, arm: str, seed: int, own: Path):
         chosen = {**of_arm[arm], "seed": seed}
-        arguments = build_recognition_training(chosen, head_data, tokenizer)
+        head = comparison.heads.pop((arm, seed), None)
+        if head is None:
+            head = build_recognition_head(chosen, head_data, tokenizer)
+        arguments = build_recognition_training(chosen, head, head_data, tokenizer)
         text = OmegaConf.to_yaml(chosen)
         last = cast(Head, train(**arguments, run=RunFolder(own), stop=stop, config_yaml=text, log=log))
         if stop.requested:
@@ -195,6 +198,7 @@ class Comparison:
         encoders: arm -> `InputEncoder`. arms: names of `vidtok.eval.recognition.inputs.INPUTS`. seeds: of each arm.
         options, groups: see `memory_head_data`; each seed replaces that of the options.
         source: of the training clips. videos: of the test, as files. protocol: of both.
+        heads: {(arm, seed): untrained head}, those that `build_heads` has built already.
     """
 
     store: ClipStore
@@ -208,6 +212,7 @@ class Comparison:
     source: ClipSource
     videos: LabeledDataset
     protocol: Protocol
+    heads: dict[tuple[str, int], Head]
 
     def __post_init__(self):
         shuffled = shuffle_frames(self.test.video, self.test.ids)
@@ -310,7 +315,8 @@ def build_comparison(settings: dict, of_arm: Mapping[str, dict], tokenizer: Vide
     encoders = {arm: InputEncoder(arm, tokenizer) for arm in {*of_arm, "tokens", "recon"}}
     source.validate_disjoint(data["train_split"], test_source, data["val_split"])
     train_videos = source.open(data["train_split"], protocol)
-    validate_arms(of_arm, encoders, protocol, train_videos.classes, tokenizer)
+    seeds = settings["seeds"]
+    heads = build_heads(of_arm, seeds[0], encoders, protocol, train_videos.classes, tokenizer)
     depends_on = ["source", "root", "val_source", "val_root", "path_column", "label_column", "split_column", "classes"]
     depends_on += ["checked", *(name for name in ("task", "frame_folders") if data[name])]
     depends_on += ["train_split", "val_split", "protocol", "size", "resize", "fps", "train_clips", "val_clips"]
@@ -334,33 +340,42 @@ def build_comparison(settings: dict, of_arm: Mapping[str, dict], tokenizer: Vide
     check_fingerprint(folder / "runs", training | lasting(settings["trainer"]))
     store, encoded = ClipStore(folder / "clips"), ClipStore(folder / "encoded")
     train = store.clips("train", lambda: load_training_clips(source, protocol, data, videos=train_videos))
+    if train.classes != train_videos.classes:  # the annotations have changed since the clips were decoded
+        heads.clear()
     videos = replace(test_source, classes=train.classes).open(data["val_split"], protocol)
     test = store.clips("test", lambda: load_clips(videos, data["val_clips"], data["workers"]))
     options, groups = build_data_options(settings), source.groups(train.ids)
-    arms, seeds = list(of_arm), settings["seeds"]
     return Comparison(
-        encoded, train, test, encoders, arms, seeds, options, groups, source=source, videos=videos, protocol=protocol
+        encoded, train, test, encoders, list(of_arm), seeds, options, groups, source, videos, protocol, heads
     )
 
 
-def validate_arms(
+def build_heads(
     of_arm: Mapping[str, dict],
+    seed: int,
     encoders: Mapping[str, InputEncoder],
     protocol: Protocol,
     classes: Sequence[str],
     tokenizer: VideoTokenizer,
-) -> None:
-    """Raise ValueError for an arm that the head can't read, or whose clips can't be mixed or cropped as its settings
-    say. This runs before clips are decoded."""
+) -> dict[tuple[str, int], Head]:
+    """Build the untrained head of each arm for a seed, and try it on a black clip: {(arm, seed): head}.
+
+    This runs before clips are decoded. Raises ValueError for an arm that the head can't read, or whose clips can't be
+    mixed or cropped as its settings say.
+    """
+    heads = {}
     black = torch.zeros((1, 3, protocol.frames, protocol.size, protocol.size), dtype=torch.uint8)
     for arm, settings in of_arm.items():
         encoder = encoders[arm]
         x, side = unpack(encoder.encode_compact(black)), settings["data"]["grid_crop"]
         example = MemorySource(x[None], np.zeros(1, int), side, encoder.unit).draw(0, 0)[0][None]
         validate_task(settings, encoder.head_input)
-        head = build_recognition_head(settings, HeadInput(encoder.head_input, example, list(classes)), tokenizer).eval()
+        head_input = HeadInput(encoder.head_input, example, list(classes))
+        head = build_recognition_head({**settings, "seed": seed}, head_input, tokenizer)
         with torch.no_grad():
-            head(example.cpu())
+            head.eval()(example.cpu())
+        heads[arm, seed] = head.train()
+    return heads
 
 
 def arm_settings(cfg: DictConfig) -> dict[str, dict]:

@@ -32,9 +32,9 @@ from vidtok.eval.report import format_table
 from vidtok.files import write_json
 from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.loop import StopSignal, build_schedule, train
+from vidtok.train.loop import build_schedule, train
 from vidtok.train.run_folder import RunFolder, check_fingerprint
-from vidtok.train.state import TrainState, build_state, join_processes
+from vidtok.train.state import StopSignal, TrainState, build_state, join_processes
 
 BEST = "best"  # folder of the run with the head of the checkpoint that was chosen
 
@@ -65,17 +65,18 @@ def finetune(*overrides: str, log: Callable[[str], None] = print, **settings) ->
     log = processes.on_local_main_process(log)
     tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, processes.device)
     head_data = build_head_data(plain, tokenizer)
-    arguments = build_recognition_training(plain, head_data, tokenizer)
+    head = build_recognition_head(plain, head_data, tokenizer)
+    arguments = build_recognition_training(plain, head, head_data, tokenizer)
     check_finetuning(plain, tokenizer)  # not before: a failed call leaves no folder
     folder = RunFolder(cfg.run)
     with StopSignal() as stop:
         text = OmegaConf.to_yaml(cfg, resolve=True)
-        head = cast(Head, train(**arguments, run=folder, stop=stop, config_yaml=text, log=log))
+        last = cast(Head, train(**arguments, run=folder, stop=stop, config_yaml=text, log=log))
     result = None
     if stop.requested:
         log("stopped before the test: the same command goes on")
     elif processes.is_main_process:
-        result = evaluate_run(plain, arguments["state"], head, head_data, tokenizer, start)
+        result = evaluate_run(plain, arguments["state"], last, head_data, tokenizer, start)
         write_json(folder.path / "result.json", result)
         log(f"{format_table(result)}\nresult: {folder.path / 'result.json'}")
     processes.wait_for_everyone()
@@ -269,10 +270,10 @@ def check_finetuning(settings: dict, tokenizer: VideoTokenizer) -> None:
     check_fingerprint(Path(settings["run"]), facts)
 
 
-def build_recognition_training(settings: dict, head_data: HeadData, tokenizer: VideoTokenizer) -> dict:
-    """Build the arguments of `vidtok.train.loop.train` from settings and their data."""
+def build_recognition_training(settings: dict, head: Head, head_data: HeadData, tokenizer: VideoTokenizer) -> dict:
+    """Build the arguments of `vidtok.train.loop.train` from settings and their data. head: see
+    `build_recognition_head`."""
     data = settings["data"]
-    head = build_recognition_head(settings, head_data, tokenizer)
     reads_tokens = settings["input"] != "pixels"
     head.record(
         classes=list(head_data.classes),

@@ -19,7 +19,7 @@ from vidtok.datasets import write_video
 from vidtok.errors import UserError
 from vidtok.eval import recognition
 from vidtok.eval.recognition.clips import ClipSource, Protocol, build_protocol, load_clips, load_views, repeated_folds
-from vidtok.eval.recognition.comparison import arm_settings, validate_arms
+from vidtok.eval.recognition.comparison import arm_settings, build_heads
 from vidtok.eval.recognition.data import DataOptions, LabeledBatches, MemorySource, VideoSource, video_head_data
 from vidtok.eval.recognition.features import FeatureFiles, validate_clips
 from vidtok.eval.recognition.finetuning import RecognitionTask, read_best
@@ -289,9 +289,9 @@ def test_a_run_resumes_exactly(capsys, csv, tokenizer_path, tmp_path):
     run(capsys, *finetune(csv, tokenizer_path, tmp_path / "whole", *more, "trainer.max_steps=4"))
     # The rate follows the share done, so that a run that is to be gone on with knows its end: stop it by a signal.
     once = iter([False, False, True])
-    from vidtok.train import loop
+    from vidtok.train.state import StopSignal
 
-    class Stop(loop.StopSignal):
+    class Stop(StopSignal):
         requested = property(lambda self: next(once, True), lambda self, value: None)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -492,10 +492,11 @@ def test_heads_with_batch_norm_are_arms_too(csv, tokenizer):
     cfg = compose_config("compare", [f"data.source={csv}", *TINY[2:], "head=linear", "arms=[tokens,hidden]"])
     encoders = {arm: InputEncoder(arm, tokenizer) for arm in cfg.arms}
     protocol = build_protocol(cfg.data)
-    validate_arms(arm_settings(cfg), encoders, protocol, CLASSES, tokenizer)
+    heads = build_heads(arm_settings(cfg), 0, encoders, protocol, CLASSES, tokenizer)
+    assert [*heads] == [("tokens", 0), ("hidden", 0)] and all(head.training for head in heads.values())
     cfg.patch_merge = 3
     with pytest.raises(ValueError, match="patch_merge=3"):
-        validate_arms(arm_settings(cfg), encoders, protocol, CLASSES, tokenizer)
+        build_heads(arm_settings(cfg), 0, encoders, protocol, CLASSES, tokenizer)
 
 
 def test_the_page_holds_everything_itself(comparison):
