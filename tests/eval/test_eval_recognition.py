@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from vidtok.cli.main import main
-from vidtok.configs.compose import compose_config
+from vidtok.configs.compose import compose_config, to_dict
 from vidtok.datasets import write_video
 from vidtok.errors import UserError
 from vidtok.eval import recognition
 from vidtok.eval.recognition.clips import ClipSource, Protocol, build_protocol, load_clips, load_views, repeated_folds
-from vidtok.eval.recognition.comparison import arm_settings, build_heads
+from vidtok.eval.recognition.comparison import arm_settings, build_comparison, build_heads
 from vidtok.eval.recognition.data import DataOptions, LabeledBatches, MemorySource, VideoSource, video_head_data
 from vidtok.eval.recognition.features import FeatureFiles, validate_clips
 from vidtok.eval.recognition.finetuning import RecognitionTask, read_best
@@ -497,6 +497,20 @@ def test_heads_with_batch_norm_are_arms_too(csv, tokenizer):
     cfg.patch_merge = 3
     with pytest.raises(ValueError, match="patch_merge=3"):
         build_heads(arm_settings(cfg), 0, encoders, protocol, CLASSES, tokenizer)
+
+
+def test_kept_clips_keep_their_classes(csv, tokenizer, tmp_path):
+    """A head that was built for the classes of changed annotations is not the one that is trained."""
+    source = csv.parent / "changed.csv"
+    source.write_text(csv.read_text())
+    overrides = [f"data.source={source}", *TINY, "data.train_clips=2", "data.val_clips=1", "arms=[tokens]", "seeds=[3]"]
+    cfg = compose_config("compare", [*overrides, f"run={tmp_path}"])
+    found = build_comparison(to_dict(cfg), arm_settings(cfg), tokenizer)
+    assert [*found.heads] == [("tokens", 3)] and found.heads["tokens", 3].num_classes == 3
+    shutil.copy(csv.parent / "dark-0.mp4", csv.parent / "more-0.mp4")
+    source.write_text(source.read_text() + "more-0.mp4,more,lab0,train\n")
+    found = build_comparison(to_dict(cfg), arm_settings(cfg), tokenizer)
+    assert found.train.classes == [*CLASSES] and not found.heads
 
 
 def test_the_page_holds_everything_itself(comparison):
