@@ -154,7 +154,9 @@ class RecognitionTask:
                 mixup, cutmix, prob=mix_probability, label_smoothing=smoothing, num_classes=classes, mode="batch"
             )
 
-    def terms(self, model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> tuple[dict[str, Tensor], Any]:
+    def terms(
+        self, model: nn.Module, batch: tuple[Tensor, Tensor], step: int
+    ) -> tuple[Tensor, dict[str, Tensor], None]:
         x, labels = batch
         if self.encode is not None:
             x = self.encode(x)
@@ -168,10 +170,7 @@ class RecognitionTask:
             x, targets = self._mixed(x, labels, step)
             logits = model(x)
             loss = F.cross_entropy(logits.float(), targets)
-        return {"cross_entropy": loss, "accuracy": (logits.argmax(1) == labels).float().mean()}, None
-
-    def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
-        return terms["cross_entropy"]
+        return loss, {"cross_entropy": loss, "accuracy": (logits.argmax(1) == labels).float().mean()}, None
 
     def validate(self, model: Head, run: RunFolder, step: int) -> str | None:
         """Measure top-1 on the clips of `select`, and keep the head where it is the best so far (ties: by loss)."""

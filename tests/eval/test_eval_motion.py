@@ -77,12 +77,13 @@ def test_the_loss_of_several_tasks_is_that_of_each_alone():
     assert same_task(classes[:2]) is None and same_task(["a/b", "c/d"]) is None and same_task(None) is None
     task = RecognitionTask(5, smoothing=0.1, asked=same_task(classes))
     logits, labels = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 4])
-    terms, _ = task.terms(torch.nn.Identity(), (logits, labels), 0)
+    loss, terms, _ = task.terms(torch.nn.Identity(), (logits, labels), 0)
     alone = [
         F.cross_entropy(logits[:1, :2], torch.tensor([1]), label_smoothing=0.1),
         F.cross_entropy(logits[1:, 2:], torch.tensor([2]), label_smoothing=0.1),
     ]
-    torch.testing.assert_close(terms["cross_entropy"], sum(alone) / 2)
+    assert loss is terms["cross_entropy"]
+    torch.testing.assert_close(loss, sum(alone) / 2)
 
 
 def test_settings_that_don_t_fit_motion_tasks(folder):

@@ -137,8 +137,8 @@ def test_published_recipes_build(name, tmp_path, monkeypatch):
         write_video(file, clip[:, :, :1] if image else clip, 25)
     built = build_generator_training(cfg)
     model, batch = built["state"].model, built["task"].encoded(built["batches"][0])
-    terms, _ = built["task"].terms(model, batch, 0)
-    assert terms["objective"].isfinite()
+    loss, terms, _ = built["task"].terms(model, batch, 0)
+    assert loss.isfinite() and terms["objective"] is loss
     if name == "k600":
         assert model.config.classes == () and built["task"].objective.tasks["prefix-2"] == 1
     sampling = dict(built["task"].sampling) | {"steps": 1}

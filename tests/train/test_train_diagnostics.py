@@ -78,10 +78,9 @@ def test_the_gram_term_needs_no_perceptual_weight():
     task = TokenizerTask(weights, perceptual=(lpips := FakeLPIPS()))
     net = {"kind": "patch", "width": 32, "blocks": 1, "decoder_blocks": 1}
     model = VideoTokenizer(TokenizerConfig("tiny", net, {"kind": "lfq", "bits": 18})).train()
-    terms, _ = task.terms(model, torch.rand(1, 3, 5, 16, 16), step=0)
-    total = task.total(terms, step=0)
-    total.backward()
-    assert lpips.seen == 2 and total.item() == pytest.approx(2 * terms["gram"].item())
+    loss, terms, _ = task.terms(model, torch.rand(1, 3, 5, 16, 16), step=0)
+    loss.backward()
+    assert lpips.seen == 2 and loss.item() == pytest.approx(2 * terms["gram"].item())
     assert all(p.grad.abs().sum() > 0 for p in model.decoder.parameters())
     line = task.progress({name: term.item() for name, term in terms.items()})
     assert f"gram {terms['gram'].item():.4f}" in line
@@ -94,7 +93,7 @@ def test_a_task_holds_nothing_that_trains():
     discriminator = Discriminator((5, 16, 16), base=4, channel_multipliers=(2, 2))
     net = {"kind": "patch", "width": 32, "blocks": 1, "decoder_blocks": 1}
     model = VideoTokenizer(TokenizerConfig("tiny", net, {"kind": "lfq", "bits": 18})).train()
-    terms, _ = task.terms(model, torch.rand(1, 3, 5, 16, 16), step=0, discriminator=discriminator)
+    _, terms, _ = task.terms(model, torch.rand(1, 3, 5, 16, 16), step=0, discriminator=discriminator)
     terms["adversarial"].backward()
     assert all(p.grad is None and p.requires_grad for p in discriminator.parameters())
     assert any(p.grad is not None for p in model.decoder.parameters())

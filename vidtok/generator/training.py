@@ -59,13 +59,10 @@ class GeneratorTask:
         self.objective, self.tokenizer, self.samples = objective, tokenizer, samples
         self.sampling, self.held_out = dict(sampling or {}), held_out
 
-    def terms(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[dict[str, Tensor], None]:
+    def terms(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor], None]:
         terms = dict(model(self.encoded(batch), self.objective))
-        terms["objective"] = terms.pop("loss")  # the training loop logs the total as "loss"
-        return terms, None
-
-    def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
-        return terms["objective"]
+        terms["objective"] = loss = terms.pop("loss")  # the training loop logs what it minimizes as "loss"
+        return loss, terms, None
 
     def encoded(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add ids to a batch of latents; replace a video by its latents and ids."""

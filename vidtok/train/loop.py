@@ -311,11 +311,10 @@ def train(
             torch.manual_seed(options.seed * 1_000_003 + state.step + (rank * accumulate + i << 40))
             with exchange_gradients(model, now=i == accumulate - 1):
                 with autocast():
-                    terms, rest = task.terms(model, part, state.step, **adversary)
-                terms["loss"] = task.total(terms, state.step)
-                accelerator.backward(terms["loss"] / accumulate)
+                    loss, terms, rest = task.terms(model, part, state.step, **adversary)
+                accelerator.backward(loss / accumulate)
             aux.append(rest)
-            add_mean(means, terms, accumulate)
+            add_mean(means, {**terms, "loss": loss}, accumulate)
         means["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), options.clip_norm)
         gradients.add(means["gradient_norm"], state.step)
         state.optimizer.step()
@@ -326,8 +325,8 @@ def train(
             for i, part in enumerate(parts):
                 with exchange_gradients(discriminator, now=i == accumulate - 1):
                     with autocast():
-                        terms = gan.discriminator_terms(discriminator, part, aux[i], state.lecam_ema, state.step)
-                    accelerator.backward(gan.discriminator_total(terms, state.step) / accumulate)
+                        loss, terms = gan.discriminator_terms(discriminator, part, aux[i], state.lecam_ema, state.step)
+                    accelerator.backward(loss / accumulate)
                 add_mean(means, terms, accumulate)
             means["critic_norm"] = accelerator.clip_grad_norm_(discriminator.parameters(), options.clip_norm)
             gradients.add(means["critic_norm"], state.step)

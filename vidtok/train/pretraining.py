@@ -202,25 +202,25 @@ class PretrainingTask:
         self.tokenizer, self.reads_pixels, self.held_out = tokenizer, reads_pixels, held_out
         self.teacher, self.teacher_weight = teacher, teacher_weight
 
-    def terms(self, model: nn.Module, batch: Batch, step: int) -> tuple[dict[str, Tensor], None]:
+    def terms(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor], None]:
         batch = encode_batch(batch, self.tokenizer)
         features = None
         if self.teacher is not None:
             with torch.no_grad(), torch.autocast(batch["video"].device.type, enabled=False):
                 features = self.teacher(batch["video"])
-        return model(batch["video" if self.reads_pixels else "ids"], batch["ids"], batch["seed"], features), None
-
-    def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
-        if self.teacher is None:
-            return terms["cross_entropy"]
-        return terms["cross_entropy"] + self.teacher_weight * terms["cosine"]
+        terms = model(batch["video" if self.reads_pixels else "ids"], batch["ids"], batch["seed"], features)
+        loss = terms["cross_entropy"]
+        if self.teacher is not None:
+            loss = loss + self.teacher_weight * terms["cosine"]
+        return loss, terms, None
 
     def validate(self, model: Any, run: RunFolder, step: int) -> str | None:
         """Compute the terms of the held-out batch, whose masks stay the same."""
         if self.held_out is None:
             return None
         batch = {name: value.to(model.device) for name, value in self.held_out.items()}
-        scalars = {name: value.item() for name, value in self.terms(model, batch, step)[0].items()}
+        _, terms, _ = self.terms(model, batch, step)
+        scalars = {name: value.item() for name, value in terms.items()}
         run.save_scalars({f"held_out_{name}": value for name, value in scalars.items()}, step)
         return f"{len(batch['seed'])} held out: {self.progress(scalars)}"
 

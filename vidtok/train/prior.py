@@ -209,10 +209,11 @@ class PriorTask:
     def __init__(self, tokenizer: VideoTokenizer, frames: int, held_out: Batch | None = None):
         self.tokenizer, self.frames, self.held_out = tokenizer, frames, held_out
 
-    def terms(self, model: nn.Module, batch: Batch, step: int) -> tuple[dict[str, Tensor], None]:
+    def terms(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor], None]:
         ids_Bthw = encode_batch(batch, self.tokenizer)["ids"]
         frames = torch.rand(ids_Bthw.shape[:2], device=ids_Bthw.device).argsort(1)[:, : self.frames]
-        return self._terms(model, ids_Bthw, frames), None
+        terms = self._terms(model, ids_Bthw, frames)
+        return terms["cross_entropy"], terms, None
 
     def _terms(self, model: nn.Module, ids_Bthw: Tensor, frames_Bn: Tensor) -> dict[str, Tensor]:
         """Compute the terms of the latents `frames_Bn` of each clip."""
@@ -228,9 +229,6 @@ class PriorTask:
         odds = model(state, signs_BKhw)
         loss = F.softplus(odds * (signs_BKhw * last_signs(state))).mean()
         return {"cross_entropy": loss, "bits": loss.detach() * self.tokenizer.bits / math.log(2)}
-
-    def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
-        return terms["cross_entropy"]
 
     def validate(self, model: Any, run: RunFolder, step: int) -> str | None:
         """Compute the terms of all latents of the held-out batch."""

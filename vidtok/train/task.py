@@ -39,14 +39,15 @@ class Task(Protocol):
     samples that must not depend on the number of processes come with the batch.
     """
 
-    def terms(self, model: nn.Module, batch: Batch, step: int) -> tuple[dict[str, Tensor], Any]:
-        """Compute scalar terms and diagnostics by name, and the detached inputs of `discriminator_terms`, or None.
+    def terms(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor], Any]:
+        """Compute the loss and its terms.
 
         With several processes `model` is wrapped: call it as a whole; `unwrap_model` gives access to its attributes.
-        """
 
-    def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
-        """Return the weighted sum of the terms, which training minimizes."""
+        Returns:
+            The scalar that training minimizes; scalar terms of it and diagnostics by name; and the detached inputs of
+            `discriminator_terms`, or None.
+        """
 
     def validate(self, model: Any, run: RunFolder, step: int) -> str | None:
         """Validate the averaged model, in evaluation mode, at a checkpoint; called in the main process only.
@@ -72,24 +73,25 @@ class AdversarialTask(Task, Protocol):
 
     def terms(
         self, model: nn.Module, batch: Batch, step: int, discriminator: nn.Module | None = None
-    ) -> tuple[dict[str, Tensor], Any]:
-        """Compute the terms of `Task.terms`, given the discriminator, not wrapped. It is not trained by them."""
+    ) -> tuple[Tensor, dict[str, Tensor], Any]:
+        """Compute what `Task.terms` does, given the discriminator, not wrapped. It is not trained by the loss."""
 
     def is_adversarial_step(self, step: int) -> bool:
         """Return whether the discriminator trains at this step."""
 
     def discriminator_terms(
         self, discriminator: nn.Module, batch: Batch, aux: Any, lecam_ema: Tensor, step: int
-    ) -> dict[str, Tensor]:
-        """Compute scalar terms and diagnostics by name, including "real_logit" and "fake_logit".
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the discriminator's loss and its terms.
 
         Args:
             discriminator: the discriminator, wrapped with several processes.
             batch: the batch of `terms`.
-            aux: the second value that `terms` returned for it.
+            aux: the last value that `terms` returned for it.
             lecam_ema: [2], moving averages of the real and the fake logit.
             step: number of the step.
-        """
 
-    def discriminator_total(self, terms: dict[str, Tensor], step: int) -> Tensor:
-        """Return the weighted sum that the discriminator minimizes."""
+        Returns:
+            The scalar that the discriminator minimizes; scalar terms of it and diagnostics by name, including
+            "real_logit" and "fake_logit".
+        """

@@ -73,7 +73,7 @@ class TokenizerTask(AdversarialTask):
 
     def terms(
         self, model: nn.Module, batch: Tensor, step: int, discriminator: nn.Module | None = None
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         decoded, z, codes = model(batch)
         tokenizer = cast(VideoTokenizer, unwrap_model(model))
         quantizer = tokenizer.quantizer
@@ -94,14 +94,11 @@ class TokenizerTask(AdversarialTask):
             discriminator.requires_grad_(False)  # nothing here is for it to learn from
             terms["adversarial"] = losses.generator_loss(discriminator(decoded))
             discriminator.requires_grad_(True)
-        return terms, decoded.detach()
-
-    def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
-        return self.weights.total(terms, step)
+        return self.weights.total(terms, step), terms, decoded.detach()
 
     def discriminator_terms(
         self, discriminator: nn.Module, batch: Tensor, aux: Tensor, lecam_ema: Tensor, step: int
-    ) -> dict[str, Tensor]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         real = batch.requires_grad_(self.weights.r1 > 0)
         real_logits, fake_logits = discriminator(torch.cat([real, aux])).chunk(2)
         terms = {
@@ -114,10 +111,7 @@ class TokenizerTask(AdversarialTask):
         if self.weights.r1 > 0:
             with torch.autocast(batch.device.type, enabled=False):
                 terms["r1"] = losses.r1_penalty(real_logits, real)
-        return terms
-
-    def discriminator_total(self, terms: dict[str, Tensor], step: int) -> Tensor:
-        return self.weights.discriminator_total(terms)
+        return self.weights.discriminator_total(terms), terms
 
     def validate(self, model: VideoTokenizer, run: RunFolder, step: int) -> str | None:
         """Measure the fixed clips, and draw the first four of each size.
