@@ -14,6 +14,7 @@ import pytest
 from vidtok.cli.main import main
 from vidtok.datasets import demo_clip, write_video
 from vidtok.eval.generation.comparison import guidance_table, verdict
+from vidtok.eval.recognition.results import compare_results
 from vidtok.eval.report import markdown
 from vidtok.eval.report.markdown import GUIDANCES, published_tables, update
 from vidtok.extraction import Record, RecordMeta, open_writer
@@ -145,6 +146,36 @@ def test_ratios_of_the_digits_are_those_of_the_result_file():
     assert f"the majority class has {100 * result['controls']['majority']['top1']['value']:.1f} %" in PAGES["README.md"]
     assert f"{result['n_used']:,} test clips" in PAGES["README.md"]
     assert len(result["results"][0]["runs"]) == 3
+
+
+def test_motions_are_those_of_the_result_files():
+    tokens, pixels, _ = read("motion-camera")["results"]
+    attention = read("motion-camera-attention")["results"][0]
+
+    def shares(entry: dict) -> list[float]:
+        """Percent right of pans, zooms and rotations."""
+        confusion = sum(np.array(run["confusion"]) for run in entry["runs"])
+        kinds = slice(0, 8), slice(8, 10), slice(10, 12)
+        return [100 * confusion.diagonal()[kind].sum() / confusion[kind].sum() for kind in kinds]
+
+    said = (
+        "tokens have {:.0f} % of the pans right, {:.0f} % of the zooms and {:.0f} % of the rotations; pixels {:.0f} %, "
+    )
+    said += "{:.0f} % and {:.0f} %."
+    assert said.format(*shares(tokens), *shares(pixels)) in RESULTS
+    top1 = {name: 100 * entry["top1"]["mean"] for name, entry in (("tokens", tokens), ("pixels", pixels))}
+    alone = 100 * attention["top1"]["mean"]
+    assert f"attention alone has {alone:.1f} % in place of {top1['tokens']:.1f} %" in RESULTS
+    assert shares(attention)[2] < 100 / 12  # of rotations
+    assert (
+        f"heads on tokens have {top1['tokens']:.1f} % and heads on pixels {top1['pixels']:.1f} %" in PAGES["README.md"]
+    )
+    ratio, other = (pair["ratio"] for pair in read("motion-camera")["comparisons"])
+    assert "{value:.2f} of their accuracy ({low:.2f} to {high:.2f}), with equal".format(**ratio) in RESULTS
+    assert 0.85 < other["value"] < 0.92  # "a tenth"
+    for file, sign in (("motion-camera", 1), ("motion-camera-10", -1)):
+        gain = compare_results(read(f"{file}-init"), read(file), "tokens")["difference"]
+        assert min(sign * gain["low"], sign * gain["high"]) > 0
 
 
 def test_generators_are_those_of_the_result_files():

@@ -50,6 +50,7 @@ import numpy as np
 from vidtok.configs.compose import plain
 from vidtok.datasets import LabeledDataset
 from vidtok.datasets.synthetic.motion import source_of, task_of
+from vidtok.errors import nearest
 from vidtok.eval.metrics.intervals import accuracy, majority, over_seeds, paired_ratio
 from vidtok.eval.recognition.clips import ClipSource
 from vidtok.eval.recognition.inputs import ClipSet, Predictions, same_task
@@ -113,6 +114,32 @@ def compare_with(
         {"ours": name, "theirs": reference, **paired_ratio(ours, theirs, {name, reference} == same_heads, groups)}
         for name, ours in correct.items()
     ]
+
+
+def compare_results(ours: Mapping, theirs: Mapping, name: str) -> dict:
+    """Compare the heads of one arm in two results of the same test clips, such as pretrained ones and others.
+
+    Args:
+        ours, theirs: results of schema "vidtok.recognition/1".
+        name: of the arm, in both.
+
+    Returns:
+        Ratio and difference of the accuracies, see `paired_ratio`; of a motion task, source files are drawn.
+
+    Raises:
+        ValueError: not the same clips, or no such arm.
+    """
+    clips, others = ours["clips"], theirs["clips"]
+    if [(clip["id"], clip["label"]) for clip in clips] != [(clip["id"], clip["label"]) for clip in others]:
+        raise ValueError("the results are of other test clips: they can't be compared clip by clip")
+    if any(name not in clip["predicted"] for clip in (*clips[:1], *others[:1])):
+        raise ValueError(f"no arm {name!r} in both results: {nearest(name, clips[0]['predicted'])}")
+    ours_SN, theirs_SN = (
+        np.array([[predicted == clip["label"] for predicted in clip["predicted"][name]] for clip in side]).T
+        for side in (clips, others)
+    )
+    files = [source_of(clip["id"]) for clip in clips] if ours["data"].get("task") else None
+    return paired_ratio(ours_SN, theirs_SN, groups_N=files)
 
 
 def cost_record(

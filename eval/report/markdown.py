@@ -26,6 +26,7 @@ from pathlib import Path
 from vidtok.eval.compression import report as compression
 from vidtok.eval.generation.comparison import SCHEMA, guidance_table, markdown_table, verdict
 from vidtok.eval.recognition.comparison import TRANSFER
+from vidtok.eval.recognition.results import compare_results
 from vidtok.eval.report.page import overview_chart
 from vidtok.hub import PRETRAINED
 
@@ -41,6 +42,14 @@ COMPARISONS = {
     "recognition-grid": "grid, command",
     "recognition-grid-digit": "grid, digit",
 }
+# Those of motion tasks, with the same test clips and steps.
+MOTIONS = {
+    "motion-camera-attention": "camera, attention alone",
+    "motion-camera": "camera",
+    "motion-camera-init": "camera, pretrained",
+    "motion-camera-10": "camera, 10 %",
+    "motion-camera-10-init": "camera, 10 %, pretrained",
+}
 RESULTS = Path(__file__).parent.parent / "results"
 GUIDANCES = ("generation-guidance-1", "generation-guidance-1.5", "generation", "generation-guidance-3")
 
@@ -51,8 +60,8 @@ def arms_of(results: Mapping[str, Mapping]) -> list[str]:
     return [arm for arm in ORDER if arm in found]
 
 
-def comparison_table(results: Mapping[str, Mapping]) -> str:
-    """results: name of the set -> result."""
+def comparison_table(results: Mapping[str, Mapping], intervals: bool = False) -> str:
+    """results: name of the set -> result. intervals: show those of accuracies, not their deviation over seeds."""
     arms = arms_of(results)
     head = ["set", "protocol", "train, test clips", "steps", *arms, "tokens, shuffled", "majority", "tokens / pixels"]
     lines = [_row(head), _row(["---"] * len(head))]
@@ -65,11 +74,22 @@ def comparison_table(results: Mapping[str, Mapping]) -> str:
         views = config["data"].get("train_views")
         cells.append(f"{result['data']['n_train']}{f' x {views}' if views else ''}, {result['n_used']}")
         cells.append(f"{config['trainer']['max_steps']} x {config['data']['batch_size']}")
-        cells += [_accuracy(entries[arm]["top1"]) if arm in entries else "" for arm in arms]
+        written = _share if intervals else _accuracy
+        cells += [written(entries[arm]["top1"]) if arm in entries else "" for arm in arms]
         shuffled = entries["tokens"]["shuffled_frames"] if "tokens" in entries else None
         cells.append(f"{100 * shuffled['mean']:.1f}" if shuffled else "")
         cells.append(f"{100 * result['controls']['majority']['top1']['value']:.1f}")
         lines.append(_row([*cells, _ratio(ratios["tokens"]) if "tokens" in ratios else ""]))
+    return "\n".join(lines)
+
+
+def motion_table(results: Mapping[str, Mapping]) -> str:
+    """results: file -> result. A file FILE-init is of pretrained heads; its gain over FILE stands below the table."""
+    lines = [comparison_table({MOTIONS[file]: result for file, result in results.items()}, intervals=True), ""]
+    for file, pretrained in ((file, f"{file}-init") for file in results if f"{file}-init" in results):
+        gain = compare_results(results[pretrained], results[file], "tokens")["difference"]
+        value, *limits = (f"{100 * gain[key]:+.1f}" for key in ("value", "low", "high"))
+        lines.append(f"- {MOTIONS[pretrained]}: {value} points ({' to '.join(limits)}) over the same from scratch")
     return "\n".join(lines)
 
 
@@ -293,6 +313,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         "models": model_table(models),
         "digits": accuracy_table(comparisons["digits, 1500 steps"], ("tokens", "latents", "pixels")),
         "recognition": f"{comparison_table(comparisons)}\n\n{cost_table(comparisons)}",
+        "motion": motion_table({file: read(file) for file in MOTIONS}),
         "probes": f"{probe_table(read('probes'))}\n\n{path_table(read('probes'))}".strip(),
         "generation": f"{markdown_table(result)}\n\n{said[0].upper()}{said[1:]}.",
         "guidance": guidance_table(generations),

@@ -13,6 +13,7 @@ from vidtok.datasets.synthetic.motion import TASKS
 from vidtok.eval.recognition.clips import ClipSource, Protocol
 from vidtok.eval.recognition.finetuning import RecognitionTask
 from vidtok.eval.recognition.inputs import same_task
+from vidtok.eval.recognition.results import compare_results
 
 HEAD = ["head=vivit-micro-factorized", "head_options={dim:16,depth:1,temporal_depth:1,heads:2}"]
 STEPS = ["trainer.max_steps=1", "trainer.warmup_steps=1", "data.batch_size=4", "seeds=[0]", "page.clips=1"]
@@ -84,6 +85,23 @@ def test_the_loss_of_several_tasks_is_that_of_each_alone():
     ]
     assert loss is terms["cross_entropy"]
     torch.testing.assert_close(loss, sum(alone) / 2)
+
+
+def test_results_of_the_same_clips_are_compared_file_by_file():
+    def result(right: list[list[bool]]) -> dict:
+        predicted = [["right" if each else "wrong" for each in seeds] for seeds in right]
+        clips = [{"id": f"{i // 2}.mp4#arrow-{i}", "predicted": {"tokens": p}} for i, p in enumerate(predicted)]
+        return {"data": {"task": "arrow"}, "clips": [{**clip, "label": "right"} for clip in clips]}
+
+    ours, theirs = result([[True, True]] * 8), result([[True, False], [False, False]] * 4)
+    found = compare_results(ours, theirs, "tokens")
+    assert found["difference"]["value"] == 0.75 and found["ratio"]["value"] == 4
+    assert "over groups" in found["method"]
+    assert "over clips" in compare_results({**ours, "data": {}}, theirs, "tokens")["method"]
+    with pytest.raises(ValueError, match="other test clips"):
+        compare_results(ours, {**theirs, "clips": theirs["clips"][1:]}, "tokens")
+    with pytest.raises(ValueError, match="no arm 'token' in both results: did you mean 'tokens'"):
+        compare_results(ours, theirs, "token")
 
 
 def test_settings_that_don_t_fit_motion_tasks(folder):
