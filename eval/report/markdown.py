@@ -321,6 +321,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         "ratios": speed_ratio_table(speed),
         "reading": reading_table(read("loader")),
         "compression": compression.markdown(read("compression")),
+        "entropy": compression.format_tokens(read("entropy")),
         "sampling": sampling_table([read("generate"), read("generate-h200")]),
     }
 
