@@ -306,8 +306,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
 
     models = {file.parent.name: json.loads(file.read_text()) for file in sorted(PRETRAINED.glob("*/evaluation.json"))}
     comparisons = {name: read(file) for file, name in COMPARISONS.items()}
-    generations, speed = [read(name) for name in GUIDANCES], read("speed")
-    result = read("generation")
+    generations, speed, result = [read(name) for name in GUIDANCES], read("speed"), read("generation")
     said = verdict(result["rows"])
     return {
         "models": model_table(models),
