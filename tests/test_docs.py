@@ -173,6 +173,9 @@ def test_motions_are_those_of_the_result_files():
     ratio, other = (pair["ratio"] for pair in read("motion-camera")["comparisons"])
     assert "{value:.2f} of their accuracy ({low:.2f} to {high:.2f}), with equal".format(**ratio) in RESULTS
     assert 0.85 < other["value"] < 0.92  # "a tenth"
+    moved = read("motion-object-direction")["results"][0]["top1"]
+    share = (100 * moved[key] for key in ("mean", "low", "high"))
+    assert "{:.1f} % ({:.0f} to {:.0f}) of eight classes".format(*share) in RESULTS
     for file, sign in (("motion-camera", 1), ("motion-camera-10", -1)):
         gain = compare_results(read(f"{file}-init"), read(file), "tokens")["difference"]
         assert min(sign * gain["low"], sign * gain["high"]) > 0

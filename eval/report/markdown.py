@@ -42,13 +42,13 @@ COMPARISONS = {
     "recognition-grid": "grid, command",
     "recognition-grid-digit": "grid, digit",
 }
-# Those of motion tasks, with the same test clips and steps.
-MOTIONS = {
+MOTIONS = {  # of motion tasks
     "motion-camera-attention": "camera, attention alone",
     "motion-camera": "camera",
     "motion-camera-init": "camera, pretrained",
     "motion-camera-10": "camera, 10 %",
     "motion-camera-10-init": "camera, 10 %, pretrained",
+    "motion-object-direction": "object-direction",
 }
 RESULTS = Path(__file__).parent.parent / "results"
 GUIDANCES = ("generation-guidance-1", "generation-guidance-1.5", "generation", "generation-guidance-3")
