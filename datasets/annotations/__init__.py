@@ -19,6 +19,7 @@ from vidtok.datasets.annotations.table import AnnotationFormatError, find_header
 from vidtok.names import escape_bytes
 
 JSON_LINES = (".jsonl", ".ndjson")
+SUFFIXES = (".csv", ".json", ".txt", *JSON_LINES)  # of what is an annotation file rather than a video
 
 UNDERSTOOD = (
     "Formats understood: Kinetics csv (label,youtube_id,time_start,time_end,split); Something-Something-v2 json "

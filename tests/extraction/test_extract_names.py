@@ -15,6 +15,7 @@ from vidtok.cli.main import main
 from vidtok.datasets import ClipFolder, check, demo_clip, open_dataset, write_video
 from vidtok.extraction import TokenDataset, npz, open_reader
 from vidtok.extraction.containers import SUFFIXES
+from vidtok.extraction.sources import plan_sources
 from vidtok.names import escape_name
 
 LATIN, LATIN_ID = os.fsdecode(b"latin\xe9.mp4"), "latin%xE9.mp4"
@@ -262,3 +263,11 @@ def test_lists_name_files_as_other_systems_write_them(folder, run):
     (root / "labels.csv").write_bytes("path,label\na.mp4,caf\u00e9\n".encode("latin-1"))
     with pytest.raises(ValueError, match="not a text file in UTF-8"):
         open_dataset(root / "labels.csv")
+
+
+@pytest.mark.parametrize("name", ["list.jsonl", "list.ndjson"])
+def test_json_lines_are_a_list_of_videos(tmp_path, name):
+    write_video(tmp_path / "a.mp4", demo_clip(5, 32), 25)
+    (tmp_path / name).write_text('{"path": "a.mp4", "label": "x", "split": "train"}\n')
+    (item,) = plan_sources(str(tmp_path / name))
+    assert (item.id, item.label, item.split) == ("a.mp4", "x", "train")

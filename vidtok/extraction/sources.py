@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vidtok.datasets import MovingDigits, dense_clips, open_dataset, read_annotations, uniform_segments, whole_windows
+from vidtok.datasets.annotations import SUFFIXES
 from vidtok.datasets.annotations.table import split_folders, tidy_split
 from vidtok.datasets.samplers import Segment, describe_segment
 from vidtok.errors import UserError, nearest
@@ -133,9 +134,7 @@ def _splits(source: str, columns: dict[str, str | None]) -> list[str | None]:
 
 def is_dataset(source: str) -> bool:
     """Whether `plan_dataset` is what it is for: "digits", or an annotation file by its suffix."""
-    return source == "digits" or (
-        Path(source).is_file() and Path(source).suffix.lower() in (".csv", ".json", ".jsonl", ".txt")
-    )
+    return source == "digits" or (Path(source).is_file() and Path(source).suffix.lower() in SUFFIXES)
 
 
 SAMPLERS = ("uniform", "dense", "windows")
