@@ -82,7 +82,26 @@ def read_head_config(path: Path) -> HeadConfig:
 
 
 class Head(PretrainedModel, tags=["video-classification"]):
-    """Base class of recognition heads. A subclass sets `embed` and defines `encode`.
+    """Base class of recognition heads.
+
+    A new architecture is a subclass registered with `register_head`. `make_head` calls its constructor as
+    `(input, grid, num_classes, **arguments)`:
+
+    - input: {"kind": a name in `vidtok.heads.INPUTS`, ...}, which `vidtok.heads.embed.make_embed` takes.
+    - grid: (t, h, w) of the cells that the head sees, after `patch_merge`.
+    - num_classes: classes of the last layer; 0, no last layer.
+    - arguments: the other entries of `HeadConfig.net`, by keyword.
+
+    The constructor calls that of `Head` and sets `embed`, and the subclass defines `encode`. A subclass overrides other
+    members only where its architecture needs it:
+
+    - `pool`: if it does not average the features [B, N, D] over N.
+    - `no_weight_decay`: if it has other parameters without weight decay.
+    - `group_matcher`: if its layers are not those of `embed`, `position` and `blocks`.
+    - `compiled_parts`: if it has submodules under other names that torch.compile should compile.
+    - `encode_cells`: for masked pretraining, features of cells [B, t, h, w, D] (see `VideoTransformer`).
+
+    `forward_features`, `forward_head` and `forward` are built from these members.
 
     Args:
         num_features: D.
@@ -93,6 +112,8 @@ class Head(PretrainedModel, tags=["video-classification"]):
         config: the `HeadConfig`, set by `make_head`.
         embed: input embedding, x -> [B, t, h, w, D'].
         norm: norm of the pooled features.
+        compiled_parts: names of the submodules that are compiled in place.
+        compiled_methods: names of the methods, besides `forward`, that also run compiled.
     """
 
     compiled_parts = ("embed", "position", "blocks", "query", "mlp")

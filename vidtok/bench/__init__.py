@@ -1,1 +1,1 @@
-"""Measurements of speed and memory: `suite.py` says what there is."""
+"""Benchmarks of speed and memory; `suite.py` lists them."""

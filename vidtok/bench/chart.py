@@ -1,4 +1,4 @@
-"""The result of `vidtok bench` as a picture."""
+"""Chart of a result of `vidtok bench`."""
 
 from pathlib import Path
 
@@ -11,9 +11,13 @@ OURS, PEERS, MACHINE = "#2a6f97", "#b0b0b0", "#e09f3e"
 
 
 def draw_chart(result: dict, path: str | Path) -> None:
-    """Writes a PNG: what was measured of frames a second, arithmetic, latency, and time of loss and training step.
+    """Draw a result as a PNG, with a panel for each kind of measurement that it holds.
 
-    A kind that isn't in the result has no panel. A missing folder is made.
+    The panels show frames per second, FLOP rate, latency, and the times of the loss and of a training step.
+
+    Args:
+        result: what `vidtok.bench.suite.run_benchmark` returned.
+        path: the PNG file; a missing folder is created.
     """
     panels = [panel for key, panel in PANELS if key in result]
     columns = min(3, len(panels))
@@ -33,7 +37,7 @@ def draw_chart(result: dict, path: str | Path) -> None:
 
 
 def _bars(axes, bars: list[tuple[str, float, str]], unit: str, log: bool = True) -> None:
-    """Horizontal ones: (label, value, colour), the first on top."""
+    """Draw horizontal bars, given as (label, value, color), the first one on top."""
     names, values, colors = zip(*bars, strict=True)
     axes.barh(range(len(bars)), values, color=colors)
     axes.set_yticks(range(len(bars)), names, fontsize=8)

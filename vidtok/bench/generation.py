@@ -1,4 +1,4 @@
-"""Masked decoding against autoregressive sampling, with and without a cache, of one trunk."""
+"""Speed of masked decoding and of autoregressive sampling, with and without a key-value cache, on one transformer."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -20,17 +20,20 @@ def bench_generation(
     grid: tuple[int, int, int] = GRID,
     trunk: dict | None = None,
 ) -> Iterator[dict]:
-    """Seconds for a batch of samples of untrained generators: what sampling costs doesn't depend on the weights.
+    """Time sampling from untrained generators; the weights don't affect the speed.
 
     Args:
-        batches: samples at a time.
-        runs: rounds, in each of which masked and cached sampling take their turn. Uncached sampling takes minutes, and
-            so it is timed once, of the first batch alone, beside another masked one.
-        grid: (t, h, w); trunk: width, depth and heads, the same for all three.
+        device: device of the generators.
+        batches: batch sizes to measure.
+        runs: number of rounds, each with one masked and one cached batch. Uncached sampling takes minutes. It is
+            therefore timed only once, at the first batch size, together with one more masked batch.
+        grid: (t, h, w) of the tokens.
+        trunk: width, depth and heads of the transformer, the same for all generators; None, `TRUNK`.
 
     Yields:
-        {"batch", "tokens", "steps", "masked", "cached" (seconds, see `summary`), "over_cached" (how many times as long
-        as masked sampling, see `ratio`), "trunk"} of each batch; of the first also "uncached" and "over_uncached".
+        One row per batch size: {"batch", "tokens", "steps", "masked" and "cached" (seconds, see `summary`),
+        "over_cached" (time of cached over masked sampling, see `ratio`), "trunk"}. The first row also has "uncached"
+        and "over_uncached".
     """
     trunk = trunk or TRUNK
     masked, autoregressive = (
@@ -42,7 +45,7 @@ def bench_generation(
             "masked": partial(masked.generate, batch, steps=STEPS),
             "cached": partial(autoregressive.generate, batch),
         }
-        works["masked"]()  # what is made on first use
+        works["masked"]()  # warm-up
         seconds = time_together(works, device, runs, warmup=0)
         row = {
             "batch": batch,
@@ -60,6 +63,7 @@ def bench_generation(
 
 
 def describe(row: dict) -> str:
+    """Format a row of `bench_generation` as a line of text."""
     trunk = row["trunk"]
     line = (
         f"batch {row['batch']}, {row['tokens']} tokens, {trunk['depth']} layers x {trunk['width']}: masked, "

@@ -1,10 +1,12 @@
-"""Reading and loading of videos.
+"""Speed of reading videos and of data loaders.
 
-`bench_readers`: reading beside what a user would take instead: decord, torchcodec and plain PyAV, each with its own
-resizing. Three jobs on rendered H.264 files: streaming a whole file at a short side of 128 and 224 pixels, four clips
-of 17 frames from ten minutes, and the memory of a 4K file. One thread each, in turns.
+`bench_readers` compares vidtok's reader with decord, torchcodec and plain PyAV, each with its own resizing. There are
+three tasks on rendered H.264 files: stream a whole file at a short side of 128 and 224 pixels, read four clips of 17
+frames from ten minutes of video, and stream a 4K file, whose peak memory is measured. Readers take turns, with one
+thread each.
 
-`bench_loader`: how much of what one process decodes and resizes arrives through a loader of one process, or two.
+`bench_loader` compares the throughput of loaders with one and two worker processes with that of decoding and resizing
+in the main process.
 """
 
 import gc
@@ -41,11 +43,11 @@ from vidtok.datasets.frames import plan_view, video_to_frames
 from vidtok.datasets.seek import read_selection
 from vidtok.datasets.video import iter_video
 
-HEIGHTS = {360: 200, 720: 100, 1080: 60, 2160: 20}  # lines: frames
+HEIGHTS = {360: 200, 720: 100, 1080: 60, 2160: 20}  # height in pixels: number of frames
 SIZES = (128, 224)  # short sides in pixels
-LONG, GOP = 15_000, 250  # frames of the ten-minute file, at 25 frames per second, and from keyframe to keyframe
-CLIPS, CLIP = 4, 17
-TURNS = 5  # of every reader in a round: one alone takes as little as 0.2 s
+LONG, GOP = 15_000, 250  # frames of the ten-minute file (25 frames per second), and frames between keyframes
+CLIPS, CLIP = 4, 17  # number of clips, and frames per clip
+TURNS = 5  # turns of every reader in a round; a single one takes as little as 0.2 s
 REFERENCE = "decord"
 
 EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -55,15 +57,16 @@ def bench_readers(runs: int = 5, heights: dict[int, int] = HEIGHTS, long: int = 
     """Measure frames per second of vidtok's reader and its peers.
 
     Args:
-        runs: rounds. Each has `TURNS` turns of every reader, one reader after another, and its rate is that of all of
-            them, so that what else the machine does for a second meets each reader.
-        heights: lines of the rendered files: their number of frames.
-        long: frames of the file from which clips are read.
+        runs: number of rounds. In each, the readers take `TURNS` turns, and the rate of a reader is measured over all
+            of its turns. A short slowdown of the machine then affects all readers alike.
+        heights: {height in pixels: number of frames} of the rendered files.
+        long: number of frames of the file from which clips are read.
 
     Yields:
-        {"of": job, "reader": name, "frames_per_s" (median), "ratio" (of decord's rate in the same round, median; None
-        without decord), "lowest" (ratio), "psnr" (dB against bicubic antialiased resizing of full RGB; None for
-        clips), "runs"}, and last {"of": the largest file, "mb": peak memory above the start, None if unknown}.
+        One row per task and reader: {"of": task, "reader": name, "frames_per_s" (median), "ratio" (rate over that of
+        decord in the same round, median; None without decord), "lowest" (lowest ratio), "psnr" (dB against bicubic
+        antialiased resizing of full RGB; None for clips), "runs"}. The last row is {"of": the largest file, "mb": peak
+        memory in MB above that at the start, None if unknown}.
     """
     with tempfile.TemporaryDirectory(prefix="vidtok-bench-") as folder:
         for lines, frames in heights.items():
@@ -86,7 +89,7 @@ def _size(lines: int) -> tuple[int, int]:
 
 
 def _render(path: Path, lines: int, frames: int) -> Path:
-    """Write a clip with fine grain, as cameras have it, in one group of pictures."""
+    """Write a clip with fine grain like that of a camera, with a keyframe every `GOP` frames."""
     height, width = _size(lines)
     clip_TCHW = demo_clip(min(frames, 60), 360)[0].transpose(0, 1)[..., :202, :]
     grain = np.random.default_rng(0).integers(-4, 5, (height + 64, width + 64, 1), dtype=np.int16)
@@ -151,7 +154,7 @@ def _torchcodec(path: Path, target: tuple[int, int]):
 
 
 def _clip_indices() -> np.ndarray:
-    """int64 [CLIPS, CLIP], spread over the file."""
+    """Return the frame indices of clips spread over the file, int64 [CLIPS, CLIP]."""
     starts = (np.arange(CLIPS) + 0.37) * LONG / CLIPS
     return starts.astype(np.int64)[:, None] + np.arange(CLIP)
 
@@ -189,7 +192,7 @@ def _installed(name: str) -> bool:
         try:
             from torchcodec.decoders import VideoDecoder  # noqa: F401
             from torchcodec.transforms import Resize  # noqa: F401
-        except (ImportError, OSError, RuntimeError):  # the last two: FFmpeg's libraries are missing
+        except (ImportError, OSError, RuntimeError):  # the last two are raised if FFmpeg's libraries are missing
             return False
     return name != "decord" or has_decord()
 
@@ -207,7 +210,7 @@ def _in_turns(readers: dict[str, Stream], path: Path, target: tuple[int, int], r
                 start = time.perf_counter()
                 frames[name] += sum(len(chunk) for chunk in read(path, target))
                 seconds[name] += time.perf_counter() - start
-            if round_number:  # the first one loads libraries and files
+            if round_number:  # the first round loads libraries and files
                 for name in readers:
                     rates[name].append(frames[name] / seconds[name])
     finally:
@@ -224,7 +227,7 @@ def _in_turns(readers: dict[str, Stream], path: Path, target: tuple[int, int], r
 
 
 def _quality(read: Stream, path: Path, target: tuple[int, int], frames: int = 4) -> float:
-    """dB of the first frames against bicubic antialiased resizing of full RGB with interpolated chroma."""
+    """Compute the PSNR in dB of the first frames against bicubic antialiased resizing of RGB with full chroma."""
     ours = next(iter(read(path, target)))[:frames].astype(np.float64)
     truth = []
     with av.open(str(path)) as container:
@@ -246,8 +249,8 @@ def _stream_all(path: Path, size: int) -> Callable[[], None]:
 
 
 FRAMES, SIDE, BATCH = 17, 128, 8
-CACHE_GB = 2  # of decoded videos in the temporary folder
-RENDERED = 16  # clips, where the user gives none
+CACHE_GB = 2  # size of the cache of decoded videos in the temporary folder
+RENDERED = 16  # number of rendered clips if no data are given
 
 
 def bench_loader(
@@ -256,22 +259,25 @@ def bench_loader(
     runs: int = 3,
     workers: tuple[int, ...] = (1, 2),
 ) -> Iterator[dict]:
-    """Times clips of 17 x 128 x 128, read in this process and through a loader, in turns, start-up not counted.
+    """Measure the throughput of data loaders for clips of 17 x 128 x 128, against reading in the main process.
+
+    The loaders take turns. Their start-up is not counted.
 
     Args:
-        data: a folder of videos or an annotation file, the videos beside it; None: clips that are rendered for it,
-          240 x 320.
-        batches: of 8 clips, in each run. runs: of each. workers: numbers of processes.
+        data: folder of videos, or annotation file with the videos beside it; None, rendered clips of 240 x 320.
+        batches: number of batches of 8 clips per run.
+        runs: number of runs of each loader.
+        workers: numbers of worker processes to measure.
 
     Yields:
-        A row for each of "labeled" (a labeled dataset's `loader`), "training" (`ClipFolder`) and "training, cached"
-        (the same, its videos decoded beforehand, see `vidtok.datasets.yuv_store`) and each number of workers, 0 for
-        this process alone: {"of", "workers", "clips_per_s" (median; "best_...", "worst_..."), "share" (of what this
-        process reads alone, median over the rounds), "cpu_ms" (processor time a clip takes in all processes, median),
-        "runs"}.
+        One row per loader and number of workers (0: the main process alone): {"of", "workers", "clips_per_s" (median;
+        also "best_clips_per_s" and "worst_clips_per_s"), "share" (rate over that of the main process alone, median over
+        the runs), "cpu_ms" (CPU milliseconds per clip over all processes, median), "runs"}. "of" is "labeled" (`loader`
+        of a labeled dataset), "training" (`ClipFolder`) or "training, cached" (`ClipFolder` with videos decoded
+        beforehand, see `vidtok.datasets.yuv_store`).
 
     Raises:
-        ValueError: where there are no videos.
+        ValueError: the data hold no videos.
     """
     with tempfile.TemporaryDirectory(prefix="vidtok-bench-") as made:
         videos, cache = Path(made, "videos"), Path(made, "cache")
@@ -306,7 +312,7 @@ def _datasets(data: str, clips: int, cache: Path) -> tuple[LabeledVideos, ClipFo
 
 
 def _labeled(dataset: LabeledVideos, workers: int) -> Iterator[int]:
-    """Reads the samples; says how many came each time."""
+    """Read the samples; yield the number of samples of each read."""
     if workers:
         return (len(batch.label) for batch in dataset.loader(BATCH, workers))
     return (int(not isinstance(dataset[i], VideoError)) for i in range(len(dataset)))
@@ -319,7 +325,7 @@ def _training(dataset: ClipFolder, batches: int, workers: int) -> Iterator[int]:
 def _rows(of: str, read: Callable[[int], Iterator[int]], runs: int, workers: tuple[int, ...]) -> Iterator[dict]:
     rates: dict[int, list[float]] = {count: [] for count in (0, *workers)}
     costs: dict[int, list[float]] = {count: [] for count in rates}
-    for _ in read(0):  # files into memory, libraries loaded
+    for _ in read(0):  # warm-up: fills the file cache and loads libraries
         pass
     for _ in range(runs):
         for count in rates:
@@ -340,7 +346,7 @@ def _rows(of: str, read: Callable[[int], Iterator[int]], runs: int, workers: tup
 
 
 def _measure(arrivals: Iterator[int]) -> tuple[float, float, int]:
-    """(seconds, processor seconds, clips) from the first arrival on, when all processes are up, to the last."""
+    """Return (seconds, CPU seconds, clips) from the first arrival, when all processes have started, to the last."""
     next(arrivals)
     processor, start, clips = _processor_time(), time.perf_counter(), 0
     for count in arrivals:
@@ -349,6 +355,6 @@ def _measure(arrivals: Iterator[int]) -> tuple[float, float, int]:
 
 
 def _processor_time() -> float:
-    """Seconds, user's and system's, of this process and all below it."""
+    """Return the user and system CPU seconds of this process and all of its descendants."""
     me = psutil.Process()
     return sum(sum(p.cpu_times()[:2]) for p in [me, *me.children(recursive=True)])

@@ -1,14 +1,12 @@
-"""Other libraries of the same purpose, where they are installed; nothing here needs them.
+"""Comparison with other libraries, where they are installed; no other module needs them.
 
-magvit2-pytorch: the model of its README, with the adversarial and the perceptual part off (the latter would download
-weights). vector-quantize-pytorch: `LFQ` in training mode.
+magvit2-pytorch: encoding with the model of its README, without its adversarial and perceptual losses (the latter would
+download weights).
 
-Time and memory of the LFQ loss, forward and backward, beside vector-quantize-pytorch's.
-
-Both do one training pass of the quantizer: codes, ids, entropy and commitment terms with the paper's weights, and the
-gradient of their sum, on the same random latents. The peer holds a probability for every token and code, several times
-over, so that the comparison is at PEER_TOKENS, half of a 17 x 128 x 128 clip, for some 5 GB of its memory; with more
-tokens the ratio grows, with fewer it falls.
+vector-quantize-pytorch: time and memory of the LFQ loss, forward and backward. Both libraries do one training pass of
+the quantizer on the same random latents: codes, ids, entropy and commitment terms with the paper's weights, and the
+gradient of their sum. vector-quantize-pytorch holds several copies of a probability for every token and code, about 5
+GB at PEER_TOKENS, half of a 17 x 128 x 128 clip. The ratio of the times grows with the number of tokens.
 """
 
 import warnings
@@ -41,7 +39,7 @@ README_LAYERS = (
 
 
 def peer_versions() -> dict[str, str | None]:
-    """Installed version of each of PEERS, None where there is none."""
+    """Return the installed version of each of `PEERS`, None if it is not installed."""
     versions: dict[str, str | None] = {}
     for name in PEERS:
         try:
@@ -52,9 +50,9 @@ def peer_versions() -> dict[str, str | None]:
 
 
 def magvit2_pytorch_encode(device: torch.device, clip: tuple[int, int, int]) -> Callable[[], object]:
-    """clip: (batch, frames, side). From pixels to ids, as `VideoTokenizer.encode` goes."""
+    """Build a function that encodes a random clip, (batch, frames, side), to ids, as `VideoTokenizer.encode` does."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it calls what is deprecated
+        warnings.simplefilter("ignore")  # it uses deprecated functions
         from magvit2_pytorch import VideoTokenizer
 
     batch, frames, side = clip
@@ -75,9 +73,10 @@ def magvit2_pytorch_encode(device: torch.device, clip: tuple[int, int, int]) -> 
 def vector_quantize_pytorch_loss(
     device: torch.device, bits: int, tokens: int, entropy: float, commitment: float
 ) -> Callable[[], tuple[float, float]]:
-    """Codes, ids, loss and its gradient. Returns (per-sample entropy, codebook entropy) in nats.
+    """Build a function that computes codes, ids, the loss and its gradient with vector-quantize-pytorch.
 
-    `inv_temperature` 1 is vidtok's temperature 1: both are the softmax over codes c of 2 z.c.
+    The function returns (per-sample entropy, codebook entropy) in nats. `inv_temperature` 1 is vidtok's temperature 1:
+    both are the softmax over codes c of 2 z.c.
     """
     from vector_quantize_pytorch import LFQ
 
@@ -103,7 +102,10 @@ ENTROPY, COMMITMENT = 0.1, 0.25  # the paper's weights
 def vidtok_loss(
     device: torch.device, bits: int, tokens: int, entropy: float, commitment: float
 ) -> Callable[[], tuple[float, float]]:
-    """Codes, ids, loss and its gradient. Returns (per-sample entropy, codebook entropy) in nats."""
+    """Build a function that computes codes, ids, the loss and its gradient with vidtok.
+
+    The function returns (per-sample entropy, codebook entropy) in nats.
+    """
     lfq = LFQ(bits)
     z_NK = torch.randn(1, tokens, bits, generator=torch.Generator().manual_seed(0))[0]
     z_BKthw = z_NK.T.reshape(1, bits, tokens, 1, 1).to(device).requires_grad_()
@@ -127,10 +129,21 @@ def bench_loss(
     peer_runs: int = 5,
     memory: bool = True,
 ) -> dict:
-    """Returns:
-    {"bits", "rows", "peer", "ratio"}. A row: {"of" ("vidtok" or the peer), "tokens", "median_s", "best_s", "worst_s",
-    "runs", "peak_mb", "per_sample_nats", "codebook_nats"}. `peer` is its version and `ratio` the peer's time over ours
-    in the same rounds, both None where it isn't installed.
+    """Measure time and memory of the LFQ loss and its gradient, alone and against vector-quantize-pytorch.
+
+    Args:
+        device: device of the computation.
+        bits: log2 of the codebook size.
+        tokens: number of tokens of the measurement without the peer.
+        peer_tokens: number of tokens of the comparison.
+        runs: number of runs of the measurement without the peer.
+        peer_runs: number of rounds of the comparison.
+        memory: whether to measure peak memory.
+
+    Returns:
+        {"bits", "rows", "peer", "ratio"}. A row is {"of" ("vidtok" or the peer), "tokens", "median_s", "best_s",
+        "worst_s", "runs", "peak_mb", "per_sample_nats", "codebook_nats"}. "peer" is the peer's version, and "ratio" its
+        time over vidtok's in the same rounds (see `vidtok.bench.timing.ratio`). Both are None if it is not installed.
     """
     makes = {"vidtok": vidtok_loss, PEER: vector_quantize_pytorch_loss}
 

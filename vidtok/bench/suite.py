@@ -1,8 +1,8 @@
-"""The benchmark by kinds, and how much each takes of it: in full some minutes on two cores, or quick.
+"""The benchmark suite; it takes some minutes on two CPU cores, less with `quick`.
 
-Kinds: "tokenizer" (encode and decode of any model, and against magvit2-pytorch), "magvit2" (the paper's network, naive
-against tuned), "streaming", "loss" (against vector-quantize-pytorch), "train". By their names alone: "generate" and
-"loader".
+Kinds of "all": "tokenizer" (encode and decode of any model, and encode against magvit2-pytorch), "magvit2" (the paper's
+network, naive against tuned), "streaming", "loss" (against vector-quantize-pytorch) and "train". The kinds "generate"
+and "loader" run only if asked for by name.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,19 +23,20 @@ from vidtok.provenance import provenance
 
 PEER = "magvit2-pytorch"
 VARIANTS = (NAIVE, Variant("fp32"), Variant("bf16"))
-PEER_CLIP = Clip(1, 17, 128)  # its README's
-MAGVIT2_CLIP = Clip(1, 5, 64)  # 17 x 128 x 128 is 14 times as much, a minute for one encode on a core
+PEER_CLIP = Clip(1, 17, 128)  # that of its README
+MAGVIT2_CLIP = Clip(1, 5, 64)  # 17 x 128 x 128 is 14 times as many pixels, a minute per encode on one core
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured.
+    """Sizes and repetitions of a benchmark.
 
     Attributes:
-        clips: of the kind "tokenizer".
-        runs: of what is quick; slow_runs: of what takes seconds.
-        peer_tokens: of the loss beside the peer's.
-        memory: whether peaks are measured (at the first of the clips), each in a fresh process.
+        clips: clip sizes of the kind "tokenizer".
+        runs: number of runs of fast measurements.
+        slow_runs: number of runs of measurements that take seconds.
+        peer_tokens: number of tokens in the comparison of the loss.
+        memory: whether to measure peak memory, at the first clip size, each time in a fresh process.
     """
 
     clips: tuple[Clip, ...] = (Clip(1, 17, 128), Clip(4, 17, 128), Clip(1, 17, 256))
@@ -101,7 +102,7 @@ KINDS: dict[str, Kind] = {
     "train": run_train,
 }
 
-ALONE = ("generate", "loader")  # minutes by themselves, and no part of "all"
+ALONE = ("generate", "loader")  # they take minutes, and are not part of "all"
 
 
 def run_benchmark(
@@ -120,19 +121,22 @@ def run_benchmark(
 
     Args:
         kind: one of `KINDS`, "all" of them, or one of `ALONE`.
-        data: for "loader", a folder of videos or an annotation file; None, rendered clips, and readers beside peers.
-        model: of "tokenizer", "streaming" and "train": as `from_pretrained` takes it, or a config's name (untrained).
-        device: "auto", "cpu", "cuda", "cuda:1", ... threads: of torch on a CPU, for the whole process.
-        runs: of each quick measurement; None, 15 (of "generate" and "loader" 3).
-        quick: one size, few runs, no memory. compile: measure with torch.compile, too.
-        report: called with each part of the result as it is measured, and with the result so far; first with
-            {"header": what is measured, in words}. `vidtok.bench.table.print_part` prints a part.
+        data: folder of videos or annotation file for "loader"; None, rendered clips and a comparison of video readers.
+        model: tokenizer of "tokenizer", "streaming" and "train": a name, folder or hub id that
+            `VideoTokenizer.from_pretrained` accepts, or the name of a config (untrained).
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        threads: number of torch's CPU threads, set for the whole process; None, torch's default.
+        runs: number of runs of each fast measurement; None, 15, or 3 for "generate" and "loader".
+        quick: measure one size in few runs, and no memory.
+        compile: also measure with torch.compile.
+        report: called with each part of the result as it is measured, and with the result so far. The first part is
+            {"header": a description of the benchmark}. `vidtok.bench.table.print_part` prints a part.
 
     Returns:
-        The result, plain values for JSON.
+        The result, made of plain values that JSON can hold.
 
     Raises:
-        UserError: for an unknown kind, data that the kind has no use for, or a device that isn't there.
+        UserError: an unknown kind, data for a kind that takes none, or a device that is not available.
     """
     kinds = ("all", *KINDS, *ALONE)
     if kind not in kinds:

@@ -1,4 +1,4 @@
-"""The parts of a benchmark's result as lines of text."""
+"""Text tables of benchmark results."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from vidtok.bench.generation import describe
 
 
 def print_part(part: dict) -> None:
-    """Print what `vidtok.bench.suite.run_benchmark` reports."""
+    """Print one part of a result, as `vidtok.bench.suite.run_benchmark` reports it."""
     for key, value in part.items():
         PRINTERS[key](value)
 

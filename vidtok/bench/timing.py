@@ -1,10 +1,9 @@
-"""Repeated timing, of one thing or of several that are to be compared.
+"""Measurements that the benchmarks share.
 
-Peak memory of one call.
-
-Arithmetic: how much a model does, and how fast this machine does such arithmetic by itself.
-
-What a benchmark ran on.
+time_together, summary, ratio            interleaved timing of several functions, and its statistics
+peak_mb                                  peak memory of one call
+count_flops, convolutions_of, matmul     FLOPs of a model, and reference workloads for the FLOP rate of the machine
+machine                                  description of the machine
 """
 
 import multiprocessing
@@ -30,9 +29,19 @@ Name = TypeVar("Name")
 def time_together(
     works: Mapping[Name, Callable[[], object]], device: torch.device, runs: int, warmup: int = 1
 ) -> dict[Name, list[float]]:
-    """Seconds of every call, by name: `runs` rounds after `warmup` others, each round one call of each.
+    """Time several functions in turns, so that they can be compared on a machine with varying load.
 
-    What else the machine does at the time then hits all alike, and the ratio of two in one round has it on both sides.
+    Each round calls every function once. A slowdown of the machine then affects all functions alike, and largely
+    cancels in the ratio of two times of one round (see `ratio`).
+
+    Args:
+        works: the functions, by name.
+        device: device on which they run; CUDA is synchronized before and after each call.
+        runs: number of timed rounds.
+        warmup: number of rounds before them that are not timed.
+
+    Returns:
+        The seconds of every timed call, by name.
     """
 
     def finish():
@@ -52,20 +61,20 @@ def time_together(
 
 
 def spread(values: list[float]) -> dict:
-    """{"median", "best" (lowest), "worst" (highest), "runs"}.
+    """Summarize values as {"median", "best" (lowest), "worst" (highest), "runs"}.
 
-    On a machine that does other things too, the median says what one gets and the best what there is.
+    On a shared machine the median is the typical value, and the best is closest to that of an idle machine.
     """
     return {"median": statistics.median(values), "best": min(values), "worst": max(values), "runs": len(values)}
 
 
 def summary(seconds: list[float]) -> dict:
-    """`spread` of times: {"median_s", "best_s", "worst_s", "runs"}."""
+    """Summarize times in seconds as {"median_s", "best_s", "worst_s", "runs"}, see `spread`."""
     return {name if name == "runs" else f"{name}_s": value for name, value in spread(seconds).items()}
 
 
 def ratio(slow: list[float], fast: list[float]) -> dict:
-    """How many times as long `slow` took as `fast`, round by round: {"median", "lowest", "highest", "runs"}."""
+    """Summarize the ratio slow / fast of each round as {"median", "lowest", "highest", "runs"}."""
     ratios = spread([a / b for a, b in zip(slow, fast, strict=True)])
     return {
         "median": ratios["median"],
@@ -79,11 +88,18 @@ Make = Callable[..., Callable[[], object]]
 
 
 def peak_mb(make: Make, *arguments, device: torch.device) -> float | None:
-    """10^6 bytes that the first call of `make(*arguments)` takes beyond what was there when it began.
+    """Measure the peak memory of a function's first call, above the memory in use before the call.
 
-    On CUDA of the allocator. On a CPU what the resident memory of a fresh process grows to, libraries' buffers
-    included (`make` is a function of a module, its arguments can be pickled); None where the system doesn't say (not
-    Linux).
+    On CUDA this is memory of torch's allocator. On a CPU it is the resident memory of a fresh process, which includes
+    buffers of libraries.
+
+    Args:
+        make: builds the function that is measured. On a CPU it must be a function of a module.
+        arguments: arguments of `make`. On a CPU they must be picklable.
+        device: device on which the function runs.
+
+    Returns:
+        The peak in MB (10^6 bytes); None on a CPU of a system other than Linux.
     """
     if device.type == "cuda":
         work = make(*arguments)
@@ -102,7 +118,7 @@ def _growth(threads: int, make: Make, arguments: tuple) -> float | None:
     clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not clear.exists():
         return None
-    clear.write_text("5")  # the peak so far, of imports, is forgotten
+    clear.write_text("5")  # reset the peak, which so far is that of the imports
     before = _kilobytes(status, "VmRSS")
     work()
     return (_kilobytes(status, "VmHWM") - before) * 1024 / 1e6
@@ -116,14 +132,14 @@ MATMUL_SIDE = 1024
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    """Floating point operations of all matrix products and convolutions of one call (a multiply-add is two)."""
+    """Count the floating-point operations of the matrix products and convolutions of a call; a multiply-add is two."""
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
 
 class _ConvolutionLog(TorchDispatchMode):
-    """Counts the convolutions that are called, by their shapes and settings."""
+    """Dispatch mode that counts the convolutions that are called, by shapes and settings."""
 
     def __init__(self):
         super().__init__()
@@ -138,9 +154,14 @@ class _ConvolutionLog(TorchDispatchMode):
 
 
 def convolutions_of(work: Callable[[], object], device: torch.device, layout: str) -> Callable[[], None]:
-    """All convolutions that one call of `work` makes, alone, on random numbers of the same shapes and dtypes.
+    """Build a function that runs only the convolutions of one call of `work`, on random tensors.
 
-    layout: "contiguous" or "channels-last", of inputs and weights.
+    The tensors have the shapes and dtypes of the originals.
+
+    Args:
+        work: the function whose convolutions are recorded.
+        device: device of the tensors.
+        layout: memory layout of inputs and weights, "contiguous" or "channels-last".
     """
     with _ConvolutionLog() as log:
         work()
@@ -160,20 +181,24 @@ def convolutions_of(work: Callable[[], object], device: torch.device, layout: st
 
 
 def in_layout(x: Tensor, layout: str) -> Tensor:
-    """The same values in "contiguous" or, of a 4- or 5-dimensional tensor, "channels-last" memory."""
+    """Convert a tensor to "contiguous" memory, or to "channels-last" memory if it has 4 or 5 dimensions."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d} if layout == "channels-last" else {}
     return x.contiguous(memory_format=formats.get(x.ndim, torch.contiguous_format))
 
 
 def matmul(device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
-    """One product of two square matrices of side MATMUL_SIDE."""
+    """Build a function that multiplies two square matrices of side MATMUL_SIDE."""
     a, b = (torch.randn(MATMUL_SIDE, MATMUL_SIDE, device=device, dtype=dtype) for _ in range(2))
     return lambda: a @ b
 
 
 def machine() -> dict:
-    """{"cpu", "cores", "memory_gb", "load"}: name of the processor, logical cores, 10^9 bytes, and how many processes
-    wanted a core in the last minute, on average (None where unknown): at 1 and more, others ran beside the benchmark.
+    """Describe the machine.
+
+    Returns:
+        {"cpu": name of the processor, "cores": number of logical cores, "memory_gb": memory in 10^9 bytes, "load": load
+        average of the last minute, None if unknown}. A load of 1 or more means that other processes ran beside the
+        benchmark.
     """
     names = Path("/proc/cpuinfo")
     lines = names.read_text().splitlines() if names.exists() else []

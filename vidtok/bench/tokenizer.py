@@ -1,6 +1,6 @@
-"""Speed, memory and arithmetic of a tokenizer's encode and decode.
+"""Speed, memory and FLOP rate of a tokenizer's encode and decode, and latency of its streams.
 
-Latency of a stream: from the frames of one latent to its ids, and from its ids to its frames.
+The latency of a stream is the time from the frames of one latent to its ids, or from its ids to its frames.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ from vidtok.tokenizer import PRECISIONS, VideoTokenizer, create_tokenizer, list_
 
 
 class Clip(NamedTuple):
-    """Size of the input: clips at a time, frames, and height and width in pixels."""
+    """Size of the input: batch size, frames per clip, and height and width in pixels."""
 
     batch: int
     frames: int
@@ -33,7 +33,13 @@ class Clip(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """How the networks run: "fp32" or "bf16"; weights in "channels-last" or "contiguous" memory; torch.compile."""
+    """Execution settings of a tokenizer.
+
+    Attributes:
+        precision: "fp32" or "bf16".
+        layout: memory layout of the weights, "channels-last" or "contiguous".
+        compiled: whether encoder and decoder run with torch.compile.
+    """
 
     precision: str
     layout: str = "channels-last"
@@ -47,7 +53,10 @@ NAIVE = Variant("fp32", "contiguous")
 
 
 def open_tokenizer(name: str, device: torch.device, variant: Variant) -> VideoTokenizer:
-    """A tokenizer as `from_pretrained` takes it, or an untrained one by config name: weights don't change speed."""
+    """Load a tokenizer, or create an untrained one if `name` is a config without shipped weights.
+
+    Weights don't affect the speed.
+    """
     if name in list_tokenizers() and name not in list_shipped():
         tokenizer = create_tokenizer(name).eval().set_precision(variant.precision).to(device)
     else:
@@ -61,7 +70,7 @@ def open_tokenizer(name: str, device: torch.device, variant: Variant) -> VideoTo
 
 
 def codec_call(name: str, device: torch.device, variant: Variant, clip: Clip, what: str) -> Callable[[], object]:
-    """`encode` or `decode` of a random clip or random ids, checks and id packing included."""
+    """Build a function that calls `encode` on a random clip, or `decode` on random ids, with checks and id packing."""
     tokenizer = open_tokenizer(name, device, variant)
     return _calls(tokenizer, clip)[what]
 
@@ -84,15 +93,25 @@ def bench_tokenizer(
     whats: tuple[str, ...] = ("encode", "decode"),
     memory: bool = True,
 ) -> tuple[list[dict], dict[str, list[float]]]:
-    """Times all variants together, and beside them what this machine does with the same convolutions alone.
+    """Time encode and decode of all variants in turns, with the model's convolutions alone for comparison.
+
+    Args:
+        name: see `open_tokenizer`.
+        device: device of the tokenizer.
+        clip: size of the input.
+        variants: execution settings to measure.
+        runs: number of rounds.
+        whats: "encode", "decode" or both.
+        memory: whether to measure peak memory.
 
     Returns:
-        One row for each variant and each of `whats`: {"what", "precision", "layout", "compiled", "batch", "frames",
-        "side", "frames_per_s" (median), "best_frames_per_s", "median_s", "best_s", "worst_s", "runs", "gflop",
-        "gflop_per_s", "conv_gflop_per_s", "matmul_gflop_per_s", "share_of_conv", "peak_mb"}, and the seconds of every
-        round by "what variant". conv_gflop_per_s is of the model's own convolutions without the model, in the faster
-        of both memory layouts; matmul_gflop_per_s of a square product; both in the row's precision and in the same
-        rounds. peak_mb as `vidtok.bench.timing.peak_mb`, or None where not asked for.
+        One row for each variant and each of `whats`, and the seconds of every round by "what variant". A row is
+        {"what", "precision", "layout", "compiled", "batch", "frames", "side", "frames_per_s" (median),
+        "best_frames_per_s", "median_s", "best_s", "worst_s", "runs", "gflop", "gflop_per_s", "conv_gflop_per_s",
+        "matmul_gflop_per_s", "share_of_conv", "peak_mb"}. "conv_gflop_per_s" is the rate of the model's convolutions
+        alone, in the faster of the two layouts. "matmul_gflop_per_s" is the rate of a square matrix product. Both are
+        measured in the row's precision and in the same rounds. "peak_mb" (see `vidtok.bench.timing.peak_mb`) is None
+        without `memory`.
     """
     works, flops = {}, {}
     for variant in variants:
@@ -146,11 +165,18 @@ def bench_tokenizer(
 def bench_streaming(
     name: str, device: torch.device, side: int = 128, precisions: tuple[str, ...] = ("fp32", "bf16"), runs: int = 30
 ) -> list[dict]:
-    """Times one latent after another of endless streams.
+    """Time single latents of endless streams.
+
+    Args:
+        name: see `open_tokenizer`.
+        device: device of the tokenizer.
+        side: height and width of the frames in pixels.
+        precisions: precisions to measure.
+        runs: number of latents timed.
 
     Returns:
-        One row for encode and decode in each precision: {"what", "precision", "side", "frames" (that a latent stands
-        for), "frames_per_s", "median_s", "best_s", "worst_s", "runs"}.
+        One row for encode and decode in each precision: {"what", "precision", "side", "frames" (frames per latent),
+        "frames_per_s", "median_s", "best_s", "worst_s", "runs"}.
     """
     works, frames = {}, {}
     for precision in precisions:
@@ -169,7 +195,7 @@ def bench_streaming(
         works["encode", precision] = partial(next, tokenizer.stream_encode(clips(1)))
         works["decode", precision] = partial(next, tokenizer.stream_decode(ids()))
         frames[precision] = depth
-    # The warm-up holds the first latent, which is one frame.
+    # The warm-up includes the first latent, which is a single frame.
     seconds = time_together(works, device, runs, warmup=3)
     return [
         {

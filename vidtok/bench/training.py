@@ -1,4 +1,4 @@
-"""Time and memory of a training step, with and without the adversarial game: what `vidtok train tokenizer` does."""
+"""Time and memory of a training step of `vidtok train tokenizer`, with and without a discriminator."""
 
 import tempfile
 import time
@@ -20,11 +20,11 @@ from vidtok.train.tokenizer import TokenizerTask
 
 CLIP = Clip(2, 17, 64)
 DISCRIMINATOR_BASE = 32  # a quarter of the paper's discriminator, whose full width is for a larger tokenizer
-NEVER = 1e9  # seconds between progress lines and checkpoints: there are none but the last
+NEVER = 1e9  # seconds between progress lines and checkpoints, so that only the last checkpoint is written
 
 
 class RandomClips:
-    """Batches of random clips that note when they are asked for."""
+    """Batches of random clips that record when each is requested."""
 
     def __init__(self, clip: Clip):
         self.clip = clip
@@ -46,10 +46,16 @@ class RandomClips:
 def training_run(
     name: str, clip: Clip, precision: str, discriminator_base: int | None, steps: int
 ) -> Callable[[], list]:
-    """A whole run of the training loop, on the device that accelerate picks, saved to a folder that is thrown away.
+    """Build a function that runs the training loop in a temporary folder, on the device that accelerate picks.
 
-    discriminator_base: width of the discriminator, None for a run without. Returns the seconds of each step but the
-    first.
+    The function returns the seconds of each step except the first.
+
+    Args:
+        name: see `vidtok.bench.tokenizer.open_tokenizer`.
+        clip: size of a batch.
+        precision: "fp32" or "bf16" (autocast).
+        discriminator_base: width of the discriminator; None, no discriminator.
+        steps: number of timed steps.
     """
     tokenizer = open_tokenizer(name, torch.device("cpu"), Variant("fp32")).train()
     state = TrainState(tokenizer, create_optimizer_v2(tokenizer, opt="adamw", lr=1e-4), make_ema(tokenizer))
@@ -63,7 +69,7 @@ def training_run(
 
     def run() -> list[float]:
         with tempfile.TemporaryDirectory() as folder:
-            # One more than are timed: a step ends where the next batch is asked for.
+            # More steps than are timed: the first is left out, and a step ends when the next batch is requested.
             schedule = Schedule(max_steps=steps + 2)
             train(task, state, batches, schedule, options, RunFolder(folder), StopSignal(), log=lambda line: None)
         return [b - a for a, b in zip(batches.requested[1:], batches.requested[2:], strict=False)]
@@ -79,13 +85,22 @@ def bench_training(
     runs: int = 5,
     memory: bool = True,
 ) -> list[dict]:
-    """Losses, both optimisers, moving average: all of a step but reading clips and the perceptual term, whose weights
-    aren't shipped.
+    """Time training steps: losses, optimizers and the moving average, without reading clips and without LPIPS.
+
+    The weights of LPIPS are not shipped.
+
+    Args:
+        name: see `vidtok.bench.tokenizer.open_tokenizer`.
+        device: device of the memory measurement; steps are timed on the device that accelerate picks.
+        clip: size of a batch.
+        precisions: precisions of autocast to measure.
+        runs: number of timed steps.
+        memory: whether to measure peak memory.
 
     Returns:
-        One row per precision (of autocast) and for each of without and with discriminator: {"what": "step" or "step
-        with GAN", "precision", "batch", "frames", "side", "critic_base", "clips_per_s", "median_s", "best_s",
-        "worst_s", "runs", "peak_mb"}. peak_mb is that of two steps and the checkpoint, or None where not asked for.
+        One row per precision, without and with a discriminator: {"what": "step" or "step with GAN", "precision",
+        "batch", "frames", "side", "critic_base" (width of the discriminator), "clips_per_s", "median_s", "best_s",
+        "worst_s", "runs", "peak_mb"}. "peak_mb" is the peak over two steps and the checkpoint, None without `memory`.
     """
     rows = []
     for what, base in (("step", None), ("step with GAN", DISCRIMINATOR_BASE)):

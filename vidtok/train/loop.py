@@ -1,7 +1,8 @@
 """The training loop, in full: schedules, both optimizers, logs, checkpoints. A `Task` defines the objective.
 
 Batch i is a pure function of (seed, i), and every step seeds its own random numbers. A run therefore resumes exactly
-from `TrainState`, and k processes with a k-th of each batch give the result of one process with whole batches.
+from `TrainState`. With data parallelism every process computes its shard of each batch, and the result is the same as
+that of a single process with whole batches.
 
 `Batches` and `Task` of `vidtok.train.task` are the interfaces of the data and of the objective.
 """
@@ -25,7 +26,7 @@ from vidtok.train.run_folder import Branch, RunFolder, check_fingerprint, write_
 from vidtok.train.state import StopSignal, TrainState, all_reduce_mean, checkpoint_blocks, has_fast_bf16
 from vidtok.train.task import AdversarialTask, Batch, Batches, Task
 
-MAX_SILENCE = 10.0  # seconds until a signal to stop that one process got reaches the others
+MAX_SILENCE = 10.0  # maximum seconds until a stop signal of one process reaches the others
 SHAPES = ("cosine", "constant", "decay")
 
 
@@ -35,7 +36,7 @@ def samples(batch: Batch) -> int:
 
 
 def shard_of(batch: Batch, shard: Shard) -> Batch:
-    """Return one of several equal parts of a batch. Raises ValueError for a batch that can't be divided so."""
+    """Return one of several equal parts of a batch. Raises ValueError if the batch can't be divided equally."""
     if shard == WHOLE:
         return batch
     rows = shard_rows(shard, samples(batch))
@@ -43,6 +44,7 @@ def shard_of(batch: Batch, shard: Shard) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Copy a batch to a device."""
     return send_to_device(batch, device, non_blocking=True)
 
 
@@ -52,15 +54,15 @@ class TrainerOptions:
 
     Attributes:
         precision: "fp32", or "bf16" by autocast; weights and optimizer states stay float32.
-        accumulate: gradient accumulation: number of parts in which each process computes its shard of a batch.
-        checkpoint_activations: recompute the activations of blocks in the backward pass: less memory, a third more
-            compute, the same results.
+        accumulate: number of gradient accumulation steps: the parts into which a process splits its shard of a batch.
+        checkpoint_activations: recompute the activations of blocks in the backward pass. This takes less memory and a
+            third more compute; the results are the same.
         clip_norm: maximum norm of the gradients.
         workers: number of processes that prefetch batches.
         seed: seed of batches and random numbers.
         log_seconds, save_seconds: seconds between progress lines, and between checkpoints with validation.
-        save_steps: steps between additional checkpoints, for choices among checkpoints that must not depend on speed;
-            None, no additional ones.
+        save_steps: steps between additional checkpoints, so that model selection does not depend on the speed of the
+            machine; None, no additional checkpoints.
     """
 
     precision: str = "fp32"
@@ -84,19 +86,20 @@ class TrainerOptions:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The end of a run, and its learning rate.
+    """Length of a run and its learning rate schedule.
 
-    A run ends at max_steps or max_minutes, whichever comes first. The learning rate follows the same clock.
+    A run ends at max_steps or max_minutes, whichever comes first. The learning rate follows the same progress.
 
     Attributes:
-        max_steps: optimizer steps from start_step on, or None.
-        max_minutes: of training time from start_seconds on, over all resumed parts, or None. The rate then depends on
-            the machine's speed, so that only a run bounded by steps alone is exactly repeatable.
-        warmup_steps: linear warm-up; a decay has none.
-        final_rate: share of the peak learning rate left at the end of the cosine or the decay.
-        shape: "cosine" or "decay" (linear) fall from the peak to final_rate. "constant" stays at the peak, and may have
-            no end: the run then goes on until it is stopped.
-        start_step, start_seconds: where a branch began; 0 for other runs.
+        max_steps: maximum number of optimizer steps, counted from start_step; None, no limit.
+        max_minutes: maximum training time in minutes over all resumed parts, counted from start_seconds; None, no
+            limit. With a time limit the learning rate depends on the speed of the machine. Only runs bounded by steps
+            alone are exactly repeatable.
+        warmup_steps: steps of linear warm-up; the shape "decay" has none.
+        final_rate: learning rate at the end of "cosine" and "decay", as a fraction of the peak.
+        shape: "cosine" and "decay" (linear) fall from the peak to final_rate. "constant" stays at the peak. Without a
+            limit a constant run goes on until it is stopped.
+        start_step, start_seconds: step and training time at which a branch began; 0 for other runs.
     """
 
     max_steps: int | None = None
@@ -120,13 +123,13 @@ class Schedule:
         return self.max_steps is not None or self.max_minutes is not None
 
     def progress(self, step: int, seconds: float) -> float:
-        """Return the share of the run done, 0 to 1; 0 throughout a run without an end."""
+        """Return the fraction of the run that is done, 0 to 1; always 0 for a run without a limit."""
         by_steps = (step - self.start_step) / self.max_steps if self.max_steps is not None else 0.0
         by_time = (seconds - self.start_seconds) / (60 * self.max_minutes) if self.max_minutes is not None else 0.0
         return min(1.0, max(by_steps, by_time))
 
     def seconds_left(self, step: int, seconds: float) -> float | None:
-        """Estimate the time to the end from the time that the run has taken; None where nothing is known of it."""
+        """Estimate the remaining seconds from the time taken so far; None before any progress or without a limit."""
         progress = self.progress(step, seconds)
         return (seconds - self.start_seconds) * (1 / progress - 1) if progress > 0 else None
 
@@ -172,7 +175,7 @@ class Clock:
         return rate
 
     def save_due(self) -> bool:
-        """Return whether a checkpoint is due, and if so start the interval anew."""
+        """Return whether a checkpoint is due; if so, restart the interval."""
         due = self.last - self.saved >= self.save_seconds
         if due:
             self.saved = self.last
@@ -180,30 +183,32 @@ class Clock:
 
 
 class SharedClock:
-    """Let all processes of a run agree on the seconds of training, and on when to log, save and stop.
+    """Synchronize the training time of all processes, and their decisions on when to log, save and stop.
 
-    Processes that exchange something wait for each other, so that they do it at the log interval only, and at least
-    every `MAX_SILENCE` seconds. In between, a step counts as many seconds as the steps before the last exchange took,
-    which the next exchange corrects. A process alone looks at its own clock and signals in every step.
+    Processes wait for each other when they synchronize. They therefore synchronize only at the log interval, or every
+    `MAX_SILENCE` seconds if that is shorter. In between, each step counts as many seconds as the average step before
+    the last synchronization. The next synchronization corrects the sum. A single process reads its own clock and stop
+    signal in every step.
 
     Args:
-        clock: this process's own.
-        stop: a `StopSignal`, this process's own.
+        accelerator: the processes.
+        clock: the clock of this process.
+        stop: the stop signal of this process.
     """
 
     def __init__(self, accelerator: Accelerator, clock: Clock, stop: StopSignal):
         self.accelerator, self.clock, self.stop = accelerator, clock, stop
         self._alone = accelerator.num_processes == 1
         self._stopping = not self._alone and all_reduce_mean(accelerator, stop.requested)[0] > 0
-        self._steps, self._interval = 0, 1  # since the last exchange; from it to the next one
-        self._seconds = self._counted = self._pace = 0.0  # measured and counted since the last exchange; per step
+        self._steps, self._interval = 0, 1  # since the last synchronization; between synchronizations
+        self._seconds = self._counted = self._pace = 0.0  # measured and counted since the last one; per step
 
     @property
     def stopping(self) -> bool:
         return self.stop.requested if self._alone else self._stopping
 
     def tick(self, clips: int) -> tuple[float, bool, bool]:
-        """Count a step with so many clips; return (seconds to add to those of the run, log now, save now)."""
+        """Count a step of `clips` clips; return (seconds to add to the training time, log now, save now)."""
         seconds = self.clock.tick(clips)
         if self._alone:
             return seconds, self.clock.since_log() >= self.clock.log_seconds, self.clock.save_due()
@@ -245,7 +250,7 @@ def train(
         schedule: end of the run and learning rate.
         options: settings of the loop.
         run: folder of the run.
-        stop: checked after every step.
+        stop: stop signal, checked after every step.
         config_yaml: resolved config, written to the folder.
         log: called with each line of progress.
         fingerprint: settings that the checkpoint in `run` must have been made with; None, not checked.
@@ -254,11 +259,11 @@ def train(
         The model with averaged weights, in evaluation mode.
 
     Raises:
-        FloatingPointError: the loss or a gradient is not finite; the last good checkpoint stays.
-        ValueError: a checkpoint of another model or other settings, or a batch that is not divisible into the parts of
-            all processes.
+        FloatingPointError: the loss or a gradient is not finite; the last good checkpoint is kept.
+        ValueError: a checkpoint of another model or other settings, or a batch that is not divisible by the number of
+            processes times `accumulate`.
     """
-    accelerator = Accelerator(mixed_precision="no")  # it would fix the precision for the whole process
+    accelerator = Accelerator(mixed_precision="no")  # otherwise it would set the precision of the whole process
     device, accumulate = accelerator.device, options.accumulate
     rank, processes = accelerator.process_index, accelerator.num_processes
 
@@ -271,7 +276,7 @@ def train(
     state.to(device)
     checkpoint = run.load_checkpoint()
     if fingerprint is not None:
-        # Nothing depends on the settings before the first checkpoint. Folders older than fingerprints are resumed.
+        # Settings may change until the first checkpoint. Folders of earlier versions resume without a fingerprint.
         (write_fingerprint if checkpoint is None else check_fingerprint)(run.path, fingerprint)
     ends = False
     if checkpoint is not None:
@@ -305,7 +310,7 @@ def train(
             for group, peak in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = peak * rate
 
-        # Step of the model: gradients of the parts add up, and are exchanged between processes with the last part.
+        # Step of the model: gradients of the parts accumulate, and are reduced over processes with the last part.
         means, aux = {}, []
         for i, part in enumerate(parts):
             torch.manual_seed(options.seed * 1_000_003 + state.step + (rank * accumulate + i << 40))
@@ -339,7 +344,7 @@ def train(
         state.ema.update(state.model, state.step)
         seconds, log_due, save_due = shared.tick(clips=samples(share) * processes)
         state.seconds += seconds
-        ends = schedule.progress(state.step, state.seconds) >= 1  # and is saved below
+        ends = schedule.progress(state.step, state.seconds) >= 1  # the final state is saved below
         step_due = options.save_steps is not None and state.step % options.save_steps == 0 and not ends
         if log_due or save_due or step_due:
             gradients.check(means)
@@ -371,15 +376,16 @@ def add_mean(means: dict[str, Tensor], terms: dict[str, Tensor], parts: int) -> 
 
 
 def peak_rates(optimizer: torch.optim.Optimizer) -> list[float]:
-    """Return the peak learning rate of each group; timm leaves `lr_scale` of layer-wise decay to the schedule."""
+    """Return the peak learning rate of each group, including the `lr_scale` that timm leaves to the schedule."""
     return [group["lr"] * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
 
 
 class FiniteCheck:
-    """Remember the first step whose gradient wasn't finite.
+    """Record the first step with a gradient that is not finite.
 
-    On the device: reading a norm in every step would make a GPU wait. The norm is the same in all processes, and all
-    check at the same steps, so that they end together; no checkpoint is written without a check.
+    The step is recorded on the device, since reading the norm in every step would stall a GPU. The norm is the same in
+    all processes, and they check it at the same steps. They therefore stop together. Every checkpoint is preceded by a
+    check.
     """
 
     def __init__(self, device: torch.device):
@@ -389,7 +395,7 @@ class FiniteCheck:
         self._step = torch.where((self._step < 0) & ~norm.isfinite(), step, self._step)
 
     def check(self, means: dict[str, Tensor]) -> None:
-        """Raise FloatingPointError where a gradient wasn't finite; means: of the last step's terms, for the message."""
+        """Raise FloatingPointError if a gradient was not finite. `means`: the last step's terms, for the message."""
         if (step := self._step.item()) >= 0:
             bad = ", ".join(f"{name} {value.item()}" for name, value in means.items() if not value.isfinite())
             raise FloatingPointError(f"not finite at step {step}: {bad}; lower the learning rate, or use fp32")
@@ -397,6 +403,7 @@ class FiniteCheck:
 
 @torch.no_grad()
 def save_and_validate(task: Task, state: TrainState, run: RunFolder, log) -> None:
+    """Save the checkpoint and the averaged model, then validate the averaged model."""
     run.save_checkpoint(state.state_dict())
     model = state.ema.module.eval()
     run.save_model(model)
@@ -405,6 +412,7 @@ def save_and_validate(task: Task, state: TrainState, run: RunFolder, log) -> Non
 
 
 def progress_line(scalars: dict[str, float], state: TrainState, schedule: Schedule) -> str:
+    """Format step, training time, remaining time, throughput and loss as a progress line."""
     done = f"step {state.step}  {state.seconds / 60:.1f} min"
     if (left := schedule.seconds_left(state.step, state.seconds)) is not None:
         done += f", {left / 60:.1f} left"
@@ -416,7 +424,7 @@ def build_schedule(plain: dict, branch: "Branch | None" = None) -> dict:
 
     Args:
         plain: the config as plain dicts.
-        branch: where the run branched off; None, it is no branch.
+        branch: branch point of the run; None, the run is not a branch.
     """
     trainer = {key: value for key, value in plain["trainer"].items() if key != "ema_decay"}
     keys = ("max_steps", "max_minutes", "warmup_steps", "final_rate", "shape")

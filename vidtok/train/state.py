@@ -1,5 +1,7 @@
-"""State of a training run, its processes as torchrun or a cluster starts and stops them, activation checkpointing, and
-timm's optimizers at full speed on CPUs without bf16."""
+"""State of a training run: model, optimizers, moving average, and the processes that share it.
+
+It also holds activation checkpointing, and timm's Muon at full speed on CPUs without bf16.
+"""
 
 import os
 import signal
@@ -17,12 +19,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
-PATIENCE = timedelta(hours=6)  # of the others, while one validates or tests: libraries give up after minutes
+PATIENCE = timedelta(hours=6)  # timeout of processes that wait while one validates; the default is minutes
 
 
 def make_ema(model: nn.Module, decay: float = 0.9999) -> ModelEmaV3:
     """Make an exponential moving average of a model's parameters; its buffers are copied."""
-    # By parameters, not by names: tensors that two modules share have two names, and would be averaged twice.
+    # By parameters, not by names: a tensor that two modules share has two names, and would be averaged twice.
     return ModelEmaV3(model, decay=decay, use_warmup=True, exclude_buffers=True)
 
 
@@ -34,7 +36,7 @@ class TrainState:
         model: the model in training.
         optimizer: its optimizer, at the peak learning rate.
         ema: moving average of the model, which is evaluated and saved.
-        discriminator, discriminator_optimizer: of adversarial training, or None.
+        discriminator, discriminator_optimizer: discriminator of adversarial training and its optimizer, or None.
         lecam_ema: [2], moving averages of the discriminator's mean real and fake logit (LeCAM).
         step: optimizer steps done.
         seconds: training time over all resumed parts of the run.
@@ -56,24 +58,24 @@ class TrainState:
         return parts
 
     def to(self, device: torch.device) -> None:
-        """Move the models to a device; to be called before the optimizers step or load their state."""
+        """Move the models to a device. Call it before the optimizers step or load their state."""
         for part in (self.model, self.ema, self.discriminator):
             if part is not None:
                 part.to(device)
         self.lecam_ema = self.lecam_ema.to(device)
 
     def state_dict(self) -> dict:
-        """Return tensors and plain values only, which `torch.load(weights_only=True)` accepts."""
+        """Return the state as tensors and plain values, which `torch.load(weights_only=True)` accepts."""
         scalars = {"logit_averages": self.lecam_ema, "step": self.step, "seconds": self.seconds}
         return {name: part.state_dict() for name, part in self._parts().items()} | scalars
 
     def load_state_dict(self, state: dict) -> None:
         """Load a checkpoint.
 
-        One that `start_branch` copied may lack the discriminator, which is then trained from scratch.
+        A checkpoint copied by `start_branch` may lack the discriminator, which is then trained from scratch.
 
         Raises:
-            ValueError: the checkpoint is of another model, or lacks a part.
+            ValueError: the checkpoint is that of another model, or lacks a part.
         """
         for name, part in self._parts().items():
             if name not in state:
@@ -83,7 +85,7 @@ class TrainState:
             try:
                 part.load_state_dict(state[name])
             except (RuntimeError, ValueError) as error:
-                # The first of what may be hundreds of mismatches.
+                # Only the last line: there may be hundreds of mismatches.
                 reason = str(error).strip().splitlines()[-1].strip()
                 raise ValueError(
                     f"the checkpoint's {name} is of another model ({reason}): restore its settings or give another run="
@@ -93,16 +95,17 @@ class TrainState:
 
 
 def create_optimizer(model: nn.Module, **arguments) -> Optimizer:
-    """Create an optimizer of timm: `timm.optim.create_optimizer_v2`.
+    """Create an optimizer with `timm.optim.create_optimizer_v2`.
 
-    timm's Muon always does its Newton-Schulz iterations in bf16. Where bf16 is only emulated they would take most of a
-    training step, and this optimizer does them in fp32.
+    timm's Muon always runs its Newton-Schulz iterations in bf16. On CPUs that only emulate bf16 they would take most of
+    a training step. There this optimizer runs them in fp32.
 
     Args:
-        arguments: timm's (opt, lr, ...).
+        model: the model whose parameters are optimized.
+        arguments: arguments of timm's function (opt, lr, ...).
 
     Raises:
-        ValueError: an optimizer or argument that timm doesn't know.
+        ValueError: an optimizer or argument that timm doesn't have.
     """
     optimizer = create_optimizer_v2(model, **arguments)
     if type(optimizer) is muon.Muon:
@@ -112,7 +115,7 @@ def create_optimizer(model: nn.Module, **arguments) -> Optimizer:
 
 class _Muon(muon.Muon):
     def step(self, closure: Callable | None = None):
-        # timm has no argument for their dtype. Replaced for this step alone: other users of timm keep its own.
+        # timm has no argument for the dtype. Its function is replaced for this step only, for other users of timm.
         timms = muon.zeropower_via_newtonschulz
         muon.zeropower_via_newtonschulz = partial(_orthogonalize, timms)
         try:
@@ -123,7 +126,7 @@ class _Muon(muon.Muon):
 
 def has_fast_bf16() -> bool:
     """Return whether this CPU multiplies bf16 matrices in hardware; on x86 that needs AVX-512."""
-    # No public function of torch tells for every kind of CPU; its compiler asks this one.
+    # No public function of torch answers this for every kind of CPU; torch's own compiler calls this one.
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -134,13 +137,13 @@ def _orthogonalize(timms: Callable, G: Tensor, *args, **kwargs) -> Tensor:
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
-    """Activation checkpointing: recompute the activations inside blocks in the backward pass.
+    """Enable activation checkpointing: recompute the activations inside blocks in the backward pass.
 
-    Blocks are the members of module lists, the innermost ones where lists are nested. Weights, their names and results
-    stay the same.
+    Blocks are the members of module lists; with nested lists, those of the innermost lists. Weights, parameter names
+    and results stay the same.
 
     Raises:
-        ValueError: for a model without module lists.
+        ValueError: a model without module lists.
     """
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     blocks = [block for blocks in lists for block in blocks if not _has_list(block)]
@@ -173,16 +176,22 @@ def build_state(model: nn.Module, plain: dict) -> "TrainState":
 
 
 def join_processes() -> PartialState:
-    """Joins the process group that the environment describes; alone where it describes none."""
-    # Without an accelerator, accelerate joins ranks only where it is told to use the CPU, and trains one model each
-    # otherwise.
+    """Join the process group that the environment describes; without one, return the state of a single process."""
+    # On machines without a GPU, accelerate joins the ranks only if it is told to use the CPU. Otherwise every process
+    # would train a model of its own.
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     return PartialState(cpu=several and not torch.accelerator.is_available(), timeout=PATIENCE)
 
 
 def only_process(command: str) -> torch.device:
-    """The device of a command that trains one model after another, in one process: several would fill its folder with
-    each other's. Raises ValueError where torchrun started them."""
+    """Return the device of a command that runs as a single process, since it trains several models in one folder.
+
+    Args:
+        command: name of the command, for the error.
+
+    Raises:
+        ValueError: the command was started as several processes.
+    """
     state = join_processes()
     if state.num_processes > 1:
         raise ValueError(f"vidtok {command} is one process, not {state.num_processes}: start it without torchrun")
@@ -192,7 +201,7 @@ def only_process(command: str) -> torch.device:
 class StopSignal:
     """Turn SIGTERM and Ctrl-C into a request to stop after the current step.
 
-    A context in which the two signals only set `requested`; the handlers from before come back after it.
+    Within this context the two signals only set `requested`. The previous handlers are restored at its end.
     """
 
     def __init__(self):
@@ -212,18 +221,18 @@ class StopSignal:
 
 def is_lost_peer(error: RuntimeError) -> bool:
     """Return whether an exchange failed because another process has ended or can't be reached."""
-    # Gloo raises plain RuntimeErrors.
+    # Gloo raises plain RuntimeErrors, which are recognized by their text.
     words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """Return the model without the wrapper for several processes."""
+    """Return the model without the wrapper for distributed training."""
     return getattr(model, "module", model)
 
 
 def all_reduce_mean(accelerator: Accelerator, *values: float) -> list[float]:
-    """Average values over processes: clocks and signals differ, but decisions that follow from them must not."""
+    """Average values over processes, so that decisions based on their clocks and signals are the same in all."""
     if accelerator.num_processes == 1:
         return list(values)
     return accelerator.reduce(torch.tensor([float(v) for v in values], device=accelerator.device), "mean").tolist()
