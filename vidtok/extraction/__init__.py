@@ -1,11 +1,11 @@
-"""Videos to features: tokens, codes, latents, hidden features or embeddings, in records that survive anything."""
+"""Extract features of videos (ids, codes, latents, hidden features, embeddings), store them and read them back."""
 
 from vidtok.extraction.containers import open_reader, open_writer
 from vidtok.extraction.dataset import TokenBatches, TokenDataset
 from vidtok.extraction.npz import read_npz, write_npz
 from vidtok.extraction.record import SCHEMA, Entry, Reader, Record, RecordMeta, Settings, Writer
 
-# Not here: `vidtok.extraction.run.extract`, which is `vidtok.extract`. What reads features needs none of it.
+# `vidtok.extract` (`vidtok.extraction.run.extract`) is not imported here: reading features doesn't need the engine.
 
 __all__ = [
     "SCHEMA", "Entry", "Reader", "Record", "RecordMeta", "Settings", "TokenBatches", "TokenDataset", "Writer",

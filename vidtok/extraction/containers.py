@@ -1,9 +1,7 @@
-"""The door to all containers.
+"""Containers: `open_writer` and `open_reader`, and the shards of the parquet and webdataset containers.
 
-Many videos to a file: what parquet and webdataset tar have in common.
-
-A shard in the making is a hidden file, beside a lock that the process holds which makes it; it gets its name when it is
-complete. Every process makes shards of its own, under names that nobody else has.
+A shard is a file that holds many videos. While it is written it is a hidden file, next to a lock file whose lock the
+writing process holds. It is renamed when it is complete. Every process writes its own shards, under unique names.
 """
 
 import os
@@ -37,49 +35,61 @@ from vidtok.extraction.record import (
     differences,
     entry_of,
     id_type,
-    make_record,
+    record_of,
     settings_of,
 )
 from vidtok.inputs import walk_files
 from vidtok.names import escape_name
 
-VIDEOS, BYTES, SECONDS = 1000, 1 << 28, 300  # a shard ends at the first of these: what a kill can cost at most
+VIDEOS, BYTES, SECONDS = 1000, 1 << 28, 300  # a shard is completed at the first limit: a kill loses at most that
 
 
 class Shard(Protocol):
-    """A file in the making. size: bytes so far."""
+    """A shard that is being written. size: bytes so far."""
 
     size: int
 
     def add(self, record: Record) -> None: ...
     def finish(self) -> None:
-        """Writes what is still missing. The file stays open: it is the caller's."""
+        """Write the remaining data. The file stays open; the caller closes it."""
 
 
 class Format(Protocol):
-    """What a shard looks like. suffix: of its name."""
+    """File format of shards. suffix: of their names."""
 
     suffix: str
 
     def create(self, file: BinaryIO, name: str) -> Shard: ...
     def index(self, path: Path, verify: bool) -> tuple[Settings, list[Entry]]:
-        """Of a complete shard. verify: read all of it and compare its checksums. Raises ValueError where damaged."""
+        """Read the settings and the entries of a complete shard.
+
+        Args:
+            path: the shard.
+            verify: read all of it and verify its checksums.
+
+        Raises:
+            ValueError: it is damaged.
+        """
 
     def read(self, path: Path, row: int) -> Record:
-        """Record `row`, checked. Raises ValueError where damaged."""
+        """Read and check record number `row`.
+
+        Raises:
+            ValueError: it is damaged.
+        """
 
 
 class ShardWriter:
-    """See `vidtok.extraction.record.Writer`. A damaged shard is put aside, hidden, and its videos are done again."""
+    """`vidtok.extraction.record.Writer` of shards. Damaged shards are renamed to hidden files and extracted again."""
 
     def __init__(self, folder: Path, form: Format):
         self.folder, self.form, self.written = folder, form, 0
         self._name, self._count = f"part-{uuid.uuid4().hex[:12]}", 0
-        self._known: set[str] = set()  # names of shards whose videos are in _found
+        self._known: set[str] = set()  # names of the shards whose videos are in _found
         self._found: dict[str, Entry] = {}
-        self._looked = False  # whether those that were there at first are in it
+        self._looked = False  # whether the shards of earlier runs are in _found
         self._shard: Shard | None = None
-        self._part: Path | None = None  # the hidden file of the shard in the making
+        self._part: Path | None = None  # hidden file of the shard that is being written
         self._file: BinaryIO | None = None
         self._lock: FileLock | None = None
         _remove_abandoned(folder)
@@ -93,7 +103,7 @@ class ShardWriter:
         for record in records:
             check_record(record)
         shard = self._begin() if self._shard is None else self._shard
-        self._shard = None  # an interrupt in the middle leaves nothing that could be completed
+        self._shard = None  # so that after an interrupt here `close` doesn't complete half a video
         for record in records:
             shard.add(record)
         self._entries[records[0].id] = entry_of(describe(records[0]))
@@ -113,14 +123,14 @@ class ShardWriter:
         self._file.close()
         name = f"{self._name}-{self._count:05d}{self.form.suffix}"
         os.rename(self._part, self.folder / name)
-        self.abandon()  # the lock; the hidden file has its name now
+        self.abandon()  # releases the lock; the hidden file has been renamed
         self._count += 1
         self._known.add(name)
         self._found |= self._entries
         return [*self._entries]
 
     def abandon(self) -> None:
-        """Remove what is in the making, wherever an error or an interrupt has left it."""
+        """Remove the incomplete shard and its lock, in whatever state an error or an interrupt has left them."""
         self._shard = None
         if self._file is not None:
             with suppress(OSError):  # a full disk
@@ -137,18 +147,18 @@ class ShardWriter:
         self._part = self.folder / f".{name}{self.form.suffix}.part"
         self._lock = _lock(self._part)
         self._lock.acquire()
-        self._file = open(self._part, "wb")  # noqa: SIM115 - it lives as long as the shard
+        self._file = open(self._part, "wb")  # noqa: SIM115 - open as long as the shard is written
         self._since = time.monotonic()
         return self.form.create(self._file, name)
 
     def _look(self) -> None:
-        """Takes in shards that were completed since the last time, by this process or another."""
+        """Index the shards that this process or others have completed since the last call."""
         for name in sorted(os.listdir(self.folder)):
             if name in self._known or name.startswith(".") or not name.endswith(self.form.suffix):
                 continue
             path = self.folder / name
             try:
-                # Those that others complete while this process runs are verified by the next run.
+                # Shards that other processes complete during this run are verified by the next run.
                 entries = self.form.index(path, verify=not self._looked)[1]
             except ValueError as error:
                 warnings.warn(f"{error}; its videos are done again", stacklevel=2)
@@ -161,7 +171,7 @@ class ShardWriter:
 
 
 class ShardReader:
-    """See `vidtok.extraction.record.Reader`."""
+    """`vidtok.extraction.record.Reader` of shards of one format."""
 
     def __init__(self, files: Sequence[Path], form: Format):
         self.form = form
@@ -188,18 +198,19 @@ class ShardReader:
 
 
 def _lock(part: Path) -> FileLock:
-    """The lock of a shard in the making. It ends with the process, however that ends."""
+    """Return the lock of a shard that is being written. The system releases it when the process ends."""
     return FileLock(part.with_suffix(".lock"), thread_local=False)
 
 
 def _unlock(lock: FileLock) -> None:
-    if isinstance(lock, UnixFileLock):  # other systems' locks remove their files themselves
-        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: whoever waits for it sees that it is gone
+    if isinstance(lock, UnixFileLock):  # the locks of other systems remove their files themselves
+        # Before the release, so that a process that waits for the lock sees that the file is gone.
+        Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove shards in the making whose process has died: nobody holds their lock."""
+    """Remove incomplete shards whose process has died: no process holds their lock."""
     for path in {file.with_suffix(".part") for suffix in ("part", "lock") for file in folder.glob(f".part-*.{suffix}")}:
         lock = _lock(path)
         try:
@@ -211,9 +222,10 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 class CompressedReader:
-    """See `vidtok.extraction.record.Reader`: the ids of compressed videos (`vidtok.codec`).
+    """`vidtok.extraction.record.Reader` of compressed videos (`vidtok.codec`), as records of their ids.
 
-    An id is the path of a file below `root`. There are no labels and splits; what read the pixels is not known.
+    The id of a record is the path of its file below `root`. Records have no label and no split, and their video reader
+    is unknown.
     """
 
     def __init__(self, files: Sequence[Path], root: Path):
@@ -255,10 +267,10 @@ class CompressedReader:
             raise ValueError(str(error)) from error
         times = np.concatenate(ticks)
         seconds = (times - times[0]) * (header.time_base[0] / header.time_base[1])
-        return make_record(description, np.concatenate(ids).astype(description["dtype"]), seconds)
+        return record_of(description, np.concatenate(ids).astype(description["dtype"]), seconds)
 
     def _describe(self, file: Path, reader: ContainerReader) -> dict:
-        """See `vidtok.extraction.record.describe`."""
+        """Return the description of a file's record, see `vidtok.extraction.record.describe`."""
         header = reader.header
         dtype = id_type(header.bits)
         meta = RecordMeta(
@@ -296,22 +308,38 @@ def is_shard(path: Path) -> bool:
 
 
 def check_container(container: str) -> None:
-    """Raises ValueError for a name that is not one of `CONTAINERS`."""
+    """Check the name of a container.
+
+    Raises:
+        ValueError: it is not one of `CONTAINERS`.
+    """
     if container not in CONTAINERS:
         raise ValueError(f"unknown container {container!r}: {nearest(container, CONTAINERS)}")
 
 
 def open_writer(folder: str | Path, container: str, names: Mapping[str, str] | None = None) -> Writer:
-    """container: one of `CONTAINERS`. names: of files, by id, see `NpzWriter`. Raises ValueError for another one."""
+    """Open a folder of extracted features for writing.
+
+    Args:
+        folder: an existing folder.
+        container: one of `CONTAINERS`.
+        names: file names by id for the npz container, see `NpzWriter`.
+
+    Raises:
+        ValueError: an unknown container, or parquet without pyarrow.
+    """
     check_container(container)
     return NpzWriter(Path(folder), names or {}) if container == "npz" else ShardWriter(Path(folder), _form(container))
 
 
 def open_reader(path: str | Path) -> Reader:
-    """Of a folder of any container, or of one of its files.
+    """Open extracted features for reading.
+
+    Args:
+        path: a folder in any container, or one of its files; or compressed videos (`.vtk`).
 
     Raises:
-        ValueError: where there are no features, or features of several settings.
+        ValueError: there are no features, or features of different settings.
     """
     path = Path(path)
     if not path.exists():
@@ -326,7 +354,7 @@ def open_reader(path: str | Path) -> Reader:
 
 
 def _form(container: str):
-    """The `vidtok.extraction.containers.Format` of a container; pyarrow is needed for parquet alone."""
+    """Return the `Format` of a container. Only parquet needs pyarrow."""
     if container == "webdataset":
         from vidtok.extraction.webdataset import TarFormat
 

@@ -33,7 +33,7 @@ from vidtok.datasets.annotations.table import canonical_split
 from vidtok.datasets.loading import WHOLE, Shard, shard_rows
 from vidtok.errors import nearest
 from vidtok.extraction.containers import open_reader
-from vidtok.extraction.record import Entry, Reader, Record, describe, make_record, settings_of
+from vidtok.extraction.record import Entry, Reader, Record, describe, record_of, settings_of
 from vidtok.files import replacing
 from vidtok.inputs import walk_files
 
@@ -70,7 +70,7 @@ class UnpackedReader:
     def read(self, index: int) -> Record:
         own = {name: values[index] for name, values in self._columns.items()}
         known = {name: value for name, value in (self._common | own).items() if name not in _PLACES}
-        return make_record(known, *(self._array(name, index) for name in _ARRAYS))
+        return record_of(known, *(self._array(name, index) for name in _ARRAYS))
 
     def features(self, index: int) -> np.ndarray:
         """The array of a record alone, which was checked when it was unpacked."""

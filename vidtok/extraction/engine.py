@@ -1,4 +1,19 @@
-"""The run: videos in, records out, the model busy while others decode."""
+"""The extraction engine: decode videos in processes, encode them in batches, write their records.
+
+The stages are nested generators: each takes from the one before it. `Output.next` is passed down to the decoders, so
+that a video is claimed only when a decoder has room for it:
+
+    run_extraction        the loop: takes results from `extract`, stores or fails them, reports the counts
+      Output.next         claims the next video that is not complete and that no other process has locked
+      Decoders.pieces     calls `Output.next`, yields chunks of the decoded videos, several videos interleaved
+      Batches.encode      batches chunks of different streams, runs the model, yields each stream that has ended
+      extract_records     makes a record of each stream, yields all records of a video once its last clip has ended
+      Output.take         passes the records to the writer, releases the locks of videos that are complete on disk
+        Writer.write      writes one npz, or adds to the current shard (`containers`)
+
+With `workers=0` the same generators decode in this process: each request for a chunk decodes it. `RayExtractor.extract`
+takes the place of `extract_records` in `run_extraction` and runs decoders and model in the actors of a cluster.
+"""
 
 import os
 import queue
@@ -30,7 +45,7 @@ NextItem = Callable[[], "WorkItem | None"]
 
 
 def next_chunk(job: tuple[WorkItem, int], reading: ReadConfig) -> StreamChunk | None:
-    """Piece number k of an item, in a decode process, which is asked for them in order; None after the last."""
+    """Return chunk number k of an item, or None after the last one. Runs in a decode process; k counts up from 0."""
     item, k = job
     if k == 0:
         _open[:] = [(item, read_chunks(item, reading))]
@@ -39,25 +54,29 @@ def next_chunk(job: tuple[WorkItem, int], reading: ReadConfig) -> StreamChunk | 
     return next(_open[0][1], None)
 
 
-_open: list[tuple[WorkItem, Iterator[StreamChunk]]] = []  # what this process is at
+_open: list[tuple[WorkItem, Iterator[StreamChunk]]] = []  # the item that this process decodes
 
-CLOSING = 2  # seconds for a decoder to come to an end, when all is over
-AHEAD = 2  # pieces per decoder that wait in the queue
+CLOSING = 2  # seconds that `Decoders.close` waits for its threads
+AHEAD = 2  # queued chunks per decoder
 
 
 class Decoders:
-    """Decode videos beside the model: their pieces, in order for each video, those of several videos mixed.
+    """Decode processes, which run while the model does.
 
-    A thread for each decode process puts pieces into one queue of bounded length.
+    Chunks of one video come in order; those of several videos are interleaved. A thread for each decode process puts
+    its chunks into one bounded queue.
 
-    workers: processes, each at one item; one that gives no piece for `time_limit` seconds is killed, and its video has
-    failed. 0: this process decodes whenever it is asked, which nothing protects from a decoder that hangs or crashes.
+    Args:
+        reading: how videos are read.
+        workers: number of decode processes, each of which decodes one item at a time. 0: this process decodes when a
+            chunk is requested; nothing protects it from a decoder that hangs or crashes.
+        time_limit: seconds after which a process that gives no chunk is killed; its video fails.
     """
 
     def __init__(self, reading: ReadConfig, workers: int, time_limit: float):
         self._reading = reading
         self._items: queue.SimpleQueue[WorkItem | None] = queue.SimpleQueue()
-        self.slots = max(workers, 1)  # items that are decoded at once
+        self.slots = max(workers, 1)  # items decoded at the same time
         self._pieces: queue.Queue = queue.Queue(AHEAD * self.slots)
         self._closed = False
         function = partial(next_chunk, reading=reading)
@@ -72,15 +91,15 @@ class Decoders:
     def pieces(
         self, next_item: NextItem, seconds: dict[str, float]
     ) -> Iterator[tuple[WorkItem, StreamChunk | VideoError]]:
-        """Yield the pieces of the videos that `next_item` gives, and the error of each that ends in one.
+        """Yield the chunks of the videos that `next_item` returns, and the error of each video that fails.
 
         Args:
-            next_item: gives the videos, and None when there are no more. Only those that are being decoded or wait for
-                it are taken, two for each process.
-            seconds: of it, "read" grows by the time spent waiting for pieces.
+            next_item: returns the next video, or None when there are no more. It is called ahead of time for at most
+                two videos per process: one that is decoded and one that waits.
+            seconds: times by stage; "read" is increased by the time spent waiting for chunks.
 
         Raises:
-            Exception: what no video is to blame for.
+            Exception: any error of decoding that is not a `VideoError`, since no video is its cause.
         """
         under_way, more = 0, True
         while True:
@@ -123,7 +142,7 @@ class Decoders:
         try:
             for item, piece in self._from_pool(pool):
                 self._pieces.put((item, piece))
-        except Exception as error:  # the main thread's to raise
+        except Exception as error:  # raised by the main thread
             self._pieces.put((None, error))
 
     def _next_item(self) -> WorkItem | None:
@@ -139,7 +158,7 @@ class Decoders:
                 yield item, error
 
     def _from_pool(self, pool: DecodePool) -> Iterator[tuple[WorkItem, StreamChunk | VideoError]]:
-        ended: set[WorkItem] = set()  # items of which no more is asked
+        ended: set[WorkItem] = set()  # items whose last chunk has come
 
         def jobs() -> Iterator[tuple[WorkItem, int]]:
             while (item := self._next_item()) is not None:
@@ -150,7 +169,7 @@ class Decoders:
                 ended.discard(item)
 
         for (item, _), piece in pool.imap(jobs()):
-            if piece is None:  # asked for before the last piece had come
+            if piece is None:  # requested before the last chunk had come
                 continue
             if isinstance(piece, VideoError) or piece.ends_item:
                 ended.add(item)
@@ -166,11 +185,11 @@ def _path(job: tuple[WorkItem, int]) -> str:
 
 
 class Ended(NamedTuple):
-    """A stream that has gone through the model.
+    """A stream that the model has encoded to its end.
 
     Attributes:
         clip, info: see `StreamChunk`.
-        coded_size: (height, width) of its frames with padding.
+        coded_size: (height, width) of its frames in pixels, with padding.
         features: see `FeatureModel.finish`.
     """
 
@@ -189,14 +208,14 @@ class _Lane:
 
 
 class Batches:
-    """Run pieces of many videos through a model.
+    """Batches of chunks of different streams, run through a model.
 
-    They wait until a batch is full, or until `limit` of them are waiting. Pieces go through the model together that are
-    the next ones of different streams and have one shape.
+    A batch holds the next chunk of each of several streams; all have the same shape. Chunks wait until a batch is full,
+    or until `limit` of them are waiting.
 
     Args:
         model: the model.
-        seconds: of it, "infer" grows by the time that the model takes.
+        seconds: times by stage; "infer" is increased by the time that the model takes.
     """
 
     def __init__(self, model: FeatureModel, seconds: dict[str, float]):
@@ -204,13 +223,13 @@ class Batches:
         self.limit = 4 * model.batch
         self.waiting = 0
         self._lanes: dict[tuple[str, int | None], _Lane] = {}
-        self._reading: set[str] = set()  # ids of videos of which pieces are still to come
-        self._failed: set[str] = set()  # those of them that the model could not take
+        self._reading: set[str] = set()  # ids of videos that still have chunks to come
+        self._failed: set[str] = set()  # those of them that failed in the model
 
     def encode(
         self, pieces: Iterable[tuple[WorkItem, StreamChunk | VideoError]]
     ) -> Iterator[tuple[WorkItem, Ended | Exception]]:
-        """Yield each stream that ends, and the error of each video that ends in one, its own or the model's."""
+        """Yield each stream that ends, and the error of each video that fails, in its decoder or in the model."""
         for item, piece in pieces:
             is_last = isinstance(piece, VideoError) or piece.ends_item
             (self._reading.discard if is_last else self._reading.add)(item.id)
@@ -239,13 +258,17 @@ class Batches:
             yield from ended
 
     def _drop(self, item: WorkItem) -> None:
-        """All of an item that failed."""
+        """Discard all streams of an item that failed."""
         for key in [key for key, lane in self._lanes.items() if lane.item == item]:
             self.waiting -= len(self._lanes.pop(key).waiting)
 
     def _choose(self, flush: bool) -> list[_Lane]:
-        """Whose next pieces to run: a full batch; or the fullest, with `flush` or too many waiting; or none."""
-        heads = {key: _kind(lane) for key, lane in self._lanes.items() if lane.waiting}
+        """Return the lanes to run next, at most a batch; [] to wait for more.
+
+        The lanes are those of the most frequent shape. They are run if they fill a batch, and otherwise only with
+        `flush` or with `limit` chunks waiting.
+        """
+        heads = {key: _batch_key(lane) for key, lane in self._lanes.items() if lane.waiting}
         if not heads:
             return []
         kind, count = Counter(heads.values()).most_common(1)[0]
@@ -254,7 +277,7 @@ class Batches:
         return [self._lanes[key] for key, other in heads.items() if other == kind][: self.model.batch]
 
     def _run(self, lanes: list[_Lane]) -> list[tuple[WorkItem, Ended]]:
-        """One pass of the model. Returns the streams that ended with it."""
+        """Run one batch through the model and return the streams that ended with it."""
         start = time.perf_counter()
         pieces = [lane.waiting.popleft() for lane in lanes]
         self.waiting -= len(pieces)
@@ -270,18 +293,19 @@ class Batches:
 
 
 def encode_pieces(pieces: list[tuple[WorkItem, StreamChunk]], model: FeatureModel) -> None:
-    """Run pieces through a model and keep nothing."""
+    """Run chunks through a model and discard the features."""
     for _, ended in Batches(model, defaultdict(float)).encode(pieces):
         if isinstance(ended, Exception):
             raise ended
 
 
-def _kind(lane: _Lane) -> tuple:
+def _batch_key(lane: _Lane) -> tuple:
+    """Return what the next chunks of lanes must share to be in one batch: (shape, whether it is the first)."""
     piece = lane.waiting[0]
     return tuple(piece.video.shape), piece.first
 
 
-PATIENCE = 0.2  # seconds between two looks at what another process is at
+PATIENCE = 0.2  # seconds between two attempts to claim videos that other processes have locked
 
 
 def run_extraction(
@@ -289,14 +313,15 @@ def run_extraction(
     extract: Callable[[NextItem], Iterator[Result]],
     report: Callable[[ExtractionStats], None] = lambda stats: None,
 ) -> None:
-    """Do all that `output` has to do.
+    """Extract all videos that `output` hands out, and store their records in it.
 
     Args:
-        extract: `extract_records` with a model and decoders, or `RayExtractor.extract`, the same on other machines.
-        report: called with the output's `stats` whenever something was done.
+        output: the folder to fill.
+        extract: `extract_records` with a model and decoders, or `RayExtractor.extract`, which runs on a cluster.
+        report: called with the output's `stats` after each video.
 
     Raises:
-        OSError: where the disk is full, ...; all that is complete stays.
+        OSError: the disk is full, for example. All that is complete stays.
     """
     try:
         more = True
@@ -312,7 +337,7 @@ def run_extraction(
                 time.sleep(PATIENCE)
     except KeyboardInterrupt:
         output.flush()
-        output.writer.abandon()  # a shard that the interrupt met while it was begun or completed
+        output.writer.abandon()  # in case of an interrupt while a shard was opened or completed
         output.close()
         raise
     except BaseException:
@@ -324,12 +349,17 @@ def run_extraction(
 def extract_records(
     next_item: NextItem, decoders: Decoders, model: FeatureModel, stats: ExtractionStats
 ) -> Iterator[Result]:
-    """All records of one video after the other, or the error that it ended in, in the order in which they end.
+    """Yield all records of each video, or its error, in the order in which the videos end.
 
-    next_item: gives the videos, and None when there are no more. Only those that are being decoded, and a few pieces
-    of them, are in memory.
+    Only the videos that are being decoded are in memory, and of each only a few chunks.
+
+    Args:
+        next_item: returns the next video, or None when there are no more.
+        decoders: decode the videos.
+        model: encodes them.
+        stats: its times and its number of frames are updated.
     """
-    clips: dict[str, list[Record]] = {}  # of videos that are not complete
+    clips: dict[str, list[Record]] = {}  # by id, of videos with clips still to come
     pieces = decoders.pieces(next_item, stats.seconds)
     for item, ended in Batches(model, stats.seconds).encode(pieces):
         if isinstance(ended, Exception):
@@ -351,6 +381,13 @@ def make_record(
     features: np.ndarray,
     settings: Settings,
 ) -> Record:
+    """Make the record of a stream that has ended: its features with all that is known of the video.
+
+    Args:
+        item: the video.
+        clip, info, coded_size, features: see `Ended`.
+        settings: of the folder.
+    """
     cells = features.size if settings.feature == "ids" else features[0].size
     meta = RecordMeta(
         **asdict(settings),
@@ -373,6 +410,6 @@ def make_record(
 
 
 def reason(error: Exception) -> str:
-    """Why a video failed, on one line, without its name."""
+    """Return why a video failed, on one line, without its name."""
     text = error.reason if isinstance(error, VideoError) else str(error)
     return " ".join(text.split())

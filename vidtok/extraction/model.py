@@ -1,4 +1,7 @@
-"""The model's side: pieces of several streams in, their features out. A plain object, which an actor can hold."""
+"""The model of an extraction: encodes chunks of several streams in one batch and returns features.
+
+`FeatureModel` is a plain object, without threads and queues, so that a Ray actor can hold it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +27,9 @@ def load_tokenizer(
 ) -> VideoTokenizer:
     """Load a tokenizer for inference.
 
-    Raises ValueError for a tile that doesn't fit its stride: one error, not one for every file.
+    Raises:
+        ValueError: the tile doesn't fit the tokenizer's stride. It is checked here so that there is one error, not one
+            for every file.
     """
     tokenizer = VideoTokenizer.from_pretrained(model, pick_device(device), precision)
     if tile is not None:
@@ -33,7 +38,11 @@ def load_tokenizer(
 
 
 def load_head(name: str, tokenizer):
-    """A trained head. Raises ValueError for one of another tokenizer."""
+    """Load a trained head.
+
+    Raises:
+        ValueError: the head was trained on another tokenizer.
+    """
     from vidtok.heads import Head
 
     head = Head.from_pretrained(name, tokenizer.device)
@@ -42,14 +51,18 @@ def load_head(name: str, tokenizer):
 
 
 def follow(protocol: dict, size: int | None, crop: str | None, clips: Clips | None) -> tuple[int, str, Clips]:
-    """Size, crop and clips that a head was trained for (`HeadConfig.protocol`), where no others are asked for.
+    """Return size, crop and clips: those given, and for each that is None the one that a head was trained with.
+
+    Args:
+        protocol: of the head, see `HeadConfig.protocol`.
+        size: side in pixels.
 
     Raises:
-        ValueError: for a head that sees several clips at once, or crops of a larger picture.
+        ValueError: the head sees several clips at once, or crops of a larger frame.
     """
     if protocol.get("concat_segments") or protocol.get("resize", protocol["size"]) != protocol["size"]:
         raise ValueError("no embeddings of heads that see several clips at once, or crops of a larger picture")
-    # Backbones were trained on one clip and crop at a time, which their protocol doesn't say.
+    # The protocol of a backbone has no crops and clips: it was trained on one crop of one clip at a time.
     size, crop = size or protocol["size"], crop or ("three" if protocol.get("crops") == 3 else "center")
     if clips is None:
         fps, stride = protocol.get("fps"), protocol.get("stride")
@@ -69,16 +82,18 @@ def make_settings(
     reader: str = "auto",
     **requested,
 ) -> Settings:
-    """The settings for features of a tokenizer.
+    """Make the settings of features of a tokenizer.
 
     Args:
-        tokenizer: a `VideoTokenizer`. feature: one of `FEATURES`. precision: the one it was loaded with.
-        dtype: "float32" or "float16", how floats are stored.
-        reader: what decodes the videos, see `vidtok.datasets.open_video`.
+        tokenizer: a `VideoTokenizer`.
+        feature: one of `FEATURES`.
+        precision: the one that the tokenizer was loaded with.
+        dtype: type in which floats are stored, "float32" or "float16".
+        reader: video reader, see `vidtok.datasets.open_video`.
         requested: pool, head, resize, crop, resample, max_frames, sampler, tile, frame_folders: see `Settings`.
 
     Raises:
-        ValueError: for settings that don't fit each other.
+        ValueError: an illegal setting, or settings that don't fit each other.
     """
     if feature not in FEATURES:
         raise ValueError(f"unknown feature {feature!r}: {nearest(feature, FEATURES)}")
@@ -109,9 +124,12 @@ def make_settings(
 
 @dataclass
 class Stream:
-    """What is kept of one stream between its pieces.
+    """State of one stream between its chunks.
 
-    states: of the encoder, one for each tile. parts: features so far, [C, t, h, w] each. count: cells in a pooled sum.
+    Attributes:
+        states: states of the causal encoder, one for each tile.
+        parts: features so far, [C, t, h, w] each (ids [t, h, w]); with pooling one sum, float64 [C].
+        count: number of grid cells in the pooled sum.
     """
 
     states: list[State] = field(default_factory=list)
@@ -119,18 +137,22 @@ class Stream:
     count: int = 0
 
 
-# What a head's input is made of.
+# The feature that a head's input is made of, by the kind of its input.
 _INPUTS = {"tokens": "ids", "codes": "ids", "latents": "latents", "hidden": "hidden"}
 
 
 class FeatureModel:
-    """Args:
-    tokenizer: loaded for inference.
-    settings: feature, dtype, pool and tile say what comes out.
-    batch: every pass is of so many streams; where there are fewer, the first one fills up. None, 1 on a CPU, else 8.
-    head: of `vidtok.heads`, whose features before the last layer are the embedding.
+    """A tokenizer, and a head for embeddings, that encode chunks of streams to features.
 
-    Raises ValueError for a head whose input is none of the tokenizer's.
+    Args:
+        tokenizer: loaded for inference.
+        settings: their feature, dtype, pool and tile determine the output.
+        batch: streams per forward pass. A smaller batch is filled up with copies of its first stream, so that all
+            passes have one shape. None: 1 on a CPU, else 8.
+        head: of `vidtok.heads`; its features before the last layer are the embedding.
+
+    Raises:
+        ValueError: the head reads an input that no tokenizer makes.
     """
 
     def __init__(self, tokenizer: VideoTokenizer, settings: Settings, batch: int | None = None, head=None):
@@ -153,10 +175,15 @@ class FeatureModel:
 
     @torch.no_grad()
     def push(self, streams: Sequence[Stream], videos: Sequence[Tensor]) -> None:
-        """The next piece of each stream, uint8 or float [1, 3, T, H, W] of one shape, all first ones or none.
+        """Encode the next chunk of each stream.
+
+        Args:
+            streams: at most `batch`; updated in place.
+            videos: a chunk of each, uint8 or float [1, 3, T, H, W], all of one shape. Either all of them are the first
+                of their streams, or none is.
 
         Raises:
-            MemoryError: where they can't fit the memory at hand.
+            MemoryError: the chunks don't fit the free memory.
         """
         fill = self.batch - len(streams)
         video = torch.cat([*videos, *[videos[0]] * fill]) if self.batch > 1 else videos[0]
@@ -178,19 +205,21 @@ class FeatureModel:
             out_BCthw = encode(video)
         else:
             out_BCthw = encode_tiles(encode, video, self.settings.tile, stride[1:])
-        for stream, features in zip(streams, self._kind(out_BCthw), strict=False):
+        for stream, features in zip(streams, self._to_feature(out_BCthw), strict=False):
             self._keep(stream, features)
 
     def finish(self, stream: Stream) -> np.ndarray:
-        """The features of a stream that has ended, as `vidtok.extraction.record` says."""
+        """Return the features of a stream that has ended, laid out as in `vidtok.extraction.record`."""
         if self.settings.pool == "mean":
             return (stream.parts[0] / stream.count).astype(self.settings.dtype)
         array = np.concatenate(stream.parts, 0 if self._grid == "ids" else 1)
         return array if self.head is None else self._embed(array)
 
-    def _kind(self, out_BCthw: Tensor) -> np.ndarray:
-        """Of latents what is asked for, in the type that is stored."""
+    def _to_feature(self, out_BCthw: Tensor) -> np.ndarray:
+        """Convert latents or hidden features to the feature of the settings, in the dtype in which it is stored."""
         quantizer = self.tokenizer.quantizer
+        # These are latents, not codes, which is right: `codes_to_ids` takes the sign, rounds or finds the nearest code
+        # as `quantize` does, so both have the same ids. `VideoTokenizer.encode` skips `quantize` in the same way.
         if self._grid in ("ids", "codes"):
             out_BCthw = quantizer.codes_to_ids(out_BCthw)
         if self._grid == "codes":
@@ -214,14 +243,17 @@ class FeatureModel:
 
 
 def _join(states: Sequence[State]) -> State:
-    """Of several streams that are equally far; all are empty before their first piece."""
+    """Concatenate the states of streams along the batch; all are empty before the first chunk, or none is."""
     if len(states) == 1:
         return dict(states[0])
     return {layer: torch.cat([state[layer] for state in states]) for layer in states[0]}
 
 
 def _split(state: State, count: int) -> list[State]:
-    """A layer that only marks that a clip has begun keeps an empty tensor, which all streams share."""
+    """Split the state of a batch into one per stream, the inverse of `_join`.
+
+    A layer that only marks that a clip has begun keeps an empty tensor, which all streams share.
+    """
     return [
         {layer: kept[i : i + 1] if count > 1 and kept.numel() else kept for layer, kept in state.items()}
         for i in range(count)

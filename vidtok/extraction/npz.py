@@ -1,14 +1,14 @@
-"""The npz container: a file per video, readable without vidtok.
+"""The npz container: one file per video, readable without vidtok.
 
-A NumPy `.npz` (a zip with a checksum for each entry) of deflated arrays:
+A file is a NumPy `.npz` (a zip with a checksum for each entry) of deflated arrays:
 
     ids | codes | latents | hidden | embedding   the features, under the name of their kind, laid out as in
-                                                 `vidtok.extraction.record`; of clips stacked, [clips, ...]
-    timestamps                                   float64 [frames]; of clips [clips, frames]
+                                                 `vidtok.extraction.record`; clips are stacked, [clips, ...]
+    timestamps                                   float64 [frames]; with clips [clips, frames]
     meta                                         one string: a JSON object with "schema": "vidtok.features/1", id,
                                                  label, split and the fields of `RecordMeta` ("clip" is null)
 
-A folder of npz files, one per video, in the tree of their ids, named as `vidtok.names` says.
+A folder holds one file per video. Its path in the folder follows from the id of the video, see `vidtok.names`.
 """
 
 import errno
@@ -34,8 +34,8 @@ from vidtok.extraction.record import (
     describe,
     differences,
     entry_of,
-    make_record,
     parse_description,
+    record_of,
     settings_of,
 )
 from vidtok.files import replacing
@@ -43,14 +43,18 @@ from vidtok.names import result_candidates
 
 
 def write_npz(path: str | os.PathLike, records: Sequence[Record]) -> None:
-    """Writes the records of one video: one, or all its clips. The file appears complete or not at all."""
+    """Write the records of one video: one, or those of all its clips. The file appears complete or not at all."""
     content = npz_bytes(records)
     with replacing(path, locked=True) as part:
         part.write_bytes(content)
 
 
 def npz_bytes(records: Sequence[Record]) -> bytes:
-    """The content of the file. Raises ValueError where a record is none, or these are not all clips of one video."""
+    """Return the content of the file that `write_npz` writes.
+
+    Raises:
+        ValueError: an invalid record, or records that are not all clips of one video.
+    """
     for record in records:
         check_record(record)
     first, description = records[0], describe(records[0])
@@ -64,7 +68,7 @@ def npz_bytes(records: Sequence[Record]) -> bytes:
 
 
 def npz_of(record: Record) -> bytes:
-    """The same of one record, a clip or a whole video; here "clip" says which."""
+    """Return the content of an npz file of one record; for a clip, "clip" in its meta is the number of the clip."""
     return _pack(describe(record), record.features, record.timestamps)
 
 
@@ -76,30 +80,32 @@ def _pack(description: dict, features: np.ndarray, timestamps: np.ndarray) -> by
 
 
 def read_npz(path: str | os.PathLike) -> list[Record]:
-    """The records of a file: one, or all clips of the video. All of it is read and its checksums are verified.
+    """Read the records of a file: one, or those of all clips of the video.
+
+    The whole file is read and its checksums are verified.
 
     Raises:
-        ValueError: naming the file, where it holds no features, is damaged, or of another schema.
-        FileNotFoundError: where there is none.
+        ValueError: the file holds no features, is damaged, or has another schema. The message names it.
+        FileNotFoundError: there is no such file.
     """
     with damage_named(path), _open(path) as file:
         return parse_npz(file)
 
 
 def parse_npz(file: BinaryIO) -> list[Record]:
-    """`read_npz` of an open file; raises whatever damage leads to."""
+    """Read the records of an open npz file. Errors of damaged files are as zipfile and numpy raise them."""
     with np.load(file, allow_pickle=False) as arrays:
         description = parse_description(str(arrays["meta"]))
         features, timestamps, clips = arrays[description["feature"]], arrays["timestamps"], description["clips"]
     if clips is None or description["clip"] is not None:
-        return [make_record(description, features, timestamps)]
+        return [record_of(description, features, timestamps)]
     if len(features) != clips or len(timestamps) != clips:
         raise ValueError(f"{len(features)} arrays and {len(timestamps)} timestamps of {clips} clips")
-    return [make_record(description | {"clip": i}, features[i], timestamps[i]) for i in range(clips)]
+    return [record_of(description | {"clip": i}, features[i], timestamps[i]) for i in range(clips)]
 
 
 def read_description(path: str | os.PathLike) -> dict:
-    """What a file says of its records (`record.describe`); the arrays aren't read. Raises as above."""
+    """Read the description of a file's records (see `record.describe`) without the arrays. Raises as `read_npz`."""
     with damage_named(path), _open(path) as file, np.load(file, allow_pickle=False) as arrays:
         description = parse_description(str(arrays["meta"]))
         settings_of(description)
@@ -114,7 +120,7 @@ def _open(path: str | os.PathLike) -> BinaryIO:
 
 @contextmanager
 def damage_named(path: str | os.PathLike) -> Iterator[None]:
-    """What bytes that are not what they should be lead to becomes a ValueError that names the file."""
+    """Turn the errors that damaged files cause into a ValueError that names the file."""
     try:
         yield
     except (FileNotFoundError, IsADirectoryError, PermissionError):
@@ -123,7 +129,7 @@ def damage_named(path: str | os.PathLike) -> Iterator[None]:
         raise ValueError(f"{path}: not a file of features that can be read ({_reason(error)})") from error
 
 
-# What zipfile, zlib, tarfile, numpy and json raise on bytes that are not what they should be.
+# What zipfile, zlib, tarfile, numpy and json raise for damaged files.
 _DAMAGE = (
     ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, MemoryError, NotImplementedError, RuntimeError,
     zipfile.BadZipFile, tarfile.TarError, zlib.error, SyntaxError, OverflowError, IndexError,
@@ -132,25 +138,29 @@ _DAMAGE = (
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if "allow_pickle" in text:  # numpy takes whatever it doesn't know for a pickle
+    if "allow_pickle" in text:  # numpy takes any unknown format for a pickle
         return "no .npz"
     return f"no {error}" if isinstance(error, KeyError) else text or type(error).__name__
 
 
-# What the system says of a name that it doesn't take, or that is a folder's or below a file's.
+# Errors for a file name that the system refuses, that belongs to a folder, or that lies below a file.
 _REFUSED = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 
 
 class NpzWriter:
-    """See `vidtok.extraction.record.Writer`. A file that is damaged counts as none and is written anew.
+    """`vidtok.extraction.record.Writer` of npz files. A damaged file is treated as missing and overwritten.
 
-    names: of the files below the folder, by id, see `vidtok.names.result_names`. A file that an earlier run has written
-    under another of the `result_candidates` is found there; one that is another video's is left alone.
+    A file that an earlier run has written under another of the `result_candidates` is found there. A file of another
+    video is left alone.
+
+    Args:
+        folder: where the files are written.
+        names: file names below the folder by id, see `vidtok.names.result_names`.
     """
 
     def __init__(self, folder: Path, names: Mapping[str, str]):
         self.folder, self.written, self._names = folder, 0, names
-        self._places: dict[str, Path] = {}  # of the files of videos that were not found
+        self._places: dict[str, Path] = {}  # where to write videos that were not found, by id
 
     def find(self, id: str) -> Entry | None:
         path, entry = self._look(id)
@@ -178,7 +188,7 @@ class NpzWriter:
         pass
 
     def _look(self, id: str) -> tuple[Path, Entry | None]:
-        """Where the file of a video is, or belongs, and the first record in it."""
+        """Return the path of a video's file and its first entry; without a file, the path to write it to and None."""
         candidates = result_candidates(id, ".npz")
         paths = [self.folder / name for name in dict.fromkeys((self._names.get(id, candidates[0]), *candidates))]
         free = None
@@ -198,7 +208,7 @@ class NpzWriter:
 
 
 class NpzReader:
-    """See `vidtok.extraction.record.Reader`."""
+    """`vidtok.extraction.record.Reader` of npz files."""
 
     def __init__(self, files: Sequence[Path]):
         self.entries: list[Entry] = []

@@ -1,11 +1,11 @@
-"""The folder that a run fills: what is still to do in it, and what becomes of it.
+"""The output folder of a run: settings, failures, and locks for several processes.
 
-The settings of a run, and the file that holds a folder to them.
+`Output` hands out the videos that are still to do and stores their records, in a folder with:
 
-failures.csv: which videos have no features, and why. Columns: id, path (as `vidtok.names.escape_name` writes it), split
-(of the annotations), reason. UTF-8.
-
-Several processes on one folder: who is at which video.
+    settings.json   the settings of all features in the folder. A run with other settings is an error.
+    failures.csv    the videos without features. Columns: id, path (as `vidtok.names.escape_name` writes it), split (of
+                    the annotations), reason. UTF-8.
+    .claims         locks of the videos that a process is working on, so that several processes can fill the folder
 """
 
 import csv
@@ -52,29 +52,30 @@ LOCKS_FILE = ".claims"
 
 
 class VideoLocks(Protocol):
-    """Claims of videos among the processes that fill a folder. They end with the process, however it ends."""
+    """Locks of videos among the processes that fill a folder. They are released when the process ends."""
 
     def take(self, id: str) -> bool:
-        """Claim a video; return False where another process has it."""
+        """Lock a video; return False if another process has locked it."""
 
     def wait(self, id: str) -> None:
-        """`take`, as soon as it is free."""
+        """Lock a video as soon as no other process holds its lock."""
 
     def release(self, id: str) -> None: ...
     def close(self) -> None: ...
 
 
 def video_locks(folder: Path) -> VideoLocks:
-    """Open the claims of a folder."""
+    """Open the locks of a folder."""
     return RecordLocks(folder) if fcntl else FileLocks(folder)
 
 
 class RecordLocks:
-    """`VideoLocks` of POSIX: a video is claimed by a lock on one byte of one file, at a place that its id gives.
+    """`VideoLocks` on POSIX: each video is a lock on one byte of one file, at an offset that is a hash of its id.
 
-    The file itself stays empty. The locks work between machines where the file system supports them (NFS, Lustre with
-    -o flock, ...), and belong to the process: it may open this file only once. A claim took 7 microseconds here and
-    444 with filelock, which holds a file open for each, where a process may have 1024 and a shard claims 1000 videos.
+    The file itself stays empty. The locks work between machines if the file system supports them (NFS, Lustre with
+    -o flock). They belong to the process, which may open this file only once. A lock took 7 microseconds here, and 444
+    with filelock, which also keeps a file open for each lock. A process may have 1024 open files, and a shard
+    locks 1000 videos.
     """
 
     def __init__(self, folder: Path):
@@ -83,7 +84,7 @@ class RecordLocks:
     def take(self, id: str) -> bool:
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _place(id))
-        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the system likes
+        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, depending on the system
             return False
         return True
 
@@ -102,7 +103,7 @@ def _place(id: str) -> int:
 
 
 class FileLocks:
-    """`VideoLocks` of systems without fcntl: a video is claimed by a lock file of its own."""
+    """`VideoLocks` on systems without fcntl: each video has its own lock file."""
 
     def __init__(self, folder: Path):
         self._folder = folder / f"{LOCKS_FILE}.d"
@@ -134,14 +135,15 @@ class FileLocks:
 
 
 SETTINGS_FILE = "settings.json"
-SETTINGS_LOCK = f"\0{SETTINGS_FILE}"  # no video's id
+SETTINGS_LOCK = f"\0{SETTINGS_FILE}"  # never the id of a video
 
 
 def check_folder(folder: Path, settings: Settings, container: str, locks: VideoLocks) -> None:
-    """Writes the settings of a new folder, or compares them with those it was begun with.
+    """Write the settings to a new folder, or compare them with those of an existing one.
 
     Raises:
-        ValueError: that names what differs; or where the folder holds features that nobody knows the settings of.
+        ValueError: the settings differ; the message names the differences. Or the folder holds features without a
+            settings.json.
     """
     ours = {"schema": SCHEMA, "container": container, **asdict(settings)}
     locks.wait(SETTINGS_LOCK)
@@ -156,7 +158,11 @@ def check_folder(folder: Path, settings: Settings, container: str, locks: VideoL
 
 
 def _validate_new(folder: Path, container: str) -> bool:
-    """Return whether a folder has no settings. Raises ValueError where it has none, but features."""
+    """Return whether a folder has no settings.
+
+    Raises:
+        ValueError: it has features, but no settings.
+    """
     path = folder / SETTINGS_FILE
     if path.exists():
         return False
@@ -176,10 +182,10 @@ def _validate_settings(folder: Path, settings: Settings, container: str) -> None
 def find_complete(
     folder: str | Path, settings: Settings, container: str, items: Sequence[WorkItem]
 ) -> Callable[[str], Entry | None]:
-    """Look for what is complete in a folder, and write nothing; the shards' checksums are not verified.
+    """Find the complete videos of a folder without writing to it. The checksums of shards are not verified.
 
     Returns:
-        What gives the first record of a video by its id, or None.
+        A function that returns the first entry of a video by its id, or None if the video is not complete.
 
     Raises:
         ValueError: as `check_folder`.
@@ -193,7 +199,7 @@ def find_complete(
         return NpzWriter(folder, _names_of(items, container)).find
     found: dict[str, Entry] = {}
     for file in sorted(path for path in folder.glob(f"*{SUFFIXES[container]}") if not path.name.startswith(".")):
-        with suppress(ValueError):  # damaged: its videos are done again
+        with suppress(ValueError):  # damaged: its videos are extracted again
             found |= {entry.id: entry for entry in open_reader(file).entries}
     return found.get
 
@@ -204,7 +210,11 @@ def _names_of(items: Iterable[WorkItem], container: str) -> dict[str, str]:
 
 
 def read_settings(path: Path) -> tuple[str, Settings]:
-    """(container, settings) of a folder's settings.json. Raises ValueError where it is none."""
+    """Read a folder's settings.json as (container, settings).
+
+    Raises:
+        ValueError: the file is not one of settings.
+    """
     try:
         description = parse_description(path.read_text())
         return description["container"], settings_of(description)
@@ -214,16 +224,19 @@ def read_settings(path: Path) -> tuple[str, Settings]:
 
 FAILURES_FILE = "failures.csv"
 COLUMNS = ("id", "path", "split", "reason")
-FAILURES_LOCK = f"\0{FAILURES_FILE}"  # no video's id
+FAILURES_LOCK = f"\0{FAILURES_FILE}"  # never the id of a video
 
 
 def read_failures(features: Path, split: str | None) -> list[dict[str, str]]:
-    """[{name, reason}] of a split (None, all), of the folder or one of its files that `vidtok extract` wrote."""
+    """Read the failures of a split (None: all splits) as [{"name", "reason"}].
+
+    features: a folder that `vidtok extract` wrote, or one of its files.
+    """
     file = (features if features.is_dir() else features.parent) / FAILURES_FILE
     if not file.exists():
         return []
     with open(file, newline="", encoding="utf-8") as rows:
-        # Of a run that was killed: several rows of a video, or one cut short.
+        # A run that was killed may leave several rows for one video, or a truncated row.
         found = {row["id"]: row for row in csv.DictReader(rows) if row.get("reason") is not None}
     kept = [
         row
@@ -234,7 +247,11 @@ def read_failures(features: Path, split: str | None) -> list[dict[str, str]]:
 
 
 class Failures:
-    """Rows are added at once, so that a killed run has them; at the end those that were done after all are left out."""
+    """The failures.csv of a folder.
+
+    Rows are appended immediately, so that a killed run has them. `tidy` removes the rows of videos that a later attempt
+    has completed.
+    """
 
     def __init__(self, folder: Path, locks: VideoLocks):
         self._path, self._locks = folder / FAILURES_FILE, locks
@@ -245,7 +262,7 @@ class Failures:
             with open(self._path, "a+b") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(size - 1, 0))
-                cut_short = file.read(1) not in (b"", b"\n")  # the last row, by a full disk
+                cut_short = file.read(1) not in (b"", b"\n")  # the disk was full at the last row
             with open(self._path, "a", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 file.write("\r\n" if cut_short else "")
                 csv.writer(file).writerows([*([] if size else [COLUMNS]), [id, path, split, reason]])
@@ -253,13 +270,13 @@ class Failures:
             self._locks.release(FAILURES_LOCK)
 
     def tidy(self, is_done: Callable[[str], bool]) -> None:
-        """Leaves the last row of each video, and none where is_done(id)."""
+        """Keep the last row of each video, and none for videos with is_done(id)."""
         self._locks.wait(FAILURES_LOCK)
         try:
             if not self._path.exists():
                 return
             with open(self._path, newline="", encoding="utf-8") as file:
-                # A row that was cut short is of a video that is done again.
+                # The video of a truncated row is extracted again.
                 last = {row[0]: row for row in csv.reader(file) if len(row) == len(COLUMNS)}
             last.pop(COLUMNS[0], None)
             rows = [row for id, row in last.items() if not is_done(id)]
@@ -273,22 +290,22 @@ class Failures:
 
 
 class Output:
-    """Hand out the videos that nobody has done or is doing, and store their records.
+    """Work queue and store of a folder: hands out the videos to extract and writes their records.
 
-    Every process that fills the folder has one of these. A video is claimed when it is handed out; the claim ends when
-    its records are complete on disk, or with the process.
+    Every process that fills the folder has its own `Output`. A video is locked when it is handed out. The lock is
+    released when its records are complete on disk, or when the process ends.
 
     Args:
-        folder, settings, container: what is written where, see `check_folder`.
+        folder, settings, container: see `check_folder`.
         items: the videos.
-        stats: what is skipped, fails and is written, and the time for it, are counted here.
-        force: hand out what is complete, too.
+        stats: skipped and failed videos, bytes and the time for writing are counted here.
+        force: hand out complete videos, too.
 
     Attributes:
-        writer: of the container.
+        writer: writes the container.
 
     Raises:
-        ValueError: where the folder was begun with other settings, see `check_folder`.
+        ValueError: the folder has other settings, see `check_folder`.
     """
 
     def __init__(
@@ -308,11 +325,11 @@ class Output:
         self.writer: Writer = open_writer(folder, container, names)
         check_folder(folder, settings, container, self._locks)
         self._failures = Failures(folder, self._locks)
-        self._elsewhere: deque[WorkItem] = deque()  # another process is at these
+        self._elsewhere: deque[WorkItem] = deque()  # locked by another process
         self.stats = stats
 
     def next(self) -> WorkItem | None:
-        """The next video to do, or None where there is none for now."""
+        """Return the next video to extract and lock it, or None if there is none for now."""
         with self._timing():
             while self._todo:
                 item = self._todo.popleft()
@@ -321,7 +338,7 @@ class Output:
                     continue
                 try:
                     entry = None if self._force else self.writer.find(item.id)
-                except OSError as error:  # what is there under its name can't be read
+                except OSError as error:  # the existing file can't be read
                     self.fail(item, one_line(error))
                     continue
                 if entry is None:
@@ -334,7 +351,11 @@ class Output:
             return None
 
     def take(self, item: WorkItem, records: Sequence[Record]) -> bool:
-        """Store all records of a video; whether that was possible. Raises OSError where the disk is full, ..."""
+        """Store all records of a video and return whether that was possible.
+
+        Raises:
+            OSError: the disk is full, for example.
+        """
         try:
             with self._timing():
                 self._release(self.writer.write(records))
@@ -344,30 +365,34 @@ class Output:
         return True
 
     def fail(self, item: WorkItem, reason: str) -> None:
+        """Record the failure of a video and release its lock."""
         self._note(item, reason)
         self._locks.release(item.id)
 
     def flush(self) -> bool:
-        """Complete what was taken; whether there are videos that other processes were at, to be looked at again."""
+        """Complete all records on disk; return whether videos are left that other processes had locked.
+
+        `next` tries those again.
+        """
         with self._timing():
             self._release(self.writer.close())
         self._todo, self._elsewhere = self._elsewhere, self._todo
         return bool(self._todo)
 
     def close(self) -> None:
-        """End a run after a `flush`; failures.csv lists what is missing now."""
-        failed = {item.id for item, _ in self.stats.failures}  # what is there under such a name may be of another file
+        """End a run after a `flush`. From then on failures.csv lists the videos that have no features."""
+        failed = {item.id for item, _ in self.stats.failures}  # features under their names may be of other files
         self._failures.tidy(lambda id: id not in failed and self._is_done(id))
         self._locks.close()
 
     def abandon(self) -> None:
-        """Ends after an error of the disk: what was not complete is left out."""
+        """End a run after an error, without its incomplete records."""
         self.writer.abandon()
         self._locks.close()
 
     @contextmanager
     def _timing(self) -> Iterator[None]:
-        """Count the time that the block takes as that of writing."""
+        """Count the time of the block as time for writing."""
         start = time.perf_counter()
         try:
             yield
@@ -391,10 +416,10 @@ class Output:
 
 
 def another(item: WorkItem, entry: Entry) -> str | None:
-    """Why what is there is not of this item, or None."""
+    """Return why an entry under an item's id is not of this item, or None if it is."""
     try:
         size = None if item.path is None else file_version(item.path).size
-    except VideoError:  # its features stay, with or without the video
+    except VideoError:  # the video is gone; its features are kept
         size = None
     if size not in (None, entry.source_bytes):
         return f"under its name there are features of another file, of {entry.source_bytes} bytes: give another folder"

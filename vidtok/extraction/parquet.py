@@ -1,11 +1,11 @@
-"""The parquet container: a row per record, for pandas, DuckDB, Polars, Ray, ...
+"""The parquet container: one row per record, for pandas, DuckDB, Polars, Ray and others.
 
     id, label, split   strings; clip: int32 or null; source_bytes: int64
-    features           list of the array's values, row by row (C order); shape: list<int32>
+    features           list of the array's values in C order; shape: list<int32>
     timestamps         list<double>
     meta               the JSON of `vidtok.extraction.npz`, "clip" included
 
-The pages have checksums, and a file without its footer is incomplete.
+The pages have checksums. A file without a footer is incomplete.
 """
 
 import json
@@ -25,16 +25,18 @@ from vidtok.extraction.record import (
     Settings,
     describe,
     entry_of,
-    make_record,
     parse_description,
+    record_of,
     settings_of,
 )
 from vidtok.inputs import FileVersion, file_version
 
-GROUP = 1 << 20  # bytes of features in a row group, which is what reading one record reads
+GROUP = 1 << 20  # bytes of features per row group; reading one record reads its whole group
 
 
 class ParquetShard:
+    """`vidtok.extraction.containers.Shard` of parquet."""
+
     def __init__(self, file: BinaryIO):
         self._file = file
         self._writer: pq.ParquetWriter | None = None
@@ -53,7 +55,7 @@ class ParquetShard:
 
     def finish(self) -> None:
         self._write_group()
-        assert self._writer is not None  # a shard has a record
+        assert self._writer is not None  # a shard has at least one record
         self._writer.close()
 
     def _write_group(self) -> None:
@@ -69,10 +71,12 @@ class ParquetShard:
 
 
 class ParquetFormat:
+    """`vidtok.extraction.containers.Format` of parquet."""
+
     suffix = ".parquet"
 
     def __init__(self) -> None:
-        self._starts: dict[Path, np.ndarray] = {}  # first row of each row group, and the end
+        self._starts: dict[Path, np.ndarray] = {}  # first row of each row group, and the number of rows
 
     def create(self, file: BinaryIO, name: str) -> ParquetShard:
         return ParquetShard(file)
@@ -100,11 +104,11 @@ class ParquetFormat:
 
 
 def _open(path: Path) -> pa.OSFile:
-    return pa.OSFile(os.fsencode(path))  # as bytes, since the name of a folder need not be UTF-8
+    return pa.OSFile(os.fsencode(path))  # as bytes, since the name of a folder may not be UTF-8
 
 
 class _Rows:
-    """A row group in numpy: taking a row out of pyarrow's own columns takes several times as long."""
+    """A row group as NumPy arrays. Reading a row from pyarrow's columns takes several times as long."""
 
     def __init__(self, table: pa.Table):
         self._descriptions = table["meta"].to_pylist()
@@ -112,7 +116,7 @@ class _Rows:
 
     def record(self, row: int) -> Record:
         array, shape, times = (values[ends[row] : ends[row + 1]] for ends, values in self._lists.values())
-        return make_record(parse_description(self._descriptions[row]), array.reshape(shape), times)
+        return record_of(parse_description(self._descriptions[row]), array.reshape(shape), times)
 
 
 @lru_cache(maxsize=4)
@@ -122,7 +126,7 @@ def _read_group(version: FileVersion, path: Path, group: int) -> _Rows:
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """A column of lists as (where each begins and the last one ends, the values of all)."""
+    """Return a column of lists as (offsets [rows + 1], values of all rows)."""
     lists = column.combine_chunks()
     return lists.offsets.to_numpy(), lists.values.to_numpy(zero_copy_only=False)
 

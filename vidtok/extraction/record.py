@@ -1,20 +1,20 @@
-"""The record: the features of one video, or of one clip of it, and all that is needed to know what they are.
+"""Records: the features of one video, or of one clip of it, with the metadata that describes them.
 
-Schema "vidtok.features/1". Every container holds the same fields; `npz`, `parquet` and `webdataset` beside this
-module say where. Nothing is pickled, and nothing depends on the device.
+The schema is "vidtok.features/1". Every container holds the same fields; `npz`, `parquet` and `webdataset` beside this
+module document where. Nothing is pickled, and nothing depends on the device.
 
-    id          what the dataset calls the video; for plain files the path below the folder they were found in
+    id          name of the video in its dataset; for plain files the path below the folder they were found in
     label       name of its class, or null; split: "train", "val", ... or null
-    features    the array, laid out by `feature`:
+    features    the array, whose layout depends on `feature`:
                 ids        unsigned integers [t, h, w], in the smallest type that holds the codebook
                 codes      int8 [C, t, h, w], -1 and +1 (codebooks without signs: floats)
-                latents    floats [C, t, h, w]: what the quantizer was given
+                latents    floats [C, t, h, w]: the input of the quantizer
                 hidden     floats [C, t, h, w]: the encoder's features; with "pool": "mean" [C], their mean
                 embedding  floats [C]: a trained head's features before its last layer
-    timestamps  float64 [frames]: seconds from the first frame of the video, of the frames that were coded
+    timestamps  float64 [frames]: time of each coded frame, in seconds from the first frame of the video
     meta        the fields of `RecordMeta`
 
-The one interface to all containers: what extraction needs of a writer, and what reading back needs of a reader.
+`Writer` and `Reader` are the interfaces that all containers implement.
 """
 
 import json
@@ -30,21 +30,21 @@ FEATURES = ("ids", "codes", "latents", "hidden", "embedding")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What all records of one folder have in common; `settings.json` holds it.
+    """Settings that all records of one folder share; `settings.json` holds them.
 
     Attributes:
         feature: one of `FEATURES`.
-        model: name of the tokenizer; weight_hash: of its weights (`VideoTokenizer.weight_hash`).
+        model: name of the tokenizer. weight_hash: of its weights (`VideoTokenizer.weight_hash`).
         precision: of the networks, "fp32" or "bf16".
         bits: log2 of the codebook size.
         stride: pixels per token in (time, height, width); the first frame has tokens of its own.
-        dtype: of the array as stored, NumPy's name.
-        pool: "mean" or None, a grid. head: the trained head as "name, weights hash", or None.
-        resize: short side that was asked for in pixels, or None, native. crop: "center", "three" or None, all of it.
-        resample: frames per second that were asked for, or None, native. max_frames: where videos are cut, or None.
-        sampler: the clips that were asked for, or None, the whole video.
-        tile: side of the spatial tiles in pixels, or None, whole frames.
-        frame_folders: frames per second of the folders of numbered images that are videos, or None.
+        dtype: of the stored array, as NumPy names it.
+        pool: "mean", or None for the whole grid. head: the trained head as "name, weights hash", or None.
+        resize: requested short side in pixels; None, native. crop: "center", "three", or None for no crop.
+        resample: requested frames per second; None, native. max_frames: frames after which videos are cut, or None.
+        sampler: the requested clips; None, the whole video.
+        tile: side of the spatial tiles in pixels; None, whole frames.
+        frame_folders: frame rate given to folders of numbered images, each of which is a video; None, none is.
         pixels: reader and version of its resizing (`vidtok.datasets.decode.RESIZE_VERSION`), which determine pixels.
     """
 
@@ -69,21 +69,21 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordMeta(Settings):
-    """The settings, and what is of this video alone.
+    """Settings with the metadata of one video or clip.
 
     Attributes:
-        fps: of the coded frames (of a clip, their mean rate); frames: how many there are, padding not counted.
-        size: (height, width) of the coded frames, padding not counted.
+        fps: frame rate of the coded frames (of a clip, their mean rate). frames: number of them, without padding.
+        size: (height, width) of the coded frames in pixels, without padding.
         coded_size: (height, width) with the padding at the right and the bottom, multiples of the stride.
         native_size, native_fps: of the source.
-        source: file name of the video, without its folder, or "" where it is no file; of a folder of frames, its name.
-        source_bytes: the file's size; of a folder of frames, that of all images.
-        reader: what decoded it ("pyav", ...). reader_version: of its package, or "".
-        bytes_per_token: of the array, before compression; None where it is pooled.
-        missing: seconds, as in the timestamps, of frames of a damaged video that could not be decoded and are left out;
-            suspect: of frames that may be predicted from those; damage: all of it in words, or "". See
+        source: name of the video's file, or of its folder of frames, without the path; "" if it has no file.
+        source_bytes: size of the file; for a folder of frames, of all images.
+        reader: video reader that decoded it ("pyav", ...). reader_version: of its package, or "".
+        bytes_per_token: of the array, before compression; None if it is pooled.
+        missing: times, in seconds as in the timestamps, of the frames of a damaged video that could not be decoded and
+            are left out. suspect: times of frames that may be predicted from those. damage: both as text, or "". See
             `vidtok.datasets.damage.Damage`.
-        clip, clips: number of this clip (crops of one clip follow each other) and how many there are, or None.
+        clip, clips: number of this clip (crops of one clip are numbered consecutively) and of all clips, or None.
     """
 
     fps: float
@@ -106,7 +106,7 @@ class RecordMeta(Settings):
 
 @dataclass(frozen=True)
 class Record:
-    """One video or clip. features: the array as the module says. timestamps: float64 [frames], seconds."""
+    """One video or clip. features: laid out as in the module's docstring. timestamps: float64 [frames], seconds."""
 
     id: str
     label: str | None
@@ -117,34 +117,42 @@ class Record:
 
 
 def settings_of(description: dict) -> Settings:
-    """Those in a `describe`, or in settings.json. Raises KeyError or TypeError where they are not all there."""
+    """Return the settings in a description (see `describe`) or in settings.json.
+
+    Raises:
+        KeyError, TypeError: a setting is missing.
+    """
     return Settings(**_tuples({f.name: description[f.name] for f in fields(Settings) if f.name in description}))
 
 
 def _tuples(description: dict) -> dict[str, Any]:
-    """Lists as tuples: JSON knows none."""
+    """Convert lists to tuples, which JSON doesn't have."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in description.items()}
 
 
 def differences(ours: Settings, theirs: Settings) -> str:
-    """ "size 64, not 128; ...": each setting that differs, or ""."""
+    """Describe each setting that differs, as in "size 64, not 128; ..."; return "" if all are equal."""
     wanted, found = asdict(ours), asdict(theirs)
     return "; ".join(f"{name} {found[name]}, not {wanted[name]}" for name in wanted if wanted[name] != found[name])
 
 
 def id_type(bits: float) -> np.dtype:
-    """The smallest unsigned integer type that holds ids of a codebook of 2^bits codes."""
+    """Return the smallest unsigned integer type that holds the ids of a codebook of 2^bits codes."""
     return np.min_scalar_type(round(2**bits) - 1)
 
 
 def describe(record: Record) -> dict:
-    """All of a record but its arrays, as JSON takes it."""
+    """Return everything of a record except its arrays, as a dict for JSON."""
     names = {"schema": SCHEMA, "id": record.id, "label": record.label, "split": record.split}
     return names | asdict(record.meta)
 
 
 def parse_description(text: str) -> dict:
-    """JSON of `describe`. Raises ValueError or KeyError where it is none, or of another schema."""
+    """Parse the JSON of a description (see `describe`).
+
+    Raises:
+        ValueError, KeyError: it is not a description or has another schema.
+    """
     description = json.loads(text)
     if (schema := description["schema"]) != SCHEMA:
         raise ValueError(f"its schema is {schema!r}, and this vidtok reads {SCHEMA!r}")
@@ -153,8 +161,12 @@ def parse_description(text: str) -> dict:
     return description
 
 
-def make_record(description: dict, features: np.ndarray, timestamps: np.ndarray) -> Record:
-    """The inverse of `describe`, checked. Raises ValueError, KeyError or TypeError where it is none."""
+def record_of(description: dict, features: np.ndarray, timestamps: np.ndarray) -> Record:
+    """Make a record of its description (see `describe`) and its arrays, and check it.
+
+    Raises:
+        ValueError, KeyError, TypeError: the description is invalid or doesn't fit the arrays.
+    """
     values = _tuples(description)
     del values["schema"]
     id, label, split = (values.pop(name) for name in ("id", "label", "split"))
@@ -164,7 +176,11 @@ def make_record(description: dict, features: np.ndarray, timestamps: np.ndarray)
 
 
 def check_record(record: Record) -> None:
-    """Raises ValueError where the array, the times and the sizes don't belong together."""
+    """Check that the array, the timestamps and the sizes of a record fit each other.
+
+    Raises:
+        ValueError: they don't.
+    """
     meta, array, times = record.meta, record.features, record.timestamps
     if meta.feature not in FEATURES:
         raise ValueError(f"feature is one of {', '.join(FEATURES)}, not {meta.feature!r}")
@@ -198,7 +214,7 @@ def _check_grid(grid: tuple[int, int, int], meta: RecordMeta) -> None:
 
 
 class Entry(NamedTuple):
-    """What is known of a record without its array. clip: its number, or None. The others: see `RecordMeta`."""
+    """Index entry of a record: what is known of it without its arrays. For the fields see `RecordMeta`."""
 
     id: str
     label: str | None
@@ -210,11 +226,13 @@ class Entry(NamedTuple):
 
 
 class RefusedName(ValueError):
-    """The file system doesn't take the name of a video's file: the fault of this video alone. `str()` is one line."""
+    """File name of a video that the file system refuses; only this video fails. `str()` is one line."""
 
 
 class Writer(Protocol):
-    """Takes the records of one video at a time; belongs to one process, and several may write to one folder.
+    """Writer of records in a container, one video at a time.
+
+    It belongs to one process; several processes with a writer each may fill one folder.
 
     Attributes:
         written: bytes of the files that it has completed.
@@ -223,46 +241,56 @@ class Writer(Protocol):
     written: int
 
     def find(self, id: str) -> Entry | None:
-        """The first record of a video that is complete in the folder and was verified, whoever wrote it; or None."""
+        """Return the first record of a video that is complete in the folder and verified, or None.
+
+        Any process may have written it.
+        """
         ...
 
     def write(self, records: Sequence[Record]) -> list[str]:
-        """Takes all records of one video; returns the ids of the videos that are complete on disk by now.
+        """Write all records of one video.
+
+        Returns:
+            The ids of the videos that are complete on disk since the last call; with shards often none, or many.
 
         Raises:
-            RefusedName: for these records alone.
-            OSError: where the disk is full, ...; what is complete stays complete.
+            RefusedName: the file system refuses the name of this video; the writer can go on.
+            OSError: the disk is full, for example. Videos that are complete stay complete.
         """
         ...
 
     def close(self) -> list[str]:
-        """Completes what is in the making, and returns ids as `write` does."""
+        """Complete the current shard, if there is one, and return ids as `write` does."""
         ...
 
     def abandon(self) -> None:
-        """Removes what is in the making."""
+        """Remove the current, incomplete shard, if there is one."""
         ...
 
 
 class Reader(Protocol):
-    """Records of a folder, or of one file, in the order of the files; a record that is there twice is given once.
+    """Reader of the records of a folder, or of one file, in the order of the files. Duplicates are left out.
 
     Attributes:
-        settings: what all records have in common.
-        entries: one per record; reading them doesn't read the arrays.
+        settings: shared by all records.
+        entries: one per record; they are read without the arrays.
     """
 
     settings: Settings
     entries: list[Entry]
 
     def read(self, index: int) -> Record:
-        """The record of entries[index]. Raises ValueError, naming the file, where it is damaged."""
+        """Read the record of entries[index].
+
+        Raises:
+            ValueError: the file is damaged; the message names it.
+        """
         ...
 
     def __len__(self) -> int: ...
 
 
 def entry_of(description: dict) -> Entry:
-    """Of `vidtok.extraction.record.describe`."""
+    """Return the index entry of a description (see `describe`)."""
     values = {name: description[name] for name in Entry._fields}
     return Entry(**values | {"coded_size": tuple(values["coded_size"])})

@@ -1,4 +1,4 @@
-"""The work: one item per video, whatever it came from; and the clips of a video, by a named sampler."""
+"""Work items, one per video of a source (files, folders, annotations, digits), and the sampling of clips."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -20,8 +20,14 @@ from vidtok.names import escape_name
 
 @dataclass(frozen=True)
 class WorkItem:
-    """One video to do. path: its file, or None for one that is rendered: `digit` is then its split, number and seed.
-    segment: (start, end) in seconds, or None, all of it. id, label, split: what its record will say."""
+    """One video to extract.
+
+    Attributes:
+        id, label, split: of its record.
+        path: its file; None for a rendered video of digits.
+        digit: (split, number, seed) of a rendered video, else None.
+        segment: (start, end) in seconds; None, the whole video.
+    """
 
     id: str
     path: str | None = None
@@ -43,11 +49,11 @@ def plan_sources(
     frame_folders: float | None = None,
     **columns: str | None,
 ) -> list[WorkItem]:
-    """Plan the videos of all sources, in order. For the arguments see `vidtok.extraction.run.Extraction`.
+    """Make the work items of all sources, in order. For the arguments see `vidtok.extraction.run.Extraction`.
 
     Raises:
-        UserError: for a source that isn't there, or a setting that a source has no use for.
-        ValueError: where two videos would be kept under one name.
+        UserError: a source doesn't exist, or a setting doesn't apply to it.
+        ValueError: two videos would be stored under one id.
     """
     named = {**columns, "root": root, "split": split}
     given = [f"--{name.replace('_', '-')}" for name, value in named.items() if value is not None]
@@ -69,8 +75,11 @@ def plan_sources(
 
 
 def plan_files(files: Iterable[tuple[Path, Path]]) -> list[WorkItem]:
-    """Of (file, its path below the folder it was found in), without labels. Ids escape names, see `vidtok.names`."""
-    # A `Path` has lost a slash of an address.
+    """Make the work items of files, without labels; ids are escaped paths, see `vidtok.names`.
+
+    files: pairs of (file, its path below the folder it was found in).
+    """
+    # `Path` turns the // of an address into one slash.
     return [WorkItem(escape_name(below.as_posix()), ADDRESS.sub(r"\1://", str(file))) for file, below in files]
 
 
@@ -82,11 +91,16 @@ def plan_dataset(
     frame_folders: float | None = None,
     **columns: str | None,
 ) -> list[WorkItem]:
-    """Of a labeled dataset, see `vidtok.datasets.open_dataset`; split: None, all there are. renderings: of each of the
-    digits, which are made with seeds 0, 1, ...
+    """Make the work items of a labeled dataset.
+
+    Args:
+        source, root, columns: see `vidtok.datasets.open_dataset`.
+        split: one split; None, all.
+        renderings: number of renderings of each video of digits, with seeds 0, 1, ...
+        frame_folders: frame rate given to folders of numbered images, each of which is a video; None, none is.
 
     Raises:
-        ValueError: where it is none.
+        ValueError: the source is not a dataset.
     """
     items: list[WorkItem] = []
     for name in [split] if split is not None else _splits(source, columns):
@@ -104,7 +118,11 @@ def plan_dataset(
 
 
 def validate_unique(items: Sequence[WorkItem]) -> list[WorkItem]:
-    """The items, each once. Raises ValueError where two videos have one id."""
+    """Return the items without duplicates.
+
+    Raises:
+        ValueError: two different videos have the same id.
+    """
     owners: dict[str, WorkItem] = {}
     for item in items:
         other = owners.setdefault(item.id, item)
@@ -114,7 +132,7 @@ def validate_unique(items: Sequence[WorkItem]) -> list[WorkItem]:
 
 
 def _is_same_file(item: WorkItem, other: WorkItem) -> bool:
-    """Whether the two differ at most in the links that lead to their file."""
+    """Return whether two items are equal except for the links that lead to their file."""
     if item.path is None or other.path is None:
         return False
     return replace(item, path=os.path.realpath(item.path)) == replace(other, path=os.path.realpath(other.path))
@@ -133,7 +151,7 @@ def _splits(source: str, columns: dict[str, str | None]) -> list[str | None]:
 
 
 def is_dataset(source: str) -> bool:
-    """Whether `plan_dataset` is what it is for: "digits", or an annotation file by its suffix."""
+    """Return whether a source is for `plan_dataset`: "digits", or an annotation file by its suffix."""
     return source == "digits" or (Path(source).is_file() and Path(source).suffix.lower() in SUFFIXES)
 
 
@@ -142,12 +160,13 @@ SAMPLERS = ("uniform", "dense", "windows")
 
 @dataclass(frozen=True)
 class Clips:
-    """Which clips: the samplers of `vidtok.datasets.samplers`, without chance.
+    """Deterministic sampling of clips, by a sampler of `vidtok.datasets.samplers`.
 
     Args:
         name: "uniform" (`uniform_segments`), "dense" (`dense_clips`) or "windows" (`whole_windows`).
-        number: of clips; of windows, the frames from one to the next (None: end to end).
-        frames: of a clip. stride: from one to the next, in frames of `fps`. fps: None, the video's own.
+        number: number of clips; for windows, the frames from one to the next (None: without overlap or gap).
+        frames: frames per clip. stride: from one frame to the next, in frames of `fps`. fps: frame rate to sample at;
+            None, the video's own.
     """
 
     name: str
@@ -158,7 +177,7 @@ class Clips:
 
     @classmethod
     def of_record(cls, text: str) -> "Clips":
-        """Read `str(clips)`, which the settings of extracted features hold."""
+        """Parse `str(clips)`, the form in which the settings of extracted features store it."""
         kind, _, pace = text.partition(", ")
         (name, _, number), (frames, _, pace) = kind.partition(":"), pace.partition(" x ")
         stride, _, rate = pace.partition(" at ")
@@ -166,7 +185,7 @@ class Clips:
         return cls(name, None if number == "None" else int(number), int(frames), int(stride), fps)
 
     def times(self, duration: float, fps: float) -> np.ndarray:
-        """Seconds [clips, frames] in a video of that duration and rate."""
+        """Return the times of the frames, seconds [clips, frames], in a video of `duration` seconds and `fps`."""
         pace: dict[str, Any] = {"frames": self.frames, "stride": self.stride, "at_fps": self.fps}
         if self.name == "windows":
             return whole_windows(duration, fps, hop=self.number, **pace)
@@ -181,7 +200,11 @@ class Clips:
 
 
 def parse_clips(text: str, frames: int, stride: int = 1, fps: float | None = None) -> Clips:
-    """ "uniform:4", "dense:5", "windows" or "windows:8"; see `Clips`. Raises ValueError for anything else."""
+    """Parse "uniform:4", "dense:5", "windows" or "windows:8", see `Clips`.
+
+    Raises:
+        ValueError: anything else, or a stride or rate for uniform clips.
+    """
     name, colon, number = text.partition(":")
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler {name!r}: {nearest(name, SAMPLERS)}")

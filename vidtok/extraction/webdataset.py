@@ -1,10 +1,10 @@
-"""The webdataset container: tar files whose samples the `webdataset` package reads.
+"""The webdataset container: tar files that the `webdataset` package reads.
 
-    KEY.npz    one record: the arrays and `meta` of `vidtok.extraction.npz`, a clip on its own
-    KEY.json   the same `meta`, for who doesn't want the arrays
+    KEY.npz    one record, a whole video or one clip: the arrays and `meta` of `vidtok.extraction.npz`
+    KEY.json   the same `meta`, which can be read without the arrays
 
-KEY is the shard's name and a number. `webdataset.WebDataset(files).decode()` gives {"__key__", "npz", "json"}. Every
-member of an npz has a checksum; a tar that doesn't end in its two empty blocks is incomplete.
+KEY is the shard's name and a number. `webdataset.WebDataset(files).decode()` yields {"__key__", "npz", "json"}. Every
+member of an npz has a checksum. A tar that doesn't end in two empty blocks is incomplete.
 """
 
 import io
@@ -19,6 +19,8 @@ from vidtok.extraction.record import Entry, Record, Settings, describe, entry_of
 
 
 class TarShard:
+    """`vidtok.extraction.containers.Shard` of tar files."""
+
     def __init__(self, file: BinaryIO, name: str):
         self._file, self._name, self._count = file, name, 0
         self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
@@ -39,6 +41,8 @@ class TarShard:
 
 
 class TarFormat:
+    """`vidtok.extraction.containers.Format` of tar files."""
+
     suffix = ".tar"
 
     def __init__(self) -> None:
@@ -76,7 +80,11 @@ class TarFormat:
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo | None) -> bytes:
-    """Bytes of a member. Raises ValueError where it is no file."""
+    """Read a member of a tar.
+
+    Raises:
+        ValueError: it is not a file.
+    """
     file = None if member is None else tar.extractfile(member)
     if file is None:
         raise ValueError("it holds something else than files")
