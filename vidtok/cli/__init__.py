@@ -1,1 +1,1 @@
-"""Command line; each verb has a module."""
+"""Command-line interface, with one module per command."""

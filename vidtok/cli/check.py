@@ -1,13 +1,13 @@
-"""Decode every video of a dataset once and say which are bad.
+"""Decode every video of a dataset and report the bad ones.
 
     vidtok check videos/ -o checked.csv
     vidtok check train.csv val.csv --root videos/ --min-frames 16 -o checked.csv
 
-DATASET: a folder, or an annotation file (Kinetics csv, Something-Something-v2 json, csv with a header, list). The table
-has a row per video: status (ok, missing, corrupt, too short), reason, warning (a clock that restarts), guard (why
-decord is not trusted with it: it is read all the same, by PyAV), frames, fps, height, width, duration; and a row per
-segment (start, end) that is not within its video. Datasets take the table as `checked`. A file that is in two splits,
-under whatever name, is an error. Exit status 1 where anything is wrong.
+DATASET is a folder or an annotation file (Kinetics csv, Something-Something-v2 json, csv with a header, list). The
+table has one row per video: status (ok, missing, corrupt, too short), reason, warning (such as timestamps that
+restart), guard (why decord is not used for it; PyAV reads it instead), frames, fps, height, width and duration.
+Segments (start, end) that do not lie within their video get rows too. Datasets accept the table as `checked`. A file
+that occurs in two splits, even under different names, is an error. The exit status is 1 if there is any problem.
 """
 
 import argparse
@@ -15,22 +15,23 @@ import argparse
 from vidtok.cli import common
 from vidtok.names import printable
 
-SHOWN = 30  # bad videos on the console; the table has all
+SHOWN = 30  # maximum number of bad videos printed; the table lists all
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     positive = common.positive
-    parser.add_argument("datasets", nargs="+", metavar="DATASET", help="folders or annotation files")
-    parser.add_argument("--root", help="folder of the videos (default: where the annotation file is)")
-    parser.add_argument("--path-column", metavar="NAME", help="in the header of a csv, where it is not found by itself")
-    parser.add_argument("--label-column", metavar="NAME")
-    parser.add_argument("--split-column", metavar="NAME")
+    parser.add_argument("datasets", nargs="+", metavar="DATASET", help="folders of videos or annotation files")
+    parser.add_argument("--root", help="folder of the videos (default: that of the annotation file)")
+    parser.add_argument("--path-column", metavar="NAME", help="csv column of the video paths (default: detected)")
+    parser.add_argument("--label-column", metavar="NAME", help="csv column of the labels (default: detected)")
+    parser.add_argument("--split-column", metavar="NAME", help="csv column of the splits (default: detected)")
     common.add_frame_folders(parser)
-    parser.add_argument("--min-frames", type=positive(int), default=1, help="fewer are too short (%(default)s)")
-    parser.add_argument("--workers", type=positive(int), help="processes (default: one per CPU)")
-    parser.add_argument("--time-limit", type=positive(float), default=300, metavar="S", help="a video (%(default)s s)")
-    parser.add_argument("-o", "--output", metavar="TABLE", help="csv file to write")
-    parser.add_argument("--force", action="store_true", help="overwrite what exists")
+    parser.add_argument("--min-frames", type=positive(int), default=1, help="minimum number of frames (%(default)s)")
+    parser.add_argument("--workers", type=positive(int), help="number of decoding processes (default: one per CPU)")
+    help = "seconds after which the decoding of a video is stopped (default: %(default)s)"
+    parser.add_argument("--time-limit", type=positive(float), default=300, metavar="S", help=help)
+    parser.add_argument("-o", "--output", metavar="TABLE", help="csv file for the table")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing table")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Flags that several verbs share, the tokenizer they ask for, and small tables on stdout."""
+"""Flags shared by several commands, loading of their tokenizer, and tables of names and values on stdout."""
 
 import argparse
 from collections.abc import Mapping
@@ -8,36 +8,37 @@ from vidtok.names import printable
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", default="vidtok-t", metavar="NAME", help="shipped name, folder or hub id (%(default)s)"
+        "--model", default="vidtok-t", metavar="NAME", help="tokenizer: name, folder or hub id (default: %(default)s)"
     )
-    parser.add_argument("--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
+    parser.add_argument("--device", default="auto", help="device: auto (cuda if available), cpu, cuda, cuda:1, ...")
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--precision", default="fp32", help="of the networks: fp32 (default) or bf16")
+    parser.add_argument("--precision", default="fp32", help="precision of the networks: fp32 (default) or bf16")
 
 
 def add_output(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help=what)
-    parser.add_argument("--force", action="store_true", help="overwrite what exists")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", type=positive(int), metavar="PIXELS", help="resize the short side (default: native)")
-    parser.add_argument("--fps", type=positive(float), help="resample by time (default: native)")
-    parser.add_argument("--max-frames", type=positive(int), metavar="N", help="stop after N frames")
-    help = "a damaged video fails (raise, default), or is kept without its damaged frames"
-    parser.add_argument("--on-error", choices=["raise", "keep"], default="raise", help=help)
+    add = parser.add_argument
+    add("--size", type=positive(int), metavar="PIXELS", help="short side to resize to, in pixels (default: native)")
+    add("--fps", type=positive(float), help="frame rate to resample to (default: native)")
+    add("--max-frames", type=positive(int), metavar="N", help="maximum number of frames per video (default: all)")
+    help = "damaged videos: raise, the video fails (default); keep, its damaged frames are left out"
+    add("--on-error", choices=["raise", "keep"], default="raise", help=help)
     add_reader(parser)
 
 
 def add_frame_folders(parser: argparse.ArgumentParser) -> None:
-    help = "a folder of numbered images is a video of this frame rate (default: images are no videos)"
+    help = "read each folder of numbered images as one video with this frame rate"
     parser.add_argument("--frame-folders", type=positive(float), metavar="FPS", help=help)
 
 
 class ReaderOption(argparse.Action):
-    """Put the reader and its options together, in whatever order they are given: "pyav+deinterlace+sar"."""
+    """Action that joins the reader and its options, in any order, to a name such as "pyav+deinterlace+sar"."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         name, *options = namespace.reader.split("+")
@@ -50,18 +51,20 @@ class ReaderOption(argparse.Action):
 
 def add_reader(parser: argparse.ArgumentParser) -> None:
     option: dict = {"dest": "reader", "action": ReaderOption, "default": argparse.SUPPRESS}
-    parser.add_argument("--reader", **option | {"default": "auto"}, help="auto (default), pyav, decord, torchcodec")
-    parser.add_argument("--deinterlace", nargs=0, const="deinterlace", **option, help="of interlaced frames (bwdif)")
-    parser.add_argument("--sar", choices=["ignore", "apply"], const="sar", **option, help="apply: make pixels square")
-    parser.add_argument("--tone-map", nargs=0, const="tonemap", **option, help=argparse.SUPPRESS)  # refused by name
+    add = parser.add_argument
+    add("--reader", **option | {"default": "auto"}, help="reader: auto (default), pyav, decord or torchcodec")
+    add("--deinterlace", nargs=0, const="deinterlace", **option, help="deinterlace interlaced frames")
+    add("--sar", choices=["ignore", "apply"], const="sar", **option, help="apply: scale to square pixels")
+    add("--tone-map", nargs=0, const="tonemap", **option, help=argparse.SUPPRESS)  # hidden; the reader rejects it
 
 
 def add_tile(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tile", type=positive(int), metavar="PIXELS", help="spatial tiles, for frames that don't fit")
+    help = "side of spatial tiles, for frames too large for memory (default: no tiles)"
+    parser.add_argument("--tile", type=positive(int), metavar="PIXELS", help=help)
 
 
 def positive(kind: type):
-    """An argparse type: `kind` above 0."""
+    """Return an argparse type that parses a number above 0."""
 
     def parse(text: str):
         value = kind(text)
@@ -74,43 +77,36 @@ def positive(kind: type):
 
 
 def load_tokenizer(args: argparse.Namespace):
-    """The `VideoTokenizer` of --model, --device and --precision, ready for inference."""
+    """Load the `VideoTokenizer` that --model, --device, --precision and --tile describe, for inference."""
     from vidtok.extraction import model
 
     return model.load_tokenizer(args.model, args.device, args.precision, getattr(args, "tile", None))
 
 
 def print_rows(rows: Mapping[str, object]) -> None:
-    """Print one `name  value` line each, values aligned. Values come out of files: control characters are escaped."""
+    """Print each row as a line `name  value`, with aligned values. Control characters in values are escaped."""
     width = max(map(len, rows)) + 2
     for name, value in rows.items():
         print(f"{name:<{width}}{printable(str(value))}")
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch", type=positive(int), help="streams per pass (default: 1 on a CPU, 8 on a GPU)")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="decode processes (default: by videos and CPUs); 0: none"
-    )
-    parser.add_argument("--threads", type=positive(int), metavar="N", help="of the model on a CPU (default: torch's)")
-    parser.add_argument(
-        "--time-limit",
-        type=positive(float),
-        default=60,
-        metavar="S",
-        help="for a decoder that gives nothing (%(default)s s)",
-    )
-    parser.add_argument("--log-json", action="store_true", help="progress and failures as JSON lines on stderr")
+    add = parser.add_argument
+    add("--batch", type=positive(int), help="number of videos per batch (default: 1 on a CPU, 8 on a GPU)")
+    add("--workers", type=int, metavar="N", help="decoding processes; 0, none (default: by videos and CPUs)")
+    add("--threads", type=positive(int), metavar="N", help="CPU threads of the model (default: torch's)")
+    help = "seconds after which a decoder without output is stopped (default: %(default)s)"
+    add("--time-limit", type=positive(float), default=60, metavar="S", help=help)
+    add("--log-json", action="store_true", help="write progress and failures as JSON lines to stderr")
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", metavar="DIR", help="of the videos (default: the folder of the annotations)")
-    parser.add_argument("--path-column", metavar="NAME", help="of the csv, where it has no usual name")
-    parser.add_argument("--label-column", metavar="NAME", help="likewise")
-    parser.add_argument("--split-column", metavar="NAME", help="likewise")
-    parser.add_argument(
-        "--task", metavar="NAME", help="make clips of this motion task (camera, ..., all) of the videos"
-    )
+    add = parser.add_argument
+    add("--root", metavar="DIR", help="folder of the videos (default: that of the annotation file)")
+    add("--path-column", metavar="NAME", help="csv column of the video paths (default: detected)")
+    add("--label-column", metavar="NAME", help="csv column of the labels (default: detected)")
+    add("--split-column", metavar="NAME", help="csv column of the splits (default: detected)")
+    add("--task", metavar="NAME", help="motion task to make from the videos: camera, arrow, speed, ... or all")
     add_frame_folders(parser)
-    parser.add_argument("--checked", metavar="FILE", help="table of vidtok check: leave out what is not ok in it")
+    add("--checked", metavar="FILE", help="table of vidtok check, whose bad videos are left out")
     add_reader(parser)

@@ -1,25 +1,29 @@
-"""Videos to features, in a folder that survives anything: run the same command again and it goes on.
+"""Extract tokens or other features of videos into a folder. An interrupted run resumes with the same command.
 
     vidtok extract videos/ -o tokens                                  # ids of whole videos, a mirrored tree of .npz
     vidtok extract train.csv --root videos/ -o tokens --size 128      # labels and splits of an annotation file
     vidtok extract digits -o digits --container parquet               # the built-in labeled videos
     vidtok extract videos/ -o hidden --features hidden --pool mean --clips dense:2 --frames 16 --size 128 --crop center
 
-SRC: files, folders, tar and zip files, patterns; annotations (.csv, .json, .jsonl, .txt; of Kinetics, SSv2, lists);
-"digits". Labels and splits come from the annotations, or with --class-folders from the folders SRC/[SPLIT/]CLASS/VIDEO.
+SRC is a video, a folder, a tar or zip file, a glob pattern, an annotation file (.csv, .json, .jsonl, .txt; Kinetics,
+SSv2 or a list of videos) or "digits". Labels and splits come from the annotation file, or with --class-folders from the
+folders SRC/[SPLIT/]CLASS/VIDEO.
 
---features embedding takes what a trained --head has before its last layer, of the clips that it was trained for.
+--features embedding is the input of the last layer of a trained --head, for the clips that the head was trained on.
 
-Whole videos are streamed, in bounded memory. --clips takes clips of --frames frames instead: uniform:N, N clips, each
-the middles of equal segments; dense:N, N clips of --frames every --stride; windows[:HOP], the whole video in windows.
---fps is their rate, as it is that of whole videos.
+Whole videos are streamed in bounded memory. --clips extracts clips of --frames frames instead. uniform:N extracts N
+clips, each of the middle frames of equal segments of the video; dense:N extracts N clips with --stride frames between
+consecutive frames; windows[:HOP] extracts consecutive windows of the whole video. --fps sets the frame rate of clips
+and of whole videos.
 
---engine ray does it on all machines of a Ray cluster, each GPU (or two CPUs) with a model of its own. --ray-address
-says which; else one is started on this machine. Only this process writes to OUT; the videos' paths must be good on all.
+--engine ray runs on all machines of a Ray cluster, with one model per GPU (or per two CPUs). The cluster is that of
+--ray-address; without it, one is started on this machine. Only this process writes to OUT. The paths of the videos must
+be valid on all machines.
 
-OUT holds one model and one setting (settings.json); anything else is refused. What is complete and verified is skipped,
-the rest is done. Several processes may fill one folder at once. Videos that fail are listed in OUT/failures.csv, and
-the exit status is 1. The formats are described in vidtok/extraction/: record.py, npz.py, parquet.py, webdataset.py.
+OUT holds features of one model and one configuration (settings.json); other settings are an error. Complete, verified
+videos are skipped. Several processes may fill one folder at once. Videos that fail are listed in OUT/failures.csv, and
+the exit status is then 1. The file formats are described in vidtok/extraction/: record.py, npz.py, parquet.py and
+webdataset.py.
 """
 
 import argparse
@@ -32,36 +36,37 @@ from vidtok.names import printable
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    positive = common.positive
-    parser.add_argument("sources", nargs="+", metavar="SRC", help="videos, folders, patterns, annotations, digits")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder")
-    parser.add_argument("--features", default="ids", help="ids (default), codes, latents, hidden, embedding")
-    parser.add_argument("--pool", help="mean: hidden or latents over the whole grid")
-    parser.add_argument("--dtype", default="float32", help="of stored floats: float32 (default) or float16")
-    parser.add_argument("--head", metavar="NAME", help="trained head, for --features embedding")
-    parser.add_argument("--container", default="npz", help="npz (default), parquet, webdataset")
+    positive, add = common.positive, parser.add_argument
+    add("sources", nargs="+", metavar="SRC", help="videos, folders, glob patterns, annotation files or digits")
+    add("-o", "--output", required=True, metavar="OUT", help="folder for the features")
+    add("--features", default="ids", help="features: ids (default), codes, latents, hidden or embedding")
+    add("--pool", help="pooling of hidden or latents: mean, over the whole grid (default: none)")
+    add("--dtype", default="float32", help="dtype of stored floats: float32 (default) or float16")
+    add("--head", metavar="NAME", help="trained recognition head of --features embedding: name, folder or hub id")
+    add("--container", default="npz", help="file format: npz (default), parquet or webdataset")
     common.add_model(parser)
     common.add_precision(parser)
     common.add_reading(parser)
     common.add_frame_folders(parser)
-    parser.add_argument("--crop", help="center, or with --clips three: squares of --size (default: none)")
-    parser.add_argument("--clips", metavar="SAMPLER", help="uniform:N, dense:N, windows[:HOP] (default: whole videos)")
-    parser.add_argument("--frames", type=positive(int), help="of a clip (16)")
-    parser.add_argument("--stride", type=positive(int), help="from frame to frame of a clip (1)")
+    add("--crop", help="square crop of side --size: center or, with --clips, three (default: none)")
+    add("--clips", metavar="SAMPLER", help="clips: uniform:N, dense:N or windows[:HOP] (default: whole videos)")
+    add("--frames", type=positive(int), help="frames per clip (default: 16)")
+    add("--stride", type=positive(int), help="stride between frames of a clip, in frames (default: 1)")
     common.add_tile(parser)
-    parser.add_argument("--root", help="folder of the videos (default: where the annotation file is)")
-    parser.add_argument("--split", help="of the annotations, one of them (default: all)")
-    parser.add_argument("--renderings", type=positive(int), metavar="N", help="of each of the digits (1)")
-    parser.add_argument("--class-folders", action="store_true", help="the folders in SRC are classes")
-    parser.add_argument("--path-column", metavar="NAME", help="in the header of a csv, where it is not found by itself")
-    parser.add_argument("--label-column", metavar="NAME")
-    parser.add_argument("--split-column", metavar="NAME")
+    add("--root", help="folder of the videos (default: that of the annotation file)")
+    add("--split", help="split of the annotations to extract (default: all)")
+    add("--renderings", type=positive(int), metavar="N", help="number of renderings of each digit video (default: 1)")
+    add("--class-folders", action="store_true", help="take labels from the names of the folders in SRC")
+    add("--path-column", metavar="NAME", help="csv column of the video paths (default: detected)")
+    add("--label-column", metavar="NAME", help="csv column of the labels (default: detected)")
+    add("--split-column", metavar="NAME", help="csv column of the splits (default: detected)")
     common.add_running(parser)
-    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="local (default) or ray")
-    parser.add_argument("--ray-address", metavar="ADDRESS", help="running cluster: auto or HOST:PORT (default: new)")
-    parser.add_argument("--actors", type=positive(int), metavar="N", help="of Ray (default: one per GPU, or two CPUs)")
-    parser.add_argument("--dry-run", action="store_true", help="write nothing; say what there is to do, and how long")
-    parser.add_argument("--measure", action="store_true", help="write nothing; measure decoding, model and both")
+    add("--engine", choices=["local", "ray"], default="local", help="engine: local (default) or ray")
+    add("--ray-address", metavar="ADDRESS", help="running Ray cluster: auto or HOST:PORT (default: start one)")
+    help = "number of Ray actors (default: one per GPU, or per two CPUs)"
+    add("--actors", type=positive(int), metavar="N", help=help)
+    add("--dry-run", action="store_true", help="write nothing; print what there is to do and how long it takes")
+    add("--measure", action="store_true", help="write nothing; measure the speed of decoding, model and both")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -90,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def validate_flags(args: argparse.Namespace) -> None:
-    """Raise UserError for flags that would do nothing beside the others."""
+    """Raise UserError for flags that have no effect together with the others."""
     on_ray = args.engine == "ray"
     progress.validate_flags((
         ("--frames", args.frames and not args.clips, "is of --clips"),

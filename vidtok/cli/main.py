@@ -1,9 +1,11 @@
-"""`vidtok VERB ...`. A verb's module is imported only when it runs, so that --help is quick.
+"""Entry point of the command line, `vidtok VERB ...`.
 
-Every module in `vidtok.cli` named here has `configure(parser)` and `run(args)`, which returns the exit status or None;
-or it is a package with KINDS, kind -> what it does, whose modules have the two (`vidtok eval probe`: `eval/probe.py`).
-What the user did wrong (see `is_expected`) becomes one line and exit status 1, or a traceback with --debug or
-VIDTOK_DEBUG=1. A programming error keeps its traceback.
+Each verb has a module in `vidtok.cli` with `configure(parser)`, which adds its flags, and `run(args)`, which returns
+the exit status or None. A verb with several kinds is a package with KINDS ({kind: help}) and such a module per kind:
+`vidtok eval probe` is `eval/probe.py`. Modules are imported only when they run, so that --help is fast.
+
+User errors (see `is_expected`) are printed as one line, with exit status 1; --debug or VIDTOK_DEBUG=1 shows their
+traceback. Programming errors always show it.
 """
 
 import argparse
@@ -16,28 +18,28 @@ from vidtok.errors import RENAMED, is_expected, one_line
 from vidtok.names import printable
 
 VERBS = {
-    "demo": "show what a tokenizer does to one clip",
-    "extract": "videos to features, at any scale",
-    "encode": "videos to token files",
-    "decode": "token files to videos",
-    "compress": "a video to one entropy-coded file",
-    "decompress": "such a file to a video, whole or in part",
-    "reconstruct": "videos through the tokenizer and back",
-    "recognize": "what clips show: labels and probabilities of a trained head",
-    "info": "what a tokenizer, features or a video is",
-    "eval": "measure: eval reconstruction, recognition, generation, compare, probe, ...",
-    "train": "train a model: train tokenizer, generator",
-    "generate": "new clips from a trained generator",
-    "bench": "measure speed and memory: bench tokenizer, magvit2, streaming, loss, train, or all; generate, loader",
-    "check": "decode every video of a dataset and say which are bad",
+    "demo": "encode and decode one clip, and recognize actions from tokens",
+    "extract": "extract tokens or features of videos, at any scale",
+    "encode": "encode videos to token files",
+    "decode": "decode token files to videos",
+    "compress": "compress a video to one file of entropy-coded tokens",
+    "decompress": "decompress such a file to a video, whole or in part",
+    "reconstruct": "encode and decode videos, to see the quality of a tokenizer",
+    "recognize": "label videos with a trained recognition head",
+    "info": "describe a tokenizer, head, generator, features or video",
+    "eval": "evaluate a model: eval reconstruction, recognition, generation, compare, probe, ...",
+    "train": "train a model: train tokenizer, generator, pretrain, prior",
+    "generate": "generate clips with a trained generator",
+    "bench": "measure speed and memory: bench tokenizer, magvit2, streaming, loss, train, all, generate, loader",
+    "check": "decode every video of a dataset and report the bad ones",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    if hasattr(sys.stdout, "reconfigure"):  # a name is printed, whatever the encoding of the terminal
+    if hasattr(sys.stdout, "reconfigure"):  # so that any file name can be printed
         sys.stdout.reconfigure(errors="backslashreplace")
     argv = sys.argv[1:] if argv is None else argv
-    end = [*argv, "--"].index("--")  # behind it, too, argparse takes a name that begins with a dash for an option
+    end = [*argv, "--"].index("--")  # argparse takes names that start with a dash as options even after it
     argv = argv[:end] + [f"./{name}" if name.startswith("-") else name for name in argv[end + 1 :]]
     debug = "--debug" in argv or os.environ.get("VIDTOK_DEBUG", "") not in ("", "0")
     argv = [argument for argument in argv if argument != "--debug"]
@@ -88,14 +90,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
-    """Add --debug to the help; `main` takes it wherever it stands."""
-    # Suppressed: commands pass their arguments on to library functions, which know none of it.
-    text = "show the traceback of every error (or VIDTOK_DEBUG=1)"
+    """Add --debug to the help. `main` itself accepts it at any place."""
+    # Suppressed: commands pass their arguments on to library functions, which have no such argument.
+    text = "show the traceback of every error (or set VIDTOK_DEBUG=1)"
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=text)
 
 
 def one_line_once(seen: set[str]):
-    """A `warnings.formatwarning` without a line of our code, and with nothing for what has been said."""
+    """Return a `warnings.formatwarning` that prints one line per message, and repeated messages only once."""
 
     def format_warning(message, *_, **__) -> str:
         text = f"vidtok: {printable(str(message))}\n"
@@ -108,7 +110,7 @@ def one_line_once(seen: set[str]):
 
 
 def pick_kind(module, verb: str, argv: list[str]) -> str:
-    """The kind of a verb with several; --help and an unknown one end the program, as argparse does it."""
+    """Parse the kind of a verb with several; --help or an unknown kind exits, as in argparse."""
     parser = argparse.ArgumentParser(
         prog=f"vidtok {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

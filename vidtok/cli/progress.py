@@ -1,4 +1,4 @@
-"""Around a command's library function: refuse flags without effect, show progress on stderr."""
+"""Helpers of commands: progress bars on stderr, and errors for flags that have no effect."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """Progress bar for `total` items (None: set by `reach`), such as clips; print() works while it is shown."""
+    """Progress bar over `total` items such as clips (None: set by `reach`). print() works while it is shown."""
 
     def __init__(self, total: int | None, things: str):
         from rich import progress
@@ -29,7 +29,7 @@ class Progress:
         self._task = self._bar.add_task("", total=total, step="")
 
     def count_steps(self, done: int, total: int) -> None:
-        """Show the steps done of the current item."""
+        """Show how many steps of the current item are done."""
         self._bar.update(self._task, step=f", step {done} of {total}")
 
     def advance(self, count: int = 1) -> None:
@@ -48,7 +48,7 @@ class Progress:
 
 
 def track(items: Iterable[Item], total: int, things: str) -> Iterator[Item]:
-    """`items`, with a bar."""
+    """Yield the items with a progress bar."""
     with Progress(total, things) as progress:
         for item in items:
             yield item
@@ -56,7 +56,7 @@ def track(items: Iterable[Item], total: int, things: str) -> Iterator[Item]:
 
 
 class RunProgress:
-    """A bar for a run over files, and failures as they come; or JSON lines. update() takes the counts so far."""
+    """Progress bar of a run over files that also prints failures, or JSON lines of both; fed by `update`."""
 
     def __init__(self, things: str, log_json: bool = False):
         from rich import progress
@@ -69,7 +69,7 @@ class RunProgress:
         self._task = self._bar.add_task("", total=None, text=things)
 
     def update(self, stats) -> None:
-        """stats: a `vidtok.extraction.stats.RunStats`."""
+        """Show the counts so far, a `vidtok.extraction.stats.RunStats`, and print new failures."""
         self.tell(stats)
         if self._log_json:
             print(json.dumps(stats.counts()), file=sys.stderr)
@@ -80,7 +80,7 @@ class RunProgress:
         self._bar.update(self._task, total=stats.total, completed=completed, text=text)
 
     def tell(self, stats) -> None:
-        """Print the failures and the damage that are new."""
+        """Print the failures and damaged files that have not been printed yet."""
         for i, (kind, found) in enumerate((("failed", stats.failures), ("damaged", stats.damaged))):
             for source, why in found[self._told[i] :]:
                 source, why = printable(str(source)), printable(why)
@@ -90,7 +90,7 @@ class RunProgress:
             self._told[i] = len(found)
 
     def __enter__(self) -> "RunProgress":
-        # SIGTERM, which clusters send before they take a machine away, ends a run as Ctrl-C does: what is done is kept.
+        # Clusters send SIGTERM before they take a machine away. It ends a run as Ctrl-C does: finished files are kept.
         self._sigterm = signal.signal(signal.SIGTERM, signal.default_int_handler)
         self._bar.start()
         return self
@@ -101,16 +101,16 @@ class RunProgress:
 
 
 def validate_flags(flags) -> None:
-    """Raise UserError for the first flag without effect. flags: (flag, whether it was given in vain, why)."""
+    """Raise UserError for the first flag without effect. flags: (flag, whether it has no effect, why)."""
     for flag, idle, why in flags:
         if idle:
             raise UserError(f"{flag} {why}")
 
 
 def show_run(work: Callable[..., "RunStats"], done: str, things: str = "files", log_json: bool = False):
-    """Run work(progress=...), which returns the run's `RunStats`; print failures and a summary, and return the stats.
+    """Run a function with a progress bar; print failures and a summary, and return its `RunStats`.
 
-    done: verb of the summary, such as "encoded".
+    work: called as work(progress=...). done: verb of the summary, such as "encoded".
     """
     with RunProgress(things, log_json) as bar:
         stats = work(progress=bar.update)

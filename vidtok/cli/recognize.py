@@ -1,16 +1,16 @@
-"""What clips show, as a trained head sees it.
+"""Label videos with a trained recognition head.
 
     vidtok recognize clip.mp4 --head digits-tokens           # a shipped head, a folder or a hub id
     vidtok recognize videos/ tokens/*.npz --head runs/mine/best --json
     vidtok recognize hour.mp4 --head runs/mine/best --windows out --hop 1     # out/hour.csv, out/hour.srt
 
-Every video is cut and seen as the head was trained: frames, rate, size, crops; the probabilities of several views are
-averaged. Heads on tokens bring their tokenizer: the one recorded with them, or --model. Files of `vidtok encode` are
-taken as they are, if they hold clips of that length and size by that tokenizer. A file that fails is named and the run
-goes on.
+Every video is sampled as in the training of the head: frames, frame rate, size and crops. The probabilities of several
+views are averaged. Heads on tokens use the tokenizer recorded with them, or --model. Token files of `vidtok encode` are
+accepted if they hold clips of the head's length and size, encoded by its tokenizer. A file that fails is named, and the
+run continues.
 
---windows labels videos of any length window by window, as long as the clips that the head was trained on, in a csv of
-the --top labels of each (start, end, label, probability) and in subtitles.
+--windows labels videos of any length in windows of the length that the head was trained on. It writes a csv with the
+--top labels of each window (start, end, label, probability) and subtitles with the most probable label.
 """
 
 import argparse
@@ -23,17 +23,20 @@ from vidtok.names import escape_name, printable
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="IN", help="videos or token files, folders of them, glob patterns")
-    parser.add_argument("--head", required=True, metavar="NAME", help="shipped name, folder or hub id")
-    parser.add_argument("--top", type=common.positive(int), default=5, metavar="K", help="labels shown (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="a line of JSON for each file instead of a table")
-    parser.add_argument("--windows", metavar="OUT", help="folder for the labels of every window of each video")
-    help = "of a window, for a head that sees frames spread over a video"
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, token files, folders, glob patterns")
+    parser.add_argument("--head", required=True, metavar="NAME", help="recognition head: name, folder or hub id")
+    parser.add_argument(
+        "--top", type=common.positive(int), default=5, metavar="K", help="number of labels (%(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON line per file instead of a table")
+    parser.add_argument("--windows", metavar="OUT", help="label windows of videos; folder for the results")
+    help = "length of a window in seconds, for heads on frames spread over a video"
     parser.add_argument("--seconds", type=common.positive(float), help=help)
-    parser.add_argument("--hop", type=common.positive(float), metavar="SECONDS", help="between windows (end to end)")
-    parser.add_argument("--force", action="store_true", help="overwrite files of windows")
-    parser.add_argument("--model", metavar="NAME", help="tokenizer (default: by the name recorded with the head)")
-    parser.add_argument("--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
+    help = "seconds between the starts of windows (default: length of a window)"
+    parser.add_argument("--hop", type=common.positive(float), metavar="SECONDS", help=help)
+    parser.add_argument("--force", action="store_true", help="overwrite existing files of --windows")
+    parser.add_argument("--model", metavar="NAME", help="tokenizer: name, folder or hub id (default: the head's)")
+    parser.add_argument("--device", default="auto", help="device: auto (cuda if available), cpu, cuda, cuda:1, ...")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,9 +1,9 @@
-"""Videos through the tokenizer and back: what is left of them.
+"""Encode and decode videos, to compare a tokenizer's reconstructions with the originals.
 
     vidtok reconstruct clip.mp4 -o clip-128.mp4 --size 128
     vidtok reconstruct videos/ -o out --side-by-side      # original | reconstruction
 
-The same as `encode` and `decode`, in one pass and with nothing kept in between. The audio is copied as it is.
+The result is that of `encode` and `decode`, in one pass and without files in between. The audio is copied unchanged.
 """
 
 import argparse
@@ -13,10 +13,10 @@ from vidtok.cli import common
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders or tar or zip files of them, patterns")
-    common.add_output(parser, "folder, or a name in .mp4, .mov, .mkv, .gif, .png for one video")
-    parser.add_argument("--side-by-side", action="store_true", help="the original on the left")
-    parser.add_argument("--no-audio", dest="audio", action="store_false", help="leave the audio of the videos out")
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders, tar or zip files, glob patterns")
+    common.add_output(parser, "output folder, or for one video a file: .mp4, .mov, .mkv, .gif or .png")
+    parser.add_argument("--side-by-side", action="store_true", help="show the original beside the reconstruction")
+    parser.add_argument("--no-audio", dest="audio", action="store_false", help="leave out the audio")
     common.add_model(parser)
     common.add_precision(parser)
     common.add_reading(parser)

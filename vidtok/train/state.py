@@ -115,7 +115,7 @@ def create_optimizer(model: nn.Module, **arguments) -> Optimizer:
 
 class _Muon(muon.Muon):
     def step(self, closure: Callable | None = None):
-        # timm has no argument for the dtype. Its function is replaced for this step only, for other users of timm.
+        # timm has no argument for the dtype. Replace its function for this step only, so that other code keeps timm's.
         timms = muon.zeropower_via_newtonschulz
         muon.zeropower_via_newtonschulz = partial(_orthogonalize, timms)
         try:
