@@ -1,14 +1,14 @@
-"""Extracted features as a torch dataset and as a pandas frame.
+"""Datasets of extracted features: `TokenDataset` for torch and pandas, `TokenBatches` to train heads and generators.
 
-Batches of extracted features, for heads and generators to be trained on.
+With a cache all arrays of a folder are unpacked into one memory-mapped file. The cache folder then holds two files,
+whose name is a hash of the paths, sizes and times of the source files:
 
-All arrays of a folder of features in one file that is memory-mapped.
+    NAME.bin    the features and timestamps of all records as stored, one after the other
+    NAME.json   their metadata. It is written last: if it exists, both files are complete.
 
-Two files in a cache folder, named by a hash of the files they were made of: NAME.bin, the arrays and times as they are
-stored, one after the other, and NAME.json, what is known of them, written last: where it exists, both are whole.
-NAME.json is columns, as a dict for each record would take long to read: "common", what all records share, and
-"columns", a list of as many values as there are records for each other key. The keys are those of
-`vidtok.extraction.record.describe`, and of features and of timestamps NAME_start (byte), NAME_dtype, NAME_shape.
+NAME.json is stored by column, since a dict per record would be slow to read. "common" holds the values that all records
+share, and "columns" a list with one value per record for each other key. The keys are those of
+`vidtok.extraction.record.describe`, and X_start (offset in bytes), X_dtype and X_shape for features and timestamps.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ _PLACES = {
 
 
 class UnpackedReader:
-    """See `vidtok.extraction.record.Reader`. Unpacks what lies below `path` on the first call."""
+    """`vidtok.extraction.record.Reader` of a cache, which is filled from the features below `path` on first use."""
 
     def __init__(self, path: str | Path, cache: str | Path):
         name = _fingerprint(Path(path))
@@ -65,7 +65,7 @@ class UnpackedReader:
         return self._count
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_map": None}  # each process maps the file, nobody copies it
+        return self.__dict__ | {"_map": None}  # each process maps the file itself; the map is not pickled
 
     def read(self, index: int) -> Record:
         own = {name: values[index] for name, values in self._columns.items()}
@@ -73,7 +73,7 @@ class UnpackedReader:
         return record_of(known, *(self._array(name, index) for name in _ARRAYS))
 
     def features(self, index: int) -> np.ndarray:
-        """The array of a record alone, which was checked when it was unpacked."""
+        """Return the array of a record, unchecked: it was checked when it was unpacked."""
         return self._array("features", index)
 
     def _column(self, name: str):
@@ -81,7 +81,7 @@ class UnpackedReader:
 
     def _array(self, name: str, index: int) -> np.ndarray:
         if self._map is None:
-            self._map = np.asarray(np.memmap(self._file, np.uint8, "r"))  # the plain array: a memmap is slow to slice
+            self._map = np.asarray(np.memmap(self._file, np.uint8, "r"))  # a plain array: a memmap is slow to slice
         start, dtype, shape = (
             self._columns[key][index] if key in self._columns else self._common[key]
             for key in (f"{name}_start", f"{name}_dtype", f"{name}_shape")
@@ -101,7 +101,10 @@ def _fingerprint(path: Path) -> str:
 
 
 def _unpack(path: str | Path, arrays: Path, table: Path) -> None:
-    """Both files are renamed into place, so that several processes may be at it and a kill leaves nothing half done."""
+    """Write the two files of a cache.
+
+    Both are renamed into place when complete, so that several processes can do this and a kill leaves no partial file.
+    """
     reader = open_reader(path)
     columns: dict[str, list] = {}
     with replacing(table) as new_table:
@@ -116,7 +119,7 @@ def _unpack(path: str | Path, arrays: Path, table: Path) -> None:
                     file.write(np.ascontiguousarray(array).data)
                 for key, value in own.items():
                     columns.setdefault(key, []).append(value)
-        # Compared as text, since 30 == 30.0.
+        # Compared as JSON, since 30 == 30.0.
         common = {key: own[0] for key, own in columns.items() if len({json.dumps(value) for value in own}) == 1}
         own = {key: values for key, values in columns.items() if key not in common}
         new_table.write_text(json.dumps({"count": len(reader), "common": common, "columns": own}))
@@ -132,32 +135,38 @@ class TokenSample(TypedDict):
 
 
 class TokenDataset(Dataset):
-    """The features below `path` (a folder that `vidtok extract` wrote, or one of its files), one item a record.
+    """Dataset of extracted features, one item per record.
 
-    A folder of compressed videos (`.vtk`), or one of them, is a dataset of their ids without labels.
+    Compressed videos (`.vtk`) are a dataset of their ids without labels.
 
     `dataset[i]` is a dict:
 
         id          string; the clips of one video share it
-        label       int: index into `classes`, -1 where there is none
+        label       int: index into `classes`, -1 for none
         features    ids: int64 [t,h,w]; codes, latents, hidden: float32 [C,t,h,w], pooled [C]; embedding: float32 [C]
-        timestamps  float64 [frames], seconds from the first frame of the video, of the frames that were coded
+        timestamps  float64 [frames], times of the coded frames in seconds from the first frame of the video
 
-    Records are read when they are asked for. Going through in order streams the files, in memory that doesn't grow with
-    them. cache: a folder in which all arrays are once unpacked into one file; that is memory-mapped, the quickest for
-    random access, and shared by all processes. The dataset pickles: for DataLoader's workers, too.
+    Records are read on access. Iterating in order streams the files in bounded memory. The dataset can be pickled, as
+    for the workers of a DataLoader.
 
-    split: one of those in the files. labels: names of the classes to keep. ids: of the videos to keep. classes: names
-    in the order of the numbers, where a model was trained with them; None, `labels` in their order, or else all names
-    in the files, sorted, those of other splits included. What has a label that is no class is left out.
+    Args:
+        path: a folder that `vidtok extract` wrote, or one of its files; or compressed videos.
+        split: one of the splits in the files; None, all.
+        labels: names of the classes to keep; None, all.
+        ids: of the videos to keep; None, all.
+        classes: class names in the order of their numbers, as a model was trained with them. None: `labels` in their
+            order, or else the sorted names of all splits in the files. Records with any other label are left out.
+        cache: folder in which all arrays are unpacked once into one file. The file is memory-mapped, which is fastest
+            for random access, and shared by all processes.
 
     Attributes:
-        classes: names. labels: the class numbers of all items; ids: their ids. entries: what else is known of them
-        without reading. feature: its kind. meta: dict of what all records have in common, see `Settings`.
+        classes: class names. labels: class numbers of all items. ids: ids of all items.
+        entries: other metadata of all items, known without reading the arrays.
+        feature: kind of the features. meta: dict of the settings that all records share, see `Settings`.
 
     Raises:
-        ValueError: where there are no features or none is left, for a split, label or id that isn't there, and when a
-            damaged file is read, which it names.
+        ValueError: there are no features, or none is left; or an unknown split, label or id. Reading an item raises it
+            for a damaged file, which the message names.
     """
 
     def __init__(
@@ -214,11 +223,11 @@ class TokenDataset(Dataset):
         return map(self.__getitem__, range(len(self)))
 
     def read(self, index: int) -> Record:
-        """Item `index` as the record it is."""
+        """Read item `index` as a `Record`."""
         return self._reader.read(self._row(index))
 
     def features(self, index: int) -> np.ndarray:
-        """The array of item `index` as it is stored, to be read only. With a cache this costs next to nothing."""
+        """Return the array of item `index` as stored; don't write to it. With a cache it is a view of the file."""
         row, reader = self._row(index), self._reader
         return reader.features(row) if isinstance(reader, UnpackedReader) else reader.read(row).features
 
@@ -228,13 +237,19 @@ class TokenDataset(Dataset):
         return self._rows[index]
 
     def tensor(self, features: np.ndarray) -> Tensor:
-        """An array as stored, in the type of `features` above; a copy."""
+        """Copy an array as stored to a tensor of the dtype of `features` in an item: int64 for ids, else float32."""
         return torch.from_numpy(features.astype(np.int64 if self.feature == "ids" else np.float32))
 
     def to_pandas(self, features: bool = True) -> pd.DataFrame:
-        """A row per item: id, label, split (strings), clip, source_bytes, frames, coded_size; and where `features` are
-        wanted, which reads them all, features (arrays as stored), timestamps, and the rest of `RecordMeta` that isn't
-        common to all; what is, `meta`, is in its `attrs`."""
+        """Make a table with one row per item. Its `attrs` are `meta`.
+
+        Args:
+            features: read all records and add their columns.
+
+        Returns:
+            Columns id, label, split (strings), clip, source_bytes, frames, coded_size. With `features` also features
+            (arrays as stored), timestamps, and the fields of `RecordMeta` that are not in `meta`.
+        """
         table = pd.DataFrame(self.entries, columns=list(Entry._fields))
         table = table.astype({"clip": "Int64", "source_bytes": "Int64"})
         if not features:
@@ -259,26 +274,33 @@ class TokenDataset(Dataset):
 
 
 class TokenBatches:
-    """Batch i of an endless run over a `TokenDataset`, as a pure function of (seed, i).
+    """Endless sequence of batches of a `TokenDataset`; batch i is a pure function of (seed, i).
 
-    That is the whole state: any number of workers gives the same batches, and a run resumes at `loader(start=n)`. The
-    records come epoch by epoch, each once, in an order drawn from (seed, epoch); `shuffle=False`: in that of the files.
-    `batches[i]` is a dict of tensors:
+    There is no other state: any number of workers gives the same batches, and a run resumes at `loader(start=n)`. Every
+    epoch has each record once. `batches[i]` is a dict of tensors:
 
         features    [batch_size, ...], see `TokenDataset`; with a window [batch_size, (C,) window, h, w]
-        label       int64 [batch_size], -1 where there is none
+        label       int64 [batch_size], -1 for none
         index       int64 [batch_size], number of the record in the dataset
-        start       int64 [batch_size], where the window begins, in latents; 0 without one
+        start       int64 [batch_size], first latent of the window; 0 without a window
 
-    window: records of whole videos differ in length; of each, `window` latents from a random place. Latents are those
-    of a causal stream: the first one of a video stands for 1 frame, all others for 4 (the stride in time), and each
-    depends on the frames before it. So a window at 0 is what the video's first 1 + 4 (window - 1) frames are encoded
-    to, and can be decoded; one from the middle (`start` > 0) stands for 4 window frames, was encoded with knowledge of
-    what came before, and is no clip that the decoder could be given alone. Recognition may not mind; where whole clips
-    are to be learned, `first_only` takes the windows at 0 alone, or extract clips instead of whole videos, which have
-    many beginnings. Records shorter than a window are left out; `summary()` says how many.
+    Latents are those of a causal stream: the first latent of a video stands for 1 frame, every other one for s_t frames
+    (the stride in time, often 4), and each depends on the frames before it. So a window at 0 is the encoding of the
+    first 1 + s_t (window - 1) frames of the video, and can be decoded. A window from the middle (`start` > 0) is of
+    s_t window frames, depends on the frames before it, and can't be decoded alone. This may not matter for recognition.
+    To learn whole clips, use `first_only`, or extract clips instead of whole videos: each clip has a beginning.
 
-    Raises ValueError for bad arguments, records of several sizes, and where no record is long enough.
+    Args:
+        dataset: the records.
+        batch_size: records per batch.
+        window: latents per record, since whole videos differ in length: `window` consecutive latents from a random
+            position. Shorter records are left out; `summary()` tells how many. None, whole records.
+        first_only: take only windows at 0.
+        seed: of the order and the positions.
+        shuffle: draw the order of each epoch from (seed, epoch); False, keep the order of the files.
+
+    Raises:
+        ValueError: illegal arguments, records of different sizes, or no record that is long enough.
     """
 
     def __init__(
@@ -309,11 +331,11 @@ class TokenBatches:
 
     @property
     def epoch_length(self) -> float:
-        """Batches an epoch; an epoch may end in the middle of one."""
+        """Batches per epoch, a float: an epoch may end within a batch."""
         return len(self._usable) / self.batch_size
 
     def summary(self) -> str:
-        """What isn't used, as one line; "" where all of it is."""
+        """Return the number of unused records as one line; "" if all are used."""
         short = len(self.dataset) - len(self._usable)
         return f"{short} of {len(self.dataset)} records are shorter than {self.window} latents" if short else ""
 
@@ -323,10 +345,16 @@ class TokenBatches:
     def loader(
         self, start: int = 0, stop: int | None = None, workers: int = 0, shard: Shard = WHOLE
     ) -> Iterator[dict[str, Tensor]]:
-        """Batches start, start+1, ... up to `stop` (None: for ever), read ahead by `workers` processes.
+        """Yield batches start, start + 1, ...
 
-        part: of each batch, of which only those records are read. Raises ValueError where the batch size doesn't divide
-        into such parts.
+        Args:
+            start: number of the first batch.
+            stop: number after the last batch; None, endless.
+            workers: processes that read ahead; 0, none.
+            shard: part of each batch to read, such as that of one rank.
+
+        Raises:
+            ValueError: the batch size is not a multiple of the number of shards.
         """
         numbers = itertools.count(start) if stop is None else range(start, stop)
         rows = shard_rows(shard, self.batch_size)
@@ -334,7 +362,7 @@ class TokenBatches:
         return self._load(draws, workers)
 
     def epoch(self, number: int = 0, workers: int = 0) -> Iterator[dict[str, Tensor]]:
-        """The batches of one epoch, each record once; the last batch is what is left."""
+        """Yield the batches of one epoch, with each record once; the last batch may be smaller."""
         count = len(self._usable)
         draws = range(number * count, (number + 1) * count)
         return self._load((draws[i : i + self.batch_size] for i in range(0, count, self.batch_size)), workers)
@@ -345,12 +373,12 @@ class TokenBatches:
             return
         with DecodePool(self._batch, workers, 600, lambda _: self.dataset.path) as pool:
             for _, batch in pool.imap(jobs):
-                if isinstance(batch, VideoError):  # it crashed or hung; what is damaged is a ValueError
+                if isinstance(batch, VideoError):  # the worker crashed or hung; damaged files raise ValueError
                     raise batch
                 yield batch
 
     def _batch(self, draws: range) -> dict[str, Tensor]:
-        """draws: numbers of records in the endless sequence of all epochs."""
+        """Read a batch. draws: positions in the endless sequence of records of all epochs."""
         records, starts, features = [], [], []
         for draw in draws:
             epoch, place = divmod(draw, len(self._usable))

@@ -1,6 +1,6 @@
-"""From a video to what the encoder takes: pieces of a few latents, in order, in bounded memory.
+"""Decoding: read a video as chunks of a few latents each, in order and in bounded memory.
 
-Runs in the decode processes.
+This code runs in the decode processes.
 """
 
 import math
@@ -27,18 +27,27 @@ from vidtok.inputs import file_version
 from vidtok.streaming import as_video, as_videos, pad_chunks
 
 CROPS = ("center", "three")
-CLIPS_AT_ONCE = 8  # decoded together, to be held in memory
-FRAMES_AT_ONCE = 32  # of a segment
+CLIPS_AT_ONCE = 8  # clips decoded together and held in memory
+FRAMES_AT_ONCE = 32  # frames of a segment read together
 
 
 @dataclass(frozen=True)
 class ReadConfig:
-    """How videos are read.
+    """Settings for reading videos.
 
-    stride: of the model, (frames, rows, columns) per token. size: short side to resize to in pixels, or None, native.
-    crop: None, all of the picture; "center", or with clips "three", squares of `size`. clips: None, the whole video,
-    fps: at that rate (None: native), max_frames: cut there. reader: see `vidtok.datasets.open_video`. on_error: "raise"
-    or "keep": without the frames that are damaged, which takes reading all of a video, also for clips.
+    Args:
+        stride: of the model, (frames, rows, columns) per token.
+        size: short side to resize to in pixels; None, native.
+        crop: "center", or with clips "three": squares of `size`. None: no crop.
+        fps: frame rate to resample whole videos to; None, native.
+        max_frames: length at which whole videos are cut; None, none.
+        clips: the clips to read; None, the whole video.
+        reader: see `vidtok.datasets.open_video`.
+        on_error: for damaged videos, "raise", or "keep" to leave out the damaged frames. With "keep" the whole video is
+            read, even for clips.
+
+    Raises:
+        ValueError: an illegal setting, or settings that don't fit each other.
     """
 
     stride: tuple[int, int, int]
@@ -67,15 +76,15 @@ class ReadConfig:
 
     @property
     def target_size(self) -> Size:
-        """What videos are resized to while they are read: the short side, or the square that the center crop leaves."""
+        """Size to which videos are resized while they are read: the short side, or the square of the center crop."""
         return self.size if self.size is None or self.crop != "center" else (self.size, self.size)
 
 
 def reader_mode(on_error: str, reader: str) -> OnError:
-    """Return the `on_error` of `open_video` that an extraction's, "raise" or "keep", stands for.
+    """Convert an extraction's `on_error`, "raise" or "keep", to that of `open_video`.
 
     Raises:
-        ValueError: another one, or "keep" with a reader that can't.
+        ValueError: another value, or "keep" with a reader that doesn't support it.
     """
     if on_error not in ("raise", "keep"):
         raise ValueError(f"on_error is raise or keep, not {on_error!r}")
@@ -86,7 +95,7 @@ def reader_mode(on_error: str, reader: str) -> OnError:
 
 @dataclass(frozen=True)
 class Info:
-    """What is known of a stream at its end; for the names see `vidtok.extraction.record.RecordMeta`."""
+    """Metadata of a stream, known at its end. For the fields see `vidtok.extraction.record.RecordMeta`."""
 
     fps: float
     size: tuple[int, int]
@@ -100,11 +109,15 @@ class Info:
 
 
 class StreamChunk(NamedTuple):
-    """A part of a stream; a stream is a whole video, or clip number `clip` of one.
+    """A chunk of a stream. A stream is a whole video, or one clip of it.
 
-    video: uint8 [1, 3, T, H, W], or float32 in [-1, 1] where it is rendered, T = 1 + s_t n for the first piece, s_t n
-    for others, padded as `vidtok.streaming` says. info: with the last piece. ends_item: whether it is the last of the
-    whole item.
+    Attributes:
+        video: uint8 [1, 3, T, H, W], or float32 in [-1, 1] for a rendered video, padded by `vidtok.streaming`. T is
+            1 + s_t n in the first chunk, s_t n in the others.
+        clip: number of the clip; None for a whole video.
+        first: whether it is the first chunk of the stream.
+        info: metadata of the stream with its last chunk, else None.
+        ends_item: whether it is the last chunk of the item.
     """
 
     video: Tensor
@@ -115,8 +128,13 @@ class StreamChunk(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """What a video will give, by its header. seconds: of the video. frames: that are coded, of all clips and crops.
-    records: one, or one for each clip and crop."""
+    """Expected result of a video, estimated from its header.
+
+    Attributes:
+        seconds: duration of the video or segment.
+        frames: number of coded frames of all clips and crops.
+        records: number of records: 1, or one for each clip and crop.
+    """
 
     seconds: float
     frames: int
@@ -124,16 +142,16 @@ class Expected(NamedTuple):
 
 
 def expect_item(item: WorkItem, reading: ReadConfig) -> Expected:
-    """Tell what a video will give. One frame is decoded; of a file without a duration all packets are read.
+    """Estimate the result of a video. One frame is decoded; if the file has no duration, all packets are read.
 
     Raises:
-        VideoError: it can't be opened, or a segment is not within it.
+        VideoError: the video can't be opened, or the segment is not within it.
     """
     if item.digit is not None:
         digits = _digits(item.digit[0], item.digit[2], reading.size)
         seconds, fps = digits.frames / digits.fps, digits.fps
     else:
-        assert item.path is not None  # it has either
+        assert item.path is not None  # an item has a digit or a path
         info = probe_video(item.path)
         seconds, fps = info.duration or 0.0, info.fps
         if info.num_frames:
@@ -153,13 +171,17 @@ def expect_item(item: WorkItem, reading: ReadConfig) -> Expected:
 
 
 def read_chunks(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:
-    """All of a video. Raises `VideoError` where it can't be read, for whatever reason: one in a million must not end
-    the run for all others."""
+    """Read all chunks of an item.
+
+    Raises:
+        VideoError: the item can't be read. Any other error is converted to it, so that one bad video doesn't end a run
+            over a million.
+    """
     try:
         if item.digit is not None:
             yield from _digit(item.digit, reading)
             return
-        assert item.path is not None  # it has either
+        assert item.path is not None  # an item has a digit or a path
         if reading.clips is not None:
             yield from _clips(item.path, item.segment, reading, reading.clips)
         elif item.segment is not None:
@@ -187,14 +209,14 @@ def _whole(path: str, reading: ReadConfig) -> Iterator[StreamChunk]:
 
 
 def damage_meta(video: VideoReader | VideoStream | None) -> dict:
-    """Return what is lost of a video, as a record says it; {} where nothing is."""
+    """Return what is lost of a damaged video, as fields of `RecordMeta`; {} if nothing is."""
     damage = getattr(video, "damage", None)
     return {} if damage is None else damage.as_meta()
 
 
 @contextmanager
 def _open_kept(path: str, reading: ReadConfig) -> Iterator[VideoReader | None]:
-    """Open the reader that leaves damaged frames out, if that is asked for."""
+    """Open the reader that leaves out damaged frames for on_error="keep"; otherwise yield None."""
     if reading.on_error == "raise":
         yield None
         return
@@ -203,14 +225,14 @@ def _open_kept(path: str, reading: ReadConfig) -> Iterator[VideoReader | None]:
 
 
 def _select(path: str, reading: ReadConfig, kept: VideoReader | None, choose: Choose, view: ChooseView) -> Chunk:
-    """Read selected frames, with `kept` where there is one."""
+    """Read selected frames, with the reader `kept` if there is one."""
     if kept is not None:
         return select_frames(kept, choose, view)
     return read_selection(path, choose, None, view, reading.reader)
 
 
 def _segment(path: str, segment: Segment, reading: ReadConfig) -> Iterator[StreamChunk]:
-    """All frames of a segment, read a few at a time."""
+    """Read all frames of a segment, a few at a time."""
     known: dict = {}
 
     def choose(timestamps: np.ndarray, fps: float, start: int) -> np.ndarray:
@@ -286,7 +308,7 @@ def _digit(digit: tuple[str, int, int], reading: ReadConfig) -> Iterator[StreamC
 
 @lru_cache(maxsize=64)
 def _digits(split: str, seed: int, size: int | None) -> MovingDigits:
-    """Made at the size that is asked for: as whoever trains on digits sees them, and not blurred by resizing."""
+    """Return the digits rendered at the requested size, as in training: resizing would blur them."""
     return MovingDigits(split, seed=seed) if size is None else MovingDigits(split, size=size, seed=seed)
 
 
@@ -302,7 +324,7 @@ def _views(
     source_bytes: int | None,
     damage: Mapping[str, object] = MappingProxyType({}),
 ) -> Iterator[StreamChunk]:
-    """The pieces of the views [V, 3, T, H, W] of one clip; of a whole video, where there are no clips."""
+    """Yield the chunks of the views (crops) [V, 3, T, H, W] of one clip, or of a whole video without clips."""
     span = times[-1] - times[0]
     fps = float((len(times) - 1) / span) if span > 0 else native_fps
     clips = None if reading.clips is None else count * len(views)
@@ -317,18 +339,18 @@ def _views(
 def _pieces(
     chunks: Iterable[Tensor], reading: ReadConfig, clip: int | None
 ) -> Generator[StreamChunk, None, StreamChunk]:
-    """Yield all pieces of a stream but the last, which is returned: the caller adds what is known at its end."""
+    """Yield all chunks of a stream but the last, which is returned: the caller adds the metadata to it."""
     held: StreamChunk | None = None
     for video in pad_chunks(chunks, reading.stride):
         if held is not None:
             yield held
         held = StreamChunk(video, clip, held is None, None, False)
-    assert held is not None  # a video has a frame
+    assert held is not None  # a video has at least one frame
     return held
 
 
 def _cut(chunks: Iterable[Tensor], max_frames: int) -> Iterator[Tensor]:
-    """The first `max_frames` frames."""
+    """Cut a stream of chunks after `max_frames` frames."""
     left = max_frames
     for chunk in chunks:
         yield chunk[:, :, :left]

@@ -1,11 +1,11 @@
-"""Extraction on Ray: models and decoders on the machines of a cluster; this process gives out videos and writes.
+"""Extraction on a Ray cluster: actors decode and encode videos, this process hands out videos and writes records.
 
-What comes back is kept by the same `Output` as without Ray, so that output and resuming are the same, and only this
-machine needs the folder. The videos must have the same paths everywhere, and vidtok must be installed.
+`Output` stores the records as without Ray. So the output and resuming are the same, and only this machine needs the
+folder. All machines need vidtok, and the videos under the same paths.
 
-Plain actors of Ray, not Ray Data with a pool of them. Ray Data takes its input before it starts; here videos are given
-out one after the other, as they are claimed. It hands over, and does again, whole blocks; and when an actor dies, it
-tries the block again without end or fails the whole run; here the video that is to blame fails alone.
+The engine uses plain Ray actors, not a pool of actors in Ray Data, for three reasons. Ray Data reads its whole input
+before it starts; here videos are claimed one after the other. Ray Data returns and retries whole blocks of videos. When
+an actor dies, Ray Data retries its block for ever or fails the run; here only the video that causes it fails.
 """
 
 import logging
@@ -30,15 +30,21 @@ from vidtok.extraction.sources import WorkItem
 from vidtok.extraction.stats import ExtractionStats
 from vidtok.inputs import as_address
 
-CHUNK = 16  # videos per decoder that an actor gets at once: it is idle for a moment between two chunks
-DEATHS = 3  # of the actors that were at it, and a video has failed
-STARTS = 3  # attempts to start an actor that never was
+CHUNK = 16  # videos per decoder in a chunk of work of an actor, which is idle for a moment between two chunks
+DEATHS = 3  # number of actors that may die over one video before it fails
+STARTS = 3  # attempts to start an actor
 
 
 @dataclass(frozen=True)
 class ActorResources:
-    """What one actor takes of the cluster. actors: how many. cpus, gpus: of each. workers: decode processes of each.
-    threads: of the model on a CPU."""
+    """Number of actors, and the resources of each.
+
+    Attributes:
+        actors: number of actors.
+        cpus, gpus: per actor.
+        workers: decode processes per actor.
+        threads: threads of the model on a CPU, per actor.
+    """
 
     actors: int
     cpus: int
@@ -48,28 +54,38 @@ class ActorResources:
 
 
 def connect(address: str | None) -> None:
-    """To a running cluster ("auto", or "host:port"), or to a new local one where the address is None.
+    """Connect to a Ray cluster.
+
+    Args:
+        address: of a running cluster, "auto" or "host:port"; None starts a new local one.
 
     Raises:
-        ValueError: where there is no cluster at the address.
+        ValueError: there is no cluster at the address.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to Ray's makers unasked
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports to Ray's developers without consent
     how = {"ignore_reinit_error": True, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
             ray.init("local", include_dashboard=False, **how)
             return
         host, colon, port = address.rpartition(":")
-        if colon and "/" not in host:  # Ray itself would try for minutes
+        if colon and "/" not in host:  # fail quickly: Ray itself would retry for minutes
             socket.create_connection((host, int(port)), 10).close()
         ray.init(address, **how)
-    except Exception as error:  # Ray raises plain ones, too, where a node is slow to start
+    except Exception as error:  # Ray raises a plain Exception, too, if a node is slow to start
         raise ValueError(f"no Ray cluster at {address or 'local'!r}: {_first_line(error)}") from error
 
 
 def share_cluster(videos: int, actors: int | None, workers: int | None, threads: int | None) -> ActorResources:
-    """Of the cluster at hand: an actor per GPU with its share of the CPUs, or, where there are none, per two CPUs, one
-    of which decodes. What isn't None is as given; of GPUs no actor has less than one."""
+    """Divide the connected cluster among actors.
+
+    By default there is one actor per GPU with its share of the CPUs. Without GPUs there is one actor per two CPUs, one
+    of which decodes. On a cluster with GPUs every actor has a whole one.
+
+    Args:
+        videos: number of videos; there are no more actors than that.
+        actors, workers, threads: requested numbers, see `ActorResources`; None, by default as above.
+    """
     cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
     largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
     actors = min(actors or gpus, gpus) if gpus else actors
@@ -81,7 +97,7 @@ def share_cluster(videos: int, actors: int | None, workers: int | None, threads:
 
 
 class Worker:
-    """The actor: a model and decode processes of its own."""
+    """Ray actor with a copy of the model and its own decode processes."""
 
     def __init__(self, model: FeatureModel, reading: ReadConfig, share: ActorResources, time_limit: float):
         torch.set_num_threads(share.threads)
@@ -93,7 +109,7 @@ class Worker:
         pass
 
     def work(self, items: list[WorkItem]) -> Iterator[tuple[str, "list | Exception"]]:
-        """(id, records or error) of each item, as they are done."""
+        """Yield (id, records or error) of each item, as they are done."""
         waiting = deque(items)
         next_item = lambda: waiting.popleft() if waiting else None  # noqa: E731
         for item, result in extract_records(next_item, self._decoders, self._model, ExtractionStats(len(items))):
@@ -102,17 +118,27 @@ class Worker:
 
 @dataclass(frozen=True)
 class _Lost:
-    """Items whose actor died before it gave their records; at most one of them is why."""
+    """Items whose actor died before it returned their records; at most one of them is the cause."""
 
     items: list[WorkItem]
     why: str
 
 
 class RayExtractor:
-    """Actors that a thread each keeps busy; one that dies is started again, wherever there is room, and what it had not
-    handed over is done again by any of them. A video that three actors died over has failed.
+    """Actors on a Ray cluster, each served by a thread of this process.
 
-    model: on the CPU; it is copied to the actors. Raises ValueError where actors can't be started.
+    An actor that dies is restarted on any machine with free resources. Videos whose records it had not returned are
+    extracted again by any actor. A video fails when `DEATHS` actors have died over it.
+
+    Args:
+        model: on the CPU; it is copied to the actors.
+        reading: how videos are read.
+        share: number and resources of the actors.
+        time_limit: seconds, see `vidtok.extraction.engine.Decoders`.
+        stats: its counts are read and updated.
+
+    Raises:
+        ValueError: an actor can't be started (raised by `extract`).
     """
 
     def __init__(
@@ -129,12 +155,12 @@ class RayExtractor:
             thread.start()
 
     def extract(self, next_item: NextItem) -> Iterator[Result]:
-        """As `vidtok.extraction.engine.extract_records`."""
-        at: dict[str, WorkItem] = {}  # given out, not done
+        """Yield all records of each video, or its error, as `vidtok.extraction.engine.extract_records`."""
+        at: dict[str, WorkItem] = {}  # handed out and not done
         deaths: Counter[str] = Counter()
-        chunks, more = 0, True  # under way
+        chunks, more = 0, True  # chunks: number handed out
         while True:
-            while more and chunks <= self.share.actors:  # one waits for who is done first
+            while more and chunks <= self.share.actors:  # one chunk more than actors, for the first that is free
                 items: list[WorkItem] = []
                 while more and len(items) < self._chunk_size(len(at)):
                     item = next_item()
@@ -156,7 +182,7 @@ class RayExtractor:
                 for item in answer.items:
                     deaths[item.id] += 1
                     if deaths[item.id] < DEATHS:
-                        self._give([at[item.id]])  # alone: another death tells which of them is to blame
+                        self._give([at[item.id]])  # one at a time: another death then shows which is the cause
                         chunks += 1
                     else:
                         yield at.pop(item.id), RuntimeError(f"{DEATHS} actors died over it: {answer.why}")
@@ -184,12 +210,15 @@ class RayExtractor:
         self.close()
 
     def _chunk_size(self, given: int) -> int:
-        """Full chunks at first, smaller ones towards the end, so that all actors end together."""
+        """Return the number of videos in the next chunk: less towards the end, so that all actors end together.
+
+        given: number of videos that are handed out.
+        """
         left = self._stats.total - self._stats.done - self._stats.skipped - self._stats.failed - given
         return max(1, min(CHUNK * max(self.share.workers, 1), left // (2 * self.share.actors)))
 
     def _give(self, items: list[WorkItem]) -> None:
-        # Elsewhere, another folder is the current one.
+        # Absolute paths, since actors have another working directory.
         paths = [
             item.path if item.path is None or as_address(item.path) else str(Path(item.path).absolute())
             for item in items
@@ -197,7 +226,7 @@ class RayExtractor:
         self._chunks.put([replace(item, path=path) for item, path in zip(items, paths, strict=True)])
 
     def _serve(self, number: int) -> None:
-        """The life of a thread: chunks in, results out, each chunk ended by None."""
+        """Serve one actor: pass chunks to it and its results on, with a None after each chunk. Runs in a thread."""
         try:
             actor = self._start(number)
             while not self._closed and (items := self._chunks.get()) is not None:
@@ -207,27 +236,27 @@ class RayExtractor:
                         id, result = ray.get(answer)
                         del left[id]
                         self._results.put((id, result))
-                except RayTaskError as error:  # no death: what the actor raised
+                except RayTaskError as error:  # the actor is alive and raised an error
                     raise error.cause from error
                 except RayError as error:
                     if self._closed:
                         return
                     self._results.put(_Lost(list(left.values()), _first_line(error)))
                     self._results.put(None)
-                    ray.kill(actor)  # where only what it handed over was lost, it would keep its CPUs
+                    ray.kill(actor)  # if only its results were lost, it is alive and would keep its CPUs
                     actor = self._start(number)
                 else:
                     self._results.put(None)
-        except Exception as error:  # the main thread's to raise
+        except Exception as error:  # raised by the main thread
             if not self._closed:
                 self._results.put(error)
 
     def _start(self, number: int) -> ray.actor.ActorHandle:
-        """An actor that is up, as soon as there is room for one."""
+        """Start an actor and wait until it is ready, however long it takes until the cluster has room for it."""
         share = self.share
         error: RayError | None = None
         for _ in range(STARTS):
-            # A restart by Ray itself would not tell which results are lost.
+            # No restarts by Ray itself: they would not tell which results are lost.
             options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0}
             actor = self._actors[number] = ray.remote(Worker).options(**options).remote(*self._arguments)
             up = actor.ready.remote()
@@ -249,4 +278,4 @@ def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    return lines[-1 if "error raised in its creation task" in lines[0] else 0]  # a traceback says it at its end
+    return lines[-1 if "error raised in its creation task" in lines[0] else 0]  # the end of a traceback

@@ -1,4 +1,4 @@
-"""Extract features of videos: `extract`, which the commands `vidtok extract` and `vidtok encode` are shells over."""
+"""Extract features of videos: the functions behind the commands `vidtok extract` and `vidtok encode`."""
 
 import tempfile
 import time
@@ -29,9 +29,9 @@ from vidtok.inputs import ADDRESS, find_videos
 Sources = str | Path | Sequence[str | Path]
 Report = Callable[[ExtractionStats], None]
 
-SAMPLE = 4  # videos that a dry run extracts, or two for each decode process
-MEASURED = 150  # frames of a video, where speeds are measured: they are held in memory
-FEW = 8  # videos for which starting decode processes takes longer than it saves
+SAMPLE = 4  # videos that a dry run extracts, at least; two per decode process if that is more
+MEASURED = 150  # frames per video for measuring speeds; they are held in memory
+FEW = 8  # with fewer videos, starting decode processes takes longer than it saves
 
 
 def extract(
@@ -43,27 +43,27 @@ def extract(
     progress: Report = lambda stats: None,
     **settings,
 ) -> ExtractionStats:
-    """Extract features of videos into a folder. The same call again goes on where the last one stopped.
+    """Extract features of videos into a folder. Repeating a call resumes where the last one stopped.
 
         vidtok.extract("videos/", "tokens", model="vidtok-t", size=128)
         vidtok.extract("train.csv", "hidden", features="hidden", pool="mean", clips="dense:2", size=128, crop="center")
 
     Args:
         sources: files, folders, glob patterns, annotation files or "digits"; one or several.
-        output: folder. It holds one model and one setting; several processes may fill it at once. Or an address such as
-            s3://bucket/tokens, see `vidtok.files.RemoteFolder`.
+        output: folder for features of one model with one set of settings; several processes may fill it at once. Or an
+            address such as s3://bucket/tokens, see `vidtok.files.RemoteFolder`.
         container: "npz", "parquet" or "webdataset".
-        force: extract again what is complete.
-        progress: called with the counts so far whenever a video has ended.
+        force: extract complete videos again.
+        progress: called with the counts so far after each video.
         settings: model, features, size, clips, workers, ...: the keyword arguments of `Extraction`.
 
     Returns:
-        Counts, failures (listed in output/failures.csv, too) and rates; `str()` is a summary of one line. A video that
+        Counts, failures (also listed in output/failures.csv) and rates; `str()` is a one-line summary. A video that
         fails doesn't end the run.
 
     Raises:
-        ValueError, UserError: for settings that are not legal or don't fit each other or the folder.
-        OSError: where the disk is full, ...; all that is complete stays.
+        ValueError, UserError: settings that are illegal, or don't fit each other or the folder.
+        OSError: the disk is full, for example. All that is complete stays.
     """
     extraction = Extraction(sources, **settings)
     if not ADDRESS.match(str(output)):
@@ -81,15 +81,15 @@ def encode_files(
     progress: Report = lambda stats: None,
     **settings,
 ) -> ExtractionStats:
-    """Encode whole videos to token files: `extract` of files alone, or of one video into one file.
+    """Encode whole videos to token files: like `extract`, for video files only; one video can go to one file.
 
     Args:
         inputs: files, folders and glob patterns; one or several.
-        output: a folder, which gets the tree below each input folder, or a name in .npz for one video.
+        output: a folder, in which the tree below each input folder is kept; or, for one video, a file name in .npz.
         frame_folders, force, progress, settings: as of `extract`.
 
     Returns:
-        As `extract`. With a precision other than fp32, `agreement` says how far the tokens are those of fp32.
+        As `extract`. With a precision other than fp32, `agreement` compares the tokens with those of fp32.
     """
     files = find_videos(as_list(inputs), frame_folders)
     jobs = plan_jobs(files, str(output), ".npz", (".npz",))
@@ -105,14 +105,14 @@ def encode_files(
 
 
 def measure(sources: Sources, *, container: str = "npz", **settings) -> dict:
-    """Measure decoding, the model and both together, on the first videos. Nothing is kept.
+    """Measure the speed of decoding, of the model and of both together, on the first videos. No output is kept.
 
     Args:
         sources, container, settings: as of `extract`.
 
     Returns:
-        {"frames", "max_frames" (of each video), "device", "cpus", "threads" (of the model), "decode_processes",
-        "batch", "rounds" (`Speeds` of each)}.
+        {"frames", "max_frames" (per video), "device", "cpus", "threads" (of the model), "decode_processes", "batch",
+        "rounds" (list of `Speeds`)}.
     """
     return Extraction(sources, **settings).measure(container)
 
@@ -120,10 +120,10 @@ def measure(sources: Sources, *, container: str = "npz", **settings) -> dict:
 def dry_run(
     sources: Sources, output: str | Path, *, container: str = "npz", force: bool = False, **settings
 ) -> Forecast:
-    """Tell what `extract` with the same arguments would do, and how long it would take here. Nothing is kept.
+    """Forecast what `extract` with the same arguments would do, and how long it would take here. No output is kept.
 
-    All videos are opened, none is read to its end. Time and bytes are those of the first videos, which are extracted
-    into a temporary folder.
+    All videos are opened, but not read to their ends. Time and bytes are extrapolated from the first videos, which are
+    extracted into a temporary folder.
 
     Raises:
         ValueError, UserError: as `extract`.
@@ -136,32 +136,32 @@ class Extraction:
     """Prepare an extraction: plan the videos, load the model.
 
     Args:
-        sources: as of `extract`. items: planned instead of them.
-        model: tokenizer, as `VideoTokenizer.from_pretrained` takes it. device: "auto", "cpu", "cuda", "cuda:1", ...
+        sources: as of `extract`. items: work items to use instead.
+        model: tokenizer, as for `VideoTokenizer.from_pretrained`. device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: of the networks, "fp32" or "bf16".
         features: "ids", "codes", "latents", "hidden" or "embedding". dtype: of stored floats, "float32" or "float16".
-        pool: "mean", hidden features or latents over the whole grid, or None, the grid.
-        head: trained head for embeddings: shipped name, folder or hub id. Its clips, size and crop are those that it
-            was trained on, where no others are given.
-        size: short side to resize to in pixels, or None, native. crop: "center", with clips "three", or None, no crop.
-        fps: frames per second to resample to, or None, native. max_frames: of each video, or None, all.
-        clips: "uniform:N", "dense:N" or "windows[:HOP]", or None, whole videos. frames: of a clip (16). stride: from
-            frame to frame of a clip (1).
-        tile: side of spatial tiles in pixels, for frames that don't fit the memory, or None.
-        root: folder of the videos, where it is not that of the annotation file. split: one of the annotations' (all).
-        path_column, label_column, split_column: in the header of a csv, where they are not found by themselves.
-        renderings: of each of the digits (1). class_folders: the folders in a source are classes.
-        frame_folders: a folder of numbered images is one video of so many frames per second, or None, it is none.
-        batch: streams per pass (1 on a CPU, 8 on a GPU). threads: of the model on a CPU, for the whole process.
-        workers: decode processes (by videos and CPUs); 0, none. time_limit: seconds for a decoder that gives nothing.
+        pool: "mean" of hidden features or latents over the whole grid; None, the grid.
+        head: trained head for embeddings: shipped name, folder or hub id. Clips, size and crop that are not given are
+            those of its training.
+        size: short side to resize to in pixels; None, native. crop: "center", with clips "three"; None, no crop.
+        fps: frames per second to resample to; None, native. max_frames: per video; None, all.
+        clips: "uniform:N", "dense:N" or "windows[:HOP]"; None, whole videos. frames: frames per clip (16). stride:
+            from one frame of a clip to the next (1).
+        tile: side of spatial tiles in pixels, for frames that don't fit into memory; None, no tiles.
+        root: folder of the videos (that of the annotation file). split: one split of the annotations (all).
+        path_column, label_column, split_column: names in the header of a csv (found automatically).
+        renderings: number per video of digits (1). class_folders: the folders in a source are classes.
+        frame_folders: frame rate given to folders of numbered images, each of which is a video; None, none is.
+        batch: streams per forward pass (1 on a CPU, 8 on a GPU). threads: of the model on a CPU, for the whole process.
+        workers: decode processes (by videos and CPUs); 0, none. time_limit: seconds until a stuck decoder is killed.
         reader: "auto", "pyav", "decord" or "torchcodec", or "pyav+deinterlace+sar", see `vidtok.datasets.open_video`.
-        on_error: "raise", a damaged video fails; or "keep", it is kept without the frames that are damaged, as the
-            ffmpeg command does, and its records and the result's `damaged` say which (reader "pyav" only).
-        engine: "local" or "ray", on all machines of a cluster. ray_address: a running cluster, "auto" or "host:port",
-            or None, a new one. actors: of Ray (one per GPU, or per two CPUs).
+        on_error: "raise", a damaged video fails; or "keep", it is extracted without its damaged frames, as the ffmpeg
+            command does; its records and the result's `damaged` list them (reader "pyav" only).
+        engine: "local", or "ray" for all machines of a cluster. ray_address: of a running cluster, "auto" or
+            "host:port"; None, a new local one. actors: Ray actors (one per GPU, or per two CPUs).
 
     Attributes:
-        items: the videos. settings: what all records have in common. tokenizer: the loaded model.
+        items: the videos. settings: shared by all records. tokenizer: the loaded model.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class Extraction:
         self.items = items or plan_sources(sources, root, split, renderings, class_folders, frame_folders, **columns)
         if threads is not None:
             torch.set_num_threads(threads)
-        # With Ray the model is sent to the actors from here.
+        # With Ray the model stays on the CPU: it is copied to the actors.
         tokenizer = load_tokenizer(model, "cpu" if engine == "ray" else device, precision, tile)
         self.tokenizer, self._model_name = tokenizer, model
         trained = None if head is None else load_head(head, tokenizer)
@@ -266,7 +266,7 @@ class Extraction:
         force: bool,
         progress: Report,
     ) -> ExtractionStats:
-        """`run`, with the model and the decoders in actors of a Ray cluster."""
+        """Fill a folder, with the model and the decoders in actors of a Ray cluster."""
         try:
             from vidtok.extraction.ray_engine import RayExtractor, connect, share_cluster
         except ImportError as error:
@@ -283,7 +283,7 @@ class Extraction:
         return stats
 
     def run_one(self, path: Path, force: bool = False) -> ExtractionStats:
-        """Extract the one video there is into one .npz by itself."""
+        """Extract the only video into one .npz file."""
         stats, (item,) = ExtractionStats(1), self.items
         if path.exists() and not force:
             there = read_npz(path)[0]
@@ -328,7 +328,7 @@ class Extraction:
         }
 
     def dry_run(self, output: str | Path, container: str = "npz", force: bool = False) -> Forecast:
-        """Tell what `run` would do, see the function `dry_run`."""
+        """Forecast what `run` would do, see the function `dry_run`."""
         forecast = Forecast(len(self.items), device=str(self.tokenizer.device))
         complete = find_complete(output, self.settings, container, self.items)
         todo: list[WorkItem] = []
@@ -355,7 +355,7 @@ class Extraction:
             with Decoders(reading, self._workers, self._time_limit) as decoders:
                 _extract(first[:1], decoders, self._model, container)  # warms up
                 stats = _extract(first, decoders, self._model, container)
-            # What is pooled has one size, however long the video is.
+            # The size of pooled features doesn't depend on the length of the video.
             share = forecast.records / max(stats.records, 1)
             if self.settings.pool is None and self.settings.feature != "embedding":
                 share = forecast.frames / max(stats.frames, 1)
@@ -376,33 +376,33 @@ class Extraction:
                 yield item, error
 
     def agreement(self) -> Agreement | None:
-        """How far the ids are those of fp32, over the beginnings of the first videos; None where none can be read."""
+        """Compare the ids with those of fp32 on the beginnings of the first videos; None if none can be read."""
         settings = self.settings
         agreement = Agreement(self.tokenizer, load_tokenizer(self._model_name, str(self.tokenizer.device)))
         for path in [item.path for item in self.items if item.path is not None]:
             try:
                 agreement.add(path, settings.resize, settings.resample, settings.tile)
-            except VideoError:  # a failure of the run, and named there
+            except VideoError:  # the run has recorded the failure
                 continue
         return agreement if agreement.tokens else None
 
 
 def default_workers(videos: int) -> int:
-    """Decode processes: half of the CPUs, for the model needs the others; none for a few videos."""
+    """Return the number of decode processes: half of the CPUs, as the model needs the rest; 0 for a few videos."""
     return 0 if videos < FEW else max(1, count_cpus() // 2)
 
 
 ROUNDS = 3
-FRAMES = 2000  # their pieces are held in memory, for the model alone
+FRAMES = 2000  # of all videos; their chunks are held in memory to measure the model alone
 
 
 def measure_speeds(
     items: Iterable[WorkItem], decoders: Decoders, model: FeatureModel, container: str
 ) -> tuple[int, list[Speeds]]:
-    """(frames, speeds of each of `ROUNDS` rounds) on the first videos, up to `FRAMES` frames. Nothing is kept.
+    """Measure `ROUNDS` rounds on the first videos, up to `FRAMES` frames. Returns (frames, speeds of each round).
 
     Raises:
-        ValueError: where no video can be read.
+        ValueError: no video can be read.
     """
     pieces: dict[WorkItem, list[StreamChunk]] = {}
     frames, waiting = 0, iter(items)
@@ -415,7 +415,7 @@ def measure_speeds(
         if isinstance(piece, VideoError):
             pieces.pop(item, None)
         else:
-            # A copy: the decoder wants its memory back.
+            # A copy, since the decoder reuses its memory.
             pieces.setdefault(item, []).append(piece._replace(video=piece.video.clone()))
             frames += piece.video.shape[2]
     if not pieces:

@@ -1,4 +1,4 @@
-"""What is counted of a run over files, while it goes on and afterwards; and what is expected of one."""
+"""Statistics of a run over files, during it and afterwards, and forecasts of a run."""
 
 import time
 from collections.abc import Iterable
@@ -12,12 +12,12 @@ STAGES = ("read", "infer", "write")
 
 
 class RunStats:
-    """Counts and failures of a run over files, while it goes on and afterwards. `str()` is a one-line summary.
+    """Counts and failures of a run over files, during it and afterwards. `str()` is a one-line summary.
 
     Attributes:
-        total: files of the run. done, skipped: files so far; skipped ones were complete already.
-        failures: (file, reason) of each that failed. damaged: (file, what it lost) of each that was kept all the same.
-        frames: of what was done.
+        total: number of files. done, skipped: number so far; skipped files were complete before.
+        failures: (file, reason) of each file that failed. damaged: (file, damage) of each that was kept nevertheless.
+        frames: number of frames of the files that are done.
     """
 
     things = "files"
@@ -40,18 +40,21 @@ class RunStats:
 
     @property
     def elapsed(self) -> float:
-        """Seconds from the beginning to the end, or to now."""
+        """Seconds from the start to the end, or to now."""
         return (self._end or time.perf_counter()) - self._start
 
     @property
     def eta(self) -> float | None:
-        """Seconds to the end, or None before the first file."""
+        """Estimated seconds to the end; None before the first file."""
         worked = self.done + self.failed
         return None if not worked else self.elapsed / worked * (self.total - worked - self.skipped)
 
     def counts(self) -> dict:
-        """Return the counts so far, as JSON takes them: {"event": "progress", "total", "done", "skipped", "failed",
-        "damaged", "frames", "seconds", "seconds_left" (or None)}."""
+        """Return the counts so far as a dict for JSON.
+
+        {"event": "progress", "total", "done", "skipped", "failed", "damaged", "frames", "seconds",
+        "seconds_left" (or None)}
+        """
         left = None if self.eta is None else round(self.eta, 3)
         counts = {name: getattr(self, name) for name in ("total", "done", "skipped", "failed")}
         counts |= {"damaged": len(self.damaged), "frames": self.frames}
@@ -59,12 +62,12 @@ class RunStats:
 
     @property
     def speed(self) -> str:
-        """Rates in words."""
+        """Rates as text."""
         return f"{self.frames / self.elapsed:.0f} frames/s"
 
     @property
     def size(self) -> str:
-        """Size of what was written, in words, or ""."""
+        """Size of the written files as text, or ""."""
         return ""
 
     def __str__(self) -> str:
@@ -81,9 +84,10 @@ class ExtractionStats(RunStats):
     """Counts, failures and times of an extraction.
 
     Attributes:
-        records, tokens: of what was done. bytes: of the files that were completed.
-        seconds: {"read": waited for the decoders, "infer": in the model, "write": finding and writing files}.
-        agreement: of bf16 tokens with fp32 ones, see `vidtok.extraction.run.encode_files`, or None.
+        records, tokens: number in the videos that are done. bytes: size of the completed files.
+        seconds: time by stage, {"read": waiting for the decoders, "infer": in the model, "write": finding and writing
+            files}.
+        agreement: of bf16 tokens with fp32 tokens, see `vidtok.extraction.run.encode_files`, or None.
     """
 
     things = "videos"
@@ -95,7 +99,7 @@ class ExtractionStats(RunStats):
         self.agreement: object | None = None
 
     def add(self, item: WorkItem, records: list[Record]) -> None:
-        """Count a video that is done."""
+        """Count a video whose records are stored."""
         self.done += 1
         if damage := records[0].meta.damage:
             self.damaged.append((item, damage))
@@ -104,28 +108,28 @@ class ExtractionStats(RunStats):
 
     @property
     def speed(self) -> str:
-        """ "1.2 videos/s, 34 frames/s; read 10%, infer 85%, write 2%": rates, and shares of the time."""
+        """Rates and shares of the time, as in "1.2 videos/s, 34 frames/s; read 10%, infer 85%, write 2%"."""
         shares = ", ".join(f"{name} {self.seconds[name] / self.elapsed:.0%}" for name in STAGES)
         return f"{self.done / self.elapsed:.1f} videos/s, {super().speed}; {shares}"
 
     @property
     def size(self) -> str:
-        """ "1.23 MB, 1.50 bytes per token", or "" where nothing was written."""
+        """Size as in "1.23 MB, 1.50 bytes per token"; "" if nothing was written."""
         per_token = f", {self.bytes / self.tokens:.2f} bytes per token" if self.tokens else ""
         return f"{self.bytes / 1e6:.3g} MB{per_token}" if self.bytes else ""
 
 
 @dataclass
 class Forecast:
-    """What an extraction would do, see `vidtok.extraction.run.dry_run`.
+    """Forecast of an extraction, see `vidtok.extraction.run.dry_run`.
 
     Attributes:
-        videos: number of all. complete: of those that would be skipped.
-        failures: (video, reason) of each that can't be opened, or whose features there are of another video.
-        seconds: duration of the videos that would be done. frames, records: that would be coded of them.
-        bytes: of the files that would be written, and run_seconds: the time it would take, both measured on the first
-            `measured` of them, or None where there are none.
-        device: where that was.
+        videos: number of all videos. complete: number of those that would be skipped.
+        failures: (video, reason) of each that can't be opened, or whose existing features are of another video.
+        seconds: duration of the videos to extract. frames, records: number that would be coded.
+        bytes: size of the files that would be written. run_seconds: time that the run would take. Both are
+            extrapolated from the first `measured` videos; None if there are none to extract.
+        device: device of that measurement.
     """
 
     videos: int
@@ -141,11 +145,11 @@ class Forecast:
 
     @property
     def todo(self) -> int:
-        """Number of videos that would be done."""
+        """Number of videos that would be extracted."""
         return self.videos - self.complete - len(self.failures)
 
     def rows(self) -> dict[str, str]:
-        """Return its numbers in words, by name."""
+        """Return the numbers as text, by name."""
         rows = {
             "videos": f"{self.videos}, {self.todo} to do",
             "complete": f"{self.complete}, would be skipped",
@@ -163,7 +167,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Frames per second: decode and model, each alone; together, with files written. All of one round."""
+    """Speeds of one round in frames per second: decoding alone, the model alone, and both together with writing."""
 
     decode: float
     model: float
@@ -171,12 +175,12 @@ class Speeds:
 
     @property
     def of_serial(self) -> float:
-        """Share of what one after the other would reach, 1 / (1 / decode + 1 / model); above 1 where they overlap."""
+        """Ratio to the speed of running one after the other, 1 / (1 / decode + 1 / model); above 1 if they overlap."""
         return self.together * (1 / self.decode + 1 / self.model)
 
     @property
     def of_slower(self) -> float:
-        """Share of the slower stage's speed."""
+        """Ratio to the speed of the slower stage."""
         return self.together / min(self.decode, self.model)
 
 
@@ -185,7 +189,7 @@ def _duration(seconds: float) -> str:
 
 
 def describe_speeds(speeds: dict) -> dict[str, str]:
-    """Return what `vidtok.extraction.run.measure` found, in words, by name."""
+    """Return the result of `vidtok.extraction.run.measure` as text, by name."""
     rounds, processes = speeds["rounds"], speeds["decode_processes"]
     median = sorted(rounds, key=lambda one: one.of_serial)[len(rounds) // 2]
     decoding = f"{processes} decode processes" if processes else "decoding in between"

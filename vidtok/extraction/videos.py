@@ -1,4 +1,4 @@
-"""One video through a tokenizer in bounded memory, and files of them: `decode_files` and `reconstruct_files`."""
+"""Encode and decode videos in bounded memory, and whole files: `decode_files` and `reconstruct_files`."""
 
 import math
 import os
@@ -34,16 +34,16 @@ Report = Callable[[RunStats], None]
 
 
 class Source:
-    """Iterates once over all pixels of a video, float32 [1, 3, any, H, W] in [-1, 1].
+    """Video file as an iterable of chunks, float32 [1, 3, any, H, W] in [-1, 1]; it can be iterated once.
 
     Args:
         path: the video.
-        size: short side to resize to, pixels; None, native. fps: resample by time; None, native.
-        max_frames: stop after so many.
+        size: short side to resize to in pixels; None, native. fps: frame rate to resample to; None, native.
+        max_frames: stop after this number of frames; None, read all.
         count: called with the number of frames of each chunk. reader, on_error: see `vidtok.datasets.open_video`.
 
     Attributes:
-        frames: read so far.
+        frames: number of frames read so far.
         stream: the `VideoStream` behind it.
     """
 
@@ -78,7 +78,7 @@ class Source:
         self.stream.close()
 
     def record(self, tokenizer: VideoTokenizer, ids: np.ndarray, precision: str, tile: int | None) -> Record:
-        """The tokens [t, h, w] of this video, once it is read to its end, with all that is known about them."""
+        """Make the record of this video's ids [t, h, w], after it has been read to its end."""
         settings = make_settings(
             tokenizer,
             precision=precision,
@@ -97,7 +97,7 @@ class Source:
 
 
 class Echo:
-    """Passes the chunks of a video on and keeps them until they are taken."""
+    """Pass-through iterable over the chunks of a video, which keeps their frames until they are taken."""
 
     def __init__(self, chunks: Iterable[Tensor]):
         self.chunks = chunks
@@ -109,17 +109,17 @@ class Echo:
             yield chunk
 
     def take(self, frames: int) -> Tensor:
-        """The next `frames` frames, or what is left: [1, 3, up to frames, H, W]."""
+        """Return the next `frames` frames and drop them: [1, 3, frames, H, W], fewer if fewer are kept."""
         video = torch.cat(self.kept, 2)
         self.kept = [video[:, :, frames:]]
         return video[:, :, :frames]
 
 
 def encode_chunks(tokenizer: VideoTokenizer, chunks: Iterable[Tensor], tile: int | None) -> Iterator[Tensor]:
-    """int64 ids [1, any, h, w] of the chunks of one video of any length and size, padded by `pad_chunks`.
+    """Encode the chunks of one video of any length and size, padded by `pad_chunks`, to int64 ids [1, any, h, w].
 
     Raises:
-        MemoryError: where a chunk can't fit the memory at hand; with tiles it isn't asked.
+        MemoryError: a chunk doesn't fit the free memory; with tiles this isn't checked.
     """
     padded = pad_chunks(chunks, tokenizer.stride)
     if tile is None:
@@ -128,7 +128,11 @@ def encode_chunks(tokenizer: VideoTokenizer, chunks: Iterable[Tensor], tile: int
 
 
 def decode_chunks(tokenizer: VideoTokenizer, ids: Iterable[Tensor], tile: int | None) -> Iterator[Tensor]:
-    """float32 [1, 3, any, s_h h, s_w w] in [-1, 1] of int64 ids [1, any, h, w], padding included; raises as above."""
+    """Decode int64 ids [1, any, h, w] to float32 [1, 3, any, s_h h, s_w w] in [-1, 1], padding included.
+
+    Raises:
+        MemoryError: as `encode_chunks`.
+    """
     if tile is None:
         ids = map(lambda chunk: _fits(tokenizer, tokenizer.decoder, chunk, tokenizer.stride), ids)
     return streaming.stream_decode(tokenizer, ids, tile)
@@ -140,12 +144,12 @@ def _fits(tokenizer: VideoTokenizer, net: Net, chunk: Tensor, stride: tuple[int,
 
 
 def collect_ids(ids: Iterable[Tensor], bits: float) -> np.ndarray:
-    """ids [1, any, h, w] joined to [t, h, w] in the type that a token file stores."""
+    """Concatenate ids [1, any, h, w] to [t, h, w], in the dtype of token files."""
     return np.concatenate([part[0].cpu().numpy().astype(id_type(bits)) for part in ids])
 
 
 def chunk_ids(ids: np.ndarray) -> Iterator[Tensor]:
-    """[t, h, w] as int64 [1, n, h, w], a few latents at a time."""
+    """Split ids [t, h, w] into chunks of a few latents, int64 [1, n, h, w]."""
     for start in range(0, len(ids), LATENTS):
         yield torch.from_numpy(ids[start : start + LATENTS].astype(np.int64))[None]
 
@@ -165,13 +169,13 @@ def decode_files(
 
     Args:
         inputs: files of `vidtok extract` in any container, folders of them, glob patterns; one or several.
-        output: a folder, or a name in one of `vidtok.files.MOVIES` for one video.
+        output: a folder; or, for one video, a file name with one of the suffixes `vidtok.files.MOVIES`.
         model: the tokenizer that made the tokens. device, precision, tile: as of `vidtok.extract`.
         force: overwrite videos that exist; otherwise each is a failure.
-        progress: called with the counts so far after every few frames.
+        progress: called with the counts so far, every few frames.
 
     Returns:
-        Counts and failures: a file that fails, such as one with tokens of other weights, doesn't end the run.
+        Counts and failures. A file that fails, such as one with tokens of other weights, doesn't end the run.
     """
     readers = _plan_records(inputs, output)
     tokenizer = load_tokenizer(model, device, precision, tile)
@@ -214,12 +218,12 @@ def reconstruct_files(
     force: bool = False,
     progress: Report = lambda stats: None,
 ) -> RunStats:
-    """Encode and decode videos in one pass, with nothing kept in between.
+    """Encode and decode videos in one pass, without token files.
 
     Args:
         inputs: videos, folders of them, glob patterns; one or several.
-        side_by_side: write the original on the left of the reconstruction.
-        audio: copy the audio of each video beside its frames.
+        side_by_side: write the original to the left of the reconstruction.
+        audio: copy the audio of each video.
         output, force, progress: as of `decode_files`. The others: as of `vidtok.extract`.
 
     Returns:
@@ -245,7 +249,7 @@ def reconstruct_files(
 
 
 def as_list(inputs: str | Path | Iterable) -> list:
-    """One or several inputs as a list, paths as text."""
+    """Return one or several inputs as a list, with paths as strings."""
     if isinstance(inputs, str | Path):
         return [str(inputs)]
     return [str(item) if isinstance(item, Path) else item for item in inputs]
@@ -256,7 +260,7 @@ def _read_one(source: Path) -> Record:
 
 
 def _plan_records(inputs: str | Path | Iterable[str | Path], output: str | Path) -> dict[Job, Callable[[], Record]]:
-    """{job: what reads its record}: one for each .npz, as many as there are videos for each shard."""
+    """Plan one job for each .npz and for each video of a shard: {job: function that reads its record}."""
     files = find_files(as_list(inputs), tuple(SUFFIXES.values()))
     shards = [file for file, _ in files if is_shard(file)]
     files = [(file, below) for file, below in files if file not in shards]
@@ -281,8 +285,11 @@ def _fail(error: Exception) -> Record:
 def _run_jobs(
     jobs: list[Job], work: Callable[[Job, Callable[[int], None]], str | None], force: bool, progress: Report
 ) -> RunStats:
-    """Do jobs one after the other. work: writes job.target, and calls its second argument with the frames it has done;
-    what it raises is this job's failure, if `is_expected`; what it returns, the damage that its result has."""
+    """Run jobs one after the other.
+
+    work: function of (job, count) that writes job.target, calls count with the number of frames it has done, and
+    returns the damage of its result. If it raises an error that `is_expected`, this job has failed.
+    """
     stats = RunStats(len(jobs))
 
     def count(frames: int) -> None:
@@ -306,13 +313,13 @@ def _run_jobs(
     return stats
 
 
-VIDEOS = 8  # whose first frames are encoded twice; more would cost time and say nothing new
+VIDEOS = 8  # videos whose first frames are encoded twice; more take time and hardly change the result
 
 
 class Agreement:
-    """Bits and tokens that two tokenizers agree on, over the beginnings of the first `VIDEOS` videos.
+    """Agreement of the bits and tokens of two tokenizers on the beginnings of the first `VIDEOS` videos.
 
-    In bf16 a rounded latent near zero may fall on the other side than in fp32.
+    In bf16 a latent near a decision boundary of the quantizer may get another code than in fp32.
     """
 
     def __init__(self, tokenizer: VideoTokenizer, reference: VideoTokenizer):
@@ -321,6 +328,7 @@ class Agreement:
         self.videos = self.frames = self.tokens = self.same_tokens = self.other_bits = 0
 
     def add(self, path: str | Path, size: int | None, fps: float | None, tile: int | None) -> None:
+        """Compare the first chunk of a video; after `VIDEOS` videos do nothing."""
         if self.videos == VIDEOS:
             return
         with Source(path, size, fps) as source:
