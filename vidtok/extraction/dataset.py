@@ -1,7 +1,7 @@
 """Datasets of extracted features: `TokenDataset` for torch and pandas, `TokenBatches` to train heads and generators.
 
 With a cache all arrays of a folder are unpacked into one memory-mapped file. The cache folder then holds two files,
-whose name is a hash of the paths, sizes and times of the source files:
+whose name is a hash of the paths, sizes and modification times of the source files:
 
     NAME.bin    the features and timestamps of all records as stored, one after the other
     NAME.json   their metadata. It is written last: if it exists, both files are complete.
@@ -90,6 +90,7 @@ class UnpackedReader:
 
 
 def _fingerprint(path: Path) -> str:
+    """Return a hash of the paths, sizes and modification times of the files below a path."""
     digest = hashlib.sha256(os.fsencode(f"columns:{os.path.realpath(path)}"))
     files = sorted(map(Path, walk_files(path, ("",)))) if path.is_dir() else [path]
     for file in files:
@@ -402,4 +403,5 @@ class TokenBatches:
 
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Draw the order of `count` records in an epoch."""
     return np.random.default_rng([seed, epoch, count]).permutation(count)

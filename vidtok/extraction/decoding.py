@@ -195,6 +195,7 @@ def read_chunks(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:
 
 
 def _whole(path: str, reading: ReadConfig) -> Iterator[StreamChunk]:
+    """Read all frames of a video."""
     size, times = reading.target_size, list[np.ndarray]()
     with open_video(path, reading.reader, reader_mode(reading.on_error, reading.reader)) as video:
         view, fps = plan_view(*video.size, size, multiple=1), video.fps
@@ -263,6 +264,7 @@ def _segment(path: str, segment: Segment, reading: ReadConfig) -> Iterator[Strea
 
 
 def _clips(path: str, segment: Segment | None, reading: ReadConfig, clips: Clips) -> Iterator[StreamChunk]:
+    """Read the clips of a video or segment, `CLIPS_AT_ONCE` at a time."""
     known: dict = {}
 
     def view(height: int, width: int) -> View:
@@ -289,6 +291,7 @@ def _clips(path: str, segment: Segment | None, reading: ReadConfig, clips: Clips
 
 
 def _digit(digit: tuple[str, int, int], reading: ReadConfig) -> Iterator[StreamChunk]:
+    """Render a video of digits, or clips of it. digit: (split, number, seed)."""
     split, number, seed = digit
     dataset = _digits(split, seed, reading.size)
     sample = dataset[number]

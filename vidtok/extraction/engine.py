@@ -120,6 +120,7 @@ class Decoders:
             yield item, piece
 
     def close(self) -> None:
+        """Stop the threads and the decode processes."""
         self._closed = True
         self._here.close()
         for _ in self._threads:
@@ -139,6 +140,7 @@ class Decoders:
         self.close()
 
     def _feed(self, pool: DecodePool) -> None:
+        """Put the chunks of one decode process into the queue. Runs in a thread."""
         try:
             for item, piece in self._from_pool(pool):
                 self._pieces.put((item, piece))
@@ -146,10 +148,12 @@ class Decoders:
             self._pieces.put((None, error))
 
     def _next_item(self) -> WorkItem | None:
+        """Wait for the next item; return None once the decoders are closed."""
         item = self._items.get()
         return None if self._closed else item
 
     def _from_here(self) -> Generator[tuple[WorkItem, StreamChunk | VideoError], None, None]:
+        """Yield the chunks of queued items, decoded in this process."""
         while (item := self._next_item()) is not None:
             try:
                 for piece in read_chunks(item, self._reading):
@@ -158,6 +162,10 @@ class Decoders:
                 yield item, error
 
     def _from_pool(self, pool: DecodePool) -> Iterator[tuple[WorkItem, StreamChunk | VideoError]]:
+        """Yield the chunks of queued items, decoded by one process.
+
+        The pool takes jobs ahead of their results, so that chunks may be requested after the last one.
+        """
         ended: set[WorkItem] = set()  # items whose last chunk has come
 
         def jobs() -> Iterator[tuple[WorkItem, int]]:
@@ -176,6 +184,7 @@ class Decoders:
             yield item, piece
 
     def _drain(self) -> None:
+        """Empty the queue, so that no thread waits for room in it."""
         while not self._pieces.empty():
             self._pieces.get()
 
@@ -201,6 +210,8 @@ class Ended(NamedTuple):
 
 @dataclass
 class _Lane:
+    """A stream on its way through the model, with its chunks that wait."""
+
     item: WorkItem
     clip: int | None
     stream: Stream = field(default_factory=Stream)
@@ -246,6 +257,7 @@ class Batches:
         yield from self._run_due(flush=True)
 
     def _run_due(self, flush: bool) -> Iterator[tuple[WorkItem, Ended | Exception]]:
+        """Run all due batches, with `flush` all that are left. If memory runs out, the videos of the batch fail."""
         while lanes := self._choose(flush):
             try:
                 ended = self._run(lanes)

@@ -229,11 +229,13 @@ class FeatureModel:
 
     @torch.no_grad()
     def _embed(self, grid: np.ndarray) -> np.ndarray:
+        """Compute the head's embedding [C] of the features of a whole stream."""
         x = torch.from_numpy(grid)[None].to(self.device)
         embedding_BD = self.head.forward_head(self.head.forward_features(x), pre_logits=True)
         return embedding_BD[0].float().cpu().numpy().astype(self.settings.dtype)
 
     def _keep(self, stream: Stream, features: np.ndarray) -> None:
+        """Append the features of a chunk to its stream, or add them to the pooled sum."""
         if self.settings.pool != "mean":
             stream.parts.append(features)
             return
