@@ -1,4 +1,4 @@
-"""Check the inputs of tokenizers, counts, memory and devices. Each error says what was given and what is legal."""
+"""Validate the inputs of tokenizers, counts, memory and devices. Errors say what was given and what is legal."""
 
 import math
 import os
@@ -11,17 +11,17 @@ from torch import Tensor
 
 from vidtok.streaming import LEAST, MAX_LATENTS
 
-OVERSHOOT = 1.05  # resampling filters overshoot by a few percent; more is another range
+OVERSHOOT = 1.05  # largest absolute value: resampling filters overshoot by a few percent; more is another range
 
-Stride = tuple[int, int, int]  # frames, rows and columns per token; the first frame has tokens of its own
+Stride = tuple[int, int, int]  # (frames, rows, columns) per token; the first frame has tokens of its own
 
 
 class Net(Protocol):
-    """An encoder or decoder, for `check_memory`.
+    """Protocol of the encoders and decoders that `check_memory` accepts.
 
     Attributes:
         stride: pixels per token in (time, height, width).
-        activation_elems_per_pixel: values alive at the peak of a forward pass, per pixel.
+        activation_elems_per_pixel: number of activation elements alive at the peak of a forward pass, per pixel.
     """
 
     stride: Stride
@@ -31,17 +31,24 @@ class Net(Protocol):
 
 
 def legal_length(stride: Stride) -> str:
-    """Describe the legal numbers of frames of a clip, in words."""
+    """Return a description of the legal numbers of frames of a clip, such as "1 + 4k"."""
     return "any number" if stride[0] == 1 else f"1 + {stride[0]}k"
 
 
 def legal_size(stride: Stride) -> str:
-    """Describe the legal heights and widths, in words."""
+    """Return a description of the legal heights and widths, such as "multiples of 8"."""
     return "multiples of " + " and ".join(str(side) for side in dict.fromkeys(stride[1:]))
 
 
 def check_video(video: Tensor, stride: Stride, any_length: bool = False, values: bool = True) -> None:
-    """Raise ValueError unless [B, 3, T, H, W] float in [-1, 1], with a length (or any_length) and sides that fit."""
+    """Raise ValueError unless `video` is float [B, 3, T, H, W] in [-1, 1] and fits the stride.
+
+    Args:
+        video: the clips.
+        stride: stride of the tokenizer in (time, height, width).
+        any_length: whether to accept any T, as in streams.
+        values: whether to check the range.
+    """
     if not isinstance(video, Tensor):
         raise ValueError(f"a video is a torch tensor, not {type(video).__name__}")
     shape = list(video.shape)
@@ -70,7 +77,7 @@ def check_values(video: Tensor) -> None:
 
 
 def check_ids(ids: Tensor, bits: float) -> None:
-    """Raise ValueError unless integer [B, t, h, w] within the codebook."""
+    """Raise ValueError unless `ids` are integers [B, t, h, w] in 0 .. 2^bits - 1."""
     if not isinstance(ids, Tensor):
         raise ValueError(f"token ids are a torch tensor, not {type(ids).__name__}")
     if ids.ndim != 4 or 0 in ids.shape:
@@ -84,15 +91,15 @@ def check_ids(ids: Tensor, bits: float) -> None:
 
 
 def check_codes(codes: Tensor, channels: int) -> None:
-    """Raise ValueError unless float [B, channels, t, h, w]."""
+    """Raise ValueError unless `codes` are float [B, channels, t, h, w]."""
     if codes.ndim != 5 or codes.shape[1] != channels or not codes.is_floating_point():
         raise ValueError(f"codes are float [B, {channels}, t, h, w], not {codes.dtype} {list(codes.shape)}")
 
 
 def check_memory(net: Net, shape: Sequence[int], stride: Stride) -> None:
-    """Raise MemoryError if one pass of `net` over [B, (3,) t, h, w] x stride pixels can't fit the free memory.
+    """Raise MemoryError if one pass of `net` over [B, (3,) t, h, w] x stride pixels exceeds the free memory.
 
-    The estimate is rough: values alive at the peak, `net.activation_elems_per_pixel` per pixel of the longest chunk.
+    The estimate is rough: `net.activation_elems_per_pixel` for each pixel of the longest chunk.
     """
     frames = min(shape[-3] * stride[0], MAX_LATENTS * net.stride[0])
     pixels = shape[0] * frames * shape[-2] * stride[1] * shape[-1] * stride[2]
@@ -127,7 +134,7 @@ def check_clip(frames: int, crop: int, stride: tuple[int, int, int]) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the free memory in bytes; on a GPU with the memory that torch has reserved and doesn't use."""
+    """Return the free memory of a device in bytes; on a GPU, including memory that torch has reserved but not used."""
     if device.type != "cuda":
         return psutil.virtual_memory().available
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -135,7 +142,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def count_cpus() -> int:
-    """Number of logical CPUs that this process may use."""
+    """Return the number of logical CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     if hasattr(os, "process_cpu_count"):  # Python 3.13
@@ -144,7 +151,11 @@ def count_cpus() -> int:
 
 
 def pick_device(name: str):
-    """Return a torch.device; "auto" is CUDA where there is one. Raises UserError for a device that doesn't exist."""
+    """Return the torch.device called `name`; "auto" is CUDA if available, else the CPU.
+
+    Raises:
+        UserError: the device doesn't exist.
+    """
     import torch
 
     from vidtok.errors import UserError

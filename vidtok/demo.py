@@ -1,4 +1,4 @@
-"""Show what a tokenizer does to one clip, in numbers and a picture, and tell actions from tokens: `run_demo`."""
+"""Demo of a tokenizer on one clip: metrics, a picture, and actions recognized from tokens. See `run_demo`."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from vidtok.streaming import cut_chunks
 
 FOLDER = "vidtok-demo"
 
-FRAMES = 129  # of a clip at most: it is held in memory
+FRAMES = 129  # maximum per clip, which is held in memory
 HEAD = "digits-tokens"
 
 
@@ -32,19 +32,22 @@ def run_demo(
     precision: str = "fp32",
     force: bool = False,
 ) -> Iterator[Mapping[str, object]]:
-    """Show what a tokenizer does to one clip, and what can be told from tokens.
+    """Encode and decode a clip, write the results to a folder, and report quality, cost and speed.
 
     Args:
-        clip: a video, of which at most `FRAMES` frames are taken; None, a rendered one.
-        output: folder for tokens.npz, original.mp4, reconstruction.mp4 and picture.png; of a rendered clip also
-            actions.mp4. model, device, precision: of the tokenizer.
-        force: overwrite files that exist. In `FOLDER` those of the last time are overwritten anyway.
+        clip: a video, of which the first `FRAMES` frames are used; None, a rendered clip.
+        output: folder for tokens.npz, original.mp4, reconstruction.mp4 and picture.png; for a rendered clip also
+            actions.mp4.
+        model: name of the tokenizer, see `VideoTokenizer.from_pretrained`.
+        device: "auto", "cpu", "cuda", ...
+        precision: "fp32" or "bf16".
+        force: overwrite existing files. In the default folder `FOLDER` they are always overwritten.
 
     Yields:
-        Rows, name by name, to be printed: quality, cost and speed; then, of a rendered clip, what `tell_actions` gives.
+        Rows {name: value} to print: quality, cost and speed, and for a rendered clip those of `tell_actions`.
 
     Raises:
-        UserError: where a file is in the way, or is the clip itself.
+        UserError: an output file exists, or is the clip itself.
     """
     tokenizer = load_tokenizer(model, device, precision)
     folder = Path(output)
@@ -63,7 +66,7 @@ def run_demo(
     with Source(Path(clip or files["original.mp4"]), size, max_frames=FRAMES) as source:
         original = torch.cat(list(source), 2)
     if clip is None:
-        original = demo_clip()  # what was rendered, not what H.264 left of it
+        original = demo_clip()  # as rendered, without the loss of H.264
 
     def encode() -> np.ndarray:
         return collect_ids(encode_chunks(tokenizer, [original], None), tokenizer.bits)
@@ -104,9 +107,14 @@ def run_demo(
 
 
 def tell_actions(tokenizer, file: Path) -> dict[str, str]:
-    """The first held-out digit in all its motions, seen as tokens: a row for each, truth and what the head says.
+    """Classify the nine motions of the first validation digit from their tokens, and write the clips to a video.
 
-    file: gets the clips, three by three.
+    Args:
+        tokenizer: encodes the clips.
+        file: the video to write, a grid of 3 x 3 clips.
+
+    Returns:
+        {name: text} to print: a summary, then the predicted class and its probability for each true class.
     """
     head = Head.from_pretrained(HEAD, tokenizer.device)
     protocol, classes, source = head.config.protocol, head.config.classes, head.config.tokenizer
@@ -130,25 +138,27 @@ def tell_actions(tokenizer, file: Path) -> dict[str, str]:
 
 
 def _timed(work):
-    """(its result, seconds) of the second of two runs: the first one warms up."""
+    """Run `work` twice; return (result, seconds) of the second run, since the first one warms up."""
     work()
     start = time.perf_counter()
     return work(), time.perf_counter() - start
 
 
-COLUMNS = 6  # frames shown at most
+COLUMNS = 6  # maximal number of frames shown
 INK = "#333333"
 
 
 def draw_picture(path: Path, original: Tensor, decoded: Tensor, ids: np.ndarray, tokenizer, caption: str) -> None:
-    """Writes a .png.
+    """Draw original, reconstruction, error and tokens of selected frames as a .png.
 
     Args:
+        path: the file to write.
         original, decoded: float [1, 3, T, H, W] in [-1, 1].
-        ids: [t, h, w], of the padded frames.
-        tokenizer: has the `stride` and the `bits` of the ids.
-        caption: a line above it all.
+        ids: int [t, h, w], token ids of the padded frames.
+        tokenizer: the tokenizer of the ids; its `stride` and `bits` are used.
+        caption: a line of text above the picture.
     """
+    # Not pyplot, which needs a display backend and keeps global state.
     # Not pyplot: no window system is asked, no global state is left.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -164,8 +174,8 @@ def draw_picture(path: Path, original: Tensor, decoded: Tensor, ids: np.ndarray,
         (f"error\n(x {gain})", [_gray(error[0, :, T] * gain) for T in frames]),
         ("tokens", [colors[-(-T // stride[0])] for T in frames]),
     ]
-    left, top, rest, gap = 1.3, 0.75, 0.12, 0.08  # inches: the row labels, the lines above, the other edges, between
-    across = max(1.9, 4.2 / len(frames))  # room for the caption
+    left, top, rest, gap = 1.3, 0.75, 0.12, 0.08  # inches: row labels, captions, other margins, gaps between frames
+    across = max(1.9, 4.2 / len(frames))  # wide enough for the caption
     down = across * height / width
     size = (
         left + (across + gap) * len(frames) - gap + rest,
@@ -200,13 +210,13 @@ def draw_picture(path: Path, original: Tensor, decoded: Tensor, ids: np.ndarray,
 
 
 def error_gain(error: Tensor) -> int:
-    """The power of two by which an error in [0, 1] fills the range: its 99th percentile comes to 0.5 to 1."""
+    """Return the power of two, 1 to 64, that scales the 99th percentile of an error in [0, 1] to between 0.5 and 1."""
     high = np.quantile(error.numpy(), 0.99)
     return int(2 ** np.clip(np.floor(-np.log2(max(high, 1e-6))), 0, 6))
 
 
 def token_colors(ids: np.ndarray, bits: float) -> np.ndarray:
-    """Colours [..., 3] in [0, 1]: the bits as signs, by a fixed projection, so that few bits apart look alike."""
+    """Color ids by a fixed random projection of their bits, [..., 3] in [0, 1]: similar codes have similar colors."""
     places = np.arange(int(np.ceil(bits)))
     signs = (ids[..., None] >> places & 1) * 2.0 - 1
     projection = np.random.default_rng(0).standard_normal((len(places), 3)) / len(places) ** 0.5
@@ -214,7 +224,7 @@ def token_colors(ids: np.ndarray, bits: float) -> np.ndarray:
 
 
 def _gray(error_1HW: Tensor) -> np.ndarray:
-    """White where there is none."""
+    """Convert an error in [0, 1] to gray [H, W, 3]; white is no error."""
     return (1 - error_1HW.clamp(0, 1)).expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 

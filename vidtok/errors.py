@@ -1,9 +1,4 @@
-"""What the user can put right.
-
-The one exception of reading.
-
-'Did you mean': the part of an error message that names what is legal.
-"""
+"""Errors that the user can fix, and suggestions of legal names for their messages."""
 
 import difflib
 import dis
@@ -12,14 +7,16 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Its text is the one line that the user sees."""
+    """Error whose text is the one line that the user sees."""
 
 
 class VideoError(Exception):
-    """A file that can't be read as video. `str()` is one line: the file, then the reason.
+    """Error of a file that can't be read as video. `str()` is one line: the file, then the reason.
 
-    path: the file. reason: why, without the file's name. good_frames: how many frames could be decoded before the
-    stream broke, or None where it never started.
+    Attributes:
+        path: the file.
+        reason: why it can't be read, without the file's name.
+        good_frames: number of frames decoded before the stream broke; None if decoding never started.
     """
 
     def __init__(self, path: str | Path, reason: str, good_frames: int | None = None):
@@ -55,19 +52,19 @@ def nearest(given: str, legal: Iterable[str]) -> str:
 
 
 def is_expected(error: Exception) -> bool:
-    """Return whether an error is about what the user gave or has, and no fault of the program.
+    """Return whether an error is caused by the user's input or machine, and not by a bug.
 
-    A plain ValueError is, unless Python or a C extension raised it without a `raise` statement, as `a, b = [1]` does:
-    nobody wrote its text for the user.
+    A plain ValueError counts as expected, except if Python or a C extension raised it without a `raise` statement (as
+    `a, b = [1]` does): its text was not written for the user.
     """
     if type(error) is ValueError:
         return _is_written(error)
     if isinstance(error, (UserError, ValueError, OSError, MemoryError, FloatingPointError)):
         return True
-    # Imported late: they bring torch.
+    # Imported late, because it imports torch.
     from torch import OutOfMemoryError
 
-    # Where a GPU raises OutOfMemoryError, the CPU's allocator raises a plain RuntimeError.
+    # A GPU raises OutOfMemoryError, the CPU's allocator a plain RuntimeError.
     return isinstance(error, (VideoError, OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
@@ -83,7 +80,7 @@ def _is_written(error: Exception) -> bool:
 
 
 def one_line(error: Exception) -> str:
-    """The text of an error, without the decoration of an OSError and without line breaks."""
+    """Return the text of an error without line breaks; of an OSError, "FILE: REASON"."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__

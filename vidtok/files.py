@@ -17,7 +17,7 @@ from vidtok.errors import UserError
 from vidtok.inputs import ADDRESS, file_system, request, walk_files
 from vidtok.names import IMAGE_SUFFIXES, VIDEO_SUFFIXES, result_names
 
-MOVIES = (".mp4", ".mov", ".mkv", ".gif", ".png")  # what a `VideoWriter` writes
+MOVIES = (".mp4", ".mov", ".mkv", ".gif", ".png")  # suffixes of the formats of `VideoWriter`
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,13 @@ def plan_jobs(files: list[tuple[Path, Path]], output: str, suffix: str, suffixes
 
     Args:
         files: what `find_files` returned.
-        output: a folder, which gets the tree below each input folder; or, for one input, a file with one of `suffixes`.
+        output: a folder, which mirrors the tree below each input folder; or, for one input, a file with one of
+            `suffixes`.
         suffix: suffix of the files in a folder.
         suffixes: legal suffixes of one output file.
 
     Raises:
-        UserError: two results would get one name, a result would replace an input, or `output` is no legal file.
+        UserError: two results would have the same name, a result would overwrite an input, or `output` is illegal.
     """
     if ADDRESS.match(output):
         raise UserError(f"-o {output}: only vidtok extract writes to an address")
@@ -61,23 +62,23 @@ def plan_jobs(files: list[tuple[Path, Path]], output: str, suffix: str, suffixes
     return jobs
 
 
-SECONDS = 5  # between two looks for files to send
-FIRST = "settings.json"  # says what the others are
+SECONDS = 5  # between two uploads
+FIRST = "settings.json"  # uploaded first, since it describes the other files
 
 
 class RemoteFolder:
-    """A folder of results at an address, and its copy on this machine, which a run fills.
+    """Output folder at an address, with a local copy that a run writes to.
 
-    As a context manager it fetches first what is at the address, and at the end, however that comes, sends what is new.
-    A file is sent as a whole, once it is complete. The copy stays: what a killed run has not sent is sent by the next
-    one. Processes of this machine may share an address, those of several machines may not, since they claim videos in
-    the copy.
+    On entering, the context manager downloads the files at the address. On leaving, also after an error, it uploads new
+    files. A file is uploaded as a whole, after it is complete. The copy is kept, so that the next run uploads what a
+    killed run has not. Processes on one machine may share an address. Several machines may not, because videos are
+    locked in the local copy.
 
     Args:
         url: the address.
 
     Attributes:
-        copy: the folder on this machine, outputs/HASH below VIDTOK_CACHE, or without that below ~/.cache/vidtok.
+        copy: the local folder, outputs/HASH below VIDTOK_CACHE, or below ~/.cache/vidtok if that is not set.
 
     Raises:
         VideoError: the address can't be read or written.
@@ -88,11 +89,11 @@ class RemoteFolder:
         self._name = name.rstrip("/")
         cache = Path(os.environ.get("VIDTOK_CACHE") or Path.home() / ".cache/vidtok")
         self.copy = cache / "outputs" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
-        self._sent: dict[str, tuple[int, int]] = {}  # {path below: (size, time of modification)}
+        self._sent: dict[str, tuple[int, int]] = {}  # {path below the folder: (size, modification time in ns)}
         self._looked = -math.inf
 
     def fetch(self) -> Path:
-        """Bring the copy up to date, and return it. Where there is nothing at the address, it is emptied."""
+        """Download changed files to the copy and return it. The copy is emptied if the address has no results."""
         found = request(self._url, lambda: self._system.find(self._name, detail=True))
         root = self._name.strip("/")
         sizes = {entry.strip("/").removeprefix(root).strip("/"): info["size"] for entry, info in found.items()}
@@ -112,7 +113,7 @@ class RemoteFolder:
         return self.copy
 
     def send(self) -> None:
-        """Send the files that are new, and remove those that are gone."""
+        """Upload new and changed files, and remove deleted ones from the address."""
         paths = {Path(path).relative_to(self.copy).as_posix(): Path(path) for path in walk_files(self.copy, ("",))}
         for below in sorted(paths, key=lambda below: (below != FIRST, below)):
             if (mark := self._mark(paths[below])) != self._sent.get(below):
@@ -124,7 +125,7 @@ class RemoteFolder:
         self._looked = time.monotonic()
 
     def reporting(self, progress: Callable[[Any], None]) -> Callable[[Any], None]:
-        """Return a report of progress that also sends what is new, every `SECONDS` seconds."""
+        """Wrap a progress callback so that it also uploads new files, every `SECONDS` seconds."""
 
         def report(stats: Any) -> None:
             if time.monotonic() >= self._looked + SECONDS:
@@ -147,7 +148,7 @@ class RemoteFolder:
 
 
 def validate_output(path: str | None, force: bool) -> None:
-    """Raise UserError if a result exists and isn't to be overwritten, or its folder can't be written."""
+    """Raise UserError if `path` exists and `force` is not set, or if its folder is not writable."""
     if path is None:
         return
     if Path(path).exists() and not force:
@@ -158,9 +159,9 @@ def validate_output(path: str | None, force: bool) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Mapping) -> None:
-    """Write a JSON file atomically; missing folders are made.
+    """Write a JSON file atomically, and create missing folders.
 
-    JSON has no infinity and no NaN: they become the strings "inf", "-inf" and "nan".
+    JSON has no infinity and no NaN: they are written as the strings "inf", "-inf" and "nan".
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,14 +170,14 @@ def write_json(path: str | os.PathLike, value: Mapping) -> None:
 
 
 def temporary_path(path: str | os.PathLike, suffix: str = "", locked: bool = False) -> Path:
-    """Name a file to be written beside `path` and renamed to it, so that `path` is complete or not there at all.
+    """Return a temporary path beside `path` for an atomic write: write to it, then rename it to `path`.
 
-    The name is hidden and short, however long that of `path` is: file systems limit names, most to 255 bytes.
+    The name is hidden, and short even if that of `path` is long: most file systems limit names to 255 bytes.
 
     Args:
-        suffix: of the temporary file, for writers that choose the format by it.
-        locked: a lock keeps other processes from writing `path`. The name is always the same then, so that the next
-            write replaces what a killed process left.
+        suffix: suffix of the temporary file, for writers that choose the format by it.
+        locked: whether a lock keeps other processes from writing `path`. The name is then always the same, so that the
+            next write replaces what a killed process left.
     """
     path = Path(path)
     name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
@@ -185,7 +186,7 @@ def temporary_path(path: str | os.PathLike, suffix: str = "", locked: bool = Fal
 
 @contextmanager
 def replacing(path: str | os.PathLike, locked: bool = False) -> Iterator[Path]:
-    """Yield the `temporary_path` to write to; rename it to `path` after the block, or remove it after an error."""
+    """Yield the `temporary_path` to write to; rename it to `path` after the block, or delete it after an error."""
     part = temporary_path(path, locked=locked)
     try:
         yield part

@@ -1,4 +1,4 @@
-"""Describe a tokenizer, a head, a generator, features, a video or a compressed one: `describe`."""
+"""Description of tokenizers, heads, generators, features, videos and compressed videos: `describe`."""
 
 import json
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from vidtok.inputs import is_virtual, walk_files
 
 
 def describe(thing: str | Path) -> dict[str, object]:
-    """Describe a tokenizer, a head, a generator, a folder or file of features, a video or a compressed one (.vtk).
+    """Describe a tokenizer, a head, a generator, a folder or file of features, a video, or a compressed video (.vtk).
 
     Args:
         thing: shipped name, hub id, folder or file.
 
     Returns:
-        Its properties by name, for printing: {"tokenizer": "vidtok-t", "codebook": "18 bits ...", ...}. The first key
-        is the kind of `thing`. For a tokenizer with a model card, "model card" is the path and tables of the card. Text
-        out of files is as it is there: print it with `vidtok.names.printable`.
+        Properties by name, to be printed: {"tokenizer": "vidtok-t", "codebook": "18 bits ...", ...}. The first key is
+        the kind of `thing`. For a tokenizer with a model card, "model card" is the path and the tables of the card.
+        Text read from files is not escaped: print it with `vidtok.names.printable`.
 
     Raises:
         UserError: the file doesn't exist.
@@ -45,7 +45,7 @@ def model_info(name: str) -> dict[str, object]:
     from vidtok.hub import CONFIG
 
     schema = ""
-    with suppress(OSError, ValueError, AttributeError):  # no folder, no JSON, no object: what loads it says so
+    with suppress(OSError, ValueError, AttributeError):  # the loader reports a missing folder or an invalid config
         schema = str(json.loads((Path(name) / CONFIG).read_text()).get("schema"))
     if schema == HEAD or name in list_shipped_heads():
         return head_info(name)

@@ -1,7 +1,8 @@
-"""Find and open input files, here and at addresses, and what `vidtok.virtual_files` reads as such; their versions.
+"""Find and open input files: local files, files at addresses, archive members and frame folders; file versions.
 
-Addresses (`https://`, `s3://`, `gs://`, ...) are read through fsspec, whose configuration has the credentials, by
-requests of ranges: no file is downloaded as a whole. As a `Path` an address has one slash less, `s3:/bucket/clip.mp4`.
+Addresses (`https://`, `s3://`, `gs://`, ...) are read through fsspec, whose configuration holds the credentials. Byte
+ranges are requested as needed; no file is downloaded as a whole. As a `Path`, an address has one slash less:
+`s3:/bucket/clip.mp4`. `vidtok.virtual_files` reads archive members and frame folders.
 """
 
 import io
@@ -37,15 +38,15 @@ from vidtok.virtual_files import (
 
 Result = TypeVar("Result")
 
-HEAD = 4096  # bytes of a file by which it is told what it is
+HEAD = 4096  # leading bytes of a file, from which its type is detected
 ADDRESS = re.compile(r"^(https?|s3|gs|gcs|az|abfs|memory):/{1,2}(?=[^/])")
-ATTEMPTS = 5  # of a request that fails, with pauses of 1, 2, 4 and 8 seconds
-RANGE = 1 << 22  # bytes of one request
-SECONDS = 10  # for which what is known of a file at an address is not asked for again
+ATTEMPTS = 5  # per request, with pauses of 1, 2, 4 and 8 seconds
+RANGE = 1 << 22  # bytes per request
+SECONDS = 10  # for which the metadata of a remote file are cached
 
 
 def validate_no_archive(path: str | os.PathLike) -> None:
-    """Raise VideoError for an archive in place of a video."""
+    """Raise VideoError if the path is that of an archive, not of a video."""
     if is_archive(path):
         raise VideoError(os.fspath(path), f"an archive of {len(members(path))} files: give ARCHIVE/NAME of one of them")
     if os.fspath(path).lower().endswith(COMPRESSED):
@@ -53,11 +54,11 @@ def validate_no_archive(path: str | os.PathLike) -> None:
 
 
 def open_binary(path: str | os.PathLike) -> BinaryIO:
-    """Open a file, a member of an archive or a folder of frames for reading. The result is seekable.
+    """Open a local or remote file, an archive member or a folder of frames as a seekable binary file.
 
     Raises:
         OSError: the file can't be opened.
-        VideoError: it is none, and can't be opened as `open_virtual` does.
+        VideoError: the address, archive member or folder of frames can't be opened, see `open_virtual`.
     """
     try:
         return open(path, "rb")
@@ -70,7 +71,7 @@ def open_binary(path: str | os.PathLike) -> BinaryIO:
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """Return whether a path is that of a file or folder, of a member of an archive, or of a folder of frames."""
+    """Return whether a file, folder, address, archive member or folder of frames exists."""
     if (url := as_address(path)) is not None:
         system, name = file_system(url)
         return request(url, lambda: system.exists(name))
@@ -78,14 +79,18 @@ def exists(path: str | os.PathLike) -> bool:
 
 
 def as_address(path: str | os.PathLike) -> str | None:
-    """Return the address that a path stands for, `s3://bucket/clip.mp4`; None for a path of this machine."""
+    """Convert a path to the address it stands for, such as `s3://bucket/clip.mp4`; None for a local path."""
     text = os.fspath(path)
     match = ADDRESS.match(text)
     return None if match is None else f"{match[1]}://{text[match.end() :]}"
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """Return (fsspec's file system, name in it) of an address. Raises UserError where what it needs isn't installed."""
+    """Return (fsspec file system, path in it) of an address.
+
+    Raises:
+        UserError: a package that the protocol needs isn't installed.
+    """
     try:
         from fsspec.core import url_to_fs
 
@@ -96,16 +101,16 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def request(url: str, request: Callable[[], Result]) -> Result:
-    """Return what a request gives; one that fails is tried again, later each time.
+    """Call `request` and return its result; retry failures with growing pauses.
 
     Raises:
-        VideoError: it still fails, or the server refuses it.
+        VideoError: the last attempt failed, the file is missing, or the server refuses access.
     """
     for attempt in range(ATTEMPTS):
         try:
             return request()
-        except Exception as e:  # fsspec passes on what the libraries of its file systems raise
-            # Of http it takes every fault for a missing file.
+        except Exception as e:  # fsspec passes on the exceptions of the libraries that it uses
+            # For http, fsspec turns every failure into FileNotFoundError.
             fault = e.__cause__ if "aiohttp" in type(e.__cause__).__module__ else e
             status = getattr(fault, "status", 0)
             is_missing = isinstance(fault, FileNotFoundError) or status in (404, 410)
@@ -118,7 +123,7 @@ def request(url: str, request: Callable[[], Result]) -> Result:
 
 
 class _RemoteFile(Pieces):
-    """The bytes at an address, read by ranges."""
+    """Remote file, read by byte ranges."""
 
     def __init__(self, url: str, size: int):
         super().__init__(size)
@@ -137,7 +142,7 @@ def _remote_version(url: str) -> FileVersion:
 
 @lru_cache(maxsize=4096)
 def _ask_version(url: str, period: int) -> FileVersion:
-    """period: number of the time span in which it is asked for."""
+    """Request the version of a remote file. `period` numbers the time span, so that `lru_cache` entries expire."""
     system, name = file_system(url)
     info = request(url, lambda: system.info(name))
     if info.get("type") == "directory" or info.get("size") is None:
@@ -147,9 +152,10 @@ def _ask_version(url: str, period: int) -> FileVersion:
 
 
 def _find_remote(url: str, suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]:
-    """List what lies at an address, as `find_files` does.
+    """List the files at an address, as `find_files` does.
 
-    What http serves is a file, since it lists no folders. So is what can't be looked up: it fails when it is read.
+    An http address is always one file, since http has no folders. So is an address that can't be looked up; reading it
+    then raises the error.
 
     Raises:
         VideoError: a folder or pattern can't be listed.
@@ -179,25 +185,25 @@ def _is_folder(url: str, system: Any, name: str) -> bool:
 
 
 def find_videos(inputs: Iterable[str], frame_folders: float | None = None) -> list[tuple[Path, Path]]:
-    """Find videos as `find_files` does. Images count where they are named, not in folders, but see `frame_folders`."""
+    """Find videos as `find_files` does. In folders, images are left out unless `frame_folders` is given."""
     return find_files(inputs, VIDEO_SUFFIXES, frame_folders)
 
 
 def find_files(
     inputs: Iterable[str], suffixes: tuple[str, ...], frame_folders: float | None = None
 ) -> list[tuple[Path, Path]]:
-    """Find the files that are named, or lie in folders and archives, or match glob patterns.
+    """Find files by name, in folders and archives, and by glob patterns.
 
-    A file that is named is taken whatever its suffix; a folder, searched as in `walk_files`, gives those with one of
-    `suffixes`. Nothing is taken twice, under whatever name or link.
+    A file given by name is taken whatever its suffix. A folder is searched as by `walk_files`, for files with one of
+    `suffixes`. No file is listed twice, even under different names or links.
 
     Args:
-        inputs: files, folders, archives and patterns.
-        suffixes: of the files to take, in lower case.
-        frame_folders: a folder with images is one video of so many frames per second; None, images are no videos.
+        inputs: files, folders, archives, addresses and patterns.
+        suffixes: suffixes to search for, in lower case.
+        frame_folders: frames per second; a folder with images is then one video. None, folders of images are no videos.
 
     Returns:
-        [(file, its path below the folder it was found in)], inputs in their order, files of a folder sorted.
+        [(file, its path below the folder it was found in)]: inputs in their order, the files of a folder sorted.
 
     Raises:
         UserError: an input doesn't exist or matches nothing.
@@ -215,7 +221,7 @@ def find_files(
         elif (url := as_address(text)) is not None:
             files, nothing = _find_remote(url, suffixes), f"{text}: no {'/'.join(suffixes[:3])} file there"
         elif os.path.lexists(path) or split_path(path) or FRAMES.search(text):
-            # What can't be read is a failure of its own, and doesn't end the run.
+            # An unreadable input fails when it is read, and doesn't end the run.
             files, nothing = [(path, Path(path.parent.name if FRAMES.search(text) else path.name))], ""
         elif has_magic(text):
             root = Path(*_fixed_parts(path))
@@ -231,20 +237,20 @@ def find_files(
         for file, below in files:
             is_here = as_address(file) is None
             found.setdefault(os.path.realpath(file), (file.absolute() if is_here else file, below))
-    # The paths as the user wrote them read better than absolute ones.
+    # Relative paths, as the user wrote them, are easier to read.
     here = Path.cwd()
     return [(f.relative_to(here) if f.is_relative_to(here) else f, below) for f, below in found.values()]
 
 
 def _in_frames(file: Path, below: Path, fps: float) -> tuple[Path, Path]:
-    """Return the folder of an image as a video, and its path below; other files as they are."""
+    """Return the folder of an image as a video, and its path below the input; other files unchanged."""
     if (video := Path(as_frames(file, fps))) == file:
         return file, below
     return video, below.parent if below.parent.name else Path(file.absolute().parent.name)
 
 
 def _unfold(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """List an archive's members with one of `suffixes`; for another file, or an unreadable archive, the file itself."""
+    """List the members of an archive with one of `suffixes`; for any other or unreadable file, the file itself."""
     if {*ARCHIVES} & {*suffixes} or path.suffix.lower() not in ARCHIVES or not is_archive(path):
         return [path]
     try:
@@ -254,21 +260,21 @@ def _unfold(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def walk_files(root: str | os.PathLike, suffixes: tuple[str, ...]) -> list[str]:
-    """List the files below a folder whose names end in one of `suffixes` in any case. Every search follows this rule.
+    """List the files below a folder whose names end in one of `suffixes`, in any case.
 
     Links to files and folders are followed. Each real file is listed once: by its path without links if that lies below
-    the folder too, else by the first link. Hidden files and folders are left out. A link that leads nowhere is listed,
-    so that whoever reads it reports it.
+    the folder too, else by the first link. Hidden files and folders are left out. A broken link with a matching name is
+    listed, so that reading it reports the error.
 
-    Warn of all else that is left out: other broken links, folders that can't be read, and files of these names that
-    are not regular (a FIFO, a socket, a device).
+    Everything else that is left out causes a warning: other broken links, folders that can't be read, and matching
+    files that are not regular (a FIFO, a socket, a device).
 
     Args:
         root: the folder.
-        suffixes: in lower case; "" fits every file.
+        suffixes: suffixes in lower case; "" matches every file.
 
     Returns:
-        Paths that begin with `root`, in no order.
+        Paths that begin with `root`, in no particular order.
     """
     found: dict[str, str] = {}  # by real path
     searched: set[str] = set()  # real paths of folders
@@ -313,12 +319,12 @@ def walk_files(root: str | os.PathLike, suffixes: tuple[str, ...]) -> list[str]:
     return [*found.values()]
 
 
-_LITTER = ("thumbs.db", "desktop.ini")  # files that Windows leaves in folders; those of macOS are hidden
+_LITTER = ("thumbs.db", "desktop.ini")  # files that Windows creates in folders; those of macOS are hidden
 
 
 def _match(pattern: Path, root: Path) -> list[Path]:
-    """List the files that a glob pattern matches, in order. root: its folders before the first wildcard."""
-    if "**" in pattern.parts:  # `glob` would follow a link into a loop until its paths get too long
+    """List the files that a glob pattern matches, sorted. root: the folders before the first wildcard."""
+    if "**" in pattern.parts:  # `glob` follows a link cycle until the path is too long
         steps = pattern.parts[len(root.parts) :]
         return sorted(f for f in map(Path, walk_files(root, ("",))) if _fits(f.relative_to(root).parts, steps))
     files = [Path(f) for f in sorted(glob(str(pattern))) if os.path.isfile(f) or not os.path.exists(f)]
@@ -334,7 +340,7 @@ def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 
 def _fixed_parts(pattern: Path) -> Iterable[str]:
-    """Yield the folders before the first wildcard."""
+    """Yield the parts of a pattern before the first wildcard."""
     for part in pattern.parts[:-1]:
         if has_magic(part):
             return
@@ -342,7 +348,7 @@ def _fixed_parts(pattern: Path) -> Iterable[str]:
 
 
 def file_version(path: str | Path) -> FileVersion:
-    """Return the version of a file, of a member of an archive, or of all images of a folder of frames.
+    """Return the version of a file, of an archive member, or of the images of a folder of frames.
 
     Raises:
         VideoError: no such file.
@@ -352,7 +358,7 @@ def file_version(path: str | Path) -> FileVersion:
     except OSError as e:
         if (url := as_address(path)) is not None:
             return _remote_version(url)
-        # NotADirectoryError: on the way there is a file, which may be an archive.
+        # NotADirectoryError: a parent of the path is a file, which may be an archive.
         if isinstance(e, FileNotFoundError | NotADirectoryError) and (found := virtual_version(path)) is not None:
             return found
         raise VideoError(path, "no such file" if isinstance(e, FileNotFoundError) else e.strerror or str(e)) from e
@@ -360,16 +366,16 @@ def file_version(path: str | Path) -> FileVersion:
 
 
 def check_unchanged(path: str | Path, version: FileVersion) -> None:
-    """Raise VideoError if the file at `path` is no longer the one of `version`."""
+    """Raise VideoError if the file at `path` has another version than `version`."""
     if file_version(path) != version:
         raise VideoError(path, "the file changed while it was read: read it again")
 
 
 def read_head(path: Path) -> bytes:
-    """Check a file that is to be read as video; return its first `HEAD` bytes.
+    """Check that a path can be read as a video file; return its first `HEAD` bytes.
 
     Raises:
-        VideoError: no such file, no regular file, an empty one, or an archive.
+        VideoError: no such file, not a regular file, an empty file, or an archive.
         OSError: the file can't be opened.
     """
     if not path.is_file() and path.exists():

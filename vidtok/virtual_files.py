@@ -1,11 +1,12 @@
-"""Input files that are no files of their own: members of archives, and folders of numbered images read as one video.
+"""Virtual input files: members of archives, and folders of numbered images that are read as one video.
 
-The path of a member is that of the archive, and the name in it: `shards/0001.tar/clip.mp4`. Members of tar files, and
-of zip files that store them without compression, are read where they lie; others are unpacked in memory, up to
+The path of a member is the archive's path followed by the member's name: `shards/0001.tar/clip.mp4`. Members of tar
+files and uncompressed members of zip files are read in place. Compressed members are unpacked in memory, up to
 `MAX_UNPACKED` bytes.
 
-`DIR/@25` is the video whose frames are the numbered images in DIR, also in an archive, 25 a second. No image is copied
-or decoded here: its bytes are those of a QuickTime file, an index made in memory and then the images as they are.
+`DIR/@25` is the video whose frames are the numbered images in DIR, at 25 frames per second; DIR may be in an archive.
+Images are neither copied nor decoded here. The virtual file is a QuickTime file: an index that is made in memory,
+followed by the bytes of the images.
 """
 
 import io
@@ -32,18 +33,21 @@ from vidtok.names import FRAMES, IMAGE_SUFFIXES, order_frames
 ARCHIVES = (".tar", ".zip")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 _INSIDE = re.compile(r"\.(?:tar|zip)(?=/)", re.IGNORECASE)
-MAX_UNPACKED = 1 << 32  # bytes of a compressed member, which are held in memory
-_LOCAL_HEADER = 30  # bytes of it in a zip file, before the name of the member
-# Bytes that are unpacked at once. zipfile takes as many compressed ones and unpacks all of them, whatever size is
-# stated, and they may hold thousands of times their number.
+MAX_UNPACKED = 1 << 32  # bytes of a compressed member, which is held in memory
+_LOCAL_HEADER = 30  # bytes of a local header in a zip file, before the member's name
+# Bytes unpacked per call. zipfile reads this many compressed bytes and unpacks all of them, whatever size the header
+# states; they may expand a thousandfold.
 _BLOCK = 4096
 
 
 class FileVersion(NamedTuple):
-    """Version of a file's contents, to key a cache by: an overwritten or replaced file has another.
+    """Version of a file's contents, as a cache key: a file that is overwritten or replaced has a new version.
 
     Attributes:
-        path: real path. size: in bytes. modified: time of modification in ns. inode: number of the file.
+        path: real path.
+        size: size in bytes.
+        modified: modification time in ns.
+        inode: inode number.
     """
 
     path: str
@@ -56,9 +60,9 @@ class Member(NamedTuple):
     """A file in an archive.
 
     Attributes:
-        size: in bytes, unpacked.
-        offset: of its bytes in the archive; None, they are compressed.
-        fault: why it can't be read, or "".
+        size: size in bytes, unpacked.
+        offset: position of its bytes in the archive; None if they are compressed.
+        fault: why it can't be read; "" if it can.
     """
 
     size: int
@@ -72,7 +76,7 @@ def is_archive(path: str | os.PathLike) -> bool:
 
 
 def split_path(path: str | os.PathLike) -> tuple[str, str] | None:
-    """Split the path of a member into (archive, name in it); None for other paths."""
+    """Split the path of a member into (archive, name in the archive); None for other paths."""
     text = os.fspath(path)
     for match in _INSIDE.finditer(text):
         if os.path.isfile(text[: match.end()]):
@@ -81,12 +85,13 @@ def split_path(path: str | os.PathLike) -> tuple[str, str] | None:
 
 
 def members(archive: str | os.PathLike) -> dict[str, Member]:
-    """List the files in an archive by name, in its order.
+    """List the files in an archive by name, in their order in the archive.
 
-    Hidden files are left out, and names that lead out of the archive or that no path can have.
+    Hidden files, and names that are no legal path or lead out of the archive, are left out. In a truncated archive, the
+    members before the break are listed.
 
     Raises:
-        VideoError: the archive can't be read at all. One that is truncated gives what is before the break.
+        VideoError: the archive can't be read.
     """
     try:
         status = os.stat(archive)
@@ -144,7 +149,7 @@ def _zip_members(archive: str, size: int) -> dict[str, Member]:
 
 
 def find_member(path: str | os.PathLike) -> tuple[str, Member] | None:
-    """Return (archive, member) of a path that leads into an archive; None for other paths.
+    """Return (archive, member) of the path of a member; None for other paths.
 
     Raises:
         VideoError: no such member, or one that can't be read.
@@ -161,7 +166,7 @@ def find_member(path: str | os.PathLike) -> tuple[str, Member] | None:
 
 
 class Pieces(io.RawIOBase):
-    """A file of `size` bytes; a subclass defines `_read`."""
+    """Read-only, seekable file of `size` bytes; a subclass defines `_read`."""
 
     def __init__(self, size: int):
         self._size, self._place = size, 0
@@ -187,12 +192,12 @@ class Pieces(io.RawIOBase):
         return len(data)
 
     def _read(self, place: int, count: int) -> bytes:
-        """Read up to `count` bytes, and at least one, from `place` on."""
+        """Read at least one and up to `count` bytes at position `place`."""
         raise NotImplementedError
 
 
 class _Slice(Pieces):
-    """The bytes of a member, where they lie."""
+    """Uncompressed member of an archive, read in place."""
 
     def __init__(self, archive: str, member: Member):
         super().__init__(member.size)
@@ -213,7 +218,7 @@ def find_members(archive: str | os.PathLike, suffixes: tuple[str, ...]) -> list[
 
 
 def open_virtual(path: str | os.PathLike) -> BinaryIO | None:
-    """Open a member of an archive or a folder of frames for reading; None for other paths. The result is seekable.
+    """Open a member of an archive or a folder of frames as a seekable binary file; None for other paths.
 
     Raises:
         VideoError: it can't be opened or unpacked, or is a compressed member larger than `MAX_UNPACKED`.
@@ -231,7 +236,7 @@ def open_virtual(path: str | os.PathLike) -> BinaryIO | None:
     try:
         data = io.BytesIO()
         with zipfile.ZipFile(archive) as whole, whole.open(name) as packed:
-            shutil.copyfileobj(packed, data, _BLOCK)  # ends at the stated size
+            shutil.copyfileobj(packed, data, _BLOCK)  # stops at the size that the header states
         data.seek(0)
         return data
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, zlib.error, EOFError, MemoryError) as e:
@@ -239,7 +244,7 @@ def open_virtual(path: str | os.PathLike) -> BinaryIO | None:
 
 
 def virtual_version(path: str | os.PathLike) -> FileVersion | None:
-    """Return the version of a member of an archive, or of all images of a folder of frames; None for other paths."""
+    """Return the version of an archive member, or of the images of a folder of frames; None for other paths."""
     if (place := split_frames(path)) is not None:
         try:
             images = _list_images(place[0])
@@ -257,7 +262,7 @@ def virtual_version(path: str | os.PathLike) -> FileVersion | None:
 
 
 def is_virtual(path: str | os.PathLike) -> bool:
-    """Return whether a path is that of a member of an archive, or leads to a folder of frames."""
+    """Return whether a path is that of an archive member or of a folder of frames."""
     if (place := split_frames(path)) is not None:
         return os.path.isdir(place[0]) or split_path(f"{place[0]}/") is not None
     inside = split_path(path)
@@ -271,7 +276,7 @@ def split_frames(path: str | os.PathLike) -> tuple[str, float] | None:
 
 
 def as_frames(path: str | os.PathLike, fps: float) -> str:
-    """Return the path of the video that an image is a frame of, `DIR/@FPS`; other paths stay as they are."""
+    """Return the path `DIR/@FPS` of the video that an image is a frame of; other paths unchanged."""
     text = os.fspath(path)
     if not text.lower().endswith(IMAGE_SUFFIXES):
         return text
@@ -279,7 +284,7 @@ def as_frames(path: str | os.PathLike, fps: float) -> str:
 
 
 def _list_images(folder: str) -> dict[str, tuple[int, int]]:
-    """Return {name: (size in bytes, time of modification in ns)} of the images in a folder, also in an archive."""
+    """Return {name: (size in bytes, modification time in ns)} of the images in a folder, which may be in an archive."""
     if (place := split_path(f"{folder}/")) is not None:
         modified = os.stat(place[0]).st_mtime_ns
         inside = {os.path.split(name): member.size for name, member in members(place[0]).items()}
@@ -294,7 +299,7 @@ def _list_images(folder: str) -> dict[str, tuple[int, int]]:
 
 @lru_cache(maxsize=64)
 def _frame_index(folder: str, fps: float, version: FileVersion) -> "FrameIndex":
-    """version: of the images, which the index depends on."""
+    """Return the cached index of a folder of frames. `version` is the cache key: that of the images."""
     if not 0.001 <= fps <= 1000:
         raise VideoError(folder, f"{fps:g} frames per second: give a rate from 0.001 to 1000")
     found = _list_images(folder)
@@ -310,19 +315,19 @@ def _image_opener(folder: str) -> Callable[[str], BinaryIO]:
     return open_image
 
 
-# The codes of QuickTime for the formats of images that it knows.
+# QuickTime's codes of the image formats that it supports.
 _CODECS = {"JPEG": b"jpeg", "MPO": b"jpeg", "PNG": b"png ", "TIFF": b"tiff"}
-_SIDE = 1 << 16  # pixels, which QuickTime has no number for
+_SIDE = 1 << 16  # pixels; QuickTime stores smaller sides only
 _MATRIX = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)  # upright
 
 
 class FrameIndex(NamedTuple):
-    """Where the bytes of a video of images are.
+    """Byte layout of a virtual video of images.
 
     Attributes:
-        header: the bytes before the first image.
-        names: the images, in order.
-        ends: place of the end of each image.
+        header: bytes before the first image.
+        names: names of the images, in order.
+        ends: position after the last byte of each image.
     """
 
     header: bytes
@@ -333,16 +338,17 @@ class FrameIndex(NamedTuple):
 def index_frames(
     path: str, fps: float, names: Sequence[str], sizes: Sequence[int], open_image: Callable[[str], BinaryIO]
 ) -> FrameIndex:
-    """Make the index of a video of images; this reads the header of each.
+    """Make the index of a video of images; this reads the header of each image.
 
     Args:
         path: the folder, for errors.
         fps: frames per second.
-        names, sizes: of the images, in order; sizes in bytes.
-        open_image: opens an image by its name.
+        names: names of the images, in order.
+        sizes: sizes of the images in bytes.
+        open_image: function that opens an image by its name.
 
     Raises:
-        VideoError: an image that can't be read, or that differs from the first one in format or size.
+        VideoError: an image can't be read, or differs from the first one in format or size.
     """
     found: dict[tuple[str, tuple[int, int]], str] = {}
     for name in names:
@@ -363,12 +369,12 @@ def index_frames(
 
 
 def _movie_header(codec: bytes, size: tuple[int, int], rate: Fraction, sizes: Sequence[int]) -> bytes:
-    """Everything of a QuickTime file before its frames, which follow each other. size: (width, height)."""
+    """Return all bytes of a QuickTime file before its frames, which are contiguous. size: (width, height) in pixels."""
     count, (ticks, step) = len(sizes), (rate.numerator, rate.denominator)
     duration, (width, height) = count * step, size
     entry = struct.pack(
         ">6xH16xHHIII H32xHh", 1, width, height, 72 << 16, 72 << 16, 0, 1, 24, -1
-    )  # version, vendor and quality are 0
+    )  # version, vendor and quality are zero
     tables = [
         _atom(b"stsd", struct.pack(">II", 0, 1), _atom(codec, entry)),
         _atom(b"stts", struct.pack(">IIII", 0, 1, count, step)),
@@ -399,10 +405,11 @@ def _atom(kind: bytes, *parts: bytes) -> bytes:
 
 
 class FrameFile(Pieces):
-    """The bytes of a video of images, one of which is open at a time.
+    """Virtual video file of images, of which one is open at a time.
 
     Args:
-        index: see `index_frames`. open_image: opens an image by its name.
+        index: from `index_frames`.
+        open_image: function that opens an image by its name.
     """
 
     def __init__(self, index: FrameIndex, open_image: Callable[[str], BinaryIO]):
