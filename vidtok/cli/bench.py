@@ -6,20 +6,21 @@
     vidtok bench --threads 2 --json bench.json --chart bench.png
     vidtok bench loader videos/
 
-tokenizer: frames a second of encode and decode, memory, and arithmetic a second beside what this machine reaches with
-the same convolutions alone; against magvit2-pytorch's model where that is installed. magvit2: the paper's network,
-naive against bf16 and channels-last. streaming: the latency of one latent. loss: the LFQ loss, forward and backward,
-against vector-quantize-pytorch's. train: a training step, with and without discriminator. Without a kind all of these,
-in some minutes. By their names alone: generate, 12 masked steps against autoregressive sampling of 1280 tokens, in some
-minutes more; loader, reading beside decord, torchcodec and PyAV on rendered files of 360 to 2160 lines (without
-DATASET), and the clips of DATASET (or rendered ones) that reach training and evaluation through 1 and 2 worker
-processes, of those that this process decodes and resizes. What is compared is measured in turns; every figure is a
-median of several runs.
+kinds of all, the default, which takes some minutes:
+  tokenizer   frames per second, memory and FLOP rate of encode and decode, and the FLOP rate of the convolutions alone;
+              compared with magvit2-pytorch if it is installed
+  magvit2     encoding with the paper's network: fp32 and contiguous against bf16 and channels-last
+  streaming   latency of a single latent
+  loss        LFQ loss, forward and backward; compared with vector-quantize-pytorch if it is installed
+  train       training step, with and without a discriminator
 
-`vidtok bench generate`: how much faster 12 masked steps are than a step per token.
+kinds that run only by name:
+  generate    12 steps of masked decoding against autoregressive sampling of 1280 tokens; takes minutes
+  loader      throughput of data loaders with 1 and 2 worker processes, relative to decoding in the main process, on
+              DATASET or rendered clips. Without DATASET also vidtok's reader against decord, torchcodec and PyAV on
+              rendered files of 360 to 2160 lines: speed, PSNR of the resizing, and memory at 2160 lines.
 
-`vidtok bench loader`: rates of reading as multiples of decord's, PSNR of the resizing, memory of 4K; and what arrives
-through a loader, of what one process decodes and resizes.
+Compared variants are measured in turns. Every figure is the median of several runs.
 """
 
 import argparse
@@ -30,16 +31,16 @@ KINDS_OF_BENCH = ("all", "tokenizer", "magvit2", "streaming", "loss", "train", "
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", nargs="?", choices=KINDS_OF_BENCH, default="all")
-    parser.add_argument("data", nargs="?", metavar="DATASET", help="for loader: folder of videos, or annotation file")
+    parser.add_argument("kind", nargs="?", choices=KINDS_OF_BENCH, default="all", help="benchmark (all)")
+    parser.add_argument("data", nargs="?", metavar="DATASET", help="data of loader: folder or annotation file")
     common.add_model(parser)
     parser.add_argument("--threads", type=common.positive(int), help="CPU threads (default: torch's)")
-    parser.add_argument("--runs", type=common.positive(int), help="of each quick measurement (default 15)")
-    parser.add_argument("--quick", action="store_true", help="one size, few runs, no memory")
-    parser.add_argument("--compile", action="store_true", help="with torch.compile, too (a minute or more)")
-    parser.add_argument("--json", metavar="OUT", help="write the whole result")
-    parser.add_argument("--chart", metavar="OUT", help="draw it, as PNG")
-    parser.add_argument("--force", action="store_true", help="overwrite what exists")
+    parser.add_argument("--runs", type=common.positive(int), help="number of runs of fast measurements (default: 15)")
+    parser.add_argument("--quick", action="store_true", help="measure one size in few runs, and no memory")
+    parser.add_argument("--compile", action="store_true", help="also measure with torch.compile (takes minutes)")
+    parser.add_argument("--json", metavar="OUT", help="JSON file for the whole result")
+    parser.add_argument("--chart", metavar="OUT", help="PNG file for a chart of the result")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
 
     def report(part: dict, result: dict) -> None:
         print_part(part)
-        if json and "header" not in part:  # now: the next part may take many minutes
+        if json and "header" not in part:  # after every part, since the next one may take minutes
             write_json(json, result)
 
     result = run_benchmark(**settings, report=report)

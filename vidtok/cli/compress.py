@@ -2,15 +2,18 @@
 
     vidtok compress clip.mp4 -o clip.vtk
     vidtok compress clip.mp4 -o clip.vtk --size 128 --fps 15     # smaller: fewer pixels, fewer frames
-    vidtok compress clip.mp4 -o clip.vtk --quality 50            # smaller: tokens change where it matters
-    vidtok compress clip.mp4 -o clip.vtk --bpp 0.03              # the best quality that takes so many bits per pixel
-    vidtok compress clip.mp4 -o clip.vtk --entropy prior         # fewer bytes, more time: a trained network predicts
-    vidtok compress clip.mp4 -o clip.vtk --entropy raw           # packed bits, without the package constriction
+    vidtok compress clip.mp4 -o clip.vtk --quality 50            # smaller: drops the bits that matter least
+    vidtok compress clip.mp4 -o clip.vtk --bpp 0.03              # best quality within this number of bits per pixel
+    vidtok compress clip.mp4 -o clip.vtk --entropy prior         # smaller and slower: a network predicts the tokens
+    vidtok compress clip.mp4 -o clip.vtk --entropy raw           # packed bits; does not need the package constriction
 
-Memory doesn't grow with the length of the video. `vidtok decompress` restores number, size and times of the frames
-exactly; their pictures are those of the tokenizer. The file grows chunk by chunk: where the run is killed, `vidtok
-decompress --salvage` decodes the complete ones. The format is described in vidtok/codec/container.py; `vidtok info
-FILE.vtk` shows a file.
+Memory use doesn't depend on the length of the video. `vidtok decompress` restores the number, size and timestamps of
+the frames exactly; their pixels are the reconstruction of the tokenizer. The file is written chunk by chunk. If the run
+is killed, `vidtok decompress --salvage` decodes the complete chunks. The format is described in
+vidtok/codec/container.py; `vidtok info FILE.vtk` describes a file.
+
+Below quality 100, a bit of a token keeps its value from the latent before where the latent is close to zero, so that
+its sign matters least. Bits that don't change cost almost nothing.
 """
 
 import argparse
@@ -26,15 +29,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     common.add_reading(parser)
     common.add_tile(parser)
     parser.add_argument("--entropy", default="adaptive", help="entropy model: adaptive (default), prior or raw")
-    parser.add_argument("--prior", metavar="FILE", help="weights of the entropy model prior (default: shipped)")
+    parser.add_argument(
+        "--prior", metavar="FILE", help="weights of the entropy model prior (default: the shipped ones)"
+    )
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument(
         "--quality", type=float, default=100, metavar="Q",
-        help="up to 100 (default), which keeps all tokens; below, their bits change where it matters",
+        help="quality, above 0 to 100 (default), which keeps all tokens; less drops the bits that matter least",
     )  # fmt: skip
     rate.add_argument(
         "--bpp", type=common.positive(float), metavar="BITS",
-        help="bits per pixel of the file, not to be exceeded: each chunk gets the best quality that fits",
+        help="maximum bits per pixel of the file; each chunk gets the best quality that fits",
     )  # fmt: skip
     parser.add_argument(
         "--chunk-latents",

@@ -1,12 +1,12 @@
-"""Token files to videos.
+"""Decode token files to videos.
 
     vidtok decode clip.npz -o clip.mp4
-    vidtok decode tokens/ -o videos             # the tree below tokens/, as .mp4
-    vidtok decode part.parquet -o videos        # .tar, too: all videos in it
+    vidtok decode tokens/ -o videos             # the tree of tokens/, as .mp4
+    vidtok decode part.parquet -o videos        # all videos in the file; also .tar
     vidtok decode clip.npz -o clip.gif          # .mp4, .mov, .mkv, .gif; .png for one frame
 
-The number and the size of the frames are those that were encoded, played at their mean rate. The model must be the one
-that made the tokens: a file of other weights is refused.
+The frames have the number and size of those that were encoded, at their mean frame rate. The model must be the one that
+encoded the tokens; other weights are an error.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from vidtok.cli import common
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="IN", help="token files, folders of them, glob patterns")
-    common.add_output(parser, "folder, or a name in .mp4, .mov, .mkv, .gif, .png for one file")
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="token files, folders, glob patterns")
+    common.add_output(parser, "output folder, or for one token file a video: .mp4, .mov, .mkv, .gif or .png")
     common.add_model(parser)
     common.add_precision(parser)
     common.add_tile(parser)

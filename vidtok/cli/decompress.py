@@ -1,11 +1,11 @@
 """Decompress a file of `vidtok compress` to a video.
 
     vidtok decompress clip.vtk -o clip.mp4
-    vidtok decompress clip.vtk -o part.mp4 --start 60 --end 70   # reads only the chunks of this part
-    vidtok decompress broken.vtk -o clip.mp4 --salvage           # the good chunks of a damaged or unfinished file
+    vidtok decompress clip.vtk -o part.mp4 --start 60 --end 70   # decodes only the chunks of this part
+    vidtok decompress broken.vtk -o clip.mp4 --salvage           # intact chunks of a damaged or unfinished file
 
-Frames have the number, size and times of those that were compressed (.gif: the mean rate). Without --model, the shipped
-model that the file names decodes it. Decoding with other weights than those that made the file is an error.
+The frames have the number, size and timestamps of the compressed ones (.gif: constant rate). Without --model the file
+is decoded with the shipped model that it names. Weights other than those that compressed the file are an error.
 """
 
 import argparse
@@ -15,10 +15,11 @@ from vidtok.cli import common
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="IN", help="file to decompress (.vtk)")
-    common.add_output(parser, "video to write: .mp4, .mov, .mkv, .gif, or .png for one frame")
-    common.add_model(parser)
-    parser.set_defaults(model=None)
-    parser.add_argument("--prior", metavar="FILE", help="weights of the entropy model prior (default: shipped)")
+    common.add_output(parser, "video to write: .mp4, .mov, .mkv, .gif, or .png for a single frame")
+    common.add_model(parser, default=None)
+    parser.add_argument(
+        "--prior", metavar="FILE", help="weights of the entropy model prior (default: the shipped ones)"
+    )
     common.add_precision(parser)
     common.add_tile(parser)
     parser.add_argument(
@@ -27,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--end", type=float, metavar="S", help="end of the part to decode, in seconds (default: end of the video)"
     )
-    parser.add_argument("--salvage", action="store_true", help="skip damaged chunks, and read unfinished files")
+    parser.add_argument("--salvage", action="store_true", help="skip damaged chunks, and accept unfinished files")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,12 +1,12 @@
-"""See what a tokenizer does to one clip, and what can be told from tokens.
+"""Encode and decode one clip, and recognize actions from tokens.
 
-    vidtok demo                     # a clip that vidtok renders itself
-    vidtok demo clip.mp4 -o out     # the beginning of one of yours
+    vidtok demo                     # a rendered clip
+    vidtok demo clip.mp4 -o out     # the first frames of a video
 
-Writes tokens.npz, original.mp4, reconstruction.mp4 and picture.png into a folder, and prints how good the
-reconstruction is, what it costs and how fast it went. Then, unless the clip is one of yours, a digit moves in nine ways
-(actions.mp4), and the shipped head tells them from the tokens: clip to tokens to action. Only in its own folder,
-vidtok-demo, it writes over the files of the last time.
+The demo writes tokens.npz, original.mp4, reconstruction.mp4 and picture.png to a folder, and prints quality, bitrate
+and speed. Without CLIP it also renders a digit that moves in nine ways (actions.mp4), and the shipped recognition head
+labels the nine actions from their tokens. Files of an earlier demo are overwritten only in the default folder,
+vidtok-demo, or with --force.
 """
 
 import argparse
@@ -15,9 +15,11 @@ from vidtok.cli import common
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("clip", nargs="?", metavar="CLIP", help="a video (default: rendered)")
-    parser.add_argument("-o", "--output", default="vidtok-demo", metavar="DIR", help="folder to write to (%(default)s)")
-    parser.add_argument("--force", action="store_true", help="overwrite what exists in DIR")
+    parser.add_argument("clip", nargs="?", metavar="CLIP", help="video (default: a rendered clip)")
+    parser.add_argument(
+        "-o", "--output", default="vidtok-demo", metavar="DIR", help="folder for the files (%(default)s)"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite existing files in DIR")
     common.add_model(parser)
     common.add_precision(parser)
 

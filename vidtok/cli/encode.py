@@ -1,15 +1,15 @@
-"""Videos to token files: `vidtok extract` with its defaults.
+"""Encode videos to token files, as `vidtok extract` does with its defaults.
 
     vidtok encode clip.mp4 -o tokens                      # tokens/clip.npz
-    vidtok encode videos/ -o tokens --size 128            # the tree below videos/, short sides 128 pixels
+    vidtok encode videos/ -o tokens --size 128            # the tree of videos/, short side 128 pixels
     vidtok encode 'videos/*/*.mp4' more/ -o tokens        # patterns and folders
-    vidtok encode clip.mp4 -o clip.npz --precision bf16   # faster; says how far its tokens are those of fp32
+    vidtok encode clip.mp4 -o clip.npz --precision bf16   # faster; prints the agreement with fp32 tokens
 
-Videos of any length are read in pieces. Sides and lengths that the model's stride doesn't divide (multiples of 8 and
-1 + 4k frames for vidtok-t) are padded, at the right, the bottom and the end; `vidtok decode` cuts that off again. A
-folder holds one model and one setting; what is complete in it is skipped, and the rest is done. A file that fails is
-named, and in failures.csv, and the run goes on. The format of token files is described in vidtok/extraction/npz.py;
-`vidtok info FILE` shows one.
+Videos of any length are read in chunks. Videos are padded at the right, the bottom and the end to sizes that the model
+can encode (for vidtok-t, multiples of 8 pixels and 1 + 4k frames); `vidtok decode` removes the padding. A folder holds
+tokens of one model and one configuration. Complete files in it are skipped. A video that fails is printed and listed in
+failures.csv, and the run continues. The format of token files is described in vidtok/extraction/npz.py; `vidtok info
+FILE` describes a file.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from vidtok.cli import common
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders or tar or zip files of them, patterns")
-    common.add_output(parser, "folder, or a name in .npz for one video")
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders, tar or zip files, glob patterns")
+    common.add_output(parser, "output folder, or for one video an .npz file")
     common.add_model(parser)
     common.add_precision(parser)
     common.add_reading(parser)

@@ -12,9 +12,9 @@ folders SRC/[SPLIT/]CLASS/VIDEO.
 --features embedding is the input of the last layer of a trained --head, for the clips that the head was trained on.
 
 Whole videos are streamed in bounded memory. --clips extracts clips of --frames frames instead. uniform:N extracts N
-clips, each of the middle frames of equal segments of the video; dense:N extracts N clips with --stride frames between
-consecutive frames; windows[:HOP] extracts consecutive windows of the whole video. --fps sets the frame rate of clips
-and of whole videos.
+clips whose frames are the middles of equal segments of the video; dense:N extracts N evenly spaced clips with a frame
+every --stride frames; windows[:HOP] covers the whole video with sliding windows. --fps sets the frame rate of clips and
+of whole videos.
 
 --engine ray runs on all machines of a Ray cluster, with one model per GPU (or per two CPUs). The cluster is that of
 --ray-address; without it, one is started on this machine. Only this process writes to OUT. The paths of the videos must

@@ -1,4 +1,4 @@
-"""What a tokenizer, a head, a generator, a folder or file of features, a video or a compressed one is.
+"""Describe a tokenizer, a head, a generator, features, a video or a compressed video.
 
 vidtok info vidtok-t           # a shipped tokenizer or head, a folder or a hub id (of a tokenizer)
 vidtok info runs/masked/model
@@ -15,7 +15,7 @@ from vidtok.cli.common import print_rows
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "thing", metavar="THING", help="tokenizer, head, generator, features (folder, file), video or .vtk"
+        "thing", metavar="THING", help="tokenizer, head, generator, folder or file of features, video or .vtk file"
     )
 
 

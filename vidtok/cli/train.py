@@ -2,16 +2,16 @@
 
     vidtok train tokenizer data.root=DIR trainer.max_minutes=60
     vidtok train tokenizer data.root=DIR trainer.max_minutes=60 init=vidtok-t     # start from the shipped model
-    vidtok train tokenizer data.root=DIR trainer.shape=constant run=A             # until it is stopped
-    vidtok train tokenizer data.root=DIR branch=A run=B trainer.max_steps=2000    # A's checkpoint, decaying rate
-    vidtok train tokenizer experiment=vidtok-t data.root=DIR                      # the recipe of the next shipped model
-    vidtok train pretrain data.features=ids trainer.max_minutes=60                # a backbone for eval finetune init=
+    vidtok train tokenizer data.root=DIR trainer.shape=constant run=A             # trains until it is stopped
+    vidtok train tokenizer data.root=DIR branch=A run=B trainer.max_steps=2000    # from A's checkpoint, decaying rate
+    vidtok train tokenizer experiment=vidtok-t data.root=DIR                      # recipe of the next shipped model
+    vidtok train pretrain data.features=ids trainer.max_minutes=60                # backbone for eval finetune init=
     vidtok train prior tokenizer=vidtok-t data.source=videos/ run=P               # for vidtok compress --entropy prior
-    vidtok train tokenizer --config               # print the settings, and the models, quantizers, ... that there are
-    torchrun --nproc-per-node 8 -m vidtok train tokenizer ...                     # eight processes share each batch
+    vidtok train tokenizer --config               # print the settings and the options of each group
+    torchrun --nproc-per-node 8 -m vidtok train tokenizer ...                     # data parallel over eight processes
 
-Everything after the kind of model is hydra: key=value, group=name. The run folder (run=DIR) holds the resolved config,
-checkpoints, the model, TensorBoard scalars and pictures; the same command again resumes from its checkpoint.
+Settings are hydra overrides: key=value, group=name. The run folder (run=DIR) holds the resolved config, checkpoints,
+the model, TensorBoard scalars and pictures. The same command resumes an interrupted run from its checkpoint.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Measure a model. Every kind has its own --help:
+"""Evaluate a model. Every kind has its own --help:
 
 vidtok eval reconstruction videos/                     # quality and rate of a tokenizer
-vidtok eval probe grid.csv --label-column command      # a classifier on its frozen features
+vidtok eval probe grid.csv --label-column command      # a classifier on frozen features of a tokenizer
 vidtok eval recognition HEAD grid.csv --split val      # a trained head on a split
 vidtok eval finetune data.source=grid.csv ...          # train and test a recognition head
 vidtok eval compare data.source=grid.csv ...           # tokens, codes, latents, pixels, reconstructions
@@ -10,38 +10,38 @@ vidtok eval generation-compare data.source=digits ...  # masked, autoregressive,
 vidtok eval agreement videos/ --i3d FILE               # a classifier on clips and on reconstructions
 vidtok eval compression videos/ -o OUT                 # .vtk files beside x264, x265, SVT-AV1, VVenC
 
-Kinds that train (finetune, compare, generation-compare) take hydra settings, the others flags.
+Kinds that train (finetune, compare, generation-compare) take hydra settings; the others take flags.
 """
 
 import argparse
 from collections.abc import Mapping
 
-# kind -> what it does; its module is KIND.py
+# kind -> help; its module is KIND.py
 KINDS = {
     "reconstruction": "PSNR, SSIM, LPIPS, rFVD, rate and codebook usage of a tokenizer",
     "probe": "logistic regression or kNN on a tokenizer's features",
     "recognition": "accuracy of a trained head on a split",
     "finetune": "train a recognition head end to end and test it",
-    "generation": "FVD, FID and a recognizer's agreement of a generator's clips",
-    "generation-compare": "masked, autoregressive and diffusion generators at equal data, parameters and seconds",
-    "agreement": "whether a classifier sees the same in clips and their reconstructions",
+    "generation": "FVD, FID and class agreement of a generator's clips",
+    "generation-compare": "masked, autoregressive and diffusion generators at equal data, parameters and training time",
+    "agreement": "agreement of a classifier's predictions for clips and their reconstructions",
     "compression": "rate and quality of .vtk files beside x264, x265, SVT-AV1 and VVenC",
     "compare": "the same head reading tokens, codes, latents, pixels or reconstructions",
 }
 
 
 def add_result(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", metavar="OUT", help="file for the whole result, clip by clip")
+    parser.add_argument("--json", metavar="OUT", help="JSON file for the whole result, with every clip")
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
 
 
 def arguments(args: argparse.Namespace) -> dict:
-    """The keyword arguments of a library function: all flags but those of `add_result`."""
+    """Return the keyword arguments of a library function: all flags except those of `add_result`."""
     return {name: value for name, value in vars(args).items() if name not in ("json", "force")}
 
 
 def write_result(result: Mapping, args: argparse.Namespace) -> int:
-    """Write --json where it is given. Return the exit status."""
+    """Write the result to the file of --json, if given; return the exit status."""
     from vidtok.files import write_json
 
     if args.json:
@@ -50,5 +50,5 @@ def write_result(result: Mapping, args: argparse.Namespace) -> int:
 
 
 def exit_status(result: Mapping | None) -> int:
-    """Return 1 where a clip has failed. None: there is no result."""
+    """Return 1 if a clip failed, else 0. `result` is None if there is none."""
     return 1 if result and result.get("n_failed") else 0

@@ -1,11 +1,12 @@
-"""Measure whether a classifier predicts the same for clips and for their reconstructions.
+"""Measure the agreement of a classifier's predictions for clips and for their reconstructions.
 
     vidtok eval agreement videos/ --i3d i3d.safetensors
     vidtok eval agreement videos/ --i3d i3d.safetensors --model vidtok-t --model vidtok-t-r --json result.json
 
-I3D of Kinetics-400 classifies each clip and its reconstruction: how often the best class stays the best (top-1) or
-among the best five (top-5), and how much of its probability is lost, for each tokenizer (--model again). No labels are
-needed. One clip per file: the first --frames frames, short side --size, center crop to a square.
+I3D, trained on Kinetics-400, classifies each clip and its reconstruction. The result has, for each tokenizer, how often
+the top class of the clip is the top class of the reconstruction (top-1) or among its five top classes (top-5), and how
+much of its probability is lost. No labels are needed. One clip is used per file: the first --frames frames, resized to
+short side --size and center-cropped to a square.
 """
 
 import argparse
@@ -20,15 +21,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--i3d", required=True, metavar="WEIGHTS", help="I3D weights, file or URL (see vidtok.eval.metrics.i3d)"
     )
-    parser.add_argument("--classes", metavar="FILE", help="names of I3D's classes, one a line (default: numbers)")
-    parser.add_argument("--model", action="append", metavar="NAME", help="tokenizer (vidtok-t); may be given again")
-    parser.add_argument("--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
-    parser.add_argument("--frames", type=positive(int), default=17, help="number of frames, 1 + 4k (%(default)s)")
+    parser.add_argument("--classes", metavar="FILE", help="names of I3D's classes, one per line (default: numbers)")
+    parser.add_argument(
+        "--model", action="append", metavar="NAME", help="tokenizer (default: vidtok-t); may be repeated"
+    )
+    parser.add_argument("--device", default="auto", help="device: auto (cuda if available), cpu, cuda, cuda:1, ...")
+    parser.add_argument("--frames", type=positive(int), default=17, help="frames per clip, 1 + 4k (%(default)s)")
     parser.add_argument(
         "--size", type=positive(int), default=128, metavar="PIXELS", help="center-crop size in pixels (%(default)s)"
     )
     parser.add_argument("--fps", type=positive(float), help="frame rate to resample to (default: native)")
-    parser.add_argument("--split", metavar="NAME", help="name of the split, for the record")
+    parser.add_argument("--split", metavar="NAME", help="name of the split, recorded in the result")
     add_result(parser)
 
 

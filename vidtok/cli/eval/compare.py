@@ -1,14 +1,15 @@
-"""Train the same head on tokens, codes, latents, hidden features, pixels and reconstructions of the same clips, with
-the same budget: how much of an action is left in the tokens?
+"""Compare recognition from tokens, codes, latents, hidden features, pixels and reconstructions.
+
+The same head is trained on each input, with the same clips and the same budget.
 
     vidtok eval compare data.source=digits data.size=64 data.protocol=17x1x1x1 run=runs/compare-digits
     vidtok eval compare data.source=grid.csv data.label_column=command arms=[tokens,pixels,recon] seeds=[0,1,2]
-    vidtok eval compare --config data.source=grid.csv         # print the settings, and what each group offers
+    vidtok eval compare --config data.source=grid.csv         # print the settings and the options of each group
 
-All settings are hydra's: those of `vidtok eval finetune`, and arms, seeds, reference. With pixels among the arms, their
-heads are also tested on reconstructions (the MAGVIT-v2 paper's protocol). The run folder (run=DIR) keeps every clip,
-encoding and head; the same command again resumes. In the end it holds result.json (schema vidtok.recognition/1),
-page.html with charts and playable clips, and charts/.
+Settings are hydra overrides: those of `vidtok eval finetune`, and arms, seeds and reference. Heads of the arm pixels
+are also tested on reconstructions (the protocol of the MAGVIT-v2 paper). The run folder (run=DIR) keeps every clip,
+encoding and head, and the same command resumes an interrupted run. At the end the folder holds result.json (schema
+vidtok.recognition/1), page.html with charts and playable clips, and charts/.
 """
 
 import argparse

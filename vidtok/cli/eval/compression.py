@@ -1,17 +1,18 @@
-"""Compare compressed videos (.vtk) with x264, x265, SVT-AV1 and VVenC: rate, quality, speed.
+"""Compare rate, quality and speed of .vtk files with x264, x265, SVT-AV1 and VVenC.
 
     vidtok eval compression videos/ -o out
     vidtok eval compression val.tar -o out --codec vidtok-t --codec x265 --rate x265=28,34,40 --rate vidtok-t=100,50
-    vidtok eval compression videos/ -o out --tokens --codec vidtok-t         # bytes of tokens by entropy model
+    vidtok eval compression videos/ -o out --tokens --codec vidtok-t         # bytes of tokens per entropy model
     vidtok eval compression videos/ -o out --size 640x360 --frames 150 --lpips alexnet.pth --efficientnet lite0.pth
 
-Every clip is encoded and decoded by every codec at every rate; encoders of ffmpeg in two modes, random-access
-(bidirectional prediction) and low-delay. OUT gets result.json, points.csv, clips.csv, charts, crops at equal bits per
-pixel, and page.html. A stopped run goes on from there, and so does one with more codecs or clips.
+Every codec encodes and decodes every clip at every rate. The encoders of ffmpeg run in two modes, random-access
+(bidirectional prediction) and low-delay. OUT holds result.json, points.csv, clips.csv, charts, crops at equal bits per
+pixel, and page.html. The same command resumes an interrupted run; codecs and clips can be added to a finished one.
 
-Measured are the bytes of the elementary stream, PSNR (RGB, luma), MS-SSIM, and speed both ways; with weights LPIPS
-(AlexNet) and the agreement of classifiers; VMAF where ffmpeg has libvmaf; BD-rate with the package bjontegaard. A codec
-that ffmpeg lacks is named and left out. ffmpeg is that of the package imageio-ffmpeg, or --ffmpeg.
+Metrics are bytes of the elementary stream, PSNR (RGB and luma), MS-SSIM, and the speed of encoding and decoding. With
+weights there are also LPIPS (AlexNet) and the agreement of classifiers, with libvmaf in ffmpeg VMAF, and with the
+package bjontegaard BD-rates. Codecs that ffmpeg lacks are named and left out. By default ffmpeg is that of the package
+imageio-ffmpeg.
 
     pip install 'vidtok[compression]'
 """
@@ -28,31 +29,37 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", required=True, metavar="OUT", help="folder for the result")
     add(
         "--codec", action="append", dest="codecs", metavar="NAME",
-        help="x264, x265, svt-av1, vvenc, or a tokenizer; may be given again (default: vidtok-t and all others)",
+        help="x264, x265, svt-av1, vvenc or a tokenizer; may be repeated (default: vidtok-t and the other four)",
     )  # fmt: skip
     add(
         "--rate", action="append", dest="rates", type=_rates, metavar="CODEC=A,B,...",
-        help="rates of a codec: CRF, QP of vvenc, QUALITY or QUALITY@SCALE of a tokenizer; may be given again",
+        help="rates of a codec: CRF, QP (vvenc), QUALITY or QUALITY@SCALE (tokenizers); may be repeated",
     )  # fmt: skip
-    add("--entropy", action="append", metavar="NAME", help="entropy model of tokenizers (adaptive); may be given again")
-    add("--tokens", action="store_true", help="compare the entropy models on tokens alone, of whole frames of --size")
-    add("--mode", action="append", dest="modes", metavar="NAME", help="random-access or low-delay (default: both)")
-    add("--preset", help="preset of ffmpeg's encoders (default: medium, svt-av1: 6)")
-    add("--gop", type=positive(int), default=256, metavar="N", help="most frames between intra frames (%(default)s)")
-    add("--ffmpeg", metavar="PATH", help="ffmpeg program (default: that of the package imageio-ffmpeg)")
+    add("--entropy", action="append", metavar="NAME", help="entropy model of tokenizers (adaptive); may be repeated")
+    add("--tokens", action="store_true", help="only compare entropy models, on tokens of whole frames of --size")
+    add(
+        "--mode",
+        action="append",
+        dest="modes",
+        metavar="NAME",
+        help="mode of ffmpeg: random-access or low-delay (default: both)",
+    )
+    add("--preset", help="preset of ffmpeg's encoders (default: medium; svt-av1: 6)")
+    add("--gop", type=positive(int), default=256, metavar="N", help="maximum keyframe interval in frames (%(default)s)")
+    add("--ffmpeg", metavar="PATH", help="path of ffmpeg (default: that of the package imageio-ffmpeg)")
     add(
         "--size", type=_size, default=128, metavar="SIZE",
         help="side of a center crop in pixels (%(default)s), WIDTHxHEIGHT such as 640x360, or native",
     )  # fmt: skip
-    add("--frames", type=positive(int), default=65, help="number of first frames of each file (%(default)s)")
+    add("--frames", type=positive(int), default=65, help="frames per clip, the first of each file (%(default)s)")
     add("--fps", type=positive(float), help="frame rate to resample to (default: native)")
     add("--clips", type=positive(int), metavar="N", help="number of files, evenly spread over all (default: all)")
-    add("--split", metavar="NAME", help="name of the split, for the record")
-    add("--lpips", metavar="FILE", help="torchvision's AlexNet weights: measure LPIPS")
-    add("--efficientnet", metavar="FILE", help="timm's tf_efficientnet_lite0 weights: agreement of frames")
-    add("--i3d", metavar="FILE", help="I3D weights (see vidtok.eval.metrics.i3d): agreement of clips")
+    add("--split", metavar="NAME", help="name of the split, recorded in the result")
+    add("--lpips", metavar="FILE", help="torchvision's AlexNet weights; enables LPIPS")
+    add("--efficientnet", metavar="FILE", help="timm's tf_efficientnet_lite0 weights; enables agreement on frames")
+    add("--i3d", metavar="FILE", help="I3D weights (see vidtok.eval.metrics.i3d); enables agreement on clips")
     add("--crops", type=int, default=4, metavar="N", help="number of clips to draw side by side (%(default)s)")
-    add("--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
+    add("--device", default="auto", help="device: auto (cuda if available), cpu, cuda, cuda:1, ...")
     common.add_precision(parser)
 
 

@@ -5,16 +5,21 @@
     vidtok eval generation MODEL k600/val --convention magvit-k600 --i3d FILE
     vidtok eval generation MODEL train.csv --root videos --i3d FILE --fid FILE --neighbors nearest.png
 
-FVD with I3D of Kinetics-400 (--i3d), FID of frames (--fid), and how often a trained recognizer (--head) sees the class
-that was asked for. The weights of the two networks aren't shipped: `python -m vidtok.eval.metrics.i3d --help` and
-`python -m vidtok.eval.metrics.inception --help` say how to get them. REAL is what `vidtok extract` takes: "digits", a
-folder, an annotation file; --split names the split. A convention sets frames, sizes and numbers: magvit-k600 (each clip
-continues 5 frames of a real clip of the same split; papers take the eval split, generate at 128 pixels and score at
-64), magvit-ucf, stylegan-v-2048x16, or plain, which scores clips as they are. --n-real, --n-fake and --folds change the
-numbers, and the result says so. --others is a split of other real clips: it gives the floor, which a perfect generator
-reaches, and the distance of reconstructions, which no generator on these tokens beats. --neighbors draws generated
-clips beside the real clips of --split with the nearest features, to find copies of training clips; the result has the
-distances, and with --others those of other real clips.
+The metrics are FVD with I3D trained on Kinetics-400 (--i3d), FID of frames (--fid), and how often a trained recognition
+head (--head) predicts the requested class. The weights of I3D and Inception are not shipped: `python -m
+vidtok.eval.metrics.i3d --help` and `python -m vidtok.eval.metrics.inception --help` explain how to get them.
+
+REAL is "digits", a folder or an annotation file; --split names the split.
+
+A convention sets frames, sizes and numbers of clips: magvit-k600 (each clip continues 5 frames of a real clip of the
+same split; papers use the eval split, generate at 128 pixels and score at 64), magvit-ucf, stylegan-v-2048x16, or
+plain, which scores clips as they are. --n-real, --n-fake and --folds override the numbers, which the result records.
+
+--others is a split of other real clips. It gives two reference distances: the floor, that of these real clips, which a
+perfect generator reaches; and that of their reconstructions, which no generator on these tokens can beat.
+
+--neighbors draws generated clips beside the real clips of --split with the nearest features, to detect copies of
+training clips. The result has the distances, and with --others also those of other real clips.
 """
 
 import argparse
@@ -27,23 +32,29 @@ from vidtok.cli.settings import SAMPLING
 
 def configure(parser: argparse.ArgumentParser) -> None:
     positive = common.positive
-    parser.add_argument("generator", metavar="MODEL", help="folder or hub id of a generator")
-    parser.add_argument("source", metavar="REAL", help="digits, a folder, or an annotation file")
-    parser.add_argument("--convention", default="plain", help="plain (default), magvit-k600, magvit-ucf, ...")
+    parser.add_argument("generator", metavar="MODEL", help="generator: folder or hub id")
+    parser.add_argument("source", metavar="REAL", help="real clips: digits, a folder or an annotation file")
+    parser.add_argument(
+        "--convention", default="plain", help="convention: plain (default), magvit-k600, magvit-ucf, ..."
+    )
     parser.add_argument("--root", help="folder of the videos (default: that of the annotation file)")
-    parser.add_argument("--split", help="split of the real clips (default: train, or all of a folder without it)")
+    parser.add_argument("--split", help="split of the real clips (default: train, or all of a folder without splits)")
     parser.add_argument("--others", metavar="SPLIT", help="split of other real clips, for floor and reconstructions")
     parser.add_argument("--label-column", metavar="NAME", help="csv column of the labels")
-    parser.add_argument("--n-real", type=positive(int), metavar="N", help="number of real clips (convention's)")
-    parser.add_argument("--n-fake", type=positive(int), metavar="N", help="number of generated clips of a fold")
+    parser.add_argument(
+        "--n-real", type=positive(int), metavar="N", help="number of real clips (default: the convention's)"
+    )
+    parser.add_argument(
+        "--n-fake", type=positive(int), metavar="N", help="generated clips per fold (default: the convention's)"
+    )
     parser.add_argument("--folds", type=positive(int), metavar="N", help="number of folds (default: the convention's)")
-    parser.add_argument("--i3d", metavar="WEIGHTS", help="I3D's weights, file or URL: measure FVD")
-    parser.add_argument("--fid", metavar="WEIGHTS", help="weights of FID's Inception, file or URL: measure FID")
-    parser.add_argument("--head", metavar="NAME", help="recognition head of tokens, codes or pixels: measure agreement")
-    parser.add_argument("--neighbors", metavar="PNG", help="picture of generated clips and the nearest real ones")
-    parser.add_argument("--tokenizer", metavar="NAME", help="the generator's tokenizer (default: by its name)")
-    parser.add_argument("--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
-    parser.add_argument("--batch", type=positive(int), default=8, help="number of clips at a time (%(default)s)")
+    parser.add_argument("--i3d", metavar="WEIGHTS", help="I3D weights, file or URL; enables FVD")
+    parser.add_argument("--fid", metavar="WEIGHTS", help="Inception weights, file or URL; enables FID")
+    parser.add_argument("--head", metavar="NAME", help="recognition head on tokens, codes or pixels; enables agreement")
+    parser.add_argument("--neighbors", metavar="PNG", help="picture of generated clips and their nearest real clips")
+    parser.add_argument("--tokenizer", metavar="NAME", help="tokenizer: name, folder or hub id (default: by its name)")
+    parser.add_argument("--device", default="auto", help="device: auto (cuda if available), cpu, cuda, cuda:1, ...")
+    parser.add_argument("--batch", type=positive(int), default=8, help="clips per batch (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (%(default)s)")
     for name, (kind, text) in SAMPLING.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)

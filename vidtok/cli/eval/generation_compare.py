@@ -1,13 +1,14 @@
-"""Train masked, autoregressive and diffusion generators with one transformer, equal data and equal training time.
+"""Compare masked, autoregressive and diffusion generators with equal transformers, data and training time.
 
     vidtok eval generation-compare data.features=tokens trainer.max_minutes=12 i3d=FILE recognizer=DIR run=runs/gen
-    vidtok eval generation-compare --config ...         # print the settings, and what each group offers
+    vidtok eval generation-compare --config ...         # print the settings and the options of each group
 
-All settings are hydra's: those of `vidtok train generator`, for all kinds alike, and kinds, training, steps, settings,
-real, n_real, n_fake, folds, i3d, recognizer (see configs/generation_compare.yaml). Diffusion is trained on latents, so
-data.features are those of `vidtok extract --features latents`; the language models take the signs. The run folder keeps
-every training run and every measurement; the same command again resumes. In the end it holds result.json (schema
-vidtok.eval.generation-compare/1), table.md, chart.png, and a picture of samples of each kind.
+Settings are hydra overrides: those of `vidtok train generator`, which apply to all kinds, and kinds, training, steps,
+settings, real, n_real, n_fake, folds, i3d and recognizer (see configs/generation_compare.yaml). data.features must be
+latents (`vidtok extract --features latents`): diffusion is trained on them, and the language models on their signs. The
+run folder keeps every training run and measurement, and the same command resumes an interrupted run. At the end the
+folder holds result.json (schema vidtok.eval.generation-compare/1), table.md, chart.png, and a picture of samples of
+each kind.
 """
 
 import argparse

@@ -2,19 +2,20 @@
 
     vidtok eval probe grid.csv --label-column command                    # logistic regression on hidden features
     vidtok eval probe droid.csv --group-column lab --input codes,hidden --pool grid4,mean --classifier knn
-    vidtok eval probe droid.csv --i3d FILE --backbone-weights FILE       # with I3D and tf_efficientnet_lite0 beside
-    vidtok eval probe droid.csv --i3d FILE --recon                       # I3D's features of the decoded clips
+    vidtok eval probe droid.csv --i3d FILE --backbone-weights FILE       # also I3D and tf_efficientnet_lite0
+    vidtok eval probe droid.csv --i3d FILE --recon                       # I3D features of reconstructions
     vidtok eval probe rt1.csv --group-column scene --folds 5 --repeats 3 # folds over train and val
-    vidtok eval probe rt1.csv --test-source rt1-test.csv --split test    # one split, kept back
+    vidtok eval probe rt1.csv --test-source rt1-test.csv --split test    # a held-out test split
     vidtok eval probe digits --size 64 --protocol 17x1x1x1 --train-clips 900 --test-clips 450
     vidtok eval probe --features train.parquet --test-features val.parquet
-    vidtok eval probe droid.csv --group-column lab --features droid.parquet    # the csv is read for the groups only
+    vidtok eval probe droid.csv --group-column lab --features droid.parquet    # the csv only provides groups
 
-Features are computed on the fly, or read from the files of `vidtok extract`. They are pooled and standardized. C and k
-come from cross-validation on the training clips alone, by group where --group-column names one; accuracies at all of
-them are shown. Beside the inputs stand pixels and frozen references under the same pooling, the majority class and
-shuffled frames. A whole set with fewer than 300 test clips is tested in 5 folds, 3 times. For an attentive probe on the
-whole grid, train a head: `vidtok eval finetune head=attentive`.
+Features are computed on the fly or read from files of `vidtok extract`. They are pooled and standardized. The
+hyperparameters, C of logistic regression and k of kNN, are selected by cross-validation on the training clips alone,
+with whole groups if --group-column is given. The accuracies at all values are printed. For comparison the table has
+pixels and frozen reference networks under the same pooling, the majority class, and shuffled frames. A set with fewer
+than 300 test clips is tested by 5-fold cross-validation, 3 times. For an attentive probe on the whole grid, train a
+head: `vidtok eval finetune head=attentive`.
 """
 
 import argparse
@@ -26,36 +27,49 @@ from vidtok.cli.eval import add_result, arguments, write_result
 
 def configure(parser: argparse.ArgumentParser) -> None:
     positive = common.positive
-    parser.add_argument("source", nargs="?", metavar="SOURCE", help="csv or json of annotations, folder, or digits")
+    parser.add_argument("source", nargs="?", metavar="SOURCE", help="csv or json of annotations, folder or digits")
     add_source(parser)
-    parser.add_argument("--group-column", metavar="NAME", help="csv column of groups that cross-validation keeps whole")
-    parser.add_argument("--test-source", metavar="SOURCE", help="annotations of the test split, where in another file")
+    parser.add_argument("--group-column", metavar="NAME", help="csv column of groups that folds don't split")
+    parser.add_argument("--test-source", metavar="SOURCE", help="annotations of the test split, if in another file")
     parser.add_argument(
-        "--features", metavar="PATH", help="extracted features of the training clips; SOURCE then gives the groups only"
+        "--features", metavar="PATH", help="extracted features of the training clips; SOURCE then only provides groups"
     )
     parser.add_argument("--test-features", metavar="PATH", help="extracted features of the test clips (default: same)")
     parser.add_argument("--train-split", default="train", metavar="NAME", help="name of the training split (train)")
     parser.add_argument("--split", metavar="NAME", help="name of the test split (val)")
-    parser.add_argument("--folds", type=int, metavar="K", help="folds over both splits; 0, test on one split")
-    parser.add_argument("--repeats", type=int, default=3, metavar="R", help="divisions into folds (%(default)s)")
-    parser.add_argument("--train-clips", type=positive(int), metavar="N", help="largest number of training clips")
-    parser.add_argument("--test-clips", type=positive(int), metavar="N", help="largest number of test clips")
-    inputs = "one or more of hidden (default), latents, codes, pixels, recon, i3d, frames, separated by commas"
-    parser.add_argument("--input", default="hidden", metavar="NAMES", help=inputs)
-    parser.add_argument("--i3d", metavar="WEIGHTS", help="I3D's weights, file or URL: adds the input i3d")
-    parser.add_argument("--backbone", metavar="NAME", help="timm's image classifier: adds the input frames")
+    parser.add_argument("--folds", type=int, metavar="K", help="folds over both splits; 0, use the test split")
     parser.add_argument(
-        "--backbone-weights", metavar="FILE", help="its weights (default: timm's download); adds it, too"
+        "--repeats", type=int, default=3, metavar="R", help="number of divisions into folds (%(default)s)"
+    )
+    parser.add_argument("--train-clips", type=positive(int), metavar="N", help="maximum number of training clips")
+    parser.add_argument("--test-clips", type=positive(int), metavar="N", help="maximum number of test clips")
+    inputs = "inputs, separated by commas: hidden (default), latents, codes, pixels, recon, i3d, frames"
+    parser.add_argument("--input", default="hidden", metavar="NAMES", help=inputs)
+    parser.add_argument("--i3d", metavar="WEIGHTS", help="I3D weights, file or URL; adds the input i3d")
+    parser.add_argument("--backbone", metavar="NAME", help="image classifier of timm; adds the input frames")
+    parser.add_argument(
+        "--backbone-weights",
+        metavar="FILE",
+        help="weights of --backbone (default: timm's download); also adds the input frames",
     )
     parser.add_argument("--recon", action="store_true", help="compute i3d and frames on reconstructed clips")
-    pools = "one or more of mean, time (space is averaged), grid2, grid4 (default; 4x4 cells and 4 times), all"
+    pools = (
+        "poolings, separated by commas: mean, time (mean over space), grid2, grid4 (default; 4x4 cells x 4 times), all"
+    )
     parser.add_argument("--pool", default="grid4", metavar="NAMES", help=pools)
-    parser.add_argument("--classifier", default="logistic", help="logistic (default) or knn")
-    parser.add_argument("--protocol", default="17x4x1x1", metavar="FxSxSxC", help="clips of a video (%(default)s)")
+    parser.add_argument("--classifier", default="logistic", help="classifier: logistic (default) or knn")
+    parser.add_argument(
+        "--protocol",
+        default="17x4x1x1",
+        metavar="FxSxSxC",
+        help="sampling of clips, frames x stride x segments x crops (%(default)s)",
+    )
     parser.add_argument(
         "--size", type=positive(int), default=128, metavar="PIXELS", help="center-crop size in pixels (%(default)s)"
     )
-    parser.add_argument("--fps", type=positive(float), help="frame rate that the stride counts (default: native)")
+    parser.add_argument(
+        "--fps", type=positive(float), help="frame rate in which the stride is counted (default: native)"
+    )
     parser.add_argument("--workers", type=int, default=0, help="number of decoding processes (%(default)s)")
     common.add_model(parser)
     add_result(parser)

@@ -4,9 +4,10 @@
     vidtok eval reconstruction videos/ --json result.json --split val
     vidtok eval reconstruction videos/ --lpips vgg16.pth --i3d i3d.safetensors
 
-PSNR (also of the block-mean baseline of the same token grid), SSIM, visibility of block edges, bits per pixel and use
-of the codebook; LPIPS and rFVD where their weights are given. One clip per file: the first --frames frames, short side
---size, center crop to a square. A clip that can't be read, or is too short, counts as failed; no other takes its place.
+The metrics are PSNR (also of the block-mean baseline on the same token grid), SSIM, visibility of block edges, bits per
+pixel and codebook usage, and LPIPS and rFVD if their weights are given. One clip is used per file: the first --frames
+frames, resized to short side --size and center-cropped to a square. Clips that can't be read or are too short count as
+failed, and are not replaced.
 """
 
 import argparse
@@ -20,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     common.add_model(parser)
     common.add_precision(parser)
     positive = common.positive
-    parser.add_argument("--frames", type=positive(int), default=17, help="number of frames of a clip (%(default)s)")
+    parser.add_argument("--frames", type=positive(int), default=17, help="frames per clip (%(default)s)")
     parser.add_argument(
         "--size", type=positive(int), default=128, metavar="PIXELS", help="center-crop size in pixels (%(default)s)"
     )
@@ -28,11 +29,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clips", type=positive(int), metavar="N", help="number of files, evenly spread over all (default: all)"
     )
-    parser.add_argument("--split", metavar="NAME", help="name of the split, for the record")
-    parser.add_argument("--lpips", metavar="FILE", help="torchvision's VGG16 or AlexNet weights: measure LPIPS")
+    parser.add_argument("--split", metavar="NAME", help="name of the split, recorded in the result")
+    parser.add_argument("--lpips", metavar="FILE", help="torchvision's VGG16 or AlexNet weights; enables LPIPS")
     parser.add_argument("--lpips-net", choices=["vgg", "alex"], default="vgg", help="network of --lpips (%(default)s)")
-    parser.add_argument("--i3d", metavar="FILE", help="I3D weights (see vidtok.eval.metrics.i3d): measure rFVD")
-    parser.add_argument("--batch-size", type=positive(int), default=1, help="number of clips at a time (%(default)s)")
+    parser.add_argument("--i3d", metavar="FILE", help="I3D weights (see vidtok.eval.metrics.i3d); enables rFVD")
+    parser.add_argument("--batch-size", type=positive(int), default=1, help="clips per batch (%(default)s)")
     add_result(parser)
 
 
