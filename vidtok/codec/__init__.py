@@ -1,8 +1,8 @@
-"""Compressed video: tokens of a tokenizer, entropy-coded, in one file that can be streamed, sought and salvaged."""
+"""Compressed video: entropy-coded tokens in one file, which supports streaming, seeking and salvaging."""
 
 from importlib import import_module
 
-# name -> its module, loaded on first use: who reads tokens alone (`vidtok.TokenDataset`) needs no network
+# name -> its module, imported on first use, because reading tokens (`vidtok.TokenDataset`) needs no network
 _HOME = {
     "CodecError": "container",
     "CompressionStats": "encode",

@@ -38,18 +38,18 @@ MAGIC = b"\x89VTK\r\n\x1a\n"
 VERSION = 1
 MAX_HEADER = 1 << 16  # bytes
 MAX_SIDE = 1 << 15  # pixels
-MAX_BITS = 60  # of a token
+MAX_BITS = 60  # bits of a token
 MAX_CHUNK_TOKENS = 1 << 22  # 32 latents of 4K video
 MAX_CHUNK_FRAMES = 1 << 16
 MAX_TICK = 1 << 60
-MAX_TIME_BASE = (1 << 31) - 1  # of numerator and denominator, as in FFmpeg
+MAX_TIME_BASE = (1 << 31) - 1  # largest numerator and denominator, as in FFmpeg
 MIN_FPS, MAX_FPS = 1e-6, 1e9
 
 _PREFIX = struct.Struct("<8sHII")
 _CHUNK = struct.Struct("<4s5II")
 _BLOCK = struct.Struct("<4sII")
 _END = struct.Struct("<Q4s")
-CHUNK_BYTES = _CHUNK.size  # of a chunk without its times and tokens
+CHUNK_BYTES = _CHUNK.size  # size of a chunk without its times and tokens
 
 
 class CodecError(UserError):
@@ -69,19 +69,19 @@ class Header:
     """Properties of a compressed video, stored before its first chunk.
 
     Attributes:
-        model: name of the tokenizer; weight_hash: of its weights (`VideoTokenizer.weight_hash`).
-        precision: of the networks that encoded, "fp32" or "bf16".
-        bits: of a token; levels: bits per encoder channel (residual LFQ), else 1.
+        model: name of the tokenizer; weight_hash: hash of its weights (`VideoTokenizer.weight_hash`).
+        precision: precision of the encoder, "fp32" or "bf16".
+        bits: bits per token; levels: bits per encoder channel with residual LFQ, else 1.
         stride: pixels per token in (time, height, width).
         entropy: name of the entropy model, see `vidtok.codec.entropy`.
-        prior: hash of the tokenizer's prior that predicted (`vidtok.codec.prior`); None, left out: no weights did.
+        prior: hash of the prior that was used (`vidtok.codec.prior`); None (not stored): an entropy model without one.
         chunk_latents: latent frames of every chunk but the last.
-        size: (height, width) of the frames in pixels. At the right and the bottom they are padded to whole tokens by
-            repetition, which decoding cuts off.
+        size: (height, width) of the frames in pixels. Encoding pads them to whole tokens at the right and the bottom by
+            repeating pixels; decoding crops the padding.
         fps: mean frames per second. time_base: seconds per tick as (numerator, denominator).
-        tile: side of the spatial tiles that encoded in pixels, or None, whole frames.
-        source: of the video that was compressed: name, size, fps, and where it states them matrix, range, primaries and
-            transfer of its color and the aspect of its pixels. Frames come back as RGB of square samples.
+        tile: side in pixels of the spatial tiles that were encoded; None, whole frames.
+        source: properties of the source video: name, size, fps and, if the file states them, color matrix, range,
+            primaries, transfer and pixel aspect ratio. Decoded frames are RGB with square pixels.
     """
 
     model: str
@@ -101,21 +101,21 @@ class Header:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens."""
+        """Number of rows and columns of tokens."""
         return -(-self.size[0] // self.stride[1]), -(-self.size[1] // self.stride[2])
 
     @property
     def max_tokens_bytes(self) -> int:
-        """Most bytes of one chunk's tokens: no probability is below 2^-16, so no bit costs more than 16."""
+        """Upper bound of the bytes of one chunk's tokens: no probability is below 2^-16, so a bit costs at most 16."""
         return 2 * self.chunk_latents * math.prod(self.grid) * self.bits + 64
 
     def frames_of(self, chunk: int, latents: int) -> int:
-        """Frames of a chunk without padding."""
+        """Return the number of frames of a chunk that isn't padded."""
         return self.stride[0] * latents - (self.stride[0] - 1 if chunk == 0 else 0)
 
 
 class Chunk(NamedTuple):
-    """One chunk as stored.
+    """A chunk as it is stored.
 
     Attributes:
         number: from 0.
@@ -131,7 +131,7 @@ class Chunk(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One chunk in the index: offset in the file in bytes, number of latent frames and frames, tick of the first."""
+    """Index entry of a chunk: offset in the file in bytes, number of latent frames and frames, tick of the first."""
 
     offset: int
     latents: int
@@ -140,15 +140,15 @@ class Entry(NamedTuple):
 
 
 def pack_ticks(ticks: np.ndarray) -> bytes:
-    """Compress int64 times [frames]."""
+    """Compress the ticks of a chunk, int64 [frames]."""
     return zlib.compress(np.diff(ticks, n=2, prepend=[0, 0]).astype("<i8").tobytes(), 9)
 
 
 def unpack_ticks(data: bytes, frames: int) -> np.ndarray:
-    """Invert `pack_ticks`, in memory bounded by the number of frames: int64 [frames].
+    """Invert `pack_ticks` in memory bounded by the number of frames; return int64 [frames].
 
     Raises:
-        ValueError: the data is not that of so many ticks that ascend within 0 .. `MAX_TICK`.
+        ValueError: the data doesn't hold this number of ticks, ascending within 0 .. `MAX_TICK`.
     """
     stream = zlib.decompressobj()
     try:
@@ -165,7 +165,7 @@ def unpack_ticks(data: bytes, frames: int) -> np.ndarray:
 
 
 class ContainerWriter:
-    """Write a file chunk by chunk: whatever is complete can be read at any time.
+    """Writer of a file, chunk by chunk. Complete chunks can be read before the file is finished.
 
     Args:
         file: opened for writing in binary; seeking isn't needed.
@@ -178,7 +178,7 @@ class ContainerWriter:
     def __init__(self, file: BinaryIO, header: Header):
         values = {name: value for name, value in asdict(header).items() if (name, value) != ("prior", None)}
         data = json.dumps(values, allow_nan=False, separators=(",", ":")).encode()
-        _parse_header(data)  # nothing is written that would be refused when read
+        _parse_header(data)  # so that every file that is written can be read
         self._file, self._offset, self.entries = file, 0, list[Entry]()
         self._write(_PREFIX.pack(MAGIC, VERSION, len(data), zlib.crc32(data)) + data)
 
@@ -202,7 +202,7 @@ class ContainerWriter:
 
     @property
     def expected_bytes(self) -> int:
-        """Size of the file with an index for one more chunk, to a few bytes."""
+        """Size of the file once it has an index with one more chunk, to within a few bytes."""
         entry = len(json.dumps([self._offset, *4 * [MAX_CHUNK_FRAMES]]))
         return self._offset + _BLOCK.size + _END.size + len('{"chunks":[]}') + (len(self.entries) + 1) * entry
 
@@ -217,12 +217,12 @@ class ContainerWriter:
 
 
 class ContainerReader:
-    """Read a file: header and index at once, chunks as they are asked for.
+    """Reader of a file: reads header and index when it is created, chunks on request.
 
     Args:
         file: opened for reading in binary, seekable.
-        name: of the file in errors.
-        salvage: search the chunks in order instead of using the index, and leave out damaged ones.
+        name: name of the file in error messages.
+        salvage: scan the file for chunks instead of using the index, and leave out damaged ones.
 
     Attributes:
         header: the `Header`.
@@ -286,7 +286,7 @@ class ContainerReader:
             raise CodecError(f"{self._name}: the header is not valid: {error}") from error
 
     def _read_index(self) -> dict[int, Entry]:
-        """Entries of the index. Raises ValueError if there is no valid one."""
+        """Read the entries of the index. Raises ValueError if there is no valid index."""
         offset, tag = _END.unpack(self._at(max(self._size - _END.size, 0), _END.size))
         if tag != b"VTKE" or not self._chunks_at <= offset <= self._size - _END.size - _BLOCK.size:
             raise ValueError("there is no index at the end")
@@ -308,7 +308,7 @@ class ContainerReader:
         )
 
     def _check_index(self, index: object, end: int) -> dict[int, Entry]:
-        """Entries as parsed from JSON. Raises ValueError unless they are chunks one after the other."""
+        """Check an index parsed from JSON. Raises ValueError unless its chunks are complete and in order."""
         rows = index.get("chunks") if isinstance(index, dict) else None
         if not isinstance(rows, list) or not rows:
             raise ValueError("the index holds no chunks")
@@ -333,7 +333,7 @@ class ContainerReader:
             raise ValueError("it states no frames")
 
     def _read_chunk(self, offset: int) -> Chunk:
-        """The chunk at an offset. Raises ValueError for one that is damaged."""
+        """Read the chunk at an offset. Raises ValueError if it is damaged."""
         tag, number, latents, frames, time_bytes, token_bytes, crc = _CHUNK.unpack(self._at(offset, _CHUNK.size))
         if tag != b"CHNK":
             raise ValueError("it doesn't begin as a chunk does")
@@ -346,21 +346,21 @@ class ContainerReader:
         return Chunk(number, latents, unpack_ticks(data[:time_bytes], frames), data[time_bytes:])
 
     def _scan(self) -> dict[int, Entry]:
-        """Every good chunk, found without the index."""
+        """Find all undamaged chunks without the index."""
         entries: dict[int, Entry] = {}
         for offset in self._find_tags():
             try:
                 chunk = self._read_chunk(offset)
             except ValueError:
                 continue
-            # Chunks come in order, and inserted copies don't count. All numbers before one are listed as damaged, so
-            # that a number has to be one that a file of this size can have.
+            # Numbers must ascend, so that inserted copies are ignored. A number must also be possible in a file of this
+            # size, because all missing numbers before it are listed as damaged.
             if max(entries, default=-1) < chunk.number <= self._size // _CHUNK.size:
                 entries[chunk.number] = Entry(offset, chunk.latents, len(chunk.ticks), int(chunk.ticks[0]))
         return entries
 
     def _find_tags(self, block: int = 1 << 20) -> Iterator[int]:
-        """Offsets of everything that begins as a chunk does."""
+        """Yield the offset of every occurrence of a chunk's tag."""
         for start in range(self._chunks_at, self._size, block):
             data = self._at(start, min(block + 3, self._size - start))
             place = data.find(b"CHNK")
@@ -378,7 +378,7 @@ class ContainerReader:
         return data
 
     def bad_chunk(self, number: int, error: Exception) -> CodecError:
-        """The error for a chunk that can't be decoded."""
+        """Return the error for a chunk that can't be decoded."""
         return CodecError(
             f"{self._name}: chunk {number} of {len(self.entries)} is damaged ({error}): --salvage decodes the others",
             number,

@@ -25,7 +25,7 @@ from vidtok.files import validate_output
 from vidtok.hub import list_shipped
 from vidtok.tokenizer import VideoTokenizer
 
-WARM_UP = 16  # latents that are decoded before the first one wanted; no shipped decoder looks back further
+WARM_UP = 16  # latents that are decoded before the requested ones; no shipped decoder looks back further
 
 
 def decompress(
@@ -49,14 +49,14 @@ def decompress(
         source: a path, or a binary file opened for reading, seekable.
         output: .mp4, .mov, .mkv, .gif or .png, written with the times of the frames (.gif: at the mean rate); None,
             return the frames.
-        model: the tokenizer that made the file, as of `compress`; None, the shipped one that the file names.
-        prior: file of the prior by which the file was compressed; None, the shipped one that the file names.
-        start, end: seconds of the part to decode, counted from the first frame; end None, to the last one. Only its
-            chunks are read, and those before it that the decoder looks back to.
-        salvage: decode the good chunks of a damaged or unfinished file, and warn of what is missing.
-        tile: side of spatial tiles in pixels; None, as they were encoded.
-        device, precision, force: as of `compress`.
-        progress: called with the number of frames of each piece that was decoded.
+        model: the tokenizer that made the file, as in `compress`; None, the shipped one that the file names.
+        prior: file of the prior that the file was compressed with; None, the shipped one that the file names.
+        start, end: range to decode, in seconds from the first frame; end None, to the last frame. Only the chunks of
+            the range are read, and earlier ones that the decoder looks back to.
+        salvage: decode the undamaged chunks of a damaged or unfinished file, and warn about missing ones.
+        tile: side of spatial tiles in pixels; None, the tiles that were encoded.
+        device, precision, force: as in `compress`.
+        progress: called with the number of frames of each decoded piece.
 
     Returns:
         float32 [1, 3, T, H, W] in [-1, 1]; with `output`, the number of frames written.
@@ -64,7 +64,7 @@ def decompress(
     Raises:
         CodecError: the file is not a `.vtk` file, damaged or cut off; the message names the chunk.
         UserError: the output exists or can't be written, or a package or the model that made the file is missing.
-        ValueError: another model than made the file, no frames in the part, or an illegal argument.
+        ValueError: the model isn't the one that made the file, the range has no frames, or an illegal argument.
     """
     if not (start >= 0 and (end is None or end > start)):
         raise ValueError(f"want 0 <= start < end, not start={start} and end={end}")
@@ -101,7 +101,7 @@ def decompress(
 
 
 class _Frames:
-    """Decode the frames of a file, with their ticks."""
+    """Decoder of a file, which yields frames with their ticks."""
 
     def __init__(
         self, reader: ContainerReader, decode: Callable, tokenizer: VideoTokenizer, tile: int | None, salvage: bool
@@ -110,7 +110,7 @@ class _Frames:
         self._tile, self._salvage = tile, salvage
 
     def between(self, start: float, end: float | None, base: Fraction) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """Yield [1, 3, n, H, W] with ticks [n] of the frames from `start` to before `end`, in seconds."""
+        """Yield the frames of start <= time < end (seconds): [1, 3, n, H, W] with their ticks [n]."""
         entries = self._reader.entries
         shown = [number for number, entry in entries.items() if end is None or float(entry.first_tick * base) < end]
         begin = max((number for number in shown if float(entries[number].first_tick * base) <= start), default=0)
@@ -144,12 +144,12 @@ class _Frames:
     def _decode_run(
         self, run: Iterator[tuple[Chunk, np.ndarray]], start: float, base: Fraction
     ) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """Frames of chunks that follow each other, without padding, and their ticks.
+        """Decode consecutive chunks: yield their frames without padding, and the frames' ticks.
 
-        Of the first chunk, latents are left out that the decoder doesn't look back to from `start`, in seconds.
+        Latents of the first chunk that the decoder doesn't need for frames from `start` on (seconds) are skipped.
         """
         header = self._reader.header
-        ticks = np.zeros(0, np.int64)  # of frames that are still to come
+        ticks = np.zeros(0, np.int64)  # ticks of frames that have not been decoded yet
         first = True
 
         def ids() -> Iterator[Tensor]:
@@ -162,7 +162,7 @@ class _Frames:
                     if skipped:
                         shown = shown[header.frames_of(chunk.number, skipped) :]
                     if chunk.number or skipped:
-                        # The first latent of a stream gives one frame, which is left out; all others are complete.
+                        # The first latent of a stream decodes to one frame, which is dropped; all others are complete.
                         tokens = np.concatenate([tokens[skipped : skipped + 1], tokens[skipped:]])
                         ticks = np.array([-1])
                 first = False
@@ -178,7 +178,7 @@ class _Frames:
 
 
 def _consecutive(chunks: Iterator[tuple[Chunk, np.ndarray]]) -> Iterator[Iterator[tuple[Chunk, np.ndarray]]]:
-    """Split at gaps. A run must be used up before the next one."""
+    """Split chunks into runs without gaps. A run must be exhausted before the next one is requested."""
     waiting = next(chunks, None)
 
     def run() -> Iterator[tuple[Chunk, np.ndarray]]:
@@ -197,7 +197,7 @@ def _consecutive(chunks: Iterator[tuple[Chunk, np.ndarray]]) -> Iterator[Iterato
 def _cut(
     pieces: Iterator[tuple[Tensor, np.ndarray]], start: float, end: float | None, base: Fraction
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Keep the frames from `start` to before `end`, in seconds."""
+    """Keep the frames of start <= time < end, in seconds."""
     for video, ticks in pieces:
         seconds = np.array([float(tick * base) for tick in ticks.tolist()])
         keep = (seconds >= start) & (seconds < (math.inf if end is None else end))
@@ -208,10 +208,10 @@ def _cut(
 def _tokenizer_of(
     header: Header, name: str, model: str | VideoTokenizer | None, device: str, precision: str, tile: int | None
 ) -> VideoTokenizer:
-    """Return the tokenizer of a file. Raises ValueError for another one."""
+    """Return the tokenizer of a file. Raises ValueError if the given one didn't make the file."""
     made = f"{name}: made by {header.model!r} with weights {header.weight_hash}"
     if model is None:
-        # A name in a file must not make anybody download what it names.
+        # Names come from untrusted files, so only shipped models are loaded by name, and nothing is downloaded.
         if header.model not in list_shipped():
             raise UserError(f"{made}, which vidtok doesn't ship: give that model")
         model = header.model

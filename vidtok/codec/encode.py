@@ -1,7 +1,7 @@
 """Compress videos to files of entropy-coded tokens, in memory independent of their length.
 
-Three layers that know nothing of each other: the tokenizer makes ids, an entropy model (`vidtok.codec.entropy`) makes
-bytes of them, and the container (`vidtok.codec.container`) stores these in chunks.
+There are three independent layers: the tokenizer encodes frames to ids, an entropy model (`vidtok.codec.entropy`) codes
+ids as bytes, and the container (`vidtok.codec.container`) stores the bytes in chunks.
 """
 
 import math
@@ -48,7 +48,7 @@ from vidtok.streaming import encode_tiles, pad_chunks
 from vidtok.tokenizer import VideoTokenizer
 
 CHUNK = 64  # latents
-QUALITIES = [100.0, *np.geomspace(97, 1, 31).round(1).tolist()]  # that `bpp` chooses among
+QUALITIES = [100.0, *np.geomspace(97, 1, 31).round(1).tolist()]  # candidates for `bpp`
 HALF = 0.25  # threshold of quality 50, in units of the latents
 
 Report = Callable[[int], None]
@@ -59,10 +59,10 @@ class CompressionStats:
     """Sizes and duration of one compression.
 
     Attributes:
-        frames, chunks: number of them in the file.
-        tokens: number of tokens, with those of padding.
-        bytes: size of the file. token_bytes: of the coded tokens in it.
-        raw_bytes: size of the tokens as packed bits, without container.
+        frames, chunks: number of frames and chunks in the file.
+        tokens: number of tokens, including those of padding.
+        bytes: size of the file. token_bytes: size of its coded tokens.
+        raw_bytes: size of the tokens as packed bits, without the container.
         pixels: number of pixels of all frames, without padding.
         quality: mean over chunks.
         seconds: wall-clock time.
@@ -110,7 +110,7 @@ def compress(
 ) -> CompressionStats:
     """Compress a video to a `.vtk` file, see `vidtok.codec.container` for its format.
 
-    The file grows chunk by chunk. Where the process is killed, `decompress` with `salvage` gives what was complete.
+    The file is written chunk by chunk. If the process is killed, `decompress` with `salvage` decodes complete chunks.
 
     Args:
         video: a file; or float [1, 3, T, H, W] in [-1, 1] of any length and size.
@@ -118,20 +118,19 @@ def compress(
         model: shipped name, folder or hub id of a tokenizer; or a loaded one, which brings its device and precision.
         entropy: "adaptive"; "prior", which takes fewer bytes and more time; or "raw" for packed bits.
         prior: file of the prior of a tokenizer that isn't shipped; None, the shipped one.
-        quality: above 0 and at most 100, which keeps the tokens as they are. Below, the bits of a token stay those of
-            one latent before while the latent is near zero: fewer bits with "adaptive", which codes changes. Of LFQ
-            tokenizers only.
-        bpp: bits per pixel of the file that are not to be exceeded; each chunk gets the best quality that fits. Pixels
-            are those of the frames that are coded, after `size` and `fps`. None, `quality` holds.
+        quality: above 0, at most 100. 100 keeps the tokens unchanged. Below 100, a bit is copied from the previous
+            latent where the latent's value is near zero, since "adaptive" codes changes. For LFQ tokenizers only.
+        bpp: upper bound of the file's bits per pixel; each chunk gets the best quality that fits. Pixels are those of
+            the coded frames, after `size` and `fps`. None, `quality` applies.
         size: short side to resize a file to, in pixels; None, native.
-        fps: frames per second to resample a file to; None, native. Of a tensor, the rate that it has (None: 30).
-        max_frames: stop after so many.
+        fps: frames per second to resample a file to; None, native. For a tensor, its frame rate (None: 30).
+        max_frames: largest number of frames; None, all.
         tile: side of spatial tiles in pixels, for frames too large for memory.
-        chunk_latents: latents per chunk. Chunks are coded independently: longer ones take fewer bytes,
-            in shorter ones seeking is faster.
-        reader, on_error: see `vidtok.datasets.open_video`; "keep" warns of what is damaged.
-        device, precision: as of `VideoTokenizer.from_pretrained`; device "auto" is a GPU where there is one.
-        force: overwrite a path that exists.
+        chunk_latents: latents per chunk. Chunks are coded independently: long chunks take fewer bytes, short chunks
+            make seeking faster.
+        reader, on_error: see `vidtok.datasets.open_video`; "keep" warns about damage.
+        device, precision: as in `VideoTokenizer.from_pretrained`; device "auto" is a GPU if there is one.
+        force: overwrite an existing path.
         progress: called with the number of frames of each piece that was read.
 
     Returns:
@@ -139,9 +138,9 @@ def compress(
 
     Raises:
         ValueError: an illegal argument.
-        UserError: the output exists or can't be written, another entropy model than "raw" is chosen without the package
-            constriction, or no prior is at hand.
-        VideoError: the video can't be read. A path that was begun is removed; an open file is left as it is.
+        UserError: the output exists or can't be written, there is no prior, or the package constriction is missing,
+            which all entropy models but "raw" need.
+        VideoError: the video can't be read. An incomplete file at a path is removed; an open file is left as it is.
     """
     began = time.monotonic()
     validate_entropy(entropy)
@@ -179,7 +178,7 @@ def compress(
             tokens, token_bytes, qualities = 0, 0, []
             grids = _encode(tokenizer, source, tile, held)
             for number, grid in enumerate(_regroup(grids, header.chunk_latents)):
-                # The encoder reads ahead; only the last frames of the video are followed by padding.
+                # The encoder reads ahead, so only the last chunk, which is padded, ends at `source.frames`.
                 first, latents = writer.frames, grid.shape[-3]
                 ticks = source.ticks(first, min(first + header.frames_of(number, latents), source.frames))
                 budget = None
@@ -216,7 +215,7 @@ def compress(
 
 
 class FileSource:
-    """Iterate over a video file: float32 [1, 3, any, H, W] in [-1, 1].
+    """Source of frames from a video file: iterates over float32 [1, 3, any, H, W] in [-1, 1].
 
     The arguments are those of `vidtok.extraction.videos.Source`.
 
@@ -224,7 +223,7 @@ class FileSource:
         frames: number of frames read so far.
         size: (height, width) in pixels.
         fps: mean frames per second.
-        time_base: seconds per tick; every frame is shown at a whole number of ticks.
+        time_base: seconds per tick; the time of every frame is a whole number of ticks.
         description: properties of the file, for `Header.source`.
     """
 
@@ -250,7 +249,7 @@ class FileSource:
 
     @property
     def error(self) -> VideoError | None:
-        """Damage of a video that is read with on_error="keep"; None, none so far."""
+        """Error of a damaged video that is read with on_error="keep"; None if there was none so far."""
         return self._source.stream.error
 
     @property
@@ -258,7 +257,7 @@ class FileSource:
         return self._source.frames
 
     def ticks(self, start: int, end: int) -> np.ndarray:
-        """Ticks of frames start .. end, int64 [end - start], ascending; call for consecutive ranges, in order."""
+        """Return the ticks of frames start .. end, int64 [end - start], ascending. Call it for consecutive ranges."""
         seconds = self._source.stream.timestamps[start:end]
         ticks = np.rint(seconds * self.time_base.denominator / self.time_base.numerator).astype(np.int64)
         order = np.arange(len(ticks))
@@ -274,7 +273,7 @@ class FileSource:
 
 
 class TensorSource:
-    """Iterate over a clip, float [1, 3, T, H, W] in [-1, 1] of any length and size, at a constant rate.
+    """Source of frames from a clip, float [1, 3, T, H, W] in [-1, 1] of any length and size, at a constant rate.
 
     The attributes are those of `FileSource`.
 
@@ -309,7 +308,7 @@ class TensorSource:
 
 
 def _describe(path: Path) -> tuple[dict, Fraction | None]:
-    """Return the file's name with the color and aspect that it states, and the time base of its video or None."""
+    """Return (name, color properties and pixel aspect ratio as far as the file states them; time base or None)."""
     container, stream = open_container(path)
     with container:
         context = stream.codec_context
@@ -344,10 +343,10 @@ def _encode(tokenizer: VideoTokenizer, frames: Iterable[Tensor], tile: int | Non
         int64 ids [any, h, w]; with `latents`, float32 [D, any, h, w] before quantization, D encoder channels.
 
     Raises:
-        MemoryError: a chunk can't fit the memory at hand; with tiles this isn't checked.
+        MemoryError: a chunk doesn't fit into the available memory; not checked with tiles.
     """
     quantizer = tokenizer.quantizer
-    states: defaultdict[int, State] = defaultdict(dict)  # of each tile
+    states: defaultdict[int, State] = defaultdict(dict)  # by number of the tile
     for chunk in pad_chunks(frames, tokenizer.stride):
         check_video(chunk, tokenizer.stride, any_length=True)
         chunk = chunk.to(tokenizer.device)
@@ -360,7 +359,7 @@ def _encode(tokenizer: VideoTokenizer, frames: Iterable[Tensor], tile: int | Non
 
 
 def _tile_encoder(tokenizer: VideoTokenizer, states: defaultdict[int, State]) -> Callable[[Tensor], Tensor]:
-    """Return a function for the tiles of one chunk in order, which go on from the states of their places."""
+    """Return a function that encodes the tiles of one chunk in order, each with the state of its position."""
     place = count()
     return lambda part: tokenizer.encode_chunk(part, states[next(place)])
 
@@ -371,12 +370,12 @@ def _code(
     """Code a chunk.
 
     Args:
-        grid: of `_encode`.
-        quality: of latents, without a budget. budget: most bytes; the best of `QUALITIES` that fits is found by
-            bisection, or else it is the lowest.
+        grid: output of `_encode`.
+        quality: quality of latents without a budget. budget: largest number of bytes; the best of `QUALITIES` that fits
+            is found by bisection, or the lowest is taken if none fits.
 
     Returns:
-        Coded tokens, and the quality.
+        (coded tokens, their quality).
     """
 
     @cache
@@ -444,7 +443,7 @@ def _make_header(
 
 
 def loaded(model: str | VideoTokenizer, device: str, precision: str, tile: int | None) -> tuple[VideoTokenizer, str]:
-    """Load a tokenizer, or take one that is loaded; return it with its precision."""
+    """Load a tokenizer unless it is loaded already; return (tokenizer, precision)."""
     if isinstance(model, VideoTokenizer):
         return model, "bf16" if model.dtype == torch.bfloat16 else "fp32"
     return load_tokenizer(model, device, precision, tile), precision

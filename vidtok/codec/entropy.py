@@ -1,20 +1,20 @@
-"""Code the tokens of a chunk as bytes, without loss: entropy models.
+"""Entropy models: lossless coding of the tokens of a chunk as bytes.
 
 raw       packed bits, lowest bit first: ceil(bits * tokens / 8) bytes
 adaptive  u32 words of constriction's range coder with the probabilities of `ContextMixer`, which learns within the
-          chunk: no weights are needed
-prior     u32 CRC32 of the ids as int64, then as adaptive, with a `vidtok.codec.prior.Prior` that predicts every bit,
-          too, and two contexts of longer history
+          chunk and needs no weights
+prior     u32 CRC32 of the ids as int64, then as adaptive, with a `vidtok.codec.prior.Prior` as a further predictor of
+          every bit, and two contexts of longer history
 
-The bits of a latent frame are coded plane by plane, and each plane in two passes over a checkerboard, so that all bits
-of a pass are predicted at once. What is predicted is whether a bit differs from the same bit one latent before. Known
-are all bits of earlier latents, earlier planes of all tokens of this latent, and in the second pass the same plane of
-the four neighbors.
+The bits of a latent frame are coded bit plane by bit plane. Each plane takes two passes over a checkerboard, so that
+all bits of a pass are predicted at once. The predicted event is that a bit differs from the same bit in the previous
+latent. The decoder knows all bits of earlier latents, earlier planes of all tokens of this latent, and in the second
+pass the same plane of the four neighbors.
 
-Each context model looks up two counts by its context: how often bits changed, and how often they didn't. The logs of
-the ratios are summed with weights and squashed to a probability (PAQ's logistic mixing). Counts and
-weights are updated after each pass.
-All of it is int64: no result depends on the order of a sum, the number of threads or a math library.
+Each context model looks up two counts by its context: how often bits changed, and how often they didn't. The log
+ratios of the counts are weighted, summed and mapped to a probability by the logistic function (PAQ's logistic mixing).
+Counts and weights are updated after each pass. All arithmetic is int64, so the result doesn't depend on the order of
+a sum, the number of threads or a math library.
 """
 
 import struct
@@ -29,28 +29,31 @@ import numpy as np
 from vidtok.codec.prior import Prior, PriorState
 from vidtok.errors import UserError, nearest
 
-ONE = 1 << 16  # a probability of 1
-_NAT = 256  # one nat of log odds
-_LIMIT = 11 * _NAT  # log odds at which a probability of 16 bits ends
+ONE = 1 << 16  # probability 1 in fixed point
+_NAT = 256  # one nat of log odds in fixed point
+_LIMIT = 11 * _NAT  # bound of log odds, beyond which probabilities of 16 bits saturate
 _MAX_COUNT = 255
-_WEIGHT = 1 << 16  # a weight of 1
-_START = 1.4  # sum of the weights at first; above 1 since no context knows all that the others know
+_WEIGHT = 1 << 16  # weight 1 in fixed point
+_START = 1.4  # initial sum of the weights; above 1 because each context lacks evidence that the others have
 _STEP = 1 << 18  # divisor of the gradient of the weights, for passes of up to _PASS bits
 _PASS = 256
-_CHECKSUM = struct.Struct("<I")  # of `encode_prior`
+_CHECKSUM = struct.Struct("<I")  # checksum of `encode_prior`
 NAMES = ("raw", "adaptive", "prior")
-_LEARNED = 8  # divisor of the weights of the contexts at first, where a prior predicts too
+_LEARNED = 8  # divisor of the contexts' initial weights with a prior
 
-# Number of contexts of each model, see `ContextMixer._contexts`. The first three learn from all planes together.
+# Number of contexts of each model, see `ContextMixer._contexts`. The first three models are shared by all planes.
 _SIZES: tuple[int, ...] = (1024, 64 * 140, 250, 0, 0, 0, 0)
-_HISTORY_SIZES, _HISTORY_PLANE_SIZES = (12 * 9 * 10, 0), (0, 12 * 9 * 4)  # more of them with a prior
-_MAX_LEVELS = 4  # of a channel that one context looks at
+_HISTORY_SIZES, _HISTORY_PLANE_SIZES = (12 * 9 * 10, 0), (0, 12 * 9 * 4)  # further models with a prior
+_MAX_LEVELS = 4  # largest number of a channel's levels that a context uses
 _PLANE_SIZES: tuple[int, ...] = (0, 0, 0, 256, 224, 280, 4**_MAX_LEVELS)  # for each plane and pass
 
 
 @cache
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """Logs of counts, and the logistic function from -_LIMIT on: correctly rounded, so without the system's exp."""
+    """Compute tables of the log of counts and of the logistic function from -_LIMIT on.
+
+    They are correctly rounded, so they don't depend on the system's math library.
+    """
     with localcontext() as context:
         context.prec = 20
         logs = [round(_NAT * (count + Decimal("0.4")).ln()) for count in range(_MAX_COUNT + 1)]
@@ -63,13 +66,13 @@ Coder = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 
 
 class ContextMixer:
-    """Predict the bits of one chunk of tokens. It starts without knowledge: chunks are independent.
+    """Adaptive predictor of the bits of one chunk of tokens. Chunks are independent, so each starts with a new one.
 
     Args:
-        bits: of a token.
+        bits: bits per token.
         levels: bits per encoder channel, see `vidtok.quantize.LFQ`.
-        grid: rows and columns of tokens.
-        prior: predicts the bits, too; None, none.
+        grid: number of rows and columns of tokens.
+        prior: further predictor of the bits, or None.
     """
 
     def __init__(self, bits: int, levels: int, grid: tuple[int, int], prior: PriorState | None = None):
@@ -87,7 +90,7 @@ class ContextMixer:
         if prior is not None:
             shared, own = shared + _HISTORY_SIZES, own + _HISTORY_PLANE_SIZES
         sizes = [count + 2 * bits * each for count, each in zip(shared, own, strict=True)]
-        # A chunk's first latent has nothing before it, and counts of its own.
+        # The first latent of a chunk has no previous one, and uses separate counts.
         self._offsets = 2 * np.cumsum([0, *sizes[:-1]])[:, None]
         self._sizes = np.array(sizes)[:, None]
         self._counts = np.zeros((2 * sum(sizes), 2), np.int64)
@@ -101,8 +104,8 @@ class ContextMixer:
         """Code one latent frame.
 
         Args:
-            code: codes the symbols of a pass. Its arguments are the probabilities of ones, int64 [n], of `ONE`, and the
-                symbols, uint8 [n] of 0 and 1, or None where they are decoded; it returns the symbols.
+            code: codes the symbols of a pass. Its arguments are the probabilities of 1, int64 [n] in units of 1 /
+                `ONE`, and the symbols, uint8 [n] of 0 and 1, or None to decode them. It returns the symbols.
             ids: int64 [h, w] to encode; None, to decode.
 
         Returns:
@@ -115,7 +118,7 @@ class ContextMixer:
             known = (ids.reshape(-1) >> np.arange(self.bits)[:, None] & 1).astype(np.uint8)
             source = np.zeros_like(planes)
             source[:, self._inside.reshape(-1)] = known
-        changes = np.zeros(self._cells, np.int64)  # bits of each token in earlier planes that differ from before
+        changes = np.zeros(self._cells, np.int64)  # number of changed bits of each token in earlier planes
         for plane in range(self.bits):
             for color, place, around in self._passes:
                 last = before[plane][place]
@@ -147,15 +150,15 @@ class ContextMixer:
         counts = self._counts[rows]
         most = counts.max(-1)
         if (full := most > _MAX_COUNT).any():
-            # What was long ago counts less.
+            # Scale the counts down, so that old observations weigh less than new ones.
             self._counts[rows[full]] = counts[full] * (_MAX_COUNT // 2) // most[full][:, None]
 
     def _contexts(
         self, plane: int, color: int, around: np.ndarray, planes: np.ndarray, changes: np.ndarray
     ) -> np.ndarray:
-        """Number of the context of each bit of a pass in each model: int64 [models, n].
+        """Return the number of the context of each bit of a pass in each model, int64 [models, n].
 
-        Bits around are compared with the bit one latent before, so that a model learns from zeros and ones alike.
+        Neighboring bits are compared with the bit in the previous latent, so that zeros and ones share contexts.
         """
         before, before2 = self._before
         place = around[0]
@@ -180,7 +183,7 @@ class ContextMixer:
         key = 2 * plane + color
         shape = (sides * 2 + time) * 2 + color
         level, channel = divmod(plane, self.channels)
-        value = np.zeros_like(last)  # of the channel: all its bits before, and those of this latent so far
+        value = np.zeros_like(last)  # all bits of the channel in the previous latent, and the known ones of this latent
         for known in (before[channel :: self.channels], planes[channel :: self.channels][:level]):
             for bit in known[: self._levels]:
                 value = 2 * value + bit[place]
@@ -208,10 +211,9 @@ class EntropyModel(NamedTuple):
     """Encoder and decoder of the ids of one chunk.
 
     Attributes:
-        encode: (int64 ids [t, h, w] in 0 .. 2^bits - 1, bits, levels) -> bytes. bits: per token. levels: bits per
+        encode: (int64 ids [t, h, w] in 0 .. 2^bits - 1, bits, levels) -> bytes. bits: bits per token. levels: bits per
             encoder channel, a divisor of bits.
-        decode: (bytes, (t, h, w), bits, levels) -> int64 ids. Raises ValueError for bytes that the model can't have
-            made.
+        decode: (bytes, (t, h, w), bits, levels) -> int64 ids. Raises ValueError for bytes that aren't a valid code.
     """
 
     encode: Callable[[np.ndarray, int, int], bytes]
@@ -223,7 +225,7 @@ def validate_entropy(name: str) -> None:
 
     Raises:
         ValueError: unknown name.
-        UserError: another one than "raw" without the package constriction.
+        UserError: the package constriction is missing, which all entropy models but "raw" need.
     """
     if name not in NAMES:
         raise ValueError(f"unknown entropy model {name!r}: {nearest(name, NAMES)}")
@@ -235,7 +237,7 @@ def entropy_model(name: str, prior: Prior | None = None) -> EntropyModel:
     """Look up an entropy model by name.
 
     Args:
-        name: see `validate_entropy`, also for errors.
+        name: see `validate_entropy`, also for its errors.
         prior: network of "prior", see `vidtok.codec.prior.find_prior`.
 
     Raises:
@@ -288,7 +290,7 @@ def decode_prior(prior: Prior, data: bytes, shape: tuple[int, int, int], bits: i
         raise ValueError(f"{len(data)} bytes of tokens have no checksum")
     mixer = ContextMixer(bits, levels, shape[1:], PriorState(prior, bits, shape[1:]))
     ids = _decode(data[_CHECKSUM.size :], shape, mixer)
-    # Predictions of another network, or of a machine that rounds sums, give other tokens without any other sign.
+    # Without the checksum, wrong tokens from another network or from inexact sums would go unnoticed.
     if _CHECKSUM.unpack(data[: _CHECKSUM.size])[0] != _checksum(ids):
         raise ValueError("the checksum of its tokens differs: the prior computed other probabilities when it encoded")
     return ids
@@ -299,14 +301,14 @@ def _checksum(ids: np.ndarray) -> int:
 
 
 def _encode(ids: np.ndarray, mixer: ContextMixer) -> bytes:
-    """Code the ids of a chunk by a range coder."""
+    """Encode the ids of a chunk with a range coder."""
     constriction = _constriction()
     encoder = constriction.stream.queue.RangeEncoder()
     bernoulli = constriction.stream.model.Bernoulli(perfect=False)
 
     def code(probabilities: np.ndarray, symbols: np.ndarray | None) -> np.ndarray:
         assert symbols is not None
-        # Division by a power of two is exact: the coder sees the same number everywhere.
+        # Division by a power of two is exact, so the coder gets the same numbers on every machine.
         encoder.encode(symbols.astype(np.int32), bernoulli, probabilities / ONE)
         return symbols
 
@@ -328,7 +330,7 @@ def _decode(data: bytes, shape: tuple[int, int, int], mixer: ContextMixer) -> np
 
     try:
         ids = np.stack([mixer.latent(code) for _ in range(shape[0])])
-    except AssertionError as error:  # how constriction reports it
+    except AssertionError as error:  # raised by constriction for invalid data
         raise ValueError("the coded tokens are damaged") from error
     if not decoder.maybe_exhausted():
         raise ValueError(f"the bytes of tokens go on after {int(np.prod(shape))} tokens")
@@ -346,7 +348,7 @@ def _constriction():
     return constriction
 
 
-# Those without weights; for "prior", `entropy_model` adds them.
+# Entropy models without weights; `entropy_model` makes that of "prior" from its network.
 ENTROPY_MODELS = {
     "raw": EntropyModel(encode_raw, decode_raw),
     "adaptive": EntropyModel(encode_adaptive, decode_adaptive),

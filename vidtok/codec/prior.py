@@ -1,17 +1,17 @@
-"""Predict the bits of tokens by a small network, trained on the tokens of one tokenizer, in exact integer arithmetic.
+"""Learned prior of token bits: a small network for the tokens of one tokenizer, in exact integer arithmetic.
 
-Per latent frame, 3 x 3 convolutions read what earlier latents of the chunk leave: both last latents, moving averages of
-every bit and of how often it flips. Then each bit plane has a network of its own: a token sees the features of its
-place, earlier planes of its 3 x 3 neighborhood, and in the second pass over the checkerboard the same plane of its four
-neighbors. `vidtok.train.prior` trains the network.
+For each latent frame, 3 x 3 convolutions compute features of the chunk's history: the last two latents, and moving
+averages of every bit and of its flips. Each bit plane then has a network of its own. Its inputs for a token are the
+features at the token's position, earlier planes of its 3 x 3 neighborhood, and in the second pass over the checkerboard
+the same plane of its four neighbors. `vidtok.train.prior` trains the network.
 
-Weights are int8 with a shift for each output, activations are integers of at most 8 bits in units of 1 / `ONE`.
-Products are summed by matrix products in float32, which are exact, in whatever order, as no sum reaches 2^24
-(`Prior` checks that for its weights). So the result is the same for every number of threads and on every machine.
-Convolutions are sums of nine matrix products: a library's own could be computed by transforms that round.
+Weights are int8 with a shift for each output. Activations are integers of at most 8 bits in units of 1 / `ONE`. Matrix
+products are computed in float32. They are exact in any order of summation because no sum reaches 2^24, which `Prior`
+checks for its weights. The result is therefore the same for every number of threads and on every machine. Convolutions
+are sums of nine matrix products, because a library may compute them by transforms that round.
 
-A file (.safetensors) holds for each layer `weight` (int8), `shift` (uint8) and `bias` (int32), and in its metadata the
-schema, the tokenizer's name and weight hash, and the bits of a token.
+A file (.safetensors) holds for each layer `weight` (int8), `shift` (uint8) and `bias` (int32). Its metadata holds the
+schema, the tokenizer's name and weight hash, and the bits per token.
 """
 
 import json
@@ -30,23 +30,23 @@ from vidtok.hub import PRETRAINED, hash_file
 
 SCHEMA = "vidtok.prior/1"
 FILE = "prior.safetensors"  # in the folder of a tokenizer
-ONE = 32  # an activation of 1
-LARGEST = 127  # activation
-NAT = 256  # one nat of log odds
+ONE = 32  # activation 1 in fixed point
+LARGEST = 127  # largest activation
+NAT = 256  # one nat of log odds in fixed point
 HISTORY = 4  # inputs for each bit, see `history_inputs`
-MAX_TOKENS = 1 << 18  # of a latent frame: bounds the memory
-_FINE = 32  # times as fine as activations are averages over time
-OWN = 9 + HISTORY - 1 + 8 + 1  # inputs of a plane's network of its own bits, see `PriorState`
+MAX_TOKENS = 1 << 18  # largest number of tokens of a latent frame, which bounds the memory
+_FINE = 32  # resolution of averages over time, relative to that of activations
+OWN = 9 + HISTORY - 1 + 8 + 1  # number of inputs of a plane's network that its own bits give, see `PriorState`
 SIDES = ((0, 1), (2, 1), (1, 0), (1, 2))  # row and column of the four neighbors in a 3 x 3 neighborhood
 
 
 def first_history(signs):
-    """State of `next_history` before the first latent. signs: integers of the shape of a latent's bits, any values."""
+    """Return the state of `next_history` before the first latent. signs: integers of a latent's shape, any values."""
     return [0 * signs for _ in range(HISTORY)]
 
 
 def next_history(state, signs):
-    """Update the state by a latent of bits -1 and +1; integers of NumPy or torch."""
+    """Update the state with a latent. signs: its bits as -1 and +1, integers of NumPy or torch."""
     before, _, mean, flips = state
     mean = mean + ((signs * (ONE * _FINE) - mean) >> 2)
     flips = flips + ((abs(signs - before) * (ONE * _FINE // 2) - flips) >> 3)
@@ -54,28 +54,28 @@ def next_history(state, signs):
 
 
 def history_inputs(state) -> list:
-    """Inputs of the network by 1 / `ONE`: the last latent, the one before, averages of the bits and of their flips.
+    """Return the network's inputs in units of 1 / `ONE`: the last two latents, averages of the bits and of their flips.
 
-    Flips are multiplied by almost 4, as what matters most is how rare they are.
+    Flips are multiplied by almost 4, since they are rare and their rate is the most informative input.
     """
     before, before2, mean, flips = state
     return [before * ONE, before2 * ONE, mean // _FINE, flips * 31 // (8 * _FINE)]
 
 
 def last_signs(state):
-    """Bits one latent before, -1 and +1; -1 where there is none."""
+    """Return the bits of the last latent as -1 and +1; -1 if there is none."""
     return state[0] - (state[0] == 0) * 1
 
 
 class Layer:
-    """Linear layer of integers, or a convolution whose inputs are the 3 x 3 neighborhood, place by place.
+    """Integer linear layer, or a convolution whose inputs are the 3 x 3 neighborhood, position by position.
 
     Args:
-        weight: int8 [outputs, inputs]. shift: [outputs], number of binary places of the weights. bias: int32 [outputs],
-            in units of a product.
+        weight: int8 [outputs, inputs]. shift: [outputs], number of fractional bits of the weights. bias: int32
+            [outputs], in units of a product.
 
     Raises:
-        ValueError: a sum could exceed what float32 holds exactly.
+        ValueError: a sum could exceed the integers that float32 represents exactly.
     """
 
     def __init__(self, weight: np.ndarray, shift: np.ndarray, bias: np.ndarray):
@@ -87,21 +87,21 @@ class Layer:
         self.bias = bias.astype(np.float32)
 
     def round(self, sums: np.ndarray, lowest: int) -> np.ndarray:
-        """Activations of the sums of products, at least `lowest`."""
+        """Rescale sums of products to activations, clipped to at least `lowest`."""
         return np.clip(np.floor((sums + self.bias) * self.scale + np.float32(0.5)), lowest, LARGEST)
 
 
 class Prior:
-    """Network of one tokenizer; see above.
+    """Prior network of one tokenizer, see the top of this file.
 
     Args:
-        file: of weights.
+        file: file of its weights.
 
     Attributes:
-        model, weight_hash: of the tokenizer. bits: of a token. hash: of the file.
+        model, weight_hash: name and weight hash of the tokenizer. bits: bits per token. hash: hash of the file.
 
     Raises:
-        ValueError: the file is damaged, or no prior.
+        ValueError: the file is damaged or isn't a prior.
     """
 
     def __init__(self, file: Path):
@@ -131,7 +131,7 @@ class Prior:
             raise ValueError("its layers don't fit together")
 
     def features(self, inputs: np.ndarray) -> np.ndarray:
-        """Activations [h, w, C] of the inputs [h, w, I] of a latent frame."""
+        """Compute the features [h, w, C] from the inputs [h, w, I] of a latent frame."""
         x = self.stem.round(_convolve(inputs, self.stem), -LARGEST)
         for first, second in self.blocks:
             y = first.round(_convolve(x, first), 0)
@@ -140,7 +140,7 @@ class Prior:
 
 
 def _convolve(x: np.ndarray, layer: Layer) -> np.ndarray:
-    """Sums of products over 3 x 3 neighborhoods: float32 [h, w, I] to [h, w, outputs]."""
+    """Convolve with 3 x 3 kernels: float32 [h, w, I] -> sums of products, float32 [h, w, outputs]."""
     h, w, inputs = x.shape
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
     sums = np.zeros((h * w, layer.weight.shape[1]), np.float32)
@@ -151,14 +151,14 @@ def _convolve(x: np.ndarray, layer: Layer) -> np.ndarray:
 
 
 class PriorState:
-    """Predict the bits of one chunk of tokens, latent by latent.
+    """Predictor of the bits of one chunk of tokens, latent by latent.
 
     Args:
-        prior: the network. bits: of a token.
-        grid: rows and columns of tokens.
+        prior: the network. bits: bits per token.
+        grid: number of rows and columns of tokens.
 
     Raises:
-        ValueError: tokens of other bits, or more of them than `MAX_TOKENS`.
+        ValueError: the prior is for another number of bits, or the grid has more than `MAX_TOKENS` tokens.
     """
 
     def __init__(self, prior: Prior, bits: int, grid: tuple[int, int]):
@@ -170,23 +170,24 @@ class PriorState:
         self._prior, self._history = prior, first_history(np.zeros((prior.bits, h, w), np.int64))
         checker = (np.arange(h)[:, None] + np.arange(w)).reshape(-1) % 2
         self._places = [np.flatnonzero(checker == color) for color in (0, 1)]
-        # Inputs of the planes' networks. The features; of the own plane, one latent before the 3 x 3 neighborhood, and
-        # of the place the rest of the history; of the four sides whether they stay the same, and their bits; the color.
-        # Then of each plane before the bit, and of the 3 x 3 neighborhood whether bits stay the same.
+        # Inputs of the planes' networks, in this order. The features. From the own plane: the 3 x 3 neighborhood in the
+        # previous latent and the rest of the history at the position; for each of the four neighbors whether its bit is
+        # unchanged, and the bit; the color. From each earlier plane: the bit, and for each place of the 3 x 3
+        # neighborhood whether its bit is unchanged.
         self._fixed = prior.channels + OWN
         self._inputs = np.zeros((h * w, self._fixed + 10 * prior.bits), np.float32)
         self._inputs[self._places[1], self._fixed - 1] = ONE
         self._fill_features()
 
     def odds(self, plane: int, color: int, planes: np.ndarray) -> np.ndarray:
-        """Log odds that bits of a pass differ from those one latent before, or from 0 in the first one.
+        """Compute the log odds that bits of a pass differ from the previous latent's, or from 0 in the first latent.
 
         Args:
-            plane: number of the plane. color: of the places on the checkerboard, 0 and then 1.
-            planes: uint8 [bits, h, w] of the latent so far; what is not known yet may be anything.
+            plane: number of the plane. color: color of the pass on the checkerboard, first 0, then 1.
+            planes: uint8 [bits, h, w] of the latent; bits that aren't known yet may have any value.
 
         Returns:
-            int64 [places], by 1 / `NAT`.
+            int64 [places], in units of 1 / `NAT`.
         """
         channels = self._prior.channels
         if color == 0:
@@ -212,25 +213,25 @@ class PriorState:
         return np.floor(sums * (NAT // ONE) + 0.5).astype(np.int64)
 
     def history(self, plane: int, color: int, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Quantize the averages over time at the places of a pass.
+        """Quantize the averages over time at the positions of a pass.
 
         Args:
-            plane, color: as of `odds`. last: bits one latent before, 0 and 1.
+            plane, color: as in `odds`. last: bits of the previous latent, 0 and 1.
 
         Returns:
-            int64 [places]: how often the bit flips, 0 .. 11; how often it was what it is, 0 .. 8.
+            int64 [places]: how often the bit flips, 0 .. 11; how often it had the value of `last`, 0 .. 8.
         """
         mean, flips = (part[plane].reshape(-1)[self._places[color]] for part in self._history[2:])
         stay = (mean * (2 * last.astype(np.int64) - 1) + ONE * _FINE) >> 8
         return np.minimum(flips >> 6, 11), np.clip(stay, 0, 8)
 
     def _compared(self, plane: int, planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A plane as -`ONE` and `ONE`, and the same where a bit changes or stays."""
+        """Return (bits of a plane as -`ONE` and `ONE`; -`ONE` where a bit has changed, `ONE` where it hasn't)."""
         signs = (planes[plane].astype(np.int64) * 2 - 1) * ONE
         return signs, signs * last_signs([self._history[0][plane]])
 
     def next(self, planes: np.ndarray) -> None:
-        """Go on to the next latent; planes: uint8 [bits, h, w] of the one that is complete."""
+        """Advance to the next latent. planes: uint8 [bits, h, w] of the complete one."""
         self._history = next_history(self._history, planes.astype(np.int64) * 2 - 1)
         self._fill_features()
 
@@ -241,7 +242,7 @@ class PriorState:
 
 
 def _neighbors(plane: np.ndarray) -> np.ndarray:
-    """[h, w] to [h w, 9], the 3 x 3 neighborhood of each place, 0 outside."""
+    """Gather the zero-padded 3 x 3 neighborhood of each position: [h, w] -> [h w, 9]."""
     h, w = plane.shape
     padded = np.pad(plane, 1)
     taps = [padded[tap // 3 : tap // 3 + h, tap % 3 : tap % 3 + w].reshape(-1) for tap in range(9)]
@@ -250,7 +251,7 @@ def _neighbors(plane: np.ndarray) -> np.ndarray:
 
 @cache
 def load_prior(file: Path) -> Prior:
-    """Load a prior, once."""
+    """Load a prior; later calls return the same object."""
     return Prior(file)
 
 
@@ -260,10 +261,10 @@ def find_prior(model: str, weight_hash: str, wanted: str | None = None, file: st
     Args:
         model, weight_hash: name of the tokenizer, and the hash of its weights.
         wanted: hash that the prior must have; None, any.
-        file: of the prior; None, one of the shipped ones.
+        file: file of the prior; None, a shipped one.
 
     Raises:
-        ValueError: the file is of another tokenizer, of another hash, damaged, or no prior.
+        ValueError: the file is damaged, isn't a prior, is for another tokenizer or has another hash.
         UserError: no such file, or no prior is shipped for these weights.
     """
     made = f"{model!r} with weights {weight_hash}"
@@ -286,7 +287,7 @@ def find_prior(model: str, weight_hash: str, wanted: str | None = None, file: st
 
 
 def prior_of(header: Header, file: str | os.PathLike | None = None) -> Prior | None:
-    """Find the prior by which a video was compressed, None if by none; file and errors as of `find_prior`."""
+    """Find the prior that a video was compressed with, None if without one; file and errors as in `find_prior`."""
     if header.prior is None:
         return None
     return find_prior(header.model, header.weight_hash, header.prior, file)
