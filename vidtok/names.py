@@ -1,16 +1,16 @@
 """Suffixes of media files, names of numbered frames, and names of results.
 
-A result is named after its video, and the same video has the same name in every run:
+A result is named after its video. A video has the same result name in every run:
 
     sub/clip.mp4                            sub/clip.npz
-    clip.mp4 and clip.webm in one folder    clip.mp4.npz, clip.webm.npz, even where only one of them is given
+    clip.mp4 and clip.webm in one folder    clip.mp4.npz, clip.webm.npz, even if only one of them is an input
     /data/clip.mp4, ../data/clip.mp4        data/clip.npz
-    clip-\\xe9.mp4, which is not UTF-8       clip-%xE9.npz
-    .clip.mp4, .hidden/clip.mp4             %x2Eclip.npz, %x2Ehidden/clip.npz: readers leave out hidden files
-    a name of more than 255 bytes           its beginning, and a hash of all of it
-    two that would still share a name       clip-d18e8a1f.npz: each with a hash
+    clip-\\xe9.mp4 (not UTF-8)               clip-%xE9.npz
+    .clip.mp4, .hidden/clip.mp4             %x2Eclip.npz, %x2Ehidden/clip.npz: readers skip hidden files
+    a name of more than 255 bytes           its beginning, and a hash of the whole name
+    two names that would still be equal     clip-d18e8a1f.npz: each with a hash
 
-Ids escape names in the same way (`escape_name`), so that every container, table and console can hold them.
+Ids are escaped in the same way (`escape_name`), so that every container, table and console can hold them.
 """
 
 import hashlib
@@ -28,25 +28,25 @@ VIDEO_SUFFIXES = (
     ".flv", ".3gp", ".ogv", ".vob", ".y4m", ".h264", ".264", ".hevc", ".265",
 )  # fmt: skip
 MEDIA_SUFFIXES = VIDEO_SUFFIXES + IMAGE_SUFFIXES
-NAME_BYTES = 255  # of one file or folder, on nearly every file system
+NAME_BYTES = 255  # limit for one file or folder on nearly every file system
 
-# DIR/@25: the images in DIR as a video of 25 frames per second, see `vidtok.virtual_files`.
+# DIR/@25: the images in DIR as a video at 25 frames per second, see `vidtok.virtual_files`.
 FRAMES = re.compile(r"[/\\]@(\d+(?:\.\d+)?)$")
 
 _NUMBERED = re.compile(r"(.*?)(\d+)(\.[^.]+)", re.DOTALL)
 _SAME = {".jpeg": ".jpg", ".tiff": ".tif"}
 
-# Control characters, and what Python makes of bytes that are not UTF-8.
+# Control characters, and the surrogates that Python decodes non-UTF-8 bytes to.
 _ODD = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _ESCAPED = re.compile(r"%x([0-9A-F]{2})")
 
 
 def escape_name(name: str) -> str:
-    """Write a file name or path as text that every encoding of Unicode takes, on one line.
+    """Escape a file name or path so that it is one line of text in any Unicode encoding.
 
-    Control characters and bytes that are not UTF-8 become %x and two hexadecimal digits: `%xE9`. Where a name holds
-    such an escape itself, its % becomes %x25. All other names stay as they are.
+    Control characters and bytes that are not UTF-8 become %x and two hexadecimal digits, such as `%xE9`. If the name
+    already contains such an escape, its % becomes %x25. Other names are unchanged.
     """
     return printable(_ESCAPED.sub(r"%x25x\1", name))
 
@@ -58,27 +58,27 @@ def unescape_name(text: str) -> str:
 
 
 def without_suffix(path: str) -> str:
-    """Return the path of a video without its suffix; that of a folder of numbered frames is the folder."""
+    """Return the path of a video without its suffix; for a folder of numbered frames, the folder."""
     return FRAMES.sub("", path) if FRAMES.search(path) else os.path.splitext(path)[0]
 
 
 def spellings(name: str) -> tuple[str, ...]:
-    """List the spellings on disk of a path that an annotation file calls `name`.
+    """Return the possible spellings on disk of a path that an annotation file calls `name`.
 
-    `name` may have the separators of Windows or the escapes of `escape_name`. On disk, accents may be composed or
-    decomposed (macOS decomposes them).
+    `name` may have Windows separators or the escapes of `escape_name`. On disk, accents may be composed or decomposed
+    (macOS decomposes them).
     """
     name = unescape_name(name).replace("\\", "/")
     return name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)
 
 
 def escape_bytes(data: bytes) -> str:
-    """Decode UTF-8, and escape what is none as `escape_name` does."""
+    """Decode UTF-8; escape invalid bytes as `escape_name` does."""
     return _NOT_UTF8.sub(lambda match: f"%x{ord(match[0]) - 0xDC00:02X}", data.decode("utf-8-sig", "surrogateescape"))
 
 
 def printable(text: str) -> str:
-    """Escape as `escape_name` does, for messages, which nobody reads back: an escape that is there already stays."""
+    """Escape text for a message as `escape_name` does, but leave existing escapes, since messages are not parsed."""
 
     def escape(match: re.Match) -> str:
         return "".join(f"%x{byte:02X}" for byte in _bytes(match[0]))
@@ -87,7 +87,7 @@ def printable(text: str) -> str:
 
 
 def _bytes(text: str) -> bytes:
-    """UTF-8, where any text has one: also names of Windows with half a surrogate pair."""
+    """Encode as UTF-8, including the lone surrogates that Windows allows in names."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -95,14 +95,14 @@ def _bytes(text: str) -> bytes:
 
 
 def order_frames(path: str, names: Iterable[str]) -> list[str]:
-    """Put the images of a folder in the order of their numbers.
+    """Sort the images of a folder by their numbers.
 
     Args:
         path: the folder, for errors.
-        names: of all images in it, at least one.
+        names: names of all images in it, at least one.
 
     Raises:
-        VideoError: an image without a number, several series or formats, or a number that is missing.
+        VideoError: an image has no number, images are of several series or formats, or a number is missing.
     """
     numbers: dict[int, str] = {}
     series: dict[tuple[str, str], str] = {}
@@ -127,26 +127,26 @@ def order_frames(path: str, names: Iterable[str]) -> list[str]:
 
 
 def hash_name(name: str, digits: int = 8) -> str:
-    """Hash any name into hexadecimal digits."""
+    """Hash a name to hexadecimal digits."""
     return hashlib.sha256(_bytes(name)).hexdigest()[:digits]
 
 
 def result_candidates(id: str, suffix: str) -> list[str]:
-    """List the paths, below the folder of results, that the result of a video may have.
+    """Return the paths, relative to the folder of results, that the result of a video may have.
 
     Args:
         id: id of the video, such as its path below the folder it was found in. Parts that would lead out of the folder
-            of results are left out.
+            of results are dropped.
         suffix: suffix of the result.
 
     Returns:
-        Three paths: `suffix` in place of the video's; `suffix` after the video's; with a hash of the id as well.
+        Three paths: with `suffix` in place of the video's suffix, with `suffix` after it, and with a hash of the id.
     """
     return [_result_name(id, suffix, number) for number in range(3)]
 
 
 def _result_name(id: str, suffix: str, number: int) -> str:
-    """Make candidate `number` of `result_candidates`."""
+    """Return candidate `number` of `result_candidates`."""
     parts = [part for part in id.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     if parts and re.fullmatch("[A-Za-z]:", parts[0]):  # a drive of Windows
         del parts[0]
@@ -160,11 +160,11 @@ def _result_name(id: str, suffix: str, number: int) -> str:
 
 
 def result_names(videos: Iterable[tuple[str, str | os.PathLike | None]], suffix: str) -> dict[str, str]:
-    """Name the results of videos, each differently; see the module for the rules.
+    """Choose distinct names for the results of videos; see the module docstring for the rules.
 
     Args:
         videos: (id, file or None) of each.
-        suffix: of the results.
+        suffix: suffix of the results.
 
     Returns:
         {id: path below the folder of results, with "/"}.
@@ -185,7 +185,7 @@ def result_names(videos: Iterable[tuple[str, str | os.PathLike | None]], suffix:
 
 
 def _folders(names: Iterable[str]) -> set[str]:
-    """Collect all folders that the names lie in."""
+    """Return all folders in the paths `names`."""
     found: set[str] = set()
     for name in names:
         while (name := name.rpartition("/")[0]) and name not in found:
@@ -200,7 +200,7 @@ def _find_twins(folder: str) -> set[str]:
         with os.scandir(folder or ".") as listing:
             files = (entry for entry in listing if entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path))
             split = [os.path.splitext(entry.name) for entry in files]
-    except OSError:  # gone, or not readable: so are its videos
+    except OSError:  # missing or not readable, like its videos
         return set()
     videos = Counter(stem for stem, ending in split if ending.lower() in VIDEO_SUFFIXES)
     images = Counter(stem for stem, ending in split if ending.lower() in IMAGE_SUFFIXES)
@@ -210,7 +210,7 @@ def _find_twins(folder: str) -> set[str]:
 
 
 def _fit(part: str, suffix: str = "") -> str:
-    """Make one part of a path legal on file systems, and not hidden."""
+    """Make one part of a path legal on file systems and not hidden."""
     part = printable(part)
     if part.startswith("."):
         part = f"%x2E{part[1:]}"

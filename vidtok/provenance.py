@@ -12,9 +12,9 @@ import torch
 
 @cache
 def git_hash() -> str | None:
-    """Return the commit of the checkout that tracks this file: 40 hex digits, "-dirty" after them if files are changed.
+    """Return the commit hash of the checkout that tracks this file, with "-dirty" appended if files are changed.
 
-    None outside a checkout or without git.
+    Return None outside a checkout or without git.
     """
     here = Path(__file__).resolve()
 
@@ -22,7 +22,7 @@ def git_hash() -> str | None:
         return subprocess.run(["git", "-C", str(here.parent), *args], capture_output=True, text=True)
 
     try:
-        # Tracked, because site-packages may lie inside somebody else's repository.
+        # Only a tracked file counts, because site-packages may lie inside an unrelated repository.
         if git("ls-files", "--error-unmatch", here.name).returncode:
             return None
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").stdout.strip()
@@ -34,9 +34,9 @@ LIBRARIES = ("vidtok", "torch", "torchvision", "torchmetrics", "numpy", "av")
 
 
 def provenance(device: str | torch.device = "cpu") -> dict:
-    """Return git hash, versions, device, threads and UTC time as plain values for JSON.
+    """Return git hash, library versions, device, threads and UTC time, as plain values for JSON.
 
-    The hash is None outside a checkout, a version None where the library isn't installed as a package.
+    The hash is None outside a checkout. A version is None if the library isn't installed as a package.
     """
     device = torch.device(device)
     return {

@@ -1,14 +1,14 @@
-"""Videos of any number of frames and any frame size in bounded memory: padding and spatial tiles.
+"""Encode and decode videos of any length and frame size in bounded memory: padding and spatial tiles.
 
 The streams that are padded and tiled are those of `vidtok.tokenizer`.
 
-Padding: the right and bottom edge are repeated up to a multiple of the stride, the last frame up to the next legal
-length. Both are undone exactly by cutting.
+Padding: the right and bottom edges are replicated up to a multiple of the stride, and the last frame up to the next
+legal length. Cropping undoes both exactly.
 
-Tiles: frames too large for memory are taken in overlapping spatial tiles. A tile's border lacks the context that the
-whole frame has there, so that tiled and whole results differ a little. The encoder keeps the middle of each tile up to
-half the overlap; the decoder blends linearly across it. A long video of large frames has one stream per tile, all in
-step.
+Tiles: frames too large for memory are processed in overlapping spatial tiles. The border of a tile lacks the context
+that it has in the whole frame, so that tiled and whole results differ slightly. The encoder keeps the center of each
+tile up to half the overlap. The decoder blends linearly across the overlap. A long video of large frames has one stream
+per tile; all streams advance together.
 """
 
 from collections import deque
@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MAX_LATENTS = 16  # latents per pass through a network; longer chunks are cut
+MAX_LATENTS = 16  # latents per pass through a network; longer chunks are split
 
 Cell = tuple[int, int]  # (height, width) of a token in pixels
-LEAST = 4  # tokens along a side of a tile
+LEAST = 4  # minimal number of tokens along a side of a tile
 
 
 def tile_cells(tile: int | tuple[int, int], cell: Cell) -> tuple[int, int]:
-    """Convert the side(s) of a tile in pixels to (rows, columns) of tokens. ValueError for sides off the grid."""
+    """Convert the side(s) of a tile in pixels to (rows, columns) of tokens; raise ValueError for illegal sides."""
     sides = (tile, tile) if isinstance(tile, int) else tuple(tile)
     if len(sides) != 2 or any(side < LEAST * c or side % c for side, c in zip(sides, cell, strict=True)):
         legal = " or ".join(f"multiples of {c} and at least {LEAST * c}" for c in dict.fromkeys(cell))
@@ -34,7 +34,7 @@ def tile_cells(tile: int | tuple[int, int], cell: Cell) -> tuple[int, int]:
 
 
 def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-    """Starts and ends of tiles that cover 0 .. length and share at least `overlap`."""
+    """Return (start, end) of tiles that cover 0 .. length and share at least `overlap`."""
     if length <= tile:
         return [(0, length)]
     starts = [*range(0, length - tile, tile - overlap), length - tile]
@@ -42,14 +42,14 @@ def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def _grid(h: int, w: int, tile: tuple[int, int]):
-    """(rows, columns) of every tile, in cells, and the overlap in cells."""
+    """Return the (rows, columns) of every tile and the overlap, all in tokens."""
     overlap = tuple(max(side // 4, 1) for side in tile)
     rows, columns = _spans(h, tile[0], overlap[0]), _spans(w, tile[1], overlap[1])
     return [(row, column) for row in rows for column in columns], overlap
 
 
 def encode_tiles(encode: Callable[[Tensor], Tensor], video: Tensor, tile: int | tuple[int, int], cell: Cell) -> Tensor:
-    """Apply `encode` ([B, 3, T, H, W] -> [B, C, t, h, w]) to tiles of `video` and join the results."""
+    """Apply `encode` ([B, 3, T, H, W] -> [B, C, t, h, w]) to tiles of `video`; join the results to [B, C, t, h, w]."""
     h, w = video.shape[3] // cell[0], video.shape[4] // cell[1]
     tiles, overlap = _grid(h, w, tile_cells(tile, cell))
     out: Tensor | None = None
@@ -64,7 +64,7 @@ def encode_tiles(encode: Callable[[Tensor], Tensor], video: Tensor, tile: int | 
 
 
 def _ramp(span: tuple[int, int], length: int, overlap: int, cell: int) -> Tensor:
-    """Weight of each pixel of a tile: 1 inside, falling to 0 across the overlap where there is a neighbor."""
+    """Return the weight of each pixel along a side: 1 inside, decreasing to 0 across an overlap with a neighbor."""
     pixels = torch.arange((span[1] - span[0]) * cell) + 0.5
     weight = torch.ones(len(pixels))
     if span[0] > 0:
@@ -75,7 +75,7 @@ def _ramp(span: tuple[int, int], length: int, overlap: int, cell: int) -> Tensor
 
 
 def decode_tiles(decode: Callable[[Tensor], Tensor], ids: Tensor, tile: int | tuple[int, int], cell: Cell) -> Tensor:
-    """Apply `decode` ([B, t, h, w] -> [B, 3, T, H, W]) to tiles of `ids` and blend the results."""
+    """Apply `decode` ([B, t, h, w] -> [B, 3, T, H, W]) to tiles of `ids`; blend the results to [B, 3, T, H, W]."""
     h, w = ids.shape[2:]
     tiles, overlap = _grid(h, w, tile_cells(tile, cell))
     out: Tensor | None = None
@@ -94,7 +94,7 @@ def decode_tiles(decode: Callable[[Tensor], Tensor], ids: Tensor, tile: int | tu
     return out / total
 
 
-LATENTS = 4  # per chunk: small enough for large frames, and no slower than more
+LATENTS = 4  # per chunk: small enough for large frames, and as fast as more
 
 
 def coded_size(size: Sequence[int], stride: tuple[int, int, int]) -> tuple[int, int]:
@@ -103,11 +103,16 @@ def coded_size(size: Sequence[int], stride: tuple[int, int, int]) -> tuple[int, 
 
 
 def pad_chunks(chunks: Iterable[Tensor], stride: tuple[int, int, int]) -> Iterator[Tensor]:
-    """Regroup [1, 3, any, H, W] chunks of one video into chunks of 1 + s_t n frames first, then s_t n, and pad sides.
+    """Regroup chunks of one video for the encoder, and pad them.
 
-    Chunks are uint8 or float, and stay so.
+    Each chunk that comes out completes as many latents as it holds; `vidtok.extraction` relies on it too.
 
-    Every chunk that comes out completes as many latents as it has: this module and `vidtok.extraction` rely on it.
+    Args:
+        chunks: [1, 3, any, H, W] each, uint8 or float.
+        stride: (s_t, s_h, s_w) of the tokenizer.
+
+    Yields:
+        Chunks of the same dtype, of 1 + s_t n frames first and s_t n frames afterwards.
     """
     step = stride[0]
     first, pending = True, None
@@ -117,25 +122,25 @@ def pad_chunks(chunks: Iterable[Tensor], stride: tuple[int, int, int]) -> Iterat
         pending = chunk if pending is None else torch.cat([pending, chunk], 2)
         while pending.shape[2] >= (take := step * LATENTS + first):
             yield pending[:, :, :take]
-            first, pending = False, pending[:, :, take:].clone()  # no view, which would keep the whole chunk
+            first, pending = False, pending[:, :, take:].clone()  # a view would keep the whole chunk in memory
     if pending is not None and pending.shape[2]:
         yield _extend(pending, 2, pending.shape[2] + -(pending.shape[2] - first) % step)
 
 
 def as_video(frames_THWC: np.ndarray) -> Tensor:
-    """View uint8 frames as a video [1,3,T,H,W] without copying: the memory keeps the order of the frames."""
+    """View uint8 frames [T,H,W,3] as a video [1,3,T,H,W] without copying; the memory layout is that of the frames."""
     return torch.from_numpy(frames_THWC).permute(3, 0, 1, 2)[None]
 
 
 def as_videos(chunks: Iterable[tuple[np.ndarray, np.ndarray]], times: list[np.ndarray]) -> Iterator[Tensor]:
-    """View the frames of each (frames, timestamps) by `as_video`; append the timestamps to `times`."""
+    """Convert the frames of each (frames, timestamps) by `as_video`; append timestamps to `times`."""
     for frames_THWC, timestamps in chunks:
         times.append(timestamps)
         yield as_video(frames_THWC)
 
 
 def _extend(video: Tensor, dim: int, length: int) -> Tensor:
-    """Repeat the last slice along `dim` up to `length`: any dtype, and the memory format stays."""
+    """Repeat the last slice along `dim` up to `length`, for any dtype; the memory format is kept."""
     missing = length - video.shape[dim]
     if not missing:
         return video
@@ -144,7 +149,7 @@ def _extend(video: Tensor, dim: int, length: int) -> Tensor:
 
 
 def cut_chunks(chunks: Iterable[Tensor], frames: int, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Cut [1, 3, any, H, W] chunks to their first `frames` frames, and to `size` (height, width)."""
+    """Crop [1, 3, any, H, W] chunks to their first `frames` frames in total, and to `size` (height, width)."""
     for chunk in chunks:
         chunk = chunk[:, :, :frames, : size[0], : size[1]]
         frames -= chunk.shape[2]
@@ -153,19 +158,19 @@ def cut_chunks(chunks: Iterable[Tensor], frames: int, size: tuple[int, int]) -> 
 
 
 def stream_encode(tokenizer, chunks: Iterable[Tensor], tile: int | None) -> Iterator[Tensor]:
-    """`tokenizer.stream_encode` of chunks as `pad_chunks` makes them; with `tile`, over tiles of that side."""
+    """Apply `tokenizer.stream_encode` to chunks from `pad_chunks`; with `tile`, to tiles of that side in pixels."""
     if tile is None:
         yield from tokenizer.stream_encode(chunks)
         return
     encode = _Streams(tokenizer.stream_encode)
     for chunk in chunks:
-        # The tiling moves [B, C, t, h, w]; ids are one channel.
+        # Tiles are joined as [B, C, t, h, w]; ids have one channel.
         yield encode_tiles(lambda part: encode(part)[:, None], chunk, tile, tokenizer.stride[1:])[:, 0]
         encode.rewind()
 
 
 def stream_decode(tokenizer, id_chunks: Iterable[Tensor], tile: int | None) -> Iterator[Tensor]:
-    """`tokenizer.stream_decode`; with `tile`, over tiles of that side in pixels, blended."""
+    """Apply `tokenizer.stream_decode` to chunks of ids; with `tile`, to tiles of that side in pixels, then blend."""
     if tile is None:
         yield from tokenizer.stream_decode(id_chunks)
         return
@@ -176,7 +181,7 @@ def stream_decode(tokenizer, id_chunks: Iterable[Tensor], tile: int | None) -> I
 
 
 class _Streams:
-    """Called with the parts of a chunk in a fixed order, hands each to the stream of its place."""
+    """Streams of the tiles of a frame: call it with the tiles of a chunk in order, then `rewind` for the next chunk."""
 
     def __init__(self, stream: Callable[[Iterable[Tensor]], Iterator[Tensor]]):
         self.stream = stream
@@ -190,7 +195,7 @@ class _Streams:
         inbox, outputs = self.streams[self.place]
         self.place += 1
         inbox.append(part)
-        # One chunk of whole latents, no more than a network takes at once, is one output.
+        # A chunk of whole latents, at most MAX_LATENTS of them, gives one output.
         return next(outputs)
 
     def rewind(self) -> None:

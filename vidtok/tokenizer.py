@@ -1,10 +1,10 @@
-"""VideoTokenizer: clips to token ids and back.
+"""`VideoTokenizer`: encode clips to token ids and decode them.
 
-Videos of any length are encoded and decoded as streams. The state of a stream is an `EncodeStream` or `DecodeStream`,
-never the model.
+Videos of any length are encoded and decoded as streams. The state of a stream is in an `EncodeStream` or
+`DecodeStream`, never in the model.
 
-Legend: B batch, T H W video, t h w token grid, K latent channels, C code channels. With the stride (s_t, s_h, s_w) of
-the model at hand, T = 1 + s_t (t - 1), H = s_h h, W = s_w w.
+Legend: B batch, T H W video, t h w token grid, K latent channels, C code channels, D encoder channels. With the stride
+(s_t, s_h, s_w) of the model, T = 1 + s_t (t - 1), H = s_h h, W = s_w w.
 """
 
 import os
@@ -33,14 +33,14 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """All that is needed to rebuild a tokenizer.
+    """Config of a tokenizer: all that is needed to rebuild it.
 
     Attributes:
-        name: what results and token files call the model.
+        name: name of the model in results and token files.
         net: {"kind": a name in `vidtok.nets.NETS`, **arguments}.
         quantizer: {"kind": a name in `vidtok.quantize.QUANTIZERS`, **arguments}.
-        preprocessing: the size (short side, pixels) and fps (None: as they come) at which clips are best given.
-        license: of the weights.
+        preprocessing: recommended input: size (short side in pixels) and fps (None, the video's own).
+        license: license of the weights.
     """
 
     name: str
@@ -62,7 +62,7 @@ def _build(table: dict, what: str, spec: dict):
 
 
 def _call(make, what: str, *positional, **arguments):
-    """Call `make` with arguments of a config; raise ValueError for an unknown one: configs come from users."""
+    """Call `make` with arguments from a config; raise ValueError for unknown arguments, since users write configs."""
     try:
         return make(*positional, **arguments)
     except TypeError as error:
@@ -73,8 +73,8 @@ def _call(make, what: str, *positional, **arguments):
 def _exact_convolutions():
     """Compute float32 convolutions in float32.
 
-    On a GPU cuDNN otherwise takes 10 bits of their inputs (TF32), which changed ids of vidtok-t on an H200: tokens
-    would depend on the machine. Matrix products are exact unless the user says otherwise.
+    On a GPU, cuDNN otherwise rounds inputs to 10 bits (TF32), which changed ids of vidtok-t on an H200: tokens would
+    depend on the machine. Matrix products are exact by default.
     """
     convolutions = getattr(torch.backends.cudnn, "conv", None)
     if hasattr(convolutions, "fp32_precision"):
@@ -95,7 +95,7 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
     Attributes:
         config: the `TokenizerConfig`.
         bits: log2 of the codebook size.
-        stride: pixels per token in (time, height, width); the first frame has tokens of its own.
+        stride: pixels per token in (time, height, width); the first frame has its own tokens.
     """
 
     config: TokenizerConfig
@@ -120,7 +120,7 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
 
     @torch.no_grad()
     def encode(self, video: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
-        """Token ids of clips.
+        """Encode clips to token ids.
 
         Args:
             video: [B, 3, T, H, W], float in [-1, 1] (5 % overshoot is tolerated).
@@ -130,8 +130,8 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
             int64 [B, t, h, w], 0 .. 2^bits - 1.
 
         Raises:
-            ValueError: on any other shape, dtype, range or length.
-            MemoryError: if the frames don't fit the memory at hand, with the estimate.
+            ValueError: another shape, dtype, range or length.
+            MemoryError: the frames exceed the free memory; the message has the estimate.
         """
         return self.quantizer.codes_to_ids(self.encode_latents(video, tile))
 
@@ -142,12 +142,12 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
 
     @torch.no_grad()
     def forward_features(self, video: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
-        """Encoder activations before the last 1x1x1 layer, for probes: float32 [B, D, t, h, w]."""
+        """Compute the encoder's activations before the last 1x1x1 layer, for probes: float32 [B, D, t, h, w]."""
         return self._encode(video, tile, hidden=True)
 
     @torch.no_grad()
     def decode(self, ids: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
-        """Clips of token ids.
+        """Decode token ids to clips.
 
         Args:
             ids: integers [B, t, h, w].
@@ -157,7 +157,7 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
             float32 [B, 3, T, H, W], clamped to [-1, 1].
 
         Raises:
-            ValueError: on another shape or dtype, or ids outside 0 .. 2^bits - 1.
+            ValueError: another shape or dtype, or ids outside 0 .. 2^bits - 1.
             MemoryError: as in `encode`.
         """
         checks.check_ids(ids, self.bits)
@@ -168,17 +168,17 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
         return torch.cat(list(DecodeStream(self._decode_chunk).push(codes)), 2).clamp_(-1, 1)
 
     def ids_to_codes(self, ids: Tensor) -> Tensor:
-        """ids [B, t, h, w] to what the decoder sees, float32 [B, C, t, h, w]: +-1 (FSQ, VQ: the quantized vectors)."""
+        """Convert ids [B, t, h, w] to the decoder's input, float32 [B, C, t, h, w]: +-1 for LFQ, else quantized."""
         checks.check_ids(ids, self.bits)
         return self.quantizer.ids_to_codes(ids.long())
 
     def codes_to_ids(self, codes: Tensor) -> Tensor:
-        """Codes (or latents) [B, C, t, h, w] to int64 ids [B, t, h, w]."""
+        """Convert codes or latents [B, C, t, h, w] to int64 ids [B, t, h, w]."""
         checks.check_codes(codes, self.quantizer.code_channels)
         return self.quantizer.codes_to_ids(codes)
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One training pass with gradients: (reconstruction, not clamped, like `video`; latents; codes)."""
+        """Run a training pass with gradients; return (reconstruction like `video`, but not clamped; latents; codes)."""
         z_BKthw = self._latents(video, None)
         codes_BCthw = self.quantizer.quantize(z_BKthw)
         return self._reconstruct(codes_BCthw, None), z_BKthw, codes_BCthw
@@ -186,10 +186,17 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
     # -------------------------------------------------------------- streams
 
     def stream_encode(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Ids of a video of any length that comes in chunks of any number of frames, in bounded memory.
+        """Encode a video of any length, in chunks of any number of frames, to ids in bounded memory.
 
-        Joined along time, what it yields equals `encode` of the joined chunks. A stream that doesn't end on
-        1 + s_t k frames yields all complete latents, then raises ValueError.
+        Args:
+            chunks: [B, 3, any, H, W] each, float in [-1, 1].
+
+        Yields:
+            Ids [B, n, h, w], int64. Concatenated in time they equal `encode` of the concatenated chunks.
+
+        Raises:
+            ValueError: an illegal chunk, or a total number of frames other than 1 + s_t k; the latter is raised after
+                all complete latents have been yielded.
         """
         stream = EncodeStream(self.encode_chunk, self.stride[0])
         for chunk in chunks:
@@ -199,7 +206,7 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
         stream.close()
 
     def stream_decode(self, id_chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Video of ids that come in chunks of any number of latents, in bounded memory; joined it equals `decode`."""
+        """Decode ids, in chunks [B, any, h, w], in bounded memory; the concatenated videos equal `decode`."""
         stream = DecodeStream(self._decode_chunk)
         for ids in id_chunks:
             checks.check_ids(ids, self.bits)
@@ -213,14 +220,14 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
         Args:
             video: [B, 3, T, H, W] in [-1, 1] on the model's device; T is 1 + s_t k in the first chunk of a stream and
                 s_t k in the others.
-            state: of the stream, updated in place; {} before the first chunk.
-            hidden: return what `forward_features` does, not latents.
+            state: state of the stream, updated in place; {} before the first chunk.
+            hidden: return the activations of `forward_features`, not latents.
 
         Returns:
             float32 [B, K, t, h, w], or [B, D, t, h, w] of hidden features.
         """
-        # In training the convolutions may be faster than exact; what is stored or compared must be the same everywhere,
-        # with autocast around a larger model too.
+        # Training may use faster, inexact convolutions. Features that are stored or compared must be the same on every
+        # machine, also inside the autocast of a larger model.
         with torch.autocast(self.device.type, enabled=False), _exact_convolutions():
             if hidden:
                 return self.encoder(video.to(self.dtype), state, hidden=True).float()
@@ -254,17 +261,18 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the networks; latents and codes are float32 in any case."""
+        """Dtype of the networks; latents and codes are always float32."""
         return next(self.encoder.parameters()).dtype
 
     def set_precision(self, precision: str) -> "VideoTokenizer":
         """Run the networks in "fp32" or "bf16" with channels-last weights; the quantizer stays in float32.
 
-        In bf16 a loaded model keeps the `weight_hash` of its file. Back in fp32 it has another: weights were rounded.
+        In bf16 a loaded model keeps the `weight_hash` of its file. Back in fp32 the hash differs, since weights were
+        rounded.
         """
         if precision not in PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}: {nearest(precision, PRECISIONS)}")
-        # Tokens name their precision beside the hash.
+        # Token files record the precision besides the hash.
         with self.casting():
             for net in (self.encoder, self.decoder):
                 net.to(PRECISIONS[precision])
@@ -283,12 +291,12 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
         Args:
             name: a model that the package ships ("vidtok-t"), a folder with config.json and model.safetensors, or a
                 Hugging Face hub id ("owner/name").
-            device: where it runs.
+            device: device to load the model to.
             precision: "fp32" or "bf16".
-            hub_arguments: `revision`, `token`, `cache_dir`, ... of huggingface_hub.
+            hub_arguments: arguments of huggingface_hub, such as `revision`, `token` and `cache_dir`.
 
         Raises:
-            ValueError: for a name that is none of these, or a folder without or with other weights.
+            ValueError: `name` is none of these, or a folder lacks weights or has those of another model.
         """
         config, weights = find_pretrained(name, "tokenizer", **hub_arguments)
         tokenizer = cls(load_config(config, SCHEMA, TokenizerConfig, "tokenizer"))
@@ -300,26 +308,26 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
 
 
 class EncodeStream:
-    """Frames in, latents out.
+    """Stream of frames that are encoded to latents.
 
     Args:
-        encode: (video [B, 3, T, H, W], state) -> [B, C, t, h, w], where T is 1 + step * k in the first call, step * k
-            later.
+        encode: function of (video [B, 3, T, H, W], state) that returns [B, C, t, h, w]; T is 1 + step * k in the first
+            call and step * k in later ones.
         step: frames per latent after the first.
     """
 
     def __init__(self, encode: Callable[[Tensor, State], Tensor], step: int):
         self.encode, self.step = encode, step
         self.state: State = {}
-        self.pending: Tensor | None = None  # frames that don't fill a latent yet
-        self.frames = 0  # frames taken so far
+        self.pending: Tensor | None = None  # frames that don't complete a latent yet
+        self.frames = 0  # number of frames encoded so far
 
     @torch.no_grad()
     def push(self, chunk: Tensor) -> Iterator[Tensor]:
-        """Yield [B, C, n, h, w] for the latents that `chunk` [B, 3, any, H, W] completes.
+        """Yield the latents [B, C, n, h, w] that `chunk` [B, 3, any, H, W] completes.
 
         Raises:
-            ValueError: if the chunk has another batch or frame size than the ones before.
+            ValueError: the chunk differs from earlier ones in batch or frame size.
         """
         if self.pending is not None:
             if chunk.shape[:2] != self.pending.shape[:2] or chunk.shape[3:] != self.pending.shape[3:]:
@@ -334,10 +342,10 @@ class EncodeStream:
             yield self.encode(chunk[:, :, :take], self.state)
             self.frames += take
             chunk = chunk[:, :, take:]
-        self.pending = chunk.clone()  # not a view, which would keep the whole chunk
+        self.pending = chunk.clone()  # a view would keep the whole chunk in memory
 
     def close(self) -> None:
-        """Raise ValueError if the stream held no frame, or frames are left that don't fill a latent."""
+        """Raise ValueError if the stream had no frames, or its last frames don't complete a latent."""
         if self.pending is None or self.frames == 0:
             raise ValueError("the stream holds no frames")
         if left := self.pending.shape[2]:
@@ -348,10 +356,10 @@ class EncodeStream:
 
 
 class DecodeStream:
-    """Codes in, frames out.
+    """Stream of codes that are decoded to frames.
 
     Args:
-        decode: (codes [B, C, t, h, w], state) -> [B, 3, T, H, W].
+        decode: function of (codes [B, C, t, h, w], state) that returns [B, 3, T, H, W].
     """
 
     def __init__(self, decode: Callable[[Tensor, State], Tensor]):
@@ -361,10 +369,10 @@ class DecodeStream:
 
     @torch.no_grad()
     def push(self, codes: Tensor) -> Iterator[Tensor]:
-        """Yield the frames of `codes`; the first latent of a stream is one frame.
+        """Decode codes [B, C, any, h, w]; yield [B, 3, n, H, W]. The first latent of a stream is one frame.
 
         Raises:
-            ValueError: if the codes have another batch or frame size than the ones before.
+            ValueError: the codes differ from earlier ones in batch or frame size.
         """
         like = (codes.shape[:2], codes.shape[3:])
         if self.like not in (None, like):
@@ -375,7 +383,7 @@ class DecodeStream:
 
 
 def list_tokenizers() -> list[str]:
-    """Names that `create_tokenizer` takes: the files of `vidtok/configs/model`."""
+    """Return the names for `create_tokenizer`: the files of `vidtok/configs/model`."""
     return sorted(p.name.removesuffix(".yaml") for p in files("vidtok.configs").joinpath("model").iterdir())
 
 
@@ -384,11 +392,11 @@ def create_tokenizer(name: str, quantizer: str | None = None) -> VideoTokenizer:
 
     Args:
         name: one of `list_tokenizers()`.
-        quantizer: name of a config in `vidtok/configs/quantizer` ("lfq", "lfq-residual", "fsq", "vq") instead of the
+        quantizer: name of a config in `vidtok/configs/quantizer` ("lfq", "lfq-residual", "fsq", "vq"); None, the
             model's own.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: an unknown name.
     """
     if name not in list_tokenizers():
         raise ValueError(f"unknown tokenizer {name!r}: {nearest(name, list_tokenizers())}")
@@ -403,7 +411,7 @@ def create_tokenizer(name: str, quantizer: str | None = None) -> VideoTokenizer:
 
 
 def build_tokenizer(cfg: DictConfig) -> VideoTokenizer:
-    """Build the tokenizer of the config groups `model` and, where chosen, `quantizer`."""
+    """Build the tokenizer of the config group `model`, and of the group `quantizer` if there is one."""
     model = to_dict(cfg.model)
     if "quantizer" in cfg:
         model["quantizer"] = to_dict(cfg.quantizer)
