@@ -36,7 +36,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name in ("generate", "generate_files"):  # late: they read and write videos, which models don't
+    if name in ("generate", "generate_files"):  # late: they import video libraries, which models don't need
         return getattr(import_module("vidtok.generator.run"), name)
     raise AttributeError(f"module 'vidtok.generator' has no attribute {name!r}")
 
@@ -70,7 +70,7 @@ def from_pretrained(name: str | os.PathLike, device: str | torch.device = "cpu",
 
 
 def load_tokenizer(config: GeneratorConfig, name: str | None = None, device: str | torch.device = "cpu"):
-    """Load the `VideoTokenizer` whose tokens a generator makes.
+    """Load the `VideoTokenizer` whose tokens a generator produces.
 
     Args:
         config: config of the generator.

@@ -71,9 +71,9 @@ class AutoregressiveGenerator(Generator):
 
         Args:
             request: the conditions; known tokens must be a prefix.
-            temperature: of the softmax of both factors of a token, at least 0; 0 is greedy.
-            top_k: sample among the `top_k` likeliest values of each factor; None, all.
-            top_p: sample among the smallest set of values with probability `top_p`, above 0 and at most 1; None, all.
+            temperature: temperature of the softmax of both factors of a token, at least 0; 0 is greedy.
+            top_k: number of likeliest values of each factor to sample from; None, all.
+            top_p: probability of the smallest set of values to sample from, above 0 and at most 1; None, all.
             guidance_schedule: growth of the guidance over the tokens: "constant", "linear" or "cosine".
             cached: whether to use a key-value cache. Without it the samples are the same, at N / 2 times the cost.
 
@@ -92,7 +92,7 @@ class AutoregressiveGenerator(Generator):
         condition_BD = self.guided(guidance, request.label_B)
         cache = Cache(self.trunk, condition_BD) if cached else None
         ids_BN = request.ids_BN.clone()
-        uniform_BN2 = request.rng.uniform(N, 2)  # for known tokens too, so that a sample's own prefix reproduces it
+        uniform_BN2 = request.rng.uniform(N, 2)  # also for known tokens: a sample is then reproduced from its prefix
         for n in range(start, N):
             before_BN = ids_BN[:, :n].repeat(copies, 1)
             if cache is None or n == start:

@@ -255,7 +255,7 @@ class Generator(PretrainedModel, tags=["video-generation"]):
         return ids_BN.unflatten(1, self.config.grid)
 
     def sample(self, request: Request, *args: Any, **options: Any) -> Tensor:
-        """Sample int64 ids [B, N]; known tokens are those of the request. The options are those of the kind."""
+        """Sample int64 ids [B, N]; known tokens keep the ids of the request. The options depend on the kind."""
         raise NotImplementedError
 
     def check_sampling(self, steps: int | None = None, guidance: float = 1.0, **options) -> None:
@@ -330,7 +330,7 @@ class Generator(PretrainedModel, tags=["video-generation"]):
         cls, name: str | os.PathLike, device: str | torch.device = "cpu", **hub_arguments
     ) -> "Generator":
         """Load a trained generator in evaluation mode; see `vidtok.generator.from_pretrained`."""
-        from vidtok.generator import create_generator  # late: it knows all kinds
+        from vidtok.generator import create_generator  # imported late, since it imports all kinds
 
         config, weights = find_pretrained(name, "generator", root=None, **hub_arguments)
         generator = create_generator(read_config(config))
@@ -357,7 +357,7 @@ class Generator(PretrainedModel, tags=["video-generation"]):
 
 
 def classifier_free_guidance(logits: Tensor, guidance: float, batch: int) -> Tensor:
-    """Combine logits with and without class, [2 B, ...] -> [B, ...]; return [B, ...] (no guidance) unchanged."""
+    """Combine logits with and without class, [2 B, ...] -> [B, ...]; logits [B, ...] (no guidance) are unchanged."""
     if len(logits) == batch:
         return logits
     given, free = logits.chunk(2)

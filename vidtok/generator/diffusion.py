@@ -1,6 +1,6 @@
 """Diffusion baseline: a diffusion transformer on LFQ's latents, whose signs are the tokens.
 
-It has the same transformer as the masked and autoregressive models.
+It uses the same transformer as the masked and autoregressive models.
 
 Legend: B batch, N tokens, K latent channels = bits of a token, D width.
 """

@@ -23,20 +23,21 @@ def generate_long(
     """Sample clips of any number of latent frames with a sliding window.
 
     The prefix of each window after the first is the very first latent frame of the clip and the last `overlap` latent
-    frames. The very first latent frame is kept because a causal tokenizer's first latent is a single frame of video,
-    while all others are several: the model has never seen another kind at its first position.
+    frames. The very first latent frame is kept because the first latent of a causal tokenizer is a single frame of
+    video, while all others are several frames. The model has only been trained with such a latent at its first
+    position.
 
     Args:
         generator: the generator, with a grid of t latent frames.
         batch, label, prefix, seed, settings: see `Generator.generate`.
-        latents: latent frames per clip, at least t; these are 1 + 4 (latents - 1) frames of video.
-        overlap: latent frames, 1 to t - 2; None, half of t.
+        latents: latent frames per clip, at least t; the clip has 1 + 4 (latents - 1) frames.
+        overlap: latent frames of overlap between windows, 1 to t - 2; None, half of t.
 
     Returns:
         int64 [batch, latents, h, w]. The first t latent frames are those of `generate`.
 
     Raises:
-        ValueError: overlap or latents out of range, or a model of fewer than 3 latent frames.
+        ValueError: overlap or latents out of range, or a grid of fewer than 3 latent frames.
     """
     t = generator.config.grid[0]
     overlap = t // 2 if overlap is None else overlap
@@ -48,7 +49,7 @@ def generate_long(
     window = 0
     while ids.shape[1] < latents:
         window += 1
-        # A different seed for every window: the same random numbers would repeat the same choices.
+        # Every window has its own seed; with the same random numbers windows would repeat the same choices.
         end = torch.cat([ids[:, :1], ids[:, -overlap:]], 1)
         more = generator.generate(batch, label, end, seed=seed + window * 1_000_003, **settings)
         ids = torch.cat([ids, more[:, 1 + overlap :]], 1)
@@ -69,12 +70,12 @@ def generate_samples(
 
     Args:
         generator: the generator.
-        number: number of clips in all.
+        number: number of clips.
         labels: class numbers or names, used in turn; None, no class.
-        given: int64 [n, latents, h, w], prefixes that are used in turn; with `known` whole clips. None, nothing.
+        given: prefixes, or with `known` whole clips, int64 [n, latents, h, w], which are used in turn; None, nothing.
         batch: clips per batch; the samples don't depend on it.
         latents: latent frames per clip, see `generate_long`; None, those of the generator's grid.
-        known: bool [t, h, w], which tokens of `given` are kept, where it isn't a prefix.
+        known: mask of the tokens of `given` that are kept, bool [t, h, w]; None, `given` is a prefix.
         settings: see `Generator.generate`: seed, steps, guidance, ...
     """
     for first in range(0, number, batch):

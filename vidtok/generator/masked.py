@@ -51,18 +51,18 @@ class MaskedGenerator(Generator):
         Returns:
             loss: cross-entropy of the masked tokens in nats (mean over both factors), summed and divided by the average
             number of masked tokens in a batch. bits: mean cross-entropy of a masked token in bits, without label
-            smoothing. accuracy: share of masked tokens predicted correctly.
+            smoothing. accuracy: fraction of masked tokens predicted correctly.
         """
         ids_BN = batch["ids"].flatten(1)
         rng, label_B, known_BN = self.draw_conditions(batch, objective)
         masked_BN = self.draw_masked(rng, known_BN)
         x_BND = self.features(ids_BN, masked_BN, self.label_embed(label_B))
-        # Not the actual number: the loss is then a mean over samples that does not depend on how a batch is sharded.
+        # The expected number, not the actual one: the loss is then a mean over samples for any sharding of a batch.
         count = len(ids_BN) * self.tokens * MEAN_MASK_RATIOS[self.schedule]
         return factor_losses(self.heads, x_BND, ids_BN, masked_BN, objective.label_smoothing, count)
 
     def draw_masked(self, rng: PerSampleRNG, known_BN: Tensor) -> Tensor:
-        """Mask a random share of the unknown tokens of each sample, at least one -> bool [B, N]."""
+        """Mask a random fraction of the unknown tokens of each sample, at least one -> bool [B, N]."""
         share_B = mask_ratio(self.schedule, rng.uniform())
         count_B = (share_B * (~known_BN).sum(1)).ceil().long().clamp(min=1)
         order_BN = rng.uniform(self.tokens).masked_fill(known_BN, 2.0)
@@ -82,8 +82,8 @@ class MaskedGenerator(Generator):
 
         Args:
             request: the conditions.
-            schedule: schedule of the share that is still masked after each step: "cosine" or "uniform".
-            temperature: of the softmax of both factors of a token, at least 0; 0 is greedy.
+            schedule: schedule of the fraction of tokens that is still masked after each step: "cosine" or "uniform".
+            temperature: temperature of the softmax of both factors of a token, at least 0; 0 is greedy.
             choice_temperature: scale of the Gumbel noise on the confidence, which falls linearly to 0 over the steps
                 (MAGVIT: 4.5).
             guidance_schedule: growth of the guidance over the steps: "constant", "linear" or "cosine".
@@ -113,7 +113,7 @@ class MaskedGenerator(Generator):
         return ids_BN
 
     def predict(self, ids_BN, masked_BN, label_B, rng: PerSampleRNG, scale: float, temperature: float):
-        """Sample every token, int64 [B, N], and return its log-probability under the model too, float [B, N]."""
+        """Sample every token; return the tokens, int64 [B, N], and their log-probabilities, float [B, N]."""
         copies = 1 if scale == 1 else 2
         condition = self.guided(scale, label_B)
         x_BND = self.features(ids_BN.repeat(copies, 1), masked_BN.repeat(copies, 1), condition)
@@ -137,7 +137,7 @@ def factor_losses(
 ) -> dict[str, Tensor]:
     """Compute the terms of `forward` for selected tokens.
 
-    All tokens pass through the heads: a number of tokens that varies from step to step would cost more than it saves.
+    All tokens pass through the heads, since a number of tokens that varies by step would cost more than it saves.
 
     Args:
         heads: the token heads.

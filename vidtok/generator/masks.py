@@ -1,6 +1,6 @@
 """Masks of known tokens, bool [t, h, w], true if the token is known.
 
-With them one model does frame prediction, interpolation, inpainting and outpainting (MAGVIT, section 3.2).
+One model can do frame prediction, interpolation, inpainting and outpainting with them (MAGVIT, section 3.2).
 """
 
 import torch
@@ -35,7 +35,7 @@ def interpolation(grid: Grid, first: int = 1, last: int = 1) -> Tensor:
 
 
 def inpainting(grid: Grid, top: int, left: int, height: int, width: int) -> Tensor:
-    """Make a mask in which all is known but a box, the same in every frame; positions and sizes in tokens."""
+    """Make a mask in which all tokens outside a box are known, the same in every frame; the box is given in tokens."""
     _check(
         min(top, left) >= 0 < min(height, width) and top + height <= grid[1] and left + width <= grid[2],
         f"a box of {height} x {width} at ({top}, {left}) doesn't lie in {grid[1]} x {grid[2]} tokens",
@@ -46,7 +46,7 @@ def inpainting(grid: Grid, top: int, left: int, height: int, width: int) -> Tens
 
 
 def outpainting(grid: Grid, top: int, left: int, height: int, width: int) -> Tensor:
-    """Make a mask in which only a box is known, the same in every frame; positions and sizes in tokens."""
+    """Make a mask in which only the tokens in a box are known, the same in every frame; the box is given in tokens."""
     return ~inpainting(grid, top, left, height, width)
 
 

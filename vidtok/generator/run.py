@@ -1,6 +1,6 @@
-"""Generate clips: `generate` in memory, `generate_files` into files, conditions from videos and masks in files.
+"""Generation of clips in memory and into files, with conditions read from videos and masks.
 
-Legend: T H W frames and pixels of a clip, t h w its token grid.
+Legend: T H W frames, height and width of a clip, t h w its token grid.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,19 +22,20 @@ from vidtok.generator import from_pretrained, load_tokenizer
 from vidtok.generator.base import GeneratorConfig
 from vidtok.generator.long import generate_samples
 
-PICTURES = (".png", ".gif", ".mp4")  # of all clips in one file
+PICTURES = (".png", ".gif", ".mp4")  # formats of one file with all clips
 PREFIX_FRAMES = 5
 TASKS = ("class", "predict", "interpolate", "inpaint", "outpaint")
 
 
 @dataclass(frozen=True)
 class GeneratedClip:
-    """One sample.
+    """A generated clip.
 
     Attributes:
-        name: its class and number, "left-0003".
-        label: name of its class, or None.
-        ids: int64 [t, h, w], its tokens. video: float32 [3, T, H, W] in [-1, 1].
+        name: class and number of the clip, such as "left-0003".
+        label: name of the class, or None.
+        ids: tokens, int64 [t, h, w].
+        video: frames, float32 [3, T, H, W] in [-1, 1].
     """
 
     name: str
@@ -44,10 +45,12 @@ class GeneratedClip:
 
 
 class Samples:
-    """Clips that are sampled while they are iterated over, see `generate`. Iterating again gives the same ones.
+    """Iterable of clips that are sampled during the iteration; see `generate`. Every iteration gives the same clips.
 
     Attributes:
-        config: the `GeneratorConfig` of the model. names: of the clips. fps: frames per second to play them at.
+        config: the `GeneratorConfig` of the model.
+        names: names of the clips.
+        fps: frame rate of the clips.
     """
 
     def __init__(
@@ -128,29 +131,36 @@ def generate(
 
     Args:
         model: folder or hub id of a generator.
-        number: of clips; None, one of each class, or one per prefix.
-        labels: name or number of a class; several are taken in turn; None, all. free: without a class.
-        prefix: video to go on from, its first `prefix_frames` frames, 1 + 4k (5); several are taken in turn.
-        task: "class" (default); "predict", the same as a prefix; "interpolate", frames in the middle; "inpaint", what
-            lies in a box; "outpaint", what lies around one. Autoregressive generators predict alone.
-        video: what is kept of the task; several are taken in turn.
-        mask: frames that "interpolate" makes anew, "START:END" (all but the first and the last latent frame); the box
-            of "inpaint" and "outpaint" in pixels of the generator's frames, "TOP:BOTTOM,LEFT:RIGHT" (half of each
-            side, in the middle); an image, white where it is made anew, cropped and resized as the video is; or
-            bool [T, H, W] or [H, W], true where it is made anew. A token is kept if all of its pixels are.
-        frames: of each clip, 1 + 4k, where it is to be longer than the model's own; fps: the model's, or 25.
-        tokenizer: where the generator's tokenizer is; None, found by its name. device: "auto", "cpu", "cuda", ...
-        batch: clips at a time (8). seed: sample i depends on it and on i alone (0).
-        progress: called with the steps done of a batch, and their number.
-        steps, guidance, temperature, ...: settings of sampling, which belong to kinds of generators: see
-            `Generator.generate` and the `sample` of each kind.
+        number: number of clips; None, one per class, or one per video.
+        labels: name or number of a class, or several, which are used in turn; None, all classes.
+        free: generate without a class.
+        prefix: video to continue, or several, which are used in turn.
+        prefix_frames: number of frames of the prefix, 1 + 4k; None, 5.
+        task: the part to generate: "class" (default), whole clips; "predict", the frames after a prefix; "interpolate",
+            frames in the middle; "inpaint", the inside of a box; "outpaint", the outside of a box. Autoregressive
+            generators only support "class" and "predict".
+        video: video that the task keeps a part of, or several, which are used in turn.
+        mask: the region to generate. For "interpolate", frames "START:END" (default: all but the first and the last
+            latent frame). For "inpaint" and "outpaint", a box "TOP:BOTTOM,LEFT:RIGHT" in pixels of the generator's
+            frames (default: half of each side, in the middle); an image file, white where to generate, which is cropped
+            and resized like the video; or bool [T, H, W] or [H, W], true where to generate. A token is kept if all of
+            its pixels are kept.
+        frames: frames per clip, 1 + 4k, for clips longer than those in training; None, as in training.
+        fps: frame rate; None, that of the model, or 25.
+        tokenizer: name, folder or hub id of the tokenizer; None, the name that the generator records.
+        device: "auto", "cpu", "cuda", ...
+        batch: clips per batch, by default 8.
+        seed: seed of the random numbers, by default 0. Sample i depends only on the seed and on i.
+        progress: called with (steps done, all steps) of a batch.
+        steps, guidance, temperature, ...: sampling options; see `Generator.generate` and the `sample` method of each
+            kind of generator.
 
     Returns:
-        An iterable of `GeneratedClip`s, with a length; they are sampled while it is iterated over.
+        An iterable of `GeneratedClip`s with a length. The clips are sampled during the iteration.
 
     Raises:
-        ValueError, UserError: for a model or a tokenizer that isn't there, an unknown class or task, an illegal mask,
-            settings that the kind doesn't have.
+        ValueError, UserError: the model or tokenizer is not found, an unknown class or task, an illegal mask, or
+            options that the kind doesn't have.
     """
     return Samples(model, number, labels, **settings)
 
@@ -168,18 +178,19 @@ def generate_files(
     """Sample clips from a trained generator and write them.
 
     Args:
-        output: a folder, which gets a file for each clip; or one .png (a clip in each row), .gif or .mp4 (side by
-            side) of all.
-        format: of clips in a folder, "mp4" (default) or "gif". tokens: write token files, too.
-        force: overwrite files that exist.
-        report: called with the clips done and their number.
-        model, settings: as of `generate`.
+        model, settings: see `generate`.
+        output: a folder, for one file per clip; or one file for all clips: .png (a clip per row), .gif or .mp4 (side by
+            side).
+        format: file format of clips in a folder, "mp4" or "gif"; None, "mp4".
+        tokens: also write token files.
+        force: overwrite existing files.
+        report: called with (clips done, all clips).
 
     Returns:
-        What was written, as `generate` gives it.
+        The clips that were written.
 
     Raises:
-        As `generate`; and UserError for a file that is in the way.
+        ValueError, UserError: as `generate`; also UserError if a file exists.
     """
     target = Path(output)
     single = target.suffix.lower() in PICTURES
@@ -214,31 +225,31 @@ def generate_files(
 
 
 def _several(given) -> list:
-    """One or several of something, or None, as a list."""
+    """Return one or several values, or None, as a list."""
     if given is None:
         return []
     return [given] if isinstance(given, str | int | Path) else list(given)
 
 
 def named(label: str | int, classes: Sequence[str]) -> int | str:
-    """Find a class by its name, which may be a number, too, or else by its number."""
+    """Convert a label to a number if it is a number and not the name of a class."""
     return int(label) if isinstance(label, str) and label.isdigit() and label not in classes else label
 
 
 def name_of(labels: list | None, number: int) -> str:
-    """Return the name of a sample's file before its number."""
+    """Return the part of a sample's file name before its number, made from its label."""
     return "" if labels is None else f"{str(labels[number % len(labels)]).replace(' ', '_').replace('/', '_')}-"
 
 
 def latents_of(frames: int, stride: int) -> int:
-    """Latent frames of a clip. Raises ValueError for a length that the stride doesn't give."""
+    """Return the number of latent frames of a clip. Raises ValueError if the number of frames is not 1 + stride * k."""
     if frames % stride != 1 % stride:
         raise ValueError(f"a clip has 1 + {stride}k frames, not {frames}")
     return 1 + (frames - 1) // stride
 
 
 def read_prefixes(files: Sequence[str | Path], frames: int, tokenizer, config: GeneratorConfig) -> Tensor:
-    """Encode the beginnings of videos as tokens, int64 [files, latents, h, w], cut to the generator's size."""
+    """Encode the first frames of videos, cropped to the generator's size -> int64 ids [files, latents, h, w]."""
     size = (config.grid[1] * config.stride[1], config.grid[2] * config.stride[2])
     latents = latents_of(frames, config.stride[0])
     ids = []
@@ -251,7 +262,7 @@ def read_prefixes(files: Sequence[str | Path], frames: int, tokenizer, config: G
 
 
 def _task_of(task: str | None, prefixes: list, videos: list, mask) -> tuple[str, list]:
-    """The task and the videos that it is given."""
+    """Validate the task; return it and the videos that it uses."""
     task = task or ("predict" if prefixes else "class")
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}: {nearest(task, TASKS)}")
@@ -267,10 +278,10 @@ def _task_of(task: str | None, prefixes: list, videos: list, mask) -> tuple[str,
 
 
 def plan_mask(task: str, mask: str | Path | Tensor | None, config: GeneratorConfig) -> Tensor:
-    """Make the mask of a task, see `generate` -> bool [T, H, W], true where it is made anew.
+    """Make the mask of a task, see `generate` -> bool [T, H, W], true where to generate.
 
     Raises:
-        UserError: it can't be parsed, doesn't lie in the clip, or leaves nothing to make or to keep.
+        UserError: the mask can't be parsed, does not lie within the clip, or leaves nothing to generate or to keep.
     """
     (t, h, w), (s_t, s_h, s_w) = config.grid, config.stride
     T, H, W = 1 + s_t * (t - 1), s_h * h, s_w * w
@@ -312,17 +323,17 @@ def _span(text: str, mask: str, most: int, what: str) -> tuple[int, int]:
 
 
 def known_tokens(anew_THW: Tensor, stride: tuple[int, int, int]) -> Tensor:
-    """Find the tokens none of whose pixels is made anew -> bool [t, h, w]."""
+    """Find the tokens that are kept: those without a generated pixel -> bool [t, h, w]."""
     s_t, s_h, s_w = stride
     anew_THW = torch.cat([anew_THW[:1].expand(s_t - 1, -1, -1), anew_THW])  # the first latent frame is one frame
     return ~anew_THW.unflatten(2, (-1, s_w)).unflatten(1, (-1, s_h)).unflatten(0, (-1, s_t)).any(5).any(3).any(1)
 
 
 def read_around(files: Sequence[str | Path], anew_THW: Tensor, tokenizer, config: GeneratorConfig) -> Tensor:
-    """Encode videos as tokens, int64 [files, t, h, w], that have seen nothing of what is made anew.
+    """Encode videos so that no token depends on the region to generate -> int64 ids [files, t, h, w].
 
-    An encoder sees beyond its cells. Hence what is made anew is overwritten before: by the nearest pixel that is kept,
-    in the frame or, where nothing of it is kept, in the frame before.
+    The receptive field of an encoder is larger than one cell. Pixels to generate are therefore overwritten before
+    encoding: by the nearest kept pixel of the frame or, if no pixel of the frame is kept, by the frame before.
     """
     T, H, W = anew_THW.shape
     ids = []
@@ -341,7 +352,7 @@ def read_around(files: Sequence[str | Path], anew_THW: Tensor, tokenizer, config
 
 
 def write_ids(path: Path, clip: GeneratedClip, config: GeneratorConfig, fps: float) -> None:
-    """Write a token file, as `vidtok extract` does, of a clip that never was."""
+    """Write the tokens of a generated clip to a token file, as `vidtok extract` does for videos."""
     t, h, w = clip.ids.shape
     frames, size = 1 + config.stride[0] * (t - 1), (config.stride[1] * h, config.stride[2] * w)
     dtype = id_type(config.bits)

@@ -34,7 +34,7 @@ from vidtok.train.state import build_state
 if TYPE_CHECKING:
     from vidtok.generator.base import GeneratorConfig
 
-PIXELS_AT_ONCE = 1 << 22  # encoded at once, 15 clips of 17 x 128 x 128; a whole published batch would fill a GPU
+PIXELS_AT_ONCE = 1 << 22  # encoded at once: 15 clips of 17 x 128 x 128, since a whole batch could fill a GPU
 
 
 class GeneratorTask:
@@ -43,7 +43,7 @@ class GeneratorTask:
     Args:
         objective: settings of the objective.
         tokenizer: encodes clips and decodes samples; None, batches are tokens and no samples are drawn.
-        samples: number of samples to draw at each validation, of the classes in turn.
+        samples: number of samples drawn at each validation, with the classes in turn.
         sampling: arguments of `Generator.generate` for the samples.
         held_out: a validation batch; None, no validation loss.
     """
@@ -92,7 +92,7 @@ class GeneratorTask:
     def draw(self, model: Generator) -> Tensor:
         """Draw samples as a picture [3, H, W] in [0, 1], with a row of frames for each sample.
 
-        If the model always has a prefix in training, the prefixes are those of the held-out samples, in turn.
+        If the model is always given a prefix in training, the prefixes are those of the held-out samples, in turn.
         """
         classes = len(model.config.classes)
         label = [i % classes for i in range(self.samples)] if classes else None
@@ -124,7 +124,7 @@ def encode_batch(batch: Batch, tokenizer: VideoTokenizer | None) -> Batch:
     assert tokenizer is not None, "batches of videos need a tokenizer"
     tokenizer.to(video.device)
     some = max(1, PIXELS_AT_ONCE // video[0, 0].numel())
-    with torch.autocast(video.device.type, enabled=False):  # tokens don't depend on the precision of the training
+    with torch.autocast(video.device.type, enabled=False):  # tokens must not depend on the precision of training
         latents = torch.cat([tokenizer.encode_latents(part) for part in video.split(some)])
     return {**batch, "latents": latents, "ids": tokenizer.quantizer.codes_to_ids(latents)}
 
@@ -237,7 +237,7 @@ def build_generator_training(cfg: DictConfig) -> dict:
     """Build the arguments of `vidtok.train.loop.train` from the config of `vidtok train generator`.
 
     Raises:
-        ValueError: settings that don't fit together, the tokenizer or the data.
+        ValueError: settings that contradict each other, the tokenizer or the data.
     """
     from vidtok.generator import GeneratorConfig, Objective, create_generator
     from vidtok.generator.masks import check_task
@@ -298,7 +298,7 @@ def check_generator(cfg: DictConfig, config: "GeneratorConfig") -> None:
     """Check the fingerprint of a run folder: tokenizer, classes and architecture of its generator.
 
     Raises:
-        ValueError: the folder was created with others. Its checkpoint might load, and continue with wrong tokens.
+        ValueError: the folder was created with others. Its checkpoint might load, and train on wrong tokens.
     """
     from pathlib import Path
 
@@ -313,7 +313,7 @@ def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: 
     """Build the batches of one split from a generator's config group `data`.
 
     Returns:
-        (batches, class names, frames per second or None if the clips differ in it).
+        (batches, class names, frames per second or None if it differs between clips).
 
     Raises:
         ValueError: features of another tokenizer, a held-out split of features without splits, or both or neither of

@@ -18,7 +18,7 @@ from vidtok.quantize.lfq import factor_bits, factorize_ids, ids_to_signs
 
 
 class Cache:
-    """All of a transformer that stays the same from token to token, for autoregressive sampling.
+    """Key-value cache for autoregressive sampling, with all other values that are the same for every token.
 
     Args:
         trunk: the transformer.
@@ -27,7 +27,7 @@ class Cache:
     Attributes:
         keys, values: [depth, B, h, N, d] of the tokens so far.
         length: number of these.
-        modulation: of the condition, see `Transformer.modulate`.
+        modulation: modulation by the condition, see `Transformer.modulate`.
         positions: embeddings of all positions, [N, D].
     """
 
@@ -50,7 +50,7 @@ class Cache:
 class Rotary(nn.Module):
     """Rotary position embedding on three axes (Su et al. 2021); the pairs of channels are divided among the axes.
 
-    The angles are our own, since timm's embeddings have equally many on each axis: 16 pairs of a head are 6, 5 and 5.
+    timm's embeddings need equally many pairs per axis. Here 16 pairs of a head are divided into 6, 5 and 5.
 
     Args:
         grid: (t, height, width) of the tokens.
@@ -178,9 +178,9 @@ class Transformer(nn.Module):
         """Compute normalized features of the tokens, [B, N, D].
 
         Args:
-            x_BND: token embeddings without positions: of all tokens, or with a cache of the next ones.
+            x_BND: token embeddings without positions: those of all tokens or, with a cache, those of the next tokens.
             condition_BD: condition of each sample.
-            cache: of the earlier tokens and the same condition; it is extended. None, no cache.
+            cache: cache of the earlier tokens with the same condition, which is extended; None, no cache.
         """
         if cache is None:
             start, modulation, positions_ND = 0, self.modulate(condition_BD, x_BND.dtype), self.embed_positions()

@@ -1,13 +1,13 @@
-"""Training.
+"""Training of tokenizers, pretraining of backbones, and the training loop of all models.
 
-loop         the training loop, from top to bottom: its schedule and its clocks too
-task         what the loop asks of what it trains: batches and tasks
-tokenizer    the task of training a tokenizer; its validation clips and fingerprint
+loop         the training loop with its schedule and clocks
+task         interfaces of the loop: batches and tasks
+tokenizer    training task of tokenizers; validation clips and fingerprint
 pretraining  masked pretraining of recognition backbones
-prior        the network by which the codec predicts tokens
-losses       the terms of its objective and their weights
+prior        training of the network with which the codec predicts tokens
+losses       terms of the tokenizer's objective and their weights
 perceptual   LPIPS and the distance of a classifier's logits
-state        all that a run needs to go on; optimizer, moving average; the processes of one run
-run_folder   config, checkpoints, scalars, pictures; the fingerprint of a run's settings; branches of a run
+state        state of a run: model, optimizer, moving average; processes of a run
+run_folder   folder of a run: config, checkpoints, scalars, pictures; fingerprint of its settings; branches
 curves       plots of the scalars
 """

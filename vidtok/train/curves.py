@@ -1,8 +1,8 @@
-"""The curves of training runs, drawn from their TensorBoard scalars.
+"""Plots of the TensorBoard scalars of training runs.
 
     python -m vidtok.train.curves RUN... -o curves.png
 
-One line a run in each panel. A panel whose scalars no run has is left out.
+Every panel has one line per run. Panels without scalars in any run are left out.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 
 BIT = math.log(2)  # nats
 
-# Panel: {scalar: (label, multiple)}.
+# {panel: {scalar: (label, factor)}}
 PANELS: dict[str, dict[str, tuple[str, float]]] = {
     "reconstruction, mean squared error": {"reconstruction": ("", 1)},
     "validation, PSNR in dB": {"validation_psnr": ("", 1)},
@@ -33,7 +33,7 @@ LOGARITHMIC = ("reconstruction, mean squared error", "gradient norm")
 
 
 def read_scalars(run: str | Path) -> dict[str, tuple[list[int], list[float]]]:
-    """(steps, values) of each scalar of a run folder. Raises ValueError where it has none."""
+    """Read the scalars of a run folder -> {name: (steps, values)}. Raises ValueError if it has none."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = Path(run) / "scalars"
@@ -42,14 +42,14 @@ def read_scalars(run: str | Path) -> dict[str, tuple[list[int], list[float]]]:
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     scalars = {}
     for name in events.Tags()["scalars"]:
-        # A resumed run wrote some steps twice: the later one counts.
+        # A resumed run may have written some steps twice; the last value is used.
         by_step = {event.step: event.value for event in events.Scalars(name)}
         scalars[name] = (sorted(by_step), [by_step[step] for step in sorted(by_step)])
     return scalars
 
 
 def smooth(values: list[float], count: int = 40) -> list[float]:
-    """Running mean over a `count`-th of the curve, so that a picture shows its course and not its noise."""
+    """Smooth a curve by a running mean over 1 / `count` of its length."""
     window = max(1, len(values) // count)
     means = []
     for i in range(len(values)):
@@ -59,7 +59,7 @@ def smooth(values: list[float], count: int = 40) -> list[float]:
 
 
 def present(scalars: dict[str, tuple[str, float]], names: list[str]) -> dict[str, tuple[str, float]]:
-    """The scalars of a panel that are among `names`; validation at several sizes has one of each, name_<size>."""
+    """Select the scalars of a panel that are in `names`, including name_<size> of validation at several sizes."""
     found = {name: style for name, style in scalars.items() if name in names}
     for base in scalars:
         sizes = [name.removeprefix(f"{base}_") for name in names if name.startswith(f"{base}_")]
@@ -68,7 +68,15 @@ def present(scalars: dict[str, tuple[str, float]], names: list[str]) -> dict[str
 
 
 def draw_curves(runs: dict[str, dict], path: str | Path) -> None:
-    """runs: what `read_scalars` gives, by the name to show. Raises ValueError where no panel has a curve."""
+    """Draw the curves of runs to a picture.
+
+    Args:
+        runs: {name to show: result of `read_scalars`}.
+        path: file of the picture.
+
+    Raises:
+        ValueError: no panel has a curve.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -108,7 +116,7 @@ def draw_curves(runs: dict[str, dict], path: str | Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
-    parser.add_argument("-o", "--output", default="curves.png", help="picture (%(default)s)")
+    parser.add_argument("-o", "--output", default="curves.png", help="file of the picture (%(default)s)")
     args = parser.parse_args()
     try:
         draw_curves({Path(run).resolve().name: read_scalars(run) for run in args.runs}, args.output)

@@ -1,6 +1,7 @@
-"""The tokenizer's objective (MAGVIT-v2, section 3; weights from its appendix): every term a scalar, weighted once.
+"""Terms of the tokenizer's objective and their weights (MAGVIT-v2, section 3 and appendix).
 
-The adversarial terms (MAGVIT-v2, appendix; MAGVIT, section 3.1), each a pure function of logits [B].
+Every term is a scalar and is weighted once. The adversarial terms (MAGVIT-v2, appendix; MAGVIT, section 3.1) are pure
+functions of logits [B].
 """
 
 from dataclasses import dataclass
@@ -19,18 +20,21 @@ class LossWeights:
     """Weights of the terms; the defaults are the paper's.
 
     Attributes:
-        reconstruction: of the mean squared error over pixels in [-1, 1].
-        perceptual: of LPIPS or the logits' distance; 0 where its weights are not at hand.
-        gram: of the Gram distance of LPIPS' features, see `LPIPS.with_gram`; 0 leaves it out.
-        perceptual_frames: both look at this many frames of each clip, drawn at random (0: all).
-        block_edges: of the squared jump of the error across borders of the token grid, see `block_edge_loss`.
-        commitment: of mean (z - code)^2.
-        codebook: of VQ's codebook term.
-        entropy: of per-sample minus codebook entropy, in nats; it may be negative, see docs/pages/training.md.
-        adversarial: of the generator's term; 0 trains no discriminator.
-        adversarial_start: step at which both sides of the adversarial game begin.
-        r1, lecam: of the discriminator's penalties; lecam_decay: of the averages that LeCAM anchors on.
-        entropy_boost: the entropy weight starts at this multiple and falls to 1 over `entropy_boost_steps`.
+        reconstruction: weight of the mean squared error over pixels in [-1, 1].
+        perceptual: weight of LPIPS or of the distance of logits; 0 if the weights of their network are not available.
+        gram: weight of the Gram distance of LPIPS' features, see `LPIPS.with_gram`; 0 leaves it out.
+        perceptual_frames: number of random frames per clip that both of these terms compare; 0, all.
+        block_edges: weight of the squared jump of the error across borders of the token grid, see `block_edge_loss`.
+        commitment: weight of mean (z - code)^2.
+        codebook: weight of VQ's codebook term.
+        entropy: weight of per-sample minus codebook entropy, in nats. The term may be negative, see
+            docs/pages/training.md.
+        adversarial: weight of the generator's adversarial term; 0 trains no discriminator.
+        adversarial_start: step at which adversarial training begins, for generator and discriminator.
+        r1, lecam: weights of the discriminator's penalties.
+        lecam_decay: decay of the moving averages that LeCAM uses as anchors.
+        entropy_boost: factor of the entropy weight at step 0, which falls linearly to 1.
+        entropy_boost_steps: number of steps in which the factor falls to 1.
     """
 
     reconstruction: float = 5.0
@@ -50,12 +54,12 @@ class LossWeights:
     entropy_boost_steps: int = 2000
 
     def entropy_weight(self, step: int) -> float:
-        """Linear from entropy_boost x entropy to entropy, then constant."""
+        """Return the weight of the entropy term, which falls linearly from entropy_boost x entropy to entropy."""
         left = max(0.0, 1 - step / self.entropy_boost_steps) if self.entropy_boost_steps else 0.0
         return self.entropy * (1 + (self.entropy_boost - 1) * left)
 
     def total(self, terms: dict[str, Tensor], step: int) -> Tensor:
-        """Weighted sum of the terms that have a weight; the others are diagnostics."""
+        """Compute the weighted sum of the terms that have a weight; the others are diagnostics."""
         weights = {
             "reconstruction": self.reconstruction,
             "perceptual": self.perceptual,
@@ -69,7 +73,7 @@ class LossWeights:
         return _weighted_sum(terms, weights)
 
     def discriminator_total(self, terms: dict[str, Tensor]) -> Tensor:
-        """The discriminator's objective."""
+        """Compute the weighted sum of the discriminator's terms."""
         weights = {"discriminator": 1.0, "lecam": self.lecam, "r1": self.r1}
         return _weighted_sum(terms, weights)
 
@@ -79,15 +83,15 @@ def _weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor
 
 
 def reconstruction_loss(decoded: Tensor, video: Tensor) -> Tensor:
-    """Mean squared error over all values, float32."""
+    """Compute the mean squared error over all values, float32."""
     return F.mse_loss(decoded.float(), video.float())
 
 
 def block_edge_loss(decoded_BCTHW: Tensor, video_BCTHW: Tensor, stride: tuple[int, int, int]) -> Tensor:
-    """Mean squared jump of the error between the two pixels at each border of the token grid, rows and columns.
+    """Compute the mean squared jump of the error between the two pixels at each border of the token grid.
 
-    Zero where the reconstruction is as continuous across borders as the original; edges of the original cost nothing.
-    0 for a grid without borders.
+    Borders between rows and columns of cells count alike. The loss is 0 if the reconstruction is as continuous across
+    borders as the original, so edges of the original cost nothing. It is 0 for a grid without borders.
     """
     error = decoded_BCTHW.float() - video_BCTHW.float()
     jumps = []
@@ -103,14 +107,21 @@ def block_edge_loss(decoded_BCTHW: Tensor, video_BCTHW: Tensor, stride: tuple[in
 def perceptual_loss(
     distance: nn.Module, decoded_BCTHW: Tensor, video_BCTHW: Tensor, frames: int = 0, rng: torch.Generator | None = None
 ) -> Tensor:
-    """Mean distance of `frames` frames (0: all), the same random ones of each clip; rng: a generator on the CPU."""
+    """Compute the mean distance of some frames of clips.
+
+    Args:
+        distance: distance of two batches of images, such as `LPIPS`.
+        decoded_BCTHW, video_BCTHW: reconstructions and originals.
+        frames: number of random frames, the same ones of each clip; 0, all.
+        rng: generator of the random numbers, on the CPU; None, torch's.
+    """
     return distance(*_images(decoded_BCTHW, video_BCTHW, frames, rng)).mean()
 
 
 def perceptual_and_gram_loss(
     lpips: LPIPS, decoded_BCTHW: Tensor, video_BCTHW: Tensor, frames: int = 0, rng: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`perceptual_loss` by LPIPS and the mean Gram distance of the same frames, from one pass of the network."""
+    """Compute `perceptual_loss` with LPIPS and the mean Gram distance of the same frames in one pass of the network."""
     perceptual_B, gram_B = lpips.with_gram(*_images(decoded_BCTHW, video_BCTHW, frames, rng))
     return perceptual_B.mean(), gram_B.mean()
 
@@ -126,28 +137,36 @@ def _images(
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
-    """Non-saturating: mean -log sigmoid(fake)."""
+    """Compute the non-saturating loss of the generator: mean of -log sigmoid(fake)."""
     return F.softplus(-fake_logits).mean()
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Mean -log sigmoid(real) - log(1 - sigmoid(fake))."""
+    """Compute the loss of the discriminator: mean of -log sigmoid(real) - log(1 - sigmoid(fake))."""
     return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
 
 
 def r1_penalty(real_logits: Tensor, real: Tensor) -> Tensor:
-    """Mean over clips of the squared gradient norm of the logits at the real clips (Mescheder et al. 2018, eq. 9).
+    """Compute the R1 penalty (Mescheder et al. 2018, eq. 9), which can be differentiated once more.
 
-    `real` requires a gradient and led to the logits; differentiable once more.
+    It is the mean over clips of the squared gradient norm of the logits with respect to the real clips.
+
+    Args:
+        real_logits: logits of the real clips, [B].
+        real: the real clips, which require a gradient.
     """
     (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
     return gradient.float().square().flatten(1).sum(1).mean()
 
 
 def lecam_penalty(real_logits: Tensor, fake_logits: Tensor, lecam_ema: Tensor) -> Tensor:
-    """LeCAM (Tseng et al. 2021, eq. 4): real logits held above the average fake one's anchor, and the other way round.
+    """Compute the LeCAM penalty (Tseng et al. 2021, eq. 4).
 
-    averages: [2], the moving averages of the mean real and the mean fake logit.
+    It penalizes real logits above the moving average of fake logits, and fake logits below that of real logits.
+
+    Args:
+        real_logits, fake_logits: logits of real and reconstructed clips, [B].
+        lecam_ema: [2], moving averages of the mean real and the mean fake logit.
     """
     real_anchor, fake_anchor = lecam_ema.unbind()
     above = F.relu(real_logits - fake_anchor).square().mean()
@@ -156,5 +175,5 @@ def lecam_penalty(real_logits: Tensor, fake_logits: Tensor, lecam_ema: Tensor) -
 
 
 def accuracy(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Share of clips on the right side of 0; 0.5 is chance, near 1 the discriminator has won."""
+    """Compute the fraction of clips that the discriminator classifies correctly; 0.5 is chance."""
     return ((real_logits > 0).float().mean() + (fake_logits <= 0).float().mean()) / 2

@@ -1,13 +1,14 @@
-"""LPIPS: a perceptual distance between images (Zhang et al. 2018, arXiv:1801.03924, version 0.1).
+"""Perceptual distances between images: LPIPS, and squared differences of a classifier's logits.
 
-Deep features of a fixed classifier are normalised to unit length at every place, their squared differences are
-weighted by channel ("linear heads", fitted to human judgements), averaged over space and summed over five layers.
-The heads come with torchmetrics, which vidtok depends on; the classifier's convolutions (torchvision's ImageNet VGG16
-or AlexNet) are read from a local file or downloaded once by torch.hub.
+LPIPS (Zhang et al. 2018, arXiv:1801.03924, version 0.1): features of a frozen classifier are normalized to unit length
+at every position. Their squared differences are weighted by channel ("linear heads", fitted to human judgments),
+averaged over space and summed over five layers. The heads are those in torchmetrics, a dependency of vidtok. The
+classifier's convolutions (torchvision's ImageNet VGG16 or AlexNet) are read from a local file or downloaded once by
+torch.hub.
 
-Shape suffixes: B batch, C channels, T time, H height, W width.
+The distance of logits is that of MAGVIT (MAGVIT-v2, appendix: ResNet-50).
 
-MAGVIT's perceptual distance: squared differences of a classifier's logits (MAGVIT-v2's appendix: ResNet-50).
+Legend: B batch, C channels, T time, H height, W width, K classes.
 """
 
 import warnings
@@ -24,24 +25,24 @@ from torchvision.models import get_model
 from vidtok.errors import nearest
 from vidtok.hub import read_state
 
-# Model of torchvision, and the layers of its `features` whose activations LPIPS compares: of VGG16 the ReLU before each
-# pooling, of AlexNet all.
+# Model of torchvision, and the layers of its `features` whose activations LPIPS compares: in VGG16 the ReLU before
+# each pooling, in AlexNet every ReLU.
 _BACKBONES = {"vgg": ("vgg16", (3, 8, 15, 22, 29)), "alex": ("alexnet", (1, 4, 7, 9, 11))}
 _URLS = {
     "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
     "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
 }
-# Mean and standard deviation of ImageNet, moved from [0,1] to [-1,1].
+# Mean and standard deviation of ImageNet, converted from [0,1] to [-1,1].
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 
 
 class LPIPS(nn.Module):
-    """LPIPS v0.1; frozen, differentiable in its inputs.
+    """LPIPS v0.1 with frozen weights, differentiable in its inputs.
 
     Args:
-        net: "vgg" (the paper's loss, and MAGVIT's metric) or "alex" (the LPIPS authors' default metric). The two are
-            different scales: always state which.
+        net: "vgg" (the paper's loss, and MAGVIT's metric) or "alex" (the default metric of the LPIPS authors). Values
+            of the two are not comparable: always state which one was used.
         weights: file or URL with the classifier's convolutions under torchvision's keys `features.N.weight|bias`
             (`.safetensors`, or a torchvision `.pth`; further keys are ignored). None downloads torchvision's file
             (VGG16 553 MB, AlexNet 244 MB) into the torch.hub cache.
@@ -68,7 +69,7 @@ class LPIPS(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
-        """Distance of two batches of RGB images, float [B,3,H,W] in [-1,1] -> float32 [B], 0 for equal images.
+        """Compute the distance of two batches of RGB images, float [B,3,H,W] in [-1,1] -> float32 [B], 0 if equal.
 
         Raises:
             ValueError: shapes that differ or are not [B,3,H,W], or integer images.
@@ -76,7 +77,7 @@ class LPIPS(nn.Module):
         return self._distances(x_BCHW, y_BCHW, gram=False)[0]
 
     def with_gram(self, x_BCHW: Tensor, y_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """LPIPS and the Gram distance of two batches of RGB images from one pass: float32 [B] each, see `forward`.
+        """Compute LPIPS and the Gram distance of two batches of images in one pass -> float32 [B] each (see `forward`).
 
         The Gram distance is the style loss of Gatys et al. 2016 ("Image Style Transfer Using Convolutional Neural
         Networks", eq. 3-5): channel products F F^T of the activations F [C,H*W] at each of LPIPS' five layers, divided
@@ -109,7 +110,7 @@ class LPIPS(nn.Module):
         return distance_B, gram_B
 
     def for_video(self, x_BCTHW: Tensor, y_BCTHW: Tensor) -> Tensor:
-        """Mean LPIPS over the frames of clips, float [B,3,T,H,W] in [-1,1] -> float32 [B].
+        """Compute the mean LPIPS over the frames of clips, float [B,3,T,H,W] in [-1,1] -> float32 [B].
 
         Raises:
             ValueError: shapes that differ or are not [B,3,T,H,W].
@@ -125,14 +126,14 @@ class LPIPS(nn.Module):
 
 def _unit_length(x_BCHW: Tensor) -> Tensor:
     # float32: the squares of VGG activations overflow float16. The epsilon is inside the root, where it keeps the
-    # gradient finite at places whose activations are all zero.
+    # gradient finite at positions whose activations are all zero.
     x_BCHW = x_BCHW.float()
     return x_BCHW * (x_BCHW.square().sum(1, keepdim=True) + 1e-10).rsqrt()
 
 
 def _gram_matrix(x_BCHW: Tensor) -> Tensor:
-    """Products of channels, summed over places and divided by C*H*W: float32 [B,C,C]."""
-    # Not by autocast: sums of products overflow float16.
+    """Compute the products of channels, summed over positions and divided by C*H*W -> float32 [B,C,C]."""
+    # Without autocast, since sums of products overflow float16.
     with torch.autocast(x_BCHW.device.type, enabled=False):
         x_BCN = x_BCHW.float().flatten(2)
         return x_BCN @ x_BCN.mT / x_BCHW[0].numel()
@@ -165,18 +166,18 @@ def _read_heads(net: str) -> list[Tensor]:
     return [state[f"lin{layer}.model.1.weight"].flatten() for layer in range(5)]
 
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for images in [0, 1]
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet statistics of images in [0, 1]
 
 
 class LogitDistance(nn.Module):
-    """Mean squared difference of two images' logits; frozen, differentiable in its inputs.
+    """Mean squared difference of two images' logits by a frozen classifier, differentiable in its inputs.
 
     Args:
         net: a classifier of timm, such as "resnet50".
         weights: file or URL with its weights under timm's keys (`.safetensors`, or a checkpoint of tensors alone).
 
     Raises:
-        ValueError: for a network that timm doesn't know, or weights of another one.
+        ValueError: a network that timm doesn't have, or weights of another network.
         FileNotFoundError: no such file, or the download failed.
     """
 
@@ -199,20 +200,20 @@ class LogitDistance(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "LogitDistance":
-        return super().train(False)  # its batch norms have their statistics
+        return super().train(False)  # its batch norms keep their statistics
 
     def logits(self, x_BCHW: Tensor) -> Tensor:
-        """RGB images, float [B,3,H,W] in [-1,1] -> [B, classes], at the classifier's 224 x 224."""
+        """Compute the logits of RGB images, float [B,3,H,W] in [-1,1], resized to 224 x 224 -> float32 [B, K]."""
         x = F.interpolate(x_BCHW, (224, 224), mode="bilinear", align_corners=False, antialias=True)
         return self.classifier(((x + 1) / 2 - self.mean) / self.std).float()
 
     def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
-        """Two batches of RGB images, float [B,3,H,W] in [-1,1] -> float32 [B]."""
+        """Compute the distance of two batches of RGB images, float [B,3,H,W] in [-1,1] -> float32 [B]."""
         return logit_distance(self.logits(x_BCHW), self.logits(y_BCHW))
 
 
 def logit_distance(x_BK: Tensor, y_BK: Tensor) -> Tensor:
-    """Mean over the K logits of the squared difference, [B]."""
+    """Compute the mean over the K logits of the squared difference -> [B]."""
     return (x_BK - y_BK).square().mean(1)
 
 
@@ -220,8 +221,8 @@ def build_perceptual(cfg: DictConfig) -> "LPIPS | LogitDistance | None":
     """Build the perceptual distance of a config.
 
     Returns:
-        The distance, or None if the weights of both of its terms are 0, or with a warning if the weights of its network
-        are absent.
+        The distance, or None if the loss weights of both of its terms are 0. Also None, with a warning, if no weights
+        of its network are given.
     """
 
     if cfg.loss.perceptual == 0 and cfg.loss.gram == 0:
@@ -238,5 +239,5 @@ def build_perceptual(cfg: DictConfig) -> "LPIPS | LogitDistance | None":
         warnings.warn(message, stacklevel=2)
         return None
     if weights == "download" and cfg.perceptual == "lpips":
-        weights = None  # LPIPS knows where torchvision keeps them
+        weights = None  # LPIPS knows the URL of torchvision's file
     return kinds[cfg.perceptual](net, weights)

@@ -1,12 +1,12 @@
-"""Read and write the folder of a training run.
+"""Folder of a training run.
 
-config.yaml      the resolved config; config-until-STEP.yaml, an earlier one of a run that was resumed with others
+config.yaml      the resolved config; config-until-STEP.yaml, the config until a run was resumed with another one
 run.json         command, git hash, versions, machine
 checkpoint.pt    state to resume from (tensors and plain values only)
-branch.json      of a branch: the run, step and seconds at which it began, see `Branch`
-model/           the averaged weights, as the model's `from_pretrained` reads them
+branch.json      only in a branch: the run, step and seconds at which it began, see `Branch`
+model/           the averaged weights, which the model's `from_pretrained` reads
 scalars/         TensorBoard
-pictures/        what the validation draws, by name and step
+pictures/        pictures of the validation, by name and step
 """
 
 import json
@@ -33,16 +33,17 @@ from vidtok.tokenizer import SCHEMA, TokenizerConfig
 
 
 class RunFolder:
+    """Files of a training run: config, checkpoint, model, scalars and pictures."""
+
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
     def open(self, config_yaml: str | None, step: int = 0) -> None:
-        """Make the folder and begin to write; only the main process of a run does.
+        """Create the folder and start writing; called only in the main process of a run.
 
         Args:
-            config_yaml: the settings; None where nothing is left to train: the folder goes on saying what its model was
-                trained with.
-            step: that the run goes on from. Other settings than these, that it had until then, are kept.
+            config_yaml: the settings; None if the run is already complete, which keeps the settings in the folder.
+            step: step from which the run resumes. If the settings until then were different, they are kept in a file.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self.writer = SummaryWriter(str(self.path / "scalars"))
@@ -62,7 +63,7 @@ class RunFolder:
         (self.path / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
 
     def load_checkpoint(self) -> dict | None:
-        """Return the state saved last, or None at the beginning of a run. Raises ValueError for a damaged file."""
+        """Return the last saved state, or None for a new run. Raises ValueError for a damaged file."""
         file = self.path / "checkpoint.pt"
         if not file.exists():
             return None
@@ -71,12 +72,12 @@ class RunFolder:
         return torch.load(file, map_location="cpu", weights_only=True)
 
     def save_checkpoint(self, state: dict) -> None:
-        """Write the state to resume from, atomically: a kill at any moment leaves the old or the new one."""
+        """Write the state to resume from, atomically: a kill at any moment leaves the old or the new file."""
         with replacing(self.path / "checkpoint.pt", locked=True) as new:
             torch.save(state, new)
 
     def save_model(self, model) -> Path:
-        """Write the weights beside the old model/, then swap them (a kill in between leaves model.new/ whole)."""
+        """Write the weights beside the old model/, then swap the two; a kill in between leaves a whole model.new/."""
         new, old, final = self.path / "model.new", self.path / "model.old", self.path / "model"
         shutil.rmtree(new, ignore_errors=True)
         model.save_pretrained(new)
@@ -88,6 +89,7 @@ class RunFolder:
         return final
 
     def save_scalars(self, scalars: dict[str, float], step: int) -> None:
+        """Write scalars to TensorBoard."""
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
@@ -106,10 +108,10 @@ FINGERPRINT, OLD_FINGERPRINT = "fingerprint.json", "depends_on.json"
 
 
 def check_fingerprint(folder: Path, facts: Mapping) -> None:
-    """Write the fingerprint of a run to its folder, after a comparison with the one that is there.
+    """Compare the fingerprint of a run with the one in its folder, then write it.
 
     Raises:
-        ValueError: the folder was filled with other settings, or can't be written.
+        ValueError: the folder was created with other settings, or can't be created.
     """
     files = [folder / name for name in (FINGERPRINT, OLD_FINGERPRINT)]
     if file := next(filter(Path.exists, files), None):
@@ -120,7 +122,7 @@ def check_fingerprint(folder: Path, facts: Mapping) -> None:
 
 
 def write_fingerprint(folder: Path, facts: Mapping) -> None:
-    """Write the fingerprint of a run to its folder, which is made if missing. Raises ValueError if it can't be made."""
+    """Write the fingerprint of a run to its folder. Raises ValueError if the folder can't be created."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -131,27 +133,27 @@ def write_fingerprint(folder: Path, facts: Mapping) -> None:
 
 
 def lasting(trainer: dict) -> dict:
-    """Select the trainer's settings that its result depends on: all but those of logging, saving and workers."""
+    """Select the trainer's settings that affect the result: all except those of logging, saving and workers."""
     settings = {key: value for key, value in trainer.items() if not key.startswith(("log", "save", "work"))}
-    # Folders from before there were other shapes name none, and go on.
+    # Folders of versions without other shapes have no "shape", and must still resume.
     return {key: value for key, value in settings.items() if (key, value) != ("shape", "cosine")}
 
 
 BRANCH = "branch.json"
-DECAY_SHARE = 0.15  # of all steps of a branch, those of the run before it included
+DECAY_SHARE = 0.15  # default length of the decay as a fraction of all steps, including those before the branch
 
 
 @dataclass(frozen=True)
 class Branch:
-    """Where a branch began, as branch.json in its folder stores it.
+    """Branch point of a run, stored as branch.json in the folder of the branch.
 
-    A branch goes on from the checkpoint of a run in another folder, with a learning rate that decays. A run at a
-    constant rate needs no end; a branch gives it one, from any of its checkpoints, and the run itself can go on.
+    A branch continues from the checkpoint of a run in another folder, with a decaying learning rate. It gives a
+    run with a constant learning rate an end, at any of its checkpoints, while the run itself can continue.
 
     Attributes:
-        run: absolute path of the run that the branch goes on from.
-        step, seconds: of the run's checkpoint; the branch counts on from them.
-        model: config of the tokenizer, so that the branch resumes without the run.
+        run: absolute path of the original run.
+        step, seconds: step and training time of the checkpoint, from which the branch continues to count.
+        model: config of the tokenizer, so that the branch can resume without the original run.
     """
 
     run: str
@@ -161,24 +163,24 @@ class Branch:
 
     @property
     def decay_steps(self) -> int:
-        """Length of the decay where no other is given."""
+        """Default number of steps of the decay."""
         return max(1, math.ceil(self.step * DECAY_SHARE / (1 - DECAY_SHARE)))
 
 
 def read_branch(folder: str | Path) -> Branch | None:
-    """Return where the branch in a folder began; None for no folder, no run, or a run that is no branch."""
-    # The checkpoint is copied last. Without it the branch hasn't begun, whatever branch.json says.
+    """Return the branch point of the run in a folder; None if there is no run or it is not a branch."""
+    # The checkpoint is copied last. Without it the branch has not begun, even if there is a branch.json.
     if not (Path(folder) / "checkpoint.pt").exists() or not (Path(folder) / BRANCH).exists():
         return None
     return Branch(**json.loads((Path(folder) / BRANCH).read_text()))
 
 
 def validate_branch(run: str | Path, folder: str | Path) -> dict:
-    """Check that `folder` can be, or already is, a branch of `run`; return the config of its model. Writes nothing.
+    """Check that `folder` can be, or already is, a branch of `run`, without writing; return the config of its model.
 
     Raises:
-        ValueError: `run` is no folder of a tokenizer's run or has no checkpoint, or `folder` is that of `run` or holds
-            another run.
+        ValueError: `run` is not the folder of a tokenizer's run or has no checkpoint, or `folder` is the same folder or
+            holds another run.
     """
     source, target = Path(run).resolve(), Path(folder).resolve()
     if source == target:
@@ -198,9 +200,10 @@ def validate_branch(run: str | Path, folder: str | Path) -> dict:
 
 
 def start_branch(run: str | Path, folder: str | Path, processes: PartialState) -> Branch:
-    """Copy the checkpoint of `run` to `folder`, unless the branch is there already; return where it began.
+    """Copy the checkpoint of `run` to `folder`, unless the branch already exists; return the branch point.
 
-    The main process copies. All of them must call this, and all get the same branch point, even while `run` trains on.
+    Only the main process copies, but all processes must call this function. All of them get the same branch point, even
+    if `run` continues to train.
 
     Raises:
         ValueError: see `validate_branch`; also for a damaged checkpoint.
@@ -216,7 +219,7 @@ def start_branch(run: str | Path, folder: str | Path, processes: PartialState) -
 
 
 def _copy(run: Path, folder: Path, model: dict) -> None:
-    """Copy the checkpoint. A kill at any moment leaves a whole branch, or one that hasn't begun (see `read_branch`)."""
+    """Copy the checkpoint; after a kill at any moment the branch is complete or has not begun (see `read_branch`)."""
     checkpoint = RunFolder(run).load_checkpoint()
     assert checkpoint is not None  # `validate_branch` has seen it
     branch = Branch(str(run), checkpoint["step"], checkpoint["seconds"], model)
