@@ -1,7 +1,7 @@
 """The `VideoReader` protocol, `open_video`, and random-access readers (decord, torchcodec).
 
-A seeking backend is used only on files where it is verified to return the same frames as sequential decoding by PyAV.
-torchcodec is an optional extra.
+A seeking backend is used only on files where it is verified that it returns the same frames as sequential decoding by
+PyAV. torchcodec is an optional extra.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from vidtok.datasets.frames import Chunk, OnError, View, resample_chunks
 from vidtok.errors import VideoError, nearest
 from vidtok.inputs import FileVersion, check_unchanged, file_version
 
-PIXELS_AT_ONCE = 1 << 25  # of whole pictures that wait for their view: 4 at 4K, 100 MB
+PIXELS_AT_ONCE = 1 << 25  # of full-size frames in memory before resizing: 4 at 4K, 100 MB
 
 
 class VideoReader(Protocol):
@@ -37,7 +37,7 @@ class VideoReader(Protocol):
         duration: seconds, including the display time of the last frame.
         timestamps: float64 [num_frames], seconds from the first presented frame.
         start_time: time of the first presented frame on the container's clock, in seconds.
-        error: the `VideoError` that on_error="keep" or "skip" passed over, once decoding has reached it.
+        error: the `VideoError` that on_error="keep" or "skip" suppressed; None until decoding has reached it.
     """
 
     backend: str
@@ -62,7 +62,7 @@ class VideoReader(Protocol):
 
         Args:
             indices: frame numbers.
-            view: region to read and its output size; None, the whole picture at native size.
+            view: region to read and its output size; None, the whole frame at native size.
 
         Raises:
             ValueError: an index outside 0..num_frames-1.
@@ -71,12 +71,12 @@ class VideoReader(Protocol):
         ...
 
     def iter_frames(self, chunk: int = 16, view: View | None = None, fps: float | None = None) -> Iterator[Chunk]:
-        """Yield all frames in presentation order, `chunk` at a time, in memory independent of the video's length.
+        """Yield all frames in presentation order in chunks; memory does not depend on the length of the video.
 
         Args:
-            chunk: frames at a time, at least 1.
+            chunk: frames per chunk, at least 1.
             view: as in `frames`.
-            fps: frames per second to resample to, see `resample_indices`; None, as they are.
+            fps: frames per second to resample to, see `resample_indices`; None, native.
         """
         ...
 
@@ -95,7 +95,7 @@ class VerifiedReader:
     backend: str
     size: tuple[int, int]
     error: VideoError | None = None
-    _decoder: Any  # None once it is closed
+    _decoder: Any  # None after closing
 
     def __init__(self, path: str | Path):
         self.path, self.version = Path(path), file_version(path)
@@ -158,7 +158,7 @@ class VerifiedReader:
         raise NotImplementedError
 
     def _check_times(self, times: np.ndarray, truth: np.ndarray) -> None:
-        """Compare timestamps of the backend with those of the packets, both float64 in seconds."""
+        """Compare the timestamps of the backend with those of the packets; both are float64, in seconds."""
         worst = np.abs(times - truth).max(initial=0)
         if not worst <= 0.01:
             raise self._distrust(f"its timestamps are {worst:.3g} s off")
@@ -177,9 +177,9 @@ class VerifiedReader:
             raise self._distrust(f"its first frame differs by {difference:.1f} levels")
 
     def _broken(self) -> VideoError:
-        """Return the error for frames that this backend fails to decode.
+        """Return the error for frames that this backend can't decode.
 
-        If PyAV fails on the file too, return PyAV's error, which counts the good frames.
+        If PyAV can't decode the file either, return PyAV's error, which has the number of good frames.
         """
         try:
             with PyAVReader(self.path) as reader:
@@ -259,14 +259,14 @@ class TorchCodecReader(VerifiedReader):
 
 
 READERS = ("auto", "pyav", "decord", "torchcodec")
-OPTIONS = ("deinterlace", "sar")  # of reading
+OPTIONS = ("deinterlace", "sar")  # of the reader "pyav"
 
 
 def split_reader(backend: str | None) -> tuple[str, list[str]]:
-    """Split "pyav+deinterlace+sar" into (name of the reader that `open_video` uses, its options in order).
+    """Split "pyav+deinterlace+sar" into (name of the reader that `open_video` uses, sorted options).
 
     Raises:
-        ValueError: an unknown option, or one that the reader doesn't have.
+        ValueError: an unknown option, or one that the reader doesn't support.
     """
     name, *options = (backend or "auto").split("+")
     name = "pyav" if name == "auto" else name
@@ -285,19 +285,19 @@ def reader_name(backend: str | None) -> str:
 
 
 def validate_no_options(backend: str | None) -> None:
-    """Raise ValueError for options of reading where decoded videos are cached without them."""
+    """Raise ValueError for reader options, which can't be combined with a cache of decoded videos."""
     if options := split_reader(backend)[1]:
         raise ValueError(f"a cache holds videos as they are in their files: {' and '.join(options)} is without a cache")
 
 
 def pixels_version(backend: str | None) -> str:
-    """Return what determines the pixels of a decoded file, "READER/VERSION OF THE RESIZE", and options of reading."""
+    """Return what determines the pixels of a decoded file: "READER/VERSION OF THE RESIZE", and "+OPTION" for each."""
     name, options = split_reader(backend)
     return "+".join([f"{name}/{RESIZE_VERSION}", *options])
 
 
 def reader_version(name: str) -> str:
-    """Return the version of a reader's package; "" for what is rendered."""
+    """Return the version of a reader's package; "" for rendered videos, which have none."""
     package = {"pyav": "av", "decord": "decord", "torchcodec": "torchcodec"}.get(name)
     return "" if package is None else version(package)
 
@@ -307,13 +307,13 @@ def open_video(path: str | Path, backend: str | None = "auto", on_error: OnError
 
     Args:
         path: the file.
-        backend: "pyav" decodes sequentially and is always correct. "decord" and "torchcodec" seek, and raise
-            `VideoError` on a file where they cannot be verified. "auto" is "pyav": the other two convert colors with
-            other rounding, so that their pixels never equal PyAV's, and `vidtok bench loader` finds neither faster.
-            None is "auto". Options of "pyav" and "auto" follow with a "+": "pyav+deinterlace" interpolates the second
-            field of interlaced frames, "pyav+sar" scales frames so that their pixels are square.
+        backend: "pyav" decodes sequentially and is always correct. "decord" and "torchcodec" seek; they raise
+            `VideoError` for a file on which they can't be verified. "auto" and None are "pyav": the other two round
+            colors differently, so that their pixels never equal PyAV's, and `vidtok bench loader` finds neither faster.
+            "pyav" and "auto" take options after a "+": "pyav+deinterlace" interpolates the second field of interlaced
+            frames, "pyav+sar" scales frames to square pixels.
         on_error: "raise"; with "pyav" also "keep": a video that breaks in the middle ends at its last good frame; or
-            "skip": it goes on after that, without the frames that are damaged. `reader.error` names what is lost.
+            "skip": decoding continues after the break, without the damaged frames. `reader.error` describes the loss.
 
     Raises:
         VideoError: the file cannot be decoded.

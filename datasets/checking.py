@@ -1,4 +1,4 @@
-"""Check before a run which videos can be decoded, and whether training and validation share files."""
+"""Validation of data sets before a run: which videos can be decoded, and whether splits share files."""
 
 import hashlib
 import itertools
@@ -33,12 +33,12 @@ Files = Iterable[str | Path] | dict[str, list[Segment | None]] | LabeledDataset 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What `check` found.
+    """Result of `check`.
 
     Attributes:
-        table: a pandas data frame with a row for each video, see `check_video`, and one for each segment of an
-            annotation that is not within its video: status "bad segment", with its `start` and `end` in seconds.
-        overlap: (split, path, other split, path in it) of each file that is in two splits, under whatever name.
+        table: DataFrame with a row for each video, see `check_video`, and a row for each segment of an annotation that
+            is not within its video: status "bad segment", with its `start` and `end` in seconds.
+        overlap: (split, path, other split, path there) of each file that is in two splits, under any name.
     """
 
     table: "pandas.DataFrame"
@@ -46,12 +46,12 @@ class CheckResult:
 
     @property
     def bad(self) -> "pandas.DataFrame":
-        """The rows of videos that are missing, corrupt or too short, and of bad segments."""
+        """Rows of videos that are missing, corrupt or too short, and of bad segments."""
         return self.table[self.table["status"] != "ok"]
 
     @property
     def warned(self) -> "pandas.DataFrame":
-        """The rows of good videos with a warning."""
+        """Rows of good videos with a warning."""
         return self.table[(self.table["status"] == "ok") & (self.table["warning"] != "")]
 
     @property
@@ -74,21 +74,23 @@ def check(
     force: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CheckResult:
-    """Decode every video of a dataset once, and find the bad ones and those that are in two splits.
+    """Decode every video of a dataset once; find bad videos, and files that are in two splits.
 
     Args:
-        sources: folders or annotation files; one or several.
-        root: folder of the videos, where it is not that of the annotation file.
-        path_column, label_column, split_column: in the header of a csv, where they are not found by themselves.
-        frame_folders: folders of numbered images are videos of so many frames per second; None, images are videos.
-        min_frames: videos of fewer are too short.
-        workers: decode processes; None, one per CPU. time_limit: seconds for a video.
-        output: csv file to write the table to; datasets take it as `checked`. force: overwrite it.
-        progress: called with the videos done and their number.
+        sources: a folder or annotation file, or several.
+        root: folder of the videos; None, the folder of the annotation file.
+        path_column, label_column, split_column: column names in a csv; None, the usual ones.
+        frame_folders: frames per second; folders of numbered images are then videos. None, images are videos.
+        min_frames: videos with fewer frames are "too short".
+        workers: number of decode processes; None, one per CPU.
+        time_limit: seconds per video.
+        output: csv file for the table, which datasets accept as `checked`; None, no file.
+        force: overwrite `output`.
+        progress: called with (number of checked videos, number of videos).
 
     Raises:
-        UserError: where there are no videos, or `output` exists.
-        ValueError: for a source that is no dataset.
+        UserError: no videos, or `output` exists.
+        ValueError: a source is not a dataset.
     """
     import pandas as pd
 
@@ -124,19 +126,19 @@ def check(
 
 
 def check_video(path: str | Path, min_frames: int = 1) -> dict:
-    """Decode a video to its end; return one row of the table of `vidtok check`.
+    """Decode a video to its end; return its row of the table of `vidtok check`.
 
     Args:
         path: the file.
         min_frames: a video with fewer frames is "too short".
 
     Returns:
-        A dict with the keys `path`, as `vidtok.names.escape_name` writes it; `status`, one of "ok", "missing",
-        "corrupt", "too short"; `reason`, why the status is not "ok", else ""; `warning`, what is mended in reading it
-        (a clock that restarts) or unusual (sample aspect ratio, HDR, interlacing, rotation), else ""; `guard`, why PyAV
-        reads the file instead of decord, "" if decord does; `frames`, the number of decoded frames, in a corrupt file
-        those before the break; `fps`; `height` and `width`, in pixels as shown; `duration`, in seconds. Unknown values
-        are None.
+        A dict with the keys `path` (escaped by `vidtok.names.escape_name`); `status` ("ok", "missing", "corrupt" or
+        "too short"); `reason` (of a status other than "ok", else ""); `warning` (problems that are corrected, such as a
+        clock that restarts, and unusual properties: sample aspect ratio, HDR, interlacing, rotation; else ""); `guard`
+        (why PyAV reads the file instead of decord; "" if decord can); `frames` (number of decoded frames, in a corrupt
+        file those before the break); `fps`; `height` and `width` (pixels as shown); `duration` (seconds). Unknown
+        values are None.
     """
     row = _row(path)
     if not inputs.exists(path):
@@ -160,7 +162,7 @@ def check_video(path: str | Path, min_frames: int = 1) -> dict:
 
 
 def _damage(path: str | Path) -> str:
-    """Say what of a corrupt video can be kept; "" for nothing."""
+    """Describe the frames of a corrupt video that can still be decoded; "" if there are none."""
     try:
         with PyAVReader(path, "skip") as reader:
             return f"; with on_error=keep: {reader.damage}" if reader.num_frames else ""
@@ -195,9 +197,9 @@ def check_videos(
 
 
 def find_overlap(train: Files, val: Files) -> list[tuple[str, str]]:
-    """Find pairs (path in train, path in val) of files with the same bytes. Files that can't be read are ignored.
+    """Find pairs (path in train, path in val) of files with the same bytes; ignore files that can't be read.
 
-    Only files that agree in size and in their last 4 KB are read completely.
+    Only files with the same size and the same last 4 KB are read completely.
 
     Args:
         train, val: paths, {path: segments}, or datasets with an attribute `paths`.
@@ -213,7 +215,7 @@ def find_overlap(train: Files, val: Files) -> list[tuple[str, str]]:
         for key, group in groups.items():
             for side, paths in enumerate(group):
                 for path in paths:
-                    with suppress(OSError, VideoError):  # it can't be read, or is gone by now
+                    with suppress(OSError, VideoError):  # unreadable, or deleted since
                         finer[key, trait(path)][side].append(path)
         groups = {key: group for key, group in finer.items() if all(group)}
     pairs = (pair for left, right in groups.values() for pair in itertools.product(left, right))
@@ -221,7 +223,7 @@ def find_overlap(train: Files, val: Files) -> list[tuple[str, str]]:
 
 
 def _segments_of(files: Any) -> dict[str, list[Segment | None]]:
-    """Return the segments of each path of `Files`; None is the whole file."""
+    """Return the segments of each path; None is the whole file."""
     if isinstance(files, dict):
         return files
     found: dict[str, list[Segment | None]] = {}
@@ -232,13 +234,13 @@ def _segments_of(files: Any) -> dict[str, list[Segment | None]]:
 
 
 def _share_time(ours: list[Segment | None], theirs: list[Segment | None]) -> bool:
-    """Return whether two lists of segments of one video overlap."""
+    """Return whether any two segments overlap; None is the whole video."""
     pairs = itertools.product(ours, theirs)
     return any(a is None or b is None or (a[0] < b[1] and b[0] < a[1]) for a, b in pairs)
 
 
 def validate_disjoint(train: Files, val: Files) -> None:
-    """Raise ValueError if training and validation share files; the message lists up to 20 pairs of `find_overlap`."""
+    """Raise ValueError if training and validation share files; the message lists the pairs of `find_overlap`."""
     if pairs := find_overlap(train, val):
         listed = [f"{ours} = {theirs}" for ours, theirs in pairs[:SHOWN]]
         listed += [f"... and {len(pairs) - SHOWN} more"] * (len(pairs) > SHOWN)
@@ -263,10 +265,10 @@ def _row(path: str | Path) -> dict:
 
 
 def _is_file(path: str) -> bool:
-    """Return whether a path is that of a file, of a member of an archive or of a folder of frames."""
+    """Return whether a path is that of a file, an archive member or a folder of frames."""
     try:
         return os.path.isfile(path) or inputs.is_virtual(path)
-    except VideoError:  # an archive that can't be read
+    except VideoError:  # an unreadable archive
         return False
 
 

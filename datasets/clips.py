@@ -1,4 +1,4 @@
-"""Training batches for a tokenizer, from folders of videos and images."""
+"""Training batches for a tokenizer from folders of videos and images."""
 
 import itertools
 import os
@@ -30,12 +30,12 @@ from vidtok.names import IMAGE_SUFFIXES, VIDEO_SUFFIXES, spellings
 
 Root = str | Path | Sequence[str | Path] | dict[str | Path, float]
 
-# Limit of upscaling. An upscaled video has no fine detail: it would teach the decoder to blur.
+# Limit of upscaling: upscaled videos have no fine detail and would teach the decoder to blur.
 MAX_ENLARGEMENT = 9 / 8
 
 
 class StoredWindow(NamedTuple):
-    """Frames of a stored video, not yet read.
+    """Selected frames of a stored video, not yet read.
 
     Attributes:
         video: the stored video.
@@ -51,14 +51,14 @@ class StoredWindow(NamedTuple):
 
 
 class ClipFolder(Dataset):
-    """An endless sequence of batches from folders of videos and images, each a pure function of (seed, number).
+    """Endless sequence of batches from folders of videos and images, each a pure function of (seed, number).
 
-    The batch number is the whole state: any number of workers gives the same batches, and a run resumes with
-    `loader(start=n)`. `dataset[i]` is float32 in [-1, 1]: [batch_size, 3, frames, crop, crop] of videos, or, for a
-    share `image_fraction` of all batches, evenly spread, [image_batch_size, 3, 1, crop, crop] of images. Each window
+    The number of the next batch is the whole state: any number of workers gives the same batches, and a run resumes
+    with `loader(start=n)`. `dataset[i]` is float32 in [-1, 1]: [batch_size, 3, frames, crop, crop] of videos, or, for a
+    fraction `image_fraction` of all batches, evenly spread, [image_batch_size, 3, 1, crop, crop] of images. Each window
     has its own random numbers, so that a process can make one shard of a batch without the others.
 
-    A file that can't be used (broken, too short, too small) is replaced by another one. It is reported once by a
+    A file that can't be used (broken, too short, too small) is replaced by another one. Each is reported once by a
     warning and listed in `skipped`.
 
     Args:
@@ -136,7 +136,7 @@ class ClipFolder(Dataset):
         self._cache, self._cache_gb = cache, cache_gb
         self._store: YUVStore | None = None
         self._stored: dict[str, StoredVideo] = {}
-        # In shared memory: a file that one worker finds unusable is skipped by all, and the main process can count.
+        # In shared memory, so that all workers skip a file that one finds unusable, and the main process can count.
         self.paths = self.videos + self.images
         self._bad = torch.zeros(len(self.paths), dtype=torch.bool, device="cpu").share_memory_()
         # Per file, 1 + the number of the batch for which it is being read, else 0.
@@ -232,7 +232,7 @@ class ClipFolder(Dataset):
         self._stored = {path: video for path, video in stored.items() if video is not None}
 
     def _draw(self, rng: np.random.Generator, number: int) -> np.ndarray | StoredWindow:
-        """Read a random window of a random usable file for batch `number`: uint8 [T,H,W,3] if it isn't stored."""
+        """Read a random window of a random usable file for batch `number`: uint8 [T,H,W,3], or a `StoredWindow`."""
         image = self.is_image_batch(number)
         shares, first = (self.image_shares, len(self.videos)) if image else (self.video_shares, 0)
         bad = self._bad[first : first + len(shares)]
@@ -289,7 +289,7 @@ class ClipFolder(Dataset):
         top, left = (2 * int(rng.integers((length - side) // 2, endpoint=True)) for length in (height, width))
         mirror = self.flip and rng.random() < 0.5
         if isinstance(window, StoredWindow):
-            assert self._store is not None  # it is where the window comes from
+            assert self._store is not None  # the window comes from it
             return self._store.crop(*window, top, left, side, self.crop, mirror)
         crop_THWC = window[:, top : top + side, left : left + side]
         clip_CTHW = frames_to_video(np.ascontiguousarray(crop_THWC[:, :, ::-1] if mirror else crop_THWC))
@@ -323,8 +323,11 @@ def _names(annotations: str | Path, split: str | None) -> dict[str, list[Segment
 def _find(
     root: Root, suffixes: tuple[str, ...], names: dict[str, list[Segment | None]] | None
 ) -> tuple[list[str], list[Segment | None], np.ndarray]:
-    """Find files below `root` by suffix and among `names`; return them sorted, once for each segment of a file, the
-    segments, and the cumulative share of each."""
+    """Find files below `root` by suffix and among `names`.
+
+    Returns:
+        (sorted paths, one for each segment of a file; the segments; the cumulative share of each).
+    """
     roots = root if isinstance(root, dict) else {r: None for r in ([root] if isinstance(root, str | Path) else root)}
     found: list[tuple[str, Segment | None]] = []
     shares: list[float] = []
@@ -343,9 +346,11 @@ def _find(
 def _named(
     files: list[str], folder: str | Path, names: dict[str, list[Segment | None]], suffixes: tuple[str, ...]
 ) -> dict[str, list[Segment | None]]:
-    """Select the files that are named by their path below the folder, by an absolute one, by a link to them, or in
-    another of the `spellings`; add those that are named and were left out as hidden. Return the segments of each file,
-    sorted by file."""
+    """Select the files of a folder that are named in annotations, and return the segments of each, sorted by file.
+
+    A name may be a path below the folder, an absolute path, a link to the file, or another of its `spellings`. Named
+    files that were left out as hidden are added.
+    """
     inside = {os.path.relpath(file, folder): file for file in files}
     found = {inside[name]: [*segments] for name, segments in names.items() if name in inside}
     if left := [name for name in names if name not in inside and name.lower().endswith(suffixes)]:

@@ -1,8 +1,8 @@
-"""Open a media file, select its video stream, iterate over its frames; presentation times and rate from its packets.
+"""Open a media file, select its video stream and iterate over its frames; presentation times and rate from packets.
 
 A container may state no frame rate (browsers' WebM, GIF, ASF) or a wrong one (variable rate). Its clock may restart or
-jump: two recordings joined with `cat`, a clock that was set while recording. The rules for clocks are those of ffmpeg's
-`ts_discontinuity_detect`.
+jump, for example in two recordings joined with `cat`, or if the clock was set while recording. The rules for clocks are
+those of ffmpeg's `ts_discontinuity_detect`.
 """
 
 import re
@@ -27,30 +27,30 @@ from vidtok.errors import UserError, VideoError
 from vidtok.inputs import FileVersion, open_binary, read_head
 from vidtok.names import IMAGE_SUFFIXES
 
-OLDEST_AV = 17  # older versions ignore the color tags: BT.709 is read with the matrix of BT.601, up to 23 levels off
+OLDEST_AV = 17  # older versions ignore color tags and convert BT.709 by the matrix of BT.601, up to 23 levels off
 if int(av.__version__.partition(".")[0]) < OLDEST_AV:
     raise UserError(f"vidtok needs av>={OLDEST_AV}, not {av.__version__}: pip install -U av")
 
-MAX_PIXELS = 1 << 27  # per frame; 16K UHD fits, a header that claims more is damaged or an attack
+MAX_PIXELS = 1 << 27  # per frame; 16K UHD fits, a header that states more is damaged or an attack
 LARGE = 1280 * 720  # pixels per frame from which several threads decode
-MAX_THREADS = 16  # of one decoder, as in FFmpeg
-PIXELS_IN_THREADS = 1 << 26  # 8 threads at 4K, whose pictures take 200 MB at 10 bits
+MAX_THREADS = 16  # per decoder, as in FFmpeg
+PIXELS_IN_THREADS = 1 << 26  # 8 threads at 4K, whose frames take 200 MB at 10 bits
 
-# Formats whose files only name others, which FFmpeg would open: files of this machine, or addresses.
+# Formats that only refer to other files or addresses, which FFmpeg would open.
 _REFERRING = {
     "concat", "dash", "hls", "imf", "ipmovie", "lavfi", "mlv", "rtp", "rtsp", "sap", "sdp", "vobsub",
     "webm_dash_manifest",
 }  # fmt: skip
 _FORMATS = ",".join(sorted(name for name in av.formats_available if not _REFERRING & set(name.split(","))))
 # max_pixels also applies to the decoders that probing starts, so that an absurd header costs no memory there.
-# A % in the name of a file is no pattern of numbered images.
+# A % in a file name must not be read as a pattern of numbered images.
 _OPTIONS = {
     "max_pixels": str(MAX_PIXELS),
     "format_whitelist": _FORMATS,
     "protocol_whitelist": "file",
     "pattern_type": "none",
 }
-# As FFmpeg tells them: by the first bytes, or by what the first lines hold.
+# Detected as FFmpeg does: by the first bytes, or by the first lines.
 _SCRIPTS = (
     (re.compile(rb"\W*#EXTM3U"), "an HLS playlist"),
     (re.compile(rb"\s*ffconcat version"), "an ffconcat script"),
@@ -62,11 +62,11 @@ _SCRIPTS = (
 def open_container(path: str | Path, threads: int = MAX_THREADS) -> tuple[InputContainer, VideoStream]:
     """Open `path` and select the best video stream. The caller closes the container.
 
-    FFmpeg opens no other file and no address: playlists and the like are refused, whatever their suffix.
+    FFmpeg opens no other files and no addresses: playlists and similar formats are rejected, whatever their suffix.
 
     Args:
         path: the file.
-        threads: at most so many decode it, see also `LARGE` and `PIXELS_IN_THREADS`.
+        threads: maximal number of decoder threads, see also `LARGE` and `PIXELS_IN_THREADS`.
 
     Raises:
         VideoError: the file is missing or empty, or has no video that FFmpeg can decode.
@@ -77,14 +77,14 @@ def open_container(path: str | Path, threads: int = MAX_THREADS) -> tuple[InputC
         for pattern, what in _SCRIPTS:
             if pattern.match(head):
                 raise VideoError(path, f"{what}, not a video: give the video files that it names")
-        # "file:" keeps a colon in a name from being read as a protocol. An image is passed as bytes, or FFmpeg would
-        # take a % in its name for a numbered sequence.
+        # "file:" keeps a colon in a name from being read as a protocol. An image is passed as bytes, because FFmpeg
+        # would read a % in its name as a pattern.
         source: str | BinaryIO
         if path.suffix.lower() in IMAGE_SUFFIXES:
             source = _image_data(path)
         else:
             source = f"file:{path}" if path.is_file() else open_binary(path)
-    except OSError as e:  # not readable, gone by now, or a name that is too long
+    except OSError as e:  # not readable, deleted since, or a name that is too long
         raise VideoError(path, e.strerror or str(e)) from e
     try:
         container = av.open(source, "r", options=_OPTIONS, metadata_errors="replace")
@@ -98,7 +98,7 @@ def open_container(path: str | Path, threads: int = MAX_THREADS) -> tuple[InputC
 
 
 def _image_data(path: Path) -> BytesIO:
-    """Return the bytes of an image file, or for an animated WebP, which FFmpeg can't read, of a video of its frames."""
+    """Return the bytes of an image file; for an animated WebP, which FFmpeg can't read, those of a lossless video."""
     with open_binary(path) as file:
         data = BytesIO(file.read())
     if path.suffix.lower() != ".webp":
@@ -114,7 +114,7 @@ def _image_data(path: Path) -> BytesIO:
 
 
 def _webp_frames(image: Image.Image) -> BytesIO:
-    """Write the frames of an animated image without loss, with their times in milliseconds."""
+    """Write the frames of an animated image to a lossless video, with times in milliseconds."""
     frames, times = [], [0]
     for number in range(getattr(image, "n_frames", 1)):
         image.seek(number)
@@ -150,7 +150,7 @@ def _video_stream(path: Path, container: InputContainer, threads: int) -> VideoS
             path, f"its header claims {context.width}x{context.height} pixels per frame, the limit is {MAX_PIXELS}"
         )
     context.options = {"max_pixels": str(MAX_PIXELS)}  # a stream may change its size later
-    # Frame threads hold a picture each, and small pictures decode fast enough without them.
+    # Each frame thread holds a frame in memory, and small frames are decoded fast enough without threads.
     if (pixels := context.width * context.height) >= LARGE:
         context.thread_type = "FRAME"
         context.thread_count = max(1, min(torch.get_num_threads(), threads, PIXELS_IN_THREADS // pixels))
@@ -160,12 +160,12 @@ def _video_stream(path: Path, container: InputContainer, threads: int) -> VideoS
 
 
 class Decoding:
-    """Iterate over the frames of a video, `skip` of them left out.
+    """Iterator over the frames of a video after the first `skip` frames.
 
     Attributes:
-        is_threaded: whether several threads decode. Then FFmpeg tells neither which packet an error is about nor what
-            is good before it, and drops errors of the last packets.
-        is_short: whether several threads gave fewer frames than packets, so far.
+        is_threaded: whether several threads decode. FFmpeg then neither says which packet an error is about nor returns
+            the good frames before it, and drops errors of the last packets.
+        is_short: whether several threads have returned fewer frames than packets so far.
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream, skip: int = 0):
@@ -189,7 +189,7 @@ class Decoding:
 
 
 def tick_of(stream: VideoStream) -> Fraction:
-    """Return the seconds per unit of the stream's times."""
+    """Return the time base of a stream: seconds per tick."""
     assert stream.time_base is not None  # FFmpeg sets it for every stream
     return stream.time_base
 
@@ -205,11 +205,11 @@ _MAY_JUMP = 0x0200  # AVFMT_TS_DISCONT: MPEG-TS, MPEG-PS, Ogg
 
 MEASURED = 10_000  # packets from which a rate is measured
 PLAUSIBLE = 240  # frames per second; above it, a stated rate is often the tick of the container (1000 in WebM)
-DEVIATION = 0.05  # between a stated and a measured rate that counts as rounding
+DEVIATION = 0.05  # relative deviation of stated and measured rate that counts as rounding
 
 
 def longest_gap(container: InputContainer) -> float:
-    """Return the seconds from one frame to the next above which the clock of this container counts as jumped."""
+    """Return the number of seconds between two frames above which the clock of this container has jumped."""
     return JUMP if container.format.flags & _MAY_JUMP else LONGEST_GAP
 
 
@@ -248,9 +248,9 @@ class PacketTimes:
         return found
 
     def fps(self, container: InputContainer, stream: VideoStream) -> float:
-        """Return the frames per second of the stream that the packets are of, measured if its header is not reliable.
+        """Return the frames per second of the packets' stream; measure them if the header is not reliable.
 
-        The first `MEASURED` packets are measured, and the stated rate is kept where it agrees.
+        The first `MEASURED` packets are measured. The stated rate is kept if it agrees.
         """
         stated, tick = stated_rate(stream), float(tick_of(stream))
         if is_rate_reliable(container, stream):
@@ -274,18 +274,18 @@ def stated_rate(stream: VideoStream) -> float:
 
 
 def is_rate_reliable(container: InputContainer, stream: VideoStream) -> bool:
-    """Return whether the rate in the header is computed from all frames (MP4), or the frames are spaced by it (AVI).
+    """Return whether the header's rate is computed from all frames (MP4), or determines their spacing (AVI).
 
-    Otherwise it was stated by whoever made the file, or estimated from the first frames.
+    Otherwise it was set by the encoder of the file, or estimated from the first frames.
     """
     rate = stream.average_rate
     return bool(stream.frames and rate and rate <= PLAUSIBLE and container.format.name != "gif")
 
 
 def measure_rate(container: InputContainer, stream: VideoStream) -> float:
-    """Return the frames per second of a stream by `PacketTimes.fps`.
+    """Measure the frames per second of a stream by `PacketTimes.fps`.
 
-    This reads the container: give it one that is opened for this.
+    This consumes the container: open one for this purpose.
     """
     times = PacketTimes()
     for packet in container.demux(stream):
@@ -304,10 +304,10 @@ class Timeline:
         keys: int64 [K], presentation times of the keyframes, ascending, in ticks.
         tick: seconds per tick.
         fps: average frames per second, see `PacketTimes.fps`.
-        unreliable: the reason why the packets do not determine the frames that a decoder presents; None if they do. It
-            requires that no packet is discarded (edit lists) or corrupt, that times are complete, distinct, not
-            negative, of one continuous clock and those of presentation, that the header states the same number of
-            frames, and that the decoder needs nothing but the packets since a keyframe.
+        unreliable: the reason why the packets do not determine the frames that a decoder presents; None if they do.
+            They do if no packet is discarded (edit lists) or corrupt; if times are complete, distinct, not negative, on
+            one continuous clock, and presentation times; if the header states the same number of frames; and if the
+            decoder needs only the packets since a keyframe.
         has_breaks: whether the clock restarts or jumps.
         open_gop: whether a keyframe is followed by frames shown before it. Decoders that seek and then count frames, as
             decord does, return wrong frames there.
@@ -323,7 +323,7 @@ class Timeline:
 
     @property
     def timestamps(self) -> np.ndarray:
-        """float64 [N], seconds from the first frame."""
+        """Timestamps of the frames, float64 [N], in seconds from the first frame."""
         return (self.pts - self.pts[0]) * self.tick
 
 

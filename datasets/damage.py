@@ -1,4 +1,4 @@
-"""Detect files that are cut off, and decode past damage: which frames are missing, and which may be wrong."""
+"""Detect truncated files, and decode past damage: which frames are missing, and which may be wrong."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -14,57 +14,57 @@ from vidtok.inputs import HEAD, file_version, open_binary
 
 
 class Damage:
-    """What a damaged video has lost, as far as it has been decoded. `str()` is one line, "" where nothing is lost.
+    """Record of the damage of a video, as far as it has been decoded. `str()` is one line, "" without damage.
 
     Attributes:
-        reason: the first fault, in FFmpeg's words; "" without one.
-        good: number of frames that are given out.
-        is_complete: whether all of the video has been decoded.
+        reason: the first error, in FFmpeg's words; "" without one.
+        good: number of frames returned.
+        is_complete: whether the whole video has been decoded.
     """
 
     def __init__(self):
         self.reason, self.good, self.is_complete = "", 0, False
-        self._shown: set[float] = set()  # seconds; none in a stream without times
-        self._start: float | None = None  # of the first frame, in seconds on the container's clock
+        self._shown: set[float] = set()  # times of the returned frames in seconds; empty for a stream without times
+        self._start: float | None = None  # time of the first frame on the container's clock in seconds
         self._packets: list[tuple[float, bool]] = []  # (seconds, whether it is a keyframe), in the order of the file
         self._lost: set[float] = set()
 
     def add_packet(self, packet: Packet, rate: float) -> float:
-        """Note a packet; return its time in seconds, by `rate` in a stream without times."""
+        """Record a packet; return its time in seconds, computed from `rate` in a stream without times."""
         ticks = packet.dts if packet.pts is None else packet.pts
         time = round(len(self._packets) / rate if ticks is None else float(ticks * packet.time_base), 6)
         self._packets.append((time, packet.is_keyframe))
         return time
 
     def add_frame(self, frame: VideoFrame) -> None:
-        """Note a frame that is given out."""
+        """Record a frame that is returned."""
         self.good += 1
         if frame.time is not None:
             self._start = frame.time if self._start is None else self._start
             self._shown.add(round(frame.time, 6))
 
     def lose(self, reason: str, time: float | None = None) -> None:
-        """Note a fault, and the time in seconds of the frame that it cost."""
+        """Record an error, and the time in seconds of the frame that is lost, if known."""
         self.reason = self.reason or reason
         if time is not None:
             self._lost.add(round(time, 6))
 
     @property
     def missing(self) -> tuple[float, ...]:
-        """Times of the frames that are left out: those that gave no picture, or that FFmpeg reports as corrupt.
+        """Times of the missing frames: those that were not decoded, or that FFmpeg reports as corrupt.
 
-        In seconds from the first frame that is there, as all times here.
+        All times are in seconds from the first returned frame.
         """
         end = math.inf if self.is_complete and self._shown else max(self._shown, default=0.0)
         return self._from_start(self._lost | {time for time in self._shadow() - self._shown if time < end})
 
     @property
     def suspect(self) -> tuple[float, ...]:
-        """Times of the frames that may be predicted from a missing one: those up to the next keyframe in the file."""
+        """Times of the frames that may be predicted from a missing one: up to the next keyframe in the file."""
         return self._from_start(self._shadow() & self._shown if self._shown else self._shadow() - self._lost)
 
     def _shadow(self) -> set[float]:
-        """Times of the packets from a lost one up to the next keyframe."""
+        """Return the times of the packets from a lost one up to the next keyframe."""
         found, is_shadowed = set(), False
         for time, is_key in self._packets:
             is_shadowed = time in self._lost or (is_shadowed and not is_key)
@@ -94,14 +94,14 @@ class Damage:
 def decode_past_damage(
     path: Path, container: InputContainer, stream: VideoStream, damage: Damage
 ) -> Iterator[VideoFrame]:
-    """Yield the frames of a video, and go on after damage as the ffmpeg command does.
+    """Yield the frames of a video; continue after damage as the ffmpeg command does.
 
-    Frames that FFmpeg reports as corrupt are left out, but for those before the first good one of a video that is not
-    damaged before it. After the first fault the video is decoded again, in one thread (see `Decoding`).
+    Frames that FFmpeg reports as corrupt are left out, except those before the first good frame if there is no earlier
+    damage. After the first error the video is decoded again in one thread (see `Decoding`).
 
     Args:
         path, container, stream: the video, see `open_container`.
-        damage: what is lost; complete when the last frame has been yielded.
+        damage: updated with what is lost; complete after the last frame.
     """
     begun, last, decoding = False, None, Decoding(container, stream)
     try:
@@ -133,7 +133,7 @@ def decode_past_damage(
 
 
 def _decode_packets(container: InputContainer, stream: VideoStream, damage: Damage) -> Iterator[VideoFrame]:
-    """Yield the frames of all packets that FFmpeg decodes without a fault."""
+    """Yield the frames of all packets that FFmpeg decodes without an error."""
     rate, begun, faults = stated_rate(stream), False, 0
     packets = container.demux(stream)
     while True:
@@ -160,11 +160,12 @@ _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 def is_truncated(path: Path, container: InputContainer, stream: VideoStream, last: float) -> bool:
-    """Return whether both the file and its video are shorter than the header says.
+    """Return whether both the file and its video are shorter than the header states.
 
-    Both are required, so that neither a wrong header nor a missing index after the last frame fails a good video.
+    Both are required, so that a good video with a wrong header, or without an index after the last frame, is accepted.
 
     Args:
+        path, container, stream: the video, see `open_container`.
         last: time of the last decoded frame in seconds.
     """
     whole = {"matroska,webm": _segment_end, "avi": _riff_end}.get(container.format.name)

@@ -4,8 +4,8 @@
 lists of `path label` lines without a header (in the dialects of common training codes), and Something-Something-v2
 json. Files of other kinds (captions, boxes, class lists, frame folders) raise an error that names the kind.
 
-A reader of a format returns ({"path" or "id", "label", "split", "start", "end": list}, name of the format), with a
-label of None where the file has none, or raises `AnnotationFormatError`.
+The reader of a format returns ({"path" or "id", "label", "split", "start", "end": list}, name of the format), with a
+label of None if the file has none, or raises `AnnotationFormatError`.
 """
 
 import csv
@@ -19,7 +19,7 @@ from vidtok.datasets.annotations.table import AnnotationFormatError, find_header
 from vidtok.names import escape_bytes
 
 JSON_LINES = (".jsonl", ".ndjson")
-SUFFIXES = (".csv", ".json", ".txt", *JSON_LINES)  # of what is an annotation file rather than a video
+SUFFIXES = (".csv", ".json", ".txt", *JSON_LINES)  # of annotation files, as opposed to videos
 
 UNDERSTOOD = (
     "Formats understood: Kinetics csv (label,youtube_id,time_start,time_end,split); Something-Something-v2 json "
@@ -51,13 +51,13 @@ def read_annotations(
     Returns:
         One row per video in the order of the file. Columns: `path` (str, as written) or `id` (str); `label`, int64 if
         all labels are whole numbers (3 or 3.0), else str, None in test files; and, if present, `start` and `end` of a
-        segment (seconds; NaN for a whole video) and `split` ("train", "val", "test" for their usual names in whatever
-        case; other names are kept). `.attrs["format"]` is the name of the detected format. `.attrs["dropped"]` is the
-        number of rows dropped because they have no label in a file that has labels.
+        segment (seconds; NaN for a whole video) and `split` ("train", "val", "test" for their usual names in any case;
+        other names are kept). `.attrs["format"]` is the name of the detected format. `.attrs["dropped"]` is the number
+        of rows dropped because they have no label in a file that has labels.
 
     Raises:
         ValueError: the file is of an unsupported kind (frame-folder list, multi-label rows, class list, captions,
-            localization); the message names the kind. Or one line does not fit; the message names the line.
+            localization), which the message names; or a line does not fit, which the message names.
     """
     path = Path(path)
     data, not_utf8 = path.read_bytes(), None
@@ -82,7 +82,7 @@ def read_annotations(
 
 
 def _read(path: Path, text: str, columns: dict[str, str | None]) -> tuple[dict[str, list], str]:
-    """Read the columns as strings (label: None if absent), and the name of the format."""
+    """Parse the columns as strings (label: None if absent); return them with the name of the format."""
     if (document := _json(path, text)) is not None:
         return read_json(document, columns)
     if (header := find_header(text, columns)) is not None:
@@ -109,7 +109,7 @@ def _json(path: Path, text: str) -> list | dict | None:
 
 
 def _json_lines(text: str) -> list:
-    """Parse an object per line, as in the metadata.jsonl of Hugging Face."""
+    """Parse one object per line, as in the metadata.jsonl of Hugging Face."""
     entries = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():

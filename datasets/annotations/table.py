@@ -1,4 +1,4 @@
-"""Annotation tables: csv files with a header; and what a word of an annotation file may be."""
+"""Annotation tables in csv files with a header, and tests of single words in annotation files."""
 
 import csv
 import io
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class AnnotationFormatError(Exception):
-    """The reason why a file, or the line `line` with the 1-based `number`, fits none of the formats.
+    """Error that says why a file, or the line `line` with the 1-based `number`, fits none of the formats.
 
-    `str()` is written to follow the name of the file.
+    `str()` is meant to follow the name of the file in a message.
     """
 
     def __init__(self, why: str, number: int | None = None, line: str | None = None):
@@ -63,7 +63,7 @@ _SPLITS = {"validate": "val", "validation": "val", "valid": "val", "dev": "val",
 
 
 def canonical_split(name: str) -> str:
-    """Return the name by which splits are compared: lower case; "val" for "validation" and "dev", and so on."""
+    """Return the name by which splits are compared: lower case; "val" also for "validation", "dev" and so on."""
     return _SPLITS.get(name.lower(), name.lower())
 
 
@@ -71,13 +71,13 @@ SPLIT_FOLDERS = ("train", "val", "validation", "test")
 
 
 def split_folders(root: str | Path) -> list[str]:
-    """Return the subfolders of `root` that are splits by their names, in whatever case, in the order of training."""
+    """Return the subfolders of `root` that have names of splits, in any case, in the order train, val, test."""
     names = sorted(path.name for path in Path(root).iterdir() if path.is_dir())
     return sorted((n for n in names if n.lower() in SPLIT_FOLDERS), key=lambda n: SPLIT_FOLDERS.index(n.lower()))
 
 
 def find_split_folder(root: str | Path, split: str) -> Path:
-    """Return the subfolder of `root` for a split: the one of exactly this name, else of the same canonical name."""
+    """Return the subfolder of `root` for a split: the one with exactly this name, else with the same canonical name."""
     if not (folder := Path(root) / split).is_dir() and Path(root).is_dir():
         same = [name for name in split_folders(root) if canonical_split(name) == canonical_split(split)]
         if len(same) == 1:
@@ -91,7 +91,7 @@ def of_split(table: "pd.DataFrame", split: str | None, source: str | Path) -> "p
     Args:
         table: from `read_annotations`.
         split: name of the split, or None.
-        source: what to name in an error.
+        source: name of the source for an error.
 
     Raises:
         ValueError: the split does not exist.
@@ -105,7 +105,7 @@ def of_split(table: "pd.DataFrame", split: str | None, source: str | Path) -> "p
 
 
 def tidy_split(name: str) -> str:
-    """Return "train", "val" or "test" for their usual names in whatever case; other names as they are."""
+    """Return "train", "val" or "test" for their usual names in any case; other names unchanged."""
     canonical = canonical_split(name)
     return canonical if canonical in ("train", "val", "test") else name
 
@@ -130,7 +130,7 @@ _CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)")
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a csv file: separator, column names as written, index of the column of each kind, format's name.
+    """Header of a csv file: separator, column names as written, index of the column of each kind, format's name.
 
     The kinds are "path" or "id", "label", "split", "start" and "end".
     """
@@ -179,7 +179,7 @@ def find_header(text: str, columns: dict[str, str | None]) -> Header | None:
 
 
 def check_times(names: Sequence[str], places: dict[str, int]) -> None:
-    """Raise AnnotationFormatError for columns of times of which segments can't be made."""
+    """Raise AnnotationFormatError for columns of times that don't give segments."""
     if len({"start", "end"} & set(places)) == 1:
         raise AnnotationFormatError(f"segments need a start and an end, there are {', '.join(names)}")
     if "start" not in places and (frames := _FRAME_NUMBERS & {name.lower() for name in names}):
@@ -251,7 +251,7 @@ def _cells(line: str, separator: str) -> list[str]:
 
 
 def known_columns(names: list[str]) -> dict[str, int]:
-    """Return {kind: index of the column} of the columns that are known by their names."""
+    """Return {kind: index} of the columns whose names are known."""
     lower = [name.lower() for name in names]
     places = {kind: next((lower.index(n) for n in known if n in lower), None) for kind, known in _NAMES.items()}
     return {kind: place for kind, place in places.items() if place is not None}
