@@ -185,7 +185,7 @@ class Head(PretrainedModel, tags=["video-classification"]):
     # ------------------------------------------- parameter groups, for timm.optim
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters without weight decay beside biases and norms: positions and id embeddings."""
+        """Return the names of parameters without weight decay besides biases and norms: positions and id embeddings."""
         spared = ("position.", "embed.low", "embed.high", ".latent")
         return {name for name, _ in self.named_parameters() if any(part in f".{name}" for part in spared)}
 
@@ -220,7 +220,7 @@ class Head(PretrainedModel, tags=["video-classification"]):
         self.config = replace(self.config, **{key: value for key, value in given.items() if value is not None})
 
     def validate_uncropped(self) -> None:
-        """Raise ValueError if the head was trained on crops of the grid, where it is given whole grids."""
+        """Raise ValueError if the head was trained on crops of the grid and therefore can't take whole grids."""
         if side := (self.config.protocol or {}).get("grid_crop"):
             raise ValueError(f"head {self.config.name!r} sees crops of {side} x {side} cells, not the whole grid")
 

@@ -345,7 +345,7 @@ class Generator(PretrainedModel, tags=["video-generation"]):
         )
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *arguments) -> None:
-        """Load a state of this or an earlier version; called for checkpoints too."""
+        """Load a state of this or an earlier version; also called for checkpoints."""
         for name in [name for name in state_dict if name.startswith(prefix) and rename_parameter(name) != name]:
             state_dict[rename_parameter(name)] = state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *arguments)

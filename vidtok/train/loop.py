@@ -98,7 +98,7 @@ class Schedule:
         warmup_steps: steps of linear warm-up; the shape "decay" has none.
         final_rate: learning rate at the end of "cosine" and "decay", as a fraction of the peak.
         shape: "cosine" and "decay" (linear) fall from the peak to final_rate. "constant" stays at the peak. Without a
-            limit a constant run goes on until it is stopped.
+            limit a constant run continues until it is stopped.
         start_step, start_seconds: step and training time at which a branch began; 0 for other runs.
     """
 
