@@ -1,10 +1,10 @@
 """Evaluate tokenizers, recognition heads and generators.
 
-reconstruction.evaluate, agreement                       of a tokenizer
-recognition.probe, finetune, evaluate, compare           of features and heads
-generation.evaluate, compare                             of generators
-compression.evaluate                                     of tokenizers as codecs, beside x264, x265, SVT-AV1, VVenC
-metrics, report                                          what they are computed and shown with
+reconstruction.evaluate, agreement                       reconstructions of a tokenizer
+recognition.probe, finetune, evaluate, compare           recognition from features, tokens and pixels
+generation.evaluate, compare                             generators
+compression.evaluate                                     tokenizers as codecs, compared with x264, x265, SVT-AV1, VVenC
+metrics, report                                          shared metrics, tables and charts
 """
 
 from importlib import import_module
@@ -42,6 +42,6 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name not in ("compression", "generation", "recognition", "reconstruction"):  # packages, loaded on first use
+    if name not in ("compression", "generation", "recognition", "reconstruction"):  # packages, imported on first use
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return import_module(f"{__name__}.{name}")

@@ -50,14 +50,14 @@ class AttentiveProbe(Head):
         if D % heads:
             if dim % heads:
                 raise ValueError(f"neither the width {D} of the input nor dim={dim} divides into heads={heads}")
-            embed = make_embed(input, dim)  # for example 18 signs, too narrow to be split among heads
+            embed = make_embed(input, dim)  # the features, such as 18 signs, can't be split among the heads
             D = dim
         super().__init__(D, num_classes, head_drop)
         self.embed = embed
         self.position = Position(grid, D) if position else nn.Identity()
         self.blocks = nn.ModuleList(Block(D, heads, mlp_ratio, qkv_bias=True) for _ in range(depth - 1))
         self.pool_norm = nn.LayerNorm(D)
-        # V-JEPA adds the query as a residual. It is a constant, which the bias of `proj` can represent.
+        # V-JEPA adds the query as a residual. The query is constant, so the bias of `proj` can represent it.
         self.query = AttentionPoolLatent(D, num_heads=heads, mlp_ratio=mlp_ratio, norm_layer=nn.LayerNorm)
         self.norm = nn.Identity()  # V-JEPA's linear layer follows the query's MLP
         named_apply(init_weights_vit_timm, self.blocks)

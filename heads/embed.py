@@ -1,10 +1,11 @@
 """Input embeddings of heads: one vector per cell of the token grid. Heads on different inputs differ only in these.
 
-Every embedding maps a batch to [B, t, h, w, D] (`dim` is D), raises ValueError for illegal input, and can merge m x m
+Every embedding maps a batch to [B, t, h, w, D] (`dim` is D) and raises ValueError for illegal input. It can merge m x m
 neighboring cells into one, which shortens the sequence.
 
-Embeddings are initialized to vectors of standard deviation `SCALE` for inputs of variance 1. They are then no larger
-than the position embeddings and the outputs of the first blocks; otherwise training would long ignore positions.
+Embeddings are initialized so that their vectors have standard deviation `SCALE` for inputs of variance 1. The vectors
+are then no larger than the position embeddings and the outputs of the first blocks. With larger vectors, training
+ignores positions for a long time.
 
 Legend: B batch, T H W video, t h w token grid, m patch_merge, C channels, D width.
 """
@@ -44,10 +45,11 @@ class Embed(nn.Module):
 
 
 class TokenEmbed(Embed):
-    """Embed int64 ids [B, t, h, w] by token factorization: the sum of a vector for the low and one for the high bits.
+    """Embedding of int64 ids [B, t, h, w] by token factorization: one vector for the low plus one for the high bits.
 
-    The tables have 2^9 vectors each for 18 bits (MAGVIT-v2, section 3.2); a single table of 2^18 vectors could not be
-    learned. They are initialized linear in the bits of the ids, since ids of LFQ that share most bits look alike.
+    For 18 bits, each table has 2^9 vectors (MAGVIT-v2, section 3.2); a single table of 2^18 vectors could not be
+    learned. The initial vectors are a linear function of the ids' bits, since ids of LFQ that share most bits decode to
+    similar pixels.
 
     Args:
         dim: D.
@@ -76,7 +78,7 @@ class TokenEmbed(Embed):
 
 
 class CodeEmbed(Embed):
-    """Embed int64 ids [B, t, h, w] as LFQ codes: their bits as -1 and +1, through one linear layer.
+    """Embedding of int64 ids [B, t, h, w] as LFQ codes: their bits as -1 and +1, through one linear layer.
 
     Args:
         dim: D; None, the codes without a linear layer, D = m*m*bits.
@@ -100,7 +102,7 @@ class CodeEmbed(Embed):
 
 
 class FeatureEmbed(Embed):
-    """Embed features through one linear layer: float [B, C, t, h, w] on a grid, or a sequence [B, N, C] or [B, C].
+    """Linear embedding of features: float [B, C, t, h, w] on a grid, or a sequence [B, N, C] or [B, C].
 
     A sequence of N is treated as a grid of N x 1 x 1.
 
@@ -126,10 +128,10 @@ class FeatureEmbed(Embed):
 
 
 class PixelEmbed(Embed):
-    """Embed video, float [B, 3, 1 + s_t k, H, W] in [-1, 1], as tubelets on the token grid.
+    """Tubelet embedding of video, float [B, 3, 1 + s_t k, H, W] in [-1, 1], on the token grid.
 
-    This is ViViT's tubelet embedding (arXiv 2103.15691, section 3.2), except that the first frame has cells of its own;
-    the others are embedded in groups of s_t frames.
+    This is ViViT's tubelet embedding (arXiv 2103.15691, section 3.2), except that the first frame is embedded alone.
+    The other frames are embedded in groups of s_t.
 
     Args:
         dim: D.
@@ -170,10 +172,10 @@ def make_embed(input: dict, dim: int, project: bool = True) -> Embed:
     """Build the embedding of an input.
 
     Args:
-        input: {"kind": one of `INPUTS`, "patch_merge": m, "bits" | "channels" | "stride": ...}; arguments that are
-            missing have their default.
+        input: {"kind": one of `INPUTS`, "patch_merge": m, "bits" | "channels" | "stride": ...}; missing arguments have
+            their defaults.
         dim: D.
-        project: False, for probes: features and codes are not projected, and keep their width instead of `dim`.
+        project: whether features and codes are projected to `dim`; False, for probes: they keep their width.
 
     Raises:
         ValueError: an unknown kind.

@@ -32,7 +32,7 @@ class LinearHead(Head):
 
 @register_head("mlp")
 class MlpHead(LinearHead):
-    """Mean-pooled features through an MLP, then batch norm and a linear layer as in `LinearHead`.
+    """MLP on mean-pooled features, followed by batch norm and a linear layer as in `LinearHead`.
 
     Args:
         input, grid, num_classes, dim, head_drop: as in `LinearHead`.

@@ -1,18 +1,18 @@
-"""Compare codecs at their rates: `.vtk` files of tokenizers with x264, x265, SVT-AV1 and VVenC.
+"""Rate-distortion comparison of codecs: `.vtk` files of tokenizers, x264, x265, SVT-AV1 and VVenC.
 
 Result schema "vidtok.compression/1":
 
     schema          that string
     protocol        source, split, frames, size, fps, crop, and one line on each metric
     n_total, n_used, n_failed, failures [{name, reason}]: clips that can't be read
-    codecs          one for each: label, and all settings (see `vidtok.eval.compression.codecs`)
+    codecs          for each codec its label and all settings (see `vidtok.eval.compression.codecs`)
     left_out        [{name, reason}]: codecs that ffmpeg lacks or that failed, metrics that can't be measured
-    points          one for each codec and rate: codec (label), mode, rate, bpp and each metric as a summary
+    points          for each codec and rate: codec (label), mode, rate, bpp and each metric as a summary
     comparisons     [{point, bpp, codec, metrics}]: a tokenizer's point against a codec of ffmpeg at the same bits per
                     pixel; metrics: tokenizer minus codec as a summary, with n_outside, the number of clips whose rate
-                    the codec doesn't reach
-    bd_rate         {anchor, codecs: {label: {metric: percent of bits that it takes more than the anchor at equal
-                    metric, or null}}}, or null
+                    is outside the codec's range
+    bd_rate         {anchor, codecs: {label: {metric: percent of additional bits relative to the anchor at the same
+                    value of the metric, or null}}}, or null
     clips           [{name, frames, size, codec, rate, bytes, file_bytes, bpp, and each metric}]
     config          all settings
     provenance      git, versions, device, threads, date
@@ -20,7 +20,7 @@ Result schema "vidtok.compression/1":
 
     summary         {mean, stderr, low, high, n}: over clips; low, high: 95 %, bootstrap
 
-Bits per pixel count the elementary stream and the pixels of the clip as it was given to the codec.
+Bits per pixel are the bits of the elementary stream divided by the pixels of the codec's input clip.
 """
 
 import hashlib
@@ -91,29 +91,31 @@ def evaluate(
 ) -> dict:
     """Encode and decode every clip with every codec at every rate; write result.json, tables, charts and a page.
 
-    What was measured stays in the folder, by clip and codec: a call that was stopped, or one with more codecs or clips,
-    goes on from there.
+    Measurements are kept in the folder, by clip and codec. A call that was stopped can be resumed, and codecs or clips
+    can be added.
 
     Args:
-        inputs: one or more videos, folders or archives of videos, or glob patterns. One clip is taken of each file.
+        inputs: one or more videos, folders or archives of videos, or glob patterns. One clip is taken from each file.
         output: folder for the result.
         codecs: keys of `codecs.ENCODERS`, and tokenizers: names, folders or hub ids.
-        rates: codec -> its rates; those not named have those of `codecs.ENCODERS` and `codecs.TOKENIZER_RATES`.
-        entropy: entropy models, all for each tokenizer. modes: of ffmpeg's encoders, among `codecs.MODES`.
-        preset: of ffmpeg's encoders; None, each one's medium. gop: their most frames from one intra frame to the next.
-        ffmpeg: program; None, that of the package imageio-ffmpeg.
-        size: int, center crop of that side after resizing the short side; (height, width), the largest centered region
-            of that aspect ratio, resized; None, native, cropped to even sides.
-        frames: number of first frames to take of each file, fewer where it has fewer; None, all of them, in memory.
+        rates: codec -> its rates. The default rates are those of `codecs.ENCODERS` and `codecs.TOKENIZER_RATES`.
+        entropy: entropy models; each tokenizer is measured with all of them.
+        modes: coding modes of ffmpeg's encoders, a subset of `codecs.MODES`.
+        preset: preset of ffmpeg's encoders; None, the one that each calls medium. gop: largest number of frames from
+            one intra frame to the next.
+        ffmpeg: path or command; None, the binary of the package imageio-ffmpeg.
+        size: int, side of the center crop after resizing the short side to it; (height, width), resize the largest
+            centered region of that aspect ratio; None, native, cropped to even sides.
+        frames: number of first frames to take from each file, fewer if it is shorter; None, all, held in memory.
         fps: frames per second to resample to; None, native.
         clips: number of files, evenly spread over all; None, all.
         split: name of the split, for the record.
-        lpips: file of AlexNet's weights. efficientnet: file of EfficientNet-Lite0's weights, for the agreement of its
-            classes frame by frame. i3d: file of I3D's weights, for clips of at least 9 frames. None leaves each out.
-        crops: number of clips of which crops are drawn side by side.
-        device, precision ("fp32" or "bf16"): of the tokenizers; the metrics' networks are fp32 on the same device.
-            Encoders of ffmpeg get as many threads as torch has.
-        track: called with the files and their number, returns the files: for a progress bar.
+        lpips: file of AlexNet's weights. efficientnet: file of EfficientNet-Lite0's weights, for class agreement per
+            frame. i3d: file of I3D's weights, for clips of at least 9 frames. None leaves the metric out.
+        crops: number of clips for which crops of all codecs are drawn side by side.
+        device, precision ("fp32" or "bf16"): device and precision of the tokenizers. The metrics' networks are fp32 on
+            the same device. Encoders of ffmpeg use as many threads as torch.
+        track: called with the files and their number, returns the files; for a progress bar.
 
     Returns:
         The result described at the top of this file.
@@ -182,15 +184,19 @@ def compare_entropy(
     """Compare the entropy models on tokens of videos, and write the result to tokens.json in the folder `output`.
 
     Args:
-        inputs, clips, split, device, track: as of `evaluate`. models: tokenizers that have a prior.
-        size: short side of whole frames in pixels. frames: number of first frames to take of each file; None, all.
+        inputs, clips, split, device, track: as in `evaluate`. models: tokenizers that have a prior.
+        size: short side of whole frames in pixels. frames: number of first frames to take from each file; None, all.
 
     Returns:
-        models: {name: {saved: {entropy model: {total, median}}, shares of packed bits, of all clips and of the median
-        one; encode_kbs, decode_kbs: {entropy model: kB of packed tokens per CPU second}}}; clips: rows of
-        `codecs.token_sizes` with name and model; schema, protocol, provenance, wall_time_s.
+        A dict with schema, protocol, provenance, wall_time_s, and
 
-    Raises UserError where there is no video, or a tokenizer has no prior.
+        - models: {name: {saved, encode_kbs, decode_kbs}}. saved: {entropy model: {total, median}}, fraction of the
+          packed bits that is saved, over all clips and in the median clip. encode_kbs, decode_kbs: {entropy model: kB
+          of packed tokens per CPU second}.
+        - clips: rows of `codecs.token_sizes` with name and model.
+
+    Raises:
+        UserError: there is no video, or a tokenizer has no prior.
     """
     start = time.perf_counter()
     inputs = [inputs] if isinstance(inputs, str) else [str(each) for each in inputs]
@@ -223,11 +229,11 @@ def make_codecs(
     options: Mapping,
     load: Callable[[str], VideoTokenizer],
 ) -> tuple[list[Codec], list[dict], str | None]:
-    """Return the codecs, [{name, reason}] of those that ffmpeg lacks, and the path of ffmpeg where one has libvmaf.
+    """Return (codecs, [{name, reason}] of codecs that ffmpeg lacks, path of an ffmpeg with libvmaf or None).
 
     Raises:
-        ValueError: an unknown mode, or rates of a codec that isn't among the names.
-        UserError: an encoder of ffmpeg without ffmpeg.
+        ValueError: an unknown mode, or rates for a codec that isn't among the names.
+        UserError: an encoder of ffmpeg is named, and there is no ffmpeg.
     """
     for mode in modes:
         if mode not in MODES:
@@ -261,11 +267,11 @@ def _load(name: str, device: torch.device, precision: str) -> VideoTokenizer:
 
 
 class _Run:
-    """Clips measured so far.
+    """Measurements of one call of `evaluate`.
 
     Attributes:
         rows: a dict for each clip, codec and rate. failures: [{name, reason}] of clips that can't be read.
-        pictures: clip -> codec -> folder with a frame of it for each rate, of the first clips.
+        pictures: clip -> codec -> folder with a frame for each rate; only the first clips.
     """
 
     def __init__(self, output: Path, codecs: list[Codec], metrics: "_Metrics", taken: dict, crops: int, left_out: list):
@@ -300,7 +306,7 @@ class _Run:
                 self.left_out.append({"name": f"{codec.label}, {name}", "reason": known["reason"]})
 
     def _key(self, version: str, codec: Codec) -> Path:
-        """Return the cache file of one codec on one clip; its name hashes all settings."""
+        """Return the cache file of one codec on one clip. Its name is a hash of all settings."""
         facts = [version, self.taken, codec.settings, codec.rates, self.metrics.facts, self.used < self.crops]
         name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
         return self.output / "clips" / f"{name}.json"
@@ -308,7 +314,7 @@ class _Run:
     def _measure(
         self, codec: Codec, clip: Tensor, fps: float, original: dict, folder: Path | None
     ) -> tuple[list[dict], str]:
-        """Measure all rates; return their rows, and the reason why some are missing, or ""."""
+        """Measure all rates; return (rows, reason why some rates are missing or "")."""
         _, _, frames, height, width = clip.shape
         if folder is not None:
             save_frame(folder / "original.png", clip)
@@ -332,7 +338,7 @@ class _Run:
 def read_clip(
     file: Path, size: int | tuple[int, int] | None, frames: int | None, fps: float | None
 ) -> tuple[Tensor, float]:
-    """Read the first frames of a video, as `evaluate` says: uint8 [1, 3, T, H, W] of even sides, and their fps."""
+    """Read the first frames of a video as described in `evaluate`: (uint8 [1, 3, T, H, W] with even sides, fps)."""
     shape = (size, size) if isinstance(size, int) else size
     parts, count = [], 0
     with iter_video(file, fps, shape, multiple=2) as stream:
@@ -355,10 +361,10 @@ def _crop(size: int | tuple[int, int] | None, frames: int | None) -> str:
 
 
 class _Metrics:
-    """Networks and functions that compare a decoded clip with its original.
+    """Metrics that compare a decoded clip with its original.
 
     Attributes:
-        notes: metric -> one line on it. facts: what the values depend on.
+        notes: metric -> its description on one line. facts: settings that the values depend on.
     """
 
     def __init__(

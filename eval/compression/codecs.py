@@ -1,11 +1,11 @@
-"""Codecs that are compared: encoders of ffmpeg, and tokenizers with entropy models.
+"""Codecs of the comparison: encoders of ffmpeg, and tokenizers with entropy models.
 
-Each gives the size of an elementary stream, and the frames that a decoder makes of that stream alone.
+Each codec reports the size of an elementary stream, and decodes frames from that stream alone.
 
-An encoder of ffmpeg gets RGB frames, which ffmpeg converts to the encoder's pixel format (BT.709, limited range), and
-its decoder's frames are converted back. Messages to users (SEI), which hold the settings as text, are removed: 700
-bytes of x264's would be a third of a short clip. A tokenizer's stream are its coded tokens with 28 bytes per chunk, as
-header, times and index of a `.vtk` file correspond to those of an mp4 file.
+The input of an ffmpeg encoder are RGB frames, which ffmpeg converts to the encoder's pixel format (BT.709, limited
+range). Decoded frames are converted back. User data messages (SEI), which hold the settings as text, are removed: the
+700 bytes of x264 would be a third of a short clip. A tokenizer's stream are its coded tokens and 28 bytes per chunk;
+header, times and index of a `.vtk` file are not counted, as the corresponding parts of an mp4 file aren't.
 """
 
 import io
@@ -46,12 +46,12 @@ class FfmpegError(Exception):
 
 
 class Coded(NamedTuple):
-    """A clip that was encoded and decoded.
+    """Result of encoding and decoding a clip.
 
     Attributes:
-        video: uint8 [1, 3, T, H, W], the decoded frames.
-        bytes: of the elementary stream. file_bytes: of the file with header, times and index, or None.
-        encode_s, decode_s: wall-clock seconds; of ffmpeg, with the start of the process.
+        video: decoded frames, uint8 [1, 3, T, H, W].
+        bytes: size of the elementary stream. file_bytes: size of the file with header, times and index, or None.
+        encode_s, decode_s: wall-clock seconds; for ffmpeg including the start of the process.
     """
 
     video: Tensor
@@ -66,10 +66,10 @@ class Encoder(NamedTuple):
 
     Attributes:
         library: its name in ffmpeg. form: ffmpeg's format of its elementary stream. pixels: pixel format.
-        preset: the one that corresponds to x264's medium.
-        rate: name of its quality option; rates: values of it, from the best.
+        preset: the preset that corresponds to x264's medium.
+        rate: name of its quality option; rates: default values of it, from the best.
         options: (preset, frames of a GOP, threads) -> arguments. low_delay, random_access: arguments of the modes.
-        unwanted: types of units that are removed from the stream, or None.
+        unwanted: types of NAL units that are removed from the stream, or None.
     """
 
     library: str
@@ -94,7 +94,7 @@ def _x265(preset: str, gop: int, threads: int) -> list[str]:
 
 
 def _svt_av1(preset: str, gop: int, threads: int) -> list[str]:
-    # Its other parameters, of which there can be one list only, come with the mode.
+    # The encoder's own parameters are set by the mode, since ffmpeg accepts only one list of them.
     return ["-preset", preset, "-g", str(gop)]
 
 
@@ -115,7 +115,7 @@ ENCODERS = {
         "libsvtav1", "obu", "yuv420p", "6", "-crf", ("24", "31", "38", "45", "52", "57", "62"), _svt_av1,
         ["-svtav1-params", "pred-struct=2:lp={threads}"], ["-svtav1-params", "pred-struct=1:lp={threads}"],
     ),
-    # Low delay as the authors advise in https://github.com/fraunhoferhhi/vvenc/issues/284.
+    # Low delay as the authors recommend in https://github.com/fraunhoferhhi/vvenc/issues/284.
     "vvenc": Encoder(
         "libvvenc", "vvc", "yuv420p10le", "medium", "-qp", ("22", "26", "30", "34", "38", "42", "46", "50"), _vvenc,
         [], ["-vvenc-params", "gopsize=8:picreordering=0:decodingrefreshtype=none"],
@@ -144,7 +144,7 @@ def find_ffmpeg(path: str | None) -> str:
 
 
 class Ffmpeg(NamedTuple):
-    """An ffmpeg program: path, version, names of its encoders, whether it has libvmaf."""
+    """An ffmpeg program: its path, its version, the names of its encoders, and whether it has libvmaf."""
 
     program: str
     version: str
@@ -166,12 +166,13 @@ def _text(*command: str) -> str:
 
 @dataclass(frozen=True)
 class FfmpegCodec:
-    """An encoder of ffmpeg with its settings.
+    """Codec that runs an encoder of ffmpeg.
 
     Args:
         name: a key of `ENCODERS`. mode: one of `MODES`.
         rates: values of the encoder's quality option; None, those of `ENCODERS`.
-        preset: None, the encoder's medium. gop: most frames from one intra frame to the next. threads: of the encoder.
+        preset: preset of the encoder; None, its medium. gop: largest number of frames from one intra frame to the next.
+        threads: number of threads of the encoder.
     """
 
     name: str
@@ -190,7 +191,7 @@ class FfmpegCodec:
 
     @property
     def settings(self) -> dict:
-        """Return all settings for the result file; commands have placeholders for size, rate and quality."""
+        """Return all settings for the result file, with placeholders for size, rate and quality in the commands."""
         encoder = ENCODERS[self.name]
         return {
             "codec": self.name,
@@ -210,10 +211,10 @@ class FfmpegCodec:
         """Encode and decode a clip.
 
         Args:
-            clip: uint8 [1, 3, T, H, W] of even height and width. fps: frames per second. rate: one of `rates`.
+            clip: uint8 [1, 3, T, H, W] with even height and width. fps: frames per second. rate: one of `rates`.
 
         Raises:
-            FfmpegError: ffmpeg failed, or gave another number of frames.
+            FfmpegError: ffmpeg failed, or returned another number of frames.
         """
         _, _, frames, height, width = clip.shape
         with tempfile.TemporaryDirectory() as folder:
@@ -250,12 +251,12 @@ _QUIET = ["-hide_banner", "-loglevel", "error", "-nostdin", "-y"]
 
 
 class TokenizerCodec:
-    """A tokenizer with an entropy model; its `.vtk` file is written and read.
+    """Codec that writes and reads `.vtk` files of a tokenizer with an entropy model.
 
     Args:
-        tokenizer: loaded. precision: of it, for the record.
-        entropy: name of the entropy model. chunk_latents: latents per chunk, which random access begins at.
-        rates: values of quality (`vidtok.compress`), or QUALITY@SCALE: sides are multiplied by SCALE before, and the
+        tokenizer: the tokenizer. precision: its precision, for the record.
+        entropy: name of the entropy model. chunk_latents: latents per chunk; random access starts at chunks.
+        rates: values of quality (`vidtok.compress`), or QUALITY@SCALE: frames are scaled by SCALE before encoding, and
             decoded frames are enlarged bicubically.
     """
 
@@ -304,7 +305,7 @@ class TokenizerCodec:
         )  # fmt: skip
         middle = time.perf_counter()
         decoded = decompress(file, model=self.tokenizer)
-        assert isinstance(decoded, Tensor)  # as no output is given
+        assert isinstance(decoded, Tensor)  # because no output is given
         decoded = _resize(decoded[0], size)
         coded = ((decoded + 1) * 127.5).round().clamp(0, 255).byte()[None]
         end = time.perf_counter()
@@ -327,23 +328,24 @@ def parse_rate(rate: str) -> tuple[float, float]:
     return values
 
 
-COUNTER = "counter"  # of `token_sizes`
+COUNTER = "counter"  # name of `counter_bytes` in `token_sizes`
 
 
 def token_sizes(tokenizer: VideoTokenizer, file: Path, size: int | None, frames: int | None, chunk: int = 64) -> dict:
     """Measure the bytes of a video's tokens by each entropy model, without the container.
 
     Args:
-        file: video. size: short side to resize to in pixels; None, native. frames: most frames; None, all.
+        file: video. size: short side to resize to in pixels; None, native.
+        frames: largest number of frames; None, all.
         chunk: latents per chunk; chunks are coded independently.
 
     Returns:
-        frames, grid, tokens; bytes, entropy model -> number, also of `COUNTER`; encode_s and decode_s, entropy model ->
-        CPU seconds of this process.
+        frames, grid, tokens; bytes: {entropy model or `COUNTER`: number}; encode_s, decode_s: {entropy model: CPU
+        seconds of this process}.
 
     Raises:
         VideoError: the video can't be read.
-        AssertionError: tokens don't come back.
+        AssertionError: the decoded tokens differ.
     """
     with Source(file, size, None, frames) as source:
         ids = collect_ids(encode_chunks(tokenizer, source, None), tokenizer.bits).astype(np.int64)
@@ -366,10 +368,11 @@ def token_sizes(tokenizer: VideoTokenizer, file: Path, size: int | None, frames:
 
 
 def counter_bytes(ids: np.ndarray, bits: int) -> float:
-    """Bytes of int64 ids [t, h, w] by a plain counter, for comparison: it isn't a codec.
+    """Compute the code length in bytes of int64 ids [t, h, w] under a simple counting model, as a baseline.
 
-    Each bit is predicted by how often it was 0 and 1 (plus one half) in the context of the same bit of eight tokens:
-    one latent before, those at its place and its four sides; two latents before; at its left and above.
+    Each bit is predicted from counts of 0 and 1 (plus one half) in its context. The context is the same bit of eight
+    tokens: in the previous latent those at its position and its four neighbors, the one two latents before, and those
+    to the left and above.
     """
     t, h, w = ids.shape
     padded = np.pad(ids, ((2, 0), (1, 1), (1, 1)))
@@ -408,7 +411,7 @@ def vmaf(ffmpeg: str, original: Tensor, decoded: Tensor, fps: float) -> float:
 
 
 def _resize(video_CTHW: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize frames bicubically, with anti-aliasing where they shrink; of the same size, leave them as they are."""
+    """Resize frames bicubically, with anti-aliasing when they shrink; frames of this size are returned unchanged."""
     if list(video_CTHW.shape[2:]) == list(size):
         return video_CTHW
     frames = F.interpolate(video_CTHW.transpose(0, 1), tuple(size), mode="bicubic", antialias=True)
@@ -420,7 +423,7 @@ def _to_rgb24(clip: Tensor) -> bytes:
 
 
 def _run(command: list[str], data: bytes = b"") -> tuple[bytes, float]:
-    """Run a program; return what it wrote and the seconds it took. Raises FfmpegError with its last line."""
+    """Run a program; return (its output, wall-clock seconds). Raises FfmpegError with the last line of its errors."""
     began = time.perf_counter()
     done = subprocess.run(command, input=data, capture_output=True)
     seconds = time.perf_counter() - began

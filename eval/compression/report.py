@@ -1,4 +1,4 @@
-"""Summarize, tabulate and draw the measurements of codecs."""
+"""Summaries, tables and charts of a comparison of codecs."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ from vidtok.eval.compression.codecs import CAUSAL, LOW_DELAY, MODES
 from vidtok.eval.metrics.intervals import bootstrap_interval
 
 ANCHOR = "x265 random-access"
-CROP = 256  # pixels, most of a side
+CROP = 256  # largest side of a crop in pixels
 
-# metric -> whether more of it is better
+# metric -> whether higher is better
 HIGHER_IS_BETTER = {
     "psnr": True, "psnr_y": True, "ms_ssim": True, "lpips": False, "vmaf": True, "frame_agreement": True,
     "frame_confidence": True, "i3d_agreement": True, "i3d_confidence": True,
@@ -32,8 +32,8 @@ def summarize(rows: Sequence[Mapping], modes: Mapping[str, str], left_out: list[
     """Compute points, comparisons and bd_rate of the result, see the top of this file.
 
     Args:
-        rows: of the result's `clips`. modes: of each codec, by its label.
-        left_out: gets a line where the package bjontegaard is missing.
+        rows: `clips` of the result. modes: label of each codec -> its mode.
+        left_out: an entry is added if the package bjontegaard is missing.
     """
     metrics = [metric for metric in HIGHER_IS_BETTER if any(metric in row for row in rows)]
     groups: dict[tuple[str, str], list[Mapping]] = {}
@@ -94,7 +94,7 @@ def _bd_rates(points: Sequence[Mapping], metrics: Sequence[str], left_out: list[
         return None
 
     def curve(codec: str, metric: str) -> tuple[list[float], list[float]] | None:
-        """Rates and values that rise with it, the better the higher; None for fewer than four."""
+        """Return (rates, values that increase with the rate and with quality); None for fewer than four points."""
         sign = 1 if HIGHER_IS_BETTER[metric] else -1
         own = [point for point in points if point["codec"] == codec and point[metric]]
         found = sorted((point["bpp"]["mean"], sign * point[metric]["mean"]) for point in own)
@@ -128,7 +128,7 @@ def write_report(result: Mapping, folder: Path, pictures: Mapping[str, Mapping[s
     """Write points.csv, clips.csv, charts/METRIC.png, crops/NUMBER.png and page.html.
 
     Args:
-        pictures: clip -> codec -> folder with its pictures, see `save_frame`: original.png and RATE.png.
+        pictures: clip -> codec -> folder with original.png and RATE.png, see `save_frame`.
     """
     points = [
         {"codec": point["codec"], "mode": point["mode"], "rate": point["rate"]}
@@ -156,7 +156,7 @@ def write_report(result: Mapping, folder: Path, pictures: Mapping[str, Mapping[s
 
 
 def rate_chart(result: Mapping, metrics: Sequence[str]):
-    """Plot metrics against bits per pixel, a panel for each: means over clips with 95 % intervals."""
+    """Plot each metric against bits per pixel in a panel of its own: means over clips with 95 % intervals."""
     columns = min(len(metrics), 3)
     lines = -(-len(metrics) // columns)
     size = (5.2 * columns, 4.2 * lines)
@@ -186,7 +186,7 @@ def rate_chart(result: Mapping, metrics: Sequence[str]):
 
 
 def crop_figure(rows: Sequence[Mapping], folders: Mapping[str, Path]):
-    """Show the original of one clip, and each codec at the rate nearest to that of the first tokenizer's first one."""
+    """Draw the original of one clip, and each codec at the rate nearest to the first rate of the first tokenizer."""
     target = next((row["bpp"] for row in rows if row["codec"] in folders), 0.0)
     shown = [("original", next(iter(folders.values())) / "original.png")]
     for label, folder in folders.items():
@@ -206,7 +206,7 @@ def crop_figure(rows: Sequence[Mapping], folders: Mapping[str, Path]):
 
 
 def table(result: Mapping) -> list[list[str]]:
-    """Rows of a table of all points, the first with the names of the columns."""
+    """Return the rows of a table of all points; the first row has the names of the columns."""
     metrics = [metric for metric in HIGHER_IS_BETTER if any(point.get(metric) for point in result["points"])]
     lines = [["codec", "rate", "bits/pixel", *metrics, "encode frames/s", "decode frames/s"]]
     for point in result["points"]:
@@ -217,7 +217,7 @@ def table(result: Mapping) -> list[list[str]]:
 
 
 def comparison_table(result: Mapping) -> list[list[str]]:
-    """Rows of a table of differences at equal bits per pixel: tokenizer minus codec with its 95 % interval."""
+    """Return the rows of a table of differences (tokenizer minus codec, 95 % interval) at equal bits per pixel."""
     comparisons = result["comparisons"]
     metrics = list(comparisons[0]["metrics"]) if comparisons else []
     lines = [["at the bits/pixel of", "bits/pixel", "minus", *metrics]]
@@ -236,7 +236,7 @@ def comparison_table(result: Mapping) -> list[list[str]]:
 
 
 def bd_table(result: Mapping) -> list[list[str]]:
-    """Rows of a table of BD-rates in percent; [] where there are none."""
+    """Return the rows of a table of BD-rates in percent; [] if there are none."""
     if not (found := result["bd_rate"]):
         return []
     metrics = list(next(iter(found["codecs"].values()), {}))
@@ -247,8 +247,8 @@ def bd_table(result: Mapping) -> list[list[str]]:
 
 
 def markdown(result: Mapping, other: str = ANCHOR) -> str:
-    """Return two tables in Markdown: all points, means with standard errors over clips, and the differences of
-    tokenizers to one codec at equal bits per pixel with their 95 % intervals."""
+    """Return two tables in Markdown: all points as means with standard errors over clips, and differences of tokenizers
+    to one codec at equal bits per pixel with 95 % intervals."""
     metrics = [metric for metric in HIGHER_IS_BETTER if any(point.get(metric) for point in result["points"])]
     rows = [["codec", "rate", "bits/pixel", *metrics]]
     for point in result["points"]:
@@ -267,7 +267,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def format_result(result: Mapping) -> str:
-    """Format the result for a terminal: protocol, settings of every codec, tables, what is left out."""
+    """Format the result for a terminal: protocol, settings of every codec, tables, codecs and metrics left out."""
     lines = [*_above(result), ""]
     for rows in (table(result), comparison_table(result), bd_table(result)):
         if len(rows) > 1:
@@ -316,7 +316,7 @@ td:first-child, th:first-child { text-align: left }
 
 
 def _page(result: Mapping, charts: Mapping[str, Path], crops: Mapping[str, Path]) -> str:
-    """One file without scripts or external resources."""
+    """Return the HTML of the page, which has no scripts and no external resources."""
     above, below = ("<br>\n".join(map(escape, lines)) for lines in (_above(result), _below(result)))
     provenance = f"{result['schema']}, git {result['provenance']['git']}, {result['provenance']['date']}"
     return "\n".join(

@@ -1,6 +1,6 @@
-"""Report results: tables, charts, pages, Markdown.
+"""Reports of results: tables, charts, pages and Markdown.
 
-The table of a recognition result stands here; shares are in percent.
+This file holds the table of a recognition result, with accuracies in percent.
 """
 
 from collections.abc import Mapping
@@ -67,5 +67,5 @@ def _interval(value: Mapping) -> str:
 
 
 def short_seconds(seconds: float) -> str:
-    """Format seconds with two significant digits, and without an exponent for large ones."""
+    """Format seconds with two significant digits, without an exponent for large numbers."""
     return f"{seconds:.2g}" if seconds < 1 else f"{seconds:.1f}"

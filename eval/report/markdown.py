@@ -42,7 +42,7 @@ COMPARISONS = {
     "recognition-grid": "grid, command",
     "recognition-grid-digit": "grid, digit",
 }
-MOTIONS = {  # of motion tasks
+MOTIONS = {  # the same for motion tasks
     "motion-camera-attention": "camera, attention alone",
     "motion-camera": "camera",
     "motion-camera-init": "camera, pretrained",
@@ -55,13 +55,13 @@ GUIDANCES = ("generation-guidance-1", "generation-guidance-1.5", "generation", "
 
 
 def arms_of(results: Mapping[str, Mapping]) -> list[str]:
-    """Names of all entries of some results, in order."""
+    """Return the names of all entries of some results, in the order of the table."""
     found = {entry["name"] for result in results.values() for entry in result["results"]}
     return [arm for arm in ORDER if arm in found]
 
 
 def comparison_table(results: Mapping[str, Mapping], intervals: bool = False) -> str:
-    """results: name of the set -> result. intervals: show those of accuracies, not their deviation over seeds."""
+    """Return accuracies of comparisons: results by name of the set, with 95 % intervals or deviations over seeds."""
     arms = arms_of(results)
     head = ["set", "protocol", "train, test clips", "steps", *arms, "tokens, shuffled", "majority", "tokens / pixels"]
     lines = [_row(head), _row(["---"] * len(head))]
@@ -84,7 +84,7 @@ def comparison_table(results: Mapping[str, Mapping], intervals: bool = False) ->
 
 
 def motion_table(results: Mapping[str, Mapping]) -> str:
-    """results: file -> result. A file FILE-init is of pretrained heads; its gain over FILE stands below the table."""
+    """Return accuracies of motion tasks: results by file. Gains of pretrained heads (FILE-init) are listed below."""
     lines = [comparison_table({MOTIONS[file]: result for file, result in results.items()}, intervals=True), ""]
     for file, pretrained in ((file, f"{file}-init") for file in results if f"{file}-init" in results):
         gain = compare_results(results[pretrained], results[file], "tokens")["difference"]
@@ -94,7 +94,7 @@ def motion_table(results: Mapping[str, Mapping]) -> str:
 
 
 def cost_table(results: Mapping[str, Mapping]) -> str:
-    """Of the same: bytes per clip, clips loaded and trained per second."""
+    """Return bytes per clip, and clips loaded and trained per second, for the results of `comparison_table`."""
     head = ["set", "bytes per clip: file", "frames", "tokens", "clips/s: video", "cached tokens", "ratio", "trained/s"]
     lines = [_row(head), _row(["---"] * len(head))]
     for name, result in results.items():
@@ -108,8 +108,8 @@ def cost_table(results: Mapping[str, Mapping]) -> str:
 
 
 def probe_table(results: Mapping[str, Mapping]) -> str:
-    """Of results of probes: a row for each set and pool, with the top-1 in percent of every input, its 95 % interval,
-    and below it that of the same clips with their frames in random order."""
+    """Return top-1 accuracies of probes in percent with 95 % intervals: a row for each set and pool, a column for each
+    input, and below each row the accuracies on shuffled frames."""
     inputs = list(dict.fromkeys(entry["input"] for result in results.values() for entry in result["results"]))
     head = ["set", "pool", "protocol", "train, test clips", *inputs, "majority"]
     lines = [_row(head), _row(["---"] * len(head))]
@@ -132,15 +132,15 @@ def probe_table(results: Mapping[str, Mapping]) -> str:
 
 
 def _pool(result: Mapping, entry: Mapping) -> str:
-    return entry["runs"][0].get("pool") or result["config"]["pool"]  # as in older files
+    return entry["runs"][0].get("pool") or result["config"]["pool"]  # older files have it in the config only
 
 
 def path_table(results: Mapping[str, Mapping]) -> str:
-    """Of results of probes: top-1 in percent on validation and on test clips at every C or k, for each classifier.
+    """Return top-1 of probes in percent on validation and test clips at every C or k, for each classifier.
 
-    The value that was chosen (in most folds) is bold. near: lowest and highest top-1 in the test among the values
-    within one standard error of the best on validation. inner folds: how many inner folds each value is best in. Older
-    files, which hold the chosen value alone, have no rows.
+    The chosen value (of most folds) is bold. The column "near" has the lowest and highest test top-1 among the values
+    within one standard error of the best on validation, "inner folds" the number of inner folds that each value is best
+    in. Older files, which hold only the chosen value, have no rows.
     """
     runs = [(name, entry, entry["runs"][0]) for name, result in results.items() for entry in result["results"]]
     runs = [(name, entry, run) for name, entry, run in runs if "path" in run]
@@ -196,7 +196,7 @@ def speed_table(result: Mapping) -> str:
         for precision in ("fp32", "bf16"):
             wanted = {"what": what, "precision": precision}
             rows = [row for row in result[key] if wanted.items() <= row.items()]
-            # The first size; in the memory layout of `from_pretrained`.
+            # The first size, in the memory layout of `from_pretrained`.
             first = next(row for row in rows if row.get("layout", "channels-last") == "channels-last")
             cells.append(form.format(scale * first[field]))
         return _row([title, *cells])
@@ -270,7 +270,7 @@ def sampling_table(results: Sequence[Mapping]) -> str:
 
 
 def reading_table(result: Mapping) -> str:
-    """Return rates of reading beside peers, from the JSON of `vidtok bench loader`."""
+    """Return decoding rates of vidtok and of other libraries, from the JSON of `vidtok bench loader`."""
     rows = [row for row in result["rows"] if "reader" in row]
     readers = list(dict.fromkeys(row["reader"] for row in rows))
     head = ["frames/s (median ratio to decord, lowest; dB)", *readers]
@@ -298,7 +298,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         folder: result files (default: eval/results of the checkout); those of shipped models come from the package.
 
     Returns:
-        name of the table -> Markdown.
+        Name of the table -> Markdown.
     """
 
     def read(name: str) -> dict:
@@ -326,14 +326,14 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
 
 
 def update(text: str, tables: Mapping[str, str]) -> str:
-    """Fill every table of a page; the page may have any of them."""
+    """Replace the content of every table that a page has."""
     for name in re.findall(r"<!-- end of (\w+) -->", text):
         text = replace_between(text, tables[name], name)
     return text
 
 
 def replace_between(text: str, new: str, name: str = "recognition") -> str:
-    """Replace the table of that name. Raises ValueError for a text without its two lines."""
+    """Replace the table of that name. Raises ValueError if the text lacks one of its two marker lines."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
     if begin not in text or end not in text:
         raise ValueError(f"the page has no lines {begin.strip()} and {end.strip()}: add them where the table belongs")
@@ -356,7 +356,7 @@ def _accuracy(top1: Mapping) -> str:
 
 
 def _ratio(ratio: Mapping) -> str:
-    value, low, high = (float(ratio[key]) for key in ("value", "low", "high"))  # one without bound is a string in JSON
+    value, low, high = (float(ratio[key]) for key in ("value", "low", "high"))  # infinity is a string in JSON
     return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
@@ -365,7 +365,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _named(result: dict) -> tuple[str, dict]:
-    """(name of the set, with the column of labels where it is not `label`; the result)."""
+    """Return (name of the set, with the label column unless it is `label`; the result)."""
     data = result["data"]
     name = Path(data["source"]).stem
     return name if data["label_column"] in (None, "label") else f"{name}, {data['label_column']}", result
@@ -403,7 +403,7 @@ def make_table(results: Sequence[dict]) -> tuple[str, str, dict[str, dict]]:
     """Build the table of some results of one kind.
 
     Returns:
-        the Markdown; the name of the table; set -> result (none for generators).
+        Markdown; name of the table; results by set (empty for generators).
 
     Raises:
         ValueError: results of several kinds.
@@ -431,14 +431,14 @@ def make_table(results: Sequence[dict]) -> tuple[str, str, dict[str, dict]]:
 
 
 def update_pages(pages: Iterable[str | Path]) -> None:
-    """Write the published tables of some pages anew."""
+    """Rewrite the published tables of some pages."""
     tables = published_tables()
     for page in map(Path, pages):
         page.write_text(update(page.read_text(), tables))
 
 
 def put(text: str, into: str | None, name: str) -> None:
-    """Print the text, or put it between the lines of that name in the file `into`."""
+    """Print the text, or write it between the marker lines of that name in the file `into`."""
     if into is None:
         print(text)
     else:

@@ -1,6 +1,6 @@
-"""Draw charts of a recognition result, and write a self-contained page of a comparison: table, charts, playable clips.
+"""Charts of a recognition result, and a self-contained page of a comparison: table, charts, playable clips.
 
-The page is one file without scripts or external resources: it can be mailed, and opened on a phone.
+The page is one file without scripts or external resources, so that it can be mailed and opened on a phone.
 """
 
 import base64
@@ -42,7 +42,7 @@ ul { margin: 0; padding: 0; list-style: none }
 .right { color: var(--right) } .wrong { color: var(--wrong) }
 """
 
-# what each chart of `draw_charts` shows; the numbers are in the table above them
+# Captions of the charts of `draw_charts`. The numbers are in the table above them.
 _CHARTS = {
     "accuracy": "Top-1 accuracy with its 95 % interval, and the same heads on shuffled frames",
     "ratio": "Top-1 accuracy divided by that of the reference, with its 95 % interval",
@@ -54,8 +54,16 @@ _CHARTS = {
 def write_page(
     path: Path, result: Mapping, charts: Mapping[str, Path], clips: Sequence[tuple[dict, Tensor]], fps: float
 ):
-    """Write the page. path: of the html file. clips: (row of the result's `clips`, float or uint8 [3,T,H,2W], original
-    beside reconstruction), shown with the prediction of each arm's first seed."""
+    """Write the page.
+
+    Args:
+        path: html file to write.
+        result: result of schema "vidtok.recognition/1".
+        charts: name of each chart -> its file.
+        clips: (row of the result's `clips`, float or uint8 [3,T,H,2W] with the original beside the reconstruction).
+            Each is shown with the prediction of each arm's first seed.
+        fps: frame rate of the clips.
+    """
     name, title = result["results"][0]["name"], escape(_title(result))
     above, table, below = table_parts(result)
     parts = [
@@ -79,8 +87,8 @@ def write_page(
 
 
 def choose_clips(result: Mapping, count: int) -> list[int]:
-    """Choose clips for the page: in turn one that the first entry's first seed got right and one that it got wrong, of
-    as many classes as possible."""
+    """Choose clips for the page: alternately one that the first seed of the first entry classified correctly and one
+    that it didn't, from as many classes as possible."""
     name, rows = result["results"][0]["name"], result["clips"]
     sides: tuple[list[int], list[int]] = ([], [])
     seen: dict[tuple[bool, str], int] = {}
@@ -98,7 +106,7 @@ def choose_clips(result: Mapping, count: int) -> list[int]:
 
 
 def _is_right(row: Mapping, name: str) -> bool:
-    """Return whether the first seed of that entry was right."""
+    """Return whether the first seed of that entry classified the clip correctly."""
     return row["predicted"][name][0] == row["label"]
 
 
@@ -111,7 +119,7 @@ def _lines(lines: Sequence[str]) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    """The first row and the first column are headers. Where it is too wide, it scrolls by touch and by keyboard."""
+    """Format rows as HTML; the first row and column are headers. A wide table scrolls by touch and by keyboard."""
     head = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in rows[0])
     body = [
         f"<tr><th scope='row'>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>"
@@ -155,7 +163,7 @@ def write_report(
     """Write page.html and charts/ of a comparison.
 
     Args:
-        shown: numbers of the n clips to play, see `choose_clips`.
+        shown: indices of the n clips to play, see `choose_clips`.
         original_n3THW, decoded_n3THW: these clips and their reconstructions, uint8, played at `fps` frames per second.
     """
     pairs = torch.cat([original_n3THW, decoded_n3THW], dim=-1)
@@ -277,7 +285,7 @@ def confusion_chart(result: Mapping):
 
 
 def _error(value: float, interval: Mapping) -> list[list[float]]:
-    """Return the distances of an interval's ends from a value, as matplotlib takes them."""
+    """Return the distances of an interval's ends from a value, in the form of matplotlib's error bars."""
     return [[max(value - interval["low"], 0)], [max(interval["high"] - value, 0)]]
 
 
