@@ -1,4 +1,4 @@
-"""Compare generators of several kinds at one budget: a table, a chart, and whether one is better than another."""
+"""Comparison of several kinds of generators at one training budget, with a table, a chart and a verdict."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from vidtok.train.run_folder import RunFolder, check_fingerprint, lasting
 from vidtok.train.state import StopSignal, only_process
 
 SCHEMA = "vidtok.eval.generation-compare/1"
-FOLDS = 4  # ranges of as many folds of two equal generators lie apart in 2 of 70 cases; of 3 folds, in 2 of 20
+FOLDS = 4  # for equal generators, the ranges over 4 folds are disjoint in 2 of 70 cases; those over 3 folds in 2 of 20
 COLORS = {"masked": "#3465a4", "autoregressive": "#4e9a06", "diffusion": "#cc0000"}
 
 
@@ -33,21 +33,21 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
 
         compare(data={"source": "digits"}, trainer={"max_minutes": 12}, i3d="i3d.safetensors", run="runs/generation")
 
-    The run folder (setting `run`) keeps every training and measurement, result.json, table.md, chart.png and pictures
-    of samples; the same call again resumes.
+    The run folder (setting `run`) keeps all trained generators and measurements, result.json, table.md, chart.png and
+    pictures of samples. The same call resumes a stopped run.
 
     Args:
-        overrides, settings: of configs/generation_compare.yaml, as hydra overrides or nested, see
+        overrides, settings: settings of configs/generation_compare.yaml, as hydra overrides or nested, see
             `vidtok.configs.compose`.
-        log: called with each line of progress, and with the table in the end.
+        log: called with each line of progress, and with the table at the end.
 
     Returns:
-        A result of schema "vidtok.eval.generation-compare/1"; None where SIGTERM or Ctrl-C stopped it.
+        A result of schema "vidtok.eval.generation-compare/1"; None if SIGTERM or Ctrl-C stopped it.
 
     Raises:
-        UserError: for an unknown or missing setting.
-        ValueError: for settings that don't fit each other or the real clips, a run folder of other settings, and
-            several processes.
+        UserError: an unknown or missing setting.
+        ValueError: settings that don't fit each other or the real clips, a run folder of other settings, or several
+            processes.
     """
     layers = (overrides, settings)
     cfg = compose_config("generation_compare", *layers)
@@ -76,7 +76,8 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
                 log("stopped: the same command goes on")
                 return None
     generators = {kind: from_pretrained(folder / kind / "model", device) for kind in cfg.kinds}
-    # Not before: a failed call leaves no folder. The networks are part of it, as a file of the same name may change.
+    # Written only now, so that a failed call leaves no folder. It includes hashes of the networks, because another file
+    # may have the same name.
     facts = {key: value for key, value in plain.items() if key in MEASURED_WITH}
     check_fingerprint(folder, facts | {"detectors": detectors.names, "tokenizer_weights": tokenizer.weight_hash})
 
@@ -85,7 +86,7 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
         return Evaluation(real, detectors, tokenizer, convention, cfg.convention, cfg.sample_batch)
 
     def measured(name: str, measure: Callable[[], dict]) -> dict:
-        """The content of a file, measured and written where there is none."""
+        """Return the content of a result file, which is measured and written first if it is missing."""
         file = folder / "measured" / f"{name}.json"
         if not file.exists():
             write_json(file, measure())
@@ -118,7 +119,7 @@ def _measure(evaluation: Callable[[], Evaluation], *arguments, **sampling) -> di
 
 
 def best_rows(rows: Sequence[Mapping]) -> dict[str, Mapping]:
-    """Return the row of each kind with the lowest FVD, or, where FVD wasn't measured, with the highest agreement."""
+    """Return the row of each kind with the lowest FVD, or with the highest agreement if FVD wasn't measured."""
 
     def rank(row: Mapping) -> float:
         metrics = row["metrics"]
@@ -139,8 +140,11 @@ def fvd_range(row: Mapping) -> tuple[float, float]:
 
 
 def verdict(rows: Sequence[Mapping]) -> str:
-    """Say whether masked beats diffusion: where the ranges over at least `FOLDS` folds don't overlap. Each kind was
-    trained once, and counts with its best number of steps, which favors the kind that was measured at more."""
+    """Return a sentence on whether masked beats diffusion.
+
+    One is better than the other if their FVD ranges over at least `FOLDS` folds don't overlap. Each kind was trained
+    once and is represented by its best number of steps, which favors the kind that was measured at more numbers.
+    """
     best = best_rows(rows)
     if not {"masked", "diffusion"} <= best.keys() or "fvd" not in best["masked"]["metrics"]:
         return "masked and diffusion were not both measured by FVD"
@@ -154,7 +158,7 @@ def verdict(rows: Sequence[Mapping]) -> str:
 
 
 def markdown_table(result: Mapping) -> str:
-    """Make a table with a row for each kind and number of steps, and for their limits."""
+    """Return a table with a row for each kind and number of steps, and rows for the limits."""
     head = ["generator", "parameters", "trained, s", "samples seen", "steps", "s per clip", "FVD", "agreement, %"]
     lines = [_row(head), _row(["---"] * len(head))]
     for row in result["rows"]:
@@ -171,8 +175,8 @@ def markdown_table(result: Mapping) -> str:
 
 
 def guidance_table(results: Sequence[Mapping]) -> str:
-    """Make a table of results that differ in their guidance, with a row for each and a column for each kind: FVD and
-    agreement at the number of steps with the best FVD."""
+    """Return a table of results with different guidance, a row per result and a column per kind: FVD and agreement at
+    the number of steps with the best FVD."""
     kinds = list(dict.fromkeys(row["generator"]["kind"] for result in results for row in result["rows"]))
     lines = [_row(["guidance", *kinds]), _row(["---"] * (1 + len(kinds)))]
     for result in results:
@@ -261,7 +265,7 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-# Settings that the content of a run folder depends on: with other values it isn't resumed.
+# Settings that the content of a run folder depends on. A run with other values isn't resumed.
 TRAINED_WITH = {"generator", "size", "data", "optimizer", "trainer", "tokenizer", "objective", "seed"}
 MEASURED_WITH = {"convention", "n_real", "n_fake", "folds", "real", "real_root", "real_split", "other_split"}
 MEASURED_WITH |= {"i3d", "recognizer", "settings", "seed"}
@@ -285,7 +289,7 @@ def check_kinds(plain: dict) -> None:
 
 
 def check_real(real, convention) -> None:
-    """Raise ValueError where there are no real clips, or none that the convention can score."""
+    """Raise ValueError if there are no real clips, or none that the convention can score."""
     first = next(iter(real.clips()), None)
     if first is None or (real.others is not None and next(iter(real.others()), None) is None):
         raise ValueError(f"{real.about['source']}: no real clip can be read")
@@ -293,13 +297,13 @@ def check_real(real, convention) -> None:
 
 
 def config_of(kind: str, layers: Sequence[Settings], own: Path):
-    """The config of the training of one kind, in the folder `own`."""
+    """Compose the training config of one kind, with the run folder `own`."""
     training = compose_config("generation_compare", *layers).training[kind]
     return compose_config("generation_compare", *layers, {"generator": kind, "run": own, "name": kind}, training)
 
 
 def check_kind(kind: str, layers: Sequence[Settings], own: Path):
-    """The `GeneratorConfig` of one kind. Raises ValueError where it can't be trained, or can't sample as asked."""
+    """Return the `GeneratorConfig` of one kind. Raises ValueError if its training or sampling settings are illegal."""
     cfg = config_of(kind, layers, own)
     trained = (own / TRAINED).exists()
     model = from_pretrained(own / "model") if trained else build_generator_training(cfg)["state"].model
@@ -311,9 +315,9 @@ def check_kind(kind: str, layers: Sequence[Settings], own: Path):
 def train_kind(
     kind: str, layers: Sequence[Settings], own: Path, weights: str, stop: StopSignal, log: Callable[[str], None]
 ) -> dict:
-    """Train one kind until its budget is spent; seconds, steps and samples of its training.
+    """Train one kind until its budget is spent; return the seconds, steps and samples of its training.
 
-    own: its folder; where that holds a finished training, nothing is done. weights: hash of the tokenizer's.
+    own: its run folder; if that holds a finished training, nothing is done. weights: hash of the tokenizer's weights.
     """
     cfg = config_of(kind, layers, own)
     plain = to_dict(cfg)
@@ -337,7 +341,7 @@ def given_settings(cfg, kind: str) -> dict:
 
 
 def draw_samples(path: Path, generator, tokenizer, seed: int, settings: dict) -> None:
-    """Draw a sample of each class, or nine, in rows of frames."""
+    """Draw a sample of each class, or nine without classes, as rows of frames."""
     number = min(len(generator.config.classes), 12) or 9
     label = list(range(number)) if generator.config.classes else None
     ids = generator.generate(number, label, seed=seed, **settings)

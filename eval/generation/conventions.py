@@ -1,22 +1,23 @@
-"""Conventions of measuring generated clips, and the real clips that they are compared with.
+"""Evaluation conventions of generated clips, and the real clips that they are compared with.
 
-Metrics are FVD, FID of frames, and agreement: how often a recognizer sees the class that was asked for.
+The metrics are FVD, FID of frames, and agreement: the share of clips for which a recognizer predicts the requested
+class.
 
 Result schema "vidtok.eval.generation/1":
 
     schema       that string
     generator    name, kind, parameters; tokenizer {name, weight_hash}
     sampling     settings of `generate`, with the seed
-    protocol     convention and all of its settings, real and conditioning data in words
-    detector     of each metric: what network, hash of its weights
-    n_real, n_fake (clips; the latter of a fold), folds
+    protocol     convention and all of its settings, descriptions of the real and the conditioning data
+    detector     for each metric: its network, hash of its weights
+    n_real, n_fake (numbers of clips, n_fake per fold), folds
     metrics      fvd, fid: {mean, deviation (sample standard deviation over folds; null for one), folds [..]};
-                 fvd_floor (other real clips against the same real ones), fvd_reconstruction (these, decoded),
-                 agreement: {value, low, high (Wilson), n, classes {name: share}}, real_agreement: the same of the other
-                 real clips' tokens
-    neighbors   where they were drawn: n_real (number of real clips searched), generated: [distance of each to the
-                 nearest of them, in the features of FVD]; others: [the same of other real clips]
-    seconds_per_clip    of sampling
+                 fvd_floor (other real clips against the reference clips), fvd_reconstruction (reconstructions of the
+                 other clips), agreement: {value, low, high (Wilson), n, classes {name: share}}, real_agreement: the
+                 same for the tokens of the other real clips
+    neighbors    if they were drawn: n_real (number of real clips searched), generated: [distance of each generated clip
+                 to the nearest real one, in the features of FVD]; others: [the same for other real clips]
+    seconds_per_clip    sampling time
     provenance   git, versions, device, threads, date
 
 Legend: B batch, T H W video, D features.
@@ -52,20 +53,21 @@ Features = Callable[[Tensor], Tensor]  # [B, 3, T, H, W] in [-1, 1] to [B or B T
 
 @dataclass(frozen=True)
 class Convention:
-    """Settings that make figures comparable with those of a paper.
+    """Evaluation settings that make results comparable with those of a paper.
 
     Attributes:
         frames: number of first frames of a clip that are scored; None, all.
         score_size: side in pixels to which the central square of a clip is resized (bilinear) before scoring; None,
-            clips are scored as they are.
-        n_real: number of real clips; None, all. windows, crops: clips of each real video, in time and in space.
-        random: whether real clips begin at random, or are spread evenly, a single one in the middle.
-        n_fake, folds: generated clips of a fold, and number of independent folds; mean and deviation over folds are
-            reported.
+            clips are scored at their size.
+        n_real: number of real clips; None, all. windows, crops: number of clips of each real video in time and space.
+        random: whether real clips start at random times; otherwise they are spread evenly, and a single one is taken
+            from the middle.
+        n_fake, folds: number of generated clips per fold, and number of independent folds; mean and deviation over
+            folds are reported.
         generated_size: side of the generated clips in pixels; None, any.
-        given_frames: frames of a real clip that each generated one continues.
-        real: the real clips in words; their split and size are recorded beside it. Papers take the eval split of
-            Kinetics-600, and the training splits of other sets.
+        given_frames: number of frames of a real clip that each generated clip continues.
+        real: description of the real clips; their split and size are recorded separately. Papers use the validation
+            split of Kinetics-600, and the training splits of other sets.
     """
 
     frames: int | None = None
@@ -83,7 +85,7 @@ class Convention:
 
 CONVENTIONS = {
     "plain": Convention(),
-    # MAGVIT, appendix B.3, which MAGVIT-v2 follows (Table 1).
+    # MAGVIT, appendix B.3; MAGVIT-v2 follows it (Table 1).
     "magvit-k600": Convention(
         16,
         64,
@@ -99,7 +101,7 @@ CONVENTIONS = {
     "magvit-ucf": Convention(
         16, 128, None, random=True, n_fake=10_000, folds=4, generated_size=128, real="a random clip of each video"
     ),
-    # StyleGAN-V's fvd2048_16f.
+    # fvd2048_16f of StyleGAN-V.
     "stylegan-v-2048x16": Convention(
         16, None, 2048, random=True, n_fake=2048, real="a random clip of each of 2048 videos"
     ),
@@ -107,17 +109,21 @@ CONVENTIONS = {
 
 
 def get_convention(name: str) -> Convention:
-    """Return the convention of a name. Raises ValueError for an unknown one."""
+    """Return the convention of a name.
+
+    Raises:
+        ValueError: an unknown name.
+    """
     if name not in CONVENTIONS:
         raise ValueError(f"unknown convention {name!r}: {nearest(name, CONVENTIONS)}")
     return CONVENTIONS[name]
 
 
 def prepare(video_BCTHW: Tensor, convention: Convention) -> Tensor:
-    """Cut and resize clips as the convention scores them.
+    """Cut and resize clips [B, 3, T, H, W] to the frames and size that the convention scores.
 
     Raises:
-        ValueError: for clips of fewer frames than it scores.
+        ValueError: clips of fewer frames than it scores.
     """
     T = video_BCTHW.shape[2]
     if convention.frames is not None and convention.frames > T:
@@ -137,11 +143,11 @@ def prepare(video_BCTHW: Tensor, convention: Convention) -> Tensor:
 
 
 class ClipStatistics:
-    """Streaming statistics of the features of the same clips by several networks.
+    """Streaming statistics of the features that several networks compute for the same clips.
 
     Attributes:
-        n: clips so far.
-        kinds: name of each network -> its `GaussianStatistics`, of float64.
+        n: number of clips so far.
+        kinds: name of each network -> its `GaussianStatistics` in float64.
     """
 
     def __init__(self, networks: Mapping[str, Features], convention: Convention):
@@ -168,10 +174,10 @@ class ClipStatistics:
 def score_clips(
     clips: Iterable[Tensor], networks: Mapping[str, Features], convention: Convention, count: int | None = None
 ) -> ClipStatistics:
-    """Score clips, which come in batches [B, 3, T, H, W]; at most the first `count`.
+    """Compute the statistics of clips, given in batches [B, 3, T, H, W]; at most of the first `count`.
 
     Raises:
-        ValueError: where there are none.
+        ValueError: there are no clips.
     """
     found = ClipStatistics(networks, convention)
     for video in clips:
@@ -184,33 +190,33 @@ def score_clips(
 
 
 def over_folds(values: list[float]) -> dict:
-    """Return mean, sample standard deviation (None for one fold) and the values."""
+    """Return {mean, deviation, folds}: mean, sample standard deviation (None for one fold) and the values."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "deviation": deviation, "folds": values}
 
 
 def frames_of(features: Features) -> Features:
-    """Turn a network of frames into one of clips, with features for every frame."""
+    """Apply a network for frames to clips: return a function that computes the features of every frame."""
     return lambda video: features(video.transpose(1, 2).flatten(0, 1))
 
 
 def describe(convention: Convention, name: str, clip_size: int, **more) -> dict:
-    """Return the protocol of a result. clip_size: in pixels; where it isn't the convention's, the name says so."""
+    """Return the protocol of a result. clip_size: in pixels; the name mentions it unless it is the convention's."""
     if convention.generated_size not in (None, clip_size):
         name = f"{name}, but of clips of {clip_size} pixels"
     return {"convention": name, **asdict(convention), "clip_size": clip_size, **more}
 
 
 class Neighbors:
-    """The `count` real clips with the nearest features, for each of N generated clips."""
+    """Nearest neighbors: for each of N generated clips, the `count` real clips with the nearest features."""
 
     def __init__(self, fake_ND: Tensor, count: int = 3):
         self.fake_ND, self.count = fake_ND.double(), count
         self.distances = torch.empty(len(fake_ND), 0, dtype=torch.float64)  # [N, count], ascending
-        self.pictures: list[list[Tensor]] = [[] for _ in fake_ND]  # of the real clips, in the same order
+        self.pictures: list[list[Tensor]] = [[] for _ in fake_ND]  # pictures of the real clips, in the same order
 
     def update(self, real_BD: Tensor, pictures: Sequence[Tensor]) -> None:
-        """Add real clips: their features and pictures."""
+        """Add real clips, given by their features and pictures."""
         known = self.distances.shape[1]
         distances = torch.cat([self.distances, torch.cdist(self.fake_ND, real_BD.double())], 1)
         self.distances, places = distances.topk(min(self.count, distances.shape[1]), largest=False)
@@ -222,11 +228,12 @@ class Neighbors:
 
 @dataclass
 class RealClips:
-    """Real clips, whose features are measured once for any number of generators.
+    """Real clips that generators are compared with.
 
     Attributes:
-        clips: iterates over the reference clips in batches [B, 3, T, H, W]; each call starts anew.
-        others: iterates over other real clips with their labels [B], for the floor and the reconstructions; or None.
+        clips: returns an iterator over the reference clips in batches [B, 3, T, H, W].
+        others: returns an iterator over other real clips with their labels [B], for the floor and the reconstructions;
+            or None.
         classes: class names.
         about: description of both, for the protocol.
     """
@@ -247,17 +254,17 @@ def real_clips(
     batch: int = 8,
     **columns: Any,
 ) -> RealClips:
-    """Open real clips of the size and length of a generator's.
+    """Open real clips with the size and length of a generator's clips.
 
     Args:
         source, root, columns: see `vidtok.datasets.open_dataset`; "digits" is the built-in set.
-        split: of the reference clips; None, "train", or all of a folder without a folder "train". others: split of
-            other real clips, or None.
-        config: of the generator. convention: windows and crops of each video.
-        batch: number of videos at a time.
+        split: split of the reference clips; None, "train", or all of a folder without a folder "train".
+        others: split of other real clips, or None.
+        config: config of the generator. convention: sets windows and crops of each video.
+        batch: number of videos per batch.
 
     Raises:
-        ValueError: for an unknown source or split, or a generator of clips that aren't square.
+        ValueError: an unknown source or split, or a generator of clips that aren't square.
     """
     frames = 1 + config.stride[0] * (config.grid[0] - 1)
     size, width = (n * stride for n, stride in zip(config.grid[1:], config.stride[1:], strict=True))

@@ -20,11 +20,11 @@ from vidtok.tokenizer import VideoTokenizer
 
 @dataclass
 class FeatureExtractors:
-    """Networks that score clips; None leaves a metric out.
+    """Networks of the metrics; metrics whose network is None are left out.
 
     Attributes:
         fvd: maps clips [B, 3, T, H, W] to features. fid: maps frames [N, 3, H, W] to features.
-        head: recognition head of tokens, codes or pixels.
+        head: recognition head on tokens, codes or pixels.
         names: metric -> description of its network, for the record.
     """
 
@@ -35,13 +35,15 @@ class FeatureExtractors:
 
 
 class ClassAgreement:
-    """Count how often a head predicts the class that tokens were generated for.
+    """Class agreement: the share of generated clips for which a head predicts the requested class.
 
     Args:
-        head: of tokens or codes, or of pixels, which sees the decoded clips. classes: class names in order.
+        head: head on tokens or codes, or on pixels, whose inputs are the decoded clips.
+        classes: class names in order.
+        tokenizer: tokenizer of the generator.
 
     Raises:
-        ValueError: where the head doesn't know one of the classes, or has another input.
+        ValueError: the head doesn't know one of the classes, or has another input.
     """
 
     def __init__(self, head: Head, classes: Sequence[str], tokenizer: VideoTokenizer):
@@ -51,14 +53,14 @@ class ClassAgreement:
         if self.input not in ("tokens", "codes", "pixels"):
             raise ValueError(f"the head {head.config.name!r} reads {self.input}: give one of tokens, codes or pixels")
         head.validate_uncropped()
-        # Without names, both count alike.
+        # Without names, the classes of both are taken to have the same order.
         own = list(classes if head.config.classes is None else head.config.classes)
         if missing := [name for name in classes if name not in own]:
             raise ValueError(f"the head {head.config.name!r} knows no class {missing[0]!r}")
         self.numbers_K = torch.tensor([own.index(name) for name in classes], dtype=torch.long)
 
     def update(self, ids_Bthw: Tensor, label_B: Tensor) -> None:
-        """Add int64 ids and their class numbers (on the CPU); -1, no class, is not counted."""
+        """Add int64 ids and the class numbers that they were generated for (on the CPU); -1, no class, is skipped."""
         ids_Bthw, label_B = ids_Bthw[label_B >= 0], label_B[label_B >= 0]
         if not len(label_B):
             return
@@ -80,7 +82,7 @@ class ClassAgreement:
 
 
 def load_feature_extractors(i3d: str | None, fid: str | None, head: str | None, tokenizer, device):
-    """Load the networks of weight files (or URLs), and a head."""
+    """Load the networks of the metrics from weight files or URLs, and the head; None leaves a network out."""
     found = FeatureExtractors()
     if i3d:
         found.fvd = I3D(i3d).to(device)

@@ -1,4 +1,4 @@
-"""Measure a generator against real clips.
+"""Evaluation of one generator against real clips.
 
 Legend: B batch, N clips, D features, t h w token grid.
 """
@@ -65,24 +65,24 @@ def evaluate(
 
     Args:
         generator: its folder or hub id.
-        source, root, label_column: the real clips: "digits", a folder, or an annotation file and the folder of its
-            videos, see `vidtok.datasets.open_dataset`.
-        convention: name of one of `CONVENTIONS`. n_real, n_fake, folds: numbers instead of the convention's.
-        split: of the real clips; None, "train", or all of a folder without a folder "train".
+        source, root, label_column: source of the real clips: "digits", a folder, or an annotation file and the folder
+            of its videos, see `vidtok.datasets.open_dataset`.
+        convention: a key of `CONVENTIONS`. n_real, n_fake, folds: override the convention's numbers.
+        split: split of the real clips; None, "train", or all of a folder without a folder "train".
         others: split of other real clips, for the floor and for reconstructions; None, neither is measured.
-        i3d, fid: weights of I3D and of FID's Inception, files or URLs. head: a recognition head of tokens, codes or
+        i3d, fid: weights of I3D and of FID's Inception, files or URLs. head: a recognition head on tokens, codes or
             pixels. Each adds its metric; at least one is needed.
-        neighbors: .png file to draw generated clips in, each beside the nearest real ones. It needs `i3d`.
-        tokenizer: where the generator's tokenizer is; None, by its name.
-        device: of all networks. batch: number of clips at a time. seed: of the sampling.
-        progress: called with the number of clips generated so far, and of all.
-        sampling: of `Generator.generate`: steps, guidance, ...; None leaves the generator's own.
+        neighbors: .png file of generated clips beside their nearest real clips. It needs `i3d`.
+        tokenizer: path of the generator's tokenizer; None, find it by its name.
+        device: device of all networks. batch: number of clips per batch. seed: seed of the sampling.
+        progress: called with (number of clips generated so far, total).
+        sampling: arguments of `Generator.generate`: steps, guidance, ...; None leaves the generator's default.
 
     Returns:
         A result of schema "vidtok.eval.generation/1", see `vidtok.eval.generation.conventions`.
 
     Raises:
-        ValueError: for settings that don't fit the generator, the convention or the real clips.
+        ValueError: settings that don't fit the generator, the convention or the real clips.
     """
     if neighbors and not neighbors.lower().endswith(".png"):
         raise ValueError(f"neighbors are drawn in a .png file, not {neighbors}")
@@ -109,12 +109,12 @@ def evaluate(
 
 
 class Evaluation:
-    """Measure generators against the same real clips.
+    """Evaluation of any number of generators against the same real clips, whose features are computed once.
 
     Args:
-        real: the real clips. detectors: the networks that score clips. tokenizer: of all generators.
+        real: the real clips. detectors: networks of the metrics. tokenizer: tokenizer of all generators.
         convention, name: the convention and its name.
-        batch: number of samples at a time.
+        batch: number of clips per batch.
     """
 
     def __init__(
@@ -144,8 +144,8 @@ class Evaluation:
         self.scored = score_clips(moved, self.kinds, convention, convention.n_real) if self.kinds else None
 
     def limits(self) -> dict:
-        """Measure the bounds of the metrics: the floor (other real clips), reconstructions of these, and the head's
-        accuracy on their tokens."""
+        """Measure the bounds of the metrics: FVD of other real clips (the floor) and of their reconstructions, and the
+        head's accuracy on their tokens."""
         found: dict = {}
         if self.real.others is None:
             return found
@@ -166,12 +166,13 @@ class Evaluation:
         return found
 
     def measure(self, generator: Generator, seed: int = 0, log=lambda done: None, **sampling) -> dict:
-        """Measure one generator: its result, without the limits.
+        """Measure one generator and return its result without `limits`.
 
         Args:
-            seed: of the first fold; the others have seeds of their own.
+            generator: the generator.
+            seed: seed of the first fold; the seeds of the others are derived from it.
             log: called with the number of clips generated so far.
-            sampling: of `Generator.generate`.
+            sampling: arguments of `Generator.generate`.
         """
         labels, prefixes = self.conditions(generator)
         judge = None
@@ -179,7 +180,7 @@ class Evaluation:
             judge = ClassAgreement(self.detectors.head, generator.config.classes, self.tokenizer)
         values: dict[str, list[float]] = {kind: [] for kind in self.kinds}
         seconds, done = 0.0, 0
-        if self.device.type == "cuda":  # warm up: kernels are loaded and chosen on first use
+        if self.device.type == "cuda":  # warm up: kernels are loaded and selected on first use
             next(
                 generate_samples(generator, self.convention.n_fake, labels, prefixes, self.batch, seed=seed, **sampling)
             )
@@ -227,15 +228,15 @@ class Evaluation:
         }
 
     def conditions(self, generator: Generator) -> tuple[list[int] | None, Tensor | None]:
-        """Return (class numbers, prefixes) to generate for, each taken in turn, or None."""
+        """Return (class numbers, prefixes) to generate for, each used in turn; None where there are none."""
         classes = len(generator.config.classes)
         if self.convention.given_frames:
             return None, self._prefixes()
         return (list(range(classes)) if classes else None), None
 
     def other_clips(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield as many other real clips as a fold has, with their labels: the first clip of every video, then their
-        second clips, ..., because clips of one video are alike."""
+        """Yield as many other real clips as a fold has, with their labels. The first clips of all videos come before
+        their second clips, ..., because clips of one video are similar."""
         assert self.real.others is not None
         own, n = self.convention.windows * self.convention.crops, 0
         for clip in range(own):
@@ -246,8 +247,8 @@ class Evaluation:
                     return
 
     def _prefixes(self) -> Tensor:
-        """Encode the first frames of the real clips, int64 [N, latents, h, w]: the first clips of as many videos as all
-        folds need, then their second clips, ..."""
+        """Encode the first frames of as many real clips as all folds need, int64 [N, latents, h, w]. The first clips of
+        all videos come before their second clips, ..."""
         own, wanted = self.convention.windows * self.convention.crops, self.convention.n_fake * self.convention.folds
         ids, n = [], 0
         for video in self.real.clips():
@@ -266,14 +267,16 @@ def check_conditions(
     tokenizer: VideoTokenizer,
     sampling: Mapping,
 ) -> None:
-    """Check the conditions of generation, before the work.
+    """Check the conditions of generation before anything is generated.
 
     Args:
-        classes: of the real clips. head: recognizer for the agreement, or None. sampling: of `Generator.generate`.
+        convention: the convention. config: config of the generator. tokenizer: its tokenizer.
+        classes: class names of the real clips. head: recognizer for the agreement, or None.
+        sampling: arguments of `Generator.generate`.
 
     Raises:
-        ValueError: for guidance or agreement without classes, for classes that the head doesn't know, and where the
-            convention's given frames aren't whole latent frames.
+        ValueError: guidance or agreement without classes, classes that the head doesn't know, or a number of given
+            frames that isn't a whole number of latent frames.
     """
     if convention.given_frames and sampling.get("guidance", 1) != 1:
         raise ValueError("guidance needs classes, and this convention gives frames instead")
@@ -292,7 +295,7 @@ def check_conditions(
 
 
 def smaller(convention: Convention, n_real: int | None, n_fake: int | None, folds: int | None) -> Convention:
-    """Replace numbers of a convention; None keeps its own. Raises ValueError for a number below 1."""
+    """Replace numbers of a convention; None keeps the convention's. Raises ValueError for a number below 1."""
     numbers = {"n_real": n_real, "n_fake": n_fake, "folds": folds}
     given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
     for name, value in given.items():
@@ -302,7 +305,7 @@ def smaller(convention: Convention, n_real: int | None, n_fake: int | None, fold
 
 
 def summary(metrics: Mapping) -> dict[str, str]:
-    """Format metrics for a terminal: name -> text."""
+    """Format metrics for a terminal; return name -> text."""
     lines = {}
     for name, value in metrics.items():
         if "mean" in value:
@@ -316,11 +319,11 @@ def summary(metrics: Mapping) -> dict[str, str]:
 
 
 def draw_neighbors(path: str, evaluation, generator, seed: int, sampling: dict, rows: int = 6) -> dict:
-    """Draw middle frames of generated clips, each beside those of the three real clips with the nearest features.
+    """Draw the middle frame of generated clips, each beside those of the three real clips with the nearest features.
 
     Returns:
-        n_real: number of real clips searched. generated: distance of each generated clip to the nearest of them.
-        others: the same of other real clips, where there are some.
+        n_real: number of real clips searched. generated: distance of each generated clip to its nearest real clip.
+        others: the same for other real clips, if there are any.
     """
     convention, network = evaluation.convention, evaluation.kinds["fvd"]
 
