@@ -1,8 +1,8 @@
 """Decode with PyAV: conversion of decoded frames, and the reference implementation of `VideoReader`.
 
-`FrameConverter` crops, resizes and converts a decoded frame in one pass of swscale, so that no full-size RGB or float
-frame is ever made. `PyAVReader` is the fallback for files on which no seeking can be verified. It also detects
-truncated Matroska, WebM and AVI files, whose end FFmpeg takes for the end of the video.
+`FrameConverter` crops, resizes and converts a decoded frame in one pass of swscale, without a full-size RGB or float
+frame. `PyAVReader` is the fallback for files on which no seeking backend can be verified. It also detects truncated
+Matroska, WebM and AVI files, at whose end FFmpeg reports a normal end of the video.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -153,7 +153,7 @@ class FrameConverter:
 
 
 def _whole_samples(box: Box, frame: VideoFrame) -> Box:
-    """Grow a box of a picture to whole chroma samples, at least of 4:2:0, so that most formats are cropped alike."""
+    """Grow a box to whole chroma samples, at least those of 4:2:0, so that most formats are cropped alike."""
     top, left, height, width = box
     rows, columns = max(2, 4 // frame.format.chroma_height(4)), max(2, 4 // frame.format.chroma_width(4))
     bottom, right = -(-(top + height) // rows) * rows, -(-(left + width) // columns) * columns
@@ -177,14 +177,14 @@ RESTART = 0.1  # seconds backward; less is jitter
 
 
 class Clock:
-    """Make the presentation times of a video continuous where its clock restarts or jumps.
+    """Clock that makes the presentation times of a video continuous where its own clock restarts or jumps.
 
-    The first frame after a restart or jump follows the one before it by the interval that preceded. A step back of less
+    The first frame after a restart or jump follows the one before it by the preceding interval. A step back of less
     than `RESTART` seconds repeats the last time, so that times never decrease.
 
     Args:
         limit: see `longest_gap`.
-        interval: seconds from one frame to the next, where no frame has told yet.
+        interval: seconds from one frame to the next before any interval has been measured.
 
     Attributes:
         breaks: (number of the first frame after it, seconds by which the clock was off) of each restart or jump so far.
@@ -225,17 +225,17 @@ class Clock:
 
 
 class PyAVReader:
-    """Decode sequentially with PyAV; a request for an earlier frame restarts from the beginning. See `VideoReader`.
+    """Sequential reader with PyAV; a request for an earlier frame restarts from the beginning. See `VideoReader`.
 
     `num_frames` and `timestamps` decode the whole video once, since only the decoder knows which frames are presented;
-    `iter_frames` needs no count. A frame that differs in size from the first is scaled to it (as ffmpeg does).
-    Pictures of 720 lines or more are decoded by up to `torch.get_num_threads()` threads.
+    `iter_frames` needs no count. A frame whose size differs from the first is scaled to the first size, as by ffmpeg.
+    Frames of 720 lines or more are decoded by up to `torch.get_num_threads()` threads.
 
     Args:
         path: the file.
-        on_error: "raise"; "keep": a video that breaks in the middle ends at its last good frame; "skip": it goes on
-            after that, without the frames that are damaged (`decode_past_damage`).
-        options: "deinterlace", see `deinterlace`; "sar", frames are scaled so that pixels are square.
+        on_error: "raise"; "keep": a video that breaks in the middle ends at its last good frame; "skip": decoding
+            continues after the break, without the damaged frames (`decode_past_damage`).
+        options: "deinterlace", see `deinterlace`; "sar", frames are scaled to square pixels.
 
     Attributes:
         damage: the `Damage` that on_error="skip" has found so far; None with another on_error.
@@ -244,7 +244,7 @@ class PyAVReader:
         turned: whether the metadata rotate or mirror the picture.
         traits: `Traits` of the video as it is in the file.
         sar: width of a pixel over its height, as shown.
-        clock: the `Clock` that makes times continuous; it knows of the restarts that decoding has reached.
+        clock: the `Clock` that makes times continuous; it has the restarts that decoding has reached.
 
     Raises:
         VideoError: no frame can be decoded.
@@ -271,7 +271,7 @@ class PyAVReader:
         self._has_times = first.time is not None  # raw streams have none
         self._stated = stated_rate(stream) if self._has_times else float(stream.guessed_rate or 25)
         is_image = self.path.suffix.lower() in IMAGE_SUFFIXES
-        # In AVI H.264 has no times of presentation, and FFmpeg gives frames those of other packets.
+        # H.264 in AVI has no presentation times, and FFmpeg gives frames those of other packets.
         context = stream.codec_context
         is_unordered = self._container.format.name == "avi" and context.name == "h264" and context.has_b_frames
         self._packet_times = read_timeline(path).timestamps if is_unordered and self._has_times else None
@@ -279,7 +279,7 @@ class PyAVReader:
         gap = longest_gap(self._container)
         matrix = (exif_matrix(self.path) if is_image else None) or display_matrix(first)
         self.clock = Clock(gap, 1 / self._stated)
-        self._ahead: Iterator[VideoFrame] = chain([first], self._decoder)  # the frames to come
+        self._ahead: Iterator[VideoFrame] = chain([first], self._decoder)  # the next frames
         self._next = 0  # index of the first of them
         self.start_time = 0.0 if first.time is None else first.time
         pixel, size = Fraction(stream.sample_aspect_ratio or 1), (first.width, first.height)
@@ -356,7 +356,7 @@ class PyAVReader:
             yield Chunk(frames_THWC[: len(times)], np.array(times))
 
     def iter_decoded(self) -> Iterator[tuple[float, VideoFrame]]:
-        """Yield (timestamp, frame as decoded: not converted, scaled or rotated) in presentation order."""
+        """Yield (timestamp, decoded frame) in presentation order; frames are not converted, scaled or rotated."""
         if self._next:
             self._restart()
         yield from self._forward()
@@ -381,9 +381,9 @@ class PyAVReader:
     def _decode(self, container, stream) -> Generator[VideoFrame, None, None]:
         """Yield the presented frames from the start, up to the first that FFmpeg can't decode or reports as corrupt.
 
-        The failure is raised or kept in `error`. Corrupt frames before the first good one are passed through. Frames
+        The error is raised or stored in `error`. Corrupt frames before the first good one are passed through. Frames
         that are shown before a damaged one but predicted from it (B-frames) count as good, since FFmpeg does not
-        report them. After a fault with several threads the video is decoded again in one, see `Decoding`.
+        report them. After an error with several threads the video is decoded again in one, see `Decoding`.
         """
         if self._on_error == "skip":
             damage = Damage()

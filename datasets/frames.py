@@ -1,4 +1,4 @@
-"""Frames: conversion of uint8 to [-1, 1] and back, resizing, resampling in time, rotation, deinterlacing, grids.
+"""Operations on frames: conversion from and to [-1, 1], resizing, resampling in time, rotation, deinterlacing, grids.
 
 Legend: B clips, T H W video.
 """
@@ -45,13 +45,13 @@ def video_to_frames(video_CTHW: Tensor) -> np.ndarray:
 
 
 def resize_video(video_CTHW: Tensor, size: Size, multiple: int = 8) -> Tensor:
-    """Resize float [3,T,H,W] in [-1, 1] (bicubic, antialiased, aspect ratio kept), then center-crop.
+    """Resize float [3,T,H,W] in [-1, 1] (bicubic, antialiased, keeping the aspect ratio), then center-crop.
 
     Args:
-        size: int, the short side becomes `size` and the long side is cropped to a multiple of `multiple`; (h, w), the
-            video is resized to cover h x w and cropped to exactly that; None, native size with both sides cropped to a
-            multiple of `multiple`. In pixels.
-        multiple: see size.
+        size: in pixels. int, the short side becomes `size` and the long side is cropped to a multiple of `multiple`;
+            (h, w), the video is resized to cover h x w and cropped to exactly that size; None, native size with both
+            sides cropped to a multiple of `multiple`.
+        multiple: see `size`.
 
     Raises:
         ValueError: the crop would be empty.
@@ -73,7 +73,7 @@ def check_size(size: Size) -> None:
 
 
 def plan_resize(height: int, width: int, size: Size, multiple: int = 8) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Compute ((h, w) to resize to, (h, w) of the center crop) for pictures of height x width; see `resize_video`.
+    """Compute (resized (height, width), cropped (height, width)) of frames of height x width; see `resize_video`.
 
     Raises:
         ValueError: the crop would be empty.
@@ -99,7 +99,7 @@ Box = tuple[int, int, int, int]  # (top, left, height, width) in pixels
 
 
 def _scale(height: int, width: int, size: Size) -> float:
-    """Return the factor of resizing by `plan_resize`, before sides are rounded to whole pixels."""
+    """Return the scale factor of `plan_resize`, before sides are rounded to whole pixels."""
     if size is None:
         return 1.0
     if isinstance(size, int):
@@ -108,10 +108,10 @@ def _scale(height: int, width: int, size: Size) -> float:
 
 
 class View(NamedTuple):
-    """Region of a picture, and the size at which to read it.
+    """Region of a frame, and the size at which to read it.
 
     Attributes:
-        box: region of the picture as shown.
+        box: region of the frame as shown.
         size: (height, width) after resizing.
     """
 
@@ -120,7 +120,7 @@ class View(NamedTuple):
 
 
 def plan_view(height: int, width: int, size: Size, multiple: int = 8) -> View:
-    """Compute the view that crops first what `resize_video` crops after resizing, for pictures of height x width.
+    """Compute the view that crops before resizing what `resize_video` crops after resizing, for height x width frames.
 
     Raises:
         ValueError: the crop would be empty.
@@ -175,7 +175,7 @@ def indices_at(timestamps: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def places_of(indices: np.ndarray) -> dict[int, list[int]]:
-    """Return {frame number: its positions in `indices`}, int64 [T]."""
+    """Return {frame number: its positions in `indices`}; `indices` is int64 [T]."""
     places: dict[int, list[int]] = {}
     for place, index in enumerate(indices.tolist()):
         places.setdefault(index, []).append(place)
@@ -276,7 +276,7 @@ def orient(image_HWC: np.ndarray, matrix: Matrix | None) -> np.ndarray:
 
 
 def uncrop(box: Box, size: tuple[int, int], matrix: Matrix | None) -> Box:
-    """Return the box of the coded picture that `orient` turns into `box` of a shown picture of `size` (height, width).
+    """Return the box of the coded frame that `orient` turns into `box` of a shown frame of `size` (height, width).
 
     Boxes are (top, left, height, width) in pixels.
     """
@@ -296,13 +296,13 @@ _HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics by number, as in H.273
 
 
 class Traits(NamedTuple):
-    """What is easily overlooked about a video.
+    """Unusual properties of a video.
 
     Attributes:
-        sar: sample aspect ratio: width of a pixel over its height, before rotation.
+        sar: sample aspect ratio, the width of a pixel over its height, before rotation.
         transfer: transfer characteristics by number, as in H.273.
-        interlaced: whether its frames are two fields.
-        matrix: by which the metadata turn the picture, see `display_matrix`; None, upright.
+        interlaced: whether its frames consist of two fields.
+        matrix: display matrix of the metadata, see `display_matrix`; None, upright.
     """
 
     sar: Fraction
@@ -311,7 +311,7 @@ class Traits(NamedTuple):
     matrix: Matrix | None
 
     def rows(self) -> dict[str, str]:
-        """Return what is unusual, {name: what it is}."""
+        """Return {name: description} of the properties that are unusual."""
         rows = {}
         if self.sar != 1:
             rows["sample aspect ratio"] = f"{self.sar.numerator}:{self.sar.denominator}"
@@ -327,21 +327,23 @@ class Traits(NamedTuple):
 
 
 def square_size(width: int, height: int, sar: Fraction) -> tuple[int, int]:
-    """Return the (width, height) at which a picture has square pixels and loses none.
+    """Return the (width, height) at which a frame has square pixels, with neither side smaller than before.
 
-    sar: width of a pixel over its height.
+    Args:
+        width, height: size in pixels.
+        sar: width of a pixel over its height.
     """
     return (round(width * sar), height) if sar > 1 else (width, round(height / sar))
 
 
 def deinterlace(frames: Iterator[VideoFrame]) -> Generator[VideoFrame, None, None]:
-    """Interpolate the second field of interlaced frames with FFmpeg's bwdif; progressive frames stay as they are.
+    """Interpolate the second field of interlaced frames with FFmpeg's bwdif; progressive frames are unchanged.
 
-    There are as many frames as before, with their times.
+    The number of frames and their times stay the same.
     """
     graph: Graph | None = None
     kind: str | None = None
-    waiting: deque[VideoFrame] = deque()  # what is in the graph, which holds one frame back
+    waiting: deque[VideoFrame] = deque()  # frames in the filter graph, which delays by one frame
 
     def pull() -> Iterator[VideoFrame]:
         while graph is not None:
@@ -365,7 +367,7 @@ def deinterlace(frames: Iterator[VideoFrame]) -> Generator[VideoFrame, None, Non
                 graph.add("buffer", kind), graph.add("bwdif", "send_frame:auto:interlaced"), graph.add("buffersink")
             )
             graph.configure()
-        assert graph is not None  # of this kind of frames
+        assert graph is not None  # created for this kind of frames
         waiting.append(frame)
         graph.vpush(frame)
         yield from pull()
@@ -378,7 +380,7 @@ COLUMNS = 6  # frames per clip in `frame_rows`
 
 
 def frame_rows(video_BCTHW: Tensor, columns: int = COLUMNS) -> Tensor:
-    """Arrange clips in one picture, [3, H', W'] in [-1, 1]: one row per clip, of frames spread evenly over it."""
+    """Arrange clips in one image, [3, H', W'] in [-1, 1]: one row per clip, with evenly spread frames."""
     last = video_BCTHW.shape[2] - 1
     frames = sorted({round(place) for place in torch.linspace(0, last, columns).tolist()})
     rows = video_BCTHW[:, :, frames].transpose(1, 2).flatten(0, 1)
@@ -386,7 +388,7 @@ def frame_rows(video_BCTHW: Tensor, columns: int = COLUMNS) -> Tensor:
 
 
 def tiled(video_BCTHW: Tensor) -> Tensor:
-    """Arrange clips in one video, [3, T, H', W'] in [-1, 1]: a grid that is as square as possible."""
+    """Arrange clips in one video, [3, T, H', W'] in [-1, 1], as a grid that is as square as possible."""
     across = math.ceil(math.sqrt(len(video_BCTHW)))
     frames = [make_grid(frame.clamp(-1, 1), nrow=across, pad_value=1) for frame in video_BCTHW.unbind(2)]
     return torch.stack(frames, 1)

@@ -1,6 +1,6 @@
 """Base classes of labeled datasets: samples, batches, and the handling of unreadable videos.
 
-`LabeledDataset` is the base of all, `LabeledVideos` of those whose videos are files.
+`LabeledDataset` is the base class of all of them, `LabeledVideos` of those that read files.
 """
 
 import itertools
@@ -46,15 +46,15 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Several samples of one shape.
+    """Batch of samples of one shape.
 
     Attributes:
         video: float32 [B,V,3,T,H,W] in [-1, 1].
         label: int64 [B]; -1, unlabeled.
         id: B names.
         timestamps: float64 [B,V,T], seconds.
-        failed: one error for each video that could not be read. Failed videos are left out: B may be less than the
-            batch size, and 0.
+        failed: the error of each video that could not be read. Failed videos are left out, so that B may be less than
+            the batch size, and even 0.
     """
 
     video: Tensor
@@ -141,25 +141,25 @@ class LabeledDataset(Dataset):
         self._epoch[0] = epoch
 
     def draw(self, index: int, epoch: int | None = None) -> Sample | VideoError:
-        """Return sample `index` of an epoch: None, that of `set_epoch`; others are for batches that span epochs."""
+        """Return sample `index` of an epoch: None, the current epoch; others, for batches that span epochs."""
         raise NotImplementedError
 
     @property
     def resampled(self) -> int:
-        """Number of times that a failed video was replaced by another one, so far and in all workers."""
+        """Number of times that an unreadable video was replaced by another one, so far and in all workers."""
         return 0
 
     def keep(self, chosen: slice | np.ndarray) -> None:
-        """Drop all samples but those at the `chosen` places.
+        """Keep only the samples at the indices `chosen`.
 
         Raises:
-            ValueError: a slice that keeps none.
+            ValueError: an empty slice.
         """
         if isinstance(chosen, slice) and chosen.stop is not None and chosen.stop < 1:
             raise ValueError(f"want at least one clip, not {chosen.stop}")
         places = np.arange(len(self.ids))[chosen]
         for name in ("ids", "labels", "paths", "segments"):
-            if values := getattr(self, name):  # samples that are rendered have no paths
+            if values := getattr(self, name):  # rendered samples have no paths
                 setattr(self, name, [values[i] for i in places])
 
     def loader(
@@ -192,7 +192,7 @@ class LabeledDataset(Dataset):
             yield collate_samples(batch)
 
     def _samples(self, order: list[int], workers: int, time_limit: float, ahead: int) -> Iterator[Sample | VideoError]:
-        """Yield the samples in that order; with workers, at most about `ahead` wait for each of them."""
+        """Yield the samples in the given order; with workers, about `ahead` samples per worker are prefetched."""
         return self._in_processes(order, workers, time_limit, ahead) if workers else map(self.draw, order)
 
     def _in_processes(
@@ -213,7 +213,7 @@ def _normalized(sample: Sample | VideoError) -> Sample | VideoError:
 
 
 class LabeledVideos(LabeledDataset):
-    """Labeled video files; see `LabeledDataset`. A subclass may define how a sample is read, `_read`.
+    """Base class of labeled video files; see `LabeledDataset`. A subclass may override `_read`, which reads a sample.
 
     Subclasses take the arguments from `sampler` on as `**reading`.
 
@@ -226,17 +226,17 @@ class LabeledVideos(LabeledDataset):
             None, frames as they are in the file.
         seed: seed of all random choices.
         on_error: what happens if a video can't be read. "raise": its `VideoError` is raised. "return": the error is
-            returned in place of the sample, so that an evaluation continues and counts it. "resample": a random other
+            returned in place of the sample, so that an evaluation continues and counts it. "resample": another, random
             video is used, with a warning, and counted in `resampled`; for training only.
         checked: table of `vidtok check`, as DataFrame or csv file. Videos whose status in it is not "ok" are left out,
             with a warning; `left_out` lists their paths.
         cache: folder for decoded frames, see `cached_frames`; None, no cache.
         reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`.
-        segments: (start, end) in seconds of each video, of which samples are taken as of a video of its own (their
-            timestamps remain those of the video); None, and None for a video: all of it.
+        segments: (start, end) in seconds of each video; a sample is drawn from the segment as if it were a whole video,
+            but its timestamps are those of the video. None, also for single videos: the whole video.
 
     Raises:
-        ValueError: no video, or arguments that don't fit together.
+        ValueError: no videos, or incompatible arguments.
     """
 
     def __init__(
@@ -319,9 +319,9 @@ class LabeledVideos(LabeledDataset):
         raise AssertionError
 
     def _replacement(self, index: int, error: VideoError, time_limit: float) -> Sample:
-        """Replace a video that crashed or hung its process.
+        """Return a replacement for a video that crashed or hung its process.
 
-        The attempt at which that happened is unknown, so that the new attempts start from other numbers.
+        It is unknown which attempt crashed, so that the new attempts use other numbers.
         """
         for start in range(1000, 1000 * _ATTEMPTS, 1000):
             self._note(index, error)
@@ -344,7 +344,7 @@ class LabeledVideos(LabeledDataset):
         view = partial(self.transform.view, rng=rng) if isinstance(self.transform, ViewTransform) else whole_picture
         try:
             frames_VTHWC, timestamps_VT = read_selection(path, choose, self.cache, view, self.reader)
-        except VideoError as e:  # several samples may be of this file
+        except VideoError as e:  # the message names the segment, since several samples may be of this file
             raise VideoError(self._name((index, 0)), e.reason, e.good_frames) from e
         video = torch.from_numpy(frames_VTHWC).permute(0, 4, 1, 2, 3)
         if isinstance(self.transform, ViewTransform):
@@ -364,7 +364,7 @@ def _all_frames(timestamps: np.ndarray, fps: float) -> np.ndarray:
 
 
 def _not_ok(checked: pd.DataFrame | str | Path) -> set[tuple[str, Segment | None]]:
-    """Return (absolute path, segment or None for the whole video) of what is not ok."""
+    """Return (absolute path, segment or None for the whole video) of all rows that are not "ok"."""
     table = checked if isinstance(checked, pd.DataFrame) else pd.read_csv(checked, dtype={"path": str})
     if not {"path", "status"} <= set(table):
         raise ValueError("checked is not a table of `vidtok check`: want columns path and status")

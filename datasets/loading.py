@@ -1,4 +1,4 @@
-"""Worker processes for decoding, prefetching, and shards of batches.
+"""Worker processes for decoding, prefetching, and sharding of batches.
 
 `DecodePool` decodes in processes that can be killed, so that a broken file neither hangs nor crashes the caller. Its
 results are pickles whose arrays pass through a pool of reused shared memory: through a pipe, a clip would be copied
@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from vidtok.errors import VideoError
 
 _ALIGNMENT = 64  # bytes, for vector instructions
-_LARGEST = 1 << 28  # bytes; for larger results the copy is a small share of the time
+_LARGEST = 1 << 28  # bytes; for larger results, copying is a small share of the time
 
 
 class SharedMessage(NamedTuple):
@@ -49,7 +49,7 @@ class SharedMessage(NamedTuple):
 
 
 def pack(value: Any, memory: Tensor | None) -> SharedMessage:
-    """Pickle `value`, with its arrays and tensors copied into shared memory if they fit.
+    """Pickle `value`; copy its arrays and tensors into shared memory if they fit.
 
     Args:
         memory: uint8 [N], shared with the receiver; None, the arrays are put into the message.
@@ -82,7 +82,7 @@ class SharedBuffer:
 
 
 class SharedMemoryPool:
-    """The receiver's shared memory: one buffer for each message that is in transit or in use.
+    """Shared memory of the receiver: one buffer for each message that is in transit or in use.
 
     Buffers have the size of the largest message so far. `take` a buffer for the sender, and `unpack` its message.
     """
@@ -119,7 +119,7 @@ class SharedMemoryPool:
             if self._size < message.size <= _LARGEST and (slot is not None or not self._count):
                 self._size = message.size + message.size // 8
             return pickle.loads(message.body, buffers=map(bytearray, message.arrays))  # from our own process
-        assert slot is not None  # where the arrays are
+        assert slot is not None  # it holds the arrays
         # Through a memoryview, because the base of a NumPy slice of a slice is the buffer itself, not this array.
         whole = np.frombuffer(slot.memory.numpy().data, np.uint8)
         weakref.finalize(whole, self._free.append, slot).atexit = False
@@ -129,7 +129,7 @@ class SharedMemoryPool:
 class _Pickler(pickle.Pickler):
     """Pickle CPU tensors as NumPy arrays; torch would write a file for each.
 
-    A dense tensor of any memory format, as frames [T,H,W,3] seen as [3,T,H,W], is not copied.
+    A dense tensor of any memory format, such as frames [T,H,W,3] viewed as [3,T,H,W], is not copied.
     """
 
     def reducer_override(self, value: Any):
@@ -160,8 +160,8 @@ class DecodePool(Generic[Job, Answer]):
     answer of its job is a `VideoError`. A `VideoError` raised by `function` is an answer too; any other exception is
     raised by `imap`, as ValueError or RuntimeError.
 
-    Arrays and tensors in an answer lie in shared memory, which is reused after the last reference to them is gone; they
-    may be modified.
+    Arrays and tensors in an answer lie in shared memory, which is reused after the last reference to them is deleted.
+    They may be modified.
 
     pebble's ProcessPool has time limits too, but sends results through pipes: clips of 17 x 128 x 228 take it 19 to
     23 ms each, and this pool 1.8 ms (one core, two runs).
@@ -175,7 +175,7 @@ class DecodePool(Generic[Job, Answer]):
         workers: number of processes, at least 1.
         time_limit: seconds per job, above 0.
         path_of: function of a job that returns the file to name in the `VideoError`.
-        threads: of torch, and of the decoder of large pictures, in each process.
+        threads: number of threads of torch and of the decoder of large frames, in each process.
 
     Raises:
         ValueError: workers or time_limit out of range.
@@ -204,7 +204,7 @@ class DecodePool(Generic[Job, Answer]):
             queue: jobs per worker that are sent at once, so that a worker continues while the caller is busy.
         """
         for i, worker in enumerate(self._workers):
-            if worker.tasks:  # of an unfinished imap: its answers would be mistaken for those of this one
+            if worker.tasks:  # from an unfinished imap: its answers would be mistaken for those of this one
                 self._replace(i)
         source = enumerate(jobs)
         limit = ahead * len(self._workers)
@@ -270,7 +270,7 @@ class DecodePool(Generic[Job, Answer]):
                 yield done
 
     def _give_up(self, i: int, why: str) -> tuple[int, tuple[Job, Answer | VideoError]] | None:
-        """Fail the current task of worker i; pass the queued ones to its successor."""
+        """Fail the current task of worker i; pass its queued tasks to its successor."""
         tasks = [(number, job) for number, job, _ in self._workers[i].tasks]
         self._replace(i, tasks[1:])
         if tasks:
@@ -280,7 +280,7 @@ class DecodePool(Generic[Job, Answer]):
 
 
 class _Worker(Generic[Job, Answer]):
-    """A process and its queue.
+    """Worker process and its queue.
 
     Attributes:
         tasks: (number, job, buffer for the answer); the first is in progress.
@@ -303,8 +303,8 @@ class _Worker(Generic[Job, Answer]):
         self.pipe, end = context.Pipe()
         self._process = context.Process(target=_work, args=(end, function, threads), daemon=True)
         self._process.start()
-        end.close()  # so that the pipe ends with the process
-        self._slots, self._known = slots, set[tuple[int, int]]()  # and the keys of buffers that the process has
+        end.close()  # so that the pipe is closed when the process ends
+        self._slots, self._known = slots, set[tuple[int, int]]()  # the latter: keys of buffers that the process has
         self.tasks: deque[tuple[int, Job, SharedBuffer | None]] = deque()
         self.since, self.ready = 0.0, False
         self._later = list(tasks)
@@ -393,10 +393,10 @@ class _Numbered(Dataset):
 
 
 def prefetch(make: Callable[[int], Any], start: int, workers: int) -> Iterator[Any]:
-    """Yield make(start), make(start + 1), ..., computed ahead by a DataLoader's workers.
+    """Yield make(start), make(start + 1), ..., prefetched by the workers of a DataLoader.
 
     Args:
-        make: a picklable function of the number.
+        make: picklable function of the number.
         start: the first number.
         workers: number of processes; 0, this process.
     """
@@ -415,7 +415,7 @@ def prefetch(make: Callable[[int], Any], start: int, workers: int) -> Iterator[A
 
 
 def leave_process_group(worker: int = 0) -> None:
-    """Leave the process group, so that the main process alone handles Ctrl-C and SIGTERM sent to it."""
+    """Leave the process group, so that only the main process handles Ctrl-C and SIGTERM sent to the group."""
     if hasattr(os, "setsid"):
         os.setsid()
     else:  # Windows
@@ -440,5 +440,5 @@ def shard_rows(shard: Shard, size: int) -> range:
 
 
 def is_image_batch(number: int, image_fraction: float) -> bool:
-    """Return whether batch `number` is of images, if a share `image_fraction` of all batches is, evenly spread."""
+    """Return whether batch `number` holds images, if a fraction `image_fraction` of all batches does, evenly spread."""
     return int((number + 1) * image_fraction) > int(number * image_fraction)

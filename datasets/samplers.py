@@ -50,7 +50,7 @@ def dense_clips(
 ) -> np.ndarray:
     """Sample evenly spaced clips, the first at the start and the last at the end of the video.
 
-    A single clip is taken from the middle. SlowFast and VideoMAE test so on Kinetics, with 5 clips of 16 x 4.
+    A single clip is taken from the middle. SlowFast and VideoMAE test this way on Kinetics, with 5 clips of 16 x 4.
     Deterministic, for evaluation.
     """
     share = np.array([0.5]) if clips == 1 else np.linspace(0, 1, clips)
@@ -125,7 +125,7 @@ def segment_id(name: str, segment: Segment) -> str:
 def ids_and_segments(table: pd.DataFrame) -> tuple[list[str], list[Segment | None]]:
     """Return the name and the segment of each row of `read_annotations`.
 
-    A row without times is a whole video. So is one whose name ends with its times: its file has been cut.
+    A row without times is a whole video. So is a row whose name ends with its times: its file is already trimmed.
     """
     names = table["path" if "path" in table else "id"].tolist()
     if "start" not in table:
@@ -146,12 +146,12 @@ def _stem(name: str) -> str:
 
 
 def describe_segment(path: str | Path, segment: Segment | None) -> str:
-    """Name a segment in a message: "u.mp4 (3 to 6 s)"."""
+    """Return the name of a segment for a message: "u.mp4 (3 to 6 s)"."""
     return str(path) if segment is None else f"{path} ({segment[0]:g} to {segment[1]:g} s)"
 
 
 def segment_error(segment: Segment, duration: float, fps: float) -> str | None:
-    """Return why a segment is not within a video of `duration` seconds; None if it is, up to rounding."""
+    """Return the reason why a segment is not within a video of `duration` seconds; None if it is, up to rounding."""
     start, end = segment
     if start >= duration or end > duration + 1 / fps + 0.1:
         return f"the segment from {start:g} to {end:g} s is not within the video, which lasts {duration:.2f} s"
@@ -159,12 +159,13 @@ def segment_error(segment: Segment, duration: float, fps: float) -> str | None:
 
 
 def frames_of_segment(path: str | Path, timestamps: np.ndarray, fps: float, segment: Segment | None) -> slice:
-    """Return the frames whose timestamps are in [start, end); in a segment between two frames, the one shown.
+    """Return the frames with timestamps in [start, end); for a segment between two frames, the one shown then.
 
     Args:
         path: the file to name in an error.
-        timestamps: float64 [N], seconds. fps: frames per second.
-        segment: None, the whole video. An end after the end of the video is the end of the video.
+        timestamps: float64 [N], seconds.
+        fps: frames per second.
+        segment: (start, end) in seconds; None, the whole video. An end after the end of the video is clipped to it.
 
     Raises:
         VideoError: the segment starts after the end of the video.
@@ -183,16 +184,16 @@ def frames_of_segment(path: str | Path, timestamps: np.ndarray, fps: float, segm
 def choose_in_segment(
     timestamps: np.ndarray, fps: float, path: str | Path, segment: Segment | None, choose: Choose
 ) -> np.ndarray:
-    """Choose frames of a segment as of a video of its own; return their int64 indices in the video, any shape.
+    """Choose frames of a segment as if it were a whole video; return their int64 indices in the video, any shape.
 
     Args:
         timestamps, fps, path, segment: see `frames_of_segment`.
-        choose: function of (timestamps of the segment's frames from 0 on, fps) that returns indices among them.
+        choose: function of (timestamps of the segment's frames, starting at 0; fps) that returns indices among them.
     """
     inside = frames_of_segment(path, timestamps, fps, segment)
     return inside.start + choose(timestamps[inside] - timestamps[inside.start], fps)
 
 
 def choose_at_times(timestamps: np.ndarray, fps: float, times: Callable[[float, float], np.ndarray]) -> np.ndarray:
-    """Return int64 indices of the frames shown at times(duration in seconds, fps), seconds from the first frame."""
+    """Return int64 indices of the frames at times(duration in seconds, fps), in seconds from the first frame."""
     return indices_at(timestamps, times(timestamps[-1] + 1 / fps, fps))

@@ -55,7 +55,7 @@ def cached_frames(path: str | Path, folder: str | Path) -> tuple[np.ndarray, np.
 
 
 def _decode(path: str | Path, frames_file: Path, facts_file: Path) -> None:
-    """Decode a video into its two files, renamed into place: atomic, and safe with concurrent processes."""
+    """Decode a video into its two files; the rename is atomic and safe with concurrent processes."""
     times = []
     with replacing(facts_file) as new_facts:
         with replacing(frames_file) as new_frames, PyAVReader(path) as reader, open(new_frames, "wb") as handle:
@@ -73,7 +73,7 @@ ChooseView = Callable[[int, int], View | None]
 
 
 def whole_picture(height: int, width: int) -> None:
-    """Choose no view: whole pictures at native size."""
+    """Return None, for whole frames at native size (the default `view`)."""
 
 
 def read_selection(
@@ -91,7 +91,7 @@ def read_selection(
             repeats allowed.
         cache: folder for decoded frames, see `cached_frames`; None, no cache.
         view: function of (height, width) in pixels as shown that returns the region to read and its output size; None,
-            the whole picture at native size. Called once, after `choose`.
+            the whole frame at native size. Called once, after `choose`.
         reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`.
 
     Returns:
@@ -105,7 +105,7 @@ def read_selection(
         pictures, timestamps, fps = cached_frames(path, cache)
         indices = choose(timestamps, fps)
         return Chunk(convert_pictures(pictures[indices], view(*pictures.shape[1:3])), timestamps[indices])
-    frames_NHWC, view = None, lru_cache(view)  # drawn once, also if seeking is given up
+    frames_NHWC, view = None, lru_cache(view)  # called only once, even if seeking fails
     version = file_version(path)
     if reader in ("auto", "pyav") and (timeline := cached_timeline(version, str(path))).unreliable is None:
         timestamps = timeline.timestamps
@@ -113,7 +113,7 @@ def read_selection(
         try:
             frames_NHWC = _seek(path, timeline, indices.ravel(), view)
         except VideoError:
-            check_unchanged(path, version)  # the better reason
+            check_unchanged(path, version)  # raises the better error
             raise
     if frames_NHWC is None:
         with open_video(path, reader) as video:
@@ -130,7 +130,7 @@ def select_frames(video: VideoReader, choose: Choose, view: ChooseView = whole_p
     return Chunk(frames_NHWC.reshape(*indices.shape, *frames_NHWC.shape[1:]), timestamps[indices])
 
 
-AHEAD = 16  # frames that are decoded and dropped rather than passed by a seek
+AHEAD = 16  # frames to decode and drop rather than to seek
 
 
 def _seek(
@@ -138,8 +138,8 @@ def _seek(
 ) -> np.ndarray | None:
     """Decode frames in ascending order, seeking to a keyframe wherever that skips more than `AHEAD` frames.
 
-    Return None if seeking leads elsewhere, as in containers without an index (MPEG-TS and -PS), or to frames that the
-    decoder reports as corrupt.
+    Return None if seeking doesn't lead to the keyframe, as in containers without an index (MPEG-TS and -PS), or leads
+    to frames that the decoder reports as corrupt.
     """
     places, out, convert = places_of(timeline.pts[indices]), None, None
     container, stream = open_container(path, threads)
@@ -161,7 +161,7 @@ def _seek(
                 out = np.empty((len(indices), *picture_HWC.shape), np.uint8) if out is None else out
                 out[places[wanted]] = picture_HWC
         except av.error.FFmpegError as e:
-            if stream.codec_context.thread_count > 1:  # the fault may be of a frame that is not wanted
+            if stream.codec_context.thread_count > 1:  # the error may be of a frame that is not needed
                 return _seek(path, timeline, indices, view, threads=1)
             what = f"frames {indices.min()} to {indices.max()}"
             raise VideoError(path, f"the stream breaks while reading {what} ({describe(e)})") from e
@@ -169,7 +169,7 @@ def _seek(
 
 
 def _frames_from(container: InputContainer, stream: VideoStream, key: int) -> Iterator[VideoFrame] | None:
-    """Seek to the keyframe at time `key` in ticks and return the frames from there; None if seeking leads elsewhere."""
+    """Seek to the keyframe at time `key` in ticks and return the frames from there; None if it isn't reached."""
     container.seek(key, stream=stream)
     packets = container.demux(stream)
     start = next(packets)
