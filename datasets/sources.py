@@ -42,7 +42,7 @@ def class_numbers(
         rows: the rows to convert.
         classes: class names in the order of the class numbers; None, the labels in `table`, sorted, or "0", "1", ... if
             the labels are numbers.
-        source: what to name in an error.
+        source: name of the source for an error.
 
     Returns:
         (class number of each of `rows`, -1 without labels; class names).
@@ -67,16 +67,16 @@ def class_numbers(
 
 
 def find_media(root: str | Path, suffixes: tuple[str, ...], frame_folders: float | None = None) -> list[str]:
-    """Find the files below `root` with one of `suffixes` as `walk_files` does, sorted.
+    """Find the files below `root` with one of `suffixes` as `walk_files` does; return them sorted.
 
     Args:
         root: a folder, an archive or an address (`vidtok.inputs`).
         suffixes: in lower case.
-        frame_folders: folders of numbered images are videos of so many frames per second, `DIR/@FPS`; None, images are
-            files as others.
+        frame_folders: frames per second; folders of numbered images are then videos, `DIR/@FPS`. None, images are
+            ordinary files.
 
     Raises:
-        ValueError: root is neither.
+        ValueError: root is none of these.
         VideoError: the archive can't be read.
     """
     if frame_folders is not None:
@@ -92,7 +92,7 @@ def find_media(root: str | Path, suffixes: tuple[str, ...], frame_folders: float
 
 
 def _below(path: str, folder: str | Path) -> str:
-    """Return the path of a video below a folder, with "/"; of a folder of frames, that of the folder."""
+    """Return the path of a video below a folder, with "/"; for a folder of frames, the path of that folder."""
     place = os.path.relpath(FRAMES.sub("", path), folder)
     return Path(place if place != "." else os.path.basename(os.path.abspath(folder))).as_posix()
 
@@ -131,7 +131,7 @@ class Names:
         return places[0] if places else None
 
     def locate(self, name: str, segment: Segment | None, folder: str = "") -> tuple[str | None, Segment | None]:
-        """Return (path, segment to read of it): the file of the segment alone if there is one, see `segment_id`."""
+        """Return (path, segment to read from it); the file of the segment alone if there is one, see `segment_id`."""
         if segment is not None and (path := self.find(segment_id(name, segment), folder)):
             return path, None
         path = self.find(name, folder)
@@ -139,17 +139,17 @@ class Names:
 
 
 class Kinetics(LabeledVideos):
-    """Kinetics-400, -600 or -700 by its official csv files (label,youtube_id,time_start,time_end,split).
+    """Kinetics-400, -600 or -700 with its official csv files (label,youtube_id,time_start,time_end,split).
 
     Args:
         annotations: csv file.
         root: folder with the clips, {youtube_id}_{start:06d}_{end:06d}.mp4 (or another suffix), at any depth, or with
-            whole videos, {youtube_id}.mp4, of which the segments are read. A missing clip keeps its expected path, and
-            raises an error when it is read.
+            whole videos, {youtube_id}.mp4, from which the segments are read. A missing clip keeps its expected path;
+            reading it raises an error.
         split: "train", "val" or "test", if the file has several; None, all.
         classes: class names in the order of the class numbers, required if the file lacks some of them; None, the
             labels in the file, sorted.
-        frame_folders: see `find_media`; a clip may then be a folder of its frames.
+        frame_folders: see `find_media`; a clip may then be a folder of frames.
         reading: see `LabeledVideos`.
 
     Raises:
@@ -184,14 +184,14 @@ def _folder(label: str | None) -> str:
 
 
 class SomethingSomethingV2(LabeledVideos):
-    """Something-Something-v2 by its official json files.
+    """Something-Something-v2 with its official json files.
 
     Args:
         annotations: something-something-v2-train.json, -validation.json or -test.json (no labels).
         root: folder with {id}.webm (or another suffix), at any depth.
-        split: name of the split; it selects nothing.
+        split: name of the split; it does not select samples.
         classes: something-something-v2-labels.json, or the class names in order; None, the labels in the file, sorted.
-        frame_folders: see `find_media`; a clip may then be a folder of its frames.
+        frame_folders: see `find_media`; a clip may then be a folder of frames.
         reading: see `LabeledVideos`. A transform with flip=True is rejected: "pushing from left to right" would become
             its opposite.
 
@@ -247,7 +247,7 @@ class VideoFolder(LabeledVideos):
         reading: see `LabeledVideos`.
 
     Raises:
-        ValueError: no such file in the folder, files beside class folders, or a folder that is not among the classes.
+        ValueError: no matching files in the folder, files beside class folders, or a folder that is not a class.
     """
 
     def __init__(
@@ -279,9 +279,9 @@ class VideoList(LabeledVideos):
 
     Args:
         annotations: see `read_annotations`.
-        root: folder that the paths are relative to; None, the folder of the list. They may be written as on Windows,
-            with other Unicode accents than on disk, or escaped as in the table of `vidtok check`. A name without a
-            suffix (a bare number, an id) is searched for below the root, see `Names.find`.
+        root: folder that the paths are relative to; None, the folder of the list. Paths may have Windows separators,
+            other Unicode accents than on disk, or the escapes of the table of `vidtok check`. A name without a suffix
+            (a number or an id) is searched for below the root, see `Names.find`.
         split: the split to use, if there is a column of splits; None, all. The case of its name doesn't matter.
         path_column, label_column, split_column: column names; None, the usual ones, see `read_annotations`.
         classes: class names in the order of the class numbers; None, the labels in the file, sorted.
@@ -326,7 +326,7 @@ class VideoList(LabeledVideos):
 def _resolve(
     names: list[str], segments: list[Segment | None], root: Path, frame_folders: float | None
 ) -> list[tuple[str, Segment | None]]:
-    """Return (path, segment to read of it) of each name; a missing one is an error when it is read."""
+    """Return (path, segment to read from it) of each name; a missing file raises an error when it is read."""
     bare = [not name.lower().endswith(MEDIA_SUFFIXES) for name in names]
     index = Names(root, VIDEO_SUFFIXES, frame_folders) if any(bare) else None
     found: list[tuple[str, Segment | None]] = []
@@ -339,7 +339,7 @@ def _resolve(
 
 
 def _locate(root: Path, name: str) -> str:
-    """Path of a file that a list names: as written, or in another of its `spellings`."""
+    """Return the path of a file that a list names: as written, or in another of its `spellings`."""
     path = str(root / name)
     if (name.isascii() and "\\" not in name and "%x" not in name) or os.path.lexists(path):
         return path
@@ -365,8 +365,8 @@ def open_dataset(
         root: folder of the videos; None, the folder of the annotation file.
         split, classes, reading: see the dataset.
         path_column, label_column, split_column: see `VideoList`.
-        frame_folders: folders of numbered images are videos of so many frames per second; None, images are videos of
-            one frame. See `vidtok.virtual_files`.
+        frame_folders: frames per second; folders of numbered images are then videos. None, images are videos of one
+            frame. See `vidtok.virtual_files`.
 
     Raises:
         ValueError: the source is of none of these kinds, or the dataset rejects an argument.
@@ -394,7 +394,7 @@ def videos_by_split(
 ) -> dict[str, list[tuple[str, Segment | None]]]:
     """List the videos of each split of a folder or an annotation file; labels are ignored.
 
-    In a folder, the subfolders train, val, validation and test are its splits, in whatever case.
+    In a folder, the subfolders train, val, validation and test are the splits, in any case.
 
     Args:
         source: folder or annotation file.
@@ -403,7 +403,7 @@ def videos_by_split(
         columns: path_column, label_column, split_column, see `VideoList`.
 
     Returns:
-        {split: [(path, segment or None for the whole video)]}; a source without splits is one split that is named like
+        {split: [(path, segment or None for the whole video)]}. A source without splits is one split with the name of
         the source.
 
     Raises:

@@ -1,8 +1,8 @@
 """Transforms of clips between decoder and model: resizing, crops, flips and RandAugment.
 
 The functions take and return float32 [V,3,T,H,W] in [-1, 1], V views of one video, and transform all frames and views
-alike. Crops and flips take uint8 as well. `rng` is the only source of randomness. Sizes are in pixels; resizing is
-bicubic and antialiased. A `ViewTransform` leaves cropping and resizing of files to the reader.
+in the same way. Crops and flips also take uint8. `rng` is the only source of randomness. Sizes are in pixels. Resizing
+is bicubic and antialiased. A `ViewTransform` leaves cropping and resizing of files to the reader.
 
 torchvision.transforms.v2 would not give the same crops from a seed: it draws from torch's global generator, and its
 center_crop lies one pixel further down or right for a quarter of all margins (3, 7, 11, ... pixels).
@@ -33,7 +33,7 @@ def center_crop(video: Tensor, size: int) -> Tensor:
 
 
 def three_crops(video: Tensor, size: int) -> Tensor:
-    """Take three crops of each view along its long side (start, center, end), as usual in testing.
+    """Take three crops of each view along its long side (start, center, end), as is usual in testing.
 
     The short side is center-cropped.
 
@@ -56,12 +56,12 @@ def random_resized_box(
     scale: tuple[float, float] = (0.3, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """Draw the region of torchvision's RandomResizedCrop from a picture of height x width.
+    """Draw the region of torchvision's RandomResizedCrop from a frame of height x width.
 
     After ten failed attempts, take the largest center crop with a legal ratio.
 
     Args:
-        scale: (low, high), share of the area that is kept, uniformly distributed.
+        scale: (low, high), share of the area, uniformly distributed.
         ratio: (low, high), width / height of the region, log-uniformly distributed.
 
     Returns:
@@ -81,7 +81,7 @@ def random_resized_box(
 def random_square_box(
     height: int, width: int, rng: np.random.Generator, scale: tuple[float, float] = (0.8, 1.0)
 ) -> Box:
-    """Draw a square region of a picture of height x width; resizing it keeps the aspect ratio, as generators need.
+    """Draw a square region of a frame of height x width; a square keeps the aspect ratio, which generators require.
 
     Args:
         scale: (low, high), side of the square as a share of the short side, uniformly distributed.
@@ -127,7 +127,7 @@ def rand_augment(video: Tensor, rng: np.random.Generator, config: str = "rand-m7
     """
     from timm.data.auto_augment import rand_augment_transform
 
-    # timm's usual settings: translations up to 45 % of the picture, filled with gray.
+    # timm's usual settings: translations up to 45 % of the frame, filled with gray.
     settings = {"translate_const": int(min(video.shape[-2:]) * 0.45), "img_mean": (124, 116, 104)}
     try:
         augment = rand_augment_transform(config, settings)
@@ -156,17 +156,18 @@ def _check_shares(scale: tuple[float, float], of: str) -> None:
 
 
 class ViewTransform:
-    """Base class of the transforms: a region that the reader crops and resizes while it decodes, and what follows.
+    """Base class of transforms whose region is cropped and resized by the reader while it decodes.
 
-    A subclass defines `view` and `finish`. Calling it applies both to a video at full size, such as a rendered one.
+    A subclass defines `view`, the region, and `finish`, which transforms what the reader returns. Calling the transform
+    applies both to a video at full size, such as a rendered one.
     """
 
     def view(self, height: int, width: int, rng: np.random.Generator) -> View | None:
-        """Choose the region of pictures of height x width to read; None, whole pictures at native size."""
+        """Choose the region of frames of height x width to read; None, whole frames at native size."""
         raise NotImplementedError
 
     def finish(self, video: Tensor, rng: np.random.Generator) -> Tensor:
-        """Transform what has been read, uint8 or float32 [V,3,T,h,w]."""
+        """Transform a video that has been read, uint8 or float32 [V,3,T,h,w]."""
         raise NotImplementedError
 
     def __call__(self, video: Tensor, rng: np.random.Generator) -> Tensor:
@@ -182,8 +183,8 @@ class TrainTransform(ViewTransform):
         size: side of the output in pixels.
         scale: see `random_resized_box`.
         flip: flip horizontally with probability 1/2.
-        augment: RandAugment configuration in timm's notation; None, no RandAugment. It sees whole pictures, so that
-            they are not cropped while decoding.
+        augment: RandAugment configuration in timm's notation; None, no RandAugment. It is applied to whole frames, so
+            that they are not cropped while decoding.
     """
 
     size: int

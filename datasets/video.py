@@ -1,4 +1,4 @@
-"""Read and write videos as tensors, whole or streamed in bounded memory. Files are written atomically."""
+"""Read and write videos as tensors, whole or streamed in bounded memory; files are written atomically."""
 
 import math
 from collections.abc import Iterator
@@ -30,7 +30,8 @@ class VideoInfo:
         duration: seconds according to the header, which may be wrong; None if it is not stated.
         codec: FFmpeg's name of the codec.
         pixel_format: FFmpeg's name of the pixel format, or "unknown".
-        traits: {name: what it is} of what is unusual: sample aspect ratio, transfer (HDR), scan (interlaced), rotation.
+        traits: {name: description} of unusual properties: sample aspect ratio, transfer (HDR), scan (interlaced),
+            rotation.
     """
 
     path: Path
@@ -65,10 +66,10 @@ def probe_video(path: str | Path) -> VideoInfo:
 
 
 class VideoStream:
-    """Iterate over one video as float32 [1,3,t,H,W] chunks in [-1, 1], t = `chunk` except for the last.
+    """Iterable of one video's float32 chunks [1,3,t,H,W] in [-1, 1], t = `chunk` except for the last.
 
-    Memory holds one chunk, whatever the length of the video. A stream can be iterated once; it closes itself at the
-    end, or use it as a context manager. See `iter_video` for the arguments.
+    Memory holds one chunk, whatever the length of the video. A stream can be iterated once. It is closed at its
+    end or by `with`. See `iter_video` for the arguments.
 
     Attributes:
         path: the file.
@@ -80,7 +81,7 @@ class VideoStream:
         source_bytes: size of the file.
         timestamps: float64, seconds from the first frame, of the frames yielded so far.
         num_frames: number of frames yielded so far.
-        error: the `VideoError` that on_error="keep" or "skip" passed over, or None.
+        error: the `VideoError` that on_error="keep" or "skip" suppressed, or None.
         damage: the `Damage` that on_error="skip" has found so far, or None.
     """
 
@@ -168,10 +169,9 @@ def iter_video(
         fps: frames per second to resample to, see `read_video`; None, native.
         size: see `read_video`.
         chunk: frames per chunk, at least 1.
-        multiple: sides are cropped to a multiple of it where `size` does not set them; 1 with size=None keeps all
-            pixels.
-        on_error: "raise"; "keep": a video that breaks in the middle ends at its last good frame; "skip": it goes on
-            after that, without the frames that are damaged, see `VideoStream.damage`.
+        multiple: sides that `size` does not set are cropped to a multiple of it; 1 with size=None keeps all pixels.
+        on_error: "raise"; "keep": a video that breaks in the middle ends at its last good frame; "skip": decoding
+            continues after the break, without the damaged frames, see `VideoStream.damage`.
         reader: "auto", "pyav", "decord" or "torchcodec", see `open_video`.
 
     Raises:
@@ -190,7 +190,7 @@ def read_video(
 ) -> Tensor:
     """Read a video, or an image as a video of one frame -> float32 [1,3,T,H,W] in [-1, 1].
 
-    T, H and W are cropped to what a tokenizer of the given stride accepts.
+    T, H and W are cropped to lengths that a tokenizer of the given stride accepts.
 
     Args:
         path: the file.

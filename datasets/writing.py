@@ -1,4 +1,4 @@
-"""Write videos, whole or streamed in bounded memory, with the audio of another file beside them. Files are atomic."""
+"""Write videos atomically, whole or streamed in bounded memory, optionally with the audio of another file."""
 
 import math
 import os
@@ -22,11 +22,12 @@ from vidtok.files import temporary_path
 
 
 class AudioPackets:
-    """Encoded audio packets of a file, read in order and passed on as they are.
+    """Encoded audio packets of a file, read in order and copied without reencoding.
 
     Args:
-        source: a video file, whose first audio stream it is; or a file that `copy_audio` wrote, opened for reading.
-        start, end: seconds, from the first frame of the video; packets that begin outside are left out.
+        source: a video file, of which the first audio stream is read; or a file that `copy_audio` wrote, opened for
+            reading.
+        start, end: seconds from the first frame of the video; packets that begin outside are left out.
 
     Raises:
         VideoError: the file can't be read.
@@ -50,7 +51,7 @@ class AudioPackets:
         self._packet_ticks = 0
 
     def until(self, seconds: float) -> Iterator[av.Packet]:
-        """Yield the packets that begin before a time, counted from `start`, without those yielded before."""
+        """Yield the next packets that begin before `seconds`, counted from `start`."""
         while self._next is not None:
             packet, base = self._next, self.stream.time_base
             assert packet.pts is not None and base is not None
@@ -62,7 +63,7 @@ class AudioPackets:
             if self._next is not None and self._next.pts is not None:
                 self._packet_ticks = self._next.pts - packet.pts
             if time >= 0:
-                packet.duration = packet.duration or self._packet_ticks  # .mp4 loses a packet that has none
+                packet.duration = packet.duration or self._packet_ticks  # .mp4 drops a packet without a duration
                 dts = packet.pts if packet.dts is None else packet.dts
                 packet.pts, packet.dts = packet.pts - offset, dts - offset
                 yield packet
@@ -72,18 +73,22 @@ class AudioPackets:
 
 
 def find_audio(source: str | Path) -> AudioPackets | None:
-    """Return the audio of a video file, or None where it has none. Raises VideoError for a file that can't be read."""
+    """Return the audio of a video file; None if it has none.
+
+    Raises:
+        VideoError: the file can't be read.
+    """
     container, _ = open_container(source)
     with container:
         has_audio = bool(container.streams.audio)
     return AudioPackets(source) if has_audio else None
 
 
-_AUDIO_FORMAT = "nut"  # keeps any codec and any time base
+_AUDIO_FORMAT = "nut"  # supports any codec and any time base
 
 
 def copy_audio(source: str | Path, output: BinaryIO, end: float) -> None:
-    """Copy the audio packets of a video file that begin before `end`, in seconds, for `AudioPackets` to read.
+    """Copy the audio packets that begin before `end` (seconds) from a video file, to be read by `AudioPackets`.
 
     Raises:
         VideoError: the file can't be read.
@@ -101,20 +106,20 @@ def copy_audio(source: str | Path, output: BinaryIO, end: float) -> None:
 
 
 class VideoWriter:
-    """Write a video chunk by chunk to .mp4, .mov or .mkv (H.264, crf 12), .gif, or one frame to .png.
+    """Writer of a video, chunk by chunk, to .mp4, .mov or .mkv (H.264, crf 12), .gif, or one frame to .png.
 
-    Even sizes are stored as 4:2:0, which every player supports; sizes with an odd side as 4:4:4, which keeps the size.
-    Color is limited-range BT.709 in HD and BT.601 below, as players expect it, and the file says so in its color tags.
-    The file is renamed into place when the `with` block ends; an exception inside leaves no file.
+    Even sizes are stored as 4:2:0, which every player supports, and sizes with an odd side as 4:4:4, which keeps the
+    size. Color is limited-range BT.709 in HD and BT.601 below, as players expect, and is tagged in the file. The file
+    is renamed into place when the `with` block ends; after an exception inside, no file is left.
 
     Args:
         path: the file to write.
         fps: frames per second, above 0; the mean of a variable rate.
-        time_base: seconds per tick, for a variable rate: `write` then takes the ticks of frames. A .gif is played at
+        time_base: seconds per tick, for a variable rate; `write` then takes the ticks of frames. A .gif is played at
             the mean rate.
-        audio: packets to write beside the frames, as far as these go; the writer closes it. Left out of a .gif and a
-            .png.
-        sar: width of a pixel over its height, by which players stretch the picture. Left out of a .gif and a .png.
+        audio: packets to write beside the frames, up to the end of the video; the writer closes it. Ignored for .gif
+            and .png.
+        sar: width of a pixel over its height, by which players stretch frames. Ignored for .gif and .png.
 
     Raises:
         ValueError: another suffix, an illegal fps, or audio that the format can't hold.
@@ -135,7 +140,7 @@ class VideoWriter:
         if not fps > 0:
             raise ValueError(f"fps={fps} must be above 0")
         self._part = temporary_path(self.path, suffix)
-        # Below 1 fps it is the seconds per frame that are rounded.
+        # Below 1 fps, the seconds per frame are rounded instead.
         rate = Fraction(fps).limit_denominator(1001) if fps >= 1 else 1 / (1 / Fraction(fps)).limit_denominator(1001)
         self._sink = _SINKS[suffix](self._part, rate, time_base, audio, sar)
         self._shape: tuple[int, ...] | None = None
@@ -200,7 +205,7 @@ class _H264:
         self._container, self._fps, self._time_base = av.open(f"file:{path}", "w"), fps, time_base
         self._stream: AvStream | None = None
         self._suffix, self._audio = path.suffix, audio
-        self._seconds = Fraction(0)  # written so far
+        self._seconds = Fraction(0)  # duration written so far
 
     def add(self, frames_THWC: np.ndarray, ticks: Sequence[int] | None) -> None:
         if self._stream is None:
@@ -208,7 +213,7 @@ class _H264:
             self._stream = self._container.add_stream("libx264", rate=self._fps, options={"crf": "12"})
             self._stream.width, self._stream.height = width, height
             self._stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
-            # Players that ignore the tags guess the matrix from the size. These thresholds are mpv's.
+            # Players that ignore the tags guess the matrix from the size, by these thresholds in mpv.
             hd = width >= 1280 or height > 576
             self._matrix = Colorspace.ITU709 if hd else Colorspace.ITU601
             context = self._stream.codec_context
@@ -241,7 +246,7 @@ class _H264:
     def _add_sound(self, audio: AudioPackets) -> AvAudioStream:
         try:
             stream = self._container.add_stream_from_template(audio.stream)
-            self._container.start_encoding()  # writes the header, which some formats refuse only now
+            self._container.start_encoding()  # writes the header; some formats reject the audio only here
         except (ValueError, av.error.FFmpegError) as error:
             codec = audio.stream.codec_context.name
             raise ValueError(
@@ -250,7 +255,7 @@ class _H264:
         return stream
 
     def finish(self) -> None:
-        assert self._stream is not None  # a video has a frame
+        assert self._stream is not None  # a video has at least one frame
         self._container.mux(self._stream.encode(None))
         self.abandon()
 
@@ -261,10 +266,10 @@ class _H264:
 
 
 def gif_delays(frames: int, fps: Fraction) -> list[int]:
-    """Return the delay of each frame in hundredths of a second, 0 for a frame to leave out.
+    """Return the delay of each frame in hundredths of a second; 0 drops the frame.
 
-    The delays of 30 fps are 3, 4, 3, 3, 4, 3, ... so that no error adds up. Above 50 fps frames are left out: viewers
-    show a delay of 1 as 10.
+    The delays of 30 fps are 3, 4, 3, 3, 4, 3, ... so that errors do not add up. Above 50 fps frames are dropped,
+    because viewers play a delay of 1 as 10.
     """
     step = 1 if fps <= 50 else 2
     edges = [step * round(Fraction(100 * i, step) / fps) for i in range(frames + 1)]

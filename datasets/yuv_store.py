@@ -34,12 +34,12 @@ from vidtok.files import replacing
 MATRICES = {0: 601, 1: 709, 2: 601, 5: 601, 6: 601, 9: 2020}
 LUMA_WEIGHTS = {601: (0.299, 0.114), 709: (0.2126, 0.0722), 2020: (0.2627, 0.0593)}  # weights of red and of blue
 FULL_RANGE = int(ColorRange.JPEG)
-SAVE_SECONDS = 10  # between two saves of the index; a kill loses at most so much decoding
+SAVE_SECONDS = 10  # between two saves of the index; a kill loses at most the decoding of that time
 
 
 @dataclass(frozen=True)
 class StoredVideo:
-    """One video in `frames.yuv`.
+    """Entry of a video in `frames.yuv`.
 
     Attributes:
         offset: position of its first byte.
@@ -75,12 +75,12 @@ UNREADABLE = StoredVideo(0, 0, 0, 0, 0.0, 601, False, np.zeros(0))
 class YUVStore:
     """Read-only view of a cache folder: memory-mapped, or copied to a device as one uint8 tensor.
 
-    It pickles as its folder and index: every worker process maps the file itself.
+    It is pickled as its folder and index; every worker process maps the file itself.
 
     Args:
         folder: the cache, filled by `add_videos`.
-        device: device that the whole file is copied to, on which crops are cut, resized and converted; None, the file
-            is memory-mapped.
+        device: device to which the whole file is copied, and on which crops are cut, resized and converted; None, the
+            file is memory-mapped.
     """
 
     def __init__(self, folder: str | Path, device: str | torch.device | None = None):
@@ -125,7 +125,7 @@ class YUVStore:
         Args:
             video: from `find`.
             indices: int64 [T], frame numbers.
-            top, left, side: of the square in pixels, all even.
+            top, left, side: position and side of the square in pixels, all even.
             size: side of the output in pixels.
             mirror: whether to flip horizontally.
 
@@ -150,7 +150,8 @@ def _cut(
 ) -> Tensor:
     """Crop a square from selected frames of a plane and resize it -> `dtype` [T,size,size] in 0..255."""
     view_THW = plane_THW[:, top : top + side, left : left + side]
-    # Frames as four channels of a picture: the uint8 kernel computes four anyway, which takes 0.4 times as long.
+    # Four frames are treated as the channels of one image: the uint8 kernel computes four anyway, and this takes 0.4
+    # times as long.
     padded = indices + indices[-1:] * (-len(indices) % 4)
     square_THW = torch.stack([view_THW[i] for i in padded]).to(dtype)
     if side != size:
@@ -187,11 +188,11 @@ def add_videos(
     workers: int = 0,
     time_limit: float = 600,
 ) -> None:
-    """Decode the videos that are missing in a cache folder into it.
+    """Decode videos into a cache folder, unless they are stored already.
 
-    If they don't all fit, a random choice is stored, the same at every call. A video that can't be decoded to its end
+    If they don't all fit, a random subset is stored, the same at every call. A video that can't be decoded to its end
     is recorded as unreadable and not tried again. One process at a time adds videos; others wait for it and reuse them.
-    After a kill at any time, the next call continues from the last saved index.
+    After a kill, the next call continues from the last saved index.
 
     Args:
         folder: the cache, created if missing.
@@ -204,7 +205,7 @@ def add_videos(
     folder.mkdir(parents=True, exist_ok=True)
     limit = float("inf") if limit_gb is None else limit_gb * 1e9
     with FileLock(folder / "lock"):
-        for remains in folder.glob("part-*.yuv"):  # of a killed process
+        for remains in folder.glob("part-*.yuv"):  # left by a killed process
             remains.unlink()
         videos = _read_index(folder)
         keys = {path: key for path in sorted(set(paths)) if (key := _key(path)) is not None}
@@ -249,7 +250,7 @@ def _decode_all(jobs: Iterable[Job], workers: int, time_limit: float) -> Iterato
 
 
 def _decode(job: Job) -> StoredVideo | None:
-    """Decode a video frame by frame into a file of its own; return None if that exceeds the limit of bytes."""
+    """Decode a video frame by frame into its own file; return None if that exceeds the limit of bytes."""
     path, part, limit = job
     times: list[float] = []
     try:

@@ -1,6 +1,6 @@
-"""Rendered videos, without any file: moving digits, a labeled dataset, and training batches of it; the demo clip.
+"""Rendered videos: moving digits as a labeled dataset and as training batches, and the demo clip.
 
-The label is the kind of motion: a single frame carries no information about it.
+The label of moving digits is the kind of motion: a single frame carries no information about it.
 """
 
 import math
@@ -18,9 +18,9 @@ from vidtok.datasets.annotations.table import canonical_split
 from vidtok.datasets.labeled import LabeledDataset, Sample, Transform
 from vidtok.datasets.loading import WHOLE, Shard, is_image_batch, prefetch, shard_rows
 
-# Per motion: index of the state that moves through its range (x, y, angle, size), and the direction. Ranges are
-# periodic: positions wrap around at the borders, the size jumps from largest to smallest. Therefore each state is
-# uniformly distributed at every moment, whichever moves.
+# Per motion: index of the state that changes (x, y, angle, size), and its direction. Ranges are periodic: positions
+# wrap around at the borders, and the size jumps from the largest to the smallest. Therefore each state is uniformly
+# distributed at every moment, for every motion.
 _MOTIONS = {
     "left": (0, -1),
     "right": (0, 1),
@@ -32,7 +32,7 @@ _MOTIONS = {
     "shrinking": (3, -1),
     "still": (3, 0),
 }
-_SMALLEST, _LARGEST = 0.3, 0.6  # height of the digit as a share of the picture's
+_SMALLEST, _LARGEST = 0.3, 0.6  # height of the digit as a share of the frame's
 _TRAVEL = (0.4, 0.8)  # distance from the first frame to the last, as a share of the range
 
 
@@ -93,7 +93,7 @@ class MovingDigits(LabeledDataset):
         def __getitem__(self, index: int) -> Sample: ...  # rendering never fails
 
     def draw(self, index: int, epoch: int | None = None) -> Sample:
-        number, motion = self.ids[index].split("/")  # not from `index`: a dataset may be reduced to some of its ids
+        number, motion = self.ids[index].split("/")  # not from `index`: `keep` may have removed samples
         # The video is the same in every epoch.
         video_rng = np.random.default_rng([self.seed, int(number), list(_MOTIONS).index(motion)])
         place, direction = _MOTIONS[motion]
@@ -129,10 +129,10 @@ def _wrapped(distance: Tensor) -> Tensor:
 
 
 class DigitClips:
-    """An endless sequence of batches of `MovingDigits`, as `ClipFolder`: batch i is a pure function of (seed, i).
+    """Endless sequence of batches of `MovingDigits`, as in `ClipFolder`: batch i is a pure function of (seed, i).
 
-    `dataset[i]` is float32 in [-1, 1]: [batch_size, 3, frames, crop, crop] of videos, or, for a share `image_fraction`
-    of all batches, evenly spread, [image_batch_size, 3, 1, crop, crop] of images.
+    `dataset[i]` is float32 in [-1, 1]: [batch_size, 3, frames, crop, crop] of videos, or, for a fraction
+    `image_fraction` of all batches, evenly spread, [image_batch_size, 3, 1, crop, crop] of images.
 
     Args:
         frames: frames per clip, 1 + a multiple of the stride in time.
@@ -181,9 +181,9 @@ class DigitClips:
         return torch.cat([digits[int(chosen[row])].video for row in rows])
 
     def loader(self, start: int = 0, workers: int = 0, shard: Shard = WHOLE) -> Iterator[Tensor]:
-        """Yield one shard of batches start, start + 1, ..., prefetched by `workers` processes if they are several.
+        """Yield one shard of batches start, start + 1, ..., prefetched if there is more than one worker.
 
-        A single process would not be worth its start: next to a training step on a CPU, rendering costs little.
+        A single worker process is not started: next to a training step on a CPU, rendering costs little.
         """
         for size in (self.batch_size, self.image_batch_size):
             shard_rows(shard, size)  # fail now, not at the first such batch
@@ -244,7 +244,7 @@ def _body(image_CHW: Tensor, x_HW: Tensor, y_HW: Tensor, radius: float, angle: f
     u_HW = x_HW * math.cos(angle) + y_HW * math.sin(angle)
     v_HW = y_HW * math.cos(angle) - x_HW * math.sin(angle)
     distance_HW = _distance(x_HW, y_HW, angle)
-    height_HW = (1 - (distance_HW / radius) ** 2).clamp(min=0).sqrt()  # of a half-sphere: bulges texture, gives normals
+    height_HW = (1 - (distance_HW / radius) ** 2).clamp(min=0).sqrt()  # half-sphere: distorts texture, gives normals
     bulge_HW = 0.9 / (0.6 + 0.4 * height_HW)
     light_HW = 0.35 + 0.75 * (0.75 * height_HW - 0.45 * x_HW / radius - 0.55 * y_HW / radius).clamp(0, 1.2)
     gloss_HW = 0.35 * torch.exp(-((x_HW / radius + 0.35) ** 2 + (y_HW / radius + 0.42) ** 2) / 0.03)

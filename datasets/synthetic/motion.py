@@ -1,11 +1,11 @@
-"""Motion tasks: labels that only time reveals, made from unlabeled videos.
+"""Motion tasks: labels that need more than one frame, made from unlabeled videos.
 
-A single frame carries no information about the label of a moving camera or object: what moves (place, size and angle
-of a crop, place of an object) is periodic and uniformly distributed at every moment, whichever moves. Pictures are
-continued by their mirror images, and sizes jump between the smallest and the largest. The clips of arrow, speed and
-order lie around the same middle of a video for all classes: their first frames differ only near the ends of videos.
+A single frame carries no information about the label of a moving camera or object: place, size and angle of a crop, and
+the place of an object, are periodic and uniformly distributed at every moment, for every motion. Frames are continued
+by their mirror images, and sizes jump between the smallest and the largest. The clips of arrow, speed and order have
+the same middle in the video for all classes: their first frames differ only near the ends of videos.
 
-Legend: T frames, H W picture, S side of the clip.
+Legend: T frames, H W frame size, S side of the clip.
 """
 
 import math
@@ -52,10 +52,10 @@ TASKS = {
     "object-speed": ["slow", "medium", "fast"],
     "object-bounce": ["straight", "bounce"],
 }
-MOST_FILES = 4000  # of a task; more would only be opened for nothing
-_VAL_SHARE = 5  # every fifth file, by its hash, where a source has no splits of its own
+MOST_FILES = 4000  # per task; opening more would take time without benefit
+_VAL_SHARE = 5  # every fifth file, by its hash, in a source without splits
 
-# Camera: side of the crop as a share of the picture's short side; distances from the first frame to the last.
+# Camera: side of the crop as a share of the frame's short side; distances from the first frame to the last.
 _SMALLEST, _LARGEST = 0.3, 0.9
 _PAN = (0.3, 0.6)  # sides of the crop
 _ZOOM = (1.2, 1.45)  # ratio of sides
@@ -64,12 +64,12 @@ _ROTATION = (math.radians(20), math.radians(60))
 # Objects, in sides of the clip.
 _RADIUS = (0.12, 0.2)
 _DISTANCES = {"slow": (0.14, 0.2), "medium": (0.32, 0.44), "fast": (0.75, 1.0)}
-_DISTANCE = (0.3, 0.8)  # where the speed is not the label
+_DISTANCE = (0.3, 0.8)  # if speed is not the label
 _CROP = (0.7, 1.0)  # side of the clip's crop as a share of the short side
 
 
 class SourceFile(NamedTuple):
-    """A video that clips are made from. segment: (start, end) in seconds; None, all of it. name: of it in ids."""
+    """Video that clips are made from. segment: (start, end) in seconds; None, all of it. name: its name in ids."""
 
     path: str
     segment: Segment | None
@@ -77,21 +77,21 @@ class SourceFile(NamedTuple):
 
 
 class MotionTasks(LabeledVideos):
-    """Clips made from unlabeled videos, whose labels only time reveals.
+    """Clips with motion labels, made from unlabeled videos.
 
         videos = MotionTasks("videos", "camera", split="train", clips=4000)
 
-    The tasks, and their classes TASK/CLASS:
+    The tasks and their classes TASK/CLASS:
 
-    - camera (12): how a crop of a still picture or of a moving clip moves: it pans in one of eight directions, zooms in
+    - camera (12): how a crop of a still frame or of a moving clip moves: it pans in one of eight directions, zooms in
       or out, or rotates
     - arrow (2): whether a clip is played forward or backward
     - speed (3): whether every frame, every second or every fourth frame is shown
-    - order (6): in which order the thirds of a clip are shown, with random gaps between them
+    - order (6): the order in which the thirds of a clip are shown, with random gaps between them
     - object-direction (8), object-speed (3), object-bounce (2): how an object pasted over a clip moves
 
-    Item i of a task is a function of (seed, task, i) and its file, which with its class depends on (task, i) and the
-    list of files alone. Every file takes part once before any does twice, and so does every class.
+    Item i is a function of (seed, task, i) and its file. Its file and class depend only on (task, i) and the list of
+    files. Every file is used once before any is used twice, and so is every class.
 
     A sample has video float32 [1,3,frames,size,size] in [-1, 1], label, id "FILE#TASK-i", and timestamps j/25 s.
 
@@ -100,9 +100,9 @@ class MotionTasks(LabeledVideos):
             `vidtok.datasets.sources.videos_by_split`.
         task: name of one task, or "all", all of them in turn.
         split: "train", "val", ...: a split of the source. In a source without splits, "val" is every fifth file by a
-            hash of its name and "train" the others; give folders train/ and val/ where one recording is in several
+            hash of its name, and "train" the others; use folders train/ and val/ if a recording consists of several
             files. None, all files.
-        clips: number of clips, of all tasks together; None, 4,000 of each task in a split "train" and 2,000 in others.
+        clips: total number of clips; None, 4,000 of each task in a split "train" and 2,000 in others.
         frames: frames per clip, at least 2, and 3 for order.
         stride: frames of the video from one frame of the clip to the next, at the slowest speed.
         size: height and width in pixels.
@@ -116,12 +116,12 @@ class MotionTasks(LabeledVideos):
         columns: path_column, label_column, split_column and frame_folders, see `open_dataset`.
 
     Attributes:
-        files: task -> the files that its clips are made from. Files that can't be opened or are too short for the task
-            are left out, with a warning.
+        files: {task: files that its clips are made from}. Files that can't be opened or are too short for the task are
+            left out, with a warning.
 
     Raises:
-        ValueError: illegal arguments, a source without videos that are long enough, or classes without one of the
-            task's.
+        ValueError: illegal arguments, a source without videos that are long enough, or classes that lack one of the
+            task's classes.
     """
 
     flip_keeps_label = False
@@ -170,7 +170,7 @@ class MotionTasks(LabeledVideos):
         )
 
     def _usable(self, task: str, found: Sequence[SourceFile]) -> list[SourceFile]:
-        """Return the first of the files that can be opened and are long enough for the task."""
+        """Return the first `MOST_FILES` files that can be opened and are long enough for the task."""
         wanted = 1 if task == "camera" else int(_span(task, self.frames) * self.stride) + 1
         used, left_out = list[SourceFile](), list[SourceFile]()
         for file in found:
@@ -196,7 +196,7 @@ class MotionTasks(LabeledVideos):
         return used
 
     def _step(self, fps: float) -> float:
-        """Return the number of frames of a video from one frame of a clip to the next."""
+        """Return the number of video frames from one frame of a clip to the next."""
         return self.stride if self.fps is None else self.stride * fps / self.fps
 
     def _file_of(self, task: str, number: int) -> SourceFile:
@@ -205,11 +205,11 @@ class MotionTasks(LabeledVideos):
         return files[np.random.default_rng([_hash(task), 1, turn]).permutation(len(files))[place]]
 
     def _read(self, index: int, rng: np.random.Generator) -> Sample:
-        # Not from `index`: a dataset may be reduced to some of its ids. Not `rng`: the clip is the same in every epoch.
+        # Not from `index`: `keep` may have removed samples. Not from `rng`: the clip is the same in every epoch.
         task, number = self.ids[index].rpartition("#")[2].rsplit("-", 1)
         file = SourceFile(self.paths[index], self.segments[index], source_of(self.ids[index]))
         kind = self.classes[self.labels[index]].partition("/")[2]
-        # The file, too: items of the same number in training and test would share class and motion.
+        # Also from the file: otherwise items of the same number in train and val would share class and motion.
         item_rng = np.random.default_rng([self.seed, int(number), *(_hash(name) for name in (task, file.name))])
         video_3THW = self._render(task, kind, file, item_rng)
         timestamps = torch.arange(self.frames, dtype=torch.float64) / self.playback_fps
@@ -220,7 +220,7 @@ class MotionTasks(LabeledVideos):
         T, S = self.frames, self.size
         if task == "camera":
             frames = 1 if rng.random() < 0.5 else T
-            read_side = round(1.5 * S)  # short side at which a crop of two thirds of it has one pixel per pixel
+            read_side = round(1.5 * S)  # short side in pixels: a crop of two thirds of it has the size of the clip
             pictures = self._read_frames(file, np.arange(frames), frames - 1, rng, read_side)
             return _to_uint8(_move_camera(pictures, kind, T, S, rng))
         span = _span(task, T)
@@ -234,10 +234,10 @@ class MotionTasks(LabeledVideos):
     ) -> Tensor:
         """Read frames at `offsets` (0 to `span`, in steps) from a random start on, uint8 [T,3,h,w].
 
-        short_side: of whole pictures in pixels, which are not enlarged; None reads a random square crop of the size of
-        the clip. In a video shorter than the span, the last frame is repeated.
+        short_side: short side of whole frames in pixels, which are not enlarged; None reads a random square crop of
+        the clip's size. In a video shorter than the span, the last frame is repeated.
         """
-        start, side, top, left = rng.random(4)  # here, as the choice may be asked for twice
+        start, side, top, left = rng.random(4)  # drawn here, since `choose` may be called twice
 
         def choose(timestamps: np.ndarray, fps: float) -> np.ndarray:
             inside = frames_of_segment(file.path, timestamps, fps, file.segment)
@@ -272,7 +272,7 @@ def source_of(id: str) -> str:
 def _files_of_split(
     source: str | Path, split: str | None, root: str | Path | None, columns: dict[str, Any]
 ) -> list[SourceFile]:
-    """Return the files of a split, in an order that depends on their names alone, by a hash."""
+    """Return the files of a split in an order that depends only on their names, by a hash."""
     splits = videos_by_split(source, root, **columns)
     base = str(source) if os.path.isdir(source) else str(root or Path(source).parent)
     has_splits = list(splits) != [str(source)]
@@ -290,7 +290,7 @@ def _files_of_split(
     if split is not None and not has_splits:
         if (name := canonical_split(split)) not in ("train", "val"):
             raise ValueError(f"{source} has no splits; by a hash it has 'train' and 'val', not {split!r}")
-        # Without the folder, so that copies fall into one split.
+        # The hash ignores the folder, so that copies are in the same split.
         is_val = [_hash(os.path.basename(path)) % _VAL_SHARE == 0 for path, _ in chosen]
         chosen = [video for video, val in zip(chosen, is_val, strict=True) if val == (name == "val")]
     files = [
@@ -313,7 +313,7 @@ def _times_of(timeline: Timeline, file: SourceFile) -> np.ndarray:
 
 
 def _class_of(task: str, number: int) -> str:
-    """Return the class of an item; each block of as many items as there are classes has each class once."""
+    """Return the class of an item; each block of as many items as classes has each class once."""
     block, place = divmod(number, len(TASKS[task]))
     order = np.random.default_rng([_hash(task), 2, block]).permutation(len(TASKS[task]))
     return f"{task}/{TASKS[task][order[place]]}"
@@ -323,7 +323,7 @@ def _class_of(task: str, number: int) -> str:
 
 
 def _span(task: str, frames: int) -> int:
-    """Return the steps from the first to the last frame that a clip may show, the same for all classes of the task."""
+    """Return the number of steps from the first to the last frame that a clip may show, equal for all classes."""
     if task == "speed":
         return 4 * (frames - 1)
     return 5 * -(-frames // 3) - 1 if task == "order" else frames - 1
@@ -368,9 +368,9 @@ def _pixels(size: int) -> tuple[Tensor, Tensor]:
 
 
 def _move_camera(pictures_T3HW: Tensor, kind: str, frames: int, size: int, rng: np.random.Generator) -> Tensor:
-    """Render what a moving crop of one picture, or of one for each frame, shows: float [T,3,S,S] in 0..255.
+    """Render the view of a moving crop of one frame, or of one frame per time step: float [T,3,S,S] in 0..255.
 
-    Place, size and angle of the crop at any one moment have the same distribution for all kinds of motion.
+    At every moment, place, size and angle of the crop have the same distribution for all kinds of motion.
     """
     height, width = pictures_T3HW.shape[-2:]
     move, _, way = kind.partition("-")
@@ -385,7 +385,7 @@ def _move_camera(pictures_T3HW: Tensor, kind: str, frames: int, size: int, rng: 
         angle_T = angle_T + (1 if way == "clockwise" else -1) * rotation * u_T
     side_T = min(height, width) * _SMALLEST * np.exp(scale_T * scale_range)
     cos_T, sin_T = np.cos(angle_T), np.sin(angle_T)
-    center_T2 = np.tile([2 * width * x, 2 * height * y], (frames, 1))  # reflected pictures repeat after two of them
+    center_T2 = np.tile([2 * width * x, 2 * height * y], (frames, 1))  # mirrored frames have a period of two frames
     if move == "pan":
         dx, dy = pan * _direction(way)
         along_T2 = np.stack([dx * cos_T - dy * sin_T, dx * sin_T + dy * cos_T], 1)
@@ -404,8 +404,8 @@ def _move_camera(pictures_T3HW: Tensor, kind: str, frames: int, size: int, rng: 
 def _paste_object(frames_T3SS: Tensor, task: str, kind: str, rng: np.random.Generator) -> Tensor:
     """Paste a moving object over a clip: float [T,3,S,S] in 0..255.
 
-    The object has a lumpy outline, the texture of another place in the clip, in other colors, and a dark rim. It leaves
-    at one edge and enters at the opposite one, so that its place at any one moment is uniformly distributed.
+    The object has a lumpy outline, a dark rim, and the texture of another place in the clip in other colors. It leaves
+    at one edge and enters at the opposite one, so that its place is uniformly distributed at every moment.
     """
     T, _, size, _ = frames_T3SS.shape
     frames = frames_T3SS.float()
@@ -415,7 +415,7 @@ def _paste_object(frames_T3SS: Tensor, task: str, kind: str, rng: np.random.Gene
     texture_from, channels, inverts = rng.integers(T), rng.permutation(3), rng.random(3) < 0.5
     place, zoom = rng.uniform(-0.5, 0.5, 2), rng.uniform(1, 2)
     x_SS, y_SS = _pixels(size)
-    # Offsets from the center, in radii; of the copies that repeat with period 2, the nearest.
+    # Offsets in radii from the center of the nearest copy; copies repeat with period 2.
     u_TSS, v_TSS = (
         (torch.remainder(axis - torch.from_numpy(center).float()[:, None, None] + 1, 2) - 1) / radius
         for axis, center in ((x_SS, center_T2[:, 0]), (y_SS, center_T2[:, 1]))
@@ -436,7 +436,7 @@ def _paste_object(frames_T3SS: Tensor, task: str, kind: str, rng: np.random.Gene
 
 
 def _path(frames: int, task: str, kind: str, rng: np.random.Generator) -> np.ndarray:
-    """Return the places of an object relative to the first, float64 [T,2] in half sides of the clip."""
+    """Return the places of an object relative to the first, float64 [T,2], in half sides of the clip."""
     u_T = np.linspace(0, 1, frames)
     angle = rng.uniform(0, 2 * math.pi)
     distance = 2 * rng.uniform(*(_DISTANCES[kind] if task == "object-speed" else _DISTANCE))

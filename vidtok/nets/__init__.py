@@ -1,7 +1,7 @@
-"""Networks of the tokenizers. Each is a pair of encoder and decoder with one interface:
+"""Networks of the tokenizers: pairs of an encoder and a decoder with one interface:
 
     encoder.forward_features(x_B3THW, state=None) -> [B, width, t, h, w]
-    encoder(x_B3THW, state=None, hidden=True): the same, compiled where the encoder is
+    encoder(x_B3THW, state=None, hidden=True): the same, compiled if the encoder is
     encoder(x_B3THW, state=None) -> [B, out_channels, t, h, w]   (the features through a last 1x1x1 layer)
     decoder(codes_BCthw, state=None) -> [B, 3, T, H, W]
 

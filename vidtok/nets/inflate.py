@@ -32,7 +32,7 @@ def inflate(image: VideoTokenizer, video: VideoTokenizer) -> None:
             license).
 
     Raises:
-        ValueError: for any other pair.
+        ValueError: any other pair.
     """
     kinds = [tokenizer.config.net["kind"] for tokenizer in (image, video)]
     if kinds != ["magvit2", "magvit2"] or image.encoder.stem.kernel_size[0] != 1:
@@ -86,7 +86,7 @@ def grow(small: VideoTokenizer, large: VideoTokenizer) -> None:
             and overlap of `small`. With another quantizer, the layers next to it keep their random initialization.
 
     Raises:
-        ValueError: for any other pair.
+        ValueError: any other pair.
     """
     kinds = [tokenizer.config.net["kind"] for tokenizer in (small, large)]
     if kinds != ["patch", "patch"] or small.stride != large.stride or small.encoder.width != large.encoder.width:

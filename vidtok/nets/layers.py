@@ -1,11 +1,11 @@
-"""Causal layers, the patch network of vidtok-t that is made of them, and models whose methods run compiled.
+"""Causal layers, the patch network of vidtok-t, and compilation of the methods of a model.
 
 Legend: B batch, C channels, T H W video, t h w latent grid. A video of 1 + s*n frames has 1 + n latents: the first
 frame has a latent of its own, and no layer depends on later frames. The 3-D CNN's layers are those of MAGVIT-v2 (its
 appendix A and architecture figure).
 
-Streaming: every layer that depends on earlier frames takes `state`, a dict from the layer to the frames of the last
-chunk that it needs; None, the clip is whole. Chunks processed with one dict give the same result as the whole clip.
+Streaming: every layer that depends on earlier frames takes `state`, a dict from the layer to the frames of the previous
+chunk that it needs. With None, the clip is whole. Chunks processed with one dict give the result of the whole clip.
 
 Patch network: patch embedding of 4x8x8 pixels, convolutional blocks on the token grid, output patches. Nearly all
 arithmetic is dense 3x3 convolutions and linear layers on the token grid, which has 1/256 of the video's positions.
@@ -15,8 +15,9 @@ mixes the last three latents per channel before its convolution, and no other la
 first frame has a patch of its own, which it fills by repetition. Output patches may overlap in space (`overlap`): they
 are added where they overlap, which avoids visible block edges.
 
-Compiled methods: `torch.compile(model)` returns a wrapper that compiles `forward` alone and takes all else from the
-model, so that `torch.compile(tokenizer).encode(video)` would silently run eagerly. Likewise `model.compile()`.
+Compiled methods: `torch.compile(model)` returns a wrapper that compiles only `forward` and takes all other attributes
+from the model, so that `torch.compile(tokenizer).encode(video)` would silently run eagerly. The same holds for
+`model.compile()`.
 """
 
 import math
@@ -125,7 +126,7 @@ class AdaptiveGroupNorm(nn.Module):
     """GroupNorm whose scale and shift come from the quantized latents, position by position.
 
     The two maps are applied on the latent grid and the results repeated onto the finer one: the same values as the
-    other way round, for a fraction of the work.
+    other way round, at a fraction of the cost.
     """
 
     def __init__(self, channels: int, code_channels: int, factor: tuple[int, int, int]):
@@ -164,7 +165,7 @@ class PatchBlock(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        # Initially only the current latent.
+        # Initially only the current latent is used.
         self.taps = nn.Parameter(torch.tensor([0.0] * (TAPS - 1) + [1.0]).repeat(width, 1))  # [C, TAPS]
         self.conv = nn.Conv2d(width, width, 3, padding=1)
         self.linear = nn.Linear(width, width)
@@ -351,7 +352,7 @@ class CompiledMethods:
 
 
 def _wrap_methods(wrapper: nn.Module, name: str, module: nn.Module | None) -> None:
-    """Give a wrapper of torch.compile the compiled methods; called for every submodule that is registered anywhere."""
+    """Add the compiled methods to a wrapper of torch.compile; called for every registration of a submodule."""
     if name == "_orig_mod" and isinstance(module, CompiledMethods):
         for method in module.compiled_methods:
             object.__setattr__(wrapper, method, partial(_call_compiled, wrapper, method))  # its own sets the module's

@@ -81,7 +81,7 @@ class Encoder(nn.Module):
         return F.silu(self.norm(x))
 
     def forward(self, x_B3THW: Tensor, state: State | None = None, hidden: bool = False) -> Tensor:
-        """Encode. `hidden` returns what `forward_features` does, which hooks and torch.compile wouldn't see."""
+        """Encode; with `hidden`, return what `forward_features` does, which hooks and torch.compile wouldn't see."""
         features = self.forward_features(x_B3THW, state)
         return features if hidden else self.head(features)
 

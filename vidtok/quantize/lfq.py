@@ -27,7 +27,7 @@ class _AllReduceSum(torch.autograd.Function):
     """Sum over ranks, whose backward pass sums gradients over ranks.
 
     The loss is then the same scalar on every rank, and the mean of the ranks' gradients, as computed by
-    DistributedDataParallel, is the gradient of one process with the whole batch. The same as
+    DistributedDataParallel, is the gradient of one process with the whole batch. The result is that of
     torch.distributed.nn.functional.all_reduce, which torch 2.14 deprecates, with a warning in every run.
     """
 
@@ -142,7 +142,7 @@ def combine_ids(low: Tensor, high: Tensor, bits: int) -> Tensor:
 
 
 def ids_to_signs(ids: Tensor, bits: int) -> Tensor:
-    """Convert int64 ids of any shape to the +-1 codes of LFQ, float32 [..., bits], lowest bit first."""
+    """Convert int64 ids of any shape to LFQ's codes of +-1, float32 [..., bits], lowest bit first."""
     return (ids[..., None] >> torch.arange(bits, device=ids.device) & 1).float() * 2 - 1
 
 
@@ -162,7 +162,7 @@ class LFQ(nn.Module):
         bits: K, 1 to 60; the codebook has 2^K entries.
         levels: bits per encoder channel, a divisor of `bits`. With more than one, the encoder's output is bounded to
             [-1, 1] by tanh.
-        temperature, groups: of the entropy terms, see `lfq_entropy`.
+        temperature, groups: arguments of the entropy terms, see `lfq_entropy`.
 
     Raises:
         ValueError: bits or levels out of range.
@@ -195,14 +195,14 @@ class LFQ(nn.Module):
         return signs(z_BKthw) + (z_BKthw - z_BKthw.detach()) * scale
 
     def hold(self, z_BDthw: Tensor, threshold: float) -> Tensor:
-        """Quantize latents of a stretch of video to codes that change where it matters.
+        """Quantize the latents of a sequence of frames with hysteresis, so that codes change less often.
 
-        A sign stays that of the latent before while |z| is below the threshold. With residual LFQ, the threshold is one
-        of the represented value, and further levels code the residual of the signs that were kept.
+        A sign keeps the value of the previous latent while |z| is below the threshold. With residual LFQ, the threshold
+        applies to the represented value, and further levels code the residual of the signs that were kept.
 
         Args:
-            z_BDthw: the first level of what `latents` returns, float.
-            threshold: at least 0; with 0 the result is `quantize`'s.
+            z_BDthw: the first level of the latents of `latents`, float.
+            threshold: at least 0; with 0 the result is that of `quantize`.
 
         Returns:
             Codes of -1 and +1, [B, bits, t, h, w].
@@ -230,8 +230,8 @@ class LFQ(nn.Module):
         """Compute the losses.
 
         Returns:
-            commitment: mean (z - sign z)^2. entropy: per-sample minus codebook entropy in nats (section 3.1), with both
-            parts detached as entropy_per_sample and entropy_codebook.
+            commitment: mean (z - sign z)^2. entropy: per-sample minus codebook entropy in nats (section 3.1). Both
+            terms are also returned, detached, as entropy_per_sample and entropy_codebook.
         """
         per_sample, codebook = lfq_entropy(z_BKthw, self.temperature, self.groups)
         return {

@@ -53,7 +53,8 @@ class VQ(nn.Module):
         """Compute the losses of equation 3 of the VQ-VAE paper.
 
         Returns:
-            commitment: mean squared error that moves z to its codebook vector. codebook: the same for the vector to z.
+            commitment: mean squared error that moves z to its codebook vector. codebook: the same error, which moves
+            the vector to z.
         """
         entries = self.ids_to_codes(self._nearest(z_BCthw.detach()))
         return {
