@@ -144,8 +144,8 @@ class Evaluation:
         self.scored = score_clips(moved, self.kinds, convention, convention.n_real) if self.kinds else None
 
     def limits(self) -> dict:
-        """Measure the bounds of the metrics: FVD of other real clips (the floor) and of their reconstructions, and the
-        head's accuracy on their tokens."""
+        """Measure the bounds of the metrics: distances of other real clips (the floor) and of their reconstructions,
+        and the head's accuracy on their tokens."""
         found: dict = {}
         if self.real.others is None:
             return found

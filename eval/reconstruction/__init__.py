@@ -1,12 +1,12 @@
 """Evaluate reconstructions of a tokenizer.
 
-evaluate    PSNR, SSIM, LPIPS, rFVD, rate and use of the codebook
-agreement   whether a classifier predicts the same for clips and their reconstructions
+evaluate    PSNR, SSIM, LPIPS, rFVD, rate and codebook usage
+agreement   agreement of a classifier's predictions for clips and for their reconstructions
 """
 
 from importlib import import_module
 
-# name -> its module, loaded on first use
+# name -> its module, imported on first use
 _HOME = {"evaluate": "run", "agreement": "classifier_agreement"}
 
 __all__ = ["agreement", "evaluate"]

@@ -1,4 +1,4 @@
-"""Whether a classifier predicts the same for a clip and for its reconstruction. No labels are needed.
+"""Agreement of a classifier's predictions for clips and for their reconstructions. No labels are needed.
 
 Result schema "vidtok.agreement/1":
 
@@ -6,11 +6,11 @@ Result schema "vidtok.agreement/1":
     classifier      name of the network, weights {file, sha256 (16 hex digits)}
     protocol        as in `vidtok.eval.reconstruction.run`
     n_total, n_used, n_failed, failures [{name, reason}]
-    tokenizers      one for each: name, weight_hash, stride, bits; bits_per_pixel;
-      top1            share of clips whose best class stays the best: {value, low, high}, 95 %, Wilson
-      top5            share of clips whose best class is still among the best five: {value, low, high}
-      confidence      mean probability of the original's best class: original, reconstruction, drop {mean, stderr}
-    clips           [{name, best: class of the original, confidence, tokenizers: {name: {best, confidence}}}]
+    tokenizers      for each tokenizer: name, weight_hash, stride, bits; bits_per_pixel;
+      top1            share of clips with the same top-1 class: {value, low, high}, 95 %, Wilson
+      top5            share of clips whose top-1 class is in the top 5 of the reconstruction: {value, low, high}
+      confidence      mean probability of the original's top-1 class: original, reconstruction, drop {mean, stderr}
+    clips           [{name, best: top-1 class of the original, confidence, tokenizers: {name: {best, confidence}}}]
     provenance      git, versions, device, threads, date
     wall_time_s     seconds
 
@@ -53,21 +53,21 @@ def agreement(
     """Classify clips and their reconstructions with I3D of Kinetics-400.
 
     Args:
-        inputs: one or more videos, folders of videos, or glob patterns. One clip is taken of each file.
+        inputs: one or more videos, folders of videos, or glob patterns. One clip is taken from each file.
         i3d: I3D's weights, a file or URL.
         model: one or more tokenizers: names, folders or hub ids.
-        classes: file with the names of I3D's classes, one a line; None, numbers.
-        device: of all networks.
-        frames, size, fps: of the clips, see `vidtok.eval.validation_clips`.
+        classes: file with the names of I3D's classes, one per line; None, classes are numbers.
+        device: device of all networks.
+        frames, size, fps: shape and frame rate of the clips, see `vidtok.eval.validation_clips`.
         split: name of the split, for the record.
-        track: called with the clips and their number, returns the clips: for a progress bar.
+        track: called with the clips and their number, returns the clips; for a progress bar.
 
     Returns:
         A result of schema "vidtok.agreement/1".
 
     Raises:
-        UserError: for inputs without a video.
-        ValueError: where no clip could be used, and for another number of names than classes.
+        UserError: no video in the inputs.
+        ValueError: no clip could be used, or the number of names isn't that of the classes.
     """
     inputs = [inputs] if isinstance(inputs, str) else [str(each) for each in inputs]
     files = [file for file, _ in find_videos(inputs)]
@@ -98,17 +98,17 @@ def evaluate_agreement(
     """Classify every clip, and its reconstruction by each tokenizer.
 
     Args:
-        classifier, tokenizers: on `device`.
+        classifier, tokenizers: the networks, on `device`.
         videos: (name, float [1,3,T,H,W] in [-1,1]), or (name, exception) for a clip that could not be read.
         weights: the classifier's file, for the record.
-        protocol: of the clips, see `clip_protocol`.
-        classes: names of the classifier's classes; None, numbers.
+        protocol: record of the clips, see `clip_protocol`.
+        classes: names of the classifier's classes; None, classes are numbers.
 
     Returns:
         The result described at the top of this file.
 
     Raises:
-        ValueError: where no clip could be used, or for another number of names than classes.
+        ValueError: no clip could be used, or the number of names isn't that of the classes.
     """
     start = time.perf_counter()
     rows, failures, rates = [], [], {}
@@ -173,7 +173,7 @@ def evaluate_agreement(
 
 
 def agreement_shares(original_NK: Tensor, other_NK: Tensor) -> dict:
-    """Compute top1, top5 and confidence, see the top of this file, from the probabilities for N clips."""
+    """Compute top1, top5 and confidence (see the top of this file) from the probabilities for N clips."""
     best_N1 = original_NK.argmax(1, keepdim=True)
     five = min(5, other_NK.shape[1])
     same = int((other_NK.argmax(1, keepdim=True) == best_N1).sum())

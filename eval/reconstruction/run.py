@@ -1,17 +1,17 @@
-"""Measure the reconstructions of a tokenizer: clips, the block-mean baseline, metrics and the result.
+"""Evaluation of a tokenizer's reconstructions: clips, the block-mean baseline, metrics and the result.
 
 Result schema "vidtok.eval.reconstruction/1":
 
     schema          that string
     tokenizer       name, weight_hash (or null), stride [s_t, s_h, s_w], bits
     protocol        source, split, frames, size, crop, fps (from `clip_protocol`) and one line on each metric
-    n_total         clips offered = n_used + n_failed
+    n_total         number of clips = n_used + n_failed
     n_used, n_failed
-    failures        [{name, reason}]: clips that could not be read or coded; they are not replaced
+    failures        [{name, reason}]: clips that could not be read or encoded; they are not replaced
     metrics         name -> {mean, stderr, n}; stderr is the standard error over clips, null for n = 1
                     psnr, block_mean_psnr, psnr_gain (dB; paired difference of the two), ssim, bits_per_pixel;
-                    block_ratio, block_phases (see `block_edges`) where the token grid has borders;
-                    lpips and rfvd ({mean: the distance, stderr: null, n}) where their networks are given
+                    block_ratio, block_phases (see `block_edges`) if the token grid has borders;
+                    lpips and rfvd ({mean: the distance, stderr: null, n}) if their networks are given
     codebook        size, tokens, distinct, usage (distinct/size), entropy_bits, bit_balance [bits]
     clips           [{name, and each metric but rfvd}], in order
     provenance      git, versions, device, threads, date
@@ -41,7 +41,7 @@ from vidtok.provenance import provenance
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.perceptual import LPIPS
 
-Clip = tuple[str, Tensor | Exception]  # name and float [1,3,T,H,W] in [-1,1], or why there is none
+Clip = tuple[str, Tensor | Exception]  # name and float [1,3,T,H,W] in [-1,1], or the error of a failed clip
 
 
 def validation_clips(
@@ -53,18 +53,18 @@ def validation_clips(
 ) -> Iterator[Clip]:
     """Read the first `frames` frames of each file: short side `size`, center crop to `size` x `size`.
 
-    Yields (path, float32 [1,3,frames,size,size] in [-1,1]); paths are escaped, see `vidtok.names`. A file that cannot
-    be read or is too short yields (path, the exception): `evaluate_reconstruction` counts it as failed and never
-    replaces it.
-
     Args:
         paths: video files.
         frames: number of frames of a clip. size: side of the clips in pixels.
-        fps: frames per second to resample to; None keeps the file's own.
-        stride: of the tokenizer that the clips are for, (s_t, s_h, s_w).
+        fps: frames per second to resample to; None, the file's rate.
+        stride: stride of the tokenizer that the clips are for, (s_t, s_h, s_w).
+
+    Yields:
+        (path, float32 [1,3,frames,size,size] in [-1,1]); paths are escaped, see `vidtok.names`. For a file that can't
+        be read or is too short, (path, exception): `evaluate_reconstruction` counts it as failed and never replaces it.
 
     Raises:
-        ValueError: frames other than 1 + a multiple of s_t, or a size that is no multiple of s_h and s_w.
+        ValueError: frames isn't 1 + a multiple of s_t, or size isn't a multiple of s_h and s_w.
     """
     s_t, s_h, s_w = stride
     if frames < 1 or (frames - 1) % s_t:
@@ -77,7 +77,7 @@ def validation_clips(
 def clip_protocol(
     source: str, split: str | None = None, frames: int = 17, size: int = 128, fps: float | None = None
 ) -> dict:
-    """Describe the clips of `validation_clips` with these arguments, for the `protocol` of a result.
+    """Return the `protocol` of a result for clips of `validation_clips` with these arguments.
 
     Args:
         source: name of the data set or folder. split: name of its split.
@@ -103,16 +103,16 @@ def _read(path: Path, frames: int, size: int, fps: float | None) -> Clip:
 
 
 def block_mean_baseline(video_BCTHW: Tensor, stride: tuple[int, int, int] = (4, 8, 8)) -> Tensor:
-    """Replace every cell of the token grid by its mean color, and enlarge smoothly: what a tokenizer must beat.
+    """Replace every cell of the token grid by its mean color, upsampled smoothly: a baseline for tokenizers.
 
-    Cells are s_t frames by s_h x s_w pixels; the first frame stands alone with cells of 1 x s_h x s_w, like in a
-    causal tokenizer. In time the mean is held over its s_t frames; in space it is enlarged bicubically (the a = -0.75
-    of torch and OpenCV, half-pixel centers) and clamped to [-1,1]. The means are not quantized: 3 floats a cell, far
+    Cells are s_t frames by s_h x s_w pixels. The cells of the first frame are 1 x s_h x s_w, as in a causal tokenizer.
+    In time, the mean is repeated for its s_t frames. In space, it is upsampled bicubically (a = -0.75 as in torch and
+    OpenCV, half-pixel centers) and clamped to [-1,1]. The means are not quantized: they take 3 floats per cell, far
     more than 18 bits.
 
     On 131 clips of video-val (first 17 frames, short side 128 by area averaging, center crop) its mean PSNR is
-    22.21 dB; the same clips reduced bicubically are sharper and give 21.36 dB, bilinearly 21.88 dB. So compare only
-    on clips from one reader. Interpolating linearly in time adds 0.04 dB.
+    22.21 dB. If the clips are resized bicubically, they are sharper and the PSNR is 21.36 dB; bilinearly, 21.88 dB. So
+    compare values only on clips from the same reader. Linear interpolation in time adds 0.04 dB.
 
     Args:
         video_BCTHW: float [B,3,T,H,W] in [-1,1], T = 1 + a multiple of s_t, H and W multiples of s_h and s_w.
@@ -122,7 +122,7 @@ def block_mean_baseline(video_BCTHW: Tensor, stride: tuple[int, int, int] = (4, 
         float [B,3,T,H,W] in [-1,1].
 
     Raises:
-        ValueError: a shape that the grid does not fit.
+        ValueError: the shape isn't a multiple of the stride as described.
     """
     s_t, s_h, s_w = stride
     frames, height, width = video_BCTHW.shape[-3:]
@@ -142,7 +142,7 @@ SCHEMA = "vidtok.eval.reconstruction/1"
 
 
 class Tokenizer(Protocol):
-    """The tokenizer's methods that are needed: ids int64 [B,t,h,w] from clips float [B,3,T,H,W] in [-1,1], and back."""
+    """Interface of a tokenizer: clips float [B,3,T,H,W] in [-1,1] to ids int64 [B,t,h,w], and back."""
 
     @property
     def stride(self) -> tuple[int, int, int]: ...
@@ -172,26 +172,26 @@ def evaluate(
     batch_size: int = 1,
     track: Callable[[Iterator[Clip], int], Iterable[Clip]] = lambda clips, total: clips,
 ) -> dict:
-    """Measure the reconstructions of a tokenizer: PSNR, SSIM, block edges, rate, use of the codebook, LPIPS, rFVD.
+    """Measure the reconstructions of a tokenizer: PSNR, SSIM, block edges, rate, codebook usage, LPIPS, rFVD.
 
     Args:
-        inputs: one or more videos, folders of videos, or glob patterns. One clip is taken of each file.
-        model: name of the tokenizer, its folder or hub id. device, precision ("fp32" or "bf16"): of all networks, and
-            of the tokenizer.
-        frames, size, fps: of the clips, see `validation_clips`.
+        inputs: one or more videos, folders of videos, or glob patterns. One clip is taken from each file.
+        model: name of the tokenizer, its folder or hub id.
+        device: device of all networks. precision: precision of the tokenizer, "fp32" or "bf16".
+        frames, size, fps: shape and frame rate of the clips, see `validation_clips`.
         clips: number of files, evenly spread over all; None, all files.
         split: name of the split, for the record.
         lpips: file of VGG16's or AlexNet's weights (lpips_net: "vgg" or "alex"); None leaves LPIPS out.
         i3d: file of I3D's weights; None leaves rFVD out.
-        batch_size: number of clips at a time, which the metrics don't depend on.
-        track: called with the clips and their number, returns the clips: for a progress bar.
+        batch_size: number of clips per batch. The metrics don't depend on it.
+        track: called with the clips and their number, returns the clips; for a progress bar.
 
     Returns:
         A result of schema "vidtok.eval.reconstruction/1". Clips that can't be read count as failed.
 
     Raises:
-        UserError: for inputs without a video.
-        ValueError: for a clip shape that doesn't fit the tokenizer, and where no clip could be evaluated.
+        UserError: no video in the inputs.
+        ValueError: the clip shape doesn't fit the tokenizer, or no clip could be evaluated.
     """
     inputs = [inputs] if isinstance(inputs, str) else [str(each) for each in inputs]
     files = [file for file, _ in find_videos(inputs)]
@@ -213,7 +213,7 @@ def evaluate(
 
 
 def spread(files: Sequence[Path], count: int) -> list[Path]:
-    """Choose `count` files at even distances, the first and the last included; all where there are no more."""
+    """Choose `count` evenly spaced files, including the first and the last; all if there are no more than `count`."""
     if count >= len(files):
         return list(files)
     return [files[round(i * (len(files) - 1) / max(1, count - 1))] for i in range(count)]
@@ -234,13 +234,13 @@ def evaluate_reconstruction(
     """Encode and decode every clip, and measure the reconstructions.
 
     Args:
-        tokenizer: on `device`.
+        tokenizer: the tokenizer, on `device`.
         videos: (name, float [1,3,T,H,W] in [-1,1]), or (name, exception) for a clip that could not be read. Clips of
             different shapes may be mixed; neighbors of one shape share a batch.
-        name, weight_hash: of the tokenizer, for the record.
-        protocol: where the clips come from, see `clip_protocol`.
+        name, weight_hash: name and weight hash of the tokenizer, for the record.
+        protocol: record of the clips, see `clip_protocol`.
         lpips, fvd: networks on `device`; None leaves the metric out. With `fvd`, clips need at least 9 frames.
-        batch_size: clips at a time. The metrics do not depend on it.
+        batch_size: number of clips per batch. The metrics don't depend on it.
 
     Returns:
         The result described at the top of this file.
@@ -280,7 +280,7 @@ def evaluate_reconstruction(
 
 
 def format_table(result: Mapping) -> str:
-    """Format the result as a few lines for a terminal: protocol, counts, metrics with standard errors, codebook use."""
+    """Format the result for a terminal: protocol, counts, metrics with standard errors, codebook usage."""
     tokenizer, protocol, codebook = result["tokenizer"], result["protocol"], result["codebook"]
     lines = [
         f"{tokenizer['name']}  ({protocol['source']}, {protocol['crop']}, fps {protocol['fps']})",
@@ -310,16 +310,16 @@ class _Run:
 
     def fail(self, name: str, error: Exception) -> None:
         text = str(error)
-        # A VideoError begins with the name, and says what happened better than its type.
+        # A VideoError starts with the name, and its message is clearer than its type.
         named = text.startswith(f"{name}: ")
         reason = text.removeprefix(f"{name}: ") if named else f"{type(error).__name__}: {text}"
         self.failures.append({"name": name, "reason": reason})
 
     def add(self, names: list[str], clips: list[Tensor]) -> None:
-        """Measure a batch; one that fails is tried again clip by clip, so that only the bad clips are lost."""
+        """Measure a batch. If it fails, retry clip by clip, so that only the failing clips are lost."""
         try:
             self._measure(names, clips)
-        except (ValueError, RuntimeError, MemoryError) as error:  # RuntimeError: CUDA out of memory, for one
+        except (ValueError, RuntimeError, MemoryError) as error:  # RuntimeError: CUDA out of memory, for example
             if len(clips) == 1:
                 self.fail(names[0], error)
             else:
@@ -345,7 +345,7 @@ class _Run:
             columns["lpips"] = self.lpips.for_video(x_BCTHW, y_BCTHW)
         features = () if self.fvd is None else (self.fvd(x_BCTHW), self.fvd(y_BCTHW))
         rate = bits_per_pixel(self.tokenizer.bits, self.tokenizer.stride, *x_BCTHW.shape[2:])
-        # Nothing above touches a total, nothing below fails on one clip of a batch only.
+        # Totals change only below this line, where a single clip of a batch can't fail.
         self.usage.update(ids)
         for statistics, features_ND in zip((self.real, self.fake), features, strict=False):
             statistics.update(features_ND)
@@ -354,7 +354,7 @@ class _Run:
             self.rows.append({"name": name, **values, "bits_per_pixel": rate})
 
     def metrics(self) -> dict:
-        # Not every row has every metric: clips of one cell have no block edges.
+        # Some rows lack metrics: clips of a single cell have no block edges.
         names = dict.fromkeys(metric for row in self.rows for metric in row if metric != "name")
         summaries = {metric: _summary([row[metric] for row in self.rows if metric in row]) for metric in names}
         if self.fvd is not None:
