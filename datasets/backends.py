@@ -33,7 +33,7 @@ class VideoReader(Protocol):
         version: the file's version when it was opened.
         size: (height, width) in pixels as shown.
         num_frames: number of presented frames.
-        fps: average frames per second, measured where the container states none or a wrong one.
+        fps: average frames per second, measured if the container states none or a wrong one.
         duration: seconds, including the display time of the last frame.
         timestamps: float64 [num_frames], seconds from the first presented frame.
         start_time: time of the first presented frame on the container's clock, in seconds.
@@ -192,6 +192,7 @@ class VerifiedReader:
 
 
 def has_decord() -> bool:
+    """Return whether decord is installed."""
     return find_spec("decord") is not None
 
 

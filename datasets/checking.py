@@ -56,6 +56,7 @@ class CheckResult:
 
     @property
     def ok(self) -> bool:
+        """Whether there are neither bad rows nor files in two splits."""
         return not len(self.bad) and not self.overlap
 
 

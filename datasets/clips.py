@@ -148,6 +148,7 @@ class ClipFolder(Dataset):
         return [Path(path) for path, is_bad in zip(self.paths, self._bad, strict=True) if is_bad]
 
     def summary(self) -> str:
+        """Return a note on the files that were skipped so far."""
         return f"{len(self.skipped)} files skipped"
 
     def is_image_batch(self, index: int) -> bool:
@@ -161,7 +162,7 @@ class ClipFolder(Dataset):
         """Return the rows of one shard of `dataset[index]`; decode only the windows that these rows are cut from.
 
         Raises:
-            ValueError: the batch is not divisible into so many shards.
+            ValueError: the batch is not divisible by the number of shards.
         """
         self._open_store()
         rows = shard_rows(shard, self.image_batch_size if self.is_image_batch(index) else self.batch_size)
@@ -193,7 +194,7 @@ class ClipFolder(Dataset):
             shard: shard of each batch to return, see `shard_of`.
 
         Raises:
-            ValueError: a batch is not divisible into so many shards.
+            ValueError: a batch is not divisible by the number of shards.
         """
         numbers = itertools.count(start) if stop is None else range(start, stop)
         make = partial(self.shard_of, shard=shard)
@@ -274,7 +275,7 @@ class ClipFolder(Dataset):
         return window
 
     def _crop(self, window: np.ndarray | StoredWindow, rng: np.random.Generator) -> Tensor:
-        """Cut a random crop, float32 [3,T,crop,crop] in [-1, 1]. Only the crop is resized, not the whole picture."""
+        """Cut a random crop, float32 [3,T,crop,crop] in [-1, 1]. Only the crop is resized, not the whole frame."""
         height, width = _sides(window)
         short = min(height, width)
         if self.size is None:

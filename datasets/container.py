@@ -218,7 +218,7 @@ class PacketTimes:
     """Times of the packets of a video stream, in the order of the file.
 
     Attributes:
-        pts, dts: times in ticks; None where the container has none.
+        pts, dts: times in ticks; None if the container has none.
         keys: whether each packet holds a keyframe.
         duration: display time of the last packet in ticks; 0, unknown.
     """

@@ -2,7 +2,7 @@
 
 `FrameConverter` crops, resizes and converts a decoded frame in one pass of swscale, without a full-size RGB or float
 frame. `PyAVReader` is the fallback for files on which no seeking backend can be verified. It also detects truncated
-Matroska, WebM and AVI files, at whose end FFmpeg reports a normal end of the video.
+Matroska, WebM and AVI files, which FFmpeg reads to their end without an error.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -201,7 +201,7 @@ class Clock:
 
         Args:
             time: the frame's time on the container's clock in seconds; None, unknown.
-            number: of the frame.
+            number: number of the frame.
         """
         if self._last is None:
             self._last = 0.0 if time is None else time
@@ -241,7 +241,7 @@ class PyAVReader:
         damage: the `Damage` that on_error="skip" has found so far; None with another on_error.
         convert: the `FrameConverter` of its frames.
         coded_size: (width, height) in pixels before the rotation of the metadata.
-        turned: whether the metadata rotate or mirror the picture.
+        turned: whether the metadata rotate or mirror the frames.
         traits: `Traits` of the video as it is in the file.
         sar: width of a pixel over its height, as shown.
         clock: the `Clock` that makes times continuous; it has the restarts that decoding has reached.

@@ -31,7 +31,7 @@ def frames_to_video(frames_THWC: np.ndarray | Tensor) -> Tensor:
 
 
 def normalize_video(video: Tensor) -> Tensor:
-    """Convert uint8 pixels to contiguous float32 in [-1, 1], on their device; floats are returned as they are."""
+    """Convert uint8 pixels to contiguous float32 in [-1, 1], on their device; floats are returned unchanged."""
     if video.dtype != torch.uint8:
         return video
     return video.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)

@@ -30,7 +30,7 @@ Transform = Callable[[Tensor, np.random.Generator], Tensor]
 
 
 class Sample(NamedTuple):
-    """One labeled video.
+    """Labeled video.
 
     Attributes:
         video: float32 [V,3,T,H,W] in [-1, 1], V views (clips x crops).
@@ -167,7 +167,7 @@ class LabeledDataset(Dataset):
     ) -> Iterator[Batch]:
         """Yield the batches of one epoch; samples and their order do not depend on the number of workers.
 
-        A DataLoader works too, except for videos that hang the decoder: give it collate_fn=collate_samples and
+        A DataLoader works too, except for videos that hang the decoder: use collate_fn=collate_samples and
         multiprocessing_context="forkserver" (FFmpeg may hang in a forked process).
 
         Args:
@@ -223,12 +223,12 @@ class LabeledVideos(LabeledDataset):
         split: name of the split.
         sampler: selects timestamps, see `vidtok.datasets.samplers`; None, all frames of the video.
         transform: function of (float32 [V,3,T,H,W] in [-1, 1], rng) that returns [V',3,T,h,w], V' a multiple of V;
-            None, frames as they are in the file.
+            None, frames at native size.
         seed: seed of all random choices.
         on_error: what happens if a video can't be read. "raise": its `VideoError` is raised. "return": the error is
             returned in place of the sample, so that an evaluation continues and counts it. "resample": another, random
             video is used, with a warning, and counted in `resampled`; for training only.
-        checked: table of `vidtok check`, as DataFrame or csv file. Videos whose status in it is not "ok" are left out,
+        checked: table of `vidtok check`, as DataFrame or csv file. Videos with another status than "ok" are left out,
             with a warning; `left_out` lists their paths.
         cache: folder for decoded frames, see `cached_frames`; None, no cache.
         reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`.

@@ -33,7 +33,7 @@ _LARGEST = 1 << 28  # bytes; for larger results, copying is a small share of the
 
 
 class SharedMessage(NamedTuple):
-    """A pickled value whose arrays lie outside the pickle.
+    """Pickled value whose arrays lie outside the pickle.
 
     Attributes:
         body: the pickle without its arrays.
@@ -70,7 +70,7 @@ def pack(value: Any, memory: Tensor | None) -> SharedMessage:
 
 
 class SharedBuffer:
-    """A block of shared memory.
+    """Block of shared memory.
 
     Attributes:
         memory: uint8 [N].
@@ -430,7 +430,7 @@ def shard_rows(shard: Shard, size: int) -> range:
     """Return the rows of one shard of a batch of `size` samples.
 
     Raises:
-        ValueError: the batch is not divisible into so many shards.
+        ValueError: the batch is not divisible by the number of shards.
     """
     index, count = shard
     rows, rest = divmod(size, count)

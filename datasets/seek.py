@@ -83,7 +83,7 @@ def read_selection(
     view: ChooseView = whole_picture,
     reader: str = "auto",
 ) -> Chunk:
-    """Read selected frames, decoding from the nearest keyframes where the file allows it.
+    """Read selected frames, decoding from the nearest keyframes if the file allows it.
 
     Args:
         path: the video.

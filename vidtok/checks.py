@@ -13,7 +13,7 @@ from vidtok.streaming import LEAST, MAX_LATENTS
 
 OVERSHOOT = 1.05  # largest absolute value: resampling filters overshoot by a few percent; more is another range
 
-Stride = tuple[int, int, int]  # (frames, rows, columns) per token; the first frame has tokens of its own
+Stride = tuple[int, int, int]  # (frames, rows, columns) per token; the first frame has its own tokens
 
 
 class Net(Protocol):
@@ -70,6 +70,7 @@ def check_video(video: Tensor, stride: Stride, any_length: bool = False, values:
 
 
 def check_values(video: Tensor) -> None:
+    """Raise ValueError unless all values are in [-1, 1], with 5 % tolerance; also for NaN."""
     low, high = video.aminmax()
     # Written so that NaN fails as well.
     if not (low >= -OVERSHOOT and high <= OVERSHOOT):

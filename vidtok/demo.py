@@ -156,10 +156,9 @@ def draw_picture(path: Path, original: Tensor, decoded: Tensor, ids: np.ndarray,
         original, decoded: float [1, 3, T, H, W] in [-1, 1].
         ids: int [t, h, w], token ids of the padded frames.
         tokenizer: the tokenizer of the ids; its `stride` and `bits` are used.
-        caption: a line of text above the picture.
+        caption: a line of text above the frames.
     """
     # Not pyplot, which needs a display backend and keeps global state.
-    # Not pyplot: no window system is asked, no global state is left.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -22,6 +22,13 @@ MOVIES = (".mp4", ".mov", ".mkv", ".gif", ".png")  # suffixes of the formats of 
 
 @dataclass(frozen=True)
 class Job:
+    """One result to write.
+
+    Attributes:
+        source: the input file.
+        target: the output file.
+    """
+
     source: Path
     target: Path
 
@@ -32,7 +39,7 @@ def plan_jobs(files: list[tuple[Path, Path]], output: str, suffix: str, suffixes
     The names in a folder are those of `vidtok.names.result_names`.
 
     Args:
-        files: what `find_files` returned.
+        files: from `vidtok.inputs.find_files`.
         output: a folder, which mirrors the tree below each input folder; or, for one input, a file with one of
             `suffixes`.
         suffix: suffix of the files in a folder.

@@ -273,7 +273,7 @@ class PretrainedModel(CompiledMethods, PyTorchModelHubMixin, nn.Module, library_
         Args:
             save_directory: the folder, created if missing.
             dtype: torch.float16 or torch.bfloat16 export a smaller file of rounded weights; None keeps each dtype.
-            hub_arguments: of `huggingface_hub.PyTorchModelHubMixin.save_pretrained`, such as push_to_hub and repo_id.
+            hub_arguments: arguments of `PyTorchModelHubMixin.save_pretrained`, such as push_to_hub and repo_id.
 
         Raises:
             ValueError: another dtype, or one in which a weight is infinite.
@@ -286,7 +286,7 @@ class PretrainedModel(CompiledMethods, PyTorchModelHubMixin, nn.Module, library_
         Args:
             repo_id: "owner/name".
             dtype: as in `save_pretrained`.
-            hub_arguments: of `huggingface_hub.PyTorchModelHubMixin.push_to_hub`, such as private and token.
+            hub_arguments: arguments of `PyTorchModelHubMixin.push_to_hub`, such as private and token.
         """
         return super(PretrainedModel, in_dtype(self, dtype)).push_to_hub(repo_id, **hub_arguments)
 

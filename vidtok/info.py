@@ -40,6 +40,7 @@ def describe(thing: str | Path) -> dict[str, object]:
 
 
 def model_info(name: str) -> dict[str, object]:
+    """Describe a tokenizer, a head or a generator, by the schema of its config."""
     from vidtok.heads import list_shipped_heads
     from vidtok.heads.head import SCHEMA as HEAD
     from vidtok.hub import CONFIG
@@ -53,6 +54,7 @@ def model_info(name: str) -> dict[str, object]:
 
 
 def head_info(name: str) -> dict[str, object]:
+    """Describe a trained head."""
     from vidtok.heads import Head
 
     head = Head.from_pretrained(name)
@@ -71,6 +73,7 @@ def head_info(name: str) -> dict[str, object]:
 
 
 def generator_info(name: str) -> dict[str, object]:
+    """Describe a generator."""
     from vidtok.generator import from_pretrained
 
     generator = from_pretrained(name)
@@ -86,6 +89,7 @@ def generator_info(name: str) -> dict[str, object]:
 
 
 def tokenizer_info(name: str) -> dict[str, object]:
+    """Describe a tokenizer."""
     from vidtok.checks import legal_length, legal_size
     from vidtok.hub import PRETRAINED
     from vidtok.tokenizer import VideoTokenizer
@@ -112,6 +116,7 @@ def tokenizer_info(name: str) -> dict[str, object]:
 
 
 def folder_info(path: Path) -> dict[str, object]:
+    """Describe a folder or shard of features: settings, number of videos, labels and splits."""
     from collections import Counter
     from dataclasses import asdict
 
@@ -132,6 +137,7 @@ def folder_info(path: Path) -> dict[str, object]:
 
 
 def features_info(path: Path) -> dict[str, object]:
+    """Describe a file of features (.npz)."""
     from vidtok.extraction import read_npz
 
     records = read_npz(path)
@@ -179,6 +185,7 @@ def _token_rows(records: list) -> dict[str, str]:
 
 
 def video_info(path: Path) -> dict[str, object]:
+    """Describe a video by its header and the times of its packets."""
     from vidtok.datasets import probe_video
     from vidtok.datasets.container import read_timeline
 
@@ -198,6 +205,7 @@ def video_info(path: Path) -> dict[str, object]:
 
 
 def compressed_info(path: Path) -> dict[str, object]:
+    """Describe a compressed video (.vtk): size, frames, bit rate, model and source."""
     import math
     from fractions import Fraction
 

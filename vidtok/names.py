@@ -194,8 +194,11 @@ def _folders(names: Iterable[str]) -> set[str]:
 
 
 def _find_twins(folder: str) -> set[str]:
-    """Find the files in a folder whose results would share a name: videos that differ only in the suffix, and images
-    that differ only in the suffix from a video or another image."""
+    """Find the files in a folder whose results would have the same name.
+
+    These are videos that differ only in the suffix, and images that differ only in the suffix from a video or another
+    image.
+    """
     try:
         with os.scandir(folder or ".") as listing:
             files = (entry for entry in listing if entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path))

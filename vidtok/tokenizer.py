@@ -90,7 +90,7 @@ def _exact_convolutions():
 
 
 class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
-    """A video tokenizer with an encoder, a quantizer and a decoder.
+    """Video tokenizer with an encoder, a quantizer and a decoder.
 
     Attributes:
         config: the `TokenizerConfig`.
@@ -257,6 +257,7 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
 
     @property
     def device(self) -> torch.device:
+        """Device of the weights."""
         return next(self.encoder.parameters()).device
 
     @property

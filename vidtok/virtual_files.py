@@ -57,7 +57,7 @@ class FileVersion(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A file in an archive.
+    """File in an archive.
 
     Attributes:
         size: size in bytes, unpacked.

@@ -121,7 +121,7 @@ _LIST_SEPARATORS = {
     ";": "semicolon",
     ",": "comma",
     " ": "space",
-}  # in order of preference where several fit equally well
+}  # in order of preference if several fit equally well
 _SUFFIX_INSIDE = re.compile(rf"({'|'.join(map(re.escape, MEDIA_SUFFIXES))})(\s|$)", re.IGNORECASE)
 _NUMBER_FIRST = re.compile(r"\d+[ ,;\t]")
 

@@ -28,10 +28,12 @@ class AnnotationFormatError(Exception):
 
 
 def is_whole(word: str) -> bool:
+    """Return whether a word is a whole number, such as 3 or -1."""
     return re.fullmatch(r"-?\d+", word) is not None
 
 
 def is_media(word: str) -> bool:
+    """Return whether a word has the suffix of a video or image file."""
     return word.lower().endswith(MEDIA_SUFFIXES)
 
 

@@ -172,7 +172,7 @@ class DigitClips:
         """Return the rows of one shard of `dataset[index]`.
 
         Raises:
-            ValueError: the batch is not divisible into so many shards.
+            ValueError: the batch is not divisible by the number of shards.
         """
         rng = np.random.default_rng([self.seed, index])
         images = is_image_batch(index, self.image_fraction)
@@ -190,6 +190,7 @@ class DigitClips:
         return prefetch(partial(self.shard_of, shard=shard), start, workers if workers > 1 else 0)
 
     def summary(self) -> str:
+        """Return "": rendered videos are never skipped (see `ClipFolder.summary`)."""
         return ""
 
 

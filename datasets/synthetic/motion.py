@@ -390,7 +390,7 @@ def _move_camera(pictures_T3HW: Tensor, kind: str, frames: int, size: int, rng: 
         dx, dy = pan * _direction(way)
         along_T2 = np.stack([dx * cos_T - dy * sin_T, dx * sin_T + dy * cos_T], 1)
         center_T2 = center_T2 + along_T2 * (side_T * u_T)[:, None]
-    # To the coordinates of grid_sample, -1 to 1 over the picture.
+    # To the coordinates of grid_sample, -1 to 1 over the frame.
     half_T, sides = side_T / 2, np.array([width, height])
     matrix_T23 = np.empty((frames, 2, 3))
     matrix_T23[:, :, 2] = center_T2 * 2 / sides - 1

@@ -131,7 +131,7 @@ class AdaptiveGroupNorm(nn.Module):
 
     def __init__(self, channels: int, code_channels: int, factor: tuple[int, int, int]):
         super().__init__()
-        self.factor = factor  # of this resolution over the latent grid
+        self.factor = factor  # ratio of this resolution to the latent grid
         self.norm = FrameGroupNorm(channels, affine=False)
         self.scale = nn.Conv3d(code_channels, channels, 1)
         self.shift = nn.Conv3d(code_channels, channels, 1)
@@ -231,7 +231,7 @@ class Encoder(nn.Module):
         return self._features(x_B3THW, state).movedim(-1, 1)
 
     def forward(self, x_B3THW: Tensor, state: State | None = None, hidden: bool = False) -> Tensor:
-        """Encode. `hidden` returns what `forward_features` does, which hooks and torch.compile wouldn't see."""
+        """Encode; with `hidden`, return what `forward_features` does, which hooks and torch.compile wouldn't see."""
         if hidden:
             return self.forward_features(x_B3THW, state)
         return self.head(self._features(x_B3THW, state)).movedim(-1, 1)
@@ -240,7 +240,7 @@ class Encoder(nn.Module):
 def overlap_add(patches: Tensor, stride: int, overlap: int, dim: int) -> Tensor:
     """Add overlapping patches along one axis: [..., n, stride + 2 overlap, ...] -> [..., n stride, ...].
 
-    Each patch extends by `overlap` elements into both neighbors and is added there. Parts outside the picture are
+    Each patch extends by `overlap` elements into both neighbors and is added there. Parts outside the frame are
     dropped.
 
     Args:

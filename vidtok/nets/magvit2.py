@@ -87,7 +87,7 @@ class Encoder(nn.Module):
 
 
 class DecoderStage(nn.Module):
-    """One resolution of the decoder: adaptive norm, residual blocks and, except in the last stage, upsampling."""
+    """Decoder stage of one resolution: adaptive norm, residual blocks and, except in the last stage, upsampling."""
 
     def __init__(self, in_width: int, width: int, blocks: int, code_channels: int, factor, upsample, depth: int):
         super().__init__()
