@@ -3,12 +3,12 @@
 probe      classifiers on frozen features
 finetune   train a head end to end and test it
 evaluate   test a trained head
-compare    the same head on tokens, codes, latents, hidden features, pixels and reconstructions
+compare    train and test one head on tokens, codes, latents, hidden features, pixels and reconstructions
 """
 
 from importlib import import_module
 
-# name -> its module, loaded on first use
+# name -> its module, imported on first use
 _HOME = {"probe": "probing", "finetune": "finetuning", "evaluate": "run", "compare": "comparison"}
 
 __all__ = ["compare", "evaluate", "finetune", "probe"]

@@ -1,6 +1,6 @@
-"""Labeled clips: which of a video are tested (the protocol), their source, loading, and train/validation splits.
+"""Labeled clips: the test protocol, sources, loading, and train/validation splits.
 
-Splits are made of the training clips alone, so that model selection never sees the test set.
+Splits divide only the training clips, so that model selection never sees the test set.
 """
 
 import re
@@ -39,28 +39,28 @@ Encode = Callable[[Tensor], Tensor]
 
 _NAME = re.compile(r"(\d+)x(\d+|u)x(\d+)x(\d+)")
 EXAMPLE = "17x4x5x3 (frames x stride x segments x crops), or 17xux2x3 for frames spread evenly over the video"
-LOADED = 8  # clips that are decoded and rounded to 8 bits together
-DIGITS = "digits"  # the set that the package makes itself
+LOADED = 8  # number of clips that are decoded and rounded to 8 bits together
+DIGITS = "digits"  # data set that the package renders
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Frames, stride, segments and crops of a test, written as in the literature: `16x4x5x3`.
+    """Test protocol: frames, stride, segments and crops, written as in the literature: `16x4x5x3`.
 
     Attributes:
         frames: number of frames of a clip.
-        stride: video frames between two of them. None ("u" in the name): they are spread evenly over the whole video,
-            each in the middle of one of `frames` equal parts.
+        stride: distance of two frames of a clip in video frames. None ("u" in the name): frames are spread evenly over
+            the whole video, each in the middle of one of `frames` equal parts.
         segments: number of clips of a video, evenly spaced; a single one is taken from the middle.
         crops: 1, the center, or 3 along the long side. Probabilities are averaged over the segments x crops views.
         size: side of the square crops in pixels. resize: short side before the crop in pixels; None, `size`.
-        fps: frame rate in which `stride` is counted; None, the video's own.
-        concat_segments: whether the head sees the features of all segments at once, as V-JEPA's probe does.
-            Probabilities are then averaged over the crops alone, and training takes as many clips, one from each part
-            of the video.
+        fps: frame rate in which `stride` is counted; None, the video's rate.
+        concat_segments: whether the head sees the features of all segments at once, as in V-JEPA's probe.
+            Probabilities are then averaged only over the crops, and training draws the same number of clips, one from
+            each part of the video.
 
     Raises:
-        ValueError: for illegal numbers.
+        ValueError: an illegal number.
     """
 
     frames: int = 17
@@ -89,7 +89,7 @@ class Protocol:
         resize: int | None = None,
         concat_segments: bool = False,
     ) -> "Protocol":
-        """Parse FRAMESxSTRIDExSEGMENTSxCROPS. Raises ValueError for another name."""
+        """Parse FRAMESxSTRIDExSEGMENTSxCROPS. Raises ValueError for any other form."""
         match = _NAME.fullmatch(name)
         if not match:
             raise ValueError(f"protocol {name!r}: want such as {EXAMPLE}")
@@ -127,7 +127,7 @@ class Protocol:
         return EvalTransform(self.size, self.crops, self.resize)
 
     def train_transform(self, **settings) -> TrainTransform:
-        """Return the transform of training. settings: of `TrainTransform`, but for the size."""
+        """Return the transform of training. settings: arguments of `TrainTransform` other than the size."""
         return TrainTransform(self.size, **settings)
 
     def record(self) -> dict:
@@ -155,20 +155,22 @@ class Protocol:
 
 @dataclass(frozen=True)
 class ClipSource:
-    """A source of labeled videos, as the user names it.
+    """Source of labeled videos, as the user describes it.
 
     Attributes:
         source: "digits", a folder, or an annotation file, see `vidtok.datasets.open_dataset`.
-        root: folder of the videos; None, that of the annotation file.
+        root: folder of the videos; None, the folder of the annotation file.
         path_column, label_column, split_column: names of csv columns; None, the usual names.
         group_column: csv column of groups that cross-validation keeps whole (a lab, a speaker); None, no groups.
             The groups of the digits are the digits.
         classes: class names in order, or Something-Something-v2's file of them; None, those in the annotations.
         checked: csv file of `vidtok check`; videos that are not ok in it are left out, with a warning.
         reader: "auto", "pyav", "decord" or "torchcodec", see `vidtok.datasets.open_video`.
-        frame_folders: folders of numbered images are videos of so many frames per second; None, images are videos.
-        task: make clips of this motion task from the source, whose labels are ignored, see
-            `vidtok.datasets.MotionTasks`; None, the source's own videos and labels. Its groups are the source files.
+        frame_folders: frames per second of folders of numbered images, which are then one video each; None, images are
+            videos.
+        task: name of a motion task whose clips are made from the videos of the source, see
+            `vidtok.datasets.MotionTasks`; their labels are ignored, and the groups are the source files. None, the
+            source's own videos and labels.
         clips: number of clips of the task; None, see `MotionTasks`.
     """
 
@@ -200,14 +202,14 @@ class ClipSource:
 
         Args:
             split: name of the split; None, all.
-            protocol: which clips of a video are tested, and their size.
-            training: draw a random clip and crop of each video instead, with scale, flip (where the labels allow it)
-                and augment of `TrainTransform`. seed: of these draws.
-            on_error: in training, what happens to a video that can't be read, see `open_dataset`. A test returns the
-                error.
+            protocol: the test protocol.
+            training: draw a random clip and crop of each video instead of the test clips.
+            seed, scale, flip, augment: seed and augmentation of these draws, see `TrainTransform`; flip applies only if
+                the labels allow it.
+            on_error: handling of unreadable videos in training, see `open_dataset`. A test returns the error.
 
         Raises:
-            ValueError: for an unknown split, label or column, and for a set without labels.
+            ValueError: an unknown split, label or column, or a data set without labels.
         """
         fields = ("path_column", "label_column", "split_column", "frame_folders")
         columns = {name: getattr(self, name) for name in fields}
@@ -246,7 +248,7 @@ class ClipSource:
         return MotionTasks(self.source, task, split, self.clips, seed=seed, classes=self.classes, **reading)
 
     def groups(self, ids: Sequence[str]) -> list[str] | None:
-        """Return the group of each of these videos, or None where there are no groups."""
+        """Return the group of each of these videos, or None if there are no groups."""
         if self.task is not None:
             return [source_of(id) for id in ids]
         if self.source == DIGITS:
@@ -260,7 +262,7 @@ class ClipSource:
         return [group[name] for name in ids]
 
     def validate_disjoint(self, split: str | None, test: "ClipSource", test_split: str | None) -> None:
-        """Raise ValueError where a training and a test split share a video."""
+        """Raise ValueError if a training and a test split share a video."""
         digits = [source.source == DIGITS for source in (self, test)]
         if all(digits) and (split or "train") == (test_split or "train"):
             raise ValueError(f"training and test are the same digits: split {split!r}")
@@ -270,7 +272,7 @@ class ClipSource:
 
 
 def digits_of(ids: Sequence[str]) -> list[str]:
-    """Return the digit that each of these videos shows; several videos show the same."""
+    """Return the digit in each of these videos; several videos show the same one."""
     return [name.split("/")[0] for name in ids]
 
 
@@ -279,8 +281,8 @@ def load_clips(
 ) -> ClipSet:
     """Decode the first `limit` videos of a dataset, or all. Videos that can't be read are listed in `failures`.
 
-    encode: encoding of the views of a video that is kept, uint8 [V,3,T,H,W] -> [V,...]; None keeps the pixels. Raises
-    ValueError where no video can be read, with the first reason.
+    encode: maps the views of a video to what is kept, uint8 [V,3,T,H,W] -> [V,...]; None keeps the pixels. Raises
+    ValueError with the first reason if no video can be read.
     """
     dataset.keep(slice(limit))
     path_of = dict(zip(dataset.ids, dataset.paths or [""] * len(dataset), strict=True))
@@ -306,8 +308,8 @@ def load_views(
 ) -> ClipSet:  # fmt: skip
     """Load `views` random clips and crops (of digits: renderings) of the first `limit` videos of a training split.
 
-    encode: see `load_clips`; tokens of many views fit into memory where their pixels don't. augmentation: scale, flip
-    and augment of `ClipSource.open`. A video fails as a whole where one view fails.
+    encode: see `load_clips`; tokens of many views may fit into memory if their pixels don't. augmentation: scale, flip
+    and augment of `ClipSource.open`. If one view of a video fails, the whole video fails.
     """
     if views < 1:
         raise ValueError(f"want at least one view of each clip, not data.train_views={views}")
@@ -335,10 +337,10 @@ Indices = np.ndarray
 
 
 def split_off(labels: np.ndarray, groups: Sequence[str] | None, share: float, seed: int = 0) -> tuple[Indices, Indices]:
-    """Split the clips: (indices of the rest, indices of about `share` of them).
+    """Split off about `share` of the clips: return (indices of the rest, indices of the held-out clips).
 
-    Groups stay whole where there are groups; otherwise the split is stratified by class where each class has enough
-    clips. Raises ValueError for a single group, or a share that leaves one side empty.
+    Groups, if any, stay whole. Otherwise the split is stratified by class if each class has enough clips. Raises
+    ValueError for a single group, or if one side would be empty.
     """
     from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedShuffleSplit
 
@@ -359,10 +361,9 @@ def split_off(labels: np.ndarray, groups: Sequence[str] | None, share: float, se
 def folds(
     labels: np.ndarray, groups: Sequence[str] | None, count: int = 5
 ) -> tuple[str, list[tuple[Indices, Indices]]]:
-    """Make folds for cross-validation: (their description, [(train, test)]).
+    """Make folds for cross-validation: return (their description, [(train, test)]).
 
-    They keep groups whole where there are groups; otherwise they are stratified where each class has at least `count`
-    clips.
+    Groups, if any, stay whole. Otherwise the folds are stratified if each class has at least `count` clips.
     """
     from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
 
@@ -382,10 +383,10 @@ def folds(
 def repeated_folds(
     labels: np.ndarray, groups: Sequence[str] | None, count: int, repeats: int
 ) -> tuple[str, list[list[tuple[Indices, Indices]]]]:
-    """Divide the clips into `count` stratified folds, `repeats` times: (their description, [[(train, test)]]).
+    """Divide the clips into `count` stratified folds, `repeats` times: return (description, [[(train, test)]]).
 
-    Groups stay whole where there are groups. With at most `count` groups, each is a fold, and there is one such
-    division. Raises ValueError for a single group.
+    Groups, if any, stay whole. With at most `count` groups, each is a fold, and there is only one division. Raises
+    ValueError for a single group.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -407,11 +408,11 @@ def repeated_folds(
     return f"{count} stratified folds{by}{f', {repeats} times' if repeats > 1 else ''}", whole
 
 
-AUGMENTATION = ("scale", "flip", "augment")  # of training clips of labeled videos
+AUGMENTATION = ("scale", "flip", "augment")  # settings of the augmentation of training clips
 
 
 def build_clip_sources(data: dict) -> tuple[ClipSource, ClipSource]:
-    """Build the sources of training and test from the settings of the group `data`."""
+    """Build the sources of the training and test clips from the settings of the group `data`."""
     fields = ("path_column", "label_column", "split_column", "group_column", "classes", "checked", "reader")
     columns: dict[str, Any] = {key: data[key] for key in (*fields, "frame_folders", "task")}
     source = ClipSource(str(data["source"]), data["root"], **columns, clips=data["train_clips"])
@@ -433,7 +434,7 @@ def load_training_clips(
     Args:
         data: settings of the group `data`.
         encode: see `load_clips`.
-        videos: the training split, if it is open already.
+        videos: the training split, if it has been opened already.
     """
     log = PartialState().print  # in the main process only
     split, limit, workers, views = (data[key] for key in ("train_split", "train_clips", "workers", "train_views"))

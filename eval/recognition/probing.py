@@ -1,4 +1,4 @@
-"""Probes: logistic regression and nearest neighbors on frozen features, of a tokenizer or of a reference network.
+"""Probes: logistic regression and nearest neighbors on frozen features of a tokenizer or a reference network.
 
 Legend: N clips, V views, F features, K classes, S strengths of regularization.
 """
@@ -38,12 +38,12 @@ from vidtok.eval.recognition.references import (
 from vidtok.eval.recognition.results import correct_of, data_record, recognition_result, result_entry
 from vidtok.tokenizer import VideoTokenizer
 
-CLASSIFIERS = {"logistic": "C", "knn": "k"}  # and what is chosen
+CLASSIFIERS = {"logistic": "C", "knn": "k"}  # classifier -> its hyperparameter
 STRENGTHS = [10.0**power for power in range(-5, 3)]  # C of the logistic regression
 NEIGHBORS = [1, 3, 5, 10, 20]
-FEW = 300  # test clips: with fewer, the 95 % interval of an accuracy is wider than +-5 points
+FEW = 300  # number of test clips below which the 95 % interval of an accuracy is wider than +-5 points
 FOLDS, REPEATS = 5, 3
-MIN_GROUPS = 5  # of which an interval can be made by drawing groups
+MIN_GROUPS = 5  # smallest number of groups for a bootstrap over groups
 LEFT_OUT = {
     "i3d": f"--i3d FILE adds it; to get the weights: {HOW_TO_GET}",
     "frames": f"--backbone {BACKBONE} adds it and lets timm download its weights, --backbone-weights FILE reads them",
@@ -58,14 +58,14 @@ def check_classifier(name: str) -> None:
 
 @dataclass
 class FittedPath:
-    """A classifier at every strength, C or k.
+    """Results of a classifier at every value of its hyperparameter, C or k, here called strength.
 
     Attributes:
         strengths: the S values.
         validation_FS: accuracy on the clips of each of F inner folds.
         by: description of these folds.
-        chosen: index of the best mean over the folds, of the strongest regularization where several are best.
-        probabilities: for each set of test clips [S,N,K], of the classifier that was fitted on all training clips.
+        chosen: index of the best mean over the folds; of equally good ones, the strongest regularization.
+        probabilities: for each set of test clips [S,N,K], by the classifiers that were fitted on all training clips.
     """
 
     strengths: list[float]
@@ -83,15 +83,16 @@ def fit_path(
     tests: Sequence[np.ndarray],
     classes: int,
 ) -> FittedPath:
-    """Fit a scikit-learn classifier on standardized features at every strength, and choose one.
+    """Fit a scikit-learn classifier on standardized features at every strength, and choose a strength.
 
-    The choice is by cross-validation on these clips alone, by group where there are groups; the views of a clip stay
-    together. Test clips have no part in it. Means and deviations are those of all training clips.
+    It is chosen by cross-validation on the training clips only, by group if there are groups. All views of a clip are
+    in the same fold. Features are standardized with mean and standard deviation of all training clips.
 
     Args:
         classifier: "logistic" (regression, C of `STRENGTHS`) or "knn" (cosine distance, k of `NEIGHBORS`).
+        x_NVF, labels, groups: features, classes and groups (or None) of the training clips.
         tests: sets of test clips, float32 [N,V,F].
-        classes: number K of classes. Those without a training clip have probability 0.
+        classes: number K of classes. Classes without a training clip have probability 0.
 
     Raises:
         ValueError: an unknown classifier, or a single class.
@@ -100,7 +101,7 @@ def fit_path(
     if len(set(labels.tolist())) < 2:
         raise ValueError("all training clips are of one class")
     views, width = x_NVF.shape[1:]
-    # With more features than clips, the weights lie in the span of the clips: PCA keeps it with far fewer features.
+    # With more features than clips, the weights lie in the span of the clips, so PCA reduces the features without loss.
     few = [PCA()] if classifier == "logistic" and width > len(labels) * views else []
     scale = make_pipeline(StandardScaler(), *few, *([Normalizer()] if classifier == "knn" else []))
 
@@ -121,17 +122,17 @@ def fit_path(
     )
     probabilities = fitted(np.arange(len(labels)), [scaled(test, scale.transform) for test in tests])
     best = validation_FS.mean(0)
-    # a larger k regularizes more, a larger C less
+    # A larger k regularizes more, a larger C less.
     chosen = int(best.argmax() if classifier == "logistic" else len(best) - 1 - best[::-1].argmax())
     return FittedPath(strengths, validation_FS, f"{by} of the training clips", chosen, probabilities)
 
 
 def _models(classifier: str, strengths: Sequence[float], x_NVF: np.ndarray, labels: np.ndarray) -> Iterator[Any]:
-    """Yield the classifier fitted at each strength. The regression starts where the last one ended."""
+    """Yield the classifier fitted at each strength. Each regression is initialized with the previous solution."""
     rows, targets = x_NVF.reshape(-1, x_NVF.shape[2]), np.repeat(labels, x_NVF.shape[1])
     model = LogisticRegression(max_iter=1000, warm_start=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of strengths that are not chosen, mostly
+        warnings.simplefilter("ignore", ConvergenceWarning)  # mostly at strengths that are not chosen
         for strength in strengths:
             if classifier == "knn":
                 yield KNeighborsClassifier(min(int(strength), len(rows)), weights="distance").fit(rows, targets)
@@ -140,7 +141,7 @@ def _models(classifier: str, strengths: Sequence[float], x_NVF: np.ndarray, labe
 
 
 def _predict(model: Any, x_NVF: np.ndarray, classes: int) -> np.ndarray:
-    """Average probabilities over the views: float64 [N,K]."""
+    """Predict probabilities, averaged over the views of a clip, float64 [N,K]."""
     probabilities = np.zeros((len(x_NVF), classes))
     rows = model.predict_proba(x_NVF.reshape(-1, x_NVF.shape[2])).reshape(*x_NVF.shape[:2], -1)
     probabilities[:, model.classes_] = rows.mean(1)
@@ -182,43 +183,43 @@ def probe(
     model: str = "vidtok-t",
     device: str = "auto",
 ) -> dict:
-    """Fit a classifier on frozen features of a tokenizer, and test it beside references under the same pooling.
+    """Fit a classifier on frozen features of a tokenizer, and compare it with references under the same pooling.
 
     The references are `pixels` (mean colors of the same cells), I3D on its grid and pooled to one vector, a timm
-    classifier on every frame, the majority class, and every classifier on clips with their frames in random order,
-    which shows what is due to time. Those that need weights are left out where none are given, and `left_out` says so.
+    classifier on every frame, and the majority class. Every classifier is also tested on clips with their frames in
+    random order, which shows how much it depends on the order. References without weights are listed in `left_out`.
 
     Args:
-        source: "digits", a folder, or a csv or json file of annotations. With `features` it only holds group_column.
+        source: "digits", a folder, or a csv or json file of annotations. With `features` only group_column is read.
         root, path_column, label_column, split_column, group_column, task, checked, reader, frame_folders:
             see `ClipSource`.
-        test_source: annotations of the test split, where they are in another file.
+        test_source: annotations of the test split, if they are in another file.
         features: files of `vidtok extract` with features of the training clips, instead of videos.
         test_features: the same for the test clips; None, `features`.
         train_split: name of the training split. split: name of the test split; None, "val".
-        folds: number of folds over the clips of both splits, instead of testing on one of them; groups stay whole
-            where there is a group_column. 0 or 1: none. None: 5, where the set has fewer than 300 test clips and none
-            of split, test_source, test_features, train_clips and test_clips is given; else none.
+        folds: number of cross-validation folds over the clips of both splits, instead of one test split; groups of
+            group_column stay whole. 0 or 1: no folds. None: 5 if the set has fewer than 300 test clips and none of
+            split, test_source, test_features, train_clips and test_clips is given; otherwise no folds.
         repeats: number of different divisions into folds.
         train_clips, test_clips: largest number of clips of each split; None, all.
         input: one or more of hidden, latents, codes, pixels, recon, i3d, frames, as a list or separated by commas.
-            The first is what the others are compared with, by a paired bootstrap over clips.
-        i3d: I3D's weights, a file or URL: adds the input i3d.
-        backbone, backbone_weights: timm's image classifier (default: tf_efficientnet_lite0) and a file of its weights
-            (None, timm downloads them): either adds the input frames.
+            The others are compared with the first by a paired bootstrap over clips.
+        i3d: I3D's weights, a file or URL; adds the input i3d.
+        backbone, backbone_weights: image classifier of timm (default: tf_efficientnet_lite0) and a file of its weights
+            (None, timm downloads them); either adds the input frames.
         recon: compute i3d and frames on reconstructed clips.
         pool: one or more pools, as with input; see `vidtok.eval.recognition.references.pool_features`.
         classifier: one of `CLASSIFIERS`.
         protocol: frames x stride x segments x crops, see `Protocol`.
-        size: side of the center crop in pixels. fps: frame rate in which the stride is counted; None, the video's own.
+        size: side of the center crop in pixels. fps: frame rate in which the stride is counted; None, the video's rate.
         workers: number of decoding processes.
-        model, device: name of the tokenizer, and where it runs.
+        model, device: name and device of the tokenizer.
 
     Returns:
         A result of schema "vidtok.recognition/1" and kind "probe".
 
     Raises:
-        ValueError: for an unknown name, a setting that would have no effect, or splits that share videos.
+        ValueError: an unknown name, a setting that would have no effect, or splits that share videos.
     """
     config = dict(locals())
     start = time.perf_counter()
@@ -276,10 +277,10 @@ def probe(
         left_out = {name: why for name, why in LEFT_OUT.items() if name not in inputs}
         rows = [(name, each) for each in pools for name in inputs]
         if "i3d" in inputs and "mean" not in pools:
-            rows.append(("i3d", "mean"))  # as it is mostly used
+            rows.append(("i3d", "mean"))  # the usual pooling of I3D
         sources = videos, replace(videos, source=str(test_source or source), clips=test_clips)
         videos.validate_disjoint(train_split, sources[1], names[1])
-        videos.groups(videos.open(train_split, clips).ids)  # a missing column is an error now, not after the work
+        videos.groups(videos.open(train_split, clips).ids)  # fail early if the column is missing
         count = count_folds(len(sources[1].open(names[1], clips)))
         encoders = {name: make_encoder(name, tokenizer, i3d, backbone, backbone_weights, recon) for name in inputs}
         hashes = {name: e.network.weight_hash for name, e in encoders.items() if isinstance(e, ReferenceEncoder)}
@@ -296,7 +297,7 @@ def probe(
         by, splits = None, [[(np.arange(len(train.ids)), np.arange(len(train.ids), len(whole.ids)))]]
         known, failures = train, test.failures
     number = len(set(whole.groups)) if count and whole.groups else None
-    groups = whole.groups if number and number >= MIN_GROUPS else None  # of fewer, an interval would be far too narrow
+    groups = whole.groups if number and number >= MIN_GROUPS else None  # with fewer, an interval would be too narrow
     if task is not None and not count:
         groups = videos.groups(test.ids)
     entries, predictions = [], {}
@@ -345,9 +346,9 @@ def probe_runs(
     classes: int,
     failures: list[dict],
 ) -> tuple[list[dict], list[Predictions], list[Predictions] | None]:
-    """Fit and test a classifier in every division into folds: (facts, predictions, predictions for shuffled frames).
+    """Fit and test a classifier in every division into folds; return (facts, predictions, those for shuffled frames).
 
-    splits: for each division, (training, test) of each fold, as indices of clips; a single split is one division.
+    splits: for each division the (training, test) clips of each fold, as indices; a single split is one division.
     """
     x_NVF, shuffled_NVF = clips.features[row], clips.shuffled.get(row)
     runs, plain, shuffled = [], [], []
@@ -357,9 +358,9 @@ def probe_runs(
         for fit, held in division:
             groups = None if clips.groups is None else [clips.groups[i] for i in fit]
             if groups and len(division) > 1 and len(set(groups)) == 1:
-                groups = None  # two groups in all: C is chosen within the one
+                groups = None  # with two groups in total, C is chosen by clips within one
             tests = [x_NVF[held]]
-            if shuffled_NVF is not None:  # in a single split, only test clips are shuffled: the last ones
+            if shuffled_NVF is not None:  # in a single split, only the test clips are shuffled, which come last
                 tests.append(shuffled_NVF[held - (len(x_NVF) - len(shuffled_NVF))])
             paths.append(fit_path(classifier, x_NVF[fit], clips.labels[fit], groups, tests, classes))
             places.append(np.searchsorted(tested, held))
@@ -385,11 +386,11 @@ def probe_runs(
 
 
 def path_record(classifier: str, paths: Sequence[FittedPath], top1_S: np.ndarray) -> dict:
-    """Return a run's facts on the choice of C or k, over its divisions. top1_S: accuracy in the test at each strength.
+    """Return the record of the choice of C or k over a run's divisions. top1_S: test accuracy at each strength.
 
-    chosen: the strength of each division (one: a number). path: validation and test accuracy at each strength.
-    best_by_fold: the best strength of each inner fold alone. within_one_se: strengths whose validation accuracy is at
-    most one standard error (over the inner folds) below the best, and lowest and highest test accuracy among them.
+    chosen: the strength of each division, or a number for a single one. path: validation and test accuracy at each
+    strength. best_by_fold: the best strength of each inner fold. within_one_se: strengths whose validation accuracy is
+    at most one standard error (over the inner folds) below the best, and their lowest and highest test accuracy.
     """
     name, strengths = CLASSIFIERS[classifier], paths[0].strengths
     chosen = [strengths[path.chosen] for path in paths]
@@ -414,8 +415,8 @@ def path_record(classifier: str, paths: Sequence[FittedPath], top1_S: np.ndarray
 
 
 def format_paths(result: Mapping) -> str:
-    """For each classifier of a result: what was chosen and by what, and a line of validation and test accuracies over
-    the strengths. Then what was left out."""
+    """Format the choice of C or k of each classifier with its validation and test accuracies, and the inputs that were
+    left out."""
     lines = []
     for entry in result["results"]:
         run = entry["runs"][0]

@@ -33,24 +33,24 @@ def evaluate(
     workers: int = 0,
     device: str = "auto",
 ) -> dict:
-    """Test a trained head on a split of labeled videos, and on the same with shuffled frames.
+    """Test a trained head on a split of labeled videos, and on the same videos with shuffled frames.
 
     Args:
         head: name of a shipped head, its folder or hub id.
         source, root, path_column, label_column, split_column, task, checked, reader, frame_folders: see `ClipSource`.
         split: name of the split. clips: largest number of videos; None, all.
         model: name of the tokenizer; None, the one that the head names.
-        recon: test a head of pixels on reconstructed clips. A head that was trained on them needs no flag.
-        no_shuffle: leave out the test on shuffled frames, which is half of the work.
-        protocol: frames x stride x segments x crops, instead of the head's own.
-        batch_size: number of videos at a time. workers: number of decoding processes.
-        device: of the head and the tokenizer.
+        recon: test a head on pixels on reconstructed clips. A head that was trained on them needs no flag.
+        no_shuffle: leave out the test on shuffled frames, which halves the work.
+        protocol: frames x stride x segments x crops; None, the head's protocol.
+        batch_size: number of videos per batch. workers: number of decoding processes.
+        device: device of the head and the tokenizer.
 
     Returns:
         A result of schema "vidtok.recognition/1" and kind "recognition".
 
     Raises:
-        ValueError: for another tokenizer than the head's, unknown classes or splits, and where no video can be read.
+        ValueError: the tokenizer isn't the head's, a class or split is unknown, or no video can be read.
     """
     config = dict(locals())
     start = time.perf_counter()
