@@ -1,8 +1,8 @@
-"""Compare inputs of a head: tokens, codes, latents, features, pixels and reconstructions of the same clips, with the
-same training budget.
+"""Comparison of inputs of a head: tokens, codes, latents, features, pixels and reconstructions of the same clips, with
+the same training budget.
 
-The run folder holds clips/ (decoded once), encoded/ (by the tokenizer, once), and runs/ARM-SEED/ (training run, head,
-and predictions.npz once it has been tested). Existing files are reused.
+The run folder holds clips/ (decoded clips), encoded/ (their encodings), and runs/ARM-SEED/ (training run, head, and
+predictions.npz after the test). Existing files are reused.
 """
 
 import json
@@ -68,7 +68,7 @@ from vidtok.train.run_folder import RunFolder, check_fingerprint, lasting
 from vidtok.train.state import StopSignal, only_process
 
 Fit = Callable[[HeadData, str, int, Path], tuple[nn.Module, dict] | None]
-TRANSFER = "pixels on recon"  # the paper's protocol: trained on pixels, tested on what the tokens keep of them
+TRANSFER = "pixels on recon"  # the paper's protocol: trained on pixels, tested on reconstructions
 
 
 def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> dict | None:
@@ -76,19 +76,20 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
 
         compare(data={"source": "digits", "size": 64, "protocol": "17x1x1x1"}, arms=["tokens", "pixels"], run="runs/c")
 
-    The run folder (setting `run`) keeps clips, encodings, heads, result.json, page.html and charts; the same call again
-    resumes.
+    The run folder (setting `run`) keeps clips, encodings, heads, result.json, page.html and charts. The same call
+    resumes a stopped run.
 
     Args:
-        overrides, settings: of configs/compare.yaml, as hydra overrides or nested, see `vidtok.configs.compose`.
-        log: called with each line of progress, and with the table in the end.
+        overrides, settings: settings of configs/compare.yaml, as hydra overrides or nested, see
+            `vidtok.configs.compose`.
+        log: called with each line of progress, and with the table at the end.
 
     Returns:
-        A result of schema "vidtok.recognition/1" and kind "compare"; None where SIGTERM or Ctrl-C stopped it.
+        A result of schema "vidtok.recognition/1" and kind "compare"; None if SIGTERM or Ctrl-C stopped it.
 
     Raises:
-        UserError: for an unknown or missing setting.
-        ValueError: for settings that don't fit each other or the data, a run folder of other settings, and several
+        UserError: an unknown or missing setting.
+        ValueError: settings that don't fit each other or the data, a run folder of other settings, or several
             processes.
     """
     cfg = compose_config("compare", overrides, settings)
@@ -146,13 +147,13 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
 
 
 class ClipStore:
-    """A folder of safetensors files, from which a stopped comparison resumes."""
+    """Folder of safetensors files with the clips and tensors of a comparison, so that it can be resumed."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def clips(self, name: str, load: Callable[[], ClipSet]) -> ClipSet:
-        """Return the clips of that name; the first call loads and writes them."""
+        """Return the clips of this name. The first call loads and writes them."""
         file, side = self._path(name), self.folder / f"{name}.json"
         if not side.exists():
             found = load()
@@ -166,14 +167,14 @@ class ClipStore:
         return ClipSet(load_file(file)["video"], labels, **known)
 
     def array(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """Return the tensor of that name; the first call makes and writes it."""
+        """Return the tensor of this name. The first call makes and writes it."""
         path = self._path(name)
         if not path.exists():
             _save_tensor(path, "x", make())
         return load_file(path)["x"]
 
     def read(self, name: str, index: int) -> Tensor:
-        """Read one clip's part of an array from disk."""
+        """Read the row of one clip from a stored tensor."""
         with safe_open(self._path(name), "pt") as file:
             return file.get_slice("x")[index]
 
@@ -188,17 +189,17 @@ def _save_tensor(path: Path, name: str, tensor: Tensor) -> None:
 
 @dataclass
 class Comparison:
-    """Train and test a head for each arm and seed.
+    """Comparison of a head on several inputs (arms), each trained and tested with several seeds.
 
-    Every head is tested on the test clips, and on the same clips with shuffled frames. Heads of pixels are also tested
+    Every head is tested on the test clips, and on the same clips with shuffled frames. Heads on pixels are also tested
     on reconstructions.
 
     Attributes:
-        store: the encodings. train, test: the clips.
-        encoders: arm -> `InputEncoder`. arms: names of `vidtok.eval.recognition.inputs.INPUTS`. seeds: of each arm.
-        options, groups: see `memory_head_data`; each seed replaces that of the options.
-        source: of the training clips. videos: of the test, as files. protocol: of both.
-        heads: {(arm, seed): untrained head}, those that `build_heads` has built already.
+        store: stored encodings. train, test: training and test clips.
+        encoders: arm -> `InputEncoder`. arms: keys of `vidtok.eval.recognition.inputs.INPUTS`. seeds: seeds per arm.
+        options, groups: see `memory_head_data`; the seed of the options is replaced by each seed.
+        source: source of the training clips. videos: test videos as files. protocol: protocol of both.
+        heads: {(arm, seed): untrained head} for heads that `build_heads` has built already.
     """
 
     store: ClipStore
@@ -219,9 +220,9 @@ class Comparison:
         self.sides = {"train": self.train.video, "test": self.test.video, "shuffled": shuffled}
 
     def run(self, fit: Fit, folder: Path, log=print) -> bool:
-        """Train and test the missing heads. Returns False where it was stopped.
+        """Train and test the missing heads; return False if stopped.
 
-        fit(head_data, arm, seed, folder) trains a head and returns it with facts for the result, or None where it was
+        fit: fit(head_data, arm, seed, folder) trains a head and returns it with its record for the result, or None if
         stopped.
         """
         for arm in self.arms:
@@ -246,7 +247,7 @@ class Comparison:
         return True
 
     def results(self, folder: Path, reference: str) -> tuple[list[dict], dict[str, list[Predictions]], list[dict]]:
-        """Return (entries, predictions by name, comparisons with the reference), see `recognition.results`."""
+        """Return (entries, predictions by name, comparisons with the reference arm), see `recognition.results`."""
         files = self.source.groups(self.test.ids) if self.source.task else None
         rows: list[tuple] = []  # the arguments of `result_entry`
         for arm in self.arms:
@@ -261,7 +262,7 @@ class Comparison:
         return entries, predictions, compare_with(reference, predictions, {TRANSFER, "pixels"}, files)
 
     def _transfer(self, arm: str) -> dict[str, Test]:
-        """Return the tests of heads of pixels on reconstructions."""
+        """Return the tests on reconstructions, which only heads on pixels have."""
         if arm != "pixels":
             return {}
         unit, options = self.encoders[arm].unit, self.options
@@ -280,7 +281,7 @@ class Comparison:
         def encode() -> Tensor:
             return encode_all(self.encoders[arm], video, self.encoded("tokens", side) if arm == "recon" else None)
 
-        name = {"codes": "tokens"}.get(arm, arm)  # both are ids
+        name = {"codes": "tokens"}.get(arm, arm)  # codes and tokens share their ids
         return self.store.array(f"{name}-{side}", encode)
 
 
@@ -302,7 +303,7 @@ def _load(folder: Path, arm: str, seed: int, test: ClipSet) -> tuple[dict, dict[
 
 
 def build_comparison(settings: dict, of_arm: Mapping[str, dict], tokenizer: VideoTokenizer) -> Comparison:
-    """Build a comparison from its settings. Clips are decoded where the run folder doesn't hold them yet.
+    """Build a comparison from its settings. Clips are decoded unless the run folder holds them already.
 
     of_arm: see `arm_settings`.
     """
@@ -329,12 +330,12 @@ def build_comparison(settings: dict, of_arm: Mapping[str, dict], tokenizer: Vide
     training["parameters"] = HEAD_ORDER
     if settings["init"]:
         training["init"] = {arm: Head.from_pretrained(name).weight_hash for arm, name in settings["init"].items()}
-    if data["select"]:  # whose choice depends on what is saved
+    if data["select"]:  # the choice depends on the saved checkpoints
         training["save_steps"] = settings["trainer"]["save_steps"]
     chosen = ("batch_size", "grid_crop", "select", *(["group_column"] if data["select"] else []))
     training |= {key: data[key] for key in chosen}
     encoding = {"tokenizer": tokenizer.weight_hash}
-    check_fingerprint(folder, {"command": "compare"})  # and not a run of finetune
+    check_fingerprint(folder, {"command": "compare"})  # rejects the folder of a finetune run
     check_fingerprint(folder / "clips", facts)
     check_fingerprint(folder / "encoded", encoding)
     check_fingerprint(folder / "runs", training | lasting(settings["trainer"]))
@@ -358,10 +359,10 @@ def build_heads(
     classes: Sequence[str],
     tokenizer: VideoTokenizer,
 ) -> dict[tuple[str, int], Head]:
-    """Build the untrained head of each arm for a seed, and try it on a black clip: {(arm, seed): head}.
+    """Build the untrained head of each arm for a seed, and run it on a black clip; return {(arm, seed): head}.
 
-    This runs before clips are decoded. Raises ValueError for an arm that the head can't read, or whose clips can't be
-    mixed or cropped as its settings say.
+    This happens before clips are decoded. Raises ValueError for an arm that isn't an input of the head, or whose clips
+    can't be mixed or cropped as set.
     """
     heads = {}
     black = torch.zeros((1, 3, protocol.frames, protocol.size, protocol.size), dtype=torch.uint8)
@@ -379,15 +380,15 @@ def build_heads(
 
 
 def arm_settings(cfg: DictConfig) -> dict[str, dict]:
-    """Return the settings of a head of each arm: the config's, with the arm as `input`, and the `init` of that arm."""
+    """Return the settings of each arm's head: those of the config with the arm as `input` and the arm's `init`."""
     inits = cfg.init or {}
     own = {arm: OmegaConf.merge(cfg, {"input": arm, "init": inits.get(arm)}) for arm in cfg.arms}
     return {arm: to_dict(cast(DictConfig, merged)) for arm, merged in own.items()}
 
 
 def validate_settings(cfg: DictConfig, given: Collection[str] = ()) -> None:
-    """Raise UserError for settings that would fail only after the training, or have no effect. given: the keys that the
-    user gave."""
+    """Raise UserError for settings that have no effect or would fail only after the training. given: keys that the user
+    has set."""
     for idle, used in (("input", "arms=[...]"), ("seed", "seeds=[...]")):
         if idle in given:
             raise UserError(f"{idle}= is for a single head: give {used}")

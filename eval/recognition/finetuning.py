@@ -1,4 +1,4 @@
-"""Train a recognition head: the task for the training loop, and the whole run with its test."""
+"""Training of a recognition head: the task for the training loop, and the whole run with its test."""
 
 import json
 import math
@@ -36,7 +36,7 @@ from vidtok.train.loop import build_schedule, train
 from vidtok.train.run_folder import RunFolder, check_fingerprint
 from vidtok.train.state import StopSignal, TrainState, build_state, join_processes
 
-BEST = "best"  # folder of the run with the head of the checkpoint that was chosen
+BEST = "best"  # folder of a run with the head of the chosen checkpoint
 
 
 def finetune(*overrides: str, log: Callable[[str], None] = print, **settings) -> dict | None:
@@ -44,19 +44,21 @@ def finetune(*overrides: str, log: Callable[[str], None] = print, **settings) ->
 
         finetune(head="vivit-tiny", data={"source": "train.csv", "root": "videos"}, trainer={"max_steps": 100})
 
-    The run folder (setting `run`) keeps the config, checkpoints, heads and result.json; the same call again resumes.
+    The run folder (setting `run`) keeps the config, checkpoints, heads and result.json. The same call resumes a stopped
+    run.
 
     Args:
-        overrides, settings: of configs/finetune.yaml, as hydra overrides or nested, see `vidtok.configs.compose`.
-        log: called with each line of progress, and with the table in the end; in the main process only.
+        overrides, settings: settings of configs/finetune.yaml, as hydra overrides or nested, see
+            `vidtok.configs.compose`.
+        log: called with each line of progress, and with the table at the end; in the main process only.
 
     Returns:
-        A result of schema "vidtok.recognition/1" and kind "finetune". None in other processes than the main one, and
-        where SIGTERM or Ctrl-C stopped the training.
+        A result of schema "vidtok.recognition/1" and kind "finetune". None in processes other than the main one, and
+        if SIGTERM or Ctrl-C stopped the training.
 
     Raises:
-        UserError: for an unknown or missing setting.
-        ValueError: for settings that don't fit each other or the data, and for a run folder of other settings.
+        UserError: an unknown or missing setting.
+        ValueError: settings that don't fit each other or the data, or a run folder of other settings.
     """
     cfg = compose_config("finetune", overrides, settings)
     plain = to_dict(cfg)
@@ -67,7 +69,7 @@ def finetune(*overrides: str, log: Callable[[str], None] = print, **settings) ->
     head_data = build_head_data(plain, tokenizer)
     head = build_recognition_head(plain, head_data, tokenizer)
     arguments = build_recognition_training(plain, head, head_data, tokenizer)
-    check_finetuning(plain, tokenizer)  # not before: a failed call leaves no folder
+    check_finetuning(plain, tokenizer)  # only now, so that a failed call leaves no folder
     folder = RunFolder(cfg.run)
     with StopSignal() as stop:
         text = OmegaConf.to_yaml(cfg, resolve=True)
@@ -87,7 +89,10 @@ def finetune(*overrides: str, log: Callable[[str], None] = print, **settings) ->
 def evaluate_run(
     settings: dict, state: TrainState, last: Head, head_data: HeadData, tokenizer: VideoTokenizer, start: float
 ) -> dict:
-    """Test the chosen head of a run. state: in which the training ended, with the head `last`; start: of the clock."""
+    """Test the chosen head of a run and return the result.
+
+    state: final state of the training. last: its head. start: time at which the run started, for the wall-clock time.
+    """
     folder, data, name, input = Path(settings["run"]), settings["data"], settings["name"], settings["input"]
     head, facts = chosen_head(last, folder)
     facts |= {"seed": settings["seed"], "steps": state.step, "seconds": state.seconds}
@@ -103,30 +108,30 @@ def evaluate_run(
         train_labels=head_data.train.labels,
         protocol=build_protocol(data).record(),
         tokenizer=None if input == "pixels" else tokenizer,
-        config=to_dict(OmegaConf.load(folder / "config.yaml"), resolve=False),  # that of the training
+        config=to_dict(OmegaConf.load(folder / "config.yaml"), resolve=False),  # the config of the training
         wall_time_s=time.perf_counter() - start,
         device=str(head.device),
     )
 
 
 class RecognitionTask:
-    """Cross-entropy with label smoothing, mixup and cutmix. A batch is (x [B,...], labels [B]).
+    """Recognition task: cross-entropy with label smoothing, mixup and cutmix. A batch is (x [B,...], labels [B]).
 
     Args:
         classes: number of classes.
-        encode: maps a batch to the head's input, see `InputEncoder`; None, it is the input.
-        smoothing: share of label smoothing.
-        mixup, cutmix: timm's alphas, 0 for none. Ids can't be averaged, so they need mixup=0; cutmix exchanges
+        encode: maps a batch to the head's input, see `InputEncoder`; None, the batch is the input.
+        smoothing: amount of label smoothing, 0 to 1.
+        mixup, cutmix: alphas of timm's Mixup; 0, none. Ids can't be averaged, so they need mixup=0. cutmix exchanges
             rectangles of cells.
         mix_probability: probability that a batch is mixed.
-        select: maps the averaged head to its predictions for clips that are held out of the training. The head of the
-            best checkpoint on them is kept in the run's folder `best/`. None, the last head is taken.
-        may_choose: whether the checkpoint of a step is a candidate; None, all are.
-        asked: bool [classes,classes], the classes among which a clip of a class is classified; None, all. See
+        select: maps the EMA head to its predictions for clips that are held out from training. The head of the best
+            checkpoint on these clips is kept in the run's folder `best/`. None, the last head is used.
+        may_choose: maps a step to whether its checkpoint is a candidate; None, all are.
+        asked: bool [classes,classes], row i: the classes among which a clip of class i is classified; None, all. See
             `vidtok.eval.recognition.inputs.same_task`.
 
     Raises:
-        ValueError: for smoothing outside 0 to 1, for mixup of ids, and for an odd number of clips to mix.
+        ValueError: smoothing outside 0 to 1, mixup of ids, or an odd number of clips to mix.
     """
 
     def __init__(
@@ -173,7 +178,7 @@ class RecognitionTask:
         return loss, {"cross_entropy": loss, "accuracy": (logits.argmax(1) == labels).float().mean()}, None
 
     def validate(self, model: Head, run: RunFolder, step: int) -> str | None:
-        """Measure top-1 on the clips of `select`, and keep the head where it is the best so far (ties: by loss)."""
+        """Measure top-1 on the clips of `select`, and save the head if it is the best so far (ties: by loss)."""
         if self.select is None or not (self.may_choose is None or self.may_choose(step)):
             return None
         found = self.select(model)
@@ -193,17 +198,17 @@ class RecognitionTask:
         return f"cross-entropy {scalars['cross_entropy']:.3f}  accuracy {scalars['accuracy']:.3f}"
 
     def _loss_among(self, logits_BK: Tensor, asked_BK: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (logits, -inf for classes that aren't asked about; cross-entropy over the others)."""
+        """Return (logits with -inf for classes of other tasks, cross-entropy over the remaining classes)."""
         logits_BK = logits_BK.float().masked_fill(~asked_BK, -torch.inf)
         log_BK = logits_BK.log_softmax(1).masked_fill(~asked_BK, 0)
         own, uniform = log_BK.gather(1, labels[:, None])[:, 0], log_BK.sum(1) / asked_BK.sum(1)
         return logits_BK, -((1 - self.smoothing) * own + self.smoothing * uniform).mean()
 
     def _mixed(self, x: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Mix the batch with itself in reverse order: (inputs, soft targets [B,classes])."""
+        """Mix the batch with itself in reverse order; return (inputs, soft targets [B,classes])."""
         assert self.mix is not None
         validate_mixing(not x.is_floating_point(), len(x), averaged=not self.mix_ids)
-        before = np.random.get_state()  # timm draws from here
+        before = np.random.get_state()  # timm draws from NumPy's global generator
         np.random.seed(torch.randint(2**31, ()).item())  # the loop has seeded torch for this step
         try:
             flat, targets = self.mix(x.clone().flatten(1, -3), labels)  # rectangles lie in the last two dimensions
@@ -213,7 +218,7 @@ class RecognitionTask:
 
 
 def read_best(run: Path) -> dict | None:
-    """Return step, top1 and loss of the head in `best/`, or None."""
+    """Return step, top1 and loss of the head in `best/`; None if there is none."""
     file = run / BEST / "chosen.json"
     return json.loads(file.read_text()) if file.exists() else None
 
@@ -226,40 +231,41 @@ def save_best(head: Head, run: Path, score: dict) -> None:
     old = run / f"{BEST}.old"
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
-        final.rename(old)  # and not deleted: a kill in between would leave neither for long
+        final.rename(old)  # renamed, not deleted, so that a kill in between doesn't lose both
     new.rename(final)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def chosen_head(last: Head, run: Path) -> tuple[Head, dict]:
-    """Load the head of `best/` where a checkpoint was chosen, else take the last one, which is in `model/`.
+    """Load the head of `best/` if a checkpoint was chosen, otherwise return the last head, which is in `model/`.
 
-    Returns (the head, {"chosen": step, top1 and loss, or "last"; "head": name and weight_hash}).
+    Returns:
+        (the head, {"chosen": step, top1 and loss, or "last"; "head": name and weight_hash}).
     """
     best = read_best(run)
     head = Head.from_pretrained(run / BEST, last.device) if best else last
     return head, {"chosen": best or "last", "head": head_record(head)}
 
 
-CANDIDATES = 10  # number of checkpoints of a run that the best is chosen from
+CANDIDATES = 10  # number of checkpoints of a run among which the best is chosen
 
-# The optimizer's state depends on the order of the head's parameters: runs of another order are not resumed.
+# The optimizer's state depends on the order of the head's parameters, so runs with another order are not resumed.
 HEAD_ORDER = "embedding last"
 
 
 def check_finetuning(settings: dict, tokenizer: VideoTokenizer) -> None:
-    """Write the fingerprint of a run into its folder. Raises ValueError where it holds a run of other settings, whose
-    checkpoint might fit."""
+    """Write the fingerprint of a run into its folder. Raises ValueError if the folder holds a run of other settings,
+    even if its checkpoint has the same shapes."""
     data = settings["data"]
     facts: dict[str, Any] = {
         f"data.{key}": value for key, value in data.items() if key not in ("batch_size", "workers", "cache")
     }
-    if data["reader"] == "auto":  # as in folders from before there was a choice
+    if data["reader"] == "auto":  # as in folders written before this setting existed
         del facts["data.reader"]
     for name in ("task", "frame_folders"):
         if data[name] is None:
             del facts[f"data.{name}"]
-    # Of other heads the weights might fit.
+    # These settings are included because weights of other heads might have the same shapes.
     facts |= {key: settings[key] for key in ("input", "seed", "head", "head_options", "patch_merge", "task")}
     facts |= {"command": "finetune", "tokenizer": tokenizer.weight_hash, "parameters": HEAD_ORDER}
     if settings["init"]:
@@ -270,8 +276,10 @@ def check_finetuning(settings: dict, tokenizer: VideoTokenizer) -> None:
 
 
 def build_recognition_training(settings: dict, head: Head, head_data: HeadData, tokenizer: VideoTokenizer) -> dict:
-    """Build the arguments of `vidtok.train.loop.train` from settings and their data. head: see
-    `build_recognition_head`."""
+    """Build the arguments of `vidtok.train.loop.train` from settings and the data of the head.
+
+    head: see `build_recognition_head`.
+    """
     data = settings["data"]
     reads_tokens = settings["input"] != "pixels"
     head.record(
@@ -282,14 +290,14 @@ def build_recognition_training(settings: dict, head: Head, head_data: HeadData, 
     )
     batches = LabeledBatches(head_data.train, data["batch_size"], settings["seed"])
     if isinstance(head_data.train, MemorySource):
-        # There is nothing to prefetch, and each worker would copy the clips.
+        # No workers: there is nothing to prefetch, and each worker would copy the clips.
         settings = settings | {"trainer": settings["trainer"] | {"workers": 0}}
     arguments, may_choose = build_schedule(settings), None
     schedule, options = arguments["schedule"], arguments["options"]
     if not schedule.has_end:
         raise ValueError("a head is tested at the end of its run: set trainer.max_steps or trainer.max_minutes")
     if head_data.select is not None and schedule.max_minutes is None:
-        # Candidates by steps: checkpoints by the clock, or where a run was stopped, would not be reproducible.
+        # Candidates are chosen by step. Checkpoints by time, or at the step of a stop, would not be reproducible.
         every = options.save_steps or math.ceil(schedule.max_steps / CANDIDATES)
         arguments["options"] = replace(options, save_steps=every)
 

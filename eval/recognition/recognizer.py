@@ -1,4 +1,4 @@
-"""Recognize what videos show with a trained head, each as a whole or window by window.
+"""Classification of videos with a trained head, as a whole or window by window.
 
 Legend: V views of one video, T H W video.
 """
@@ -29,13 +29,13 @@ from vidtok.names import VIDEO_SUFFIXES
 
 @dataclass(frozen=True)
 class Recognition:
-    """What one video shows.
+    """Predicted classes of one video.
 
     Attributes:
-        path: of the video, or None for a tensor.
-        labels: (label, probability), the most probable first.
+        path: path of the video, or None for a tensor.
+        labels: (label, probability), the most probable first; empty if there is an error.
         views: number of clips and crops over which the probabilities are averaged.
-        error: why the file can't be recognized, or None; there are no labels then.
+        error: why the file can't be classified, or None.
     """
 
     path: Path | None
@@ -46,10 +46,10 @@ class Recognition:
 
 @dataclass(frozen=True)
 class LabeledWindow:
-    """What a part of a video shows.
+    """Predicted classes of a time window of a video.
 
     Attributes:
-        start, end: seconds from the first frame.
+        start, end: start and end of the window in seconds from the first frame.
         labels: (label, probability), the most probable first.
     """
 
@@ -58,11 +58,11 @@ class LabeledWindow:
     labels: list[tuple[str, float]]
 
 
-WINDOWS_AT_ONCE = 8  # decoded together, to be held in memory
+WINDOWS_AT_ONCE = 8  # number of windows that are decoded together and held in memory
 
 
 class Recognizer:
-    """Tell what videos show, by a trained head and the tokenizer that its input comes from.
+    """Classifier of videos: a trained head together with the tokenizer of its input.
 
         recognizer = vidtok.Recognizer("digits-tokens")
         for found in recognizer(["clip.mp4", "videos/"]):
@@ -71,14 +71,14 @@ class Recognizer:
     Args:
         head: shipped name, folder or hub id.
         model: tokenizer; None, by the name recorded with the head.
-        device: "auto", "cpu", "cuda", "cuda:1", ... precision: of the tokenizer, "fp32" or "bf16".
+        device: "auto", "cpu", "cuda", "cuda:1", ... precision: precision of the tokenizer, "fp32" or "bf16".
 
     Attributes:
-        head: the `Head`. protocol: how it sees a video, a `Protocol`. encoder: what stands between the two, an
-            `InputEncoder`.
+        head: the `Head`. protocol: the `Protocol` of its clips. encoder: the `InputEncoder`, which maps clips to the
+            head's input.
 
     Raises:
-        ValueError: for a head that isn't there or doesn't say what it was trained on, and for another tokenizer.
+        ValueError: there is no such head, it doesn't record its training data, or the tokenizer isn't the head's.
     """
 
     def __init__(self, head: str, model: str | None = None, device: str = "auto", precision: str = "fp32"):
@@ -87,25 +87,26 @@ class Recognizer:
     def __call__(
         self, inputs: str | Path | Tensor | Sequence[str | Path | Tensor], top: int = 5
     ) -> Iterator[Recognition]:
-        """Recognize one video after the other.
+        """Classify videos one after the other.
 
         Args:
-            inputs: files in any video format or in .npz, folders of them, glob patterns; or the views of one video,
-                float [V, 3, T, H, W] (or [3, T, H, W]) in [-1, 1], of the frames and size in `protocol`. One or several
-                of these. Files are cut and resized as the head was trained.
-            top: labels of each.
+            inputs: one or several of: files in any video format or in .npz, folders of them, glob patterns, or the
+                views of one video as float [V, 3, T, H, W] (or [3, T, H, W]) in [-1, 1] with the number of frames and
+                the size of `protocol`. Files are cut and resized as in the head's training.
+            top: number of labels per video.
 
         Returns:
-            One `Recognition` for each video. A file that fails has an `error`, and the others follow.
+            An iterator with one `Recognition` for each video. If a file fails, its `error` is set, and the iteration
+            continues.
 
         Raises:
-            UserError: for a path that doesn't exist or a pattern that matches nothing.
-            ValueError: for a tensor of another shape.
+            UserError: a path doesn't exist, or a pattern matches nothing.
+            ValueError: a tensor of another shape.
         """
         several = [inputs] if isinstance(inputs, str | Path | Tensor) else list(inputs)
         planned = [x if isinstance(x, Tensor) else find_files([str(x)], (*VIDEO_SUFFIXES, ".npz")) for x in several]
         items = [x for part in planned for x in ([part] if isinstance(part, Tensor) else [file for file, _ in part])]
-        return (self._recognize(x, top) for x in dict.fromkeys(items))  # no file twice
+        return (self._recognize(x, top) for x in dict.fromkeys(items))  # each file once
 
     def _recognize(self, x: Path | Tensor, top: int) -> Recognition:
         if isinstance(x, Tensor):
@@ -120,7 +121,7 @@ class Recognizer:
         return Recognition(x, self.top(probabilities, top), views)
 
     def file(self, path: Path) -> tuple[Tensor, int]:
-        """(probabilities [classes], number of views they are averaged over) of a video or a token file."""
+        """Classify a video or a token file; return (probabilities [classes], number of views in the average)."""
         if path.suffix.lower() == ".npz":
             x = self._tokens(path)
             return self._average(x), len(x)
@@ -135,22 +136,22 @@ class Recognizer:
     def windows(
         self, path: str | Path, seconds: float | None = None, hop: float | None = None, top: int = 5
     ) -> Iterator[LabeledWindow]:
-        """Recognize a video of any length window by window, in bounded memory.
+        """Classify a video of any length window by window, in bounded memory.
 
-        A window is as long as a clip that the head was trained on; the last one ends with the video.
+        A window is as long as the clips that the head was trained on. The last window ends with the video.
 
         Args:
             path: the video.
-            seconds: of a window, for a head that was trained on frames spread evenly over a video.
-            hop: seconds from one window to the next; None, end to end.
-            top: labels of each window.
+            seconds: length of a window, only for heads that were trained on frames spread evenly over a video.
+            hop: seconds from the start of one window to the next; None, the length of a window.
+            top: number of labels per window.
 
         Yields:
             Windows in order.
 
         Raises:
             VideoError: the video can't be read.
-            ValueError: seconds that the head needs, or that are not for it; or a head that sees several clips at once.
+            ValueError: seconds are missing or don't apply to the head, or the head sees several clips at once.
         """
         protocol = self.protocol
         if protocol.concat_segments:
@@ -169,7 +170,7 @@ class Recognizer:
             read: Callable
             if timeline.unreliable is None:
                 read, times, fps = partial(read_selection, path), timeline.timestamps, timeline.fps
-            else:  # sequentially, without seeking back between windows that don't overlap
+            else:  # decode sequentially, without seeking back between windows that don't overlap
                 reader = stack.enter_context(open_video(path))
                 read, times, fps = partial(select_frames, reader), reader.timestamps, reader.fps
             step = (protocol.stride or 1) / (protocol.fps or fps) if seconds is None else seconds / protocol.frames
@@ -177,7 +178,7 @@ class Recognizer:
             last = max(duration - span, 0.0)
             starts = np.append(np.arange(0, last - 1e-6, hop or span), last)
             offsets = np.arange(protocol.frames) * step + (0 if seconds is None else step / 2)
-            rng, transform = np.random.default_rng(0), protocol.transform()  # of a test, which draws nothing
+            rng, transform = np.random.default_rng(0), protocol.transform()  # the test transform doesn't draw from rng
             for group in np.split(starts, range(WINDOWS_AT_ONCE, len(starts), WINDOWS_AT_ONCE)):
                 indices = indices_at(times, group[:, None] + offsets)
                 frames_VTHWC, _ = read(lambda *_, chosen=indices: chosen, view=partial(transform.view, rng=rng))
@@ -187,12 +188,12 @@ class Recognizer:
                     yield LabeledWindow(start, min(start + span, duration), self.top(row, top))
 
     def video(self, video_V3THW: Tensor) -> Tensor:
-        """Probabilities [classes] of the views of one video, float [V, 3, T, H, W] in [-1, 1]."""
+        """Classify the views of one video, float [V, 3, T, H, W] in [-1, 1]; return probabilities [classes]."""
         views = group_segments(video_V3THW[None], self.encoder.concat_segments)[0]
         return self._average(self.encoder(views.to(self.head.device)))
 
     def top(self, probabilities: Tensor, count: int) -> list[tuple[str, float]]:
-        """(label, probability) of the most probable classes."""
+        """Return (label, probability) of the `count` most probable classes."""
         values, indices = probabilities.topk(min(count, len(probabilities)))
         classes = self.head.config.classes
         return [(classes[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
@@ -234,21 +235,21 @@ def label_windows(
     top: int = 5,
     force: bool = False,
 ) -> Iterator[tuple[Path, Path, int | str]]:
-    """Write the labels of every window of videos, NAME.csv (start, end, label, probability) and NAME.srt, subtitles.
+    """Write the labels of all windows of videos: NAME.csv (start, end, label, probability) and subtitles, NAME.srt.
 
     Args:
-        recognizer: with the head.
+        recognizer: the classifier.
         inputs: videos, folders of them, glob patterns.
-        output: folder. It gets the tree below each input folder.
-        seconds, hop, top: see `Recognizer.windows`. The csv has a row for each of the top labels of a window, the
-            subtitles show the most probable one until the next window begins.
-        force: overwrite what exists.
+        output: folder for the files, with the directory tree of each input folder.
+        seconds, hop, top: see `Recognizer.windows`. The csv file has a row for each of the top labels of a window. The
+            subtitles show the most probable label until the next window begins.
+        force: overwrite existing files.
 
     Yields:
-        (video, csv file, number of windows, or why it failed) of each video, once its files are complete.
+        (video, csv file, number of windows or reason of failure) of each video, once its files are complete.
 
     Raises:
-        UserError: for a path that doesn't exist or a pattern that matches nothing.
+        UserError: a path doesn't exist, or a pattern matches nothing.
     """
     for job in plan_jobs(find_videos([str(x) for x in inputs]), str(output), ".csv", ()):
         table, subtitles = job.target, job.target.with_suffix(".srt")
@@ -283,12 +284,12 @@ def _write_windows(windows: Iterator[LabeledWindow], table: Path, subtitles: Pat
 
 
 def _clock(seconds: float) -> str:
-    """Write a time as subtitles do, 00:01:02,500."""
+    """Format a time in the form of subtitles, 00:01:02,500."""
     whole, thousandths = divmod(round(seconds * 1000), 1000)
     return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02},{thousandths:03}"
 
 
-RECONSTRUCTS = "vidtok-t"  # what clips go through for a head that was trained with no tokenizer
+RECONSTRUCTS = "vidtok-t"  # tokenizer that reconstructs clips for a head that was trained without one
 
 
 def load_head(
@@ -299,11 +300,22 @@ def load_head(
     protocol: str | None = None,
     precision: str = "fp32",
 ):
-    """(head, the `InputEncoder` before it, `Protocol`). model: of the tokenizer; None, the one that the head names.
-    recon: a head of pixels sees reconstructions. protocol: instead of the head's own. precision: of the tokenizer.
+    """Load a head with its input encoder and protocol.
 
-    Raises ValueError for a head that doesn't say what its classes are or how it sees clips, or for a tokenizer that
-    isn't its own."""
+    Args:
+        name: shipped name, folder or hub id of the head.
+        model: tokenizer; None, the one that the head names.
+        device: device of both.
+        recon: whether a head on pixels sees reconstructions.
+        protocol: protocol by name; None, the head's.
+        precision: precision of the tokenizer.
+
+    Returns:
+        (`Head`, `InputEncoder`, `Protocol`).
+
+    Raises:
+        ValueError: the head doesn't record its classes or its protocol, or the tokenizer isn't the head's.
+    """
     from vidtok.eval.recognition.inputs import InputEncoder
     from vidtok.heads import Head
     from vidtok.tokenizer import VideoTokenizer
@@ -327,13 +339,16 @@ def load_head(
 
 
 def trained_on(config) -> str:
-    """Of `vidtok.eval.recognition.inputs.INPUTS`: pixels that come from a tokenizer are reconstructions."""
+    """Return the key of `vidtok.eval.recognition.inputs.INPUTS` that a head was trained on.
+
+    Pixels of a head that names a tokenizer are reconstructions.
+    """
     kind = config.input["kind"]
     return "recon" if kind == "pixels" and config.tokenizer is not None else kind
 
 
 def find_protocol(config, name: str | None):
-    """The head's protocol, with other frames, stride, segments and crops where they are given."""
+    """Return the head's protocol; name: overrides its frames, stride, segments and crops; None keeps them."""
     from vidtok.eval.recognition.clips import Protocol
 
     if config.protocol is None and name is None:
