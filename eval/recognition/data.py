@@ -46,9 +46,9 @@ from vidtok.tokenizer import VideoTokenizer
 
 
 class Source(TypingProtocol):
-    """Labeled samples. draw(index, epoch) returns (the sample in that epoch, its label), a pure function of the two.
+    """Source of labeled samples. draw(index, epoch) returns (sample, label) as a pure function of its arguments.
 
-    The label is that of the drawn sample, as another may replace one that can't be read.
+    The label belongs to the returned sample, since another sample may replace one that can't be read.
     """
 
     @property
@@ -62,7 +62,7 @@ class Source(TypingProtocol):
 
 
 class VideoSource:
-    """Videos, decoded when they are drawn."""
+    """Source of videos that are decoded when they are drawn."""
 
     def __init__(self, dataset: LabeledDataset):
         self.dataset, self.labels = dataset, dataset.labels
@@ -74,7 +74,7 @@ class VideoSource:
         sample = self.dataset.draw(index, epoch)
         if isinstance(sample, VideoError):
             raise sample
-        several = len(sample.video) > 1  # that the head sees at once
+        several = len(sample.video) > 1  # the head sees several clips at once
         return sample.video if several else sample.video[0], sample.label
 
     def summary(self) -> str:
@@ -83,9 +83,9 @@ class VideoSource:
 
 
 class MemorySource:
-    """Inputs in memory, x [N,V,...]. A draw takes one of the V views at random, and a random crop of the grid.
+    """Source of inputs in memory, x [N,V,...]. A draw returns a random crop of one of the V views at random.
 
-    grid_crop: side of the crop in cells of the token grid; None, no crop. unit: values per cell in the last two
+    grid_crop: side of the crop in cells of the token grid; None, no crop. unit: side of a cell in the last two
     dimensions, 8 for pixels and 1 on the token grid, so that all inputs are cropped alike.
     """
 
@@ -111,10 +111,10 @@ class MemorySource:
 
 
 class LabeledBatches:
-    """Training batches (x [B,...], labels int64 [B]) by number. Each epoch has an order of its own; a batch may span
-    two epochs.
+    """Training batches (x [B,...], labels int64 [B]) by number. Each epoch is reshuffled; a batch may span two epochs.
 
-    Raises ValueError for a batch size below 1 or an empty source.
+    Raises:
+        ValueError: a batch size below 1, or an empty source.
     """
 
     def __init__(self, source: Source, batch_size: int, seed: int = 0):
@@ -127,7 +127,7 @@ class LabeledBatches:
         return self.shard_of(number, WHOLE)
 
     def shard_of(self, number: int, shard: Shard) -> tuple[Tensor, Tensor]:
-        """Return a shard of batch `number`. Raises ValueError where it doesn't divide into equal shards."""
+        """Return a shard of batch `number`. Raises ValueError if the batch doesn't divide into equal shards."""
         return self._rows(number, shard_rows(shard, self.batch_size))
 
     def _rows(self, number: int, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -136,30 +136,30 @@ class LabeledBatches:
         return torch.stack(x), torch.tensor(labels)
 
     def loader(self, start: int = 0, workers: int = 0, shard: Shard = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield that shard of batches start, start + 1, ... without end, prefetched by `workers` processes."""
+        """Yield a shard of batches start, start + 1, ... without end, prefetched by `workers` processes."""
         return prefetch(partial(self._rows, rows=shard_rows(shard, self.batch_size)), start, workers)
 
     def summary(self) -> str:
         return self.source.summary()
 
     def _place(self, place: int) -> tuple[int, int]:
-        """Return (index, epoch) of a sample, counted from the first one of the first epoch."""
+        """Return (index, epoch) of the sample at a position, counted from the first sample of the first epoch."""
         epoch, place = divmod(place, len(self.source))
         if self._order[0] != epoch:
             self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.source))
         return int(self._order[1][place]), epoch
 
 
-TESTED_CLIPS = 32  # at a time, of videos
+TESTED_CLIPS = 32  # largest number of clips in a test batch of videos
 
 
 @dataclass
 class HeadInput:
-    """What a head is built for.
+    """Input and classes that a head is built for.
 
     Attributes:
         input: kind of input, see `vidtok.heads`.
-        example: one input of the head, [1,...].
+        example: an example input, [1,...].
         classes: class names.
     """
 
@@ -169,11 +169,11 @@ class HeadInput:
 
     @property
     def channels(self) -> int | None:
-        """Number of channels of features; None for pixels and ids."""
+        """Number of feature channels; None for pixels and ids."""
         return self.example.shape[1] if self.input in ("latents", "hidden", "embedding") else None
 
     def grid(self, stride: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(t, h, w) of the tokens."""
+        """Return the size of the token grid, (t, h, w). stride: stride of the tokenizer."""
         if self.input == "pixels":
             T, H, W = self.example.shape[-3:]
             return 1 + (T - 1) // stride[0], H // stride[1], W // stride[2]
@@ -189,10 +189,10 @@ class HeadData(HeadInput):
 
     Attributes:
         input, example, classes: see `HeadInput`.
-        train: source of the batches. encode: maps a batch to the head's input; None, it is the input.
+        train: source of the training batches. encode: maps a batch to the head's input; None, it is the input.
         test: maps a head to its predictions for the test clips. shuffled: the same with shuffled frames, or None.
         select: the same for the training clips that are held out for model selection, or None.
-        train_failures: training clips that could not be read, where they are in memory.
+        train_failures: training clips that could not be read, if they are in memory.
     """
 
     train: Source
@@ -204,15 +204,15 @@ class HeadData(HeadInput):
 
 
 def build_recognition_head(settings: dict, head_input: HeadInput, tokenizer: VideoTokenizer) -> Head:
-    """Build the head of settings, for the input, classes and grid of `head_input`: untrained but for `init`.
+    """Build a head from settings for the input, classes and grid of `head_input`, with the weights of `init` if set.
 
     Raises:
-        ValueError: the head of `init` is of another architecture, input or tokenizer.
+        ValueError: the head of `init` has another architecture, input or tokenizer.
     """
     net = {**settings["head"], **(settings["head_options"] or {})}
     own = {"bits": tokenizer.bits, "channels": head_input.channels, "stride": tuple(tokenizer.stride)}
     classes, grid = len(head_input.classes), head_input.grid(tokenizer.stride)
-    torch.manual_seed(settings["seed"])  # of the initial weights
+    torch.manual_seed(settings["seed"])  # for the initial weights
     head = build_head(net, settings["name"], head_input.input, classes, grid, settings["patch_merge"], own)
     if settings["init"]:
         pretrained = Head.from_pretrained(settings["init"])
@@ -226,11 +226,12 @@ class DataOptions:
     """Options that all kinds of data share.
 
     Attributes:
-        splits, limits: names and largest numbers of videos of training and test; None, all.
+        splits, limits: names and largest numbers of videos of (training, test); None, all.
         select: share of the training clips that is held out to choose a checkpoint.
-        grid_crop: of data in memory, side of the random crops of the grid, see `MemorySource`.
-        batch_size: of training batches, and the largest of tests. workers: number of processes that decode test clips.
-        seed: of the random draws of training.
+        grid_crop: side of the random crops of the grid for data in memory, see `MemorySource`.
+        batch_size: size of training batches, largest size of test batches. workers: number of processes that decode
+            test clips.
+        seed: seed of the random draws of training.
     """
 
     splits: tuple[str | None, str | None] = ("train", "val")
@@ -260,8 +261,8 @@ def memory_head_data(
 ) -> HeadData:
     """Build `HeadData` from clips in memory.
 
-    encoded: by `encode_all`, x [N,V,...] of the training clips, the test clips, and the test clips with shuffled
-    frames. groups: of the training clips, which the split for model selection keeps whole.
+    encoded: outputs of `encode_all`, x [N,V,...], for the training clips, the test clips, and the test clips with
+    shuffled frames. groups: groups of the training clips, which the split for model selection keeps whole.
     """
     x_train_NV, x_test_NV, x_shuffled_NV = encoded
     kept: slice | np.ndarray = slice(None)  # a view of all, not a copy
@@ -293,7 +294,7 @@ def video_head_data(
 ) -> HeadData:
     """Build `HeadData` from videos that are decoded and encoded on the fly, with random clips and crops in training.
 
-    augmentation: scale, flip and augment of `ClipSource.open`. The test has the classes of the training.
+    augmentation: scale, flip and augment of `ClipSource.open`. The test uses the classes of the training data.
     """
     splits, limits = options.splits, options.limits
     training = source.open(splits[0], protocol, training=True, seed=options.seed, **augmentation)
@@ -307,7 +308,7 @@ def video_head_data(
         apart.keep(chosen)
         training.keep(kept)
 
-    # A training batch is shared by many processes, and has one view of each video.
+    # Test batches are smaller: a training batch is divided among processes, and has one view of each video.
     tested = max(1, min(options.batch_size, TESTED_CLIPS) // protocol.views)
 
     def test_on(videos, shuffle: bool = False) -> Test:
@@ -339,8 +340,8 @@ def feature_head_data(
 ) -> HeadData:
     """Build `HeadData` from files of `vidtok extract`.
 
-    paths: files of training and test. groups_of: maps ids to their groups; None, the groups that the files know. cache:
-    of the training features, see `TokenDataset`. Raises ValueError where training and test share a video.
+    paths: files of (training, test). groups_of: maps ids to groups; None, groups from the files. cache: cache of the
+    training features, see `TokenDataset`. Raises ValueError if training and test share a video.
     """
     splits = options.splits
     train = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol, seed=options.seed, cache=cache)
@@ -373,7 +374,7 @@ def feature_head_data(
 
 
 def validate_mixing(ids: bool, clips: int, averaged: bool) -> None:
-    """Raise ValueError for mixup of ids (averaged: mixup, and not only cutmix), and for an odd number of clips."""
+    """Raise ValueError for mixup of ids, and for an odd number of clips. averaged: whether mixup is used."""
     if ids and averaged:
         raise ValueError("ids can't be averaged: set task.mixup=0 (cutmix exchanges cells, and is fine)")
     if clips % 2:
@@ -427,13 +428,13 @@ def validate_data_settings(data: dict) -> None:
 
 
 def validate_no_concat(data: dict) -> None:
-    """Raise ValueError where the head sees several random clips at once, before the clips are decoded."""
+    """Raise ValueError if the head sees several random clips at once, before the clips are decoded."""
     if data["concat_segments"]:
         raise ValueError("concatenated clips are random ones of each video, read anew: data.in_memory=false")
 
 
 def validate_task(settings: dict, input: str) -> None:
-    """Raise ValueError where clips can't be mixed as the group `task` says, before the work."""
+    """Raise ValueError if clips can't be mixed as set in the group `task`, before any work is done."""
     task = settings["task"]
     if task["mixup"] or task["cutmix"]:
         validate_mixing(input in ("tokens", "codes"), settings["data"]["batch_size"], averaged=bool(task["mixup"]))

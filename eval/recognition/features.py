@@ -18,7 +18,7 @@ from vidtok.extraction.record import Entry
 from vidtok.extraction.sources import Clips
 from vidtok.tokenizer import VideoTokenizer
 
-# input of a head -> name of the extracted feature
+# Input of a head -> name of the extracted feature.
 FEATURES = {"tokens": "ids", "codes": "ids", "latents": "latents", "hidden": "hidden", "embedding": "embedding"}
 
 
@@ -28,15 +28,15 @@ class FeatureFiles:
     Args:
         path, split: files or folder, and name of the split.
         input: input of the head, a key of `FEATURES`.
-        tokenizer, protocol: what the features must come from.
+        tokenizer, protocol: tokenizer and protocol that the features must have been extracted with.
         classes: class names in order; None, those in the files.
-        seed: of the random views. cache: see `TokenDataset`.
+        seed: seed of the random views. cache: see `TokenDataset`.
 
     Attributes:
-        failures: [{name, reason}] of the videos that extraction failed on.
+        failures: [{name, reason}] of videos whose extraction failed.
 
     Raises:
-        ValueError: for features of another kind, tokenizer or protocol, without labels, or with unknown classes.
+        ValueError: features of another kind, tokenizer or protocol, without labels, or with unknown classes.
     """
 
     def __init__(
@@ -80,30 +80,30 @@ class FeatureFiles:
         return len(self.ids)
 
     def keep(self, indices: Sequence[int] | np.ndarray) -> "FeatureFiles":
-        """Drop all other videos; return itself."""
+        """Keep only the videos of these indices, and return self."""
         for name in ("ids", "records", "labels"):
             values = getattr(self, name)
             setattr(self, name, [values[i] for i in indices])
         return self
 
     def first(self, limit: int | None) -> None:
-        """Keep only the first `limit` videos, and no failures, whose positions are unknown; None keeps all."""
+        """Keep only the first `limit` videos, and no failures, since their positions are unknown; None keeps all."""
         if limit is not None:
             self.keep(range(len(self))[:limit]).failures = []
 
     @property
     def groups(self) -> list[str] | None:
-        """Group of each video as far as the files know it: the digit for the built-in digits, else None."""
+        """Return the group of each video, if the files determine it: the digit for the built-in digits, else None."""
         return digits_of(self.ids) if self.dataset.read(0).meta.reader == DIGITS else None
 
     def validate_views(self, protocol: Protocol) -> None:
-        """Raise ValueError where a test video doesn't have the protocol's number of views."""
+        """Raise ValueError if a test video doesn't have the protocol's number of views."""
         for name, rows in zip(self.ids, self.records, strict=True):
             if len(rows) != protocol.views:
                 raise ValueError(f"{name} has {len(rows)} records, and protocol {protocol} has {protocol.views} views")
 
     def validate_disjoint(self, test: "FeatureFiles") -> None:
-        """Raise ValueError where the two share a video."""
+        """Raise ValueError if the two share a video."""
         if both := sorted(set(self.ids) & set(test.ids)):
             raise ValueError(f"{len(both)} videos are in training and test, the first is {both[0]}")
 
@@ -133,8 +133,8 @@ class FeatureFiles:
 
 
 def validate_clips(path: str | Path, sampler: str | None, entries: Sequence[Entry], protocol: Protocol) -> None:
-    """Raise ValueError unless all records are clips of the protocol, or whole videos of its length and size where it
-    takes every frame."""
+    """Raise ValueError unless all records are clips of the protocol. If the protocol uses every frame, whole videos of
+    its length and size are accepted, too."""
     name = "uniform" if protocol.stride is None else "dense"
     wanted = str(Clips(name, protocol.segments, protocol.frames, protocol.stride or 1, protocol.fps))
     if sampler is None and (protocol.segments > 1 or protocol.stride not in (None, 1)):

@@ -1,7 +1,7 @@
 """Inputs of a recognition head, and its predictions.
 
-Clips are encoded as tokens, codes, latents, hidden features, pixels or reconstructions, batch by batch or all at once
-in memory. Predictions are averaged over the views of a video.
+Clips are encoded as tokens, codes, latents, hidden features, pixels or reconstructions. They are encoded batch by
+batch, or once to be kept in memory. Predictions are averaged over the views of a video.
 
 Legend: B batch, V views of one video, N videos, C channels, T H W video, t h w token grid, K classes.
 """
@@ -22,7 +22,7 @@ from vidtok.errors import nearest
 from vidtok.names import escape_name
 from vidtok.tokenizer import VideoTokenizer
 
-# name: what it is
+# Name of each input -> its description.
 INPUTS = {
     "tokens": "ids, each half of their bits a vocabulary of its own",
     "codes": "the ids' bits as signs",
@@ -32,32 +32,32 @@ INPUTS = {
     "recon": "pixels of the decoded tokens",
 }
 
-PIXELS_AT_ONCE, ON_CPU = 1 << 23, 1 << 20  # that are encoded, at most: 120 clips of 17 x 64 x 64, and 15
+PIXELS_AT_ONCE, ON_CPU = 1 << 23, 1 << 20  # largest batches: 120 and 15 clips of 17 x 64 x 64
 
 
 class InputEncoder:
-    """Encode clips, float [B,3,T,H,W] in [-1,1] or uint8, as a head's input. Nothing in it is trained.
+    """Encoder of clips, float [B,3,T,H,W] in [-1,1] or uint8, to a head's input. It has no trained parameters.
 
-    Clips and reconstructions are rounded to 8 bits and features to float16, so that inputs from a cache are the same as
-    those computed on the fly.
+    Clips and reconstructions are rounded to 8 bits and features to float16, so that cached inputs are equal to inputs
+    that are computed on the fly.
 
     Args:
         kind: one of `INPUTS`. "tokens" and "codes" give int64 ids [B,t,h,w], "latents" and "hidden" float32
             [B,C,t,h,w], "pixels" and "recon" float32 [B,3,T,H,W].
-        tokenizer: not needed for pixels. The result is on its device.
-        concat_segments: number J of clips that the head sees at once. With J > 1, clips are [B,J,3,T,H,W]; each is
-            encoded alone, and features are concatenated in time, J*t in place of t.
+        tokenizer: the tokenizer, which pixels don't need. The result is on its device.
+        concat_segments: number J of clips that the head sees at once. With J > 1, clips are [B,J,3,T,H,W]. Each is
+            encoded alone, and features are concatenated in time, with J*t in place of t.
         grid_crop: side of the center crop of the grid in cells, for heads that were trained on crops; None, the whole
             grid.
-        pixels_per_cell: of such a crop of pixels; None, the tokenizer's.
+        pixels_per_cell: side of a cell in pixels for crops of pixels; None, the tokenizer's stride.
 
     Attributes:
         head_input: kind of input that the head is built for.
-        unit: values per cell of the token grid, in the last two dimensions of what the head reads.
-        per_frame: whether each frame is encoded on its own.
+        unit: side of a grid cell in the last two dimensions of the head's input, in values.
+        per_frame: whether each frame is encoded independently.
 
     Raises:
-        ValueError: for an unknown kind, a missing tokenizer, or pixels of several clips at once.
+        ValueError: an unknown kind, a missing tokenizer, or pixels of several clips at once.
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class InputEncoder:
         if self.concat_segments == 1:
             return self.cropped(unpack(self.encode_compact(video)))
         x = unpack(self.encode_compact(video.flatten(0, 1))).unflatten(0, (-1, self.concat_segments))
-        time = 1 if x.ndim == 5 else 2  # of ids [B,J,t,h,w] and features [B,J,C,t,h,w]
+        time = 1 if x.ndim == 5 else 2  # time axis of a clip of ids [B,J,t,h,w] and of features [B,J,C,t,h,w]
         return self.cropped(x.movedim(1, time).flatten(time, time + 1))
 
     def cropped(self, x: Tensor) -> Tensor:
-        """Cut a whole grid to the part that the head sees."""
+        """Crop a whole grid to the part that the head sees."""
         return center_crop_grid(x, self.grid_crop, self.unit)
 
     @torch.no_grad()
@@ -110,8 +110,8 @@ class InputEncoder:
 
 
 def encode_all(encoder: InputEncoder, video_NV3THW: Tensor, ids_NVthw: Tensor | None = None) -> Tensor:
-    """Encode uint8 clips once, to be kept in memory: x [N,V,...], packed (see `unpack`). ids_NVthw: the clips' tokens
-    where they are known; reconstructions are decoded from them."""
+    """Encode uint8 clips to be kept in memory; return x [N,V,...] in compact form, see `unpack`. ids_NVthw: the clips'
+    tokens if they are known; reconstructions are decoded from them."""
     assert encoder.concat_segments == 1, "concatenated clips are drawn anew in every epoch"
     if encoder.kind == "pixels" or encoder.tokenizer is None:  # all other kinds have one
         return video_NV3THW
@@ -144,7 +144,7 @@ def crop_grid(x: Tensor, top: int, left: int, side: int, unit: int) -> Tensor:
 
 
 def center_crop_grid(x: Tensor, side: int | None, unit: int) -> Tensor:
-    """Crop the center of the grid, for tests of heads that were trained on crops; None returns the whole."""
+    """Crop the center of the grid, for tests of heads that were trained on crops; side None returns the whole grid."""
     if side is None:
         return x
     top, left = ((size // unit - side) // 2 for size in x.shape[-2:])
@@ -152,7 +152,7 @@ def center_crop_grid(x: Tensor, side: int | None, unit: int) -> Tensor:
 
 
 def to_float(video: Tensor) -> Tensor:
-    """Convert uint8 to float32 in [-1,1]; return floats as they are."""
+    """Convert uint8 to float32 in [-1,1]; return floats unchanged."""
     return video.float().div_(127.5).sub_(1) if video.dtype == torch.uint8 else video
 
 
@@ -168,8 +168,8 @@ def to_bytes(video: Tensor) -> Tensor:
 
 
 def shuffle_frames(video_NVCTHW: Tensor, ids: Sequence[str]) -> Tensor:
-    """Put the frames of each video in a random order other than the true one. The order is seeded by the video's id, so
-    that it is the same in every batch and for all views."""
+    """Shuffle the frames of each video into a random order other than the true one. The seed is derived from the id of
+    the video, so that the order is the same in every batch and for all views."""
     T = video_NVCTHW.shape[3]
     shuffled = []
     for video_VCTHW, name in zip(video_NVCTHW, ids, strict=True):
@@ -183,8 +183,14 @@ def shuffle_frames(video_NVCTHW: Tensor, ids: Sequence[str]) -> Tensor:
 
 @dataclass
 class ClipSet:
-    """Clips in memory. video: uint8 [N,V,3,T,H,W] with V views, or their encoding, [N,V,...]. labels: int [N]. paths:
-    of the video files, "" for rendered clips. failures: videos that could not be read, {name, reason}."""
+    """Labeled clips in memory.
+
+    Attributes:
+        video: uint8 [N,V,3,T,H,W] with V views, or their encoding, [N,V,...].
+        labels: int [N]. ids: N names. classes: class names.
+        paths: paths of the video files, "" for rendered clips.
+        failures: [{name, reason}] of videos that could not be read.
+    """
 
     video: Tensor
     labels: np.ndarray
@@ -197,14 +203,14 @@ class ClipSet:
         return len(self.ids)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ClipSet":
-        """Return some of the clips; the failures stay with the whole."""
+        """Return a set of some of the clips, without failures."""
         chosen = [int(i) for i in indices]
         ids, paths = ([x[i] for i in chosen] for x in (self.ids, self.paths))
         return ClipSet(self.video[chosen], self.labels[chosen], ids, self.classes, [], paths)
 
 
 class Views(NamedTuple):
-    """A test batch: x [B,V,...], labels int64 [B], ids, and videos that could not be read: [{name, reason}]."""
+    """Test batch: x [B,V,...], labels int64 [B], ids, and failures [{name, reason}] of videos that can't be read."""
 
     x: Tensor
     labels: Tensor
@@ -214,7 +220,12 @@ class Views(NamedTuple):
 
 @dataclass
 class Predictions:
-    """probabilities: float64 [N,K]; labels: int [N]; ids; failures: [{name, reason}]; correct_N: bool [N]."""
+    """Predictions of a head for N videos.
+
+    Attributes:
+        probabilities: float64 [N,K]. labels: int [N]. ids: N names. correct_N: bool [N], whether top-1 is the label.
+        failures: [{name, reason}] of videos that could not be read.
+    """
 
     probabilities: np.ndarray
     labels: np.ndarray
@@ -230,8 +241,8 @@ def views_of_dataset(
 ) -> Iterator[Views]:
     """Yield batches of the videos of a dataset; failed videos (on_error="return") are listed and not replaced.
 
-    shuffle: put frames in random order, see `shuffle_frames`. concat_segments: number of clips that the head sees at
-    once, see `group_segments`.
+    shuffle: shuffle frames, see `shuffle_frames`. concat_segments: number of clips that the head sees at once, see
+    `group_segments`.
     """
     for batch in dataset.loader(batch_size, workers):
         failures = [{"name": escape_name(str(error.path)), "reason": error.reason} for error in batch.failed]
@@ -246,7 +257,7 @@ def views_in_memory(x_NV: Tensor, labels: np.ndarray, ids: list[str], batch_size
 
 
 def same_task(classes: Sequence[str] | None) -> Tensor | None:
-    """Return bool [K,K], whether two classes are of one motion task; None where they aren't those of several tasks."""
+    """Return bool [K,K], whether two classes belong to the same motion task; None unless there are several tasks."""
     split = [name.partition("/") for name in classes or ()]
     if len({task for task, *_ in split}) < 2 or any(kind not in TASKS.get(task, ()) for task, _, kind in split):
         return None
@@ -256,13 +267,19 @@ def same_task(classes: Sequence[str] | None) -> Tensor | None:
 
 @torch.no_grad()
 def predict(head: nn.Module, batches: Iterable[Views], encode: Callable[[Tensor], Tensor] | None = None) -> Predictions:
-    """Average the softmax of the head's logits over the views of each video.
+    """Predict class probabilities: the softmax of the head's logits, averaged over the views of each video.
 
-    head: in evaluation mode; where its classes are of several motion tasks, it chooses among those of the clip's task.
-    encode: maps videos to the head's input, see `InputEncoder`; None, they are the input. The result does not depend on
-    the batches, up to rounding in float32.
+    The result doesn't depend on the division into batches, up to rounding in float32.
 
-    Raises ValueError where nothing could be read, FloatingPointError where the logits are not finite.
+    Args:
+        head: a head in evaluation mode. If its classes belong to several motion tasks, only those of the clip's task
+            are candidates.
+        batches: the test clips.
+        encode: maps videos to the head's input, see `InputEncoder`; None, they are the input.
+
+    Raises:
+        ValueError: no video could be read.
+        FloatingPointError: logits are not finite.
     """
     device = next(head.parameters()).device
     asked = same_task(getattr(getattr(head, "config", None), "classes", None))
@@ -291,7 +308,7 @@ Test = Callable[[nn.Module], Predictions]
 
 
 def memory_test(x_NV: Tensor, clips: ClipSet, grid_crop: int | None, unit: int, batch_size: int) -> Test:
-    """Make the test on encoded clips, x [N,V,...]; clips that could not be read count as failures."""
+    """Return a test on encoded clips, x [N,V,...]; clips that could not be read count as failures."""
 
     def test(head: nn.Module) -> Predictions:
         views = views_in_memory(center_crop_grid(x_NV, grid_crop, unit), clips.labels, clips.ids, batch_size)

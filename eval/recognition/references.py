@@ -1,4 +1,4 @@
-"""Features that probes read: of a tokenizer, or of frozen networks that others trained with labels, and their pooling.
+"""Features for probes, from a tokenizer or from frozen networks that were trained with labels, and their pooling.
 
 Legend: N clips, V views, C channels, t h w grid, F features.
 """
@@ -23,38 +23,38 @@ from vidtok.eval.recognition.inputs import InputEncoder, shuffle_frames, views_o
 from vidtok.hub import hash_weights
 from vidtok.tokenizer import VideoTokenizer
 
-REFERENCES = {"i3d", "frames"}  # inputs that are no tokenizer's
-BACKBONE = "tf_efficientnet_lite0"  # of timm, for weights without a name
+REFERENCES = {"i3d", "frames"}  # inputs that don't come from a tokenizer
+BACKBONE = "tf_efficientnet_lite0"  # default model of timm
 
-# pool -> (parts in time, rows and columns in space) that are averaged, at most; None keeps all
+# Pool -> largest (number of parts in time, number of rows and columns in space) after averaging; None, no averaging.
 TIMES = 4
 POOLS: dict[str, tuple[int, int] | None] = {
     "mean": (1, 1), "time": (TIMES, 1), "grid2": (TIMES, 2), "grid4": (TIMES, 4), "all": None,
 }  # fmt: skip
-Row = tuple[str, str]  # input and pool: what one classifier reads
+Row = tuple[str, str]  # (input, pool) of a classifier
 
 
 def pool_features(x_NVCthw: Tensor, pool: str = "grid4") -> np.ndarray:
     """Pool features of clips to vectors.
 
     Args:
-        x_NVCthw: [N,V,C,t,h,w], or pooled before, [N,V,C], which stays as it is.
-        pool: what is averaged, with t' = min(t, 4) and g = 2 or 4:
+        x_NVCthw: [N,V,C,t,h,w], or features that are pooled already, [N,V,C], which are returned unchanged.
+        pool: regions that are averaged, with t' = min(t, 4) and g = 2 or 4:
 
-            - "mean": all times and places, F = C.
-            - "time": all places, in each of t' parts of the clip, F = C t'.
-            - "grid2", "grid4": the cells of a g x g grid in space, in each of t' parts of the clip,
+            - "mean": all times and positions, F = C.
+            - "time": all positions, for each of t' parts of the clip, F = C t'.
+            - "grid2", "grid4": the cells of a g x g grid in space, for each of t' parts of the clip,
               F = C t' min(h, g) min(w, g).
-            - "all": nothing, F = C t h w.
+            - "all": no averaging, F = C t h w.
 
-            Parts and cells are those of adaptive average pooling: equal where the size is a multiple of their number,
-            otherwise neighbors overlap by one.
+            Parts and cells are those of adaptive average pooling: of equal size if the size is a multiple of their
+            number; otherwise neighbors overlap by one.
 
     Returns:
         float32 [N,V,F].
 
     Raises:
-        ValueError: a name that is not in `POOLS`.
+        ValueError: the name is not in `POOLS`.
     """
     check_pool(pool)
     x = x_NVCthw.float()
@@ -78,16 +78,16 @@ def signs(ids: Tensor, bits: int) -> Tensor:
 
 
 class FrameBackbone(nn.Module):
-    """Features of timm's image classifiers, for each frame on its own.
+    """Image classifier of timm as a feature extractor for single frames.
 
     Args:
-        name: of timm's model, with or without the tag of its weights ("vit_small_patch14_dinov2.lvd142m").
+        name: name of the timm model, with or without the tag of its weights ("vit_small_patch14_dinov2.lvd142m").
         weights: file of its weights (safetensors or torch); None, timm downloads them.
         pretrained: whether to load weights; False is for tests.
 
     Raises:
-        ValueError: for a name that timm doesn't know, or weights of another network.
-        FileNotFoundError: where there is no such file, or timm can't download the weights.
+        ValueError: a name that timm doesn't know, or weights of another network.
+        FileNotFoundError: there is no such file, or timm can't download the weights.
     """
 
     mean: Tensor
@@ -103,7 +103,7 @@ class FrameBackbone(nn.Module):
                 raise FileNotFoundError(f"no weights at {weights}")
             overlay = {"file": str(weights)}
         try:
-            # With the classifier, without which timm would take any file of weights.
+            # Built with the classifier, because without it timm would accept any file of weights.
             network: Any = timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay)
         except RuntimeError as error:
             raise ValueError(f"{weights} does not hold the weights of {name}: {str(error).splitlines()[0]}") from error
@@ -119,7 +119,7 @@ class FrameBackbone(nn.Module):
 
     @torch.no_grad()
     def forward(self, video_B3THW: Tensor) -> Tensor:
-        """float [B,3,T,H,W] in [-1,1] -> float32 [B,C,T,1,1]. Frames are resized to the size that it was trained on."""
+        """Encode float [B,3,T,H,W] in [-1,1] to float32 [B,C,T,1,1]. Frames are resized to the model's input size."""
         B = len(video_B3THW)
         frames = video_B3THW.float().transpose(1, 2).flatten(0, 1)
         frames = F.interpolate(frames, self.size, mode="bicubic", antialias=True).clamp(-1, 1)
@@ -128,10 +128,10 @@ class FrameBackbone(nn.Module):
 
 
 class ReferenceEncoder:
-    """Encode clips with a frozen network, as an `InputEncoder` does with a tokenizer.
+    """Encoder of clips by a frozen network, with the interface of `InputEncoder`.
 
     network: an `I3D`, for its features before the last pool, float32 [B,1024,t,7,7], or a `FrameBackbone`. tokenizer:
-    where it is given, the network sees its reconstructions. per_frame: whether each frame is encoded on its own.
+    if given, the network sees its reconstructions. per_frame: whether each frame is encoded independently.
     """
 
     def __init__(self, network: I3D | FrameBackbone, tokenizer: VideoTokenizer | None = None):
@@ -148,7 +148,7 @@ class ReferenceEncoder:
 def make_encoder(
     input: str, tokenizer: VideoTokenizer, i3d: str | None, backbone: str | None, weights: str | None, recon: bool
 ) -> InputEncoder | ReferenceEncoder:
-    """The encoder of an input's name. Raises ValueError for an unknown name, and for a reference without a network."""
+    """Build the encoder of an input. Raises ValueError for an unknown name, or for a reference without its network."""
     if input not in REFERENCES:
         return InputEncoder(input, tokenizer)
     network: I3D | FrameBackbone
@@ -169,9 +169,9 @@ class ProbeClips:
 
     Attributes:
         features: (input, pool) -> float32 [N,V,F].
-        labels, ids: int [N] and names.
-        shuffled: the same as features, of the clips with their frames in random order; empty where there are none.
-        groups: group of each clip; None, there are no groups.
+        labels: int [N]. ids: N names.
+        shuffled: the same for the clips with their frames in random order; may be empty.
+        groups: group of each clip; None, no groups.
         failures: [{name, reason}] of clips that could not be read.
     """
 
@@ -193,11 +193,11 @@ def features_of_clips(
     workers: int = 0,
     shuffle: bool = False,
 ) -> tuple[ProbeClips, list[str]]:
-    """Compute the features of videos: (features, class names).
+    """Compute the features of videos; return (features, class names).
 
-    Videos are decoded one at a time and once for all inputs, and only their features are kept. encoders: of each input.
-    rows: inputs and pools. limit: largest number of videos. shuffle: compute the features of shuffled frames, too.
-    Raises ValueError where no video can be read.
+    Videos are decoded one at a time and once for all inputs, and only their features are kept. encoders: input -> its
+    encoder. rows: inputs and pools. limit: largest number of videos. shuffle: also compute features of shuffled frames.
+    Raises ValueError if no video can be read.
     """
     dataset = source.open(split, protocol)
     dataset.keep(slice(limit))
@@ -211,7 +211,7 @@ def features_of_clips(
         ids += batch.ids
         for input, encoder in encoders.items():
             encoded = [encoder(batch.x[0])[None].cpu()]
-            if shuffle and encoder.per_frame:  # its features can be shuffled, which are there already
+            if shuffle and encoder.per_frame:  # shuffle the features instead of encoding shuffled frames
                 encoded.append(shuffle_frames(encoded[0], batch.ids))
             elif shuffle:
                 encoded.append(encoder(shuffle_frames(batch.x, batch.ids)[0])[None].cpu())
@@ -228,7 +228,7 @@ def features_of_clips(
 
 
 def features_of_files(files: FeatureFiles, input: str, tokenizer: VideoTokenizer, pools: Sequence[str]) -> ProbeClips:
-    """Read features of files and pool them. Raises ValueError where the videos have different numbers of views."""
+    """Read features from files and pool them. Raises ValueError if the videos have different numbers of views."""
     counts = {len(rows) for rows in files.records}
     if len(counts) > 1:
         raise ValueError(f"videos of {min(counts)} to {max(counts)} records: extract the same number of clips of each")
@@ -251,9 +251,9 @@ def read_features(
     pools: Sequence[str],
     groups_of: Callable[[Sequence[str]], list[str] | None] | None = None,
 ) -> tuple[ProbeClips, ProbeClips, list[str]]:
-    """Read features from files of `vidtok extract`, whose frames can't be shuffled any more: (training, test, classes).
+    """Read features from files of `vidtok extract`, without shuffled frames; return (training, test, classes).
 
-    paths, splits, limits: of training and test. groups_of: the group of each video; None, those that the files know.
+    paths, splits, limits: values for (training, test). groups_of: maps ids to groups; None, groups from the files.
     """
     both: list[ProbeClips] = []
     for input in inputs:
@@ -273,9 +273,9 @@ def read_features(
 
 
 def concatenate(train: ProbeClips, test: ProbeClips) -> ProbeClips:
-    """Put training and test clips into one set, in this order. Test clips without groups get the group "".
+    """Concatenate training and test clips, in this order. Test clips without groups get the group "".
 
-    `shuffled` is that of the test clips alone where training clips have none.
+    `shuffled` has only the test clips if the training clips have none.
     """
     features = {row: np.concatenate([x, test.features[row]]) for row, x in train.features.items()}
     shuffled = {

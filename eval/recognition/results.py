@@ -4,33 +4,33 @@ Result schema "vidtok.recognition/1":
 
     schema          that string
     kind            "recognition", "probe", "finetune" or "compare"
-    data            source, root, splits {train, test}, label_column, classes [names], n_train; of probes: folds (how
-                    the clips were divided; null: a single split), groups (their number, where folds keep them whole)
+    data            source, root, splits {train, test}, label_column, classes [names], n_train; for probes: folds (how
+                    the clips were divided; null: a single split), groups (their number, if folds keep them whole)
     protocol        name (frames x stride x segments x crops: 17x4x1x1), frames, stride, segments, crops, size, fps
     tokenizer       name, weight_hash, stride, bits; or null
-    results         one for each head or arm:
+    results         for each head or arm:
       name            its name in tables
-      input           input of the head in training; tested_on: in the test, mostly the same
+      input           input of the head in training; tested_on: its input in the test, usually the same
       top1            over seeds: mean, deviation (null for one seed), seeds, low, high (95 %), interval (its kind)
       top5, mean_class   means over seeds; top5 is null for five classes or fewer
       shuffled_frames    top1 of the same heads on clips whose frames are in random order; or null
-      runs            one for each seed: seed; top1, top5, top1_of_total, mean_class: {value, low, high} (95 %:
-                      Wilson; mean_class: bootstrap over clips); confusion [K][K], true class by row; n_total,
-                      n_used, n_failed; head: name, weight_hash; steps and seconds of the training. Of probes: a run
-                      for each division into folds, with pool, features (their number), chosen, path, best_by_fold
-                      and within_one_se, see `vidtok.eval.recognition.probing.path_record`; reference: name, weight_hash
+      runs            for each seed: seed; top1, top5, top1_of_total, mean_class: {value, low, high} (95 %: Wilson;
+                      mean_class: bootstrap over clips); confusion [K][K], true class by row; n_total, n_used,
+                      n_failed; head: name, weight_hash; steps and seconds of the training. For probes, a run for each
+                      division into folds, with pool, features (their number), chosen, path, best_by_fold and
+                      within_one_se, see `vidtok.eval.recognition.probing.path_record`; reference: name, weight_hash
     controls        majority: the most frequent training class: class, top1, ...
     comparisons     [{ours, theirs, ratio, difference, method}]: paired bootstrap, see `paired_ratio`
-                    Of several motion tasks, every one of `results` and `comparisons` has tasks {task: the same of its
-                    clips}: top1, or ratio, difference and method.
-    costs           of clips as video and as tokens; for kind "compare" only
-      bytes_per_clip      file (mean size of a video file, all of its frames), frames_uint8 (the clip's frames in
-                          memory), tokens (bits x number / 8), tokens_int64 (as `vidtok.extraction` and torch hold them)
-      clips_per_second    video: opened, decoded, resized and cut; tokens: read from the cache on disk; ratio; clips:
-                          how many each; null where there are no files
-      trained_per_second  arm -> clips of a training batch per second, mean over seeds
-    left_out        {input: what adds it}: references without weights; for kind "probe" only
-    n_total         clips of the test split = n_used + n_failed
+                    With several motion tasks, each entry of `results` and `comparisons` also has tasks {task: values
+                    for its clips}: top1, or ratio, difference and method.
+    costs           costs of clips as video and as tokens; for kind "compare" only
+      bytes_per_clip      file (mean size of a whole video file), frames_uint8 (the clip's frames in memory), tokens
+                          (bits x number / 8), tokens_int64 (as in `vidtok.extraction` and torch)
+      clips_per_second    video: opened, decoded, resized and cropped; tokens: read from the cache on disk; ratio;
+                          clips: number of clips of each; null if there are no files
+      trained_per_second  arm -> training clips per second, mean over seeds
+    left_out        {input: option that adds it} for references without weights; for kind "probe" only
+    n_total         number of clips of the test split = n_used + n_failed
     n_used, n_failed
     failures        [{name, reason}]: clips that could not be read; they are not replaced
     clips           [{id, label, predicted: {name of a result: [class for each seed]}}]
@@ -70,8 +70,8 @@ def result_entry(
     shuffled: Sequence[Predictions] | None = None,
     groups: Sequence[str] | None = None,
 ) -> dict:
-    """Make one of `results`. runs: ({"seed", "head", ...}, predictions) of each seed, all for the same clips. shuffled:
-    predictions of the same heads for shuffled frames. groups: of the clips, see `over_seeds`."""
+    """Build an entry of `results`. runs: ({"seed", "head", ...}, predictions) of each seed, all for the same clips.
+    shuffled: predictions of the same heads for shuffled frames. groups: groups of the clips, see `over_seeds`."""
     correct_SN, shuffled_SN = correct_of([found for _, found in runs]), correct_of(shuffled) if shuffled else None
     rows = [{**facts, **accuracy(found.probabilities, found.labels, len(found.failures))} for facts, found in runs]
     top1 = over_seeds(correct_SN, groups)
@@ -90,7 +90,7 @@ def result_entry(
 
 
 def correct_of(predictions: Sequence[Predictions]) -> np.ndarray:
-    """Return which predictions are right, bool [S,N]. Raises ValueError where seeds were tested on other clips."""
+    """Return which predictions are correct, bool [S,N]. Raises ValueError if seeds were tested on different clips."""
     if len({tuple(found.ids) for found in predictions}) > 1:
         raise ValueError("the runs have not been tested on the same clips")
     return np.stack([found.correct_N for found in predictions])
@@ -102,9 +102,9 @@ def compare_with(
     same_heads: set[str],
     groups: Sequence[str] | None = None,
 ) -> list[dict]:
-    """Make `comparisons` of all predictions with those named `reference`, where there are any.
+    """Build `comparisons` of all predictions with those named `reference`; empty if there are none.
 
-    same_heads: names of predictions that the same heads made. groups: of the clips, see `over_seeds`.
+    same_heads: names of predictions by the same heads. groups: groups of the clips, see `over_seeds`.
     """
     correct = {name: correct_of(found) for name, found in predictions.items()}
     theirs = correct.pop(reference, None)
@@ -117,17 +117,17 @@ def compare_with(
 
 
 def compare_results(ours: Mapping, theirs: Mapping, name: str) -> dict:
-    """Compare the heads of one arm in two results of the same test clips, such as pretrained ones and others.
+    """Compare the heads of one arm in two results on the same test clips, such as pretrained heads and others.
 
     Args:
         ours, theirs: results of schema "vidtok.recognition/1".
-        name: of the arm, in both.
+        name: name of the arm in both.
 
     Returns:
-        Ratio and difference of the accuracies, see `paired_ratio`; of a motion task, source files are drawn.
+        Ratio and difference of the accuracies, see `paired_ratio`; for motion tasks, source files are resampled.
 
     Raises:
-        ValueError: not the same clips, or no such arm.
+        ValueError: the clips differ, or there is no such arm.
     """
     clips, others = ours["clips"], theirs["clips"]
     if [(clip["id"], clip["label"]) for clip in clips] != [(clip["id"], clip["label"]) for clip in others]:
@@ -146,10 +146,10 @@ def cost_record(
     clips: ClipSet, tokens: int, bits: float, videos: LabeledDataset, read_tokens: Callable[[int], object],
     entries: Sequence[Mapping], batch_size: int,
 ) -> dict:  # fmt: skip
-    """Make `costs`. Loading is measured in this process, for the first clips of the test.
+    """Build `costs`. Loading is measured in this process, on the first clips of the test.
 
-    tokens: number of tokens of one view of a clip, of `bits` each. videos: the clips as video; read_tokens: reads the
-    tokens of one from disk. entries: of the heads that were trained on batches of `batch_size`.
+    tokens: number of tokens of one view of a clip. bits: bits per token. videos: the clips as video. read_tokens: reads
+    the tokens of a clip from disk. entries: results of heads that were trained with batches of `batch_size`.
     """
     sizes = [file_version(path).size for path in clips.paths if path]
     speed = None
@@ -196,8 +196,8 @@ def recognition_result(
     device: str = "cpu",
     **more,
 ) -> dict:
-    """Make the whole result, see the top of this file. predictions: of each entry, by its name. train_labels: of the
-    training clips, for the majority class. more: `comparisons`, `costs`."""
+    """Build the whole result, see the top of this file. predictions: name of each entry -> its predictions.
+    train_labels: labels of the training clips, for the majority class. more: `comparisons`, `costs`."""
     first = next(iter(predictions.values()))[0]
     classes = data["classes"]
     if same_task(classes) is not None:
@@ -244,7 +244,7 @@ def add_tasks(
     predictions: Mapping[str, Sequence[Predictions]],
     tasks: Sequence[str],
 ) -> None:
-    """Add `tasks` to the results and comparisons of several motion tasks. tasks: of each clip."""
+    """Add `tasks` to the results and comparisons of several motion tasks. tasks: task of each clip."""
     correct = {name: correct_of(found) for name, found in predictions.items()}
     inputs = {entry["name"]: entry["input"] for entry in entries}
     files = np.array([source_of(id) for id in next(iter(predictions.values()))[0].ids])
@@ -262,7 +262,7 @@ def add_tasks(
 def data_record(
     source: ClipSource, splits: Mapping[str, str | None], classes: Sequence[str], train_failures: Sequence[dict] = ()
 ) -> dict:
-    """Make `data`. train_failures: training clips in memory that could not be read, {name, reason}."""
+    """Build `data`. train_failures: [{name, reason}] of training clips in memory that could not be read."""
     record = {**asdict(source), "splits": dict(splits), "classes": list(classes)}
     if source.task is None:
         del record["task"], record["clips"]

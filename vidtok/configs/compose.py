@@ -1,7 +1,7 @@
-"""Compose hydra configs, with errors that name the nearest legal key.
+"""Composition of hydra configs, with errors that name the nearest legal key.
 
-Settings come in two forms, which may be mixed and mean the same: hydra overrides ("optimizer.lr=1e-3", "head=linear")
-and a nested mapping ({"optimizer": {"lr": 1e-3}, "head": "linear"}). The functions that train take both:
+Settings have two equivalent forms, which may be mixed: hydra overrides ("optimizer.lr=1e-3", "head=linear") and a
+nested mapping ({"optimizer": {"lr": 1e-3}, "head": "linear"}). Functions for training accept both:
 
     finetune("recipe=k400-linear", data={"source": "train.csv", "root": "videos"}, trainer={"max_steps": 100})
 """
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 Settings = Sequence[str] | Mapping[str, object]  # hydra overrides, or a nested mapping
 CONFIGS = Path(__file__).parent
 
-# Settings that are null by default, and otherwise above 0.
+# Settings that are null by default, and must be above 0 otherwise.
 COUNTS = {
     "grid_crop", "image_batch_size", "latents", "max_steps", "resize", "save_steps", "train_clips", "train_views",
     "val_clips",
 }  # fmt: skip
 AMOUNTS = {"fps", "max_minutes"}
 
-# Patterns of the options that a config takes of a group which several share; of other groups, it takes all.
+# Patterns of the options that a config offers of a shared group. All options of other groups are offered.
 OFFERED: dict[str, dict[str, tuple[str, ...]]] = {
     "train_tokenizer": {"data": ("digits", "folder")},
     "train_generator": {"data": ("generation",), "experiment": ("generator/*",)},
@@ -36,10 +36,10 @@ OFFERED: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def compose_config(name: str, *settings: Settings, complete: bool = True) -> "DictConfig":
-    """Compose the config `name`.yaml with settings, of which a mapping overrides hydra's strings.
+    """Compose the config `name`.yaml with settings. Later settings override earlier ones.
 
     Args:
-        name: of a file in this folder.
+        name: name of a file in this folder.
         settings: hydra overrides or nested mappings. A group takes the name of one of its options, {"head": "linear"},
             or new values for the default option's keys, {"head": {"dim": 64}}.
         complete: whether a setting without a value (??? in the YAML) is an error.
@@ -48,8 +48,8 @@ def compose_config(name: str, *settings: Settings, complete: bool = True) -> "Di
         An OmegaConf `DictConfig`.
 
     Raises:
-        UserError: for an unknown key or option, with the nearest legal one, for a value of another type than the
-            default, and for a missing value.
+        UserError: an unknown key or option (the message names the nearest legal one), a value of another type than the
+            default, or a missing value.
     """
     from hydra import compose, initialize_config_module
     from hydra.errors import HydraException
@@ -76,16 +76,16 @@ def compose_config(name: str, *settings: Settings, complete: bool = True) -> "Di
 
 
 def to_dict(cfg: "Container", resolve: bool = True) -> dict[str, Any]:
-    """Return a config as nested plain dicts and lists; `resolve`: with ${...} replaced by what it refers to."""
+    """Return a config as nested plain dicts and lists. resolve: whether references ${...} are replaced by values."""
     from omegaconf import OmegaConf
 
     return cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=resolve))
 
 
 def split_settings(layers: Sequence[Settings]) -> tuple[list[str], list[dict]]:
-    """(overrides for hydra, mappings of values to set after them), so that a later layer overrides an earlier one.
+    """Split settings into (overrides for hydra, mappings to apply after them), so that later layers win.
 
-    Options of groups always become overrides, and hydra overrides behind a mapping become mappings.
+    Options of groups always become overrides. Hydra overrides after a mapping become mappings.
     """
     from omegaconf import OmegaConf
 
@@ -114,7 +114,7 @@ def is_group(key: str) -> bool:
 
 
 def plain(value: object) -> object:
-    """What YAML can hold: paths become text, and tuples lists."""
+    """Convert a value to YAML types: paths become strings, tuples lists."""
     if isinstance(value, Mapping):
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -123,7 +123,7 @@ def plain(value: object) -> object:
 
 
 def update(cfg, mapping: Mapping, prefix: str = "") -> None:
-    """Set the values of a nested mapping. A mapping for a key that holds keys changes these alone."""
+    """Set the values of a nested mapping in a config. A nested mapping changes only the keys that it names."""
     from omegaconf import OmegaConf
 
     for key, value in mapping.items():
@@ -134,7 +134,7 @@ def update(cfg, mapping: Mapping, prefix: str = "") -> None:
 
 
 def given_keys(*settings: Settings) -> set[str]:
-    """The keys that settings give a value, with dots: {"optimizer.lr", "head"}."""
+    """Return the dotted keys that settings give a value: {"optimizer.lr", "head"}."""
     keys: set[str] = set()
     for layer in settings:
         keys |= set(flat_keys(layer)) if isinstance(layer, Mapping) else {o.split("=")[0] for o in layer}
@@ -142,7 +142,7 @@ def given_keys(*settings: Settings) -> set[str]:
 
 
 def describe_config(name: str, *settings: Settings) -> str:
-    """The composed config as YAML, ??? where a value is needed, and in comments what each group offers."""
+    """Return the composed config as YAML, with ??? for missing values and the options of each group in comments."""
     from omegaconf import OmegaConf
 
     yaml = OmegaConf.to_yaml(compose_config(name, *settings, complete=False))
@@ -156,7 +156,7 @@ def describe_config(name: str, *settings: Settings) -> str:
 
 
 def list_options(name: str) -> dict[str, list[str]]:
-    """Group -> its options, of a config's groups with more than one."""
+    """Return {group: its options} for the groups of a config that have several options."""
     from omegaconf import OmegaConf
 
     found: dict[str, list[str]] = {}
@@ -167,13 +167,13 @@ def list_options(name: str) -> dict[str, list[str]]:
             paths = [path for each in OFFERED.get(name, {}).get(group, ("*",)) for path in folder.glob(f"{each}.yaml")]
             if len(paths) > 1:
                 found[group] = sorted(path.relative_to(folder).as_posix().removesuffix(".yaml") for path in paths)
-        elif entry != "_self_":  # the config that this one extends
+        elif entry != "_self_":  # a config that this one extends
             found |= list_options(entry)
     return found
 
 
 def explain(message: str, keys: list[str]) -> str:
-    """Turn hydra's message into one line, with the nearest key where one is unknown."""
+    """Convert hydra's message to one line, which names the nearest key if a key is unknown."""
     first = message.splitlines()[0]
     if match := re.search(r"full_key: (\S+)", message):
         return f"unknown key {match[1]!r}: {nearest(match[1], keys)}"
@@ -189,14 +189,14 @@ def explain(message: str, keys: list[str]) -> str:
 
 
 def validate_types(old: dict, new: dict, prefix: str = "") -> None:
-    """Raise UserError where a setting has another type than its default. null is legal everywhere."""
+    """Raise UserError for a setting of another type than its default. null is always legal."""
     for key, value in old.items():
         wanted, given = kind_of(value), kind_of(new[key])
         if value is None and given and key in COUNTS | AMOUNTS:
             kinds, what = (int, "whole number") if key in COUNTS else ((int, float), "number")
             if given != "a number" or not isinstance(new[key], kinds) or not new[key] > 0:
                 raise UserError(f"{prefix}{key} is a {what} above 0, and not {new[key]!r}")
-        one_of_many = (wanted, given) == ("a list", "a number") and key != "scale"  # of sizes, one
+        one_of_many = (wanted, given) == ("a list", "a number") and key != "scale"  # a single size
         if wanted and given and wanted != given and not one_of_many:
             raise UserError(f"{prefix}{key} is {wanted}, such as {value}, and not {new[key]!r}")
         if isinstance(value, dict) and isinstance(new[key], dict):
