@@ -402,7 +402,7 @@ class _Metrics:
 
     @torch.inference_mode()
     def measure(self, clip: Tensor, decoded: Tensor, original: Mapping[str, Tensor], fps: float) -> dict:
-        """Compare uint8 clips [1, 3, T, H, W]: metric -> value."""
+        """Compare uint8 clips [1, 3, T, H, W]; return {metric: value}."""
         x, y = _floats(clip, self.device), _floats(decoded, self.device)
         row = {"psnr": psnr(x, y).item(), "psnr_y": psnr(_luma(x), _luma(y)).item(), "ms_ssim": ms_ssim(x, y).item()}
         if self.lpips is not None:

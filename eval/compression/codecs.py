@@ -317,7 +317,11 @@ TOKENIZER_RATES = ("100", "70", "50", "35", "20", "10")
 
 
 def parse_rate(rate: str) -> tuple[float, float]:
-    """Parse QUALITY or QUALITY@SCALE. Raises ValueError for anything else."""
+    """Parse QUALITY or QUALITY@SCALE; return (quality, scale).
+
+    Raises:
+        ValueError: any other form.
+    """
     quality, _, scale = rate.partition("@")
     try:
         values = float(quality), float(scale or 1)

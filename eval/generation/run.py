@@ -295,7 +295,11 @@ def check_conditions(
 
 
 def smaller(convention: Convention, n_real: int | None, n_fake: int | None, folds: int | None) -> Convention:
-    """Replace numbers of a convention; None keeps the convention's. Raises ValueError for a number below 1."""
+    """Replace numbers of a convention; None keeps the convention's.
+
+    Raises:
+        ValueError: a number below 1.
+    """
     numbers = {"n_real": n_real, "n_fake": n_fake, "folds": folds}
     given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
     for name, value in given.items():

@@ -340,8 +340,14 @@ def feature_head_data(
 ) -> HeadData:
     """Build `HeadData` from files of `vidtok extract`.
 
-    paths: files of (training, test). groups_of: maps ids to groups; None, groups from the files. cache: cache of the
-    training features, see `TokenDataset`. Raises ValueError if training and test share a video.
+    Args:
+        paths: files of (training, test). input: input of the head.
+        tokenizer, protocol: tokenizer and protocol of the features. options: see `DataOptions`.
+        groups_of: maps ids to groups; None, groups from the files.
+        cache: cache of the training features, see `TokenDataset`.
+
+    Raises:
+        ValueError: training and test share a video.
     """
     splits = options.splits
     train = FeatureFiles(paths[0], splits[0], input, tokenizer, protocol, seed=options.seed, cache=cache)

@@ -133,8 +133,13 @@ class FeatureFiles:
 
 
 def validate_clips(path: str | Path, sampler: str | None, entries: Sequence[Entry], protocol: Protocol) -> None:
-    """Raise ValueError unless all records are clips of the protocol. If the protocol uses every frame, whole videos of
-    its length and size are accepted, too."""
+    """Check that all records are clips of the protocol.
+
+    If the protocol uses every frame, whole videos of its length and size are accepted, too.
+
+    Raises:
+        ValueError: other clips.
+    """
     name = "uniform" if protocol.stride is None else "dense"
     wanted = str(Clips(name, protocol.segments, protocol.frames, protocol.stride or 1, protocol.fps))
     if sampler is None and (protocol.segments > 1 or protocol.stride not in (None, 1)):

@@ -133,7 +133,7 @@ def _pixels_at_once(tokenizer: VideoTokenizer, device: torch.device) -> int:
 
 
 def unpack(x: Tensor) -> Tensor:
-    """Turn the output of `InputEncoder.encode_compact` into a head's input."""
+    """Convert the output of `InputEncoder.encode_compact` to a head's input."""
     return to_float(x) if x.dtype == torch.uint8 else x.float() if x.is_floating_point() else x
 
 

@@ -148,7 +148,18 @@ class ReferenceEncoder:
 def make_encoder(
     input: str, tokenizer: VideoTokenizer, i3d: str | None, backbone: str | None, weights: str | None, recon: bool
 ) -> InputEncoder | ReferenceEncoder:
-    """Build the encoder of an input. Raises ValueError for an unknown name, or for a reference without its network."""
+    """Build the encoder of an input.
+
+    Args:
+        input: name of the input, see `probe`.
+        tokenizer: tokenizer of the features and reconstructions.
+        i3d: file or URL of I3D's weights, for "i3d".
+        backbone, weights: model of timm and file of its weights, for "frames".
+        recon: whether i3d and frames see reconstructions.
+
+    Raises:
+        ValueError: an unknown name, or a reference without its network.
+    """
     if input not in REFERENCES:
         return InputEncoder(input, tokenizer)
     network: I3D | FrameBackbone
@@ -195,9 +206,16 @@ def features_of_clips(
 ) -> tuple[ProbeClips, list[str]]:
     """Compute the features of videos; return (features, class names).
 
-    Videos are decoded one at a time and once for all inputs, and only their features are kept. encoders: input -> its
-    encoder. rows: inputs and pools. limit: largest number of videos. shuffle: also compute features of shuffled frames.
-    Raises ValueError if no video can be read.
+    Videos are decoded one at a time and once for all inputs, and only their features are kept.
+
+    Args:
+        source, split, protocol: the videos, and how clips are taken from them.
+        encoders: input -> its encoder. rows: (input, pool) of the features.
+        limit: largest number of videos; None, all. workers: number of decoding processes.
+        shuffle: whether to compute features of shuffled frames, too.
+
+    Raises:
+        ValueError: no video can be read.
     """
     dataset = source.open(split, protocol)
     dataset.keep(slice(limit))
@@ -228,7 +246,11 @@ def features_of_clips(
 
 
 def features_of_files(files: FeatureFiles, input: str, tokenizer: VideoTokenizer, pools: Sequence[str]) -> ProbeClips:
-    """Read features from files and pool them. Raises ValueError if the videos have different numbers of views."""
+    """Read features from files and pool them.
+
+    Raises:
+        ValueError: the videos have different numbers of views.
+    """
     counts = {len(rows) for rows in files.records}
     if len(counts) > 1:
         raise ValueError(f"videos of {min(counts)} to {max(counts)} records: extract the same number of clips of each")

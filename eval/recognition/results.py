@@ -70,8 +70,14 @@ def result_entry(
     shuffled: Sequence[Predictions] | None = None,
     groups: Sequence[str] | None = None,
 ) -> dict:
-    """Build an entry of `results`. runs: ({"seed", "head", ...}, predictions) of each seed, all for the same clips.
-    shuffled: predictions of the same heads for shuffled frames. groups: groups of the clips, see `over_seeds`."""
+    """Build an entry of `results`.
+
+    Args:
+        name, input, tested_on: see the top of this file.
+        runs: ({"seed", "head", ...}, predictions) of each seed, all for the same clips.
+        shuffled: predictions of the same heads for shuffled frames.
+        groups: groups of the clips, see `over_seeds`.
+    """
     correct_SN, shuffled_SN = correct_of([found for _, found in runs]), correct_of(shuffled) if shuffled else None
     rows = [{**facts, **accuracy(found.probabilities, found.labels, len(found.failures))} for facts, found in runs]
     top1 = over_seeds(correct_SN, groups)
@@ -90,7 +96,11 @@ def result_entry(
 
 
 def correct_of(predictions: Sequence[Predictions]) -> np.ndarray:
-    """Return which predictions are correct, bool [S,N]. Raises ValueError if seeds were tested on different clips."""
+    """Return which predictions of S seeds for N clips are correct, bool [S,N].
+
+    Raises:
+        ValueError: the seeds were tested on different clips.
+    """
     if len({tuple(found.ids) for found in predictions}) > 1:
         raise ValueError("the runs have not been tested on the same clips")
     return np.stack([found.correct_N for found in predictions])
@@ -196,8 +206,15 @@ def recognition_result(
     device: str = "cpu",
     **more,
 ) -> dict:
-    """Build the whole result, see the top of this file. predictions: name of each entry -> its predictions.
-    train_labels: labels of the training clips, for the majority class. more: `comparisons`, `costs`."""
+    """Build the whole result, see the top of this file.
+
+    Args:
+        entries: `results`. predictions: name of each entry -> its predictions per seed.
+        train_labels: labels of the training clips, for the majority class.
+        data, protocol, config, wall_time_s: stored in the result under these names.
+        tokenizer: the tokenizer, or None. device: device of the networks, for the provenance.
+        more: further values, such as `comparisons` and `costs`.
+    """
     first = next(iter(predictions.values()))[0]
     classes = data["classes"]
     if same_task(classes) is not None:
