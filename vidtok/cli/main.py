@@ -1,10 +1,10 @@
 """Entry point of the command line, `vidtok VERB ...`.
 
 Each verb has a module in `vidtok.cli`: `configure(parser)` adds its flags, `run(args)` returns the exit status or None.
-A verb with several kinds is a package with KINDS ({kind: help}) and a module per kind. Modules are imported only when
-they run, so that --help is fast.
+A verb with several kinds is a package with KINDS ({kind: help}) and a module per kind. Only what runs is imported.
 
-User errors (`is_expected`) are printed as one line, with exit status 1; --debug shows their traceback, as of all others.
+User errors (see `is_expected`) are printed as one line, with exit status 1; --debug or VIDTOK_DEBUG=1 shows their
+traceback. Programming errors always show it.
 """
 
 import argparse
