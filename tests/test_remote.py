@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from vidtok import inputs
-from vidtok.datasets import check, demo_clip, open_dataset, open_video, write_video
+from vidtok.datasets import demo_clip, open_dataset, open_video, write_video
 from vidtok.datasets.seek import read_selection
 from vidtok.errors import UserError, VideoError
 from vidtok.extraction import open_reader
@@ -269,9 +270,12 @@ def s3(videos):
 
 
 def test_s3(s3, videos, tmp_path, tokenizer_path):
-    assert check(s3, workers=1).table["frames"].tolist() == [9, 17]
+    # In a process of its own: the workers of this one may have begun before the server's address was set.
+    command = [sys.executable, "-m", "vidtok", "check", s3, "-o", str(tmp_path / "checked.csv"), "--workers", "1"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert pd.read_csv(tmp_path / "checked.csv")["frames"].tolist() == [9, 17]
     sources = [s3, "s3://bucket/v/none.mp4", "s3://nowhere/x.mp4"]
-    stats = extract(sources, tmp_path / "remote", model=tokenizer_path, workers=1)
+    stats = extract(sources, tmp_path / "remote", model=tokenizer_path, workers=0)
     assert stats.done == 2
     assert {str(item): why for item, why in stats.failures} == dict.fromkeys(sources[1:], "no such file")
     extract(videos, tmp_path / "local", model=tokenizer_path)
