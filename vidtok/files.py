@@ -54,7 +54,7 @@ def plan_jobs(files: list[tuple[Path, Path]], output: str, suffix: str, suffixes
     ending = out.suffix.lower()
     one_file = ending in (".npz", *suffixes, *VIDEO_SUFFIXES, *IMAGE_SUFFIXES) and not out.is_dir()
     if (one_file and ending not in suffixes) or (out.is_file() and not one_file):
-        raise UserError(f"-o {output}: give a folder, or a file in {', '.join(suffixes)}")
+        raise UserError(f"-o {output}: give a folder{', or a file in ' * bool(suffixes)}{', '.join(suffixes)}")
     if one_file and len(files) > 1:
         raise UserError(f"-o {output} is one file, and there are {len(files)} inputs: give a folder")
     names = result_names(((below.as_posix(), file) for file, below in files), suffix)

@@ -218,5 +218,8 @@ def test_windows_become_a_table_and_subtitles(head, long_video, tmp_path, capsys
     assert blocks[0].splitlines()[2] == f"{rows[0]['label']} ({float(rows[0]['probability']):.0%})"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.csv", "a.srt"]
     assert main(arguments) == 1 and "a.csv exists: --force overwrites it" in capsys.readouterr().err
-    assert main(["recognize", str(long_video), "--head", str(head), "--hop", "1"]) == 1
+    one = ["recognize", str(long_video), "--head", str(head)]
+    assert main([*one, "--device", "cpu", "--windows", str(long_video)]) == 1
+    assert capsys.readouterr().err == f"vidtok: -o {long_video}: give a folder\n"
+    assert main([*one, "--hop", "1"]) == 1
     assert "--hop is of --windows" in capsys.readouterr().err
