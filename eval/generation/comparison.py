@@ -14,7 +14,7 @@ from vidtok.errors import nearest
 from vidtok.eval.generation.conventions import get_convention, prepare, real_clips
 from vidtok.eval.generation.extractors import load_feature_extractors
 from vidtok.eval.generation.run import Evaluation, check_conditions, smaller, summary
-from vidtok.eval.report import short_seconds
+from vidtok.eval.report import markdown_row, short_seconds
 from vidtok.files import write_json
 from vidtok.generator import KINDS, from_pretrained
 from vidtok.generator.training import build_generator_training
@@ -160,17 +160,17 @@ def verdict(rows: Sequence[Mapping]) -> str:
 def markdown_table(result: Mapping) -> str:
     """Return a table with a row for each kind and number of steps, and rows for the limits."""
     head = ["generator", "parameters", "trained, s", "samples seen", "steps", "s per clip", "FVD", "agreement, %"]
-    lines = [_row(head), _row(["---"] * len(head))]
+    lines = [markdown_row(head), markdown_row(["---"] * len(head))]
     for row in result["rows"]:
         own = result["training"][row["generator"]["kind"]]
         cells = [row["generator"]["kind"], f"{row['generator']['parameters']:,}", f"{own['seconds']:.0f}"]
         cells += [f"{own['samples']:,}", f"{row['steps']}", short_seconds(row["seconds_per_clip"])]
-        lines.append(_row([*cells, _fvd(row["metrics"].get("fvd")), _share(row["metrics"].get("agreement"))]))
+        lines.append(markdown_row([*cells, _fvd(row["metrics"].get("fvd")), _share(row["metrics"].get("agreement"))]))
     limits = result["limits"]
     for name, title in (("fvd_floor", "other real clips"), ("fvd_reconstruction", "reconstructions of those")):
         if name in limits:
             share = _share(limits.get("real_agreement")) if name == "fvd_floor" else ""
-            lines.append(_row([title, "", "", "", "", "", f"{limits[name]['value']:.1f}", share]))
+            lines.append(markdown_row([title, "", "", "", "", "", f"{limits[name]['value']:.1f}", share]))
     return "\n".join(lines)
 
 
@@ -178,7 +178,7 @@ def guidance_table(results: Sequence[Mapping]) -> str:
     """Return a table of results with different guidance, a row per result and a column per kind: FVD and agreement at
     the number of steps with the best FVD."""
     kinds = list(dict.fromkeys(row["generator"]["kind"] for result in results for row in result["rows"]))
-    lines = [_row(["guidance", *kinds]), _row(["---"] * (1 + len(kinds)))]
+    lines = [markdown_row(["guidance", *kinds]), markdown_row(["---"] * (1 + len(kinds)))]
     for result in results:
         best, settings = best_rows(result["rows"]), result["config"]["settings"]
         guidances = dict.fromkeys(settings[kind]["guidance"] or 1 for kind in best)
@@ -186,7 +186,7 @@ def guidance_table(results: Sequence[Mapping]) -> str:
         for row in (best.get(kind) for kind in kinds):
             parts = [] if row is None else [_fvd(row["metrics"].get("fvd")), _share(row["metrics"].get("agreement"))]
             cells.append(", ".join(filter(None, parts)))
-        lines.append(_row(cells))
+        lines.append(markdown_row(cells))
     return "\n".join(lines)
 
 
@@ -259,10 +259,6 @@ def _share(metric: Mapping | None) -> str:
     if metric is None:
         return ""
     return f"{100 * metric['value']:.1f} ({100 * metric['low']:.0f} to {100 * metric['high']:.0f})"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 # Settings that the content of a run folder depends on. A run with other values isn't resumed.

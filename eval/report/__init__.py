@@ -3,7 +3,7 @@
 This file holds the table of a recognition result, with accuracies in percent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -69,3 +69,8 @@ def _interval(value: Mapping) -> str:
 def short_seconds(seconds: float) -> str:
     """Format seconds with two significant digits, without an exponent for large numbers."""
     return f"{seconds:.2g}" if seconds < 1 else f"{seconds:.1f}"
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """Return a row of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"

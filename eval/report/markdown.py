@@ -27,7 +27,10 @@ from vidtok.eval.compression import report as compression
 from vidtok.eval.generation.comparison import SCHEMA, guidance_table, markdown_table, verdict
 from vidtok.eval.recognition.comparison import TRANSFER
 from vidtok.eval.recognition.results import compare_results
+from vidtok.eval.report import markdown_row
+from vidtok.eval.report.measurements import command_blocks
 from vidtok.eval.report.page import overview_chart
+from vidtok.eval.report.speed import machine_line, reading_table, sampling_table, speed_ratio_table, speed_table
 from vidtok.hub import PRETRAINED
 
 ORDER = ("tokens", "codes", "latents", "hidden", "pixels", TRANSFER, "recon")
@@ -50,6 +53,7 @@ MOTIONS = {  # the same for motion tasks
     "motion-camera-10-init": "camera, 10 %, pretrained",
     "motion-object-direction": "object-direction",
 }
+PROBES = {"probes-rt1": "rt1", "probes-droid": "droid, verb"}
 RESULTS = Path(__file__).parent.parent / "results"
 GUIDANCES = ("generation-guidance-1", "generation-guidance-1.5", "generation", "generation-guidance-3")
 
@@ -64,7 +68,7 @@ def comparison_table(results: Mapping[str, Mapping], intervals: bool = False) ->
     """Return accuracies of comparisons: results by name of the set, with 95 % intervals or deviations over seeds."""
     arms = arms_of(results)
     head = ["set", "protocol", "train, test clips", "steps", *arms, "tokens, shuffled", "majority", "tokens / pixels"]
-    lines = [_row(head), _row(["---"] * len(head))]
+    lines = [markdown_row(head), markdown_row(["---"] * len(head))]
     for name, result in results.items():
         entries = {entry["name"]: entry for entry in result["results"]}
         ratios = {pair["ours"]: pair["ratio"] for pair in result["comparisons"]}
@@ -79,7 +83,7 @@ def comparison_table(results: Mapping[str, Mapping], intervals: bool = False) ->
         shuffled = entries["tokens"]["shuffled_frames"] if "tokens" in entries else None
         cells.append(f"{100 * shuffled['mean']:.1f}" if shuffled else "")
         cells.append(f"{100 * result['controls']['majority']['top1']['value']:.1f}")
-        lines.append(_row([*cells, _ratio(ratios["tokens"]) if "tokens" in ratios else ""]))
+        lines.append(markdown_row([*cells, _ratio(ratios["tokens"]) if "tokens" in ratios else ""]))
     return "\n".join(lines)
 
 
@@ -96,14 +100,14 @@ def motion_table(results: Mapping[str, Mapping]) -> str:
 def cost_table(results: Mapping[str, Mapping]) -> str:
     """Return bytes per clip, and clips loaded and trained per second, for the results of `comparison_table`."""
     head = ["set", "bytes per clip: file", "frames", "tokens", "clips/s: video", "cached tokens", "ratio", "trained/s"]
-    lines = [_row(head), _row(["---"] * len(head))]
+    lines = [markdown_row(head), markdown_row(["---"] * len(head))]
     for name, result in results.items():
         costs = result["costs"]
         size, speed, trained = costs["bytes_per_clip"], costs["clips_per_second"], costs["trained_per_second"]
         cells = [name, *(f"{size[key]:,.0f}" if size[key] else "" for key in ("file", "frames_uint8", "tokens"))]
         cells += [f"{speed[key]:,.0f}" if speed else "" for key in ("video", "tokens", "ratio")]
         cells.append(", ".join(f"{arm} {rate:.0f}" for arm, rate in trained.items()))
-        lines.append(_row(cells))
+        lines.append(markdown_row(cells))
     return "\n".join(lines)
 
 
@@ -112,7 +116,7 @@ def probe_table(results: Mapping[str, Mapping]) -> str:
     input, and below each row the accuracies on shuffled frames."""
     inputs = list(dict.fromkeys(entry["input"] for result in results.values() for entry in result["results"]))
     head = ["set", "pool", "protocol", "train, test clips", *inputs, "majority"]
-    lines = [_row(head), _row(["---"] * len(head))]
+    lines = [markdown_row(head), markdown_row(["---"] * len(head))]
     for name, result in results.items():
         clips = result["data"].get("folds") or f"{result['data']['n_train']}, {result['n_used']}"
         about = f"`{result['protocol']['name']}`, {result['protocol']['size']} px"
@@ -122,12 +126,12 @@ def probe_table(results: Mapping[str, Mapping]) -> str:
             cells = [f"{name}, {len(result['data']['classes'])} classes", pool, about]
             cells.append(f"{result['n_used']} in {clips}" if result["data"].get("folds") else clips)
             cells += [_share(entries[input]["top1"]) if input in entries else "" for input in inputs]
-            lines.append(_row([*cells, majority]))
+            lines.append(markdown_row([*cells, majority]))
             shuffled = {input: entry["shuffled_frames"] for input, entry in entries.items()}
             if any(shuffled.values()):
                 cells = [f"{name}, frames shuffled", pool, "", ""]
                 cells += [f"{100 * shuffled[input]['mean']:.1f}" if shuffled.get(input) else "" for input in inputs]
-                lines.append(_row([*cells, ""]))
+                lines.append(markdown_row([*cells, ""]))
     return "\n".join(lines)
 
 
@@ -149,7 +153,7 @@ def path_table(results: Mapping[str, Mapping]) -> str:
     (kind,) = {next(iter(run["chosen"])) for _, _, run in runs}
     strengths = [row[kind] for row in runs[0][2]["path"]]
     head = ["set", "pool", "input", *(f"{kind} = {strength:g}" for strength in strengths), "near", "inner folds"]
-    lines = [_row(head), _row(["---"] * len(head))]
+    lines = [markdown_row(head), markdown_row(["---"] * len(head))]
     for name, entry, run in runs:
         chosen = run["chosen"][kind]
         usual = Counter(chosen).most_common(1)[0][0] if isinstance(chosen, list) else chosen
@@ -159,17 +163,17 @@ def path_table(results: Mapping[str, Mapping]) -> str:
             cells.append(f"**{cell}**" if row[kind] == usual else cell)
         cells.append(" to ".join(f"{100 * top1:.1f}" for top1 in run["within_one_se"]["top1"]))
         best = sorted(Counter(run["best_by_fold"]).items())
-        lines.append(_row([*cells, ", ".join(f"{strength:g}: {times}" for strength, times in best)]))
+        lines.append(markdown_row([*cells, ", ".join(f"{strength:g}: {times}" for strength, times in best)]))
     return "\n".join(lines)
 
 
 def accuracy_table(result: Mapping, arms: Sequence[str]) -> str:
     """Return top-1 in percent with its 95 % interval for some arms of one comparison."""
     entries = {entry["name"]: entry["top1"] for entry in result["results"]}
-    lines = [_row(["head reads", "top-1, %", "95 % interval"]), _row(["---"] * 3)]
+    lines = [markdown_row(["head reads", "top-1, %", "95 % interval"]), markdown_row(["---"] * 3)]
     for arm in arms:
         mean, low, high = (100 * entries[arm][key] for key in ("mean", "low", "high"))
-        lines.append(_row([arm, f"{mean:.1f}", f"{low:.1f} to {high:.1f}"]))
+        lines.append(markdown_row([arm, f"{mean:.1f}", f"{low:.1f} to {high:.1f}"]))
     return "\n".join(lines)
 
 
@@ -177,118 +181,15 @@ def model_table(results: Mapping[str, Mapping]) -> str:
     """Return reconstruction metrics, a row per tokenizer; results: name of the model -> its evaluation.json."""
     head = ["model", "PSNR, dB", "over block means, dB", "SSIM", "LPIPS (VGG)", "entropy of the ids, bits"]
     head += ["bits per pixel", "weights"]
-    lines = [_row(head), _row(["---"] * len(head))]
+    lines = [markdown_row(head), markdown_row(["---"] * len(head))]
     for name, result in results.items():
         metrics = result["metrics"]
         gain = metrics["psnr_gain"]
         cells = [f"`{name}`", f"{metrics['psnr']['mean']:.2f}", f"+{gain['mean']:.2f} ± {gain['stderr']:.2f}"]
         cells += [f"{metrics['ssim']['mean']:.3f}", f"{metrics['lpips']['mean']:.3f}"]
         cells += [f"{result['codebook']['entropy_bits']:.1f}", f"{metrics['bits_per_pixel']['mean']:.4f}"]
-        lines.append(_row([*cells, f"`{result['tokenizer']['weight_hash']}`"]))
+        lines.append(markdown_row([*cells, f"`{result['tokenizer']['weight_hash']}`"]))
     return "\n".join(lines)
-
-
-def speed_table(result: Mapping) -> str:
-    """Return the speed of a tokenizer in fp32 and bf16, from the JSON of `vidtok bench`."""
-
-    def row(title: str, key: str, form: str, what: str, field: str, scale: float = 1.0) -> str:
-        cells = []
-        for precision in ("fp32", "bf16"):
-            wanted = {"what": what, "precision": precision}
-            rows = [row for row in result[key] if wanted.items() <= row.items()]
-            # The first size, in the memory layout of `from_pretrained`.
-            first = next(row for row in rows if row.get("layout", "channels-last") == "channels-last")
-            cells.append(form.format(scale * first[field]))
-        return _row([title, *cells])
-
-    clip, step, latent = (_shape(result[key][0]) for key in ("tokenizer", "train", "streaming"))
-    lines = [
-        _row([f"`{result['model']}`", "fp32", "bf16"]),
-        _row(["---"] * 3),
-        row(f"encode {clip}, frames/s", "tokenizer", "{:.0f}", "encode", "frames_per_s"),
-        row("decode, frames/s", "tokenizer", "{:.0f}", "decode", "frames_per_s"),
-        row("encode, GFLOP/s", "tokenizer", "{:.0f}", "encode", "gflop_per_s"),
-        row("its convolutions alone, GFLOP/s", "tokenizer", "{:.0f}", "encode", "conv_gflop_per_s"),
-        row(f"encode one latent of a stream, {latent}, ms", "streaming", "{:.0f}", "encode", "median_s", 1e3),
-        row(f"training step of {step}, s", "train", "{:.2f}", "step", "median_s"),
-        row("training step with discriminator, s", "train", "{:.1f}", "step with GAN", "median_s"),
-    ]
-    return "\n".join(lines)
-
-
-def speed_ratio_table(result: Mapping) -> str:
-    """Return speed ratios against other libraries, measured in the same run."""
-    versions, loss = result["provenance"]["versions"], result["loss"]
-
-    def row(title: str, ratio: Mapping) -> str:
-        return _row([title, f"{ratio['median']:.3g} ({ratio['lowest']:.3g} .. {ratio['highest']:.3g})"])
-
-    lines = [
-        _row(["compared in the same run", "times as fast, median (lowest .. highest)"]),
-        _row(["---"] * 2),
-        row(
-            f"encode {_shape(result['tokenizer'][0])}: `magvit2-pytorch` {versions['magvit2-pytorch']}, the model of "
-            "its README",
-            result["encode_peer"]["ratio"],
-        ),
-        row(
-            f"LFQ loss and gradient, {loss['bits']} bits, {loss['rows'][1]['tokens']} tokens: "
-            f"`vector-quantize-pytorch` {versions['vector-quantize-pytorch']}",
-            loss["ratio"],
-        ),
-        row(
-            f"`magvit2` encode {_shape(result['magvit2'][0])}, bf16 and channels-last: itself in fp32, contiguous",
-            result["magvit2_ratio"],
-        ),
-    ]
-    return "\n".join(lines)
-
-
-def machine_line(result: Mapping) -> str:
-    """Return the machine, threads and load of a `vidtok bench`."""
-    about = result["provenance"]
-    machine = about["machine"]
-    return (
-        f"{machine['cpu']}, {about['threads']} of {machine['cores']} cores, torch {about['versions']['torch']}, "
-        f"load {machine['load']:.0f}."
-    )
-
-
-def sampling_table(results: Sequence[Mapping]) -> str:
-    """Return seconds of masked and next-token sampling, from the JSON of `vidtok bench generate`, one per device."""
-    first = results[0]["rows"][0]
-    what = "{steps} masked steps, {tokens} tokens, {depth} layers x {width}".format(**first, **first["trunk"])
-    head = [what, "masked, s", "with cache, s", "without, s", "cache / masked", "without / masked"]
-    lines = [_row(head), _row(["---"] * len(head))]
-    for result in results:
-        device = result["provenance"]["device"].replace("cpu", "CPU")
-        for row in result["rows"]:
-            cells = [f"{row[kind]['median_s']:.3g}" if kind in row else "" for kind in ("masked", "cached", "uncached")]
-            cells += [f"{row[kind]['median']:.3g}" if kind in row else "" for kind in ("over_cached", "over_uncached")]
-            lines.append(_row([f"{device}, batch {row['batch']}", *cells]))
-    return "\n".join(lines)
-
-
-def reading_table(result: Mapping) -> str:
-    """Return decoding rates of vidtok and of other libraries, from the JSON of `vidtok bench loader`."""
-    rows = [row for row in result["rows"] if "reader" in row]
-    readers = list(dict.fromkeys(row["reader"] for row in rows))
-    head = ["frames/s (median ratio to decord, lowest; dB)", *readers]
-    lines = [_row(head), _row(["---"] * len(head))]
-    for of in dict.fromkeys(row["of"] for row in rows):
-        found = {row["reader"]: row for row in rows if row["of"] == of}
-        lines.append(_row([of, *(_rate(found[name]) if name in found else "" for name in readers)]))
-    memory = next(row for row in result["rows"] if "mb" in row)
-    return (
-        "\n".join(lines)
-        + f"\n\nStreaming the {memory['of'].split()[0]} file takes {memory['mb']:.0f} MB above the start."
-    )
-
-
-def _rate(row: Mapping) -> str:
-    ratio = "" if row["reader"] == "decord" else f" ({row['ratio']:.2f}, {row['lowest']:.2f}"
-    quality = "" if row["psnr"] is None else f"{'; ' if ratio else ' ('}{row['psnr']:.1f} dB"
-    return f"{row['frames_per_s']:.0f}{ratio}{quality}" + (")" if ratio or quality else "")
 
 
 def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
@@ -306,6 +207,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
 
     models = {file.parent.name: json.loads(file.read_text()) for file in sorted(PRETRAINED.glob("*/evaluation.json"))}
     comparisons = {name: read(file) for file, name in COMPARISONS.items()}
+    probes = {name: read(file) for file, name in PROBES.items()}
     generations, speed, result = [read(name) for name in GUIDANCES], read("speed"), read("generation")
     said = verdict(result["rows"])
     return {
@@ -313,7 +215,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         "digits": accuracy_table(comparisons["digits, 1500 steps"], ("tokens", "latents", "pixels")),
         "recognition": f"{comparison_table(comparisons)}\n\n{cost_table(comparisons)}",
         "motion": motion_table({file: read(file) for file in MOTIONS}),
-        "probes": f"{probe_table(read('probes'))}\n\n{path_table(read('probes'))}".strip(),
+        "probes": f"{probe_table(probes)}\n\n{path_table(probes)}".strip(),
         "generation": f"{markdown_table(result)}\n\n{said[0].upper()}{said[1:]}.",
         "guidance": guidance_table(generations),
         "speed": f"{speed_table(speed)}\n\n{machine_line(speed)}",
@@ -322,6 +224,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         "compression": compression.markdown(read("compression")),
         "entropy": compression.format_tokens(read("entropy")),
         "sampling": sampling_table([read("generate"), read("generate-h200")]),
+        **command_blocks(),
     }
 
 
@@ -341,10 +244,6 @@ def replace_between(text: str, new: str, name: str = "recognition") -> str:
     return f"{before}{begin}\n{new}\n\n{end}{rest.split(end, 1)[1]}"
 
 
-def _shape(row: Mapping) -> str:
-    return "{batch} x {frames} x {side} x {side}".format(**{"batch": 1, **row})
-
-
 def _share(top1: Mapping) -> str:
     return f"{100 * top1['mean']:.1f} ({100 * top1['low']:.0f} to {100 * top1['high']:.0f})"
 
@@ -358,10 +257,6 @@ def _accuracy(top1: Mapping) -> str:
 def _ratio(ratio: Mapping) -> str:
     value, low, high = (float(ratio[key]) for key in ("value", "low", "high"))  # infinity is a string in JSON
     return f"{value:.2f} ({low:.2f} to {high:.2f})"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _named(result: dict) -> tuple[str, dict]:
