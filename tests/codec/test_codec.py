@@ -13,7 +13,8 @@ import torch
 import vidtok
 from vidtok.cli.main import main
 from vidtok.codec import CodecError, decode, encode
-from vidtok.codec.container import Chunk, ContainerReader, ContainerWriter, Header
+from vidtok.codec.container import Chunk, ContainerReader, ContainerWriter
+from vidtok.codec.header import Header
 from vidtok.datasets import VideoWriter, demo_clip, iter_video
 from vidtok.errors import UserError, VideoError
 from vidtok.info import describe

@@ -15,11 +15,11 @@ from vidtok.codec.container import (
     CodecError,
     ContainerReader,
     ContainerWriter,
-    Header,
     pack_ticks,
     unpack_ticks,
 )
 from vidtok.codec.entropy import entropy_model
+from vidtok.codec.header import Header
 
 BITS = 6
 HEADER = Header(

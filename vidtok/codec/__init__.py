@@ -6,7 +6,7 @@ from importlib import import_module
 _HOME = {
     "CodecError": "container",
     "CompressionStats": "encode",
-    "Header": "container",
+    "Header": "header",
     "compress": "encode",
     "decompress": "decode",
 }

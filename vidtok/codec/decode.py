@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidtok.codec.container import Chunk, CodecError, ContainerReader, Header
+from vidtok.codec.container import Chunk, CodecError, ContainerReader
 from vidtok.codec.encode import Report, loaded
 from vidtok.codec.entropy import entropy_model
+from vidtok.codec.header import Header
 from vidtok.codec.prior import prior_of
 from vidtok.datasets import VideoWriter
 from vidtok.errors import UserError

@@ -1,0 +1,127 @@
+"""Sources of frames to compress: a file or a clip, with the times of its frames."""
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from vidtok.checks import check_video
+from vidtok.codec.header import MAX_FPS, MIN_FPS
+from vidtok.datasets.container import open_container
+from vidtok.datasets.frames import OnError
+from vidtok.errors import VideoError
+from vidtok.extraction.videos import Source
+from vidtok.names import escape_name
+
+
+class FileSource:
+    """Source of frames from a video file: iterates over float32 [1, 3, any, H, W] in [-1, 1].
+
+    The arguments are those of `vidtok.extraction.videos.Source`.
+
+    Attributes:
+        frames: number of frames read so far.
+        size: (height, width) in pixels.
+        fps: mean frames per second.
+        time_base: seconds per tick; the time of every frame is a whole number of ticks.
+        description: properties of the file, for `Header.source`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        size: int | None,
+        fps: float | None,
+        max_frames: int | None,
+        reader: str,
+        on_error: OnError,
+        count: Callable[[int], None],
+    ):
+        self._source = Source(path, size, fps, max_frames, count, reader, on_error)
+        self.size: tuple[int, int] = self._source.stream.size
+        self.fps = float(self._source.stream.fps)
+        self.description, time_base = _describe(path)
+        resampled = 1 / Fraction(self.fps).limit_denominator(10**6)
+        self.time_base = resampled if fps is not None or time_base is None else time_base
+        native = {"size": list(self._source.stream.native_size), "fps": float(self._source.stream.native_fps)}
+        self.description |= native
+        self._next_tick = 0
+
+    @property
+    def error(self) -> VideoError | None:
+        """Error of a damaged video that is read with on_error="keep"; None if there was none so far."""
+        return self._source.stream.error
+
+    @property
+    def frames(self) -> int:
+        return self._source.frames
+
+    def ticks(self, start: int, end: int) -> np.ndarray:
+        """Return the ticks of frames start .. end, int64 [end - start], ascending. Call it for consecutive ranges."""
+        seconds = self._source.stream.timestamps[start:end]
+        ticks = np.rint(seconds * self.time_base.denominator / self.time_base.numerator).astype(np.int64)
+        order = np.arange(len(ticks))
+        ticks = np.maximum.accumulate(np.maximum(ticks - order, self._next_tick)) + order
+        self._next_tick = int(ticks[-1]) + 1
+        return ticks
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._source)
+
+    def close(self) -> None:
+        self._source.stream.close()
+
+
+class TensorSource:
+    """Source of frames from a clip, float [1, 3, T, H, W] in [-1, 1] of any length and size, at a constant rate.
+
+    The attributes are those of `FileSource`.
+
+    Raises:
+        ValueError: another shape or range, more than one clip, or an illegal rate.
+    """
+
+    error = None
+
+    def __init__(self, video: Tensor, fps: float, max_frames: int | None, count: Callable[[int], None]):
+        check_video(video, (1, 1, 1))
+        if len(video) != 1:
+            raise ValueError(f"one clip is compressed at a time, not {len(video)}")
+        if not MIN_FPS <= fps <= MAX_FPS:
+            raise ValueError(f"fps={fps} must be above 0, in {MIN_FPS:g} .. {MAX_FPS:g}")
+        self._video, self._count = video[:, :, :max_frames], count
+        self.frames, self.size, self.fps = 0, (video.shape[3], video.shape[4]), float(fps)
+        self.time_base = 1 / Fraction(fps).limit_denominator(10**6)
+        self.description: dict = {}
+
+    def ticks(self, start: int, end: int) -> np.ndarray:
+        return np.arange(start, end)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for chunk in self._video.split(16, 2):
+            self.frames += chunk.shape[2]
+            self._count(chunk.shape[2])
+            yield chunk
+
+    def close(self) -> None:
+        pass
+
+
+def _describe(path: Path) -> tuple[dict, Fraction | None]:
+    """Return (name, color properties and pixel aspect ratio as far as the file states them; time base or None)."""
+    container, stream = open_container(path)
+    with container:
+        context = stream.codec_context
+        color = {
+            "matrix": context.colorspace, "range": context.color_range,
+            "primaries": context.color_primaries, "transfer": context.color_trc,
+        }  # fmt: skip
+        aspect = stream.sample_aspect_ratio
+        stated: dict[str, object] = {name: int(value) for name, value in color.items() if value is not None}
+        if aspect:
+            stated["aspect"] = [aspect.numerator, aspect.denominator]
+        base = stream.time_base
+        name = escape_name(path.name)
+        return {"name": name} | stated, None if base is None else Fraction(base)
