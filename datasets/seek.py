@@ -9,6 +9,7 @@ float64 [T] in seconds, shape int64 [T,H,W,3], fps float64). NAME.npz is written
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -25,7 +26,7 @@ from vidtok.datasets.decode import FrameConverter, PyAVReader, convert_pictures
 from vidtok.datasets.frames import Chunk, View, display_matrix, places_of, resample_indices
 from vidtok.errors import VideoError
 from vidtok.files import replacing
-from vidtok.inputs import check_unchanged, file_version
+from vidtok.inputs import FileVersion, check_unchanged, file_version
 
 
 def cached_frames(path: str | Path, folder: str | Path) -> tuple[np.ndarray, np.ndarray, float]:
@@ -105,21 +106,85 @@ def read_selection(
         pictures, timestamps, fps = cached_frames(path, cache)
         indices = choose(timestamps, fps)
         return Chunk(convert_pictures(pictures[indices], view(*pictures.shape[1:3])), timestamps[indices])
-    frames_NHWC, view = None, lru_cache(view)  # called only once, even if seeking fails
-    version = file_version(path)
-    if reader in ("auto", "pyav") and (timeline := cached_timeline(version, str(path))).unreliable is None:
-        timestamps = timeline.timestamps
-        indices = choose(timestamps, timeline.fps)
-        try:
-            frames_NHWC = _seek(path, timeline, indices.ravel(), view)
-        except VideoError:
-            check_unchanged(path, version)  # raises the better error
-            raise
+    view, version = lru_cache(view), file_version(path)  # `view` is called only once, even if seeking fails
+    if (timeline := _seekable(path, version, reader)) is not None:
+        found = _read_seeking(path, version, timeline, choose(timeline.timestamps, timeline.fps), view)
+        if found is not None:
+            return found
+    with open_video(path, reader) as video:
+        return select_frames(video, choose, view)
+
+
+def read_windows(
+    path: str | Path,
+    choose: Choose,
+    count: int,
+    view: ChooseView = whole_picture,
+    reader: str = "auto",
+    opened: VideoReader | None = None,
+) -> Iterator[Chunk]:
+    """Read windows of a video of any length, a few at a time, in bounded memory.
+
+    Windows are read by seeking, as in `read_selection`. A file that doesn't allow it is decoded once, even if windows
+    overlap; then the frames of overlaps are held in memory.
+
+    Args:
+        path, view, reader: see `read_selection`.
+        choose: function of (timestamps, fps) that returns int64 [windows, T]. The first frames of windows ascend.
+        count: number of windows that are read together.
+        opened: an open reader to use instead of seeking.
+
+    Yields:
+        Frames uint8 [V,T,h,w,3] and timestamps float64 [V,T] in seconds, V = `count` except for the last.
+
+    Raises:
+        VideoError: the video can't be decoded.
+    """
+    view, version, start = lru_cache(view), file_version(path), 0
+    if opened is None and (timeline := _seekable(path, version, reader)) is not None:
+        indices_NT = choose(timeline.timestamps, timeline.fps)
+        while start < len(indices_NT):
+            found = _read_seeking(path, version, timeline, indices_NT[start : start + count], view)
+            if found is None:
+                break
+            yield found
+            start += count
+        else:
+            return
+    with nullcontext(opened) if opened is not None else open_video(path, reader) as video:
+        indices_NT = choose(video.timestamps, video.fps)[start:]
+        rest, shape = np.unique(indices_NT), view(*video.size)
+        held, frames_HHWC = rest[:0], None  # frame numbers, ascending, and their frames
+        for part in np.split(indices_NT, range(count, len(indices_NT), count)):
+            new, rest = np.split(rest, [np.searchsorted(rest, part.max(), side="right")])
+            is_kept = held >= part.min()
+            if len(new):
+                new_HHWC = video.frames(new.tolist(), shape)
+                frames_HHWC = new_HHWC if frames_HHWC is None else np.concatenate([frames_HHWC[is_kept], new_HHWC])
+                held = np.concatenate([held[is_kept], new])
+            assert frames_HHWC is not None  # the first windows have frames
+            yield Chunk(frames_HHWC[np.searchsorted(held, part)], video.timestamps[part])
+
+
+def _seekable(path: str | Path, version: FileVersion, reader: str) -> Timeline | None:
+    """Return the timeline of a file that may be read by seeking; None if it is not reliable, or with other readers."""
+    timeline = cached_timeline(version, str(path)) if reader in ("auto", "pyav") else None
+    return None if timeline is None or timeline.unreliable is not None else timeline
+
+
+def _read_seeking(
+    path: str | Path, version: FileVersion, timeline: Timeline, indices: np.ndarray, view: ChooseView
+) -> Chunk | None:
+    """Read the frames at `indices`, of any shape, by seeking; None if that fails, see `_seek`."""
+    try:
+        frames_NHWC = _seek(path, timeline, indices.ravel(), view)
+    except VideoError:
+        check_unchanged(path, version)  # raises the better error
+        raise
     if frames_NHWC is None:
-        with open_video(path, reader) as video:
-            return select_frames(video, choose, view)
+        return None
     check_unchanged(path, version)
-    return Chunk(frames_NHWC.reshape(*indices.shape, *frames_NHWC.shape[1:]), timestamps[indices])
+    return Chunk(frames_NHWC.reshape(*indices.shape, *frames_NHWC.shape[1:]), timeline.timestamps[indices])
 
 
 def select_frames(video: VideoReader, choose: Choose, view: ChooseView = whole_picture) -> Chunk:

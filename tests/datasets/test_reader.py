@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from vidtok.datasets import VideoError, open_video
-from vidtok.datasets.seek import read_selection
+from vidtok.datasets.decode import PyAVReader
+from vidtok.datasets.seek import read_selection, read_windows
 
 BITS, N = 8, 100
 
@@ -157,6 +158,22 @@ def test_selections_are_the_frames_asked_for(clips, name):
         assert frames.shape[: len(shape)] == shape == timestamps.shape
         assert [number(f) for f in frames.reshape(-1, *frames.shape[-3:])] == [numbers[i] for i in asked.ravel()]
         np.testing.assert_allclose(timestamps, np.array(times)[asked] - times[0], atol=2e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_windows_are_the_frames_asked_for(clips, name, monkeypatch):
+    """They overlap, and files that can't be seeked are decoded once nevertheless."""
+    times, numbers = presented(clips[name])
+    restarts = []
+    monkeypatch.setattr(PyAVReader, "_restart", restarts.append)
+    starts = np.arange(0, max(len(numbers) - 8, 1), 3)
+    asked = np.minimum(starts[:, None] + 2 * np.arange(5), len(numbers) - 1)
+    chunks = list(read_windows(clips[name], lambda *_: asked, 2))
+    assert {len(chunk.frames) for chunk in chunks[:-1]} <= {2} and not restarts
+    frames = np.concatenate([chunk.frames for chunk in chunks])
+    assert [number(f) for f in frames.reshape(-1, *frames.shape[2:])] == [numbers[i] for i in asked.ravel()]
+    found = np.concatenate([chunk.timestamps for chunk in chunks])
+    np.testing.assert_allclose(found, np.array(times)[asked] - times[0], atol=2e-3)
 
 
 def test_selections_where_packets_tell_no_presentation_times(tmp_path):

@@ -19,7 +19,7 @@ from vidtok.datasets.backends import VideoReader, open_video, reader_name
 from vidtok.datasets.container import cached_timeline
 from vidtok.datasets.frames import Chunk, OnError, Size, View, indices_at, plan_view, resample_indices
 from vidtok.datasets.samplers import Segment, choose_at_times, choose_in_segment, frames_of_segment, segment_error
-from vidtok.datasets.seek import Choose, ChooseView, read_selection, select_frames
+from vidtok.datasets.seek import Choose, ChooseView, read_selection, read_windows, select_frames
 from vidtok.datasets.transforms import three_crops
 from vidtok.errors import nearest
 from vidtok.extraction.sources import Clips, WorkItem
@@ -271,23 +271,32 @@ def _clips(path: str, segment: Segment | None, reading: ReadConfig, clips: Clips
         known["native_size"] = height, width
         return plan_view(height, width, reading.target_size, multiple=1)
 
-    def choose(timestamps: np.ndarray, fps: float, start: int) -> np.ndarray:
+    def choose(timestamps: np.ndarray, fps: float, start: int, stop: int | None) -> np.ndarray:
         at_times = partial(choose_at_times, times=clips.times)
         indices = choose_in_segment(timestamps, fps, path, segment, at_times)
         known.update(count=len(indices), fps=fps)
-        return indices[start : start + CLIPS_AT_ONCE]
+        return indices[start:stop]
 
-    start = 0
-    with _open_kept(path, reading) as kept:
+    def groups() -> Iterator[Chunk]:
+        if clips.name == "windows":
+            everything = partial(choose, start=0, stop=None)
+            yield from read_windows(path, everything, CLIPS_AT_ONCE, view, reading.reader, kept)
+            return
+        start = 0
         while start < known.get("count", 1):
-            frames_VTHWC, timestamps_VT = _select(path, reading, kept, partial(choose, start=start), view)
-            for i, (frames_THWC, times) in enumerate(zip(frames_VTHWC, timestamps_VT, strict=True), start):
+            yield _select(path, reading, kept, partial(choose, start=start, stop=start + CLIPS_AT_ONCE), view)
+            start += CLIPS_AT_ONCE
+
+    number = 0
+    with _open_kept(path, reading) as kept:
+        for frames_VTHWC, timestamps_VT in groups():
+            for frames_THWC, times in zip(frames_VTHWC, timestamps_VT, strict=True):
                 views = as_video(frames_THWC)
                 if reading.crop == "three" and reading.size is not None:
                     views = three_crops(views, reading.size)
                 source = known["native_size"], known["fps"], reader_name(reading.reader), file_version(path).size
-                yield from _views(views, times, reading, i, known["count"], *source, damage_meta(kept))
-            start += CLIPS_AT_ONCE
+                yield from _views(views, times, reading, number, known["count"], *source, damage_meta(kept))
+                number += 1
 
 
 def _digit(digit: tuple[str, int, int], reading: ReadConfig) -> Iterator[StreamChunk]:
