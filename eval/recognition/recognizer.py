@@ -3,9 +3,7 @@
 Legend: V views of one video, T H W video.
 """
 
-import csv
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,15 +13,14 @@ import torch
 from torch import Tensor
 
 from vidtok.checks import pick_device
-from vidtok.datasets import LabeledVideos, VideoError, open_video
-from vidtok.datasets.container import cached_timeline
+from vidtok.datasets import LabeledVideos, VideoError
+from vidtok.datasets.backends import split_reader
 from vidtok.datasets.frames import indices_at, normalize_video
-from vidtok.datasets.seek import read_selection, select_frames
-from vidtok.errors import UserError, is_expected, one_line
+from vidtok.datasets.seek import read_windows
+from vidtok.errors import is_expected, one_line
 from vidtok.eval.recognition.inputs import group_segments
 from vidtok.extraction import read_npz
-from vidtok.files import plan_jobs, replacing
-from vidtok.inputs import file_version, find_files, find_videos
+from vidtok.inputs import find_files
 from vidtok.names import VIDEO_SUFFIXES
 
 
@@ -72,6 +69,7 @@ class Recognizer:
         head: shipped name, folder or hub id.
         model: tokenizer; None, by the name recorded with the head.
         device: "auto", "cpu", "cuda", "cuda:1", ... precision: precision of the tokenizer, "fp32" or "bf16".
+        reader: how videos are read, such as "pyav+deinterlace+sar", see `vidtok.datasets.open_video`.
 
     Attributes:
         head: the `Head`. protocol: the `Protocol` of its clips. encoder: the `InputEncoder`, which maps clips to the
@@ -81,7 +79,16 @@ class Recognizer:
         ValueError: there is no such head, it doesn't record its training data, or the tokenizer isn't the head's.
     """
 
-    def __init__(self, head: str, model: str | None = None, device: str = "auto", precision: str = "fp32"):
+    def __init__(
+        self,
+        head: str,
+        model: str | None = None,
+        device: str = "auto",
+        precision: str = "fp32",
+        reader: str = "auto",
+    ):
+        split_reader(reader)  # rejects unknown options
+        self.reader = reader
         self.head, self.encoder, self.protocol = load_head(head, model, device, precision=precision)
 
     def __call__(
@@ -126,7 +133,13 @@ class Recognizer:
             x = self._tokens(path)
             return self._average(x), len(x)
         videos = LabeledVideos(
-            [str(path)], [path.name], [-1], [], sampler=self.protocol.sampler(), transform=self.protocol.transform()
+            [str(path)],
+            [path.name],
+            [-1],
+            [],
+            sampler=self.protocol.sampler(),
+            transform=self.protocol.transform(),
+            reader=self.reader,
         )
         sample = videos[0]
         if isinstance(sample, VideoError):
@@ -165,27 +178,25 @@ class Recognizer:
             raise ValueError(f"the windows of head {self.head.config.name!r} are its clips of {clip}: give no seconds")
         if min(seconds or 1, hop or 1) <= 0:
             raise ValueError(f"seconds={seconds} and hop={hop} must be above 0")
-        with ExitStack() as stack:
-            timeline = cached_timeline(file_version(path), str(path))
-            read: Callable
-            if timeline.unreliable is None:
-                read, times, fps = partial(read_selection, path), timeline.timestamps, timeline.fps
-            else:  # decode sequentially, without seeking back between windows that don't overlap
-                reader = stack.enter_context(open_video(path))
-                read, times, fps = partial(select_frames, reader), reader.timestamps, reader.fps
+        rng, transform = np.random.default_rng(0), protocol.transform()  # the test transform doesn't draw from rng
+        spans: list[tuple[float, float]] = []  # (start, end) of all windows
+
+        def choose(times: np.ndarray, fps: float) -> np.ndarray:
             step = (protocol.stride or 1) / (protocol.fps or fps) if seconds is None else seconds / protocol.frames
             span, duration = protocol.frames * step, float(times[-1] + 1 / fps)
             last = max(duration - span, 0.0)
             starts = np.append(np.arange(0, last - 1e-6, hop or span), last)
+            spans[:] = zip(starts.tolist(), np.minimum(starts + span, duration).tolist(), strict=True)
             offsets = np.arange(protocol.frames) * step + (0 if seconds is None else step / 2)
-            rng, transform = np.random.default_rng(0), protocol.transform()  # the test transform doesn't draw from rng
-            for group in np.split(starts, range(WINDOWS_AT_ONCE, len(starts), WINDOWS_AT_ONCE)):
-                indices = indices_at(times, group[:, None] + offsets)
-                frames_VTHWC, _ = read(lambda *_, chosen=indices: chosen, view=partial(transform.view, rng=rng))
-                video = transform.finish(torch.from_numpy(frames_VTHWC).permute(0, 4, 1, 2, 3), rng)
-                probabilities = self._probabilities(normalize_video(video)).unflatten(0, (len(group), -1)).mean(1)
-                for start, row in zip(group.tolist(), probabilities, strict=True):
-                    yield LabeledWindow(start, min(start + span, duration), self.top(row, top))
+            return indices_at(times, starts[:, None] + offsets)
+
+        view, done = partial(transform.view, rng=rng), 0
+        for frames_VTHWC, _ in read_windows(path, choose, WINDOWS_AT_ONCE, view, self.reader):
+            video = transform.finish(torch.from_numpy(frames_VTHWC).permute(0, 4, 1, 2, 3), rng)
+            probabilities = self._probabilities(normalize_video(video)).unflatten(0, (len(frames_VTHWC), -1)).mean(1)
+            for (start, end), row in zip(spans[done:], probabilities, strict=False):
+                yield LabeledWindow(start, end, self.top(row, top))
+            done += len(frames_VTHWC)
 
     def video(self, video_V3THW: Tensor) -> Tensor:
         """Classify the views of one video, float [V, 3, T, H, W] in [-1, 1]; return probabilities [classes]."""
@@ -223,70 +234,6 @@ class Recognizer:
     @torch.no_grad()
     def _average(self, x: Tensor) -> Tensor:
         return self.head(x).softmax(1).mean(0).cpu()
-
-
-def label_windows(
-    recognizer: Recognizer,
-    inputs: Sequence[str | Path],
-    output: str | Path,
-    *,
-    seconds: float | None = None,
-    hop: float | None = None,
-    top: int = 5,
-    force: bool = False,
-) -> Iterator[tuple[Path, Path, int | str]]:
-    """Write the labels of all windows of videos: NAME.csv (start, end, label, probability) and subtitles, NAME.srt.
-
-    Args:
-        recognizer: the classifier.
-        inputs: videos, folders of them, glob patterns.
-        output: folder for the files, with the directory tree of each input folder.
-        seconds, hop, top: see `Recognizer.windows`. The csv file has a row for each of the top labels of a window. The
-            subtitles show the most probable label until the next window begins.
-        force: overwrite existing files.
-
-    Yields:
-        (video, csv file, number of windows or reason of failure) of each video, once its files are complete.
-
-    Raises:
-        UserError: a path doesn't exist, or a pattern matches nothing.
-    """
-    for job in plan_jobs(find_videos([str(x) for x in inputs]), str(output), ".csv", ()):
-        table, subtitles = job.target, job.target.with_suffix(".srt")
-        try:
-            if not force and (found := next(filter(Path.exists, (table, subtitles)), None)) is not None:
-                raise UserError(f"{found} exists: --force overwrites it")
-            table.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(table) as new_table, replacing(subtitles) as new_subtitles:
-                count = _write_windows(recognizer.windows(job.source, seconds, hop, top), new_table, new_subtitles)
-            yield job.source, table, count
-        except Exception as error:
-            if not is_expected(error):
-                raise
-            yield job.source, table, one_line(error)
-
-
-def _write_windows(windows: Iterator[LabeledWindow], table: Path, subtitles: Path) -> int:
-    """Write the two files of a video; return the number of windows."""
-    count, shown = 0, next(windows, None)
-    with open(table, "w", newline="", encoding="utf-8") as rows, open(subtitles, "w", encoding="utf-8") as text:
-        writer = csv.writer(rows)
-        writer.writerow(("start", "end", "label", "probability"))
-        while shown is not None:
-            count, following = count + 1, next(windows, None)
-            times = f"{shown.start:.3f}", f"{shown.end:.3f}"
-            writer.writerows([*times, label, f"{probability:.6f}"] for label, probability in shown.labels)
-            end = shown.end if following is None else min(shown.end, following.start)
-            label, probability = shown.labels[0]
-            text.write(f"{count}\n{_clock(shown.start)} --> {_clock(end)}\n{label} ({probability:.0%})\n\n")
-            shown = following
-    return count
-
-
-def _clock(seconds: float) -> str:
-    """Format a time in the form of subtitles, 00:01:02,500."""
-    whole, thousandths = divmod(round(seconds * 1000), 1000)
-    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02},{thousandths:03}"
 
 
 RECONSTRUCTS = "vidtok-t"  # tokenizer that reconstructs clips for a head that was trained without one

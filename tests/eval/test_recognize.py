@@ -3,16 +3,21 @@
 import csv
 import json
 from dataclasses import replace
+from fractions import Fraction
 
+import av
+import numpy as np
 import pytest
 import torch
 
 from vidtok import Recognizer, VideoTokenizer, create_head
 from vidtok.cli.main import main
-from vidtok.datasets import MovingDigits, read_video, write_video
-from vidtok.datasets.container import cached_timeline
+from vidtok.datasets import MovingDigits, VideoWriter, probe_video, read_video, seek, write_video
+from vidtok.datasets.container import cached_timeline, read_timeline
+from vidtok.datasets.writing import find_audio
 from vidtok.errors import UserError
 from vidtok.eval.recognition import recognizer as recognizer_module
+from vidtok.eval.recognition.windows import Banner, label_windows
 from vidtok.heads import Head, list_shipped_heads
 from vidtok.heads.head import SHIPPED
 
@@ -173,7 +178,7 @@ def long_video(tmp_path_factory):
 def test_windows_are_clips(head, long_video, monkeypatch, is_reliable):
     if not is_reliable:  # as of a file whose packets don't tell its frames
         doubt = lambda *args: replace(cached_timeline(*args), unreliable="a test")  # noqa: E731
-        monkeypatch.setattr(recognizer_module, "cached_timeline", doubt)
+        monkeypatch.setattr(seek, "cached_timeline", doubt)
     monkeypatch.setattr(recognizer_module, "WINDOWS_AT_ONCE", 3)
     recognizer = Recognizer(str(head), device="cpu")
     video = read_video(long_video, size=None, stride=(1, 8, 8))[0]
@@ -219,7 +224,72 @@ def test_windows_become_a_table_and_subtitles(head, long_video, tmp_path, capsys
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.csv", "a.srt"]
     assert main(arguments) == 1 and "a.csv exists: --force overwrites it" in capsys.readouterr().err
     one = ["recognize", str(long_video), "--head", str(head)]
-    assert main([*one, "--device", "cpu", "--windows", str(long_video)]) == 1
-    assert capsys.readouterr().err == f"vidtok: -o {long_video}: give a folder\n"
+    assert main([*one, "--device", "cpu", "--windows", f"{tmp_path}/labels.webm"]) == 1
+    assert "labels.webm: give a folder, or a file in .csv, .srt, .vtt, .mp4" in capsys.readouterr().err
+    assert main([*one, "-o", f"{tmp_path}/x", "--formats", "csv,txt"]) == 1
+    assert "unknown format 'txt': give csv, srt" in capsys.readouterr().err
     assert main([*one, "--hop", "1"]) == 1
-    assert "--hop is of --windows" in capsys.readouterr().err
+    assert "--hop is of -o" in capsys.readouterr().err
+
+
+def test_several_outputs_of_one_video(head, long_video, tmp_path, capsys):
+    outputs = [f"{tmp_path}/a/labels.{suffix}" for suffix in ("csv", "vtt", "mkv")]
+    arguments = ["recognize", str(long_video), "--head", str(head), "--device", "cpu"]
+    assert main([*arguments, *(x for path in outputs for x in ("-o", path))]) == 0
+    assert f"long.mp4: 4 windows, {', '.join(outputs)}" in capsys.readouterr().out
+    first, block, *_ = (tmp_path / "a/labels.vtt").read_text().split("\n\n")
+    assert first == "WEBVTT" and block.splitlines()[1] == "00:00:00.000 --> 00:00:00.680"
+    assert sorted(path.suffix for path in (tmp_path / "a").iterdir()) == [".csv", ".mkv", ".vtt"]
+    assert main([*arguments, "-o", f"{tmp_path}/b", "--formats", "mp4"]) == 0
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["long.mp4"]
+    assert main([*arguments, "-o", str(long_video), "--force"]) == 1
+    assert "is one of the inputs" in capsys.readouterr().err
+
+
+def test_overlay_is_the_video_with_a_label_below(head, tmp_path):
+    digits = MovingDigits("val", size=64)
+    video, sound = torch.cat([digits[number].video for number in range(3)], 2)[0], tmp_path / "sound.mp4"
+    times = [20 * i + (i % 3) for i in range(video.shape[1])]  # variable rate, in milliseconds
+    with av.open(str(sound), "w") as container:
+        picture, stream = container.add_stream("libx264", rate=25), container.add_stream("aac", rate=16000)
+        picture.width, picture.height, picture.pix_fmt = 64, 64, "yuv420p"
+        stream.layout = "mono"
+        container.mux(picture.encode(av.VideoFrame(64, 64, "yuv420p")))
+        for start in range(0, 16000, 1000):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1000), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16000, start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        container.mux(picture.encode(None))
+    source = tmp_path / "source.mp4"
+    with VideoWriter(source, 49, Fraction(1, 1000), find_audio(sound), Fraction(4, 3)) as writer:
+        writer.write(video, times)
+    recognizer = Recognizer(str(head), device="cpu")
+    list(label_windows(recognizer, [source], tmp_path / "overlay.mp4", hop=0.5))
+    before, after = (read_timeline(path).timestamps for path in (source, tmp_path / "overlay.mp4"))
+    np.testing.assert_allclose(after, before, atol=1e-3)
+    info = probe_video(tmp_path / "overlay.mp4")
+    assert (info.width, info.traits) == (85 * 4, {}) and info.height > 64 * 4  # square pixels, and enlarged
+    kept = find_audio(tmp_path / "overlay.mp4")
+    assert kept is not None and len([*kept.until(9)]) >= 15
+    shown = read_video(tmp_path / "overlay.mp4", size=None, stride=(1, 1, 1))[0]
+    small = torch.nn.functional.avg_pool2d(shown[:, :, : 64 * 4].transpose(0, 1), 4)  # [T, 3, 64, 85]
+    expected = read_video(source, size=None, stride=(1, 1, 1))[0].transpose(0, 1)
+    expected = torch.nn.functional.interpolate(expected, (64, 85), mode="bicubic")
+    assert (small - expected).abs().mean() < 0.06
+    assert shown[:, :, 64 * 4 :].amax() > 0.8  # letters
+
+
+@pytest.mark.parametrize("size", [(64, 64), (1080, 1920), (48, 1000), (600, 40)])
+def test_captions_are_never_cut_off(size):
+    long = "Pretending to put something behind something, but " + "W" * 90
+    banner = Banner(*size, ["short", long])
+    frames = np.full((2, *size, 3), 90, np.uint8)
+    height, width = banner.size
+    assert height % 2 == width % 2 == 0 and width >= 320
+    for text in ("short", long):
+        out = banner.below(frames, text)
+        assert out.shape == (2, *banner.size, 3) and (out[0] == out[1]).all()
+        places = np.argwhere((out[0] == 255).all(-1))
+        assert (places.min(0) > 0).all() and (places.max(0) < np.array(banner.size) - 1).all()
+        assert "".join(banner.lines(text)).replace(" ", "") == text.replace(" ", "")
