@@ -151,8 +151,8 @@ def count_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def pick_device(name: str):
-    """Return the torch.device called `name`; "auto" is CUDA if available, else the CPU.
+def pick_device(name: str | torch.device):
+    """Return the torch.device called `name`, or `name` if it is one; "auto" is CUDA if available, else the CPU.
 
     Raises:
         UserError: the device doesn't exist.

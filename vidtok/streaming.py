@@ -102,7 +102,7 @@ def coded_size(size: Sequence[int], stride: tuple[int, int, int]) -> tuple[int, 
     return -(-size[0] // stride[1]) * stride[1], -(-size[1] // stride[2]) * stride[2]
 
 
-def pad_chunks(chunks: Iterable[Tensor], stride: tuple[int, int, int]) -> Iterator[Tensor]:
+def pad_chunks(chunks: Iterable[Tensor], stride: tuple[int, int, int], latents: int = LATENTS) -> Iterator[Tensor]:
     """Regroup chunks of one video for the encoder, and pad them.
 
     Each chunk that comes out completes as many latents as it holds; `vidtok.extraction` relies on it too.
@@ -110,6 +110,7 @@ def pad_chunks(chunks: Iterable[Tensor], stride: tuple[int, int, int]) -> Iterat
     Args:
         chunks: [1, 3, any, H, W] each, uint8 or float.
         stride: (s_t, s_h, s_w) of the tokenizer.
+        latents: number of latents per chunk; the first chunk has one more.
 
     Yields:
         Chunks of the same dtype, of 1 + s_t n frames first and s_t n frames afterwards.
@@ -120,7 +121,7 @@ def pad_chunks(chunks: Iterable[Tensor], stride: tuple[int, int, int]) -> Iterat
         height, width = coded_size(chunk.shape[3:], stride)
         chunk = _extend(_extend(chunk, 3, height), 4, width)
         pending = chunk if pending is None else torch.cat([pending, chunk], 2)
-        while pending.shape[2] >= (take := step * LATENTS + first):
+        while pending.shape[2] >= (take := step * latents + first):
             yield pending[:, :, :take]
             first, pending = False, pending[:, :, take:].clone()  # a view would keep the whole chunk in memory
     if pending is not None and pending.shape[2]:

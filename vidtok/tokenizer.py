@@ -8,7 +8,7 @@ Legend: B batch, T H W video, t h w token grid, K latent channels, C code channe
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -96,13 +96,17 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
         config: the `TokenizerConfig`.
         bits: log2 of the codebook size.
         stride: pixels per token in (time, height, width); the first frame has its own tokens.
+        lacks: reason for each of "latents", "hidden" and "recon" that it can't make; empty but for custom tokenizers.
+        chunk_latents: latents per chunk of a video in `vidtok.extraction`.
     """
 
     config: TokenizerConfig
+    lacks: Mapping[str, str] = {}
+    chunk_latents = streaming.LATENTS
     compiled_parts = ("encoder", "decoder")
     compiled_methods = (
         "encode", "encode_latents", "forward_features", "decode", "stream_encode", "stream_decode", "encode_chunk",
-        "set_precision",
+        "encode_feature", "set_precision",
     )  # fmt: skip
 
     def __init__(self, config: TokenizerConfig):
@@ -232,6 +236,10 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
             if hidden:
                 return self.encoder(video.to(self.dtype), state, hidden=True).float()
             return self._latents(video, state)
+
+    def encode_feature(self, kind: str, video: Tensor, state: State) -> Tensor:
+        """Encode the next chunk of a stream to what a stored feature is made of: "hidden", or latents of any other."""
+        return self.encode_chunk(video, state, hidden=kind == "hidden")
 
     def _encode(self, video: Tensor, tile, hidden: bool = False) -> Tensor:
         checks.check_video(video, self.stride, values=False)

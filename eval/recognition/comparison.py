@@ -60,6 +60,7 @@ from vidtok.eval.recognition.inputs import (
 from vidtok.eval.recognition.results import compare_with, cost_record, data_record, recognition_result, result_entry
 from vidtok.eval.report import format_table
 from vidtok.eval.report.page import choose_clips, write_report
+from vidtok.extraction.model import open_tokenizer
 from vidtok.files import replacing, write_json
 from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer
@@ -96,7 +97,7 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
     validate_settings(cfg, given_keys(overrides, settings))
     start = time.perf_counter()
     device = only_process("eval compare")
-    tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, device)
+    tokenizer = open_tokenizer(cfg.tokenizer, device)
     of_arm, plain, folder = arm_settings(cfg), to_dict(cfg), Path(cfg.run)
     comparison = build_comparison(plain, of_arm, tokenizer)
 

@@ -29,6 +29,7 @@ from vidtok.eval.recognition.data import (
 from vidtok.eval.recognition.inputs import Test, same_task
 from vidtok.eval.recognition.results import data_record, head_record, recognition_result, result_entry
 from vidtok.eval.report import format_table
+from vidtok.extraction.model import open_tokenizer
 from vidtok.files import write_json
 from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer
@@ -65,7 +66,7 @@ def finetune(*overrides: str, log: Callable[[str], None] = print, **settings) ->
     start = time.perf_counter()
     processes = join_processes()
     log = processes.on_local_main_process(log)
-    tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, processes.device)
+    tokenizer = open_tokenizer(cfg.tokenizer, processes.device)
     head_data = build_head_data(plain, tokenizer)
     head = build_recognition_head(plain, head_data, tokenizer)
     arguments = build_recognition_training(plain, head, head_data, tokenizer)

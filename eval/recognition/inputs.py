@@ -68,6 +68,8 @@ class InputEncoder:
             raise ValueError(f"unknown input {kind!r}: {nearest(kind, INPUTS)}")
         if tokenizer is None and kind != "pixels":
             raise ValueError(f"input {kind!r} comes from a tokenizer: give one")
+        if tokenizer is not None and (why := tokenizer.lacks.get(kind)):
+            raise ValueError(f"no input {kind!r}: {why}")
         self.kind, self.tokenizer = kind, tokenizer
         self.device = torch.device("cpu") if tokenizer is None else tokenizer.device
         self.concat_segments, self.grid_crop = concat_segments, grid_crop

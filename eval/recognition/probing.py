@@ -17,7 +17,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
-from vidtok.checks import pick_device
 from vidtok.errors import nearest
 from vidtok.eval.metrics.i3d import HOW_TO_GET
 from vidtok.eval.metrics.intervals import paired_ratio
@@ -36,7 +35,7 @@ from vidtok.eval.recognition.references import (
     read_features,
 )
 from vidtok.eval.recognition.results import correct_of, data_record, recognition_result, result_entry
-from vidtok.tokenizer import VideoTokenizer
+from vidtok.extraction.model import open_tokenizer
 
 CLASSIFIERS = {"logistic": "C", "knn": "k"}  # classifier -> its hyperparameter
 STRENGTHS = [10.0**power for power in range(-5, 3)]  # C of the logistic regression
@@ -247,7 +246,7 @@ def probe(
     check_classifier(classifier)
     for each in pools:
         check_pool(each)
-    tokenizer = VideoTokenizer.from_pretrained(model, pick_device(device))
+    tokenizer = open_tokenizer(model, device)
     clips = Protocol.parse(protocol, size, fps)
     columns = path_column, label_column, split_column, group_column
     reading: dict[str, Any] = {

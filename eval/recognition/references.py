@@ -3,6 +3,7 @@
 Legend: N clips, V views, C channels, t h w grid, F features.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -310,4 +311,4 @@ def concatenate(train: ProbeClips, test: ProbeClips) -> ProbeClips:
 
 def _numbers(x_NV: Tensor, input: str, tokenizer: VideoTokenizer | None) -> Tensor:
     """Convert inputs to floats [N,V,C,...]; ids become signs."""
-    return signs(x_NV, int(tokenizer.bits)) if input in ("tokens", "codes") and tokenizer is not None else x_NV
+    return signs(x_NV, math.ceil(tokenizer.bits)) if input in ("tokens", "codes") and tokenizer is not None else x_NV

@@ -30,15 +30,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidtok.checks import pick_device
 from vidtok.datasets import VideoError, read_video
 from vidtok.eval.metrics.frechet import GaussianStatistics, frechet_distance
 from vidtok.eval.metrics.i3d import I3D, I3D_FEATURES
 from vidtok.eval.metrics.reconstruction import CodebookUsage, bits_per_pixel, block_edges, psnr, ssim
+from vidtok.extraction.model import open_tokenizer
 from vidtok.inputs import find_videos
 from vidtok.names import escape_name
 from vidtok.provenance import provenance
-from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.perceptual import LPIPS
 
 Clip = tuple[str, Tensor | Exception]  # name and float [1,3,T,H,W] in [-1,1], or the error of a failed clip
@@ -176,7 +175,7 @@ def evaluate(
 
     Args:
         inputs: one or more videos, folders of videos, or glob patterns. One clip is taken from each file.
-        model: name of the tokenizer, its folder or hub id.
+        model: tokenizer, as for `vidtok.extraction.model.open_tokenizer`.
         device: device of all networks. precision: precision of the tokenizer, "fp32" or "bf16".
         frames, size, fps: shape and frame rate of the clips, see `validation_clips`.
         clips: number of files, evenly spread over all; None, all files.
@@ -197,7 +196,9 @@ def evaluate(
     files = [file for file, _ in find_videos(inputs)]
     chosen = {} if clips is None else {"clips": f"{clips} of {len(files)} files, evenly spread"}
     files = spread(files, clips or len(files))
-    tokenizer = VideoTokenizer.from_pretrained(model, pick_device(device), precision)
+    tokenizer = open_tokenizer(model, device, precision)
+    if why := tokenizer.lacks.get("recon"):
+        raise ValueError(f"no reconstructions: {why}")
     protocol = clip_protocol(" ".join(inputs), split, frames, size, fps)
     return evaluate_reconstruction(
         tokenizer,

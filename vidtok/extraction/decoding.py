@@ -24,7 +24,7 @@ from vidtok.datasets.transforms import three_crops
 from vidtok.errors import nearest
 from vidtok.extraction.sources import Clips, WorkItem
 from vidtok.inputs import file_version
-from vidtok.streaming import as_video, as_videos, pad_chunks
+from vidtok.streaming import LATENTS, as_video, as_videos, pad_chunks
 
 CROPS = ("center", "three")
 CLIPS_AT_ONCE = 8  # clips decoded together and held in memory
@@ -45,6 +45,7 @@ class ReadConfig:
         reader: see `vidtok.datasets.open_video`.
         on_error: for damaged videos, "raise", or "keep" to leave out the damaged frames. With "keep" the whole video is
             read, even for clips.
+        latents: per chunk, see `vidtok.streaming.pad_chunks`.
 
     Raises:
         ValueError: an illegal setting, or settings that don't fit each other.
@@ -58,6 +59,7 @@ class ReadConfig:
     clips: Clips | None = None
     reader: str = "auto"
     on_error: str = "raise"
+    latents: int = LATENTS
 
     def __post_init__(self):
         if self.crop is not None and self.crop not in CROPS:
@@ -353,7 +355,7 @@ def _pieces(
 ) -> Generator[StreamChunk, None, StreamChunk]:
     """Yield all chunks of a stream but the last, which is returned: the caller adds the metadata to it."""
     held: StreamChunk | None = None
-    for video in pad_chunks(chunks, reading.stride):
+    for video in pad_chunks(chunks, reading.stride, reading.latents):
         if held is not None:
             yield held
         held = StreamChunk(video, clip, held is None, None, False)

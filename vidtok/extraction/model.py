@@ -3,8 +3,11 @@
 `FeatureModel` is a plain object, without threads and queues, so that a Ray actor can hold it.
 """
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,17 +24,47 @@ from vidtok.quantize import LFQ
 from vidtok.streaming import encode_tiles, tile_cells
 from vidtok.tokenizer import VideoTokenizer
 
+CUSTOM = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(\?.*)?")  # module:Class?key=value
+
+
+def open_tokenizer(
+    name: str | os.PathLike, device: str | torch.device = "auto", precision: str = "fp32"
+) -> VideoTokenizer:
+    """Load a tokenizer that a user names: as `VideoTokenizer.from_pretrained`, or a class of the user's own.
+
+    Args:
+        name: as of `VideoTokenizer.from_pretrained`, or "module:Class?key=value", see `vidtok.custom`. It has to come
+            from the user and never from a file, since importing a module runs its code.
+        device, precision: as of `VideoTokenizer.from_pretrained`; device "auto" is a GPU if there is one.
+
+    Raises:
+        ValueError: `name` is none of these, or the class doesn't follow the rules.
+    """
+    device = pick_device(device)
+    if CUSTOM.fullmatch(str(name)) and not Path(name).is_dir():
+        from vidtok.custom import CustomTokenizer
+
+        return CustomTokenizer(str(name), device, precision)
+    return VideoTokenizer.from_pretrained(name, device, precision)
+
 
 def load_tokenizer(
-    model: str, device: str = "auto", precision: str = "fp32", tile: int | None = None
+    model: str, device: str = "auto", precision: str = "fp32", tile: int | None = None, custom: bool = False
 ) -> VideoTokenizer:
     """Load a tokenizer for inference.
+
+    Args:
+        model, device, precision, tile: as of `vidtok.extraction.run.Extraction`.
+        custom: whether `model` may be a class of the user's own, see `open_tokenizer`.
 
     Raises:
         ValueError: the tile doesn't fit the tokenizer's stride. It is checked here so that there is one error, not one
             for every file.
     """
-    tokenizer = VideoTokenizer.from_pretrained(model, pick_device(device), precision)
+    if custom:
+        tokenizer = open_tokenizer(model, device, precision)
+    else:
+        tokenizer = VideoTokenizer.from_pretrained(model, pick_device(device), precision)
     if tile is not None:
         tile_cells(tile, tokenizer.stride[1:])
     return tokenizer
@@ -105,6 +138,8 @@ def make_settings(
         raise ValueError(f"{feature} can't be pooled: hidden and latents can")
     if (feature == "embedding") != (requested.get("head") is not None):
         raise ValueError("embedding is what a trained head makes: it needs a head, and nothing else does")
+    if why := tokenizer.lacks.get(feature):
+        raise ValueError(f"no {feature}: {why}")
     if feature == "ids":
         dtype = id_type(tokenizer.bits).name
     elif feature == "codes" and isinstance(tokenizer.quantizer, LFQ):
@@ -194,7 +229,7 @@ class FeatureModel:
             before = [stream.states[place] if place < len(stream.states) else {} for stream in streams]
             state = _join([*before, *[before[0]] * fill])
             part = normalize_video(part.to(self.device))
-            out = self.tokenizer.encode_chunk(part, state, hidden=self._grid == "hidden")
+            out = self.tokenizer.encode_feature(self._grid, part, state)
             for stream, after in zip(streams, _split(state, self.batch), strict=False):
                 stream.states[place : place + 1] = [after]
             place += 1

@@ -137,7 +137,7 @@ class Extraction:
 
     Args:
         sources: as of `extract`. items: work items to use instead.
-        model: tokenizer, as for `VideoTokenizer.from_pretrained`. device: "auto", "cpu", "cuda", "cuda:1", ...
+        model: tokenizer, as for `vidtok.extraction.model.open_tokenizer`. device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: of the networks, "fp32" or "bf16".
         features: "ids", "codes", "latents", "hidden" or "embedding". dtype: of stored floats, "float32" or "float16".
         pool: "mean" of hidden features or latents over the whole grid; None, the grid.
@@ -214,8 +214,7 @@ class Extraction:
         if threads is not None:
             torch.set_num_threads(threads)
         # With Ray the model stays on the CPU: it is copied to the actors.
-        tokenizer = load_tokenizer(model, "cpu" if engine == "ray" else device, precision, tile)
-        self.tokenizer, self._model_name = tokenizer, model
+        tokenizer = self.tokenizer = load_tokenizer(model, "cpu" if engine == "ray" else device, precision, tile, True)
         trained = None if head is None else load_head(head, tokenizer)
         if trained is not None and trained.config.protocol is not None:
             size, crop, sampler = follow(trained.config.protocol, size, crop, sampler)
@@ -235,13 +234,14 @@ class Extraction:
             tile=tile,
             frame_folders=frame_folders,
         )
-        self._reading = ReadConfig(tokenizer.stride, size, crop, fps, max_frames, sampler, reader, on_error)
+        reading = size, crop, fps, max_frames, sampler, reader, on_error, tokenizer.chunk_latents
+        self._reading = ReadConfig(tokenizer.stride, *reading)
         self._batch, self._given_workers, self._threads, self._time_limit = batch, workers, threads, time_limit
         self._model = FeatureModel(tokenizer, self.settings, batch, trained)
         self._workers = default_workers(len(self.items)) if workers is None else workers
         if self._workers < 0:
             raise UserError(f"{self._workers} workers are fewer than none")
-        self._ray = (ray_address, actors) if engine == "ray" else None
+        self._ray, self._model_name = (ray_address, actors) if engine == "ray" else None, model
 
     def run(
         self, output: str | Path, container: str = "npz", force: bool = False, progress: Report = lambda stats: None

@@ -121,7 +121,7 @@ def encode_chunks(tokenizer: VideoTokenizer, chunks: Iterable[Tensor], tile: int
     Raises:
         MemoryError: a chunk doesn't fit the free memory; with tiles this isn't checked.
     """
-    padded = pad_chunks(chunks, tokenizer.stride)
+    padded = pad_chunks(chunks, tokenizer.stride, tokenizer.chunk_latents)
     if tile is None:
         padded = map(lambda chunk: _fits(tokenizer, tokenizer.encoder, chunk, (1, 1, 1)), padded)
     return streaming.stream_encode(tokenizer, padded, tile)
@@ -148,10 +148,10 @@ def collect_ids(ids: Iterable[Tensor], bits: float) -> np.ndarray:
     return np.concatenate([part[0].cpu().numpy().astype(id_type(bits)) for part in ids])
 
 
-def chunk_ids(ids: np.ndarray) -> Iterator[Tensor]:
+def chunk_ids(ids: np.ndarray, latents: int = LATENTS) -> Iterator[Tensor]:
     """Split ids [t, h, w] into chunks of a few latents, int64 [1, n, h, w]."""
-    for start in range(0, len(ids), LATENTS):
-        yield torch.from_numpy(ids[start : start + LATENTS].astype(np.int64))[None]
+    for start in range(0, len(ids), latents):
+        yield torch.from_numpy(ids[start : start + latents].astype(np.int64))[None]
 
 
 def decode_files(
@@ -178,7 +178,7 @@ def decode_files(
         Counts and failures. A file that fails, such as one with tokens of other weights, doesn't end the run.
     """
     readers = _plan_records(inputs, output)
-    tokenizer = load_tokenizer(model, device, precision, tile)
+    tokenizer = load_tokenizer(model, device, precision, tile, custom=True)
 
     def decode(job: Job, count: Callable[[int], None]) -> None:
         record = readers[job]()
@@ -191,7 +191,7 @@ def decode_files(
                 f"{tokenizer.weight_hash}: give the model that made them"
             )
         with VideoWriter(job.target, meta.fps) as writer:
-            chunks = decode_chunks(tokenizer, chunk_ids(record.features), tile)
+            chunks = decode_chunks(tokenizer, chunk_ids(record.features, tokenizer.chunk_latents), tile)
             for chunk in cut_chunks(chunks, meta.frames, meta.size):
                 writer.write(chunk)
                 count(chunk.shape[2])
@@ -231,7 +231,7 @@ def reconstruct_files(
     """
     jobs = plan_jobs(find_videos(as_list(inputs), frame_folders), str(output), ".mp4", MOVIES)
     mode = reader_mode(on_error, reader)
-    tokenizer = load_tokenizer(model, device, precision, tile)
+    tokenizer = load_tokenizer(model, device, precision, tile, custom=True)
 
     def reconstruct(job: Job, count: Callable[[int], None]) -> str:
         with Source(job.source, size, fps, max_frames, count, reader, mode) as source:
