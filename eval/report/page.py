@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.colors import PowerNorm
 from torch import Tensor
 
 from vidtok.datasets import write_video
@@ -30,12 +31,14 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 1em auto
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; overflow-wrap: normal }
 th, td { padding: .2em .6em; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
-th:first-child { text-align: left; white-space: normal; position: sticky; left: 0; background: Canvas }
+th:first-child { text-align: left; white-space: normal; min-width: 7em; position: sticky; left: 0; background: Canvas }
 .row { display: flex; flex-wrap: wrap; gap: 1em; align-items: start }
 figure { margin: 0; max-width: 100% }
 figcaption { font-size: 13px }
 img { max-width: 100% }
-.chart { width: 530px } .clip { width: 330px }
+.chart { width: 530px } .clip { width: 330px } .wide { max-width: 100% } .wide img { max-width: none }
+.frequent { flex: 1 1 20em }
+ol { columns: 20em; font-size: 13px; padding-left: 3em }
 .sides { display: grid; grid-template-columns: 1fr 1fr; font-size: 12px; text-align: center }
 video { width: 100%; image-rendering: pixelated; background: #000 }
 ul { margin: 0; padding: 0; list-style: none }
@@ -47,8 +50,10 @@ _CHARTS = {
     "accuracy": "Top-1 accuracy with its 95 % interval, and the same heads on shuffled frames",
     "ratio": "Top-1 accuracy divided by that of the reference, with its 95 % interval",
     "cost": "What a clip costs: bytes, and clips read per second",
-    "confusion": "Confusion matrix of the first row of the table, all seeds",
+    "classes": "Accuracy of each class, mean over the seeds",
 }
+MANY = 30  # classes, above which charts show the best and worst, and matrices have numbers in place of names
+FREQUENT = 12  # confusions listed
 
 
 def write_page(
@@ -59,7 +64,7 @@ def write_page(
     Args:
         path: html file to write.
         result: result of schema "vidtok.recognition/1".
-        charts: name of each chart -> its file.
+        charts: name of each chart -> its file, see `draw_charts`.
         clips: (row of the result's `clips`, float or uint8 [3,T,H,2W] with the original beside the reconstruction).
             Each is shown with the prediction of each arm's first seed.
         fps: frame rate of the clips.
@@ -72,8 +77,10 @@ def write_page(
         f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>",
         f"<p>{_lines(above)}</p>{_table(table)}<p>{_lines(below)}</p>",
         "<h2>Charts</h2><div class='row'>",
-        *(_chart(_CHARTS[key], file) for key, file in charts.items()),
-        "</div><h2>Clips</h2><p>Left the original, right what the tokens keep of it; below, what the first seed of",
+        *(_chart(_CHARTS[key], file) for key, file in charts.items() if key in _CHARTS),
+        "</div><h2>Confusions</h2>",
+        *_confusions(result, [file for key, file in charts.items() if key not in _CHARTS]),
+        "<h2>Clips</h2><p>Left the original, right what the tokens keep of it; below, what the first seed of",
         "each arm took the clip for, with ✓ where that is right and ✗ where it is wrong.</p>",
     ]
     for right, heading in ((True, f"What {name} got right"), (False, f"What {name} got wrong")):
@@ -130,8 +137,36 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _chart(what: str, file: Path) -> str:
-    text, source = escape(what), f"data:image/png;base64,{_encoded(file)}"
-    return f"<figure class='chart'><img alt='{text}' src='{source}'><figcaption>{text}</figcaption></figure>"
+    text = escape(what)
+    return f"<figure class='chart'><img alt='{text}' src='{_png(file)}'><figcaption>{text}</figcaption></figure>"
+
+
+def _confusions(result: Mapping, files: Sequence[Path]) -> list[str]:
+    """Format what is taken for what: a list for each entry, and its matrix at its own size, which scrolls."""
+    classes, parts = result["data"]["classes"], []
+    for entry, file in zip(result["results"], files, strict=True):
+        text = escape(f"Confusion matrix of {entry['name']}, all seeds")
+        height, width = (round(side / 1.25) for side in plt.imread(file).shape[:2])  # 120 dpi as 96
+        image = f"<img alt='{text}' width='{width}' height='{height}' src='{_png(file)}'>"
+        box = f"<div class='scroll wide' tabindex='0' role='region' aria-label='{text}'>{image}</div>"
+        lines = "".join(f"<li>{escape(line)}</li>" for line in _most_frequent(confusion_counts(entry), classes))
+        frequent = f"<div class='frequent'>Most frequent confusions, all seeds:<ul>{lines}</ul></div>" if lines else ""
+        parts.append(f"<h3>{escape(entry['name'])}</h3><div class='row'>{box}{frequent}</div>")
+    if len(classes) > MANY:
+        names = "".join(f"<li>{escape(name)}</li>" for name in classes)
+        parts.append(f"<details><summary>Classes by number</summary><ol start='0'>{names}</ol></details>")
+    return parts
+
+
+def _most_frequent(counts: np.ndarray, classes: Sequence[str]) -> list[str]:
+    """Return at most `FREQUENT` lines, the most clips first: which share of a class was taken for which other class."""
+    wrong, totals = counts - np.diag(np.diagonal(counts)), counts.sum(1)
+    pairs = [np.unravel_index(i, wrong.shape) for i in np.argsort(-wrong, axis=None, kind="stable")[:FREQUENT]]
+    return [
+        f"{100 * count / totals[true]:.0f} %: {classes[true]} → {classes[taken]} ({count} of {totals[true]})"
+        for true, taken in pairs
+        if (count := wrong[true, taken])
+    ]
 
 
 def _clip(row: Mapping, video: Tensor, fps: float) -> str:
@@ -144,6 +179,10 @@ def _clip(row: Mapping, video: Tensor, fps: float) -> str:
         f"src='data:video/mp4;base64,{_movie(video, fps)}'></video>"
         f"<figcaption><b>{label}</b><ul>{took}</ul>{escape(row['id'])}</figcaption></figure>"
     )
+
+
+def _png(file: Path) -> str:
+    return f"data:image/png;base64,{_encoded(file)}"
 
 
 def _encoded(file: Path) -> str:
@@ -175,14 +214,17 @@ def write_report(
 
 
 def draw_charts(result: Mapping, folder: Path) -> dict[str, Path]:
-    """Draw accuracy.png, confusion.png, and where the result has comparisons and costs, ratio.png and cost.png."""
+    """Draw accuracy.png, classes.png, a confusion-N.png of each entry, and, where the result has comparisons and costs,
+    ratio.png and cost.png; return their files by name."""
     folder.mkdir(parents=True, exist_ok=True)
     charts = {"accuracy": accuracy_chart(result)}
     if result.get("comparisons"):
         charts["ratio"] = ratio_chart(result)
     if result.get("costs"):
         charts["cost"] = cost_chart(result)
-    charts["confusion"] = confusion_chart(result)
+    charts["classes"] = class_chart(result)
+    for number, entry in enumerate(result["results"], 1):
+        charts[f"confusion-{number}"] = confusion_chart(entry, result["data"]["classes"])
     for name, figure in charts.items():
         figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
         plt.close(figure)
@@ -204,7 +246,7 @@ def accuracy_chart(result: Mapping):
     lines = ["whiskers: 95 %; dots: seeds; crosses: shuffled frames"]
     if (control := result["controls"]["majority"]) is not None:
         axes.axvline(control["top1"]["value"], ls="--", lw=1, color="black")
-        lines.append(f"dashed: always {control['class']}")
+        lines.append(f"dashed: always {_shorten(control['class'])}")
     axes.set_title("\n".join(lines), fontsize=9)
     _name_rows(axes, [entry["name"] for entry in entries])
     axes.set_xlabel("top-1 accuracy")
@@ -238,6 +280,7 @@ def ratio_chart(result: Mapping):
         ratio = pair["ratio"]
         axes.errorbar(ratio["value"], y, xerr=_error(ratio["value"], ratio), fmt="o", color=INK, capsize=4)
     axes.axvline(1, ls="--", lw=1, color=GREY)
+    axes.locator_params(axis="x", nbins=5)
     _name_rows(axes, [pair["ours"] for pair in pairs])
     axes.set_xlabel(f"top-1 over that of {pairs[0]['theirs']} (95 %, paired bootstrap)")
     return figure
@@ -264,24 +307,69 @@ def cost_chart(result: Mapping):
     return figure
 
 
-def confusion_chart(result: Mapping):
-    """Plot the confusion matrix of the first entry over all seeds; each row, a true class, sums to 1."""
-    entry, classes = result["results"][0], result["data"]["classes"]
-    counts = np.sum([run["confusion"] for run in entry["runs"]], axis=0)
-    shares = counts / counts.sum(1, keepdims=True).clip(1)
-    side = min(0.35 * len(classes) + 2.5, 12)
-    figure, axes = plt.subplots(figsize=(side, side))
-    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    if len(classes) <= 20:
-        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-        axes.set_yticks(range(len(classes)), classes, fontsize=8)
-        for (row, column), share in np.ndenumerate(shares):
-            color = "white" if share > 0.5 else "black"
-            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=color)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title(f"{entry['name']}, % of each class", fontsize=9)
+def class_chart(result: Mapping):
+    """Plot the accuracy of each class: bars of the first entry, which orders them, and markers of the others.
+
+    Of more than `MANY` classes, it shows the half of `MANY` with the highest and that with the lowest accuracies.
+    """
+    entries, classes = result["results"], result["data"]["classes"]
+    counts = [confusion_counts(entry) for entry in entries]
+    shares = [np.diagonal(matrix) / matrix.sum(1).clip(1) for matrix in counts]
+    order = np.argsort(-shares[0], kind="stable")
+    order = order[counts[0].sum(1)[order] > 0]  # classes without test clips have no accuracy
+    few = [*order[: MANY // 2], *order[-(MANY // 2) :]] if len(order) > MANY else [*order]
+    figure, axes = plt.subplots(figsize=(5.5, 0.2 * len(few) + 1.4), layout="constrained")
+    axes.barh(range(len(few)), shares[0][few], 0.7, color=INK, alpha=0.6, label=entries[0]["name"])
+    for entry, share, marker in zip(entries[1:], shares[1:], "os^Dv<>P*X" * len(entries), strict=False):
+        axes.plot(share[few], range(len(few)), marker, ms=4, mfc="none", label=entry["name"])
+    names = classes if len(classes) <= MANY else [f"{i} {name}" for i, name in enumerate(classes)]
+    _name_rows(axes, [_shorten(names[i]) for i in few])
+    axes.tick_params("y", labelsize=8)
+    if len(few) < len(order):
+        axes.axhline(MANY // 2 - 0.5, ls="--", lw=1, color=GREY)
+        axes.set_title(f"{MANY // 2} highest and {MANY // 2} lowest of {len(order)} classes", fontsize=9)
+    axes.set_xlim(0, 1.03)
+    axes.set_xlabel("accuracy")
+    handles, arms = axes.get_legend_handles_labels()  # lines come before bars
+    handles, arms = [handles[-1], *handles[:-1]], [arms[-1], *arms[:-1]]
+    figure.legend(handles, arms, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
+
+
+def confusion_counts(entry: Mapping) -> np.ndarray:
+    """Return the confusion matrix of an entry of `results` over all seeds, int [K,K], true class by row."""
+    return np.sum([run["confusion"] for run in entry["runs"]], axis=0)
+
+
+def confusion_chart(entry: Mapping, classes: Sequence[str]):
+    """Plot the confusion matrix of an entry over all seeds; each row, a true class, sums to 1."""
+    counts = confusion_counts(entry)
+    shares = counts / counts.sum(1, keepdims=True).clip(1)
+    named = len(classes) <= MANY
+    side = 0.35 * len(classes) + 0.5 if named else min(0.05 * len(classes) + 1, 14)
+    figure, axes = plt.subplots(figsize=(side, side))
+    drawn = axes.imshow(shares, norm=PowerNorm(0.5, 0, 1), cmap="Blues", interpolation="nearest")
+    if named:
+        names = [_shorten(name) for name in classes]
+        axes.set_xticks(range(len(classes)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.set_yticks(range(len(classes)), names, fontsize=8)
+        for (row, column), share in np.ndenumerate(shares):
+            if counts[row, column]:
+                color = "white" if share > 0.35 else "black"
+                axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=color)
+    else:
+        figure.colorbar(drawn, ax=axes, fraction=0.03, pad=0.02)
+    axes.set_xlabel("predicted" if named else "predicted, number of the class")
+    axes.set_ylabel("true" if named else "true, number of the class")
+    axes.set_title(
+        f"{entry['name']}, % of each class" if named else f"{entry['name']}, share of each class", fontsize=9
+    )
+    return figure
+
+
+def _shorten(name: str, length: int = 32) -> str:
+    """Cut a name for a chart."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 def _error(value: float, interval: Mapping) -> list[list[float]]:

@@ -13,7 +13,14 @@ import torch
 from vidtok.eval.metrics.intervals import paired_ratio
 from vidtok.eval.recognition.inputs import Predictions
 from vidtok.eval.recognition.results import correct_of, recognition_result, result_entry
-from vidtok.eval.report.page import choose_clips, draw_charts, overview_chart, write_page
+from vidtok.eval.report.page import (
+    choose_clips,
+    class_chart,
+    confusion_chart,
+    draw_charts,
+    overview_chart,
+    write_page,
+)
 
 CLASSES = [
     "left & <right>",
@@ -94,7 +101,7 @@ def test_page_stands_alone_and_says_what_it_shows(page):
     assert not found.open and not found.all("script")
     assert found.all("html") == [{"lang": "en"}] and any(tag.get("name") == "viewport" for tag in found.all("meta"))
     addresses = [value for _, tag in found.tags for key, value in tag.items() if key in ("src", "href")]
-    assert len(addresses) == 1 + 4 + 4 and all(address.startswith("data:") for address in addresses)
+    assert len(addresses) == 1 + 6 + 4 and all(address.startswith("data:") for address in addresses)
     assert all(len(image["alt"]) > 20 for image in found.all("img"))
     assert all("controls" in video and "original" in video["aria-label"] for video in found.all("video"))
     assert len(found.all("th")) == 7 + 3 and "no <video>" in found.text
@@ -109,6 +116,41 @@ def test_right_and_wrong_are_told_without_colour(page, result):
     for row in result["clips"]:
         if row["id"] in wrong:
             assert row["predicted"]["tokens"][0] != row["label"]
+
+
+def test_bars_matrices_and_confusions_of_each_arm(page, result):
+    text = Tags(page.read_text()).text
+    assert {path.stem for path in (page.parent / "charts").iterdir()} == {
+        "accuracy", "ratio", "cost", "classes", "confusion-1", "confusion-2"
+    }  # fmt: skip
+    tokens, pixels = text.split("Confusions")[1].split("Clips")[0].split("pixels")
+    assert f"25 %: {CLASSES[0]} → {CLASSES[1]} (1 of 4)" in tokens and "Most frequent" not in pixels
+    figure = class_chart(result)
+    (axes,) = figure.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert [bar.get_width() for bar in axes.patches] == [0.75] * 3 and names[2] == f"{CLASSES[2][:31]}…"
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[1.0] * 3]
+    assert [label.get_text() for label in figure.legends[0].get_texts()] == ["tokens", "pixels"]
+
+
+def test_of_many_classes_the_page_shows_the_extremes_and_numbers(result, tmp_path):
+    """174 classes, as of Something-Something-v2: names of all rows of a matrix could not be read."""
+    counts = np.diag(np.arange(174))
+    counts[1:, 0] = 174 - np.arange(1, 174)
+    entries = [{**entry, "runs": [{**entry["runs"][0], "confusion": counts.tolist()}]} for entry in result["results"]]
+    classes = [f"class {i}" for i in range(174)]
+    many = {**result, "results": entries, "data": {**result["data"], "classes": classes}}
+    (axes,) = class_chart(many).axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert (
+        names == [f"{i} class {i}" for i in (*range(173, 158, -1), *range(15, 0, -1))]
+        and "15 lowest of 173 classes" in axes.get_title()
+    )
+    matrix = confusion_chart(entries[0], classes)
+    assert max(matrix.get_size_inches()) < 15 and len(matrix.axes[0].get_yticks()) < 20
+    write_page(tmp_path / "page.html", many, draw_charts(many, tmp_path), [], fps=8)
+    text = Tags((tmp_path / "page.html").read_text()).text
+    assert "99 %: class 1 → class 0 (173 of 174)" in text and text.count("class 173") == 1
 
 
 def test_rows_of_the_overview_are_shared(result):
@@ -145,5 +187,5 @@ def test_page_in_a_browser(page, tmp_path):
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     seen = json.loads(re.search(r"<title>(\{.*?\})</title>", dom)[1])
     assert seen["videos"] == [[64, 32, 4, 0.5]] * 4
-    assert len(seen["images"]) == 4 and min(seen["images"]) > 300
+    assert len(seen["images"]) == 6 and min(seen["images"]) > 200
     assert seen["excess"] <= 0 and set(seen["loaded"]) <= {"data:"}
