@@ -25,6 +25,8 @@ class LossWeights:
         gram: weight of the Gram distance of LPIPS' features, see `LPIPS.with_gram`; 0 leaves it out.
         perceptual_frames: number of random frames per clip that both of these terms compare; 0, all.
         block_edges: weight of the squared jump of the error across borders of the token grid, see `block_edge_loss`.
+        semantic_ratio: norm of the semantic term's gradient at the codes relative to that of the weighted
+            reconstruction term, see `vidtok.train.semantic`; 0 leaves the term out.
         commitment: weight of mean (z - code)^2.
         codebook: weight of VQ's codebook term.
         entropy: weight of per-sample minus codebook entropy, in nats. The term may be negative, see
@@ -42,6 +44,7 @@ class LossWeights:
     gram: float = 0.0
     perceptual_frames: int = 0
     block_edges: float = 0.0
+    semantic_ratio: float = 0.0
     commitment: float = 0.25
     codebook: float = 1.0
     entropy: float = 0.1

@@ -15,7 +15,7 @@ from vidtok.train.pretraining import build_pretraining, check_pretraining
 from vidtok.train.prior import PriorNetwork, build_prior_training, check_prior
 from vidtok.train.run_folder import RunFolder
 from vidtok.train.state import StopSignal, is_lost_peer, join_processes
-from vidtok.train.tokenizer import build_tokenizer_training
+from vidtok.train.tokenizer import build_tokenizer_training, tokenizer_of
 
 Log = Callable[[str], None]
 STARTS = ("branch", "init", "inflate", "grow")  # settings that say what the weights start as
@@ -51,8 +51,8 @@ def train_tokenizer(*overrides: str, log: Log = print, **settings) -> VideoToken
         lengths = {"steps": schedule.max_steps, "minutes": schedule.max_minutes}
         length = " or ".join(f"{number} {unit}" for unit, number in lengths.items() if number is not None)
         note = f"branch of {cfg.branch} from step {schedule.start_step}: the learning rate decays over {length}"
-        return _run(cfg, arguments, log, note)
-    return _run(cfg, arguments, log)
+        return tokenizer_of(_run(cfg, arguments, log, note))
+    return tokenizer_of(_run(cfg, arguments, log))
 
 
 def train_generator(*overrides: str, log: Log = print, **settings) -> Generator:

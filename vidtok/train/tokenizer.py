@@ -41,6 +41,7 @@ from vidtok.train.task import AdversarialTask
 
 if TYPE_CHECKING:
     from vidtok.datasets import ClipFolder, DigitClips
+    from vidtok.train.semantic import SemanticLoss
 
 BIT = math.log(2)  # nats
 
@@ -57,6 +58,7 @@ class TokenizerTask(AdversarialTask):
             Gram term isn't 0.
         fixed_clips: [1, 3, T, H, W] each, of one or more sizes; PSNR, block edges and pictures of them show how the run
             goes. May be empty.
+        semantic: the semantic term; the model is then a `SemanticTokenizer`.
     """
 
     def __init__(
@@ -64,8 +66,9 @@ class TokenizerTask(AdversarialTask):
         weights: LossWeights,
         perceptual: LPIPS | LogitDistance | None = None,
         fixed_clips: Sequence[Tensor] = (),
+        semantic: "SemanticLoss | None" = None,
     ):
-        self.weights, self.perceptual = weights, perceptual
+        self.weights, self.perceptual, self.semantic = weights, perceptual, semantic
         self.fixed_clips, self.logit_decay = fixed_clips, weights.lecam_decay
 
     def is_adversarial_step(self, step: int) -> bool:
@@ -74,8 +77,8 @@ class TokenizerTask(AdversarialTask):
     def terms(
         self, model: nn.Module, batch: Tensor, step: int, discriminator: nn.Module | None = None
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        decoded, z, codes = model(batch)
-        tokenizer = cast(VideoTokenizer, unwrap_model(model))
+        decoded, z, codes, *predicted = model(batch)
+        tokenizer = tokenizer_of(unwrap_model(model))
         quantizer = tokenizer.quantizer
         terms = {"reconstruction": reconstruction_loss(decoded, batch), **quantizer.losses(z, codes)}
         terms["usage_bits"] = usage_bits(quantizer.codes_to_ids(codes.detach()))
@@ -94,7 +97,12 @@ class TokenizerTask(AdversarialTask):
             discriminator.requires_grad_(False)  # nothing here is for it to learn from
             terms["adversarial"] = losses.generator_loss(discriminator(decoded))
             discriminator.requires_grad_(True)
-        return self.weights.total(terms, step), terms, decoded.detach()
+        total = self.weights.total(terms, step)
+        if self.semantic is not None:
+            reconstruction = self.weights.reconstruction * terms["reconstruction"]
+            weighted, found = self.semantic(batch, predicted, reconstruction, codes, self.weights.semantic_ratio)
+            total, terms = total + weighted, terms | found
+        return total, terms, decoded.detach()
 
     def discriminator_terms(
         self, discriminator: nn.Module, batch: Tensor, aux: Tensor, lecam_ema: Tensor, step: int
@@ -113,7 +121,7 @@ class TokenizerTask(AdversarialTask):
                 terms["r1"] = losses.r1_penalty(real_logits, real)
         return self.weights.discriminator_total(terms), terms
 
-    def validate(self, model: VideoTokenizer, run: RunFolder, step: int) -> str | None:
+    def validate(self, model: nn.Module, run: RunFolder, step: int) -> str | None:
         """Measure the fixed clips, and draw the first four of each size.
 
         Scalars: `validation_psnr` (peak 2, mean over clips) and `validation_block_ratio` (see `block_edges`; left out
@@ -124,7 +132,7 @@ class TokenizerTask(AdversarialTask):
         for size in sizes:
             suffix = f"_{size}" if len(sizes) > 1 else ""
             clips = [clip for clip in self.fixed_clips if clip.shape[-1] == size]
-            lines.append(self._validate(clips, suffix, model, run, step))
+            lines.append(self._validate(clips, suffix, tokenizer_of(model), run, step))
         return "; ".join(lines) or None
 
     def _validate(self, clips: list[Tensor], suffix: str, model: VideoTokenizer, run: RunFolder, step: int) -> str:
@@ -147,7 +155,8 @@ class TokenizerTask(AdversarialTask):
 
     def progress(self, scalars: dict[str, float]) -> str:
         parts = [f"l2 {scalars['reconstruction']:.4f}"]
-        for name in ("perceptual", "gram", "commitment", "adversarial", "discriminator"):
+        semantic = ("semantic_pooled", "semantic_cells")
+        for name in ("perceptual", "gram", *semantic, "commitment", "adversarial", "discriminator"):
             if name in scalars:
                 parts.append(f"{name} {scalars[name]:.4f}")
         if "discriminator_accuracy" in scalars:
@@ -159,6 +168,11 @@ class TokenizerTask(AdversarialTask):
         if scalars["usage_bits"] < 1:
             parts.append("COLLAPSE: nearly all tokens have one code; raise loss.entropy or lower the learning rate")
         return "  ".join(parts)
+
+
+def tokenizer_of(model: nn.Module) -> VideoTokenizer:
+    """Return the tokenizer of a model in training: the model itself, or that of a `SemanticTokenizer`."""
+    return cast(VideoTokenizer, getattr(model, "tokenizer", model))
 
 
 def usage_bits(ids: Tensor) -> Tensor:
@@ -260,19 +274,27 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
         if plain["grow"]:
             grow(VideoTokenizer.from_pretrained(plain["grow"]), tokenizer)
     batches, fixed_clips = build_clips(plain, tokenizer.stride)
-    state = build_state(tokenizer, plain)
+    fingerprint = training_fingerprint(plain, tokenizer.config)
+    trained: nn.Module = tokenizer
+    semantic = None
+    if weights.semantic_ratio:
+        from vidtok.train.semantic import build_semantic  # it imports teachers, which other runs don't need
+
+        example = torch.zeros(1, 3, data["frames"], data["crop"], data["crop"])
+        trained, semantic = build_semantic(plain["semantic"], tokenizer, example)
+        fingerprint |= semantic.fingerprint
+    state = build_state(trained, plain)
     if weights.adversarial > 0:
         size = (data["frames"], data["crop"], data["crop"])
         state.discriminator = Discriminator(size, **plain["discriminator"])
         state.discriminator_optimizer = create_optimizer(state.discriminator, **plain["discriminator_optimizer"])
-    task = TokenizerTask(weights, perceptual, fixed_clips)
+    task = TokenizerTask(weights, perceptual, fixed_clips, semantic)
     if plain["branch"]:  # last, so that a command that failed has started none
         branch = start_branch(plain["branch"], plain["run"], join_processes())
         arguments = build_schedule(plain, branch)
         cfg.trainer.shape, cfg.trainer.max_steps = "decay", arguments["schedule"].max_steps
     elif other := read_branch(cfg.run):
         raise ValueError(f"run={cfg.run} holds a branch: give branch={other.run} to go on, or another run=")
-    fingerprint = training_fingerprint(plain, tokenizer.config)
     return {"task": task, "state": state, "batches": batches, "fingerprint": fingerprint, **arguments}
 
 
