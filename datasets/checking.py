@@ -245,7 +245,9 @@ def validate_disjoint(train: Files, val: Files) -> None:
     if pairs := find_overlap(train, val):
         listed = [f"{ours} = {theirs}" for ours, theirs in pairs[:SHOWN]]
         listed += [f"... and {len(pairs) - SHOWN} more"] * (len(pairs) > SHOWN)
-        raise ValueError(f"{len(pairs)} files are in training and validation: {'; '.join(listed)}")
+        is_same = len(pairs) == len(_segments_of(train)) and all(ours == theirs for ours, theirs in pairs)
+        hint = ", all there are (name their splits in a column, or give two sources)" if is_same else ""
+        raise ValueError(f"{len(pairs)} files are in training and validation{hint}: {'; '.join(listed)}")
 
 
 def _row(path: str | Path) -> dict:

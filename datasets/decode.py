@@ -31,6 +31,7 @@ from vidtok.datasets.container import (
 )
 from vidtok.datasets.damage import Damage, decode_past_damage, is_truncated
 from vidtok.datasets.frames import (
+    HDR,
     Box,
     Chunk,
     Matrix,
@@ -46,6 +47,7 @@ from vidtok.datasets.frames import (
     square_size,
     swaps_sides,
     uncrop,
+    warn_of_hdr,
 )
 from vidtok.errors import VideoError
 from vidtok.inputs import check_unchanged, file_version
@@ -103,6 +105,8 @@ class FrameConverter:
             raise VideoError(
                 self.path, f"its color matrix is {name}, which FFmpeg can't convert: convert the video first"
             )
+        if (transfer := int(frame.color_trc)) in HDR:
+            warn_of_hdr(transfer)
         if _is_coarse(frame.format.name):
             frame = frame.reformat(format="gbrp", threads=1)
         if (frame.width, frame.height) != self.coded_size:

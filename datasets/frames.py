@@ -4,9 +4,11 @@ Legend: B clips, T H W video.
 """
 
 import math
+import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -292,7 +294,14 @@ def uncrop(box: Box, size: tuple[int, int], matrix: Matrix | None) -> Box:
     return (left, top, width, height) if swap else (top, left, height, width)
 
 
-_HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics by number, as in H.273
+HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics by number, as in H.273
+
+
+@lru_cache
+def warn_of_hdr(transfer: int) -> None:
+    """Warn that HDR frames are read without tone mapping, once in a process; `transfer` is a key of `HDR`."""
+    text = "is read without tone mapping, which makes its colors pale: convert such videos first"
+    warnings.warn(f"HDR ({HDR[transfer]}) {text}, as with ffmpeg's zscale and tonemap filters", stacklevel=2)
 
 
 class Traits(NamedTuple):
@@ -315,8 +324,8 @@ class Traits(NamedTuple):
         rows = {}
         if self.sar != 1:
             rows["sample aspect ratio"] = f"{self.sar.numerator}:{self.sar.denominator}"
-        if self.transfer in _HDR:
-            rows["transfer"] = f"{_HDR[self.transfer]} (HDR, read without tone mapping)"
+        if self.transfer in HDR:
+            rows["transfer"] = f"{HDR[self.transfer]} (HDR, read without tone mapping)"
         if self.interlaced:
             rows["scan"] = "interlaced"
         if self.matrix is not None:

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 import traceback
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -353,6 +354,7 @@ def _work(pipe: connection.Connection, function: Callable[[Job], Answer], thread
     threading.Thread(target=_die_with_parent, daemon=True).start()
     leave_process_group()
     torch.set_num_threads(threads)
+    warnings.formatwarning = lambda message, *_, **__: f"vidtok: {message}\n"  # as in commands
     memories: dict[tuple[int, int], torch.Tensor] = {}
     message: tuple[str, Any] = ("ready", None)
     while True:

@@ -96,6 +96,8 @@ def test_the_same_video_in_training_and_validation(folder):
             ValueError, match=rf"2 files are in training and validation: {good} = {copy}; .*short.mp4 ="
         ):
             validate_disjoint(*pair)
+    with pytest.raises(ValueError, match=r"^2 files are in training and validation, all there are \(name their splits"):
+        validate_disjoint(train[:2], train[:2])  # one source without splits
     changed = bytearray(good.read_bytes())
     changed[50] ^= 1  # same size, same end
     copy.write_bytes(changed)

@@ -1,5 +1,6 @@
 """Sample aspect ratio, HDR, interlacing, rotation and clocks: named, and read as asked."""
 
+import warnings
 from fractions import Fraction
 
 import av
@@ -10,6 +11,7 @@ from av.video.reformatter import ColorTrc
 from vidtok.cli.main import main
 from vidtok.datasets import VideoWriter, check, demo_clip, open_video, probe_video, read_video
 from vidtok.datasets.backends import pixels_version, split_reader
+from vidtok.datasets.frames import warn_of_hdr
 from vidtok.datasets.seek import read_selection
 from vidtok.extraction import read_npz
 from vidtok.info import describe
@@ -95,6 +97,18 @@ def test_deinterlacing_removes_combs_and_keeps_times(videos):
     assert combing(after) < 0.4 * combing(before)
     with open_video(videos / "plain.mp4") as plain, open_video(videos / "plain.mp4", "pyav+deinterlace") as reader:
         np.testing.assert_array_equal(reader.frames(range(FRAMES)), plain.frames(range(FRAMES)))
+
+
+def test_hdr_is_read_with_a_warning(videos, tmp_path, tokenizer_path):
+    arguments = [f"{videos}/hdr.mp4", "-o", f"{tmp_path}/out", "--model", tokenizer_path, "--workers", "0"]
+    for work in (lambda: read_video(videos / "hdr.mp4"), lambda: main(["extract", *arguments])):
+        warn_of_hdr.cache_clear()
+        with pytest.warns(UserWarning, match=r"^HDR \(PQ\) is read without tone mapping") as found:
+            work()
+        assert len(found) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_video(videos / "plain.mp4").shape[2] == FRAMES
 
 
 def test_square_pixels(videos):
