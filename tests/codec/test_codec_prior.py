@@ -20,12 +20,23 @@ from vidtok.cli.main import main
 from vidtok.codec import CodecError, prior
 from vidtok.codec.container import ContainerReader
 from vidtok.codec.entropy import entropy_model
-from vidtok.codec.prior import FILE, NAT, Layer, Prior, PriorState, find_prior, first_history, load_prior, next_history
+from vidtok.codec.prior import (
+    FILE,
+    LARGEST,
+    NAT,
+    Layer,
+    Prior,
+    PriorState,
+    find_prior,
+    first_history,
+    load_prior,
+    next_history,
+)
 from vidtok.errors import UserError
 from vidtok.hub import PRETRAINED
 from vidtok.quantize.lfq import unpack_bits
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.prior import PriorNetwork, PriorTask
+from vidtok.train.prior import PriorNetwork, PriorTask, quantize_activations
 from vidtok.train.run import train_prior
 
 BITS = 18
@@ -272,6 +283,23 @@ def test_what_is_known_is_learned():
         task.terms(network, {"ids": ids}, step)[0].backward()
         optimizer.step()
     assert task.terms(network, {"ids": ids}, 0)[1]["bits"] < 1.5
+
+
+def test_units_at_a_bound_come_back():
+    """Only rectified units may stay at 0: gradients that lead back inside the range pass, and no others."""
+    x = torch.tensor([9.0, 9.0, 1.0, -9.0, -9.0, 1e-9]).requires_grad_()
+    back = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, 1.0])
+    for lowest, kept in [(-LARGEST, [1, 0, 1, 0, -1, 1]), (0, [1, 0, 1, 0, 0, 1])]:
+        (grad,) = torch.autograd.grad(quantize_activations(x, lowest), x, back)
+        assert grad.tolist() == kept
+    network = make_network()
+    with torch.no_grad():
+        network.stem.bias.fill_(100.0)  # all its sums are far above the range
+    noise_ids = torch.from_numpy(noise(2, 8, 8, bits=BITS))
+    signs = unpack_bits(noise_ids[None], BITS)[0].transpose(0, 1).int() * 2 - 1
+    history = next_history(first_history(signs), signs)
+    (network(history, signs.flip(0)) * signs).sum().backward()
+    assert (network.stem.bias.grad != 0).any()
 
 
 def test_training_leaves_a_prior(tokenizer, tokenizer_path, tmp_path):

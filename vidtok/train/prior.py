@@ -51,18 +51,27 @@ class _Quantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, lowest: int) -> Tensor:
-        y = (x * ONE).add_(0.5).floor_().clamp_(lowest, LARGEST)
-        ctx.save_for_backward((y > lowest) & (y < LARGEST))
+        whole = (x * ONE).add_(0.5).floor_()
+        y = whole.clamp(lowest, LARGEST)
+        ctx.save_for_backward(torch.sign(whole - y).to(torch.int8))
+        ctx.two_sided = lowest < 0
         return y.mul_(1 / ONE)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        (inside,) = ctx.saved_tensors
-        return grad * inside, None
+        (side,) = ctx.saved_tensors
+        keep = (side == 0) | (side > 0) & (grad > 0)
+        if ctx.two_sided:
+            keep |= (side < 0) & (grad < 0)
+        return grad * keep, None
 
 
 def quantize_activations(x: Tensor, lowest: int) -> Tensor:
-    """Round to multiples of 1 / `ONE` in lowest .. `LARGEST`, with a straight-through gradient inside."""
+    """Round to multiples of 1 / `ONE` in lowest .. `LARGEST`, with a straight-through gradient.
+
+    Outside the range the gradient passes where it leads back inside: weights grow in training, and units that are stuck
+    at a bound would stay there. Below a bound of 0 it is that of a rectifier.
+    """
     return _Quantize.apply(x, lowest)
 
 
@@ -124,6 +133,9 @@ class PriorNetwork(nn.Module):
         ]
         self.planes = cast("Sequence[IntegerWeights]", nn.ModuleList(layers))
         nn.init.constant_(self.planes[2].bias, CHANGE)
+        with torch.no_grad():
+            for _, second in self.blocks:
+                second.weight.mul_(0.3)  # so that the sums of many blocks stay in the range
 
     @property
     def device(self) -> torch.device:
@@ -141,8 +153,7 @@ class PriorNetwork(nn.Module):
         x = quantize_activations(_convolve(inputs, self.stem), -LARGEST)
         for first, second in self.blocks:
             y = quantize_activations(_convolve(x, first), 0)
-            x = x + quantize_activations(_convolve(y, second), -LARGEST)
-            x = x.clamp(-LARGEST / ONE, LARGEST / ONE)
+            x = quantize_activations(x + quantize_activations(_convolve(y, second), -LARGEST), -LARGEST)
         sums = self._first_sums(x, history, signs_BKhw)
         x = quantize_activations(sums, 0)
         for layer in (0, 1):
