@@ -16,8 +16,9 @@ from av.video.stream import VideoStream as AvStream
 from PIL import Image
 from torch import Tensor
 
-from vidtok.datasets.container import open_container, tick_of
+from vidtok.datasets.container import describe, open_container, tick_of
 from vidtok.datasets.frames import video_to_frames
+from vidtok.errors import VideoError
 from vidtok.files import temporary_path
 
 
@@ -28,45 +29,75 @@ class AudioPackets:
         source: a video file, of which the first audio stream is read; or a file that `copy_audio` wrote, opened for
             reading.
         start, end: seconds from the first frame of the video; packets that begin outside are left out.
+        lead: the `lead` with which `copy_audio` wrote the file.
+        whole: keep packets before the first frame, if `start` is 0; and a writer keeps those after the last frame.
+
+    Attributes:
+        stream: the audio stream. tracks: number of audio streams in the file.
+        whole: as given.
 
     Raises:
         VideoError: the file can't be read.
-        ValueError: it has no audio.
+        ValueError: it has no audio, or is no file of `copy_audio`.
     """
 
-    def __init__(self, source: str | Path | BinaryIO, start: float = 0.0, end: float | None = None):
-        first = 0.0
+    def __init__(
+        self,
+        source: str | Path | BinaryIO,
+        start: float = 0.0,
+        end: float | None = None,
+        *,
+        lead: float = 0.0,
+        whole: bool = False,
+    ):
+        first = lead
         if isinstance(source, str | Path):
             self._container, video = open_container(source)
             first = float((video.start_time or 0) * tick_of(video))
         else:
-            self._container = av.open(source, "r", format=_AUDIO_FORMAT)
+            try:
+                self._container = av.open(source, "r", format=_AUDIO_FORMAT)
+            except av.error.FFmpegError as error:
+                raise ValueError(f"its audio can't be read ({describe(error)})") from error
         if not self._container.streams.audio:
             self._container.close()
             raise ValueError(f"{source}: has no audio")
         self.stream: AvAudioStream = self._container.streams.audio[0]
-        self._start, self._end, self._offset = start, math.inf if end is None else end, first + start
+        self.tracks, self.whole = len(self._container.streams.audio), whole
+        base = self.stream.time_base
+        assert base is not None  # FFmpeg sets it for every stream
+        self._base, self._origin = base, round(first / base) + round(start / base)  # ticks
+        self._length = math.inf if end is None else end - start
+        self._earliest = -math.inf if whole and start == 0 else 0.0
         self._packets = (packet for packet in self._container.demux(self.stream) if packet.pts is not None)
         self._next = next(self._packets, None)
         self._packet_ticks = 0
 
+    @property
+    def lead(self) -> float:
+        """Seconds by which the next packet begins before `start`; 0 if it begins later or there is none."""
+        return 0.0 if self._next is None else max(-self._time_of(self._next), 0.0)
+
     def until(self, seconds: float) -> Iterator[av.Packet]:
         """Yield the next packets that begin before `seconds`, counted from `start`."""
         while self._next is not None:
-            packet, base = self._next, self.stream.time_base
-            assert packet.pts is not None and base is not None
-            offset = round(self._offset / base)
-            time = float((packet.pts - offset) * base)
-            if time >= min(seconds, self._end - self._start):
+            packet, time = self._next, self._time_of(self._next)
+            assert packet.pts is not None
+            if time >= min(seconds, self._length):
                 return
             self._next = next(self._packets, None)
             if self._next is not None and self._next.pts is not None:
                 self._packet_ticks = self._next.pts - packet.pts
-            if time >= 0:
+            if time >= self._earliest:
                 packet.duration = packet.duration or self._packet_ticks  # .mp4 drops a packet without a duration
                 dts = packet.pts if packet.dts is None else packet.dts
-                packet.pts, packet.dts = packet.pts - offset, dts - offset
+                packet.pts, packet.dts = packet.pts - self._origin, dts - self._origin
                 yield packet
+
+    def _time_of(self, packet: av.Packet) -> float:
+        """Return the seconds from `start` to the beginning of a packet."""
+        assert packet.pts is not None
+        return float((packet.pts - self._origin) * self._base)
 
     def close(self) -> None:
         self._container.close()
@@ -87,20 +118,28 @@ def find_audio(source: str | Path) -> AudioPackets | None:
 _AUDIO_FORMAT = "nut"  # supports any codec and any time base
 
 
-def copy_audio(source: str | Path, output: BinaryIO, end: float) -> None:
-    """Copy the audio packets that begin before `end` (seconds) from a video file, to be read by `AudioPackets`.
+def copy_audio(source: str | Path, output: BinaryIO, end: float | None = None, lead: float = 0.0) -> None:
+    """Copy the encoded audio of a video file to a file for `AudioPackets`, packet by packet.
+
+    Args:
+        source: the video. output: opened for writing.
+        end: seconds from the first frame; packets that begin later are left out. None, copy all.
+        lead: seconds before the first frame from which packets are copied; times in `output` count from there.
 
     Raises:
         VideoError: the file can't be read.
         ValueError: it has no audio.
     """
-    audio = AudioPackets(source, end=end)
+    audio, count = AudioPackets(source, start=-lead, end=end), 0
     try:
         with av.open(output, "w", format=_AUDIO_FORMAT) as container:
             stream = container.add_stream_from_template(audio.stream)
-            for packet in audio.until(end):
+            for packet in audio.until(math.inf):
                 packet.stream = stream
                 container.mux(packet)
+                count += 1
+    except av.error.FFmpegError as error:
+        raise VideoError(source, f"its audio breaks after {count} packets ({describe(error)})") from error
     finally:
         audio.close()
 
@@ -117,8 +156,8 @@ class VideoWriter:
         fps: frames per second, above 0; the mean of a variable rate.
         time_base: seconds per tick, for a variable rate; `write` then takes the ticks of frames. A .gif is played at
             the mean rate.
-        audio: packets to write beside the frames, up to the end of the video; the writer closes it. Ignored for .gif
-            and .png.
+        audio: packets to write beside the frames, up to the end of the video unless they are `whole`; the writer closes
+            it. Ignored for .gif and .png.
         sar: width of a pixel over its height, by which players stretch frames. Ignored for .gif and .png.
 
     Raises:
@@ -238,8 +277,12 @@ class _H264:
             self._seconds += len(frames_THWC) * frame_seconds
         else:
             self._seconds = int(ticks[-1]) * self._time_base + frame_seconds
+        self._add_packets(float(self._seconds))
+
+    def _add_packets(self, seconds: float) -> None:
+        """Write the audio packets that begin before `seconds`."""
         if self._audio is not None:
-            for packet in self._audio.until(float(self._seconds)):
+            for packet in self._audio.until(seconds):
                 packet.stream = self._sound
                 self._container.mux(packet)
 
@@ -249,14 +292,15 @@ class _H264:
             self._container.start_encoding()  # writes the header; some formats reject the audio only here
         except (ValueError, av.error.FFmpegError) as error:
             codec = audio.stream.codec_context.name
-            raise ValueError(
-                f"a {self._suffix} can't hold {codec} audio: write a .mkv, or leave the audio out"
-            ) from error
+            way = "leave" if self._suffix == ".mkv" else "write a .mkv, or leave"
+            raise ValueError(f"a {self._suffix} can't hold {codec} audio: {way} the audio out") from error
         return stream
 
     def finish(self) -> None:
         assert self._stream is not None  # a video has at least one frame
         self._container.mux(self._stream.encode(None))
+        if self._audio is not None and self._audio.whole:
+            self._add_packets(math.inf)
         self.abandon()
 
     def abandon(self) -> None:

@@ -216,21 +216,25 @@ def compressed_info(path: Path) -> dict[str, object]:
         header, number = reader.header, max(reader.entries)
         last = reader.read(number)
     frames, latents = (sum(getattr(entry, key) for entry in reader.entries.values()) for key in ("frames", "latents"))
-    size, tokens = path.stat().st_size, latents * math.prod(header.grid)
+    whole, tokens = path.stat().st_size, latents * math.prod(header.grid)
+    size = whole - reader.audio_bytes
     raw = -(-tokens * header.bits // 8)
     duration = float(last.ticks[-1] * Fraction(*header.time_base)) + 1 / header.fps
-    source = [f"{name} {value}" for name, value in header.source.items() if name not in ("name", "size")]
+    source = [f"{name} {value}" for name, value in header.source.items() if name not in ("name", "size", "audio")]
+    audio = ", ".join(f"{name} {value}" for name, value in header.source.get("audio", {}).items())
     return {
-        "compressed video": f"{path} ({size} bytes)",
+        "compressed video": f"{path} ({whole} bytes)",
         "tokenizer": f"{header.model}, weights {header.weight_hash}, {header.precision}",
         "source": f"{header.source.get('name', 'a tensor')}: {', '.join(source) or 'nothing stated'}",
         "frames": f"{frames} of {_size(header.size)} at {header.fps:g} frames/s",
         "duration": f"{duration:.3f} s, in ticks of {header.time_base[0]}/{header.time_base[1]} s",
+        "audio": f"{audio}, {reader.audio_bytes} bytes" if reader.audio_bytes else "none",
         "tokens": f"{latents} x {_size(header.grid)} = {tokens} of {header.bits} bits",
         "tiles": "whole frames" if header.tile is None else f"{header.tile} pixels",
         "chunks": f"{len(reader.entries)} of up to {header.chunk_latents} latents",
         "entropy model": header.entropy + ("" if header.prior is None else f", weights {header.prior}"),
-        "rate": f"{8 * size / frames / math.prod(header.size):.4f} bits per pixel, {size / duration / 125:.1f} kbit/s",
+        "rate": f"{8 * size / frames / math.prod(header.size):.4f} bits per pixel, {size / duration / 125:.1f} kbit/s"
+        + " (without audio)" * bool(reader.audio_bytes),
         "saved": f"{1 - size / raw:.1%} of {raw} bytes of packed tokens",
     }
 

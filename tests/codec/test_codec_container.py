@@ -35,12 +35,17 @@ def make_ids() -> list[np.ndarray]:
     return [generator.integers(0, 2**BITS, (latents, *HEADER.grid)) for latents in LATENTS]
 
 
-def make_file(finish: bool = True) -> bytes:
+AUDIO, LEAD = np.random.default_rng(2).bytes(400), 0.25
+
+
+def make_file(finish: bool = True, audio: bool = False) -> bytes:
     file, coder = io.BytesIO(), entropy_model("adaptive")
     writer, tick = ContainerWriter(file, HEADER), 0
     for number, (ids, frames) in enumerate(zip(make_ids(), FRAMES, strict=True)):
         writer.add(Chunk(number, len(ids), np.arange(tick, tick + frames), coder.encode(ids, BITS, 1)))
         tick += frames
+    if audio:
+        writer.add_audio(io.BytesIO(AUDIO), LEAD)
     if finish:
         writer.finish()
     return file.getvalue()
@@ -54,6 +59,14 @@ def read_all(data: bytes, salvage: bool = False) -> dict[int, np.ndarray]:
     return {n: decode(c.tokens, (c.latents, *reader.header.grid), BITS, 1) for n, c in chunks.items()}
 
 
+def read_audio(data: bytes, salvage: bool = False) -> tuple[bytes, float] | None:
+    reader = ContainerReader(io.BytesIO(data), "x.vtk", salvage)
+    if not reader.audio_bytes:
+        return None
+    packets, lead = reader.open_audio()
+    return packets.read(), lead
+
+
 def chunk_offset(data: bytes, number: int) -> int:
     return ContainerReader(io.BytesIO(data)).entries[number].offset
 
@@ -64,6 +77,49 @@ def test_round_trip():
     assert [(entry.latents, entry.frames) for entry in reader.entries.values()] == [*zip(LATENTS, FRAMES, strict=True)]
     assert np.concatenate([reader.read(number).ticks for number in range(4)]).tolist() == [*range(39)]
     assert all((a == b).all() for a, b in zip(read_all(make_file()).values(), make_ids(), strict=True))
+
+
+def test_audio_stands_after_the_chunks():
+    data, silent = make_file(audio=True), make_file()
+    assert data[8:10] == silent[8:10]  # the version
+    offset, _ = struct.unpack("<Q4s", silent[-12:])
+    assert data[:offset] == silent[:offset]
+    assert struct.unpack_from("<4sQd", data, offset) == (b"AUDI", len(AUDIO), LEAD)
+    assert struct.unpack_from("<I", data, offset + 20) == (zlib.crc32(data[offset + 4 : offset + 20] + AUDIO),)
+    end, _ = struct.unpack("<Q4s", data[-12:])
+    assert data[offset + 24 : end] == AUDIO and json.loads(data[end + 12 : -12])["audio"] == offset
+    assert read_audio(data) == (AUDIO, LEAD) and read_audio(silent) is None
+    assert (ContainerReader(io.BytesIO(data)).audio_bytes, ContainerReader(io.BytesIO(silent)).audio_bytes) == (424, 0)
+    assert [*read_all(data)] == [*read_all(data, salvage=True)] == [0, 1, 2, 3]
+
+
+def test_audio_is_copied_in_blocks():
+    class Source(io.BytesIO):
+        def read(self, size=-1):
+            assert 0 <= size <= 1 << 20
+            return super().read(size)
+
+    source, file = Source(bytes((1 << 22) + 5)), io.BytesIO()
+    writer = ContainerWriter(file, HEADER)
+    writer.add_audio(source, 0.0)
+    assert writer.audio_bytes == len(source.getvalue()) + 24 and file.getvalue().endswith(source.getvalue())
+
+
+@pytest.mark.parametrize("place", [-1, 0, True, None, "9", 10**400])
+def test_the_place_of_audio_in_the_index_is_checked(place):
+    data = make_file(audio=True)
+    with pytest.raises(CodecError, match="the place of the audio in the index is not possible"):
+        ContainerReader(io.BytesIO(change_index(data, 9, audio=place)))
+
+
+def test_damaged_audio_is_named_and_the_chunks_stay_good():
+    data = make_file(audio=True)
+    start = data.index(b"AUDI")
+    for place in (start, start + 4, start + 12, start + 20, start + 24, start + 423):
+        damaged = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        with pytest.raises(CodecError, match=r"x\.vtk: its audio is damaged .*: --no-audio or --salvage decodes"):
+            read_audio(damaged)
+        assert [*read_all(damaged)] == [0, 1, 2, 3]
 
 
 def test_times_of_any_kind():
@@ -142,11 +198,12 @@ def test_headers_are_checked_before_memory_is_allocated(field, value):
         ContainerReader(io.BytesIO(prefix + header + data[18 + length :]))
 
 
-def change_index(data: bytes, tick: int) -> bytes:
-    """Replace the first tick of chunk 1 in the index."""
+def change_index(data: bytes, tick: int, **others) -> bytes:
+    """Replace the first tick of chunk 1 in the index, and other entries."""
     offset, _ = struct.unpack("<Q4s", data[-12:])
     index = json.loads(data[offset + 12 : -12])
     index["chunks"][1][3] = tick
+    index |= others
     changed = json.dumps(index).encode()
     return data[:offset] + struct.pack("<4sII", b"INDX", len(changed), zlib.crc32(changed)) + changed + data[-12:]
 
@@ -205,28 +262,33 @@ def damage(data: bytes, generator: np.random.Generator) -> bytes:
     return data
 
 
-def fuzz(cases: int) -> None:
-    whole, ids, generator = make_file(), make_ids(), np.random.default_rng(1)
+def fuzz(cases: int, audio: bool = False) -> None:
+    whole, ids, generator = make_file(audio=audio), make_ids(), np.random.default_rng(1)
+    expected = (AUDIO, LEAD) if audio else None
     refused = 0
     for _ in range(cases):
         data = damage(whole, generator)
         try:
             found = read_all(data)
             assert [*found] == [0, 1, 2, 3]
+            assert read_audio(data) == expected
         except CodecError as error:
             assert "\n" not in str(error)
             refused += 1
             found = {}
         with suppress(CodecError):
             found |= read_all(data, salvage=True)
+            assert read_audio(data, salvage=True) in (expected, None)
         assert all((tokens == ids[number]).all() for number, tokens in found.items())
     assert refused > 0.9 * cases
 
 
-def test_damage_is_never_taken_for_tokens():
-    fuzz(200)
+@pytest.mark.parametrize("audio", [False, True])
+def test_damage_is_never_taken_for_tokens(audio):
+    fuzz(200, audio)
 
 
 @pytest.mark.slow
-def test_damage_is_never_taken_for_tokens_20000_times():
-    fuzz(20_000)
+@pytest.mark.parametrize("audio", [False, True])
+def test_damage_is_never_taken_for_tokens_20000_times(audio):
+    fuzz(20_000, audio)

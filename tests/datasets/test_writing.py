@@ -1,57 +1,21 @@
 """Audio beside written videos: the packets of the source, at its times."""
 
-from fractions import Fraction
 from io import BytesIO
 
 import av
-import numpy as np
 import pytest
 import torch
+from sounds import FPS, SECONDS, packets, same, write_source
 
 from vidtok.cli.main import main
 from vidtok.datasets import AudioPackets, VideoWriter
 from vidtok.datasets.writing import copy_audio
-
-RATE, FPS, SECONDS = 48000, 25, 2
-
-
-def write_source(path, codec, video_start=0.0):
-    """Write a video of SECONDS with a tone that is half a second longer; the video begins after `video_start`."""
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=FPS)
-        video.width = video.height = 32
-        sound = container.add_stream(codec, rate=RATE)
-        sound.layout = "mono"
-        for i in range(SECONDS * FPS):
-            frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))
-            frame.pts, frame.time_base = i + round(video_start * FPS), Fraction(1, FPS)
-            container.mux(video.encode(frame))
-        tone = np.sin(np.arange(round((SECONDS + 0.5) * RATE)) * (440 * 2 * np.pi / RATE)) * 9000
-        samples = sound.codec_context.format.name
-        data = (tone / 32768).astype(np.float32) if samples.startswith("flt") else tone.astype(np.int16)
-        for start in range(0, len(data), 1024):
-            frame = av.AudioFrame.from_ndarray(data[None, start : start + 1024], format=samples, layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = RATE, start, Fraction(1, RATE)
-            container.mux(sound.encode(frame))
-        container.mux([*video.encode(None), *sound.encode(None)])
-    return path
-
-
-def packets(file, format=None):
-    """[(bytes, seconds)] of the audio."""
-    with av.open(file, format=format) as container:
-        return [(bytes(p), float(p.pts * p.time_base)) for p in container.demux(audio=0) if p.size]
 
 
 def write(path, audio, time_base=None):
     with VideoWriter(path, FPS, time_base, audio) as writer:
         for _ in range(SECONDS * 5):
             writer.write(torch.zeros(3, FPS // 5, 32, 32))
-
-
-def same(written, expected, tolerance=1e-3):
-    assert [data for data, _ in written] == [data for data, _ in expected] != []
-    assert np.allclose([time for _, time in written], [time for _, time in expected], atol=tolerance)
 
 
 @pytest.mark.parametrize("codec", ["aac", "pcm_s16le", "flac"])

@@ -6,11 +6,15 @@
     vidtok compress clip.mp4 -o clip.vtk --bpp 0.03              # best quality within this number of bits per pixel
     vidtok compress clip.mp4 -o clip.vtk --entropy prior         # smaller and slower: a network predicts the tokens
     vidtok compress clip.mp4 -o clip.vtk --entropy raw           # packed bits; does not need the package constriction
+    vidtok compress clip.mp4 -o clip.vtk --audio                 # copies the audio
 
 Memory use doesn't depend on the length of the video. `vidtok decompress` restores the number, size and timestamps of
 the frames exactly; their pixels are the reconstruction of the tokenizer. The file is written chunk by chunk. If the run
 is killed, `vidtok decompress --salvage` decodes the complete chunks. The format is described in
 vidtok/codec/container.py; `vidtok info FILE.vtk` describes a file.
+
+--audio copies the first audio track without reencoding, to the end of the file, and `vidtok decompress` writes the same
+packets. Bits per pixel don't count it.
 
 Below quality 100, a bit of a token keeps its value from the latent before where the latent is close to zero, so that
 its sign matters least. Bits that don't change cost almost nothing.
@@ -32,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prior", metavar="FILE", help="weights of the entropy model prior (default: the shipped ones)"
     )
+    parser.add_argument("--audio", action="store_true", help="copy the first audio track unchanged")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument(
         "--quality", type=float, default=100, metavar="Q",

@@ -5,7 +5,8 @@
     vidtok decompress broken.vtk -o clip.mp4 --salvage           # intact chunks of a damaged or unfinished file
 
 The frames have the number, size and timestamps of the compressed ones (.gif: constant rate). Without --model the file
-is decoded with the shipped model that it names. Weights other than those that compressed the file are an error.
+is decoded with the shipped model that it names. Weights other than those that compressed the file are an error. Audio
+that the file carries is written unchanged beside the frames; of a part, the packets that begin in it.
 """
 
 import argparse
@@ -28,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--end", type=float, metavar="S", help="end of the part to decode, in seconds (default: end of the video)"
     )
+    parser.add_argument("--no-audio", dest="audio", action="store_false", help="leave out the audio")
     parser.add_argument("--salvage", action="store_true", help="skip damaged chunks, and accept unfinished files")
 
 

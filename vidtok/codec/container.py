@@ -13,25 +13,38 @@
                   times: zlib of the second differences of the frames' ticks, int64 (two zeros precede the first tick);
                       a tick is one time base of the header, counted from the first frame of the video
                   tokens: as the entropy model of the header codes [latents, h, w] ids; chunks are independent
-    index     "INDX", u32 length, u32 CRC32, JSON: {"chunks": [[offset, latents, frames, first tick], ...]}
+    audio     in files that carry the audio of their source
+                  "AUDI"
+                  u64 length of the packets
+                  f64 lead in seconds, at least 0
+                  u32 CRC32 of the length, the lead and the packets
+                  packets: a NUT file (a format of FFmpeg) of one stream, with the unchanged packets of the first audio
+                      track of the source; their times count from `lead` seconds before the first frame of the video
+    index     "INDX", u32 length, u32 CRC32, JSON: {"chunks": [[offset, latents, frames, first tick], ...]}; with audio,
+                  also "audio": its offset
     end       u64 offset of the index, "VTKE"
 
 All chunks but the last have `chunk_latents` latents. A file without index was cut off, or is still being written: its
 complete chunks can be read in order, which is what salvaging does. Every length is checked against the header and
-against the size of the file before memory is allocated for it.
+against the size of the file before memory is allocated for it. Audio, which may be larger than memory, is read in
+blocks. It has no version of its own: a reader that doesn't know of it finds the chunks of such a file, too.
 """
 
+import io
 import json
+import math
 import os
 import struct
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from vidtok.codec.header import MAX_CHUNK_FRAMES, MAX_HEADER, Header, pack_header, parse_header
 from vidtok.errors import UserError
+from vidtok.virtual_files import Pieces
 
 MAGIC = b"\x89VTK\r\n\x1a\n"
 VERSION = 1
@@ -39,6 +52,7 @@ MAX_TICK = 1 << 60
 
 _PREFIX = struct.Struct("<8sHII")
 _CHUNK = struct.Struct("<4s5II")
+_AUDIO = struct.Struct("<4sQdI")
 _BLOCK = struct.Struct("<4sII")
 _END = struct.Struct("<Q4s")
 CHUNK_BYTES = _CHUNK.size  # size of a chunk without its times and tokens
@@ -113,6 +127,10 @@ class ContainerWriter:
         file: opened for writing in binary; seeking isn't needed.
         header: properties of the video.
 
+    Attributes:
+        entries: the `Entry` of every chunk written so far.
+        audio_bytes: size of the audio with its length and checksum; 0, none was written.
+
     Raises:
         ValueError: an illegal field of the header.
     """
@@ -120,6 +138,8 @@ class ContainerWriter:
     def __init__(self, file: BinaryIO, header: Header):
         data = pack_header(header)
         self._file, self._offset, self.entries = file, 0, list[Entry]()
+        self._index: dict[str, object] = {"chunks": self.entries}
+        self.audio_bytes = 0
         self._write(_PREFIX.pack(MAGIC, VERSION, len(data), zlib.crc32(data)) + data)
 
     def add(self, chunk: Chunk) -> None:
@@ -130,9 +150,23 @@ class ContainerWriter:
         self.entries.append(Entry(self._offset, chunk.latents, len(chunk.ticks), int(chunk.ticks[0])))
         self._write(b"CHNK" + numbers + struct.pack("<I", crc) + times + chunk.tokens)
 
+    def add_audio(self, packets: BinaryIO, lead: float) -> None:
+        """Append the audio after the last chunk.
+
+        Args:
+            packets: file that `vidtok.datasets.writing.copy_audio` wrote, seekable. lead: as there.
+        """
+        numbers = struct.pack("<Qd", packets.seek(0, os.SEEK_END), lead)
+        crc = _crc_of(packets, numbers)
+        self._index["audio"] = offset = self._offset
+        self._write(b"AUDI" + numbers + struct.pack("<I", crc))
+        for block in _blocks(packets):
+            self._write(block)
+        self.audio_bytes = self._offset - offset
+
     def finish(self) -> None:
         """Write the index."""
-        data = json.dumps({"chunks": self.entries}, separators=(",", ":")).encode()
+        data = json.dumps(self._index, separators=(",", ":")).encode()
         end = _END.pack(self._offset, b"VTKE")
         self._write(_BLOCK.pack(b"INDX", len(data), zlib.crc32(data)) + data + end)
 
@@ -169,6 +203,7 @@ class ContainerReader:
         entries: the `Entry` of every chunk, by number.
         damaged: with `salvage`, numbers of chunks that were left out.
         complete: whether the file has an index, which is written last.
+        audio_bytes: size of the audio with its length and checksum; 0 if there is none, or no index that says where.
 
     Raises:
         CodecError: the file is not a compressed video, of another version, damaged or cut off.
@@ -177,6 +212,7 @@ class ContainerReader:
     def __init__(self, file: BinaryIO, name: str = "file", salvage: bool = False):
         self._file, self._name = file, name
         self._size = file.seek(0, os.SEEK_END)
+        self._audio_at = self.audio_bytes = 0
         self.header = self._read_header()
         try:
             stated = self._read_index()
@@ -206,6 +242,30 @@ class ContainerReader:
         except ValueError as error:
             raise self.bad_chunk(number, error) from error
         return chunk
+
+    def open_audio(self) -> tuple[BinaryIO, float]:
+        """Check the audio of a file that has some, and open it.
+
+        Returns:
+            (packets as a file, to be read while this reader's file is open; their lead in seconds), for
+            `vidtok.datasets.AudioPackets`.
+
+        Raises:
+            CodecError: it is damaged.
+        """
+        try:
+            tag, length, lead, crc = _AUDIO.unpack(self._at(self._audio_at, _AUDIO.size))
+            if tag != b"AUDI" or _AUDIO.size + length != self.audio_bytes:
+                raise ValueError("it doesn't begin as audio of its length does")
+            packets = io.BufferedReader(_Part(self._file, self._audio_at + _AUDIO.size, length))
+            if _crc_of(packets, struct.pack("<Qd", length, lead)) != crc:
+                raise ValueError("its checksum differs")
+            if not 0 <= lead < math.inf:
+                raise ValueError(f"it states a lead of {lead} s")
+        except ValueError as error:
+            raise self.bad_audio(error) from error
+        packets.seek(0)
+        return packets, lead
 
     def _read_header(self) -> Header:
         data = self._at(0, min(_PREFIX.size, self._size))
@@ -249,10 +309,9 @@ class ContainerReader:
 
     def _check_index(self, index: object, end: int) -> dict[int, Entry]:
         """Check an index parsed from JSON. Raises ValueError unless its chunks are complete and in order."""
-        rows = index.get("chunks") if isinstance(index, dict) else None
-        if not isinstance(rows, list) or not rows:
+        if not isinstance(index, dict) or not isinstance(index.get("chunks"), list) or not index["chunks"]:
             raise ValueError("the index holds no chunks")
-        entries, place = {}, self._chunks_at
+        entries, place, rows = {}, self._chunks_at, index["chunks"]
         for number, row in enumerate(rows):
             if not isinstance(row, list) or len(row) != 4 or not all(type(value) is int for value in row):
                 raise ValueError(f"the index has no entry for chunk {number}")
@@ -263,6 +322,11 @@ class ContainerReader:
             if not possible or not (full or number == len(rows) - 1):
                 raise ValueError(f"the entry of chunk {number} in the index is not possible")
             entries[number], place = entry, entry.offset + _CHUNK.size
+        if "audio" in index:
+            self._audio_at = index["audio"]
+            if type(self._audio_at) is not int or not place <= self._audio_at <= end - _AUDIO.size:
+                raise ValueError("the place of the audio in the index is not possible")
+            self.audio_bytes = end - self._audio_at
         return entries
 
     def _check_counts(self, number: int, latents: int, frames: int) -> None:
@@ -323,3 +387,33 @@ class ContainerReader:
             f"{self._name}: chunk {number} of {len(self.entries)} is damaged ({error}): --salvage decodes the others",
             number,
         )
+
+    def bad_audio(self, error: Exception) -> CodecError:
+        """Return the error for audio that can't be read."""
+        return CodecError(f"{self._name}: its audio is damaged ({error}): --no-audio or --salvage decodes the frames")
+
+
+class _Part(Pieces):
+    """Part of an open file, read in place."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int):
+        super().__init__(size)
+        self._file, self._start = file, start
+
+    def _read(self, place: int, count: int) -> bytes:
+        self._file.seek(self._start + place)
+        return self._file.read(count)
+
+
+def _blocks(file: BinaryIO, size: int = 1 << 20) -> Iterator[bytes]:
+    """Read a file from its start in blocks."""
+    file.seek(0)
+    return iter(partial(file.read, size), b"")
+
+
+def _crc_of(file: BinaryIO, before: bytes) -> int:
+    """Return the CRC32 of `before` and a file."""
+    crc = zlib.crc32(before)
+    for block in _blocks(file):
+        crc = zlib.crc32(block, crc)
+    return crc

@@ -19,7 +19,7 @@ from vidtok.codec.encode import Report, loaded
 from vidtok.codec.entropy import entropy_model
 from vidtok.codec.header import Header
 from vidtok.codec.prior import prior_of
-from vidtok.datasets import VideoWriter
+from vidtok.datasets import AudioPackets, VideoWriter
 from vidtok.errors import UserError
 from vidtok.extraction.videos import chunk_ids, decode_chunks
 from vidtok.files import validate_output
@@ -38,6 +38,7 @@ def decompress(
     start: float = 0.0,
     end: float | None = None,
     salvage: bool = False,
+    audio: bool = True,
     tile: int | None = None,
     device: str = "auto",
     precision: str = "fp32",
@@ -54,7 +55,10 @@ def decompress(
         prior: file of the prior that the file was compressed with; None, the shipped one that the file names.
         start, end: range to decode, in seconds from the first frame; end None, to the last frame. Only the chunks of
             the range are read, and earlier ones that the decoder looks back to.
-        salvage: decode the undamaged chunks of a damaged or unfinished file, and warn about missing ones.
+        salvage: decode the undamaged chunks of a damaged or unfinished file, and warn about missing ones, and about
+            missing audio.
+        audio: write the audio of the file beside the frames (.gif and .png: never). Its packets are those of the
+            source; of a range, those that begin in it.
         tile: side of spatial tiles in pixels; None, the tiles that were encoded.
         device, precision, force: as in `compress`.
         progress: called with the number of frames of each decoded piece.
@@ -63,9 +67,10 @@ def decompress(
         float32 [1, 3, T, H, W] in [-1, 1]; with `output`, the number of frames written.
 
     Raises:
-        CodecError: the file is not a `.vtk` file, damaged or cut off; the message names the chunk.
+        CodecError: the file is not a `.vtk` file, damaged or cut off; the message names the chunk, or the audio.
         UserError: the output exists or can't be written, or a package or the model that made the file is missing.
-        ValueError: the model isn't the one that made the file, the range has no frames, or an illegal argument.
+        ValueError: the model isn't the one that made the file, the range has no frames, `output` can't hold the audio,
+            or an illegal argument.
     """
     if not (start >= 0 and (end is None or end > start)):
         raise ValueError(f"want 0 <= start < end, not start={start} and end={end}")
@@ -90,7 +95,10 @@ def decompress(
             raise ValueError(f"{name}: no frames between {start:g} s and {'its end' if end is None else f'{end:g} s'}")
         count, parts, writer, origin = 0, [], None, int(first[1][0])
         if path is not None:
-            writer = stack.enter_context(VideoWriter(path, header.fps, base))
+            sound = _open_audio(reader, float(origin * base), end, salvage) if audio else None
+            if sound is not None:
+                stack.callback(sound.close)
+            writer = stack.enter_context(VideoWriter(path, header.fps, base, sound))
         for video, ticks in chain([first], pieces):
             if writer is None:
                 parts.append(video.cpu())
@@ -99,6 +107,27 @@ def decompress(
             count += video.shape[2]
             progress(video.shape[2])
     return torch.cat(parts, 2) if writer is None else count
+
+
+def _open_audio(reader: ContainerReader, start: float, end: float | None, salvage: bool) -> AudioPackets | None:
+    """Return the audio from `start` to `end`, in seconds; None if the file has none.
+
+    Raises:
+        CodecError: it is damaged; with `salvage`, a warning instead.
+    """
+    if not reader.audio_bytes:
+        return None
+    try:
+        packets, lead = reader.open_audio()
+        try:
+            return AudioPackets(packets, start, end, lead=lead, whole=True)
+        except ValueError as error:
+            raise reader.bad_audio(error) from error
+    except CodecError as error:
+        if not salvage:
+            raise
+        warnings.warn(f"the audio is damaged and left out ({error.__cause__})", stacklevel=2)
+        return None
 
 
 class _Frames:
@@ -140,7 +169,8 @@ class _Frames:
             warnings.warn(f"damaged chunks are left out: {', '.join(map(str, sorted(missing)))}", stacklevel=2)
         if not self._reader.complete:
             last = max(self._reader.entries)
-            warnings.warn(f"the file is unfinished or cut off after chunk {last}", stacklevel=2)
+            lost = ", and its audio is lost" if "audio" in self._reader.header.source else ""
+            warnings.warn(f"the file is unfinished or cut off after chunk {last}{lost}", stacklevel=2)
 
     def _decode_run(
         self, run: Iterator[tuple[Chunk, np.ndarray]], start: float, base: Fraction

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO
 
 import numpy as np
@@ -54,6 +55,7 @@ class CompressionStats:
         pixels: number of pixels of all frames, without padding.
         quality: mean over chunks.
         seconds: wall-clock time.
+        audio_bytes: size of the audio in the file; bits per pixel don't count it.
     """
 
     frames: int
@@ -65,12 +67,15 @@ class CompressionStats:
     pixels: int
     quality: float
     seconds: float
+    audio_bytes: int = 0
 
     def __str__(self) -> str:
-        saved = 1 - self.bytes / self.raw_bytes
+        size = self.bytes - self.audio_bytes
+        saved = 1 - size / self.raw_bytes
+        audio = f" ({self.audio_bytes} of them audio)" if self.audio_bytes else ""
         quality = "" if self.quality == 100 else f" at quality {self.quality:.0f}"
         return (
-            f"{self.frames} frames to {self.bytes} bytes{quality}, {8 * self.bytes / self.pixels:.4f} bits per pixel, "
+            f"{self.frames} frames to {self.bytes} bytes{audio}{quality}, {8 * size / self.pixels:.4f} bits per pixel, "
             f"{saved:.1%} less than packed tokens, {self.frames / self.seconds:.1f} frames/s"
         )
 
@@ -89,6 +94,7 @@ def compress(
     max_frames: int | None = None,
     tile: int | None = None,
     chunk_latents: int = CHUNK,
+    audio: bool = False,
     reader: str = "auto",
     on_error: OnError = "raise",
     device: str = "auto",
@@ -109,13 +115,15 @@ def compress(
         quality: above 0, at most 100. 100 keeps the tokens unchanged. Below 100, a bit is copied from the previous
             latent where the latent's value is near zero, since "adaptive" codes changes. For LFQ tokenizers only.
         bpp: upper bound of the file's bits per pixel; each chunk gets the best quality that fits. Pixels are those of
-            the coded frames, after `size` and `fps`. None, `quality` applies.
+            the coded frames, after `size` and `fps`. Audio doesn't count. None, `quality` applies.
         size: short side to resize a file to, in pixels; None, native.
         fps: frames per second to resample a file to; None, native. For a tensor, its frame rate (None: 30).
         max_frames: largest number of frames; None, all.
         tile: side of spatial tiles in pixels, for frames too large for memory.
         chunk_latents: latents per chunk. Chunks are coded independently: long chunks take fewer bytes, short chunks
             make seeking faster.
+        audio: copy the first audio track of a file without reencoding; `decompress` writes the same packets beside the
+            frames. If `max_frames` cuts the video, the audio ends with it. A file without audio gives a warning.
         reader, on_error: see `vidtok.datasets.open_video`; "keep" warns about damage.
         device, precision: as in `VideoTokenizer.from_pretrained`; device "auto" is a GPU if there is one.
         force: overwrite an existing path.
@@ -138,6 +146,8 @@ def compress(
     check_counts(chunk_latents=chunk_latents, max_frames=1 if max_frames is None else max_frames)
     if isinstance(video, Tensor) and size is not None:
         raise ValueError("size resizes files: resize the tensor before")
+    if isinstance(video, Tensor) and audio:
+        raise ValueError("a tensor has no audio: give a file, or leave audio out")
     path = Path(output) if isinstance(output, str | os.PathLike) else None
     if path is not None:
         validate_output(str(path), force)
@@ -154,7 +164,7 @@ def compress(
         if isinstance(video, Tensor):
             source = TensorSource(video, 30 if fps is None else fps, max_frames, progress)
         else:
-            source = FileSource(Path(video), size, fps, max_frames, reader, on_error, progress)
+            source = FileSource(Path(video), size, fps, max_frames, reader, on_error, progress, audio)
         stack.callback(source.close)
         header = _make_header(tokenizer, source, precision, entropy, network, tile, chunk_latents)
         file = output
@@ -178,6 +188,11 @@ def compress(
                 tokens += latents * math.prod(header.grid)
                 token_bytes += len(data)
                 qualities.append(used)
+            if source.lead is not None:
+                # The length of the audio stands before it, and `file` may be a pipe.
+                with TemporaryFile(dir=None if path is None else path.parent) as packets:
+                    source.copy_audio(packets)
+                    writer.add_audio(packets, source.lead)
             writer.finish()
             if source.error is not None:
                 warnings.warn(str(source.error), stacklevel=2)
@@ -195,8 +210,9 @@ def compress(
         pixels=writer.frames * math.prod(source.size),
         quality=float(np.mean(qualities)),
         seconds=time.monotonic() - began,
+        audio_bytes=writer.audio_bytes,
     )
-    if bpp is not None and (least := 8 * stats.bytes / stats.pixels) > 1.02 * bpp:
+    if bpp is not None and (least := 8 * (stats.bytes - stats.audio_bytes) / stats.pixels) > 1.02 * bpp:
         message = f"no fewer than {least:.4f} bits per pixel at this size: give a smaller size or fps"
         warnings.warn(message, stacklevel=2)
     return stats

@@ -30,7 +30,8 @@ class Header:
         fps: mean frames per second. time_base: seconds per tick as (numerator, denominator).
         tile: side in pixels of the spatial tiles that were encoded; None, whole frames.
         source: properties of the source video: name, size, fps and, if the file states them, color matrix, range,
-            primaries, transfer and pixel aspect ratio. Decoded frames are RGB with square pixels.
+            primaries, transfer and pixel aspect ratio. Decoded frames are RGB with square pixels. With audio in the
+            file, "audio" has its codec, its rate in Hz and its number of channels.
     """
 
     model: str
@@ -101,7 +102,7 @@ def parse_header(data: bytes) -> Header:
         "fps": type(header.fps) in (int, float) and MIN_FPS <= header.fps <= MAX_FPS,
         "time_base": _are_counts(header.time_base, 2, MAX_TIME_BASE),
         "tile": header.tile is None or _is_count(header.tile, MAX_SIDE),
-        "source": isinstance(header.source, dict),
+        "source": isinstance(header.source, dict) and isinstance(header.source.get("audio", {}), dict),
         "prior": _is_text(header.prior) if header.entropy == "prior" else header.prior is None,
     }
     if wrong := [name for name, fine in legal.items() if not fine]:

@@ -1,8 +1,11 @@
-"""Sources of frames to compress: a file or a clip, with the times of its frames."""
+"""Sources of frames to compress: a file or a clip, with the times of its frames, and the audio of a file."""
 
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from torch import Tensor
@@ -11,6 +14,7 @@ from vidtok.checks import check_video
 from vidtok.codec.header import MAX_FPS, MIN_FPS
 from vidtok.datasets.container import open_container
 from vidtok.datasets.frames import OnError
+from vidtok.datasets.writing import copy_audio, find_audio
 from vidtok.errors import VideoError
 from vidtok.extraction.videos import Source
 from vidtok.names import escape_name
@@ -19,10 +23,12 @@ from vidtok.names import escape_name
 class FileSource:
     """Source of frames from a video file: iterates over float32 [1, 3, any, H, W] in [-1, 1].
 
-    The arguments are those of `vidtok.extraction.videos.Source`.
+    Args:
+        audio: read the audio, too; warn if there is none. The others: as of `vidtok.extraction.videos.Source`.
 
     Attributes:
         frames: number of frames read so far.
+        lead: seconds by which the audio begins before the first frame, at least 0; None, there is no audio to copy.
         size: (height, width) in pixels.
         fps: mean frames per second.
         time_base: seconds per tick; the time of every frame is a whole number of ticks.
@@ -38,7 +44,9 @@ class FileSource:
         reader: str,
         on_error: OnError,
         count: Callable[[int], None],
+        audio: bool = False,
     ):
+        self._path, self._on_error = path, on_error
         self._source = Source(path, size, fps, max_frames, count, reader, on_error)
         self.size: tuple[int, int] = self._source.stream.size
         self.fps = float(self._source.stream.fps)
@@ -48,6 +56,38 @@ class FileSource:
         native = {"size": list(self._source.stream.native_size), "fps": float(self._source.stream.native_fps)}
         self.description |= native
         self._next_tick = 0
+        self.lead: float | None = None
+        if audio:
+            self._describe_audio()
+
+    def _describe_audio(self) -> None:
+        audio = find_audio(self._path)
+        if audio is None:
+            warnings.warn(f"{self._path}: has no audio", stacklevel=2)
+            return
+        with closing(audio):
+            context = audio.stream.codec_context
+            codec = context.codec.canonical_name
+            self.description["audio"] = {"codec": codec, "rate": context.sample_rate, "channels": context.channels}
+            self.lead = audio.lead
+            if audio.tracks > 1:
+                warnings.warn(f"{self._path}: has {audio.tracks} audio tracks: the first is kept", stacklevel=2)
+
+    def copy_audio(self, output: BinaryIO) -> None:
+        """Copy the audio to a file, see `vidtok.datasets.writing.copy_audio`, after the frames have been read.
+
+        If `max_frames` cut the video, packets that begin after its last frame are left out.
+        """
+        assert self.lead is not None
+        end = None
+        if self.frames == self._source.max_frames:
+            end = float((self._next_tick - 1) * self.time_base) + 1 / self.fps
+        try:
+            copy_audio(self._path, output, end, self.lead)
+        except VideoError as error:
+            if self._on_error == "raise":
+                raise
+            warnings.warn(str(error), stacklevel=2)
 
     @property
     def error(self) -> VideoError | None:
@@ -84,6 +124,7 @@ class TensorSource:
     """
 
     error = None
+    lead = None
 
     def __init__(self, video: Tensor, fps: float, max_frames: int | None, count: Callable[[int], None]):
         check_video(video, (1, 1, 1))
@@ -98,6 +139,9 @@ class TensorSource:
 
     def ticks(self, start: int, end: int) -> np.ndarray:
         return np.arange(start, end)
+
+    def copy_audio(self, output: BinaryIO) -> None:
+        raise NotImplementedError("a clip has no audio")
 
     def __iter__(self) -> Iterator[Tensor]:
         for chunk in self._video.split(16, 2):
