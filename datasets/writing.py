@@ -236,6 +236,10 @@ def write_video(path: str | Path, video: Tensor, fps: float) -> None:
         writer.write(video)
 
 
+# By number of channels, what players assume of PCM whose file doesn't say; .mp4 needs one.
+_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
+
+
 class _H264:
     def __init__(
         self, path: Path, fps: Fraction, time_base: Fraction | None, audio: AudioPackets | None, sar: Fraction
@@ -289,6 +293,9 @@ class _H264:
     def _add_sound(self, audio: AudioPackets) -> AvAudioStream:
         try:
             stream = self._container.add_stream_from_template(audio.stream)
+            context = audio.stream.codec_context
+            if context.layout.name == f"{context.channels} channels" and context.channels in _LAYOUTS:
+                stream.codec_context.layout = _LAYOUTS[context.channels]
             self._container.start_encoding()  # writes the header; some formats reject the audio only here
         except (ValueError, av.error.FFmpegError) as error:
             codec = audio.stream.codec_context.name

@@ -8,14 +8,14 @@ import numpy as np
 RATE, FPS, SECONDS = 48000, 25, 2
 
 
-def write_source(path, codec, video_start=0.0, seconds=SECONDS + 0.5, tracks=1):
+def write_source(path, codec, video_start=0.0, seconds=SECONDS + 0.5, tracks=1, layout="mono"):
     """Write a video of SECONDS, which begins after `video_start`, with a tone of `seconds` in each audio track."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=FPS)
         video.width = video.height = 32
         sounds = [container.add_stream(codec, rate=RATE) for _ in range(tracks)]
         for sound in sounds:
-            sound.layout = "mono"
+            sound.layout = layout
         for i in range(SECONDS * FPS):
             frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))
             frame.pts, frame.time_base = i + round(video_start * FPS), Fraction(1, FPS)
@@ -25,7 +25,8 @@ def write_source(path, codec, video_start=0.0, seconds=SECONDS + 0.5, tracks=1):
             samples = sound.codec_context.format.name
             data = (tone / 32768).astype(np.float32) if samples.startswith("flt") else tone.astype(np.int16)
             for start in range(0, len(data), 1024):
-                frame = av.AudioFrame.from_ndarray(data[None, start : start + 1024], format=samples, layout="mono")
+                part = np.repeat(data[start : start + 1024], sound.channels)[None]  # interleaved
+                frame = av.AudioFrame.from_ndarray(part, format=samples, layout=layout)
                 frame.sample_rate, frame.pts, frame.time_base = RATE, start, Fraction(1, RATE)
                 container.mux(sound.encode(frame))
             container.mux(sound.encode(None))

@@ -39,6 +39,17 @@ def test_times_count_from_the_first_frame_and_the_copy_is_cut(tmp_path):
     same(packets(str(tmp_path / "out.mkv")), [(d, time - 0.5) for d, time in expected if 0.5 <= time < 1.0])
 
 
+@pytest.mark.parametrize("layout", ["stereo", "5.1"])
+def test_pcm_whose_file_does_not_name_its_channels(tmp_path, layout):
+    source = write_source(tmp_path / "in.mkv", "pcm_s16le", layout=layout)
+    with av.open(str(source)) as container:
+        assert container.streams.audio[0].layout.name.endswith(" channels")
+    write(tmp_path / "out.mp4", AudioPackets(source))
+    same(packets(str(tmp_path / "out.mp4")), [(d, time) for d, time in packets(str(source)) if time < SECONDS])
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.streams.audio[0].layout.name == layout
+
+
 def test_what_has_no_place_for_audio(tmp_path):
     source = write_source(tmp_path / "in.mkv", "flac")
     with pytest.raises(ValueError, match=r"a \.mov can't hold flac audio: write a \.mkv, or leave"):
