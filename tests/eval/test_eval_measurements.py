@@ -73,6 +73,8 @@ def test_the_list_is_whole():
     assert sum(each.minutes for each in measurements) <= 12 * 60
     for each in measurements:
         assert all(name in each.commands for name in each.inputs), each.name
+    (tokens,) = (each for each in measurements if "--tokens" in each.commands)
+    assert list(tokens.publish) == ["out/tokens.json"]  # the file that `compare_entropy` writes
 
 
 def test_command_line(tmp_path, capsys):
