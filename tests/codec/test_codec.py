@@ -1,6 +1,8 @@
 """compress and decompress: frames, sizes and times come back; parts, damage, wrong models; the commands."""
 
 import io
+import warnings
+from contextlib import suppress
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from test_codec_container import damage
 
 import vidtok
 from vidtok.cli.main import main
@@ -166,6 +169,25 @@ def test_damage_is_named_and_salvage_gives_the_rest(tokenizer):
     assert rest.shape[2] == 61 - 16
     torch.testing.assert_close(rest[:, :, :13], whole[:, :, :13])
     torch.testing.assert_close(rest[:, :, -16:], whole[:, :, -16:], atol=1e-5, rtol=0)  # far enough from the gap
+
+
+def test_damage_is_never_taken_for_frames(tokenizer):
+    whole, generator = packed(clip(29), tokenizer, chunk_latents=2), np.random.default_rng(3)
+    frames, refused = vidtok.decompress(io.BytesIO(whole), model=tokenizer), 0
+    for _ in range(200):
+        data = damage(whole, generator)
+        try:
+            torch.testing.assert_close(vidtok.decompress(io.BytesIO(data), model=tokenizer), frames)
+        except CodecError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        with suppress(CodecError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            salvaged = vidtok.decompress(io.BytesIO(data), model=tokenizer, salvage=True)
+            assert salvaged.shape[2] <= 29 and salvaged.shape[3:] == frames.shape[3:]
+            if salvaged.shape[2] == 29:
+                torch.testing.assert_close(salvaged, frames)
+    assert refused > 180
 
 
 def test_the_file_grows_while_the_video_is_read(tokenizer):

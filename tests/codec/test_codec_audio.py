@@ -191,6 +191,21 @@ def test_damaged_packets_give_errors_and_no_crash(tmp_path):
             audio.close()
 
 
+def test_damage_is_never_taken_for_audio(tokenizer, tmp_path, data):
+    path, generator, written = tmp_path / "out.mkv", np.random.default_rng(4), 0
+    decompress(data, path, tokenizer)
+    known = {packet for packet, _ in timed(path)}
+    for _ in range(40):
+        with suppress(CodecError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            decompress(damage(data, generator), path, tokenizer, salvage=True, force=True)
+            written += 1
+            with av.open(str(path)) as container:
+                audio = container.streams.audio
+                assert not audio or {bytes(packet) for packet in container.demux(audio[0]) if packet.size} <= known
+    assert written > 10
+
+
 def test_tokens_are_those_of_a_file_without_audio(tokenizer, tmp_path, data):
     (tmp_path / "a.vtk").write_bytes(data)
     ids = vidtok.TokenDataset(tmp_path)[0]["features"]
