@@ -78,7 +78,7 @@ def check(
     """Decode every video of a dataset once; find bad videos, and files that are in two splits.
 
     Args:
-        sources: a folder or annotation file, or several.
+        sources: a folder, archive or annotation file, on this machine or at an address; or several.
         root: folder of the videos; None, the folder of the annotation file.
         path_column, label_column, split_column: column names in a csv; None, the usual ones.
         frame_folders: frames per second; folders of numbered images are then videos. None, images are videos.
@@ -268,7 +268,7 @@ def _row(path: str | Path) -> dict:
 
 
 def _is_file(path: str) -> bool:
-    """Return whether a path is that of a file, an archive member or a folder of frames."""
+    """Return whether a path is that of a local file, an archive member or a folder of frames."""
     try:
         return os.path.isfile(path) or inputs.is_virtual(path)
     except VideoError:  # an unreadable archive

@@ -13,13 +13,13 @@ from pathlib import Path
 import pandas as pd
 
 from vidtok import inputs
-from vidtok.datasets.annotations import read_annotations
+from vidtok.archives import members, split_path
+from vidtok.datasets.annotations import SUFFIXES, read_annotations
 from vidtok.datasets.annotations.formats import without_brackets
 from vidtok.datasets.annotations.table import find_split_folder, of_split, split_folders
 from vidtok.datasets.labeled import LabeledDataset, LabeledVideos
 from vidtok.datasets.samplers import Segment, ids_and_segments, segment_id
 from vidtok.datasets.synthetic.digits import MovingDigits
-from vidtok.inputs import walk_files
 from vidtok.names import (
     FRAMES,
     IMAGE_SUFFIXES,
@@ -29,6 +29,7 @@ from vidtok.names import (
     spellings,
     without_suffix,
 )
+from vidtok.remote import as_address, join, without_query
 from vidtok.virtual_files import as_frames
 
 
@@ -70,7 +71,7 @@ def find_media(root: str | Path, suffixes: tuple[str, ...], frame_folders: float
     """Find the files below `root` with one of `suffixes` as `walk_files` does; return them sorted.
 
     Args:
-        root: a folder, an archive or an address (`vidtok.inputs`).
+        root: a folder or archive, a folder in an archive, or an address of one (`vidtok.inputs`).
         suffixes: in lower case.
         frame_folders: frames per second; folders of numbered images are then videos, `DIR/@FPS`. None, images are
             ordinary files.
@@ -82,13 +83,14 @@ def find_media(root: str | Path, suffixes: tuple[str, ...], frame_folders: float
     if frame_folders is not None:
         found = find_media(root, (*suffixes, *IMAGE_SUFFIXES))
         return [*dict.fromkeys(as_frames(path, frame_folders) for path in found)]
-    if inputs.is_archive(root):
-        return sorted(map(str, inputs.find_members(root, suffixes)))
-    if (url := inputs.as_address(root)) is not None:
-        return sorted(inputs.ADDRESS.sub(r"\1://", str(file)) for file, _ in inputs.find_files([url], suffixes))
+    if (place := split_path(f"{os.fspath(root)}/")) is not None:
+        found = [join(place[0], name) for name in members(place[0]) if name.startswith(place[1])]
+        return sorted(path for path in found if path.lower().endswith(suffixes))
+    if (url := as_address(root)) is not None:
+        return sorted(join(url, str(file)) for file, _ in inputs.find_files([url], suffixes))
     if not Path(root).is_dir():
         raise ValueError(f"{root} is not a folder")
-    return sorted(walk_files(root, suffixes))
+    return sorted(inputs.walk_files(root, suffixes))
 
 
 def _below(path: str, folder: str | Path) -> str:
@@ -174,7 +176,7 @@ class Kinetics(LabeledVideos):
         names = Names(root, VIDEO_SUFFIXES, frame_folders)
         folders = [_folder(label) for label in rows["label"]]
         found = [names.locate(*row) for row in zip(rows["id"], segments, folders, strict=True)]
-        paths = [path or str(Path(root) / f"{name}.mp4") for (path, _), name in zip(found, ids, strict=True)]
+        paths = [path or join(root, f"{name}.mp4") for (path, _), name in zip(found, ids, strict=True)]
         super().__init__(paths, ids, labels, classes, split, segments=[segment for _, segment in found], **reading)
 
 
@@ -217,14 +219,15 @@ class SomethingSomethingV2(LabeledVideos):
             classes = _read_classes(classes)
         labels, classes = class_numbers(table, table, classes, annotations)
         names = Names(root, VIDEO_SUFFIXES, frame_folders)
-        paths = [names.find(name) or str(Path(root) / f"{name}.webm") for name in table["id"]]
+        paths = [names.find(name) or join(root, f"{name}.webm") for name in table["id"]]
         super().__init__(paths, table["id"].tolist(), labels, classes, split, **reading)
 
 
 def _read_classes(path: str | Path) -> list[str]:
     """Read class names from {template: number as a string}, in the order of the numbers."""
     try:
-        numbers = {without_brackets(name): int(number) for name, number in json.loads(Path(path).read_text()).items()}
+        with inputs.open_binary(path) as file:
+            numbers = {without_brackets(name): int(number) for name, number in json.load(file).items()}
     except (ValueError, TypeError, AttributeError) as e:
         raise ValueError(f'{path}: not a class list such as {{"Holding something": "0", ...}}') from e
     if sorted(numbers.values()) != list(range(len(numbers))):
@@ -315,7 +318,7 @@ class VideoList(LabeledVideos):
             warnings.warn(f"{annotations}: {self.dropped} rows without a label are dropped", stacklevel=2)
         rows = of_split(table, split, annotations)
         labels, classes = class_numbers(table, rows, classes, annotations)
-        root = Path(annotations).parent if root is None else Path(root)
+        root = _folder_of(annotations) if root is None else Path(root)
         names = rows["path" if "path" in rows else "id"].tolist()
         ids, segments = ids_and_segments(rows)
         found = _resolve(names, segments, root, frame_folders)
@@ -340,8 +343,8 @@ def _resolve(
 
 def _locate(root: Path, name: str) -> str:
     """Return the path of a file that a list names: as written, or in another of its `spellings`."""
-    path = str(root / name)
-    if (name.isascii() and "\\" not in name and "%x" not in name) or os.path.lexists(path):
+    path = join(root, name)
+    if as_address(path) or (name.isascii() and "\\" not in name and "%x" not in name) or os.path.lexists(path):
         return path
     return next((other for each in spellings(name) if os.path.lexists(other := str(root / each))), path)
 
@@ -360,8 +363,8 @@ def open_dataset(
     """Open the labeled dataset at `source`; detect its kind.
 
     Args:
-        source: "digits" (`MovingDigits`), a folder (`VideoFolder`), or an annotation file, whose content decides
-            between `Kinetics`, `SomethingSomethingV2` and `VideoList`.
+        source: "digits" (`MovingDigits`), a folder or archive (`VideoFolder`), or an annotation file, whose content
+            decides between `Kinetics`, `SomethingSomethingV2` and `VideoList`. All may lie at addresses.
         root: folder of the videos; None, the folder of the annotation file.
         split, classes, reading: see the dataset.
         path_column, label_column, split_column: see `VideoList`.
@@ -376,17 +379,29 @@ def open_dataset(
         if frame_folders is not None:
             raise ValueError("frame_folders is for files, not for digits")
         return MovingDigits(split or "train", classes=classes, **reading)
-    source = Path(source)
-    if source.is_dir():
+    if is_folder(source):
         return VideoFolder(source, split, classes=classes, frame_folders=frame_folders, **reading)
-    if not source.is_file():
+    if not inputs.is_file(source):
         raise ValueError(f"{source}: no such file or folder; want a folder, an annotation file or 'digits'")
-    name, root = read_annotations(source, **columns).attrs["format"], root or source.parent
+    name, root = read_annotations(source, **columns).attrs["format"], root or _folder_of(source)
     if name.startswith("kinetics"):
         return Kinetics(source, root, split, classes, frame_folders, **reading)
     if name.startswith("something"):
         return SomethingSomethingV2(source, root, split, classes, frame_folders, **reading)
     return VideoList(source, root, split, **columns, classes=classes, frame_folders=frame_folders, **reading)
+
+
+def is_folder(source: str | Path) -> bool:
+    """Return whether a source is a folder or archive, as opposed to an annotation file; of an address by its suffix."""
+    if as_address(source) is not None:
+        return not without_query(source).lower().endswith(SUFFIXES)
+    if os.path.isdir(source) or (inside := split_path(f"{os.fspath(source)}/")) is None:
+        return os.path.isdir(source)
+    return any(name.startswith(inside[1]) for name in members(inside[0]))
+
+
+def _folder_of(annotations: str | Path) -> Path:
+    return Path(without_query(annotations)).parent
 
 
 def videos_by_split(
@@ -397,7 +412,7 @@ def videos_by_split(
     In a folder, the subfolders train, val, validation and test are the splits, in any case.
 
     Args:
-        source: folder or annotation file.
+        source: folder, archive or annotation file, on this machine or at an address.
         root: folder of the videos of an annotation file; None, the folder of the file.
         frame_folders: see `open_dataset`.
         columns: path_column, label_column, split_column, see `VideoList`.
@@ -411,14 +426,9 @@ def videos_by_split(
     """
     source = Path(source)
     if not inputs.exists(source):
-        raise ValueError(f"{source}: no such file or folder")
-    if source.is_dir():
+        raise ValueError(f"{as_address(source) or source}: no such file or folder")
+    if is_folder(source):
         folders = {name: source / name for name in split_folders(source)} or {str(source): source}
-    elif inputs.is_archive(source) or inputs.as_address(source):
-        folders = {str(source): source}
-    else:
-        folders = {}
-    if folders:
         media = {name: find_media(folder, MEDIA_SUFFIXES, frame_folders) for name, folder in folders.items()}
         return {name: [(path, None) for path in paths] for name, paths in media.items()}
     table = read_annotations(source, **columns)

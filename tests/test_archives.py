@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidtok import inputs, virtual_files
+from vidtok import archives, inputs
 from vidtok.datasets import check, demo_clip, open_dataset, open_video, read_video, write_video
 from vidtok.datasets.samplers import uniform_segments
 from vidtok.datasets.seek import read_selection
@@ -154,7 +154,7 @@ def zip_with(name: str, data: bytes, how: int, stated: int | None = None, raw_na
 
 
 def test_a_compressed_member_that_is_too_large_is_refused(here, tmp_path, monkeypatch):
-    monkeypatch.setattr(virtual_files, "MAX_UNPACKED", 1000)
+    monkeypatch.setattr(archives, "MAX_UNPACKED", 1000)
     path = tmp_path / "large.zip"
     path.write_bytes(zip_with("a.mp4", bytes(1001), zipfile.ZIP_DEFLATED))
     with pytest.raises(VideoError, match="it is compressed, and states 1001 bytes: at most 1000 are unpacked"):

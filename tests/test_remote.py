@@ -14,14 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vidtok import inputs
+from vidtok import remote
 from vidtok.datasets import demo_clip, open_dataset, open_video, write_video
 from vidtok.datasets.seek import read_selection
 from vidtok.errors import UserError, VideoError
 from vidtok.extraction import open_reader
 from vidtok.extraction.output import read_failures
 from vidtok.extraction.run import dry_run, encode_files, extract
-from vidtok.inputs import as_address, exists, file_version, find_videos, open_binary
+from vidtok.inputs import exists, file_version, find_videos, open_binary
+from vidtok.remote import as_address, is_remote_folder
 
 fsspec = pytest.importorskip("fsspec")
 NAMES = ("a.mp4", "sub/b.mkv")
@@ -71,7 +72,7 @@ def test_folders_files_and_patterns(memory):
 
 
 def test_they_are_read_as_files_are(memory, videos, monkeypatch):
-    monkeypatch.setattr(inputs, "RANGE", 1000)
+    monkeypatch.setattr(remote, "RANGE", 1000)
     for name in NAMES:
         with open_video(videos / name) as expected, open_video(f"{memory}/{name}") as reader:
             last = expected.num_frames - 1
@@ -83,7 +84,7 @@ def test_they_are_read_as_files_are(memory, videos, monkeypatch):
     choose = lambda timestamps, fps: np.array([8, 2])  # noqa: E731
     ours, theirs = (read_selection(f"{place}/a.mp4", choose) for place in (memory, videos))
     np.testing.assert_array_equal(ours.frames, theirs.frames)
-    inputs._ask_version.cache_clear()
+    remote._ask_version.cache_clear()
     assert exists(f"{memory}/a.mp4") and not exists(f"{memory}/z.mp4")
     with pytest.raises(VideoError, match=r"no such file"):
         open_video(f"{memory}/z.mp4")
@@ -146,7 +147,7 @@ def test_results_at_an_address(memory, videos, tmp_path, tokenizer_path, monkeyp
     with pytest.raises(ValueError, match="features of other settings"):
         extract(good[:1], out, size=16, **settings)
     fsspec.filesystem("memory").pipe("/bucket/broken/c.mp4", (videos / "a.mp4").read_bytes())
-    inputs._ask_version.cache_clear()
+    remote._ask_version.cache_clear()
     assert extract([memory], out, **settings).done == 1 and "failures.csv" not in content(out)
     fsspec.filesystem("memory").rm("/bucket/out", recursive=True)
     assert extract(good[:1], out, size=16, **settings).done == 1  # a new folder
@@ -156,7 +157,7 @@ def test_results_at_an_address(memory, videos, tmp_path, tokenizer_path, monkeyp
 
 def test_requests_are_tried_again(monkeypatch):
     pauses: list[float] = []
-    monkeypatch.setattr(inputs.time, "sleep", pauses.append)
+    monkeypatch.setattr(remote.time, "sleep", pauses.append)
     failures = [OSError("reset"), TimeoutError()]
 
     def request():
@@ -164,25 +165,26 @@ def test_requests_are_tried_again(monkeypatch):
             raise failures.pop()
         return "answer"
 
-    assert inputs.request("s3://b/a.mp4", request) == "answer" and pauses == [1, 2]
+    assert remote.request("s3://b/a.mp4", request) == "answer" and pauses == [1, 2]
 
     def fail(error: Exception):
         raise error
 
     pauses.clear()
     with pytest.raises(VideoError, match=r"b/a\.mp4: reset"):
-        inputs.request("s3://b/a.mp4", lambda: fail(OSError("reset")))
+        remote.request("s3://b/a.mp4", lambda: fail(OSError("reset")))
     assert pauses == [1, 2, 4, 8]
 
     class Down:
         def isdir(self, name: str):
             raise OSError("down")
 
-    assert not inputs._is_folder("s3://b/a.mp4", Down(), "b/a.mp4")  # it fails when it is read
+    monkeypatch.setattr(remote, "file_system", lambda url: (Down(), "b/a.mp4"))
+    assert not is_remote_folder("s3://b/a.mp4")  # it fails when it is read
     pauses.clear()
     for error, why in ((FileNotFoundError("x"), "no such file"), (PermissionError("Forbidden"), "Forbidden")):
         with pytest.raises(VideoError, match=why):
-            inputs.request("s3://b/a.mp4", lambda error=error: fail(error))
+            remote.request("s3://b/a.mp4", lambda error=error: fail(error))
     assert not pauses
 
 
@@ -234,7 +236,7 @@ def web(videos):
 
 def test_http(web, videos, monkeypatch):
     url, handler = web
-    monkeypatch.setattr(inputs.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
     handler.refusals = 2
     assert find_videos([f"{url}/sub/b.mkv"]) == [(Path(f"{url}/sub/b.mkv"), Path("b.mkv"))]
     with open_video(f"{url}/sub/b.mkv") as reader, open_video(videos / "sub/b.mkv") as expected:
@@ -242,7 +244,7 @@ def test_http(web, videos, monkeypatch):
     with pytest.raises(VideoError, match="no such file"):
         open_video(f"{url}/none.mp4")
     handler.ranges = False
-    monkeypatch.setattr(inputs, "RANGE", 100)
+    monkeypatch.setattr(remote, "RANGE", 100)
     with pytest.raises(VideoError, match="sends whole files, not ranges of bytes: download it first"):
         open_video(f"{url}/a.mp4")
 

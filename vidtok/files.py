@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from vidtok.errors import UserError
-from vidtok.inputs import ADDRESS, file_system, request, walk_files
+from vidtok.inputs import walk_files
 from vidtok.names import IMAGE_SUFFIXES, VIDEO_SUFFIXES, result_names
+from vidtok.remote import ADDRESS, file_system, request
 
 MOVIES = (".mp4", ".mov", ".mkv", ".gif", ".png")  # suffixes of the formats of `VideoWriter`
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vidtok.errors import UserError
 from vidtok.inputs import is_virtual, walk_files
+from vidtok.remote import as_address
 
 
 def describe(thing: str | Path) -> dict[str, object]:
@@ -28,6 +29,8 @@ def describe(thing: str | Path) -> dict[str, object]:
     from vidtok.extraction.output import SETTINGS_FILE
 
     path = Path(thing)
+    if as_address(path) is not None:
+        return video_info(path)
     if not path.exists() and path.suffix and not is_virtual(path):
         raise UserError(f"{path}: no such file")
     if (path / SETTINGS_FILE).is_file() or is_shard(path):

@@ -1,55 +1,45 @@
 """Find and open input files: local files, files at addresses, archive members and frame folders; file versions.
 
-Addresses (`https://`, `s3://`, `gs://`, ...) are read through fsspec, whose configuration holds the credentials. Byte
-ranges are requested as needed; no file is downloaded as a whole. As a `Path`, an address has one slash less:
-`s3:/bucket/clip.mp4`. `vidtok.virtual_files` reads archive members and frame folders.
+`vidtok.remote` reads files at addresses, `vidtok.archives` archive members and `vidtok.virtual_files` frame folders.
 """
 
-import io
 import os
-import re
-import time
 import warnings
-import zlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO
 
+from vidtok.archives import ARCHIVES, COMPRESSED, find_members, is_archive, members, split_path
 from vidtok.errors import UserError, VideoError
 from vidtok.names import FRAMES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from vidtok.virtual_files import (
-    ARCHIVES,
-    COMPRESSED,
+from vidtok.remote import (
+    ADDRESS,
     FileVersion,
-    Pieces,
-    as_frames,
-    find_members,
-    is_archive,
-    is_virtual,
-    members,
-    open_virtual,
-    split_path,
-    virtual_version,
+    as_address,
+    file_system,
+    is_remote_file,
+    is_remote_folder,
+    list_remote,
+    open_remote,
+    remote_version,
+    request,
+    without_query,
 )
-
-Result = TypeVar("Result")
+from vidtok.virtual_files import as_frames, is_virtual, open_virtual, virtual_version
 
 HEAD = 4096  # leading bytes of a file, from which its type is detected
-ADDRESS = re.compile(r"^(https?|s3|gs|gcs|az|abfs|memory):/{1,2}(?=[^/])")
-ATTEMPTS = 5  # per request, with pauses of 1, 2, 4 and 8 seconds
-RANGE = 1 << 22  # bytes per request
-SECONDS = 10  # for which the metadata of a remote file are cached
+LISTINGS = 16  # remote archives listed at a time
 
 
 def validate_no_archive(path: str | os.PathLike) -> None:
     """Raise VideoError if the path is that of an archive, not of a video."""
     if is_archive(path):
         raise VideoError(os.fspath(path), f"an archive of {len(members(path))} files: give ARCHIVE/NAME of one of them")
-    if os.fspath(path).lower().endswith(COMPRESSED):
+    if without_query(path).lower().endswith(COMPRESSED):
         raise VideoError(os.fspath(path), "a compressed archive: unpack it, or make it a .tar or .zip")
 
 
@@ -63,125 +53,91 @@ def open_binary(path: str | os.PathLike) -> BinaryIO:
     try:
         return open(path, "rb")
     except (FileNotFoundError, NotADirectoryError):
+        if (file := open_virtual(path)) is not None:
+            return file
         if (url := as_address(path)) is not None:
-            return io.BufferedReader(_RemoteFile(url, _remote_version(url).size), RANGE)
-        if (file := open_virtual(path)) is None:
-            raise
-        return file
+            return open_remote(url)
+        raise
 
 
 def exists(path: str | os.PathLike) -> bool:
     """Return whether a file, folder, address, archive member or folder of frames exists."""
+    if is_virtual(path):
+        return True
     if (url := as_address(path)) is not None:
-        system, name = file_system(url)
-        return request(url, lambda: system.exists(name))
-    return os.path.exists(path) or is_virtual(path)
+        return is_remote_file(url) or is_remote_folder(url)
+    return os.path.exists(path)
 
 
-def as_address(path: str | os.PathLike) -> str | None:
-    """Convert a path to the address it stands for, such as `s3://bucket/clip.mp4`; None for a local path."""
-    text = os.fspath(path)
-    match = ADDRESS.match(text)
-    return None if match is None else f"{match[1]}://{text[match.end() :]}"
-
-
-def file_system(url: str) -> tuple[Any, str]:
-    """Return (fsspec file system, path in it) of an address.
+def is_file(path: str | os.PathLike) -> bool:
+    """Return whether a path is that of a file: on this machine, at an address or in an archive.
 
     Raises:
-        UserError: a package that the protocol needs isn't installed.
+        VideoError: an address can't be looked up, or an archive can't be read.
     """
-    try:
-        from fsspec.core import url_to_fs
-
-        return url_to_fs(url)
-    except (ImportError, ValueError) as e:
-        why = " ".join(str(e).split())
-        raise UserError(f"{url}: {url.split(':')[0]} needs a package: pip install 'vidtok[remote]' ({why})") from e
+    url = as_address(path)
+    return os.path.isfile(path) or is_virtual(path) or (url is not None and is_remote_file(url))
 
 
-def request(url: str, request: Callable[[], Result]) -> Result:
-    """Call `request` and return its result; retry failures with growing pauses.
+def subfolders(path: str | os.PathLike) -> list[str]:
+    """List the names of the folders directly in a folder, an archive, or a folder in one, sorted; [] for other paths.
 
     Raises:
-        VideoError: the last attempt failed, the file is missing, or the server refuses access.
+        VideoError: an address or archive can't be read.
     """
-    for attempt in range(ATTEMPTS):
-        try:
-            return request()
-        except Exception as e:  # fsspec passes on the exceptions of the libraries that it uses
-            # For http, fsspec turns every failure into FileNotFoundError.
-            fault = e.__cause__ if "aiohttp" in type(e.__cause__).__module__ else e
-            status = getattr(fault, "status", 0)
-            is_missing = isinstance(fault, FileNotFoundError) or status in (404, 410)
-            is_refused = isinstance(fault, PermissionError) or (400 <= status < 500 and status != 429)
-            if is_missing or is_refused or "credentials" in str(fault).lower() or attempt == ATTEMPTS - 1:
-                why = "no such file" if is_missing else " ".join(str(fault).split()) or type(fault).__name__
-                raise VideoError(url, why) from e
-            time.sleep(2**attempt)
-    raise AssertionError
-
-
-class _RemoteFile(Pieces):
-    """Remote file, read by byte ranges."""
-
-    def __init__(self, url: str, size: int):
-        super().__init__(size)
-        self._url, (self._system, self._name) = url, file_system(url)
-
-    def _read(self, place: int, count: int) -> bytes:
-        data = request(self._url, lambda: self._system.cat_file(self._name, start=place, end=place + count))
-        if len(data) > count:
-            raise VideoError(self._url, "its server sends whole files, not ranges of bytes: download it first")
-        return data
-
-
-def _remote_version(url: str) -> FileVersion:
-    return _ask_version(url, int(time.monotonic() / SECONDS))
-
-
-@lru_cache(maxsize=4096)
-def _ask_version(url: str, period: int) -> FileVersion:
-    """Request the version of a remote file. `period` numbers the time span, so that `lru_cache` entries expire."""
-    system, name = file_system(url)
-    info = request(url, lambda: system.info(name))
-    if info.get("type") == "directory" or info.get("size") is None:
-        raise VideoError(url, "not a file of a known size")
-    marks = [str(info.get(key)) for key in ("ETag", "etag", "LastModified", "last_modified", "mtime", "created")]
-    return FileVersion(url, info["size"], zlib.crc32(" ".join(marks).encode()), 0)
+    if (place := split_path(f"{os.fspath(path)}/")) is not None:
+        archive, inside = place
+        below = [name.removeprefix(inside).split("/") for name in members(archive) if name.startswith(inside)]
+        return sorted({parts[0] for parts in below if len(parts) > 1})
+    if (url := as_address(path)) is not None:
+        return sorted(name for name, info in list_remote(url).items() if info["type"] == "directory")
+    return sorted(entry.name for entry in Path(path).iterdir() if entry.is_dir()) if os.path.isdir(path) else []
 
 
 def _find_remote(url: str, suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]:
-    """List the files at an address, as `find_files` does.
-
-    An http address is always one file, since http has no folders. So is an address that can't be looked up; reading it
-    then raises the error.
+    """List the files at an address, and in archives there, as `find_files` does.
 
     Raises:
         VideoError: a folder or pattern can't be listed.
     """
+    files, is_pattern = _list_matches(url.rstrip("/"), suffixes)
+    if {*ARCHIVES} & {*suffixes} or not any(_is_named_archive(file) for file, _ in files):
+        return files
+    with ThreadPoolExecutor(LISTINGS) as pool:
+        unfolded = [*pool.map(lambda file: _unfold(file, suffixes) if _is_named_archive(file) else [file], dict(files))]
+    found: list[tuple[Path, Path]] = []
+    for (file, below), inside in zip(files, unfolded, strict=True):
+        for each in inside:
+            member = each.relative_to(file)
+            found.append((each, below / member if is_pattern or each == file else member))
+    return found
+
+
+def _is_named_archive(path: Path) -> bool:
+    return without_query(path).lower().endswith(ARCHIVES)
+
+
+def _list_matches(url: str, suffixes: tuple[str, ...]) -> tuple[list[tuple[Path, Path]], bool]:
+    """Return (files at an address, whether it is a pattern).
+
+    An http address is always one file, since http has no folders. So is an address that can't be looked up; reading it
+    then raises the error.
+    """
     system, name = file_system(url)
-    if url.startswith("http"):
-        return [(Path(url), Path(name.split("?")[0].rpartition("/")[2]))]
-    if has_magic(name):
+    if not url.startswith("http") and has_magic(name):
         root = "/".join(_fixed_parts(Path(name)))
         names = request(url, lambda: system.glob(name))
-    elif _is_folder(url, system, name):
+    elif is_remote_folder(url):
         root = name.rstrip("/")
         listed = [entry for entry in request(url, lambda: system.find(name)) if entry.lower().endswith(suffixes)]
         names = [entry for entry in listed if not any(p.startswith(".") for p in entry.removeprefix(root).split("/"))]
     else:
-        return [(Path(url), Path(name.rpartition("/")[2]))]
+        plain = FRAMES.sub("", name.split("?")[0] if url.startswith("http") else name)
+        return [(Path(url), Path(plain.rpartition("/")[2]))], False
     root = root.strip("/")
     below = {entry: entry.strip("/").removeprefix(root).strip("/") for entry in sorted(names)}
-    return [(Path(system.unstrip_protocol(entry)), Path(rest)) for entry, rest in below.items()]
-
-
-def _is_folder(url: str, system: Any, name: str) -> bool:
-    try:
-        return request(url, lambda: system.isdir(name))
-    except VideoError:
-        return False
+    found = [(Path(system.unstrip_protocol(entry)), Path(rest)) for entry, rest in below.items()]
+    return found, has_magic(name)
 
 
 def find_videos(inputs: Iterable[str], frame_folders: float | None = None) -> list[tuple[Path, Path]]:
@@ -235,7 +191,7 @@ def find_files(
         if frame_folders is not None:
             files = [_in_frames(file, below, frame_folders) for file, below in files]
         for file, below in files:
-            is_here = as_address(file) is None
+            is_here = ADDRESS.match(str(file)) is None
             found.setdefault(os.path.realpath(file), (file.absolute() if is_here else file, below))
     # Relative paths, as the user wrote them, are easier to read.
     here = Path.cwd()
@@ -251,10 +207,11 @@ def _in_frames(file: Path, below: Path, fps: float) -> tuple[Path, Path]:
 
 def _unfold(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """List the members of an archive with one of `suffixes`; for any other or unreadable file, the file itself."""
-    if {*ARCHIVES} & {*suffixes} or path.suffix.lower() not in ARCHIVES or not is_archive(path):
+    is_other = path.suffix.lower() not in ARCHIVES and ADDRESS.match(str(path)) is None
+    if is_other or {*ARCHIVES} & {*suffixes}:
         return [path]
     try:
-        return find_members(path, suffixes)
+        return find_members(path, suffixes) if is_archive(path) else [path]
     except VideoError:
         return [path]
 
@@ -356,11 +313,11 @@ def file_version(path: str | Path) -> FileVersion:
     try:
         status = os.stat(path)
     except OSError as e:
-        if (url := as_address(path)) is not None:
-            return _remote_version(url)
         # NotADirectoryError: a parent of the path is a file, which may be an archive.
         if isinstance(e, FileNotFoundError | NotADirectoryError) and (found := virtual_version(path)) is not None:
             return found
+        if (url := as_address(path)) is not None:
+            return remote_version(url)
         raise VideoError(path, "no such file" if isinstance(e, FileNotFoundError) else e.strerror or str(e)) from e
     return FileVersion(os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ino)
 
@@ -382,7 +339,8 @@ def read_head(path: Path) -> bytes:
         raise VideoError(path, "not a file")
     if file_version(path).size == 0:
         raise VideoError(path, "the file is empty (0 bytes)")
-    if path.name.lower().endswith((*ARCHIVES, *COMPRESSED)):
+    name = without_query(path) if ADDRESS.match(str(path)) else path.name
+    if name.lower().endswith((*ARCHIVES, *COMPRESSED)):
         validate_no_archive(path)
     with open_binary(path) as file:
         return file.read(HEAD)

@@ -1,220 +1,27 @@
-"""Virtual input files: members of archives, and folders of numbered images that are read as one video.
+"""Virtual input files: members of archives (`vidtok.archives`), and folders of numbered images as one video.
 
-The path of a member is the archive's path followed by the member's name: `shards/0001.tar/clip.mp4`. Members of tar
-files and uncompressed members of zip files are read in place. Compressed members are unpacked in memory, up to
-`MAX_UNPACKED` bytes.
-
-`DIR/@25` is the video whose frames are the numbered images in DIR, at 25 frames per second; DIR may be in an archive.
-Images are neither copied nor decoded here. The virtual file is a QuickTime file: an index that is made in memory,
-followed by the bytes of the images.
+`DIR/@25` is the video whose frames are the numbered images in DIR, at 25 frames per second; DIR may be in an archive or
+at an address. Images are neither copied nor decoded here. The virtual file is a QuickTime file: an index that is made
+in memory, followed by the bytes of the images.
 """
 
 import io
 import os
-import re
-import shutil
 import struct
-import tarfile
-import zipfile
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
+from vidtok.archives import archive_version, find_member, members, open_member, split_path
 from vidtok.errors import VideoError
 from vidtok.names import FRAMES, IMAGE_SUFFIXES, order_frames
-
-ARCHIVES = (".tar", ".zip")
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
-_INSIDE = re.compile(r"\.(?:tar|zip)(?=/)", re.IGNORECASE)
-MAX_UNPACKED = 1 << 32  # bytes of a compressed member, which is held in memory
-_LOCAL_HEADER = 30  # bytes of a local header in a zip file, before the member's name
-# Bytes unpacked per call. zipfile reads this many compressed bytes and unpacks all of them, whatever size the header
-# states; they may expand a thousandfold.
-_BLOCK = 4096
-
-
-class FileVersion(NamedTuple):
-    """Version of a file's contents, as a cache key: a file that is overwritten or replaced has a new version.
-
-    Attributes:
-        path: real path.
-        size: size in bytes.
-        modified: modification time in ns.
-        inode: inode number.
-    """
-
-    path: str
-    size: int
-    modified: int
-    inode: int
-
-
-class Member(NamedTuple):
-    """File in an archive.
-
-    Attributes:
-        size: size in bytes, unpacked.
-        offset: position of its bytes in the archive; None if they are compressed.
-        fault: why it can't be read; "" if it can.
-    """
-
-    size: int
-    offset: int | None
-    fault: str = ""
-
-
-def is_archive(path: str | os.PathLike) -> bool:
-    """Return whether a path is that of a tar or zip file."""
-    return os.fspath(path).lower().endswith(ARCHIVES) and os.path.isfile(path)
-
-
-def split_path(path: str | os.PathLike) -> tuple[str, str] | None:
-    """Split the path of a member into (archive, name in the archive); None for other paths."""
-    text = os.fspath(path)
-    for match in _INSIDE.finditer(text):
-        if os.path.isfile(text[: match.end()]):
-            return text[: match.end()], text[match.end() + 1 :]
-    return None
-
-
-def members(archive: str | os.PathLike) -> dict[str, Member]:
-    """List the files in an archive by name, in their order in the archive.
-
-    Hidden files, and names that are no legal path or lead out of the archive, are left out. In a truncated archive, the
-    members before the break are listed.
-
-    Raises:
-        VideoError: the archive can't be read.
-    """
-    try:
-        status = os.stat(archive)
-        return _members(os.fspath(archive), status.st_size, status.st_mtime_ns)
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as e:
-        raise VideoError(os.fspath(archive), f"not an archive that can be read ({e})") from e
-
-
-@lru_cache(maxsize=64)
-def _members(archive: str, size: int, modified: int) -> dict[str, Member]:
-    found = _tar_members(archive, size) if archive.lower().endswith(".tar") else _zip_members(archive, size)
-    return {name: member for name, member in found.items() if not _is_left_out(name)}
-
-
-def _is_left_out(name: str) -> bool:
-    parts = name.split("/")
-    return "\0" in name or any(part.startswith(".") or part in ("", "__MACOSX") for part in parts)
-
-
-def _tar_members(archive: str, size: int) -> dict[str, Member]:
-    found = {}
-    with tarfile.open(archive, "r:") as tar:
-        try:
-            for entry in tar:
-                if entry.isreg() and not entry.issparse():
-                    fault = "" if entry.offset_data + entry.size <= size else "the archive is truncated"
-                    found[entry.name.removeprefix("./")] = Member(entry.size, entry.offset_data, fault)
-        except tarfile.ReadError:  # truncated
-            pass
-    return found
-
-
-def _zip_members(archive: str, size: int) -> dict[str, Member]:
-    found = {}
-    with zipfile.ZipFile(archive) as whole, open(archive, "rb") as file:
-        for entry in whole.infolist():
-            if entry.filename.endswith("/"):  # is_dir() fails for an empty name
-                continue
-            offset = None
-            if entry.compress_type == zipfile.ZIP_STORED:
-                file.seek(entry.header_offset)
-                head = file.read(_LOCAL_HEADER)
-                lengths = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-                offset = entry.header_offset + _LOCAL_HEADER + lengths
-            fault = "it is encrypted" if entry.flag_bits & 1 else ""
-            if offset is not None and offset + entry.file_size > size:
-                fault = "the archive is truncated"
-            elif offset is None and entry.file_size > MAX_UNPACKED:
-                fault = (
-                    f"it is compressed, and states {entry.file_size} bytes: at most {MAX_UNPACKED} are unpacked in "
-                    "memory; unpack the archive, or store its files without compression"
-                )
-            found[entry.filename] = Member(entry.file_size, offset, fault)
-    return found
-
-
-def find_member(path: str | os.PathLike) -> tuple[str, Member] | None:
-    """Return (archive, member) of the path of a member; None for other paths.
-
-    Raises:
-        VideoError: no such member, or one that can't be read.
-    """
-    place = split_path(path)
-    if place is None:
-        return None
-    member = members(place[0]).get(place[1])
-    if member is None:
-        raise VideoError(os.fspath(path), "no such file in the archive")
-    if member.fault:
-        raise VideoError(os.fspath(path), member.fault)
-    return place[0], member
-
-
-class Pieces(io.RawIOBase):
-    """Read-only, seekable file of `size` bytes; a subclass defines `_read`."""
-
-    def __init__(self, size: int):
-        self._size, self._place = size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise OSError("a place before the beginning")
-        self._place = base + offset
-        return self._place
-
-    def readinto(self, buffer) -> int:
-        count = min(len(buffer), self._size - self._place)
-        data = self._read(self._place, count) if count > 0 else b""
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
-
-    def _read(self, place: int, count: int) -> bytes:
-        """Read at least one and up to `count` bytes at position `place`."""
-        raise NotImplementedError
-
-
-class _Slice(Pieces):
-    """Uncompressed member of an archive, read in place."""
-
-    def __init__(self, archive: str, member: Member):
-        super().__init__(member.size)
-        self._file, self._start = open(archive, "rb"), member.offset or 0  # noqa: SIM115
-
-    def _read(self, place: int, count: int) -> bytes:
-        self._file.seek(self._start + place)
-        return self._file.read(count)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def find_members(archive: str | os.PathLike, suffixes: tuple[str, ...]) -> list[Path]:
-    """List the paths of the members of an archive whose names end in one of `suffixes`, in any case."""
-    return [Path(archive, name) for name in members(archive) if name.lower().endswith(suffixes)]
+from vidtok.remote import FileVersion, Pieces, as_address, is_remote_folder, list_remote, modification, open_remote
 
 
 def open_virtual(path: str | os.PathLike) -> BinaryIO | None:
@@ -227,20 +34,7 @@ def open_virtual(path: str | os.PathLike) -> BinaryIO | None:
     if version is not None and (place := split_frames(path)) is not None:
         index = _frame_index(*place, version)
         return io.BufferedReader(FrameFile(index, _image_opener(place[0])), 1 << 18)
-    if (found := find_member(path)) is None:
-        return None
-    archive, member = found
-    if member.offset is not None:
-        return io.BufferedReader(_Slice(archive, member), 1 << 18)
-    _, name = split_path(path) or ("", "")
-    try:
-        data = io.BytesIO()
-        with zipfile.ZipFile(archive) as whole, whole.open(name) as packed:
-            shutil.copyfileobj(packed, data, _BLOCK)  # stops at the size that the header states
-        data.seek(0)
-        return data
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, zlib.error, EOFError, MemoryError) as e:
-        raise VideoError(os.fspath(path), f"it can't be unpacked ({e})") from e
+    return open_member(path)
 
 
 def virtual_version(path: str | os.PathLike) -> FileVersion | None:
@@ -254,17 +48,19 @@ def virtual_version(path: str | os.PathLike) -> FileVersion | None:
             raise VideoError(place[0], f"no images ({', '.join(IMAGE_SUFFIXES)}) in this folder")
         size, modified = sum(size for size, _ in images.values()), max(time for _, time in images.values())
         names = zlib.crc32("\0".join(images).encode("utf-8", "surrogateescape"))
-        return FileVersion(os.path.realpath(path), size, modified, names)
+        return FileVersion(as_address(path) or os.path.realpath(path), size, modified, names)
     if (found := find_member(path)) is None:
         return None
-    status = os.stat(found[0])
-    return FileVersion(os.path.realpath(path), found[1].size, status.st_mtime_ns, status.st_ino)
+    archive = archive_version(found[0])
+    return archive._replace(path=as_address(path) or os.path.realpath(path), size=found[1].size)
 
 
 def is_virtual(path: str | os.PathLike) -> bool:
     """Return whether a path is that of an archive member or of a folder of frames."""
     if (place := split_frames(path)) is not None:
-        return os.path.isdir(place[0]) or split_path(f"{place[0]}/") is not None
+        url = as_address(place[0])
+        is_folder = os.path.isdir(place[0]) if url is None else is_remote_folder(url)
+        return is_folder or split_path(f"{place[0]}/") is not None
     inside = split_path(path)
     return inside is not None and inside[1] in members(inside[0])
 
@@ -284,11 +80,17 @@ def as_frames(path: str | os.PathLike, fps: float) -> str:
 
 
 def _list_images(folder: str) -> dict[str, tuple[int, int]]:
-    """Return {name: (size in bytes, modification time in ns)} of the images in a folder, which may be in an archive."""
+    """Return {name: (size in bytes, modification time in ns)} of the images in a folder, see `FileVersion`.
+
+    The folder may be in an archive or at an address.
+    """
     if (place := split_path(f"{folder}/")) is not None:
-        modified = os.stat(place[0]).st_mtime_ns
+        modified = archive_version(place[0]).modified
         inside = {os.path.split(name): member.size for name, member in members(place[0]).items()}
         found = {name: (size, modified) for (below, name), size in inside.items() if below == place[1].rstrip("/")}
+    elif (url := as_address(folder)) is not None:
+        files = {name: info for name, info in list_remote(url).items() if info["type"] == "file"}
+        found = {name: (info["size"], modification(info)) for name, info in files.items()}
     else:
         with os.scandir(folder) as listing:
             entries = {entry.name: entry for entry in listing if not entry.name.startswith(".")}
@@ -310,7 +112,8 @@ def _frame_index(folder: str, fps: float, version: FileVersion) -> "FrameIndex":
 def _image_opener(folder: str) -> Callable[[str], BinaryIO]:
     def open_image(name: str) -> BinaryIO:
         path = os.path.join(folder, name)
-        return open_virtual(path) or open(path, "rb")
+        url = as_address(path)
+        return open_member(path) or (open(path, "rb") if url is None else open_remote(url))
 
     return open_image
 

@@ -16,7 +16,9 @@ import pandas as pd
 
 from vidtok.datasets.annotations.formats import read_json, read_list
 from vidtok.datasets.annotations.table import AnnotationFormatError, find_header, read_table, tidy_split
+from vidtok.inputs import open_binary
 from vidtok.names import escape_bytes
+from vidtok.remote import as_address, without_query
 
 JSON_LINES = (".jsonl", ".ndjson")
 SUFFIXES = (".csv", ".json", ".txt", *JSON_LINES)  # of annotation files, as opposed to videos
@@ -45,7 +47,8 @@ def read_annotations(
       list               path and label, separated by space, comma, tab, semicolon or ::, no header; or paths alone
 
     Args:
-        path: the file, text in UTF-8; names of videos may hold other bytes, which `vidtok.names.escape_bytes` escapes.
+        path: the file, on this machine, at an address or in an archive; text in UTF-8. Names of videos may hold other
+            bytes, which `vidtok.names.escape_bytes` escapes.
         path_column, label_column, split_column: column names in the header, or keys; None, the usual names.
 
     Returns:
@@ -59,26 +62,28 @@ def read_annotations(
         ValueError: the file is of an unsupported kind (frame-folder list, multi-label rows, class list, captions,
             localization), which the message names; or a line does not fit, which the message names.
     """
-    path = Path(path)
-    data, not_utf8 = path.read_bytes(), None
+    source, not_utf8 = as_address(path) or str(path), None
+    with open_binary(path) as file:
+        data = file.read()
     try:
         data.decode()
     except UnicodeDecodeError as e:
-        not_utf8 = f"{path}: not a text file in UTF-8 ({e.reason} at byte {e.start}). {UNDERSTOOD}"
+        not_utf8 = f"{source}: not a text file in UTF-8 ({e.reason} at byte {e.start}). {UNDERSTOOD}"
     text = escape_bytes(data).replace("\r\n", "\n").replace("\r", "\n")
     if "\0" in text:
-        raise ValueError(f"{path}: not a text file (byte 0 in it). {UNDERSTOOD}")
+        raise ValueError(f"{source}: not a text file (byte 0 in it). {UNDERSTOOD}")
     if not text.strip():
-        raise ValueError(f"{path}: the file is empty")
+        raise ValueError(f"{source}: the file is empty")
     try:
-        rows, name = _read(path, text, {"path": path_column, "label": label_column, "split": split_column})
+        columns = {"path": path_column, "label": label_column, "split": split_column}
+        rows, name = _read(Path(without_query(path)), text, columns)
     except AnnotationFormatError as e:
-        raise ValueError(not_utf8 or f"{path}{e}. {UNDERSTOOD}") from e
+        raise ValueError(not_utf8 or f"{source}{e}. {UNDERSTOOD}") from e
     except csv.Error as e:
-        raise ValueError(not_utf8 or f"{path}: not a list or a table ({e}). {UNDERSTOOD}") from e
+        raise ValueError(not_utf8 or f"{source}: not a list or a table ({e}). {UNDERSTOOD}") from e
     if not_utf8 and any("%x" in str(value) for kind in rows if kind != "path" for value in rows[kind]):
         raise ValueError(not_utf8)
-    return _tidy(path, pd.DataFrame(rows), name)
+    return _tidy(source, pd.DataFrame(rows), name)
 
 
 def _read(path: Path, text: str, columns: dict[str, str | None]) -> tuple[dict[str, list], str]:
@@ -124,7 +129,7 @@ def _json_lines(text: str) -> list:
     return entries
 
 
-def _tidy(path: Path, table: pd.DataFrame, name: str) -> pd.DataFrame:
+def _tidy(source: str, table: pd.DataFrame, name: str) -> pd.DataFrame:
     """Convert the columns to their types, drop rows without a label, and check the file as a whole."""
     dropped, labeled = 0, table["label"].notna() & (table["label"] != "")
     numbers = table["label"].astype(str).str.fullmatch(r"-?\d{1,9}(\.0*)?")
@@ -136,7 +141,7 @@ def _tidy(path: Path, table: pd.DataFrame, name: str) -> pd.DataFrame:
         if numbers[labeled].all():
             table["label"] = table["label"].astype("float64").astype("int64")
         elif table["label"].str.fullmatch(r"-?\d*\.\d+([eE][-+]?\d+)?").all():
-            raise ValueError(f"{path}: labels such as {table['label'].iloc[0]} are scores, not classes. {UNDERSTOOD}")
+            raise ValueError(f"{source}: labels such as {table['label'].iloc[0]} are scores, not classes. {UNDERSTOOD}")
     else:
         table["label"] = None
     for time in {"start", "end"} & set(table):
@@ -144,14 +149,14 @@ def _tidy(path: Path, table: pd.DataFrame, name: str) -> pd.DataFrame:
             table[time] = table[time].astype("int64")
     if "split" in table:
         table["split"] = table["split"].map(tidy_split)
-    _check_one_label(path, table)
+    _check_one_label(source, table)
     order = [c for c in ("path", "id", "label", "start", "end", "split") if c in table]
     table = table[order]
     table.attrs.update(format=name, dropped=dropped)
     return table
 
 
-def _check_one_label(path: Path, table: pd.DataFrame) -> None:
+def _check_one_label(source: str, table: pd.DataFrame) -> None:
     """Raise ValueError if a clip occurs twice in one split with different labels (a multi-label file)."""
     clip = [c for c in ("path", "id", "start", "end", "split") if c in table]
     once = table.drop_duplicates([*clip, "label"])
@@ -159,4 +164,4 @@ def _check_one_label(path: Path, table: pd.DataFrame) -> None:
     if len(twice):
         what = twice.iloc[0, 0]
         labels = twice.loc[twice.iloc[:, 0] == what, "label"].tolist()
-        raise ValueError(f"{path}: {what} has the labels {labels}: multi-label rows are not supported. {UNDERSTOOD}")
+        raise ValueError(f"{source}: {what} has the labels {labels}: multi-label rows are not supported. {UNDERSTOOD}")

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vidtok.inputs import subfolders
 from vidtok.names import MEDIA_SUFFIXES
 
 if TYPE_CHECKING:
@@ -73,14 +74,18 @@ SPLIT_FOLDERS = ("train", "val", "validation", "test")
 
 
 def split_folders(root: str | Path) -> list[str]:
-    """Return the subfolders of `root` that have names of splits, in any case, in the order train, val, test."""
-    names = sorted(path.name for path in Path(root).iterdir() if path.is_dir())
+    """Return the subfolders of `root` that have names of splits, in any case, in the order train, val, test.
+
+    root: a folder or archive, on this machine or at an address.
+    """
+    names = subfolders(root)
     return sorted((n for n in names if n.lower() in SPLIT_FOLDERS), key=lambda n: SPLIT_FOLDERS.index(n.lower()))
 
 
 def find_split_folder(root: str | Path, split: str) -> Path:
     """Return the subfolder of `root` for a split: the one with exactly this name, else with the same canonical name."""
-    if not (folder := Path(root) / split).is_dir() and Path(root).is_dir():
+    folder = Path(root) / split
+    if split not in subfolders(root):
         same = [name for name in split_folders(root) if canonical_split(name) == canonical_split(split)]
         if len(same) == 1:
             return Path(root) / same[0]

@@ -28,7 +28,7 @@ from vidtok.extraction.engine import Decoders, NextItem, Result, extract_records
 from vidtok.extraction.model import FeatureModel
 from vidtok.extraction.sources import WorkItem
 from vidtok.extraction.stats import ExtractionStats
-from vidtok.inputs import as_address
+from vidtok.remote import as_address
 
 CHUNK = 16  # videos per decoder in a chunk of work of an actor, which is idle for a moment between two chunks
 DEATHS = 3  # number of actors that may die over one video before it fails

@@ -24,7 +24,8 @@ from vidtok.extraction.sources import WorkItem, parse_clips, plan_files, plan_so
 from vidtok.extraction.stats import ExtractionStats, Forecast, Speeds
 from vidtok.extraction.videos import Agreement, as_list
 from vidtok.files import RemoteFolder, plan_jobs
-from vidtok.inputs import ADDRESS, find_videos
+from vidtok.inputs import find_videos
+from vidtok.remote import ADDRESS
 
 Sources = str | Path | Sequence[str | Path]
 Report = Callable[[ExtractionStats], None]

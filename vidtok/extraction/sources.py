@@ -13,9 +13,11 @@ from vidtok.datasets import MovingDigits, dense_clips, open_dataset, read_annota
 from vidtok.datasets.annotations import SUFFIXES
 from vidtok.datasets.annotations.table import split_folders, tidy_split
 from vidtok.datasets.samplers import Segment, describe_segment
+from vidtok.datasets.sources import is_folder
 from vidtok.errors import UserError, nearest
-from vidtok.inputs import ADDRESS, find_videos
+from vidtok.inputs import find_videos, is_file
 from vidtok.names import escape_name
+from vidtok.remote import ADDRESS
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def plan_sources(
     named = {**columns, "root": root, "split": split}
     given = [f"--{name.replace('_', '-')}" for name, value in named.items() if value is not None]
     items = []
-    listed = [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)]
+    sources = [sources] if isinstance(sources, str | Path) else sources
+    listed = [ADDRESS.sub(r"\1://", str(source)) for source in sources]
     for is_labeled, group in groupby(listed, lambda source: class_folders or is_dataset(source)):
         if not is_labeled:
             several = [*group]
@@ -67,7 +70,7 @@ def plan_sources(
             items += plan_files(find_videos(several, frame_folders))
             continue
         for source in group:
-            annotated = source != "digits" and not Path(source).is_dir()
+            annotated = source != "digits" and not is_folder(source)
             if not annotated and (unfit := [flag for flag in given if flag != "--split"]):
                 raise UserError(f"{source}: {', '.join(unfit)} is for annotations")
             items += plan_dataset(source, root, split, renderings or 1, frame_folders, **columns)
@@ -105,7 +108,7 @@ def plan_dataset(
     items: list[WorkItem] = []
     for name in [split] if split is not None else _splits(source, columns):
         dataset = open_dataset(source, root, name, **columns, frame_folders=frame_folders)
-        written = name and (name.lower() if Path(source).is_dir() else tidy_split(name))
+        written = name and (name.lower() if source != "digits" and is_folder(source) else tidy_split(name))
         for i, (id, number) in enumerate(zip(dataset.ids, dataset.labels, strict=True)):
             label = dataset.classes[number] if number >= 0 else None
             if isinstance(dataset, MovingDigits):
@@ -141,10 +144,9 @@ def _is_same_file(item: WorkItem, other: WorkItem) -> bool:
 def _splits(source: str, columns: dict[str, str | None]) -> list[str | None]:
     if source == "digits":
         return ["train", "val"]
-    path = Path(source)
-    if path.is_dir():
-        return [*split_folders(path)] or [None]
-    if not path.is_file():
+    if is_folder(source):
+        return [*split_folders(source)] or [None]
+    if not is_file(source):
         raise ValueError(f"{source}: no such file or folder, nor 'digits'")
     table = read_annotations(source, **columns)
     return [*dict.fromkeys(table["split"])] if "split" in table else [None]
@@ -152,7 +154,10 @@ def _splits(source: str, columns: dict[str, str | None]) -> list[str | None]:
 
 def is_dataset(source: str) -> bool:
     """Return whether a source is for `plan_dataset`: "digits", or an annotation file by its suffix."""
-    return source == "digits" or (Path(source).is_file() and Path(source).suffix.lower() in SUFFIXES)
+    if ADDRESS.match(source):
+        return not is_folder(source) and "*" not in source
+    has_suffix = Path(source).suffix.lower() in SUFFIXES
+    return source == "digits" or (has_suffix and (Path(source).is_file() or is_file(source)))
 
 
 SAMPLERS = ("uniform", "dense", "windows")
