@@ -23,6 +23,7 @@ from vidtok.datasets.sources import videos_by_split
 from vidtok.errors import UserError, VideoError
 from vidtok.files import replacing, validate_output
 from vidtok.names import IMAGE_SUFFIXES, escape_name
+from vidtok.remote import as_address
 
 if TYPE_CHECKING:
     import pandas
@@ -85,7 +86,7 @@ def check(
         min_frames: videos with fewer frames are "too short".
         workers: number of decode processes; None, one per CPU.
         time_limit: seconds per video.
-        output: csv file for the table, which datasets accept as `checked`; None, no file.
+        output: csv file for the table, which datasets accept as `checked`; also an address. None, no file.
         force: overwrite `output`.
         progress: called with (number of checked videos, number of videos).
 
@@ -95,7 +96,7 @@ def check(
     """
     import pandas as pd
 
-    validate_output(None if output is None else str(output), force)
+    validate_output(None if output is None else str(output), force, remote=True)
     columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column}
     sources = [sources] if isinstance(sources, str | Path) else list(sources)
     splits: dict[str, dict[str, list[Segment | None]]] = {}
@@ -200,7 +201,8 @@ def check_videos(
 def find_overlap(train: Files, val: Files) -> list[tuple[str, str]]:
     """Find pairs (path in train, path in val) of files with the same bytes; ignore files that can't be read.
 
-    Only files with the same size and the same last 4 KB are read completely.
+    Only files with the same size and the same last 4 KB are read completely. Files at addresses that are not in
+    archives are not read: they are compared by their addresses.
 
     Args:
         train, val: paths, {path: segments}, or datasets with an attribute `paths`.
@@ -219,7 +221,10 @@ def find_overlap(train: Files, val: Files) -> list[tuple[str, str]]:
                     with suppress(OSError, VideoError):  # unreadable, or deleted since
                         finer[key, trait(path)][side].append(path)
         groups = {key: group for key, group in finer.items() if all(group)}
-    pairs = (pair for left, right in groups.values() for pair in itertools.product(left, right))
+    known = set(first)
+    same = [path for path in sides[0] if path in sides[1] and path not in known and as_address(path)]
+    read = (pair for left, right in groups.values() for pair in itertools.product(left, right))
+    pairs = itertools.chain(read, zip(same, same, strict=True))
     return sorted((ours, theirs) for ours, theirs in pairs if _share_time(sides[0][ours], sides[1][theirs]))
 
 

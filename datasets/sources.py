@@ -29,7 +29,7 @@ from vidtok.names import (
     spellings,
     without_suffix,
 )
-from vidtok.remote import as_address, join, without_query
+from vidtok.remote import as_address, as_text, join, without_query
 from vidtok.virtual_files import as_frames
 
 
@@ -265,14 +265,15 @@ class VideoFolder(LabeledVideos):
         root = Path(root)
         folder = find_split_folder(root, split) if split else root
         paths = find_media(folder, suffixes, frame_folders)
+        shown = as_text(folder)
         if not paths:
-            raise ValueError(f"{folder} holds no file with one of the suffixes {', '.join(suffixes[:4])}, ...")
+            raise ValueError(f"{shown} holds no file with one of the suffixes {', '.join(suffixes[:4])}, ...")
         inside = [Path(_below(path, folder)).parts for path in paths]
         flat = [parts[0] for parts in inside if len(parts) == 1]
         if flat and len(flat) < len(inside):
-            raise ValueError(f"{folder}: {flat[0]} lies beside the class folders: move it into the folder of its class")
+            raise ValueError(f"{shown}: {flat[0]} lies beside the class folders: move it into the folder of its class")
         table = pd.DataFrame({"label": [None if flat else escape_name(parts[0]) for parts in inside]})
-        labels, classes = class_numbers(table, table, classes, folder)
+        labels, classes = class_numbers(table, table, classes, shown)
         ids = [escape_name(_below(path, root)) for path in paths]
         super().__init__(paths, ids, labels, classes, split, **reading)
 
@@ -426,7 +427,7 @@ def videos_by_split(
     """
     source = Path(source)
     if not inputs.exists(source):
-        raise ValueError(f"{as_address(source) or source}: no such file or folder")
+        raise ValueError(f"{as_text(source)}: no such file or folder")
     if is_folder(source):
         folders = {name: source / name for name in split_folders(source)} or {str(source): source}
         media = {name: find_media(folder, MEDIA_SUFFIXES, frame_folders) for name, folder in folders.items()}

@@ -11,11 +11,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidtok import archives, inputs
-from vidtok.datasets import check, demo_clip, open_dataset, open_video, read_video, write_video
+from vidtok import archives, inputs, remote
+from vidtok.datasets import (
+    check,
+    check_video,
+    demo_clip,
+    find_overlap,
+    open_dataset,
+    open_video,
+    read_video,
+    write_video,
+)
 from vidtok.datasets.samplers import uniform_segments
 from vidtok.datasets.seek import read_selection
+from vidtok.datasets.sources import videos_by_split
 from vidtok.errors import VideoError
+from vidtok.extraction.output import read_failures
+from vidtok.extraction.run import extract
 from vidtok.extraction.sources import plan_sources
 from vidtok.inputs import file_version, find_videos
 
@@ -198,3 +210,186 @@ def test_names_that_no_path_can_have(tmp_path, name):
         entry.pax_headers = {"path": "a\0.mp4"}
         tar.addfile(entry)
     assert inputs.members(tmp_path / "x.tar") == {}
+
+
+@pytest.fixture
+def bucket(here, tmp_path, monkeypatch):
+    """The folder of archives in fsspec's memory, as memory://archives."""
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setenv("VIDTOK_CACHE", str(tmp_path / "cache"))
+    system = fsspec.filesystem("memory")
+    for file in (path for path in here.rglob("*") if path.is_file()):
+        system.pipe(f"/archives/{file.relative_to(here)}", file.read_bytes())
+    for cache in (remote._ask_version, archives._members):
+        cache.cache_clear()
+    yield "memory://archives"
+    system.rm("/archives", recursive=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_archives_at_addresses_are_sources(here, bucket, kind):
+    url = f"{bucket}/{kind}"
+    assert find_videos([url]) == [(Path(f"{url}/{name}"), Path(name)) for name in NAMES[:2]]
+    assert find_videos([f"{url}/c.png"]) == [(Path(f"{url}/c.png"), Path("c.png"))]
+    assert [item.path for item in plan_sources(url)] == [f"{url}/{name}" for name in NAMES[:2]]
+    for name in NAMES:
+        with open_video(here / "plain" / name) as expected, open_video(f"{url}/{name}") as reader:
+            last = expected.num_frames - 1
+            np.testing.assert_array_equal(reader.frames([last, 0]), expected.frames([last, 0]))
+        assert file_version(Path(url, name)).size == (here / "plain" / name).stat().st_size
+        with inputs.open_binary(f"{url}/{name}") as file:
+            assert file.read() == (here / "plain" / name).read_bytes()
+    assert inputs.exists(f"{url}/a.mp4") and not inputs.exists(f"{url}/none.mp4")
+    row = check_video(f"{url}/a.mp4")
+    assert (row["path"], row["status"], row["frames"]) == (f"{url}/a.mp4", "ok", 9)
+    with pytest.raises(VideoError, match="no such file in the archive"):
+        open_video(f"{url}/d.mp4")
+    with pytest.raises(VideoError, match=r"memory://archives/.*: an archive of 3 files: give ARCHIVE/NAME"):
+        open_video(url)
+    ids = [item.id for item in plan_sources(f"{bucket}/*.zip")]
+    assert ids == [f"{zipped}/{name}" for zipped in ("packed.zip", "stored.zip") for name in NAMES[:2]]
+
+
+def test_an_index_takes_few_bytes_and_is_kept(here, bucket, tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "large.tar", "w") as tar:
+        for number in range(4):
+            entry = tarfile.TarInfo(f"{number}.bin")
+            entry.size = 1 << 20
+            tar.addfile(entry, io.BytesIO(bytes(entry.size)))
+        tar.add(here / "plain/a.mp4", "a.mp4")
+    with zipfile.ZipFile(tmp_path / "large.zip", "w") as file:
+        for number in range(4):
+            file.writestr(f"{number}.bin", bytes(1 << 20))
+        file.write(here / "plain/a.mp4", "a.mp4")
+    system, counts = remote.file_system(bucket)[0], []
+    read, video = remote.RemoteFile._read, (here / "plain/a.mp4").read_bytes()
+
+    def counted(self, place: int, count: int) -> bytes:
+        counts.append(count)
+        return read(self, place, count)
+
+    monkeypatch.setattr(remote.RemoteFile, "_read", counted)
+    for name in ("large.tar", "large.zip"):
+        system.pipe(f"/archives/{name}", (tmp_path / name).read_bytes())
+        assert len(inputs.members(f"{bucket}/{name}")) == 5
+        assert 0 < sum(counts) < 1 << 20
+        counts.clear()
+        archives._members.cache_clear()  # as in another process
+        with inputs.open_binary(f"{bucket}/{name}/a.mp4") as file:
+            assert file.read() == video
+        assert sum(counts) == len(video) + 30 * (name == "large.zip")
+        counts.clear()
+    system.pipe("/archives/large.tar", (here / "x.tar").read_bytes())  # another file under the same address
+    remote._ask_version.cache_clear()
+    assert list(inputs.members(f"{bucket}/large.tar")) == list(NAMES)
+    for number in range(3):
+        archives._keep(tmp_path / f"few/{number}.json", {})
+    monkeypatch.setattr(archives, "_INDEXES", 2)
+    archives._keep(tmp_path / "few/last.json", {"a": archives.Member(1, None)})
+    assert len(list((tmp_path / "few").iterdir())) == 2
+
+
+def test_bad_archives_at_addresses_are_rows_of_failures(here, bucket, tmp_path, tokenizer_path):
+    system = remote.file_system(bucket)[0]
+    data, secret = (here / "x.tar").read_bytes(), bytearray((here / "stored.zip").read_bytes())
+    with tarfile.open(here / "x.tar") as tar:
+        second = tar.getmember("./sub/b.webm")
+    with zipfile.ZipFile(here / "stored.zip") as whole:
+        secret[whole.start_dir + 8] |= 1  # the flag of encryption of the first file
+    for root, write in (
+        (bucket, lambda name, content: system.pipe(f"/archives/{name}", content)),
+        (str(tmp_path), lambda name, content: (tmp_path / name).write_bytes(content)),
+    ):
+        write("cut.tar", data[: second.offset_data + second.size // 2])
+        write("secret.zip", bytes(secret))
+        write("bad.zip", (here / "stored.zip").read_bytes()[:-30])
+        write("all.tar.gz", b"\x1f\x8b")
+        write("list.csv", b"path,label,start,end\ncut.tar/a.mp4,p,0,0.5\ncut.tar/a.mp4,p,7,8\n")
+        reasons = {
+            f"{root}/bad.zip": "not an archive that can be read (File is not a zip file)",
+            f"{root}/all.tar.gz": "a compressed archive: unpack it, or make it a .tar or .zip",
+            f"{root}/cut.tar/sub/b.webm": "the archive is truncated",
+            f"{root}/secret.zip/a.mp4": "it is encrypted",
+            f"{root}/cut.tar/a.mp4 (7 to 8 s)": "the segment from 7 to 8 s is not within the video, which lasts 0.90 s",
+        }
+        out = tmp_path / f"out-{root == bucket}"
+        sources = [f"{root}/bad.zip", f"{root}/all.tar.gz", f"{root}/cut*.tar", f"{root}/sec*.zip", f"{root}/list.csv"]
+        stats = extract(sources, out, model=tokenizer_path, workers=0)
+        assert {str(item): why for item, why in stats.failures} == reasons
+        assert {row["reason"] for row in read_failures(out, None)} == set(reasons.values())
+        assert stats.done == 3  # a.mp4 of the tar and its segment, b.webm of the zip
+
+
+def test_class_folders_in_archives_and_at_addresses(here, bucket, tmp_path):
+    system, videos = remote.file_system(bucket)[0], (here / "plain/a.mp4").read_bytes()
+    names = ("train/p/0.mp4", "train/q/1.mp4", "val/p/2.mp4")
+    with tarfile.open(tmp_path / "sets.tar", "w") as tar:
+        for name in names:
+            system.pipe(f"/archives/sets/{name}", videos)
+            tar.add(here / "plain/a.mp4", name)
+    system.pipe("/archives/sets.tar", (tmp_path / "sets.tar").read_bytes())
+    for root in (tmp_path / "sets.tar", f"{bucket}/sets.tar", f"{bucket}/sets", f"{bucket}/sets/"):
+        data = open_dataset(root, split="train")
+        assert (data.ids, data.classes) == (list(names[:2]), ["p", "q"]) and data[1].video.shape[2] == 9
+        items = plan_sources(root, class_folders=True)
+        assert [(item.id, item.label, item.split) for item in items] == [
+            ("train/p/0.mp4", "p", "train"), ("train/q/1.mp4", "q", "train"), ("val/p/2.mp4", "p", "val")
+        ]  # fmt: skip
+    assert list(videos_by_split(f"{bucket}/sets")) == ["train", "val"]
+    assert find_overlap(open_dataset(f"{bucket}/sets.tar", split="train"), open_dataset(f"{bucket}/sets.tar")) != []
+    train, val = [f"{bucket}/sets/{name}" for name in names[:2]], [f"{bucket}/sets/{name}" for name in names[1:]]
+    assert find_overlap(train, val) == [(train[1], train[1])]  # by the address alone
+
+
+LISTS = {
+    "list.csv": "path,label\nplain/a.mp4,p\nx.tar/sub/b.webm,q\n",
+    "list.tsv": "path\tlabel\nplain/a.mp4\tp\nx.tar/sub/b.webm\tq\n",
+    "list.txt": "plain/a.mp4 0\nx.tar/sub/b.webm 1\n",
+    "list.json": '[{"path": "plain/a.mp4", "label": "p"}, {"path": "x.tar/sub/b.webm", "label": "q"}]',
+    "metadata.jsonl": '{"file_name": "plain/a.mp4", "label": "p"}\n{"file_name": "x.tar/sub/b.webm", "label": "q"}\n',
+    "absolute.csv": "path,label\nmemory://archives/plain/a.mp4,p\nmemory://archives/x.tar/sub/b.webm,q\n",
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_at_addresses(here, bucket, tmp_path, name):
+    remote.file_system(bucket)[0].pipe(f"/archives/{name}", LISTS[name].encode())
+    data = open_dataset(f"{bucket}/{name}")
+    assert data.paths == [f"{bucket}/plain/a.mp4", f"{bucket}/x.tar/sub/b.webm"]
+    assert [data[i].video.shape[2] for i in range(2)] == [9, 17]
+    assert [item.path for item in plan_sources(f"{bucket}/{name}")] == data.paths
+    assert list(videos_by_split(f"{bucket}/{name}").values()) == [[(path, None) for path in data.paths]]
+    if name != "absolute.csv":
+        assert open_dataset(f"{bucket}/{name}", root=here).paths == [f"{here}/plain/a.mp4", f"{here}/x.tar/sub/b.webm"]
+    else:
+        (tmp_path / name).write_text(LISTS[name])  # a list on this machine may name addresses
+        assert open_dataset(tmp_path / name).paths == data.paths
+
+
+def test_lists_in_archives(here, tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as file:
+        file.write(here / "plain/a.mp4", "videos/a.mp4")
+        file.writestr("metadata.jsonl", '{"file_name": "videos/a.mp4", "label": "p"}\n')
+    (item,) = plan_sources(tmp_path / "set.zip/metadata.jsonl")
+    assert (item.path, item.label) == (f"{tmp_path}/set.zip/videos/a.mp4", "p")
+
+
+def test_bad_lists_at_addresses_are_one_line(bucket):
+    remote.file_system(bucket)[0].pipe("/archives/empty.csv", b"")
+    for name, why in (("none.csv", "no such file or folder"), ("empty.csv", "the file is empty")):
+        for function in (open_dataset, plan_sources, check):
+            with pytest.raises(ValueError, match=why) as caught:
+                function(f"{bucket}/{name}")
+            assert str(caught.value).startswith(f"{bucket}/{name}: ")
+
+
+def test_numbered_frames_at_an_address(here, bucket):
+    system = remote.file_system(bucket)[0]
+    image = (here / "plain/c.png").read_bytes()
+    for number in range(3):
+        system.pipe(f"/archives/frames/walk/{number:03d}.png", image)
+    ((file, below),) = find_videos([f"{bucket}/frames"], 5)
+    assert below == Path("walk") and file == Path(f"{bucket}/frames/walk/@5")
+    with open_video(file) as reader:
+        assert (reader.num_frames, reader.fps) == (3, 5)
+    assert inputs.exists(file) and not inputs.exists(f"{bucket}/frames/none/@5")

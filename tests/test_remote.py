@@ -2,25 +2,34 @@
 
 import http.server
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
+import urllib.request
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from vidtok import remote
-from vidtok.datasets import demo_clip, open_dataset, open_video, write_video
+from vidtok import archives, demo, remote
+from vidtok.codec import compress, decompress
+from vidtok.configs.compose import compose_config
+from vidtok.datasets import check, demo_clip, open_dataset, open_video, write_video
 from vidtok.datasets.seek import read_selection
 from vidtok.errors import UserError, VideoError
+from vidtok.eval.compression import evaluate
 from vidtok.extraction import open_reader
 from vidtok.extraction.output import read_failures
 from vidtok.extraction.run import dry_run, encode_files, extract
+from vidtok.extraction.videos import decode_files
+from vidtok.files import RemoteFolder, plan_jobs, validate_output
 from vidtok.inputs import exists, file_version, find_videos, open_binary
 from vidtok.remote import as_address, is_remote_folder
 
@@ -151,8 +160,51 @@ def test_results_at_an_address(memory, videos, tmp_path, tokenizer_path, monkeyp
     assert extract([memory], out, **settings).done == 1 and "failures.csv" not in content(out)
     fsspec.filesystem("memory").rm("/bucket/out", recursive=True)
     assert extract(good[:1], out, size=16, **settings).done == 1  # a new folder
-    with pytest.raises(UserError, match="only vidtok extract writes to an address"):
-        encode_files(good, out, model=tokenizer_path)
+
+
+def test_other_results_at_addresses(memory, videos, tmp_path, tokenizer_path, monkeypatch):
+    monkeypatch.setenv("VIDTOK_CACHE", str(tmp_path / "cache"))
+    assert encode_files(videos, f"{memory}/encoded", model=tokenizer_path).done == 2
+    assert encode_files(videos, f"{memory}/encoded", model=tokenizer_path).skipped == 2
+    assert {name for name in content(f"{memory}/encoded") if name.endswith(".npz")} == {"a.npz", "sub/b.npz"}
+    compress(f"{memory}/a.mp4", f"{memory}/a.vtk", model=tokenizer_path, entropy="raw")
+    compress(videos / "a.mp4", tmp_path / "a.vtk", model=tokenizer_path, entropy="raw")
+    assert content(memory)["a.vtk"][-500:] == (tmp_path / "a.vtk").read_bytes()[-500:]
+    assert decompress(f"{memory}/a.vtk", model=tokenizer_path).shape[2] == 9
+    assert check(videos, output=f"{memory}/checked.csv", workers=1).ok
+    assert content(memory)["checked.csv"].count(b",ok,") == 2
+    for again in (
+        lambda: compress(videos / "a.mp4", f"{memory}/a.vtk", model=tokenizer_path, entropy="raw"),
+        lambda: check(videos, output=f"{memory}/checked.csv", workers=1),
+    ):
+        with pytest.raises(UserError, match=r"memory://bucket/.* exists: --force overwrites it"):
+            again()
+
+
+def test_local_outputs_refuse_addresses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    local = "s3://b/out.mp4: only extract, encode, compress and check write to addresses: give a path"
+    for refused in (
+        lambda: plan_jobs([], "s3://b/out.mp4", ".mp4", (".mp4",)),
+        lambda: validate_output("s3://b/out.mp4", force=True),
+        lambda: list(demo.run_demo(output="s3://b/out.mp4")),
+        lambda: evaluate("none", "s3://b/out.mp4"),
+    ):
+        with pytest.raises(UserError, match=local):
+            refused()
+    for key in ("run", "data.cache"):
+        with pytest.raises(UserError, match=f"{key} is a folder on this machine, not an address"):
+            compose_config("finetune", ["data.source=digits", f"{key}=s3://b/run"])
+    for out, why in (
+        ("https://host/out", "nothing is written to addresses of http"),
+        ("s3://b/out.npz", "one .npz file is written to a path only: give a folder"),
+    ):
+        with pytest.raises(UserError, match=why):
+            RemoteFolder(out)
+    for function in (open_reader, lambda path: decode_files([path], tmp_path)):
+        with pytest.raises((ValueError, UserError), match="s3://b/t: features are read on this machine: download them"):
+            function("s3://b/t")
+    assert not any(tmp_path.iterdir())
 
 
 def test_requests_are_tried_again(monkeypatch):
@@ -197,7 +249,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self):
-        path = self.folder / self.path.lstrip("/")
+        path = self.folder / self.path.partition("?")[0].lstrip("/")
         if type(self).refusals:
             type(self).refusals -= 1
             self.send_error(503)
@@ -249,6 +301,60 @@ def test_http(web, videos, monkeypatch):
         open_video(f"{url}/a.mp4")
 
 
+def test_http_archives_and_lists(web, videos, tmp_path, monkeypatch):
+    url, handler = web
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("VIDTOK_CACHE", str(tmp_path / "cache"))
+    handler.folder = tmp_path
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.write(videos / "a.mp4", "p/a.mp4")
+    shutil.copy(videos / "a.mp4", tmp_path / "a.mp4")
+    (tmp_path / "list.csv").write_text("path,label\na.mp4,p\nx.zip/p/a.mp4,q\n")
+    for query in ("", "?key=1"):
+        handler.refusals = 2
+        ((member, below),) = find_videos([f"{url}/x.zip{query}"])
+        assert (as_address(member), below) == (f"{url}/x.zip{query}/p/a.mp4", Path("p/a.mp4"))
+        data = open_dataset(f"{url}/list.csv{query}")
+        assert data.paths == [f"{url}/a.mp4", f"{url}/x.zip/p/a.mp4"]
+        for path in (member, *data.paths):
+            with open_video(path) as reader:
+                assert reader.num_frames == 9
+    assert open_dataset(f"{url}/x.zip").classes == ["p"]
+    handler.ranges = False
+    monkeypatch.setattr(archives, "_READ_AHEAD", 100)
+    shutil.copy(tmp_path / "x.zip", tmp_path / "y.zip")
+    with pytest.raises(VideoError, match="sends whole files, not ranges of bytes: download it first"):
+        archives.members(f"{url}/y.zip")
+
+
+def test_a_member_whose_server_fails_is_a_row_of_failures(memory, videos, tmp_path, tokenizer_path, monkeypatch):
+    monkeypatch.setenv("VIDTOK_CACHE", str(tmp_path / "cache"))
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in NAMES:
+            tar.add(videos / name, name)
+    system, pauses = fsspec.filesystem("memory"), list[float]()
+    system.pipe("/bucket/x.tar", (tmp_path / "x.tar").read_bytes())
+    size, place, _ = archives.members(f"{memory}/x.tar")["sub/b.mkv"]
+    monkeypatch.setattr(remote.time, "sleep", pauses.append)
+    monkeypatch.setattr(remote, "RANGE", 1000)
+    cat_file, fails = type(system).cat_file, [True] * 3 + [False] * 1000
+
+    def failing(self, path, start=None, end=None):
+        if end > place + size // 2 and (not fails or fails.pop(0)):
+            raise OSError("reset")
+        return cat_file(self, path, start, end)
+
+    monkeypatch.setattr(type(system), "cat_file", failing)
+    assert extract(f"{memory}/x.tar", tmp_path / "again", model=tokenizer_path).done == 2 and pauses == [1, 2, 4]
+    fails.clear()
+    for on_error in ("raise", "keep"):  # frames that can't be fetched are no damage
+        pauses.clear()
+        stats = extract(f"{memory}/x.tar", tmp_path / on_error, model=tokenizer_path, reader="pyav", on_error=on_error)
+        ((item, why),) = stats.failures
+        assert (str(item), why, stats.done) == (f"{memory}/x.tar/sub/b.mkv", "reset", 1) and pauses == [1, 2, 4, 8]
+        assert [row["name"] for row in read_failures(tmp_path / on_error, None)] == ["sub/b.mkv"]
+
+
 @pytest.fixture(scope="module")
 def s3(videos):
     """A bucket of a real S3 server on the loopback."""
@@ -276,10 +382,12 @@ def test_s3(s3, videos, tmp_path, tokenizer_path):
     command = [sys.executable, "-m", "vidtok", "check", s3, "-o", str(tmp_path / "checked.csv"), "--workers", "1"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert pd.read_csv(tmp_path / "checked.csv")["frames"].tolist() == [9, 17]
-    sources = [s3, "s3://bucket/v/none.mp4", "s3://nowhere/x.mp4"]
-    stats = extract(sources, tmp_path / "remote", model=tokenizer_path, workers=0)
+    missing = {"s3://bucket/v/none.mp4": "no such file", "s3://bucket/none.tar": "no such file"}
+    missing |= {"s3://nowhere/x.mp4": "no such bucket", "s3://nowhere": "no such bucket"}
+    stats = extract([s3, *missing], tmp_path / "remote", model=tokenizer_path, workers=0)
     assert stats.done == 2
-    assert {str(item): why for item, why in stats.failures} == dict.fromkeys(sources[1:], "no such file")
+    assert {str(item): why for item, why in stats.failures} == missing
+    assert [row["reason"] for row in read_failures(tmp_path / "remote", None)] == [*missing.values()]
     extract(videos, tmp_path / "local", model=tokenizer_path)
     ours, theirs = open_reader(tmp_path / "remote"), open_reader(tmp_path / "local")
     assert ours.entries == theirs.entries
@@ -287,23 +395,54 @@ def test_s3(s3, videos, tmp_path, tokenizer_path):
         np.testing.assert_array_equal(ours.read(i).features, theirs.read(i).features)
 
 
-def test_killed_three_times_from_s3_to_s3(s3, tmp_path, tokenizer_path):
+def test_wrong_credentials(s3, tmp_path, tokenizer_path, monkeypatch):
+    def check_keys(after: str) -> None:
+        """Let the server check keys after so many requests."""
+        url = f"{os.environ['AWS_ENDPOINT_URL']}/moto-api/reset-auth"
+        headers = {"Content-Type": "text/plain"}
+        urllib.request.urlopen(urllib.request.Request(url, after.encode(), headers, method="POST")).close()
+        remote._ask_version.cache_clear()
+        fsspec.filesystem("s3").invalidate_cache()
+
+    monkeypatch.setenv("VIDTOK_CACHE", str(tmp_path / "cache"))
+    check_keys("0")
+    try:
+        why = "The AWS Access Key Id you provided does not exist in our records."
+        for source in ("s3://bucket/v", "s3://bucket/v/a.mp4", "s3://bucket/x.tar", "s3://bucket/x.tar/a.mp4"):
+            ((item, reason),) = extract(source, tmp_path / source[-5:], model=tokenizer_path, workers=0).failures
+            assert str(item) == source and reason in (why, "Forbidden")
+            assert [row["reason"] for row in read_failures(tmp_path / source[-5:], None)] == [reason]
+        for refused in (
+            lambda: extract("s3://bucket/v/*.mp4", tmp_path / "x", model=tokenizer_path),
+            lambda: extract("s3://bucket/list.csv", tmp_path / "x", model=tokenizer_path),
+            lambda: extract("digits", "s3://bucket/x", model=tokenizer_path, size=32),
+        ):
+            with pytest.raises(VideoError, match=f"s3://bucket/.*({re.escape(why)}|Forbidden)"):
+                refused()
+    finally:
+        check_keys("inf")
+
+
+def test_killed_three_times_from_a_tar_on_s3_to_s3(s3, tmp_path, tokenizer_path):
     system, out = fsspec.filesystem("s3", skip_instance_cache=True), "bucket/out"
-    for number in range(10):
-        write_video(tmp_path / f"{number}.mp4", demo_clip(9, 32), 10)
-        system.put_file(str(tmp_path / f"{number}.mp4"), f"bucket/many/{number}.mp4")
+    with tarfile.open(tmp_path / "clips.tar", "w") as tar:
+        for number in range(40):
+            write_video(tmp_path / "clip.mp4", demo_clip(5 + number % 7, 32 + 8 * (number % 3)), 10)
+            tar.add(tmp_path / "clip.mp4", f"{number:02d}.mp4")
+    system.put_file(str(tmp_path / "clips.tar"), "bucket/clips.tar")
     environment = os.environ | {"VIDTOK_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "vidtok", "extract", "s3://bucket/many", "-o", f"s3://{out}"]
+    command = [sys.executable, "-m", "vidtok", "extract", "s3://bucket/clips.tar", "-o", f"s3://{out}"]
     command += ["--model", tokenizer_path, "--workers", "0"]
-    for kill in range(3):
+    for _ in range(3):
         run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while run.poll() is None and len(system.find(out, refresh=True)) < 2 + kill:
-            time.sleep(0.05)
+        sent = len(system.find(out, refresh=True))
+        while run.poll() is None and len(system.find(out, refresh=True)) <= max(sent, 1):
+            time.sleep(0.02)
         run.send_signal(signal.SIGKILL)
         run.wait()
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     found = {path.removeprefix(f"{out}/") for path in system.find(out, refresh=True)}
-    assert found == {"settings.json", *(f"{number}.npz" for number in range(10))}
+    assert found == {"settings.json", *(f"{number:02d}.npz" for number in range(40))}
     system.get(f"{out}/", str(tmp_path / "fetched"), recursive=True)
-    extract([tmp_path / f"{number}.mp4" for number in range(10)], tmp_path / "local", model=tokenizer_path)
+    assert extract(tmp_path / "clips.tar", tmp_path / "local", model=tokenizer_path, workers=0).done == 40
     assert_same_features(tmp_path / "fetched", tmp_path / "local")

@@ -14,6 +14,7 @@ from vidtok.eval import CodebookUsage, psnr, ssim
 from vidtok.extraction import write_npz
 from vidtok.extraction.model import load_tokenizer
 from vidtok.extraction.videos import Source, chunk_ids, collect_ids, decode_chunks, encode_chunks
+from vidtok.files import validate_local
 from vidtok.heads import Head
 from vidtok.streaming import cut_chunks
 
@@ -49,6 +50,7 @@ def run_demo(
     Raises:
         UserError: an output file exists, or is the clip itself.
     """
+    validate_local(output)
     tokenizer = load_tokenizer(model, device, precision)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)

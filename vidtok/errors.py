@@ -2,12 +2,16 @@
 
 import difflib
 import dis
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 
 class UserError(Exception):
     """Error whose text is the one line that the user sees."""
+
+
+_ADDRESS, _SLASHES = re.compile(r"^([a-z][a-z0-9]+):/(?=[^/])"), r"\1://"  # `Path` takes one slash of an address
 
 
 class VideoError(Exception):
@@ -24,7 +28,7 @@ class VideoError(Exception):
         self.path, self.reason, self.good_frames = Path(path), reason, good_frames
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{_ADDRESS.sub(_SLASHES, str(self.path))}: {self.reason}"
 
 
 # Names that settings had in earlier versions. Saved files with these names can still be read, see

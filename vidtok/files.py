@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any
 from vidtok.errors import UserError
 from vidtok.inputs import walk_files
 from vidtok.names import IMAGE_SUFFIXES, VIDEO_SUFFIXES, result_names
-from vidtok.remote import ADDRESS, file_system, request
+from vidtok.remote import ADDRESS, as_address, file_system, is_remote_file, request
 
 MOVIES = (".mp4", ".mov", ".mkv", ".gif", ".png")  # suffixes of the formats of `VideoWriter`
 
@@ -47,10 +48,10 @@ def plan_jobs(files: list[tuple[Path, Path]], output: str, suffix: str, suffixes
         suffixes: legal suffixes of one output file.
 
     Raises:
-        UserError: two results would have the same name, a result would overwrite an input, or `output` is illegal.
+        UserError: two results would have the same name, a result would overwrite an input, or `output` is illegal, such
+            as an address.
     """
-    if ADDRESS.match(output):
-        raise UserError(f"-o {output}: only vidtok extract writes to an address")
+    validate_local(output)
     out = Path(output)
     ending = out.suffix.lower()
     one_file = ending in (".npz", *suffixes, *VIDEO_SUFFIXES, *IMAGE_SUFFIXES) and not out.is_dir()
@@ -89,10 +90,14 @@ class RemoteFolder:
         copy: the local folder, outputs/HASH below VIDTOK_CACHE, or below ~/.cache/vidtok if that is not set.
 
     Raises:
+        UserError: nothing is written to addresses of this kind.
         VideoError: the address can't be read or written.
     """
 
     def __init__(self, url: str):
+        validate_writable(url)
+        if url.lower().endswith(".npz"):
+            raise UserError(f"{url}: one .npz file is written to a path only: give a folder")
         self._url, (self._system, name) = url, file_system(url)
         self._name = name.rstrip("/")
         cache = Path(os.environ.get("VIDTOK_CACHE") or Path.home() / ".cache/vidtok")
@@ -155,12 +160,34 @@ class RemoteFolder:
         return status.st_size, status.st_mtime_ns
 
 
-def validate_output(path: str | None, force: bool) -> None:
-    """Raise UserError if `path` exists and `force` is not set, or if its folder is not writable."""
+def validate_local(output: str | os.PathLike) -> None:
+    """Raise UserError if an output is an address."""
+    if (url := as_address(output)) is not None:
+        raise UserError(f"{url}: only extract, encode, compress and check write to addresses: give a path")
+
+
+def validate_writable(url: str) -> None:
+    """Raise UserError for an address of a kind that nothing is written to."""
+    if url.startswith("http"):
+        raise UserError(f"{url}: nothing is written to addresses of http: give a path or another address (s3, gs)")
+
+
+def validate_output(path: str | None, force: bool, remote: bool = False) -> None:
+    """Raise UserError if `path` exists and `force` is not set, or if its folder is not writable.
+
+    remote: whether an address is legal. It is written by `replacing`.
+    """
     if path is None:
         return
-    if Path(path).exists() and not force:
-        raise UserError(f"{path} exists: --force overwrites it")
+    url = as_address(path)
+    if url is not None:
+        if not remote:
+            validate_local(path)
+        validate_writable(url)
+    if (Path(path).exists() if url is None else is_remote_file(url)) and not force:
+        raise UserError(f"{url or path} exists: --force overwrites it")
+    if url is not None:
+        return
     folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"{path} can't be written: {folder} is no folder that takes new files")
@@ -194,13 +221,29 @@ def temporary_path(path: str | os.PathLike, suffix: str = "", locked: bool = Fal
 
 @contextmanager
 def replacing(path: str | os.PathLike, locked: bool = False) -> Iterator[Path]:
-    """Yield the `temporary_path` to write to; rename it to `path` after the block, or delete it after an error."""
+    """Yield the `temporary_path` to write to; rename it to `path` after the block, or delete it after an error.
+
+    For an address, yield a path in a temporary folder, and upload the file after the block.
+    """
+    if ADDRESS.match(os.fspath(path)):
+        with _uploading(str(as_address(path))) as part:
+            yield part
+        return
     part = temporary_path(path, locked=locked)
     try:
         yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _uploading(url: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder, "part")
+        yield part
+        system, name = file_system(url)
+        request(url, partial(system.put_file, str(part), name))
 
 
 def _finite(value):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vidtok.errors import UserError
 from vidtok.inputs import is_virtual, walk_files
-from vidtok.remote import as_address
+from vidtok.remote import as_address, as_text
 
 
 def describe(thing: str | Path) -> dict[str, object]:
@@ -194,7 +194,7 @@ def video_info(path: Path) -> dict[str, object]:
 
     info, timeline = probe_video(path), read_timeline(path)
     rows = {
-        "video": path,
+        "video": as_text(path),
         "size": _size((info.height, info.width)),
         "frames": "not in the header" if info.num_frames is None else f"{info.num_frames} (as the header says)",
         "rate": f"{info.fps:g} frames/s",

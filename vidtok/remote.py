@@ -111,6 +111,11 @@ def as_address(path: str | os.PathLike) -> str | None:
     return None if match is None else f"{match[1]}://{text[match.end() :]}"
 
 
+def as_text(path: str | os.PathLike) -> str:
+    """Return a path as it is shown: an address with both of its slashes."""
+    return as_address(path) or os.fspath(path)
+
+
 def without_query(path: str | os.PathLike) -> str:
     """Remove the query of an http address: `https://host/clips.zip?key=1` becomes `https://host/clips.zip`."""
     return _QUERY.sub(r"\1", os.fspath(path))
@@ -182,9 +187,10 @@ def _ask_version(url: str, period: int) -> FileVersion:
 
 def modification(info: dict[str, Any]) -> int:
     """Return `FileVersion.modified` of a remote file from fsspec's info about it."""
+    # The tag of the contents comes first: servers round times differently in a listing and for one file.
     names = ("ETag", "etag", "LastModified", "Last-Modified", "last_modified", "mtime", "created")
-    marks = [str(info[name]) for name in names if info.get(name)]
-    return zlib.crc32(" ".join(marks).encode())  # 0 of no marks
+    mark = next((str(info[name]) for name in names if info.get(name)), "")
+    return zlib.crc32(mark.encode())  # 0 of no mark
 
 
 def is_remote_file(url: str) -> bool:

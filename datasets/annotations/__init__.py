@@ -18,10 +18,10 @@ from vidtok.datasets.annotations.formats import read_json, read_list
 from vidtok.datasets.annotations.table import AnnotationFormatError, find_header, read_table, tidy_split
 from vidtok.inputs import open_binary
 from vidtok.names import escape_bytes
-from vidtok.remote import as_address, without_query
+from vidtok.remote import as_text, without_query
 
 JSON_LINES = (".jsonl", ".ndjson")
-SUFFIXES = (".csv", ".json", ".txt", *JSON_LINES)  # of annotation files, as opposed to videos
+SUFFIXES = (".csv", ".tsv", ".json", ".txt", *JSON_LINES)  # of annotation files, as opposed to videos
 
 UNDERSTOOD = (
     "Formats understood: Kinetics csv (label,youtube_id,time_start,time_end,split); Something-Something-v2 json "
@@ -62,7 +62,7 @@ def read_annotations(
         ValueError: the file is of an unsupported kind (frame-folder list, multi-label rows, class list, captions,
             localization), which the message names; or a line does not fit, which the message names.
     """
-    source, not_utf8 = as_address(path) or str(path), None
+    source, not_utf8 = as_text(path), None
     with open_binary(path) as file:
         data = file.read()
     try:

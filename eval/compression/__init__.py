@@ -51,7 +51,7 @@ from vidtok.eval.compression.report import save_frame, summarize, summarize_toke
 from vidtok.eval.metrics.i3d import I3D
 from vidtok.eval.metrics.reconstruction import ms_ssim, psnr
 from vidtok.eval.reconstruction.run import spread
-from vidtok.files import write_json
+from vidtok.files import validate_local, write_json
 from vidtok.inputs import file_version, find_videos
 from vidtok.names import escape_name
 from vidtok.provenance import provenance
@@ -124,6 +124,7 @@ def evaluate(
         UserError: there is no video or no ffmpeg.
         ValueError: an illegal argument, or no clip could be measured.
     """
+    validate_local(output)
     start, output = time.perf_counter(), Path(output)
     inputs = [inputs] if isinstance(inputs, str) else [str(each) for each in inputs]
     files = [file for file, _ in find_videos(inputs)]
@@ -198,6 +199,7 @@ def compare_entropy(
     Raises:
         UserError: there is no video, or a tokenizer has no prior.
     """
+    validate_local(output)
     start = time.perf_counter()
     inputs = [inputs] if isinstance(inputs, str) else [str(each) for each in inputs]
     files = [file for file, _ in find_videos(inputs)]

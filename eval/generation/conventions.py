@@ -27,7 +27,6 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,9 +42,11 @@ from vidtok.datasets import (
     open_dataset,
     random_clip,
 )
+from vidtok.datasets.sources import is_folder
 from vidtok.errors import nearest
 from vidtok.eval.metrics.frechet import GaussianStatistics, frechet_distance
 from vidtok.generator import GeneratorConfig
+from vidtok.inputs import subfolders
 
 SCHEMA = "vidtok.eval.generation/1"
 Features = Callable[[Tensor], Tensor]  # [B, 3, T, H, W] in [-1, 1] to [B or B T, D]
@@ -270,7 +271,7 @@ def real_clips(
     size, width = (n * stride for n, stride in zip(config.grid[1:], config.stride[1:], strict=True))
     if size != width:
         raise ValueError(f"clips of {size} x {width} pixels are compared with nothing: real clips are cut square")
-    if split is None and (source == "digits" or not Path(source).is_dir() or (Path(source) / "train").is_dir()):
+    if split is None and (source == "digits" or not is_folder(source) or "train" in subfolders(source)):
         split = "train"
     if others is not None and split is None:
         raise ValueError(

@@ -1,5 +1,9 @@
 """A video file is data: what only names other files is refused, and FFmpeg opens no other file than the one given."""
 
+import tarfile
+import zipfile
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
@@ -38,6 +42,42 @@ def write(path) -> None:
         for level in range(5):
             file.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), level * 40, np.uint8), "rgb24")))
         file.mux(stream.encode())
+
+
+@pytest.fixture
+def places(tmp_path):
+    """A function that puts a file into archives and to addresses, and returns its paths there."""
+    fsspec = pytest.importorskip("fsspec")
+    system = fsspec.filesystem("memory")
+
+    def put(file: Path) -> list[str]:
+        with tarfile.open(tmp_path / "x.tar", "w") as tar, zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
+            tar.add(file, file.name)
+            packed.write(file, file.name)
+        for path in (file, tmp_path / "x.tar", tmp_path / "x.zip"):
+            system.pipe(f"/scripts/{path.name}", path.read_bytes())
+        folders = [f"{root}{inside}" for root in (tmp_path, "memory://scripts") for inside in ("/x.tar", "/x.zip")]
+        return [f"{folder}/{file.name}" for folder in (*folders, "memory://scripts")]
+
+    yield put
+    system.rm("/scripts", recursive=True)
+
+
+@pytest.mark.parametrize("kind", SCRIPTS)
+def test_scripts_in_archives_and_at_addresses(tmp_path, monkeypatch, places, kind):
+    """Neither the relative name of a video beside the script nor its whole path is opened."""
+    write(tmp_path / "other.mp4")
+    monkeypatch.chdir(tmp_path)
+    what, text = SCRIPTS[kind]
+    for other in ("other.mp4", tmp_path / "other.mp4", f"file:{tmp_path / 'other.mp4'}"):
+        (tmp_path / "script.mp4").write_text(text.format(other=other))
+        for path in places(tmp_path / "script.mp4"):
+            with pytest.raises(VideoError, match=f"{what}, not a video"):
+                open_video(path)
+            with monkeypatch.context() as patch:
+                patch.setattr(container, "_SCRIPTS", ())
+                with pytest.raises(VideoError, match="not a video or image that FFmpeg can read"):
+                    open_container(path)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".ts", ".m3u8", ".png"])

@@ -3,11 +3,12 @@
     vidtok check videos/ -o checked.csv
     vidtok check train.csv val.csv --root videos/ --min-frames 16 -o checked.csv
 
-DATASET is a folder or an annotation file (Kinetics csv, Something-Something-v2 json, csv with a header, list). The
-table has one row per video: status (ok, missing, corrupt, too short), reason, warning (such as timestamps that
-restart), guard (why decord is not used for it; PyAV reads it instead), frames, fps, height, width and duration.
-Segments (start, end) that do not lie within their video get rows too. Datasets accept the table as `checked`. A file
-that occurs in two splits, even under different names, is an error. The exit status is 1 if there is any problem.
+DATASET is a folder, an archive or an annotation file (Kinetics csv, Something-Something-v2 json, csv with a header,
+list), on this machine or at an address. The table has one row per video: status (ok, missing, corrupt, too short),
+reason, warning (such as timestamps that restart), guard (why decord is not used for it; PyAV reads it instead), frames,
+fps, height, width and duration. Segments (start, end) that do not lie within their video get rows too. Datasets accept
+the table as `checked`. A file that occurs in two splits, even under different names, is an error. The exit status is 1
+if there is any problem.
 """
 
 import argparse
@@ -20,7 +21,7 @@ SHOWN = 30  # maximum number of bad videos printed; the table lists all
 
 def configure(parser: argparse.ArgumentParser) -> None:
     positive = common.positive
-    parser.add_argument("datasets", nargs="+", metavar="DATASET", help="folders of videos or annotation files")
+    parser.add_argument("datasets", nargs="+", metavar="DATASET", help="folders of videos, archives, annotation files")
     parser.add_argument("--root", help="folder of the videos (default: that of the annotation file)")
     parser.add_argument("--path-column", metavar="NAME", help="csv column of the video paths (default: detected)")
     parser.add_argument("--label-column", metavar="NAME", help="csv column of the labels (default: detected)")
@@ -30,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=positive(int), help="number of decoding processes (default: one per CPU)")
     help = "seconds after which the decoding of a video is stopped (default: %(default)s)"
     parser.add_argument("--time-limit", type=positive(float), default=300, metavar="S", help=help)
-    parser.add_argument("-o", "--output", metavar="TABLE", help="csv file for the table")
+    parser.add_argument("-o", "--output", metavar="TABLE", help="csv file for the table, also s3://...")
     parser.add_argument("--force", action="store_true", help="overwrite an existing table")
 
 

@@ -27,7 +27,7 @@ from vidtok.cli import common
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", metavar="IN", help="video to compress")
-    common.add_output(parser, "file to write (.vtk)")
+    common.add_output(parser, "file to write (.vtk), also s3://...")
     common.add_model(parser)
     common.add_precision(parser)
     common.add_reading(parser)

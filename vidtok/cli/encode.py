@@ -20,7 +20,7 @@ from vidtok.cli import common
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders, tar or zip files, glob patterns")
-    common.add_output(parser, "output folder, or for one video an .npz file")
+    common.add_output(parser, "output folder, also s3://..., or for one video an .npz file")
     common.add_model(parser)
     common.add_precision(parser)
     common.add_reading(parser)

@@ -5,9 +5,9 @@
     vidtok extract digits -o digits --container parquet               # the built-in labeled videos
     vidtok extract videos/ -o hidden --features hidden --pool mean --clips dense:2 --frames 16 --size 128 --crop center
 
-SRC is a video, a folder, a tar or zip file, a glob pattern, an annotation file (.csv, .json, .jsonl, .txt; Kinetics,
-SSv2 or a list of videos) or "digits". Labels and splits come from the annotation file, or with --class-folders from the
-folders SRC/[SPLIT/]CLASS/VIDEO.
+SRC is a video, a folder, a tar or zip file, a glob pattern, an annotation file (.csv, .tsv, .json, .jsonl, .txt;
+Kinetics, SSv2 or a list of videos), an address of one (s3://, https://, ...) or "digits". Labels and splits come from
+the annotation file, or with --class-folders from the folders SRC/[SPLIT/]CLASS/VIDEO.
 
 --features embedding is the input of the last layer of a trained --head, for the clips that the head was trained on.
 
@@ -38,7 +38,7 @@ from vidtok.names import printable
 def configure(parser: argparse.ArgumentParser) -> None:
     positive, add = common.positive, parser.add_argument
     add("sources", nargs="+", metavar="SRC", help="videos, folders, glob patterns, annotation files or digits")
-    add("-o", "--output", required=True, metavar="OUT", help="folder for the features")
+    add("-o", "--output", required=True, metavar="OUT", help="folder for the features, also s3://...")
     add("--features", default="ids", help="features: ids (default), codes, latents, hidden or embedding")
     add("--pool", help="pooling of hidden or latents: mean, over the whole grid (default: none)")
     add("--dtype", default="float32", help="dtype of stored floats: float32 (default) or float16")

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from vidtok.cli import common
 from vidtok.cli.progress import validate_flags
 from vidtok.names import escape_name, printable
+from vidtok.remote import as_text
 
 if TYPE_CHECKING:
     from vidtok.eval.recognition.recognizer import Recognizer
@@ -71,20 +72,20 @@ def _windows(args: argparse.Namespace, recognizer: "Recognizer") -> int:
     for video, files, answer in label_windows(recognizer, args.inputs, args.outputs, formats=formats, **settings):
         if isinstance(answer, str):
             failed += 1
-            text = answer if str(video) in answer else f"{video}: {answer}"
+            text = answer if as_text(video) in answer else f"{as_text(video)}: {answer}"
             print(f"vidtok: {printable(text)}", file=sys.stderr)
         else:
-            print(printable(f"{video}: {answer} windows, {', '.join(map(str, files))}"), flush=True)
+            print(printable(f"{as_text(video)}: {answer} windows, {', '.join(map(str, files))}"), flush=True)
     return 1 if failed else 0
 
 
 def _videos(args: argparse.Namespace, recognizer: "Recognizer") -> int:
     failed = 0
     for found in recognizer(args.inputs, args.top):
-        path = escape_name(str(found.path))
+        path = escape_name(as_text(found.path))
         if found.error is not None:
             failed += 1
-            text = found.error if str(found.path) in found.error else f"{path}: {found.error}"
+            text = found.error if as_text(found.path) in found.error else f"{path}: {found.error}"
             print(f"vidtok: {printable(text)}", file=sys.stderr)
         elif args.json:
             labels = [{"label": label, "probability": round(p, 6)} for label, p in found.labels]

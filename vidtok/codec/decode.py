@@ -24,6 +24,7 @@ from vidtok.errors import UserError
 from vidtok.extraction.videos import chunk_ids, decode_chunks
 from vidtok.files import validate_output
 from vidtok.hub import list_shipped
+from vidtok.inputs import open_binary
 from vidtok.tokenizer import VideoTokenizer
 
 WARM_UP = 16  # latents that are decoded before the requested ones; no shipped decoder looks back further
@@ -48,7 +49,7 @@ def decompress(
     """Decompress a `.vtk` file.
 
     Args:
-        source: a path, or a binary file opened for reading, seekable.
+        source: a path or address, or a binary file opened for reading, seekable.
         output: .mp4, .mov, .mkv, .gif or .png, written with the times of the frames (.gif: at the mean rate); None,
             return the frames.
         model: the tokenizer that made the file, as in `compress`; None, the shipped one that the file names.
@@ -80,7 +81,7 @@ def decompress(
     with ExitStack() as stack:
         file, name = source, "the file"
         if isinstance(file, str | os.PathLike):
-            file, name = stack.enter_context(Path(file).open("rb")), str(file)
+            file, name = stack.enter_context(open_binary(file)), str(file)
         reader = ContainerReader(file, name, salvage)
         if not reader.entries:
             raise CodecError(f"{name}: no chunk is good")

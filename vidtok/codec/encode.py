@@ -30,9 +30,10 @@ from vidtok.codec.prior import Prior, find_prior
 from vidtok.codec.source import FileSource, TensorSource
 from vidtok.datasets.frames import OnError
 from vidtok.extraction.model import load_tokenizer
-from vidtok.files import validate_output
+from vidtok.files import replacing, validate_output
 from vidtok.nets.layers import State
 from vidtok.quantize import LFQ
+from vidtok.remote import as_address
 from vidtok.streaming import encode_tiles, pad_chunks
 from vidtok.tokenizer import VideoTokenizer
 
@@ -108,7 +109,8 @@ def compress(
 
     Args:
         video: a file; or float [1, 3, T, H, W] in [-1, 1] of any length and size.
-        output: a path, or a binary file opened for writing.
+        output: a path, or a binary file opened for writing. A file at an address such as s3://bucket/clip.vtk is
+            written on this machine and uploaded at the end.
         model: shipped name, folder or hub id of a tokenizer; or a loaded one, which brings its device and precision.
         entropy: "adaptive"; "prior", which takes fewer bytes and more time; or "raw" for packed bits.
         prior: file of the prior of a tokenizer that isn't shipped; None, the shipped one.
@@ -150,7 +152,7 @@ def compress(
         raise ValueError("a tensor has no audio: give a file, or leave audio out")
     path = Path(output) if isinstance(output, str | os.PathLike) else None
     if path is not None:
-        validate_output(str(path), force)
+        validate_output(str(path), force, remote=True)
         if not isinstance(video, Tensor) and path.exists() and Path(video).exists() and path.samefile(video):
             raise ValueError(f"{path} is the input: give another output")
     tokenizer, precision = loaded(model, device, precision, tile)
@@ -169,8 +171,11 @@ def compress(
         header = _make_header(tokenizer, source, precision, entropy, network, tile, chunk_latents)
         file = output
         if isinstance(file, str | os.PathLike):
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(Path(file).open("wb"))
+            if as_address(file) is not None:
+                path = stack.enter_context(replacing(file))
+            else:
+                Path(file).parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(Path(path or file).open("wb"))
         try:
             writer = ContainerWriter(file, header)
             tokens, token_bytes, qualities = 0, 0, []

@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, cast
 
 from vidtok.errors import UserError, nearest
+from vidtok.remote import ADDRESS
 
 if TYPE_CHECKING:
     from omegaconf import Container, DictConfig
@@ -67,6 +68,9 @@ def compose_config(name: str, *settings: Settings, complete: bool = True) -> "Di
         groups = [o for o in overrides if is_group(o.split("=")[0])]
         defaults = compose(name, overrides=groups)
         validate_types(to_dict(defaults, resolve=False), to_dict(cfg, resolve=False))
+    for key in ("run", "data.cache"):
+        if ADDRESS.match(str(OmegaConf.select(cfg, key))):
+            raise UserError(f"{key} is a folder on this machine, not an address")
     if complete:
         try:
             OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)

@@ -40,6 +40,7 @@ from vidtok.extraction.record import (
 )
 from vidtok.inputs import walk_files
 from vidtok.names import escape_name
+from vidtok.remote import as_address
 
 VIDEOS, BYTES, SECONDS = 1000, 1 << 28, 300  # a shard is completed at the first limit: a kill loses at most that
 
@@ -341,6 +342,8 @@ def open_reader(path: str | Path) -> Reader:
     Raises:
         ValueError: there are no features, or features of different settings.
     """
+    if (url := as_address(path)) is not None:
+        raise ValueError(f"{url}: features are read on this machine: download them first")
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")

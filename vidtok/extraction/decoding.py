@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from vidtok.datasets import MovingDigits, VideoError, VideoStream, probe_video
+from vidtok.datasets import DecodePool, MovingDigits, VideoError, VideoStream, probe_video
 from vidtok.datasets.backends import VideoReader, open_video, reader_name
 from vidtok.datasets.container import cached_timeline
 from vidtok.datasets.frames import Chunk, OnError, Size, View, indices_at, plan_view, resample_indices
@@ -170,6 +170,22 @@ def expect_item(item: WorkItem, reading: ReadConfig) -> Expected:
         return Expected(seconds, records * frames, records)
     frames = max(1, math.ceil(seconds * (reading.fps or fps) - 0.01))
     return Expected(seconds, min(frames, reading.max_frames or frames), 1)
+
+
+def expect_items(
+    items: Iterable[WorkItem], reading: ReadConfig, workers: int, time_limit: float
+) -> Iterator[tuple[WorkItem, Expected | VideoError]]:
+    """Yield (item, `expect_item` of it or its error) of each item, from worker processes if workers > 0."""
+    function = partial(expect_item, reading=reading)
+    if workers:
+        with DecodePool(function, workers, time_limit) as pool:
+            yield from pool.imap(items, ahead=50)
+        return
+    for item in items:
+        try:
+            yield item, function(item)
+        except VideoError as error:
+            yield item, error
 
 
 def read_chunks(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from vidtok.checks import count_cpus
-from vidtok.datasets import DecodePool, VideoError
+from vidtok.datasets import VideoError
 from vidtok.datasets.backends import READERS
 from vidtok.errors import UserError
-from vidtok.extraction.decoding import Expected, ReadConfig, StreamChunk, expect_item
+from vidtok.extraction.decoding import ReadConfig, StreamChunk, expect_items
 from vidtok.extraction.engine import Decoders, encode_pieces, extract_records, reason, run_extraction
 from vidtok.extraction.model import FeatureModel, follow, load_head, load_tokenizer, make_settings
 from vidtok.extraction.npz import read_npz, write_npz
@@ -86,12 +86,17 @@ def encode_files(
 
     Args:
         inputs: files, folders and glob patterns; one or several.
-        output: a folder, in which the tree below each input folder is kept; or, for one video, a file name in .npz.
+        output: a folder, in which the tree below each input folder is kept, also at an address, see `extract`; or, for
+            one video, a file name in .npz.
         frame_folders, force, progress, settings: as of `extract`.
 
     Returns:
         As `extract`. With a precision other than fp32, `agreement` compares the tokens with those of fp32.
     """
+    if ADDRESS.match(str(output)):
+        with RemoteFolder(str(output)) as remote:
+            settings |= {"frame_folders": frame_folders, "force": force, "progress": remote.reporting(progress)}
+            return encode_files(inputs, remote.copy, **settings)
     files = find_videos(as_list(inputs), frame_folders)
     jobs = plan_jobs(files, str(output), ".npz", (".npz",))
     items = validate_unique(plan_files(files))
@@ -341,7 +346,7 @@ class Extraction:
             else:
                 forecast.complete += 1
         first: list[WorkItem] = []
-        for item, expected in self._expect(todo):
+        for item, expected in expect_items(todo, self._reading, self._workers, self._time_limit):
             if isinstance(expected, VideoError):
                 forecast.failures.append((item, reason(expected)))
                 continue
@@ -363,18 +368,6 @@ class Extraction:
             forecast.measured, forecast.bytes = stats.done, share * stats.bytes
             forecast.run_seconds = forecast.frames / max(stats.frames, 1) * stats.elapsed
         return forecast
-
-    def _expect(self, items: list[WorkItem]) -> Iterator[tuple[WorkItem, Expected | VideoError]]:
-        function = partial(expect_item, reading=self._reading)
-        if self._workers:
-            with DecodePool(function, self._workers, self._time_limit) as pool:
-                yield from pool.imap(items, ahead=50)
-            return
-        for item in items:
-            try:
-                yield item, function(item)
-            except VideoError as error:
-                yield item, error
 
     def agreement(self) -> Agreement | None:
         """Compare the ids with those of fp32 on the beginnings of the first videos; None if none can be read."""

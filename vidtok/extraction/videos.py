@@ -15,7 +15,7 @@ from vidtok.checks import Net, check_memory
 from vidtok.datasets import VideoWriter, iter_video
 from vidtok.datasets.frames import OnError
 from vidtok.datasets.writing import find_audio
-from vidtok.errors import is_expected, one_line
+from vidtok.errors import UserError, is_expected, one_line
 from vidtok.extraction.containers import SUFFIXES, is_shard, open_reader
 from vidtok.extraction.decoding import Info, damage_meta, reader_mode
 from vidtok.extraction.engine import make_record
@@ -27,6 +27,7 @@ from vidtok.extraction.stats import RunStats
 from vidtok.files import MOVIES, Job, plan_jobs
 from vidtok.inputs import find_files, find_videos
 from vidtok.names import FRAMES, escape_name
+from vidtok.remote import as_address
 from vidtok.streaming import LATENTS, coded_size, cut_chunks, pad_chunks
 from vidtok.tokenizer import VideoTokenizer
 
@@ -261,6 +262,8 @@ def _read_one(source: Path) -> Record:
 
 def _plan_records(inputs: str | Path | Iterable[str | Path], output: str | Path) -> dict[Job, Callable[[], Record]]:
     """Plan one job for each .npz and for each video of a shard: {job: function that reads its record}."""
+    if remote := next(filter(None, map(as_address, as_list(inputs))), None):
+        raise UserError(f"{remote}: features are read on this machine: download them first")
     files = find_files(as_list(inputs), tuple(SUFFIXES.values()))
     shards = [file for file, _ in files if is_shard(file)]
     files = [(file, below) for file, below in files if file not in shards]

@@ -18,6 +18,7 @@ from vidtok.datasets.frames import frame_rows, tiled
 from vidtok.errors import UserError, nearest
 from vidtok.extraction.npz import write_npz
 from vidtok.extraction.record import Record, RecordMeta, id_type
+from vidtok.files import validate_local
 from vidtok.generator import from_pretrained, load_tokenizer
 from vidtok.generator.base import GeneratorConfig
 from vidtok.generator.long import generate_samples
@@ -192,6 +193,7 @@ def generate_files(
     Raises:
         ValueError, UserError: as `generate`; also UserError if a file exists.
     """
+    validate_local(output)
     target = Path(output)
     single = target.suffix.lower() in PICTURES
     if single and target.exists() and not force:
