@@ -193,7 +193,7 @@ def video_info(path: Path) -> dict[str, object]:
     from vidtok.datasets.container import read_timeline
 
     info, timeline = probe_video(path), read_timeline(path)
-    rows = {
+    rows: dict[str, object] = {
         "video": as_text(path),
         "size": _size((info.height, info.width)),
         "frames": "not in the header" if info.num_frames is None else f"{info.num_frames} (as the header says)",

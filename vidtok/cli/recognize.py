@@ -82,10 +82,10 @@ def _windows(args: argparse.Namespace, recognizer: "Recognizer") -> int:
 def _videos(args: argparse.Namespace, recognizer: "Recognizer") -> int:
     failed = 0
     for found in recognizer(args.inputs, args.top):
-        path = escape_name(as_text(found.path))
+        path = escape_name(as_text(str(found.path)))
         if found.error is not None:
             failed += 1
-            text = found.error if as_text(found.path) in found.error else f"{path}: {found.error}"
+            text = found.error if as_text(str(found.path)) in found.error else f"{path}: {found.error}"
             print(f"vidtok: {printable(text)}", file=sys.stderr)
         elif args.json:
             labels = [{"label": label, "probability": round(p, 6)} for label, p in found.labels]
