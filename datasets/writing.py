@@ -38,7 +38,7 @@ class AudioPackets:
 
     Raises:
         VideoError: the file can't be read.
-        ValueError: it has no audio, or is no file of `copy_audio`.
+        ValueError: it has no audio or audio of an unknown codec, or is no file of `copy_audio`.
     """
 
     def __init__(
@@ -59,11 +59,13 @@ class AudioPackets:
                 self._container = av.open(source, "r", format=_AUDIO_FORMAT)
             except av.error.FFmpegError as error:
                 raise ValueError(f"its audio can't be read ({describe(error)})") from error
-        if not self._container.streams.audio:
+        streams = self._container.streams.audio
+        if not streams or streams[0].codec_context is None:
             self._container.close()
-            raise ValueError(f"{source}: has no audio")
-        self.stream: AvAudioStream = self._container.streams.audio[0]
-        self.tracks, self.whole = len(self._container.streams.audio), whole
+            what = "audio of a codec that FFmpeg doesn't know: leave the audio out" if streams else "no audio"
+            raise ValueError(f"{source}: has {what}" if isinstance(source, str | Path) else f"it has {what}")
+        self.stream: AvAudioStream = streams[0]
+        self.tracks, self.whole = len(streams), whole
         base = self.stream.time_base
         assert base is not None  # FFmpeg sets it for every stream
         self._base, self._origin = base, round(first / base) + round(start / base)  # ticks

@@ -61,6 +61,13 @@ def test_what_has_no_place_for_audio(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in.mkv", "out.gif", "silent.mp4"]
 
 
+def test_audio_of_an_unknown_codec(tmp_path):
+    source = write_source(tmp_path / "in.mp4", "flac")
+    source.write_bytes(source.read_bytes().replace(b"fLaC", b"abcd"))
+    with pytest.raises(ValueError, match=r"in\.mp4: has audio of a codec that FFmpeg doesn't know: leave"):
+        AudioPackets(source)
+
+
 def test_reconstruct_keeps_the_audio(tmp_path, tokenizer_path, capsys):
     source = write_source(tmp_path / "in.mkv", "aac")
     expected = [(data, time) for data, time in packets(str(source)) if 0 <= time < SECONDS]
