@@ -4,7 +4,9 @@ import pytest
 
 from vidtok.cli.main import main
 from vidtok.datasets import demo_clip, write_video
+from vidtok.extraction.decoding import ReadConfig, read_chunks
 from vidtok.extraction.run import dry_run, extract
+from vidtok.extraction.sources import WorkItem, parse_clips
 
 FRAMES = {"a.mp4": 10, "b.mp4": 20, "c.mp4": 30}
 
@@ -41,6 +43,10 @@ def test_clips_rates_and_segments(videos, tmp_path, tokenizer_path):
     out, model = tmp_path / "out", {"model": tokenizer_path}
     clips = dry_run(videos / "c.mp4", out, clips="dense:2", frames=5, size=16, crop="three", **model)
     assert (clips.records, clips.frames) == (6, 30)
+    windows = ReadConfig((4, 8, 8), clips=parse_clips("windows:1", 5)).beginning(11)  # three windows are measured
+    assert sum(chunk.info is not None for chunk in read_chunks(WorkItem("c", f"{videos}/c.mp4"), windows)) == 3
+    everything = dry_run(videos / "c.mp4", out, clips="windows:1", frames=5, **model)
+    assert (everything.records, everything.frames) == (26, 130)
     assert dry_run(videos / "c.mp4", out, fps=5, **model).frames == 15
     assert dry_run(videos / "c.mp4", out, max_frames=7, **model).frames == 7
     (tmp_path / "list.csv").write_text("path,label,start,end\nc.mp4,x,1,2\nc.mp4,x,2,9\n")

@@ -2,13 +2,16 @@
 
 import json
 import os
+import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from vidtok.extraction import Record, RecordMeta, open_reader, read_npz, write_npz
-from vidtok.extraction.record import id_type
+from vidtok.extraction import record as record_module
+from vidtok.extraction.containers import open_writer
+from vidtok.extraction.record import RecordSpool, id_type
 from vidtok.names import result_candidates
 
 META = RecordMeta(
@@ -86,6 +89,27 @@ def test_all_clips_of_a_video_are_one_file(tmp_path):
         assert arrays["ids"].shape == (3, 3, 3, 4) and arrays["timestamps"].shape == (3, 7)
     with pytest.raises(ValueError, match="not all"):
         write_npz(tmp_path / "y.npz", clips[:2])
+    with pytest.raises(ValueError, match="several shapes"):
+        wider = record(grid(shape=(3, 3, 5)), times(), clip=1, clips=3, size=(21, 38), coded_size=(24, 40))
+        write_npz(tmp_path / "y.npz", [clips[0], wider, clips[2]])
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+
+
+@pytest.mark.parametrize("container", ["npz", "parquet", "webdataset"])
+def test_features_of_many_clips_wait_in_a_file(tmp_path, monkeypatch, container):
+    clips = [record(grid() // (i + 1), times() + i, clip=i, clips=6) for i in range(6)]
+    monkeypatch.setattr(record_module, "MEMORY", 2 * clips[0].features.nbytes)
+    waiting = RecordSpool()
+    for i in (0, 2, 1, 5, 4, 3):  # batches end in any order
+        waiting.append(clips[i])
+    assert len(waiting._offsets) == 4 and len(waiting) == 6
+    assert all(map(same, clips, waiting)) and all(map(same, clips, pickle.loads(pickle.dumps(waiting))))
+    assert type(pickle.loads(pickle.dumps(waiting))) is list
+    writer = open_writer(tmp_path, container)
+    writer.write(waiting)
+    writer.close()
+    reader = open_reader(tmp_path)
+    assert all(same(ours, reader.read(i)) for i, ours in enumerate(clips))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ This code runs in the decode processes.
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import NamedTuple
@@ -80,6 +80,12 @@ class ReadConfig:
     def target_size(self) -> Size:
         """Size to which videos are resized while they are read: the short side, or the square of the center crop."""
         return self.size if self.size is None or self.crop != "center" else (self.size, self.size)
+
+    def beginning(self, frames: int) -> "ReadConfig":
+        """Return settings that read about `frames` frames of a whole video or of windows, for measurements."""
+        if self.clips is None:
+            return replace(self, max_frames=min(self.max_frames or frames, frames))
+        return replace(self, clips=replace(self.clips, limit=math.ceil(frames / self.clips.frames)))
 
 
 def reader_mode(on_error: str, reader: str) -> OnError:

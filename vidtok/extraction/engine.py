@@ -20,10 +20,9 @@ import queue
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -35,12 +34,12 @@ from vidtok.datasets.backends import reader_version
 from vidtok.extraction.decoding import Info, ReadConfig, StreamChunk, read_chunks
 from vidtok.extraction.model import FeatureModel, Stream
 from vidtok.extraction.output import Output
-from vidtok.extraction.record import Record, RecordMeta, Settings
+from vidtok.extraction.record import Record, RecordMeta, RecordSpool, Settings
 from vidtok.extraction.sources import WorkItem
 from vidtok.extraction.stats import ExtractionStats
 from vidtok.names import FRAMES, escape_name
 
-Result = tuple[WorkItem, "list[Record] | Exception"]
+Result = tuple[WorkItem, "Sequence[Record] | Exception"]
 NextItem = Callable[[], "WorkItem | None"]
 
 
@@ -363,7 +362,8 @@ def extract_records(
 ) -> Iterator[Result]:
     """Yield all records of each video, or its error, in the order in which the videos end.
 
-    Only the videos that are being decoded are in memory, and of each only a few chunks.
+    Only the videos that are being decoded are in memory, and of each only a few chunks. For the features of clips see
+    `RecordSpool`.
 
     Args:
         next_item: returns the next video, or None when there are no more.
@@ -371,18 +371,23 @@ def extract_records(
         model: encodes them.
         stats: its times and its number of frames are updated.
     """
-    clips: dict[str, list[Record]] = {}  # by id, of videos with clips still to come
+    clips: dict[str, RecordSpool] = {}  # by id, of videos with clips still to come
     pieces = decoders.pieces(next_item, stats.seconds)
     for item, ended in Batches(model, stats.seconds).encode(pieces):
         if isinstance(ended, Exception):
             clips.pop(item.id, None)
             yield item, ended
             continue
-        records = clips.setdefault(item.id, [])
-        records.append(make_record(item, *ended, model.settings))
+        record = make_record(item, *ended, model.settings)
         stats.frames += len(ended.info.timestamps)
-        if len(records) == (ended.info.clips or 1):
-            yield item, sorted(clips.pop(item.id), key=attrgetter("meta.clip"))
+        if ended.info.clips is None:
+            yield item, [record]
+            continue
+        if item.id not in clips:
+            clips[item.id] = RecordSpool()
+        clips[item.id].append(record)
+        if len(clips[item.id]) == ended.info.clips:
+            yield item, clips.pop(item.id)
 
 
 def make_record(

@@ -43,40 +43,52 @@ from vidtok.names import result_candidates
 
 
 def write_npz(path: str | os.PathLike, records: Sequence[Record]) -> None:
-    """Write the records of one video: one, or those of all its clips. The file appears complete or not at all."""
-    content = npz_bytes(records)
-    with replacing(path, locked=True) as part:
-        part.write_bytes(content)
-
-
-def npz_bytes(records: Sequence[Record]) -> bytes:
-    """Return the content of the file that `write_npz` writes.
+    """Write the records of one video: one, or those of all its clips. The file appears complete or not at all.
 
     Raises:
         ValueError: an invalid record, or records that are not all clips of one video.
     """
+    numbers, shapes = [], set()
     for record in records:
         check_record(record)
+        numbers.append(record.meta.clip)
+        shapes.add(record.features.shape)
     first, description = records[0], describe(records[0])
-    if [record.meta.clip for record in records] != ([None] if first.meta.clips is None else [*range(first.meta.clips)]):
+    if numbers != ([None] if first.meta.clips is None else [*range(first.meta.clips)]):
         raise ValueError(f"{first.id}: {len(records)} records are not all of its {first.meta.clips or 1}")
-    if first.meta.clips is None:
-        return _pack(description, first.features, first.timestamps)
-    features = np.stack([record.features for record in records])
-    timestamps = np.stack([record.timestamps for record in records])
-    return _pack(description | {"clip": None}, features, timestamps)
+    if len(shapes) > 1:
+        raise ValueError(f"{first.id}: its clips have features of several shapes")
+    content = _pack(description, first) if first.meta.clips is None else b""
+    with replacing(path, locked=True) as part, open(part, "wb") as file:
+        file.write(content)
+        if first.meta.clips is not None:
+            _pack_clips(file, description | {"clip": None}, records)
 
 
 def npz_of(record: Record) -> bytes:
     """Return the content of an npz file of one record; for a clip, "clip" in its meta is the number of the clip."""
-    return _pack(describe(record), record.features, record.timestamps)
+    return _pack(describe(record), record)
 
 
-def _pack(description: dict, features: np.ndarray, timestamps: np.ndarray) -> bytes:
+def _pack(description: dict, record: Record) -> bytes:
     file = io.BytesIO()
-    arrays: dict[str, Any] = {description["feature"]: features, "timestamps": timestamps}
+    arrays: dict[str, Any] = {description["feature"]: record.features, "timestamps": record.timestamps}
     np.savez_compressed(file, **arrays, meta=np.array(json.dumps(description)))
     return file.getvalue()
+
+
+def _pack_clips(file: BinaryIO, description: dict, records: Sequence[Record]) -> None:
+    """Write the npz file of all clips of a video, with one record in memory at a time."""
+    shape, timestamps = (len(records), *records[0].features.shape), np.stack([record.timestamps for record in records])
+    header = {"descr": np.lib.format.dtype_to_descr(records[0].features.dtype), "fortran_order": False, "shape": shape}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open(f"{description['feature']}.npy", "w", force_zip64=True) as entry:
+            np.lib.format.write_array_header_1_0(entry, header)
+            for record in records:
+                entry.write(record.features.tobytes())
+        for name, array in (("timestamps", timestamps), ("meta", np.array(json.dumps(description)))):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 def read_npz(path: str | os.PathLike) -> list[Record]:

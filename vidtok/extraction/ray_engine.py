@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -108,7 +108,7 @@ class Worker:
     def ready(self) -> None:
         pass
 
-    def work(self, items: list[WorkItem]) -> Iterator[tuple[str, "list | Exception"]]:
+    def work(self, items: list[WorkItem]) -> Iterator[tuple[str, "Sequence | Exception"]]:
         """Yield (id, records or error) of each item, as they are done."""
         waiting = deque(items)
         next_item = lambda: waiting.popleft() if waiting else None  # noqa: E731

@@ -18,9 +18,11 @@ module document where. Nothing is pickled, and nothing depends on the device.
 """
 
 import json
+import os
+import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple, Protocol
+from dataclasses import asdict, dataclass, fields, replace
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -114,6 +116,54 @@ class Record:
     features: np.ndarray
     timestamps: np.ndarray
     meta: RecordMeta
+
+
+MEMORY = 1 << 26  # bytes of features of a video that are held in memory
+
+
+class RecordSpool(Sequence[Record]):
+    """Records of the clips of one video, in the order of clips.
+
+    Features beyond `MEMORY` bytes are in a temporary file (in the folder TMPDIR), and are read when a record is taken.
+    A pickle of it is a list of records.
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[int, Record] = {}  # by clip; those in the file with zeros that take no memory
+        self._offsets: dict[int, int] = {}  # by clip, of features in the file
+        self._bytes = 0
+        self._file: IO[bytes] | None = None
+
+    def append(self, record: Record) -> None:
+        """Add the record of a clip."""
+        clip, features = record.meta.clip, record.features
+        assert clip is not None  # whole videos have one record
+        self._bytes += features.nbytes
+        if self._bytes > MEMORY:
+            self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115 - closed with the spool
+            self._offsets[clip] = self._file.seek(0, os.SEEK_END)
+            self._file.write(features.tobytes())
+            record = replace(record, features=np.broadcast_to(np.zeros((), features.dtype), features.shape))
+        self._records[clip] = record
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, clip):
+        record, offset = self._records[clip], self._offsets.get(clip)
+        if offset is None:
+            return record
+        assert self._file is not None  # offsets are of features in the file
+        self._file.seek(offset)
+        stub = record.features
+        features = np.frombuffer(self._file.read(stub.nbytes), stub.dtype).reshape(stub.shape)
+        return replace(record, features=features)
+
+    def __iter__(self):
+        return (self[clip] for clip in range(len(self)))
+
+    def __reduce__(self):
+        return list, ([*self],)
 
 
 def settings_of(description: dict) -> Settings:

@@ -4,7 +4,6 @@ import tempfile
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -317,9 +316,7 @@ class Extraction:
 
     def measure(self, container: str = "npz") -> dict:
         """Measure speeds, see the function `measure`."""
-        reading = self._reading
-        if reading.clips is None:
-            reading = replace(reading, max_frames=min(reading.max_frames or MEASURED, MEASURED))
+        reading = self._reading.beginning(MEASURED)
         with Decoders(reading, self._workers, self._time_limit) as decoders:
             frames, rounds = measure_speeds(self.items, decoders, self._model, container)
         return {
@@ -355,10 +352,7 @@ class Extraction:
             forecast.records += expected.records
             first += [item] if len(first) < max(SAMPLE, 2 * self._workers) else []
         if first:
-            reading = self._reading
-            if reading.clips is None:
-                reading = replace(reading, max_frames=min(reading.max_frames or MEASURED, MEASURED))
-            with Decoders(reading, self._workers, self._time_limit) as decoders:
+            with Decoders(self._reading.beginning(MEASURED), self._workers, self._time_limit) as decoders:
                 _extract(first[:1], decoders, self._model, container)  # warms up
                 stats = _extract(first, decoders, self._model, container)
             # The size of pooled features doesn't depend on the length of the video.

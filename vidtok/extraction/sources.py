@@ -171,7 +171,7 @@ class Clips:
         name: "uniform" (`uniform_segments`), "dense" (`dense_clips`) or "windows" (`whole_windows`).
         number: number of clips; for windows, the frames from one to the next (None: without overlap or gap).
         frames: frames per clip. stride: from one frame to the next, in frames of `fps`. fps: frame rate to sample at;
-            None, the video's own.
+            None, the video's own. limit: take only the first clips, for measurements; None, all.
     """
 
     name: str
@@ -179,6 +179,7 @@ class Clips:
     frames: int
     stride: int = 1
     fps: float | None = None
+    limit: int | None = None
 
     @classmethod
     def of_record(cls, text: str) -> "Clips":
@@ -193,7 +194,7 @@ class Clips:
         """Return the times of the frames, seconds [clips, frames], in a video of `duration` seconds and `fps`."""
         pace: dict[str, Any] = {"frames": self.frames, "stride": self.stride, "at_fps": self.fps}
         if self.name == "windows":
-            return whole_windows(duration, fps, hop=self.number, **pace)
+            return whole_windows(duration, fps, hop=self.number, **pace)[: self.limit]
         assert self.number is not None
         if self.name == "dense":
             return dense_clips(duration, fps, clips=self.number, **pace)

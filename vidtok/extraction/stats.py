@@ -1,7 +1,7 @@
 """Statistics of a run over files, during it and afterwards, and forecasts of a run."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,7 +98,7 @@ class ExtractionStats(RunStats):
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.agreement: object | None = None
 
-    def add(self, item: WorkItem, records: list[Record]) -> None:
+    def add(self, item: WorkItem, records: Sequence[Record]) -> None:
         """Count a video whose records are stored."""
         self.done += 1
         if damage := records[0].meta.damage:
