@@ -122,7 +122,7 @@ MEMORY = 1 << 26  # bytes of features of a video that are held in memory
 
 
 class RecordSpool(Sequence[Record]):
-    """Records of the clips of one video, in the order of clips.
+    """Records of the clips of one video, in the order of clips; they may be added in any order.
 
     Features beyond `MEMORY` bytes are in a temporary file (in the folder TMPDIR), and are read when a record is taken.
     A pickle of it is a list of records.
