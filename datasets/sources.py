@@ -262,6 +262,8 @@ class VideoFolder(LabeledVideos):
         frame_folders: float | None = None,
         **reading,
     ):
+        if "*" in str(root) and as_address(root):
+            raise ValueError(f"{as_text(root)}: a pattern; give a folder, an archive or an annotation file")
         root = Path(root)
         folder = find_split_folder(root, split) if split else root
         paths = find_media(folder, suffixes, frame_folders)

@@ -336,6 +336,8 @@ def test_class_folders_in_archives_and_at_addresses(here, bucket, tmp_path):
             ("train/p/0.mp4", "p", "train"), ("train/q/1.mp4", "q", "train"), ("val/p/2.mp4", "p", "val")
         ]  # fmt: skip
     assert list(videos_by_split(f"{bucket}/sets")) == ["train", "val"]
+    with pytest.raises(ValueError, match=r"memory://archives/\*.tar: a pattern; give a folder"):
+        open_dataset(f"{bucket}/*.tar")
     assert find_overlap(open_dataset(f"{bucket}/sets.tar", split="train"), open_dataset(f"{bucket}/sets.tar")) != []
     train, val = [f"{bucket}/sets/{name}" for name in names[:2]], [f"{bucket}/sets/{name}" for name in names[1:]]
     assert find_overlap(train, val) == [(train[1], train[1])]  # by the address alone

@@ -167,6 +167,9 @@ def test_other_results_at_addresses(memory, videos, tmp_path, tokenizer_path, mo
     assert encode_files(videos, f"{memory}/encoded", model=tokenizer_path).done == 2
     assert encode_files(videos, f"{memory}/encoded", model=tokenizer_path).skipped == 2
     assert {name for name in content(f"{memory}/encoded") if name.endswith(".npz")} == {"a.npz", "sub/b.npz"}
+    fsspec.filesystem("memory").pipe("/bucket/list.csv", b"path,label\na.mp4,x\n")
+    assert encode_files(f"{memory}/list.csv", tmp_path / "listed", model=tokenizer_path).done == 1
+    assert [(entry.id, entry.label) for entry in open_reader(tmp_path / "listed").entries] == [("a.mp4", "x")]
     compress(f"{memory}/a.mp4", f"{memory}/a.vtk", model=tokenizer_path, entropy="raw")
     compress(videos / "a.mp4", tmp_path / "a.vtk", model=tokenizer_path, entropy="raw")
     assert content(memory)["a.vtk"][-500:] == (tmp_path / "a.vtk").read_bytes()[-500:]

@@ -28,9 +28,9 @@ from vidtok.datasets.frames import View
 from vidtok.datasets.labeled import LabeledVideos, OnError, Sample
 from vidtok.datasets.samplers import Segment, frames_of_segment
 from vidtok.datasets.seek import read_selection
-from vidtok.datasets.sources import videos_by_split
+from vidtok.datasets.sources import is_folder, videos_by_split
 from vidtok.errors import VideoError, nearest
-from vidtok.inputs import file_version
+from vidtok.inputs import file_version, is_archive
 from vidtok.names import escape_name
 
 _AROUND = [
@@ -274,7 +274,8 @@ def _files_of_split(
 ) -> list[SourceFile]:
     """Return the files of a split in an order that depends only on their names, by a hash."""
     splits = videos_by_split(source, root, **columns)
-    base = str(source) if os.path.isdir(source) else str(root or Path(source).parent)
+    in_folder = is_folder(source) and not is_archive(source)
+    base = str(source) if in_folder else str(root or Path(source).parent)
     has_splits = list(splits) != [str(source)]
     if split is None or not has_splits:
         chosen = [video for videos in splits.values() for video in videos]

@@ -19,7 +19,7 @@ from vidtok.cli import common
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders, tar or zip files, glob patterns")
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders, archives, patterns, annotation files")
     common.add_output(parser, "output folder, also s3://..., or for one video an .npz file")
     common.add_model(parser)
     common.add_precision(parser)

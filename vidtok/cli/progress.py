@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from vidtok.errors import UserError
 from vidtok.names import printable
+from vidtok.remote import as_text
 
 if TYPE_CHECKING:
     from vidtok.extraction.stats import RunStats
@@ -83,7 +84,7 @@ class RunProgress:
         """Print the failures and damaged files that have not been printed yet."""
         for i, (kind, found) in enumerate((("failed", stats.failures), ("damaged", stats.damaged))):
             for source, why in found[self._told[i] :]:
-                source, why = printable(str(source)), printable(why)
+                source, why = printable(as_text(str(source))), printable(why)
                 text = f"vidtok: {why if source in why else f'{source}: {why}'}"
                 text = json.dumps({"event": kind, "file": source, "reason": why}) if self._log_json else text
                 print(text, file=sys.stderr)  # above the bar

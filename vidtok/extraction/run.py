@@ -19,11 +19,11 @@ from vidtok.extraction.model import FeatureModel, follow, load_head, load_tokeni
 from vidtok.extraction.npz import read_npz, write_npz
 from vidtok.extraction.output import Output, another, find_complete
 from vidtok.extraction.record import describe, differences, entry_of, settings_of
-from vidtok.extraction.sources import WorkItem, parse_clips, plan_files, plan_sources, validate_unique
+from vidtok.extraction.sources import WorkItem, parse_clips, plan_sources
 from vidtok.extraction.stats import ExtractionStats, Forecast, Speeds
 from vidtok.extraction.videos import Agreement, as_list
 from vidtok.files import RemoteFolder, plan_jobs
-from vidtok.inputs import find_videos
+from vidtok.names import unescape_name
 from vidtok.remote import ADDRESS
 
 Sources = str | Path | Sequence[str | Path]
@@ -81,10 +81,10 @@ def encode_files(
     progress: Report = lambda stats: None,
     **settings,
 ) -> ExtractionStats:
-    """Encode whole videos to token files: like `extract`, for video files only; one video can go to one file.
+    """Encode whole videos to token files: like `extract` with its defaults; one video can go to one file.
 
     Args:
-        inputs: files, folders and glob patterns; one or several.
+        inputs: as the sources of `extract`.
         output: a folder, in which the tree below each input folder is kept, also at an address, see `extract`; or, for
             one video, a file name in .npz.
         frame_folders, force, progress, settings: as of `extract`.
@@ -96,11 +96,11 @@ def encode_files(
         with RemoteFolder(str(output)) as remote:
             settings |= {"frame_folders": frame_folders, "force": force, "progress": remote.reporting(progress)}
             return encode_files(inputs, remote.copy, **settings)
-    files = find_videos(as_list(inputs), frame_folders)
+    items = plan_sources(as_list(inputs), frame_folders=frame_folders)
+    files = [(Path(item.path), Path(unescape_name(item.id))) for item in items if item.path is not None]
     jobs = plan_jobs(files, str(output), ".npz", (".npz",))
-    items = validate_unique(plan_files(files))
     extraction = Extraction(items=items, frame_folders=frame_folders, **settings)
-    if jobs[0].target == Path(output):
+    if [job.target for job in jobs] == [Path(output)]:
         stats = extraction.run_one(jobs[0].target, force)
     else:
         stats = extraction.run(output, "npz", force, progress)
