@@ -109,6 +109,7 @@ def check(
     videos = list(dict.fromkeys(itertools.chain(*splits.values())))
     if not videos:
         raise UserError(f"{', '.join(map(str, sources))}: no videos")
+    inputs.index_archives(videos)
     rows = []
     for row in check_videos(videos, min_frames, workers or count_cpus(), time_limit):
         rows.append(row)

@@ -368,6 +368,16 @@ def test_lists_at_addresses(here, bucket, tmp_path, name):
         assert open_dataset(tmp_path / name).paths == data.paths
 
 
+def test_indexes_are_read_while_planning(here, bucket, monkeypatch):
+    system = remote.file_system(bucket)[0]
+    system.pipe("/archives/list.csv", b"path,label\nx.tar/a.mp4,p\nnone.tar/a.mp4,p\nbad.zip/a.mp4,p\n")
+    system.pipe("/archives/bad.zip", b"PK")
+    assert len(plan_sources(f"{bucket}/list.csv")) == 3
+    archives._members.cache_clear()
+    monkeypatch.setattr(archives, "_read_index", None)
+    assert list(inputs.members(f"{bucket}/x.tar")) == list(NAMES)
+
+
 def test_lists_in_archives(here, tmp_path):
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as file:
         file.write(here / "plain/a.mp4", "videos/a.mp4")

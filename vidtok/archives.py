@@ -35,7 +35,7 @@ from vidtok.remote import (
 
 ARCHIVES = (".tar", ".zip")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
-_INSIDE = re.compile(r"\.(?:tar|zip)(?:\?[^/]*)?(?=/)", re.IGNORECASE)
+INSIDE = re.compile(r"\.(?:tar|zip)(?:\?[^/]*)?(?=/)", re.IGNORECASE)
 MAX_UNPACKED = 1 << 32  # bytes of a compressed member, which is held in memory
 _LOCAL_HEADER = 30  # bytes of a local header in a zip file, before the member's name
 # Bytes unpacked per call. zipfile reads this many compressed bytes and unpacks all of them, whatever size the header
@@ -78,7 +78,7 @@ def split_path(path: str | os.PathLike) -> tuple[str, str] | None:
         VideoError: an address can't be looked up.
     """
     text = os.fspath(path)
-    for match in _INSIDE.finditer(text):
+    for match in INSIDE.finditer(text):
         if is_archive(text[: match.end()]):
             return text[: match.end()], text[match.end() + 1 :]
     return None

@@ -8,12 +8,13 @@ import warnings
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from glob import glob, has_magic
 from pathlib import Path
 from typing import BinaryIO
 
-from vidtok.archives import ARCHIVES, COMPRESSED, find_members, is_archive, members, split_path
+from vidtok.archives import ARCHIVES, COMPRESSED, INSIDE, find_members, is_archive, members, split_path
 from vidtok.errors import UserError, VideoError
 from vidtok.names import FRAMES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from vidtok.remote import (
@@ -111,6 +112,22 @@ def _find_remote(url: str, suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]
             member = each.relative_to(file)
             found.append((each, below / member if is_pattern or each == file else member))
     return found
+
+
+def index_archives(paths: Iterable[str | None]) -> None:
+    """Read the indexes of the remote archives that paths lead into, which can take longer than one video may.
+
+    Workers find them in the cache. Errors are left to those who read the members.
+    """
+
+    def index(archive: str) -> None:
+        with suppress(VideoError, UserError):
+            members(archive)
+
+    remote = [path for path in paths if path is not None and ADDRESS.match(path)]
+    found = {path[: match.end()] for path in remote if (match := INSIDE.search(path))}
+    with ThreadPoolExecutor(LISTINGS) as pool:
+        deque(pool.map(index, found), maxlen=0)
 
 
 def _is_named_archive(path: Path) -> bool:

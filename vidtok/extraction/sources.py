@@ -15,7 +15,7 @@ from vidtok.datasets.annotations.table import split_folders, tidy_split
 from vidtok.datasets.samplers import Segment, describe_segment
 from vidtok.datasets.sources import is_folder
 from vidtok.errors import UserError, nearest
-from vidtok.inputs import find_videos, is_file
+from vidtok.inputs import find_videos, index_archives, is_file
 from vidtok.names import escape_name
 from vidtok.remote import ADDRESS
 
@@ -117,6 +117,7 @@ def plan_dataset(
                     items.append(WorkItem(f"{id}/{seed}" if seed else id, None, label, written, (digit_split, i, seed)))
             else:
                 items.append(WorkItem(id, dataset.paths[i], label, written, segment=dataset.segments[i]))
+    index_archives(item.path for item in items)
     return items
 
 
