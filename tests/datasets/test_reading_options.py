@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from av.video.reformatter import ColorTrc
 
+import vidtok
 from vidtok.cli.main import main
 from vidtok.datasets import VideoWriter, check, demo_clip, open_video, probe_video, read_video
 from vidtok.datasets.backends import pixels_version, split_reader
@@ -150,3 +151,16 @@ def test_reconstruct_keeps_the_aspect_ratio(videos, tmp_path, tokenizer_path):
     info = probe_video(tmp_path / "square.mp4")
     assert (info.width, info.height, info.traits) == (85, 48, {})
     assert read_video(tmp_path / "same.mp4", size=None).shape == (1, 3, FRAMES, 48, 64)
+
+
+def test_compressed_videos_keep_the_aspect_ratio(videos, tmp_path, tokenizer_path):
+    for name, expected in {"wide.mp4": TRAITS["wide.mp4"], "plain.mp4": {}}.items():
+        file, target = tmp_path / f"{name}.vtk", tmp_path / name
+        vidtok.compress(videos / name, file, model=tokenizer_path)
+        vidtok.decompress(file, target, model=tokenizer_path)
+        assert probe_video(target).traits == expected
+    file, target = tmp_path / "square.vtk", tmp_path / "square.mp4"
+    vidtok.compress(videos / "wide.mp4", file, model=tokenizer_path, reader="pyav+sar")
+    vidtok.decompress(file, target, model=tokenizer_path)
+    info = probe_video(target)
+    assert (info.width, info.height, info.traits) == (85, 48, {})

@@ -99,7 +99,7 @@ def decompress(
             sound = _open_audio(reader, float(origin * base), end, salvage) if audio else None
             if sound is not None:
                 stack.callback(sound.close)
-            writer = stack.enter_context(VideoWriter(path, header.fps, base, sound))
+            writer = stack.enter_context(VideoWriter(path, header.fps, base, sound, header.sar))
         for video, ticks in chain([first], pieces):
             if writer is None:
                 parts.append(video.cpu())

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
 
 MAX_HEADER = 1 << 16  # bytes
 MAX_SIDE = 1 << 15  # pixels
@@ -11,6 +12,7 @@ MAX_CHUNK_TOKENS = 1 << 22  # 32 latents of 4K video
 MAX_CHUNK_FRAMES = 1 << 16
 MAX_TIME_BASE = (1 << 31) - 1  # largest numerator and denominator, as in FFmpeg
 MIN_FPS, MAX_FPS = 1e-6, 1e9
+MAX_ASPECT = 1 << 16  # largest numerator and denominator of the sample aspect ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,9 @@ class Header:
         fps: mean frames per second. time_base: seconds per tick as (numerator, denominator).
         tile: side in pixels of the spatial tiles that were encoded; None, whole frames.
         source: properties of the source video: name, size, fps and, if the file states them, color matrix, range,
-            primaries, transfer and pixel aspect ratio. Decoded frames are RGB with square pixels. With audio in the
-            file, "audio" has its codec, its rate in Hz and its number of channels.
+            primaries and transfer; decoded frames are RGB. "aspect" (numerator, denominator) is the width of a pixel
+            over its height, if it isn't 1. With audio in the file, "audio" has its codec, its rate in Hz and its number
+            of channels.
     """
 
     model: str
@@ -53,6 +56,13 @@ class Header:
     def grid(self) -> tuple[int, int]:
         """Number of rows and columns of tokens."""
         return -(-self.size[0] // self.stride[1]), -(-self.size[1] // self.stride[2])
+
+    @property
+    def sar(self) -> Fraction:
+        """Width of a pixel over its height, as players show it; 1 if `source` has none that is legal."""
+        aspect = self.source.get("aspect")
+        legal = isinstance(aspect, list) and _are_counts(tuple(aspect), 2, MAX_ASPECT)
+        return Fraction(*aspect) if legal else Fraction(1)
 
     @property
     def max_tokens_bytes(self) -> int:

@@ -55,6 +55,8 @@ class FileSource:
         self.time_base = resampled if fps is not None or time_base is None else time_base
         native = {"size": list(self._source.stream.native_size), "fps": float(self._source.stream.native_fps)}
         self.description |= native
+        if (sar := self._source.stream.sar) != 1:
+            self.description["aspect"] = [sar.numerator, sar.denominator]
         self._next_tick = 0
         self.lead: float | None = None
         if audio:
@@ -154,7 +156,7 @@ class TensorSource:
 
 
 def _describe(path: Path) -> tuple[dict, Fraction | None]:
-    """Return (name, color properties and pixel aspect ratio as far as the file states them; time base or None)."""
+    """Return (name and color properties as far as the file states them; time base or None)."""
     container, stream = open_container(path)
     with container:
         context = stream.codec_context
@@ -162,10 +164,7 @@ def _describe(path: Path) -> tuple[dict, Fraction | None]:
             "matrix": context.colorspace, "range": context.color_range,
             "primaries": context.color_primaries, "transfer": context.color_trc,
         }  # fmt: skip
-        aspect = stream.sample_aspect_ratio
         stated: dict[str, object] = {name: int(value) for name, value in color.items() if value is not None}
-        if aspect:
-            stated["aspect"] = [aspect.numerator, aspect.denominator]
         base = stream.time_base
         name = escape_name(path.name)
         return {"name": name} | stated, None if base is None else Fraction(base)
