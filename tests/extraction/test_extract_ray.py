@@ -136,7 +136,7 @@ def test_a_process_is_killed_and_a_node_removed(cluster, setup, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    "nodes, gpus, asked, share",
+    "nodes, gpus, requested, share",
     [
         ([2], 0, {}, (1, 2, 0, 1, 1)),
         ([2], 0, {"actors": 2}, (2, 1, 0, 0, 1)),  # smaller ones, so that both find room
