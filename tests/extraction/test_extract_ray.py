@@ -62,7 +62,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers c
 
 
 class Halting(ray_engine.Worker):
-    """An actor that stops in the middle of a chunk until the file `gate` is there, and says who and where it is."""
+    """An actor that stops in the middle of a batch until the file `gate` is there, and says who and where it is."""
 
     gate = ""
     given = 0
@@ -96,7 +96,7 @@ def test_a_process_is_killed_and_a_node_removed(cluster, setup, tmp_path, monkey
     out, gate = tmp_path / "out", tmp_path / "gate"
     monkeypatch.setattr(Halting, "gate", str(gate))
     monkeypatch.setattr(ray_engine, "Worker", Halting)
-    monkeypatch.setattr(ray_engine, "CHUNK", 2 * GIVEN)
+    monkeypatch.setattr(ray_engine, "BATCH", 2 * GIVEN)
     places, start = [], ray_engine.RayExtractor._start
 
     def remember(self, number):
@@ -160,11 +160,11 @@ class Pretended(ray_engine.RayExtractor):
     deadly = ("3", "8")
 
     def _serve(self, number):
-        while (items := self._chunks.get()) is not None:
+        while (items := self._batches.get()) is not None:
             left = {item.id: item for item in items}
             for item in items:
                 if item.id in self.deadly:
-                    self.chunks.append(len(items))
+                    self.batches.append(len(items))
                     self._results.put(ray_engine._Lost(list(left.values()), "killed"))
                     break
                 del left[item.id]
@@ -174,7 +174,7 @@ class Pretended(ray_engine.RayExtractor):
 
 def test_a_video_that_actors_die_over_has_failed_and_nothing_else(monkeypatch):
     monkeypatch.setattr(ray, "put", lambda model: model)
-    Pretended.chunks = []
+    Pretended.batches = []
     items = [WorkItem(str(i), f"{i}.mp4") for i in range(40)]
     waiting = list(items)
     share = ray_engine.ActorResources(actors=2, cpus=1, gpus=0, workers=0, threads=1)
@@ -185,7 +185,7 @@ def test_a_video_that_actors_die_over_has_failed_and_nothing_else(monkeypatch):
     assert all(item in items for item, _ in done)  # with the paths that were given
     failed = {item.id: str(result) for item, result in done if isinstance(result, Exception)}
     assert failed == {"3": "3 actors died over it: killed", "8": "3 actors died over it: killed", "5": "no"}
-    assert Pretended.chunks.count(1) >= 4  # tried again alone
+    assert Pretended.batches.count(1) >= 4  # tried again alone
 
 
 def test_what_an_actor_raises_is_raised(monkeypatch):

@@ -30,7 +30,7 @@ from vidtok.extraction.sources import WorkItem
 from vidtok.extraction.stats import ExtractionStats
 from vidtok.remote import as_address
 
-CHUNK = 16  # videos per decoder in a chunk of work of an actor, which is idle for a moment between two chunks
+BATCH = 16  # videos per decoder in a batch of work for an actor, which is idle for a moment between two batches
 DEATHS = 3  # number of actors that may die over one video before it fails
 STARTS = 3  # attempts to start an actor
 
@@ -146,7 +146,7 @@ class RayExtractor:
     ):
         self.share, self._stats = share, stats
         self._arguments = (ray.put(model), reading, share, time_limit)
-        self._chunks: queue.SimpleQueue[list[WorkItem] | None] = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[list[WorkItem] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue = queue.SimpleQueue()
         self._closed = False
         self._actors: dict[int, ray.actor.ActorHandle] = {}
@@ -158,11 +158,11 @@ class RayExtractor:
         """Yield all records of each video, or its error, as `vidtok.extraction.engine.extract_records`."""
         at: dict[str, WorkItem] = {}  # handed out and not done
         deaths: Counter[str] = Counter()
-        chunks, more = 0, True  # chunks: number handed out
+        batches, more = 0, True  # batches: number handed out
         while True:
-            while more and chunks <= self.share.actors:  # one chunk more than actors, for the first that is free
+            while more and batches <= self.share.actors:  # one batch more than actors, for the first that is free
                 items: list[WorkItem] = []
-                while more and len(items) < self._chunk_size(len(at)):
+                while more and len(items) < self._batch_size(len(at)):
                     item = next_item()
                     more = item is not None
                     if item is not None:
@@ -170,20 +170,20 @@ class RayExtractor:
                         at[item.id] = item
                 if items:
                     self._give(items)
-                    chunks += 1
-            if not at and not chunks:
+                    batches += 1
+            if not at and not batches:
                 return
             start = time.perf_counter()
             answer = self._results.get()
             self._stats.seconds["read"] += time.perf_counter() - start
             if answer is None:
-                chunks -= 1
+                batches -= 1
             elif isinstance(answer, _Lost):
                 for item in answer.items:
                     deaths[item.id] += 1
                     if deaths[item.id] < DEATHS:
                         self._give([at[item.id]])  # one at a time: another death then shows which is the cause
-                        chunks += 1
+                        batches += 1
                     else:
                         yield at.pop(item.id), RuntimeError(f"{DEATHS} actors died over it: {answer.why}")
             elif isinstance(answer, Exception):
@@ -197,7 +197,7 @@ class RayExtractor:
     def close(self) -> None:
         self._closed = True
         for _ in self._threads:
-            self._chunks.put(None)
+            self._batches.put(None)
         for actor in list(self._actors.values()):
             ray.kill(actor)
         for thread in self._threads:
@@ -209,13 +209,13 @@ class RayExtractor:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _chunk_size(self, given: int) -> int:
-        """Return the number of videos in the next chunk: less towards the end, so that all actors end together.
+    def _batch_size(self, given: int) -> int:
+        """Return the number of videos in the next batch: less towards the end, so that all actors end together.
 
         given: number of videos that are handed out.
         """
         left = self._stats.total - self._stats.done - self._stats.skipped - self._stats.failed - given
-        return max(1, min(CHUNK * max(self.share.workers, 1), left // (2 * self.share.actors)))
+        return max(1, min(BATCH * max(self.share.workers, 1), left // (2 * self.share.actors)))
 
     def _give(self, items: list[WorkItem]) -> None:
         # Absolute paths, since actors have another working directory.
@@ -223,13 +223,13 @@ class RayExtractor:
             item.path if item.path is None or as_address(item.path) else str(Path(item.path).absolute())
             for item in items
         ]
-        self._chunks.put([replace(item, path=path) for item, path in zip(items, paths, strict=True)])
+        self._batches.put([replace(item, path=path) for item, path in zip(items, paths, strict=True)])
 
     def _serve(self, number: int) -> None:
-        """Serve one actor: pass chunks to it and its results on, with a None after each chunk. Runs in a thread."""
+        """Serve one actor: pass batches to it and its results on, with a None after each batch. Runs in a thread."""
         try:
             actor = self._start(number)
-            while not self._closed and (items := self._chunks.get()) is not None:
+            while not self._closed and (items := self._batches.get()) is not None:
                 left = {item.id: item for item in items}
                 try:
                     for answer in actor.work.options(num_returns="streaming").remote(items):
