@@ -152,6 +152,7 @@ class Kinetics(LabeledVideos):
         classes: class names in the order of the class numbers, required if the file lacks some of them; None, the
             labels in the file, sorted.
         frame_folders: see `find_media`; a clip may then be a folder of frames.
+        table: the annotations, if they have been read.
         reading: see `LabeledVideos`.
 
     Raises:
@@ -165,9 +166,10 @@ class Kinetics(LabeledVideos):
         split: str | None = None,
         classes: Sequence[str] | None = None,
         frame_folders: float | None = None,
+        table: pd.DataFrame | None = None,
         **reading,
     ):
-        table = read_annotations(annotations)
+        table = read_annotations(annotations) if table is None else table
         if not table.attrs["format"].startswith("kinetics"):
             raise ValueError(f"{annotations} is a {table.attrs['format']}, not a Kinetics csv")
         rows = of_split(table, split, annotations)
@@ -194,6 +196,7 @@ class SomethingSomethingV2(LabeledVideos):
         split: name of the split; it does not select samples.
         classes: something-something-v2-labels.json, or the class names in order; None, the labels in the file, sorted.
         frame_folders: see `find_media`; a clip may then be a folder of frames.
+        table: the annotations, if they have been read.
         reading: see `LabeledVideos`. A transform with flip=True is rejected: "pushing from left to right" would become
             its opposite.
 
@@ -210,9 +213,10 @@ class SomethingSomethingV2(LabeledVideos):
         split: str | None = None,
         classes: str | Path | Sequence[str] | None = None,
         frame_folders: float | None = None,
+        table: pd.DataFrame | None = None,
         **reading,
     ):
-        table = read_annotations(annotations)
+        table = read_annotations(annotations) if table is None else table
         if not table.attrs["format"].startswith("something"):
             raise ValueError(f"{annotations} is a {table.attrs['format']}, not Something-Something-v2's json")
         if isinstance(classes, str | Path):
@@ -292,6 +296,7 @@ class VideoList(LabeledVideos):
         path_column, label_column, split_column: column names; None, the usual ones, see `read_annotations`.
         classes: class names in the order of the class numbers; None, the labels in the file, sorted.
         frame_folders: see `find_media`; the list may then name folders of frames.
+        table: the annotations, if they have been read.
         reading: see `LabeledVideos`.
 
     Attributes:
@@ -313,9 +318,11 @@ class VideoList(LabeledVideos):
         split_column: str | None = None,
         classes: Sequence[str] | None = None,
         frame_folders: float | None = None,
+        table: pd.DataFrame | None = None,
         **reading,
     ):
-        table = read_annotations(annotations, path_column, label_column, split_column)
+        if table is None:
+            table = read_annotations(annotations, path_column, label_column, split_column)
         self.format, self.dropped = table.attrs["format"], table.attrs["dropped"]
         if self.dropped:
             warnings.warn(f"{annotations}: {self.dropped} rows without a label are dropped", stacklevel=2)
@@ -361,6 +368,7 @@ def open_dataset(
     label_column: str | None = None,
     split_column: str | None = None,
     frame_folders: float | None = None,
+    table: pd.DataFrame | None = None,
     **reading,
 ) -> LabeledDataset:
     """Open the labeled dataset at `source`; detect its kind.
@@ -373,6 +381,7 @@ def open_dataset(
         path_column, label_column, split_column: see `VideoList`.
         frame_folders: frames per second; folders of numbered images are then videos. None, images are videos of one
             frame. See `vidtok.virtual_files`.
+        table: of an annotation file, if `read_annotations` has read it with these columns.
 
     Raises:
         ValueError: the source is of none of these kinds, or the dataset rejects an argument.
@@ -386,12 +395,14 @@ def open_dataset(
         return VideoFolder(source, split, classes=classes, frame_folders=frame_folders, **reading)
     if not inputs.is_file(source):
         raise ValueError(f"{source}: no such file or folder; want a folder, an annotation file or 'digits'")
-    name, root = read_annotations(source, **columns).attrs["format"], root or _folder_of(source)
+    table = read_annotations(source, **columns) if table is None else table
+    name, root = table.attrs["format"], root or _folder_of(source)
+    several = classes, frame_folders, table
     if name.startswith("kinetics"):
-        return Kinetics(source, root, split, classes, frame_folders, **reading)
+        return Kinetics(source, root, split, *several, **reading)
     if name.startswith("something"):
-        return SomethingSomethingV2(source, root, split, classes, frame_folders, **reading)
-    return VideoList(source, root, split, **columns, classes=classes, frame_folders=frame_folders, **reading)
+        return SomethingSomethingV2(source, root, split, *several, **reading)
+    return VideoList(source, root, split, path_column, label_column, split_column, *several, **reading)
 
 
 def is_folder(source: str | Path) -> bool:

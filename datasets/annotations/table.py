@@ -4,9 +4,8 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +27,12 @@ class AnnotationFormatError(Exception):
         super().__init__(f"{'' if number is None else f', line {number}'}{shown}: {why}")
 
 
+_WHOLE = re.compile(r"-?\d+")
+
+
 def is_whole(word: str) -> bool:
     """Return whether a word is a whole number, such as 3 or -1."""
-    return re.fullmatch(r"-?\d+", word) is not None
+    return _WHOLE.fullmatch(word) is not None
 
 
 def is_media(word: str) -> bool:
@@ -200,7 +202,7 @@ def read_table(text: str, header: Header) -> tuple[dict[str, list], str]:
     next(rows)  # the header
     columns: dict[str, list] = {kind: [] for kind in header.places}
     for row in rows:
-        add_row(columns, row, header, partial(AnnotationFormatError, number=reader.line_num))
+        add_row(columns, row, header, reader.line_num)
     if {"path", "start"} <= set(columns) and not any(map(is_media, columns["path"])):
         raise AnnotationFormatError("looks like a list of frame-folders with the frames to take")
     key = "path" if "path" in columns else "id"
@@ -213,9 +215,12 @@ def read_table(text: str, header: Header) -> tuple[dict[str, list], str]:
     return columns, f"{header.format} separated by {_TABLE_SEPARATORS[header.separator]}{unlabeled}"
 
 
-def add_row(columns: dict[str, list], row: list[str], header: Header, error: Callable[..., Exception]) -> None:
-    """Append the cells of a row to the columns; raise error(why, line=...) if they don't fit."""
-    error = partial(error, line=header.separator.join(row))
+def add_row(columns: dict[str, list], row: list[str], header: Header, number: int) -> None:
+    """Append the cells of a row to the columns; raise `AnnotationFormatError` with its number if they don't fit."""
+
+    def error(why: str) -> AnnotationFormatError:
+        return AnnotationFormatError(why, number, header.separator.join(row))
+
     if len(row) != len(header.names):
         raise error(f"{len(row)} fields under a header of {len(header.names)}")
     for kind, place in header.places.items():
@@ -244,7 +249,7 @@ def parse_time(text: str) -> float | None:
     """
     if not text:
         return None
-    if clock := _CLOCK.fullmatch(text):
+    if ":" in text and (clock := _CLOCK.fullmatch(text)):
         hours, minutes, seconds = clock.groups()
         return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds)
     seconds = float(text)

@@ -1,14 +1,19 @@
 """The library functions behind `vidtok extract`, `encode`, `decode` and `reconstruct`."""
 
+import tracemalloc
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 
 import vidtok
-from vidtok.datasets import demo_clip, read_video, write_video
+from vidtok.datasets import annotations, demo_clip, read_video, write_video
+from vidtok.datasets.annotations import table
 from vidtok.errors import UserError
 from vidtok.extraction import open_reader, read_npz
 from vidtok.extraction.run import encode_files, measure
+from vidtok.extraction.sources import plan_sources
 from vidtok.extraction.videos import decode_files, reconstruct_files
 
 
@@ -90,3 +95,21 @@ def test_files_there_and_back(videos, tokenizer, tokenizer_path, tmp_path):
     assert read_video(tmp_path / "both/0.mp4", size=None).shape == (1, 3, 5, 32, 96)
     with pytest.raises(UserError, match="no such file"):
         decode_files(tmp_path / "nothing", tmp_path / "videos", **settings)
+
+
+def test_a_long_list_is_read_once_and_takes_little_memory(tmp_path, monkeypatch):
+    """A list of a million videos then starts in less than a minute; see docs/pages/extraction.md."""
+    count = 20_000
+    rows = (f"c/{i // 2}.mp4,{i % 2 * 2.5},{i % 2 * 2.5 + 2.5},c,{'val' if i % 9 else 'train'}" for i in range(count))
+    (tmp_path / "list.csv").write_text("\n".join(["path,start,end,label,split", *rows]))
+    calls = Counter()
+    for function in (table.read_table, table.parse_time):
+        counted = lambda *args, function=function: calls.update([function.__name__]) or function(*args)  # noqa: E731
+        monkeypatch.setattr(table, function.__name__, counted)
+    monkeypatch.setattr(annotations, "read_table", table.read_table)
+    tracemalloc.start()
+    items = plan_sources(tmp_path / "list.csv")
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(items) == count and calls == {"read_table": 1, "parse_time": 2 * count}
+    assert kept < 700 * count

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from vidtok.datasets import MovingDigits, dense_clips, open_dataset, read_annotations, uniform_segments, whole_windows
 from vidtok.datasets.annotations import SUFFIXES
@@ -20,7 +21,7 @@ from vidtok.names import escape_name
 from vidtok.remote import ADDRESS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class WorkItem:
     """One video to extract.
 
@@ -106,9 +107,11 @@ def plan_dataset(
         ValueError: the source is not a dataset.
     """
     items: list[WorkItem] = []
-    for name in [split] if split is not None else _splits(source, columns):
-        dataset = open_dataset(source, root, name, **columns, frame_folders=frame_folders)
-        written = name and (name.lower() if source != "digits" and is_folder(source) else tidy_split(name))
+    in_folder = source != "digits" and is_folder(source)
+    table = None if source == "digits" or in_folder or not is_file(source) else read_annotations(source, **columns)
+    for name in [split] if split is not None else _splits(source, table):
+        dataset = open_dataset(source, root, name, **columns, frame_folders=frame_folders, table=table)
+        written = name and (name.lower() if in_folder else tidy_split(name))
         for i, (id, number) in enumerate(zip(dataset.ids, dataset.labels, strict=True)):
             label = dataset.classes[number] if number >= 0 else None
             if isinstance(dataset, MovingDigits):
@@ -142,14 +145,13 @@ def _is_same_file(item: WorkItem, other: WorkItem) -> bool:
     return replace(item, path=os.path.realpath(item.path)) == replace(other, path=os.path.realpath(other.path))
 
 
-def _splits(source: str, columns: dict[str, str | None]) -> list[str | None]:
+def _splits(source: str, table: pd.DataFrame | None) -> list[str | None]:
     if source == "digits":
         return ["train", "val"]
     if is_folder(source):
         return [*split_folders(source)] or [None]
-    if not is_file(source):
+    if table is None:
         raise ValueError(f"{source}: no such file or folder, nor 'digits'")
-    table = read_annotations(source, **columns)
     return [*dict.fromkeys(table["split"])] if "split" in table else [None]
 
 
