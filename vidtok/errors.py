@@ -83,7 +83,7 @@ def _is_written(error: Exception) -> bool:
     return 0 <= end.tb_lasti < len(code) and dis.opname[code[end.tb_lasti]] == "RAISE_VARARGS"
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Return the text of an error without line breaks; of an OSError, "FILE: REASON"."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"

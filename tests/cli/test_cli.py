@@ -1,5 +1,6 @@
 """The commands, run as `vidtok.cli.main.main([...])` on small files and a tiny tokenizer."""
 
+import io
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from vidtok.datasets import demo_clip, iter_video, probe_video, read_video, writ
 from vidtok.eval.reconstruction import evaluate
 from vidtok.eval.reconstruction.run import spread
 from vidtok.extraction import read_npz
+from vidtok.extraction.stats import RunLog, RunStats
 from vidtok.files import write_json
 from vidtok.streaming import pad_chunks
 from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
@@ -164,14 +166,42 @@ def test_progress_as_json_lines(capsys, here, model, videos):
     (here / "in/a.mp4").write_bytes((videos / "odd.mp4").read_bytes())
     (here / "in/zero.mp4").write_bytes(b"")
     for verb in ("encode", "extract"):
-        out, err = vidtok(capsys, verb, "in", "-o", verb, "--model", model, "--log-json", status=1)
+        run = [verb, "in", "-o", verb, "--model", model, "--log-json"]
+        out, err = vidtok(capsys, *run, status=1)
         lines = [json.loads(line) for line in err.splitlines()]
         (failure,) = [line for line in lines if line["event"] == "failed"]
         assert failure == {"event": "failed", "file": "in/zero.mp4", "reason": "the file is empty (0 bytes)"}
         last = [line for line in lines if line["event"] == "progress"][-1]
         known = {"total": 2, "done": 1, "skipped": 0, "failed": 1, "damaged": 0, "frames": 6}
         assert last.items() >= known.items() and last["seconds"] > 0 and last["seconds_left"] == 0
+        assert last["per_second"] > 0 and last["frames_per_second"] > 0
         assert "1 of 2 videos" in out
+        start, end = lines[0], lines[-1]
+        assert start["event"] == "start" and start["command"] == verb and start["settings"]["model"] == str(model)
+        assert end.items() >= {**known, "event": "end", "status": 1, "error": None, "frames": 6}.items()
+        again = [json.loads(line) for line in vidtok(capsys, *run, status=1)[1].splitlines()]
+        assert again[0]["settings_hash"] == start["settings_hash"] and again[-1]["skipped"] == 1
+    err = vidtok(capsys, *run, "--pool", "max", status=1)[1]
+    end = json.loads(err.splitlines()[1])
+    assert end["event"] == "end" and end["status"] == 1 and end["error"].startswith("features are pooled")
+
+
+def test_progress_is_logged_at_intervals(monkeypatch):
+    stream, stats = io.StringIO(), RunStats(4)
+    monkeypatch.setattr("vidtok.extraction.stats.EVERY", 1e9)
+    with pytest.raises(KeyboardInterrupt), RunLog("extract", {}, stream) as log:
+        for _ in range(4):
+            stats.done += 1
+            log.progress(stats)
+        raise KeyboardInterrupt
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["event"], line.get("done")) for line in lines] == [
+        ("start", None),
+        ("progress", 1),
+        ("progress", 4),
+        ("end", 4),
+    ]
+    assert (lines[-1]["status"], lines[-1]["error"]) == (130, "KeyboardInterrupt")
 
 
 def test_a_damaged_video_is_kept_if_asked(capsys, here, model, videos):

@@ -13,6 +13,7 @@ FILE` describes a file.
 """
 
 import argparse
+import sys
 from functools import partial
 
 from vidtok.cli import common
@@ -32,10 +33,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from vidtok.cli.progress import show_run
     from vidtok.extraction.run import encode_files
+    from vidtok.extraction.stats import RunLog
 
     settings = dict(vars(args))
-    log_json = settings.pop("log_json")
-    stats = show_run(partial(encode_files, **settings), "encoded", "videos", log_json)
+    log = RunLog("encode", settings, sys.stderr) if settings.pop("log_json") else None
+    stats = show_run(partial(encode_files, **settings), "encoded", "videos", log)
     if stats.agreement is not None:
         print(stats.agreement)
     return int(stats.failed > 0)

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from vidtok.errors import UserError
     from vidtok.extraction.containers import SUFFIXES
     from vidtok.extraction.run import dry_run, extract, measure
-    from vidtok.extraction.stats import describe_speeds
+    from vidtok.extraction.stats import RunLog, describe_speeds
 
     if Path(args.output).suffix in SUFFIXES.values() or Path(args.output).is_file():
         raise UserError(f"-o {args.output}: extract fills a folder (vidtok encode writes one .npz of one video, too)")
@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"vidtok: {printable(f'{item}: {why}')}", file=sys.stderr)
         common.print_rows(forecast.rows())
         return int(bool(forecast.failures))
-    return int(progress.show_run(partial(extract, **settings), "extracted", "videos", log_json).failed > 0)
+    log = RunLog("extract", settings, sys.stderr) if log_json else None
+    return int(progress.show_run(partial(extract, **settings), "extracted", "videos", log).failed > 0)
 
 
 def validate_flags(args: argparse.Namespace) -> None:

@@ -1,9 +1,9 @@
 """Helpers of commands: progress bars on stderr, and errors for flags that have no effect."""
 
-import json
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from vidtok.errors import UserError
@@ -11,7 +11,7 @@ from vidtok.names import printable
 from vidtok.remote import as_text
 
 if TYPE_CHECKING:
-    from vidtok.extraction.stats import RunStats
+    from vidtok.extraction.stats import RunLog, RunStats
 
 Item = TypeVar("Item")
 
@@ -57,38 +57,37 @@ def track(items: Iterable[Item], total: int, things: str) -> Iterator[Item]:
 
 
 class RunProgress:
-    """Progress bar of a run over files that also prints failures, or JSON lines of both; fed by `update`."""
+    """Progress bar of a run over files that also prints failures, or a log of both; fed by `update`."""
 
-    def __init__(self, things: str, log_json: bool = False):
+    def __init__(self, things: str, log: "RunLog | None" = None):
         from rich import progress
         from rich.console import Console
 
-        self._things, self._told, self._log_json = things, [0, 0], log_json
+        self._things, self._told, self._log = things, [0, 0], log
         console = Console(stderr=True)
         columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[text]}"))
-        self._bar = progress.Progress(*columns, console=console, disable=log_json or not console.is_terminal)
+        self._bar = progress.Progress(*columns, console=console, disable=log is not None or not console.is_terminal)
         self._task = self._bar.add_task("", total=None, text=things)
 
     def update(self, stats) -> None:
         """Show the counts so far, a `vidtok.extraction.stats.RunStats`, and print new failures."""
         self.tell(stats)
-        if self._log_json:
-            print(json.dumps(stats.counts()), file=sys.stderr)
         left = "" if stats.eta is None else f", {stats.eta / 60:.0f} min left" if stats.eta > 90 else ", a minute left"
-        failed = f", {stats.failed} failed" if stats.failures else ""
-        completed = stats.done + stats.skipped + stats.failed
-        text = f"{self._things}, {stats.speed}{left}{failed}"
-        self._bar.update(self._task, total=stats.total, completed=completed, text=text)
+        text = f"{self._things}, {stats.speed}{left}" + (f", {stats.failed} failed" if stats.failures else "")
+        self._bar.update(self._task, total=stats.total, completed=stats.done + stats.skipped + stats.failed, text=text)
 
     def tell(self, stats) -> None:
-        """Print the failures and damaged files that have not been printed yet."""
+        """Print or log the failures and damaged files that have not been printed yet."""
         for i, (kind, found) in enumerate((("failed", stats.failures), ("damaged", stats.damaged))):
             for source, why in found[self._told[i] :]:
                 source, why = printable(as_text(str(source))), printable(why)
-                text = f"vidtok: {why if source in why else f'{source}: {why}'}"
-                text = json.dumps({"event": kind, "file": source, "reason": why}) if self._log_json else text
-                print(text, file=sys.stderr)  # above the bar
+                if self._log is not None:
+                    self._log.write({"event": kind, "file": source, "reason": why})
+                    continue
+                print(f"vidtok: {why if source in why else f'{source}: {why}'}", file=sys.stderr)  # above the bar
             self._told[i] = len(found)
+        if self._log is not None:
+            self._log.progress(stats)
 
     def __enter__(self) -> "RunProgress":
         # Clusters send SIGTERM before they take a machine away. It ends a run as Ctrl-C does: finished files are kept.
@@ -108,13 +107,13 @@ def validate_flags(flags) -> None:
             raise UserError(f"{flag} {why}")
 
 
-def show_run(work: Callable[..., "RunStats"], done: str, things: str = "files", log_json: bool = False):
+def show_run(work: Callable[..., "RunStats"], done: str, things: str = "files", log: "RunLog | None" = None):
     """Run a function with a progress bar; print failures and a summary, and return its `RunStats`.
 
     work: called as work(progress=...). done: verb of the summary, such as "encoded".
     """
-    with RunProgress(things, log_json) as bar:
+    with log or nullcontext(), RunProgress(things, log) as bar:
         stats = work(progress=bar.update)
-    bar.tell(stats)
+        bar.tell(stats)
     print(f"{done} {stats}")
     return stats

@@ -1,12 +1,17 @@
-"""Statistics of a run over files, during it and afterwards, and forecasts of a run."""
+"""Statistics of a run over files, during it and afterwards, its log in JSON lines, and forecasts of a run."""
 
+import json
+import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime, timezone
+from typing import Any, TextIO
 
+from vidtok.errors import one_line
 from vidtok.extraction.record import Record
 from vidtok.extraction.sources import WorkItem
+from vidtok.names import hash_name
 
 STAGES = ("read", "infer", "write")
 
@@ -53,12 +58,14 @@ class RunStats:
         """Return the counts so far as a dict for JSON.
 
         {"event": "progress", "total", "done", "skipped", "failed", "damaged", "frames", "seconds",
-        "seconds_left" (or None)}
+        "seconds_left" (or None), "per_second" (files done), "frames_per_second"}
         """
-        left = None if self.eta is None else round(self.eta, 3)
+        left, elapsed = self.eta, self.elapsed
         counts = {name: getattr(self, name) for name in ("total", "done", "skipped", "failed")}
         counts |= {"damaged": len(self.damaged), "frames": self.frames}
-        return {"event": "progress"} | counts | {"seconds": round(self.elapsed, 3), "seconds_left": left}
+        counts |= {"seconds": round(elapsed, 3), "seconds_left": None if left is None else round(left, 3)}
+        rates = {"per_second": self.done, "frames_per_second": self.frames}
+        return {"event": "progress"} | counts | {name: round(count / elapsed, 3) for name, count in rates.items()}
 
     @property
     def speed(self) -> str:
@@ -78,6 +85,55 @@ class RunStats:
             + (f", {len(self.damaged)} damaged" if self.damaged else "")
             + (f", {self.failed} failed" if self.failures else "")
         )
+
+
+EVERY = 10.0  # seconds between two lines of progress
+
+
+class RunLog:
+    """Events of a run as JSON lines, for programs that watch many runs.
+
+        {"event": "start", "time", "command", "settings", "settings_hash"}
+        {"event": "progress", ...}                              every `EVERY` seconds, see `RunStats.counts`
+        {"event": "failed" or "damaged", "file", "reason"}      of each such file
+        {"event": "end", "time", "status", "error", ...}        with the counts, on leaving the context
+
+    Times are in UTC, ISO 8601. "status" is the exit status of the command; "error" is None, or says why the run ended
+    early.
+
+    Args:
+        command: such as "extract". settings: its arguments. Equal ones have an equal "settings_hash".
+        stream: text stream to write to.
+    """
+
+    def __init__(self, command: str, settings: Mapping[str, Any], stream: TextIO):
+        self._stream, self._last, self._stats = stream, -math.inf, RunStats(0)
+        text = json.dumps(settings, sort_keys=True, default=str)
+        described = {"command": command, "settings": json.loads(text), "settings_hash": hash_name(text, 16)}
+        self.write({"event": "start", "time": _now()} | described)
+
+    def write(self, event: dict) -> None:
+        print(json.dumps(event), file=self._stream, flush=True)
+
+    def progress(self, stats: RunStats) -> None:
+        """Write the counts so far, if it is time for it or all files are done."""
+        self._stats, now = stats, time.monotonic()
+        complete = stats.done + stats.skipped + stats.failed == stats.total
+        if now >= self._last + EVERY or (complete and self._last < math.inf):
+            self._last = math.inf if complete else now
+            self.write(stats.counts())
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
+        status = int(self._stats.failed > 0) if error is None else 130 if isinstance(error, KeyboardInterrupt) else 1
+        why = None if error is None else one_line(error)
+        self.write(self._stats.counts() | {"event": "end", "time": _now(), "status": status, "error": why})
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 class ExtractionStats(RunStats):
