@@ -144,7 +144,7 @@ class Kinetics(LabeledVideos):
     """Kinetics-400, -600 or -700 with its official csv files (label,youtube_id,time_start,time_end,split).
 
     Args:
-        annotations: csv file.
+        annotations: csv file. table: its content, if it has been read.
         root: folder with the clips, {youtube_id}_{start:06d}_{end:06d}.mp4 (or another suffix), at any depth, or with
             whole videos, {youtube_id}.mp4, from which the segments are read. A missing clip keeps its expected path;
             reading it raises an error.
@@ -152,7 +152,6 @@ class Kinetics(LabeledVideos):
         classes: class names in the order of the class numbers, required if the file lacks some of them; None, the
             labels in the file, sorted.
         frame_folders: see `find_media`; a clip may then be a folder of frames.
-        table: the annotations, if they have been read.
         reading: see `LabeledVideos`.
 
     Raises:
@@ -191,12 +190,11 @@ class SomethingSomethingV2(LabeledVideos):
     """Something-Something-v2 with its official json files.
 
     Args:
-        annotations: something-something-v2-train.json, -validation.json or -test.json (no labels).
+        annotations: something-something-v2-train.json, -validation.json or -test.json (no labels). table: its content.
         root: folder with {id}.webm (or another suffix), at any depth.
         split: name of the split; it does not select samples.
         classes: something-something-v2-labels.json, or the class names in order; None, the labels in the file, sorted.
         frame_folders: see `find_media`; a clip may then be a folder of frames.
-        table: the annotations, if they have been read.
         reading: see `LabeledVideos`. A transform with flip=True is rejected: "pushing from left to right" would become
             its opposite.
 
@@ -288,7 +286,7 @@ class VideoList(LabeledVideos):
     """Videos in a list of paths and labels, or in a csv with a header. Images are videos of one frame.
 
     Args:
-        annotations: see `read_annotations`.
+        annotations: see `read_annotations`. table: its result, if it has been read with these columns.
         root: folder that the paths are relative to; None, the folder of the list. Paths may have Windows separators,
             other Unicode accents than on disk, or the escapes of the table of `vidtok check`. A name without a suffix
             (a number or an id) is searched for below the root, see `Names.find`.
@@ -296,7 +294,6 @@ class VideoList(LabeledVideos):
         path_column, label_column, split_column: column names; None, the usual ones, see `read_annotations`.
         classes: class names in the order of the class numbers; None, the labels in the file, sorted.
         frame_folders: see `find_media`; the list may then name folders of frames.
-        table: the annotations, if they have been read.
         reading: see `LabeledVideos`.
 
     Attributes:
@@ -321,14 +318,13 @@ class VideoList(LabeledVideos):
         table: pd.DataFrame | None = None,
         **reading,
     ):
-        if table is None:
-            table = read_annotations(annotations, path_column, label_column, split_column)
+        table = read_annotations(annotations, path_column, label_column, split_column) if table is None else table
         self.format, self.dropped = table.attrs["format"], table.attrs["dropped"]
         if self.dropped:
             warnings.warn(f"{annotations}: {self.dropped} rows without a label are dropped", stacklevel=2)
         rows = of_split(table, split, annotations)
         labels, classes = class_numbers(table, rows, classes, annotations)
-        root = _folder_of(annotations) if root is None else Path(root)
+        root = Path(without_query(annotations)).parent if root is None else Path(root)
         names = rows["path" if "path" in rows else "id"].tolist()
         ids, segments = ids_and_segments(rows)
         found = _resolve(names, segments, root, frame_folders)
@@ -386,7 +382,6 @@ def open_dataset(
     Raises:
         ValueError: the source is of none of these kinds, or the dataset rejects an argument.
     """
-    columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column}
     if str(source) == "digits":
         if frame_folders is not None:
             raise ValueError("frame_folders is for files, not for digits")
@@ -395,9 +390,9 @@ def open_dataset(
         return VideoFolder(source, split, classes=classes, frame_folders=frame_folders, **reading)
     if not inputs.is_file(source):
         raise ValueError(f"{source}: no such file or folder; want a folder, an annotation file or 'digits'")
-    table = read_annotations(source, **columns) if table is None else table
-    name, root = table.attrs["format"], root or _folder_of(source)
+    table = read_annotations(source, path_column, label_column, split_column) if table is None else table
     several = classes, frame_folders, table
+    name, root = table.attrs["format"], root or Path(without_query(source)).parent
     if name.startswith("kinetics"):
         return Kinetics(source, root, split, *several, **reading)
     if name.startswith("something"):
@@ -412,10 +407,6 @@ def is_folder(source: str | Path) -> bool:
     if os.path.isdir(source) or (inside := split_path(f"{os.fspath(source)}/")) is None:
         return os.path.isdir(source)
     return any(name.startswith(inside[1]) for name in members(inside[0]))
-
-
-def _folder_of(annotations: str | Path) -> Path:
-    return Path(without_query(annotations)).parent
 
 
 def videos_by_split(

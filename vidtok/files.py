@@ -81,12 +81,13 @@ class RemoteFolder:
     On entering, the context manager downloads the files at the address. On leaving, also after an error, it uploads new
     files. A file is uploaded as a whole, after it is complete. The copy is kept, so that the next run uploads what a
     killed run has not. Processes on one machine may share an address. Several machines may not, because videos are
-    locked in the local copy.
+    locked in the local copy. As a path (`os.PathLike`) it is that copy.
 
     Args:
         url: the address.
 
     Attributes:
+        url: the address.
         copy: the local folder, outputs/HASH below VIDTOK_CACHE, or below ~/.cache/vidtok if that is not set.
 
     Raises:
@@ -98,16 +99,20 @@ class RemoteFolder:
         validate_writable(url)
         if url.lower().endswith(".npz"):
             raise UserError(f"{url}: one .npz file is written to a path only: give a folder")
-        self._url, (self._system, name) = url, file_system(url)
+        self.url, (self._system, name) = url, file_system(url)
         self._name = name.rstrip("/")
         cache = Path(os.environ.get("VIDTOK_CACHE") or Path.home() / ".cache/vidtok")
         self.copy = cache / "outputs" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
         self._sent: dict[str, tuple[int, int]] = {}  # {path below the folder: (size, modification time in ns)}
         self._looked = -math.inf
 
-    def fetch(self) -> Path:
-        """Download changed files to the copy and return it. The copy is emptied if the address has no results."""
-        found = request(self._url, lambda: self._system.find(self._name, detail=True))
+    def fetch(self, wanted: Callable[[str], bool] = lambda below: True) -> Path:
+        """Download changed files to the copy and return it. The copy is emptied if the address has no results.
+
+        wanted: called with the path of each file below the address; whether to download it.
+        """
+        self._system.invalidate_cache()  # other processes may have written to the address
+        found = request(self.url, lambda: self._system.find(self._name, detail=True))
         root = self._name.strip("/")
         sizes = {entry.strip("/").removeprefix(root).strip("/"): info["size"] for entry, info in found.items()}
         if FIRST not in sizes:
@@ -115,13 +120,13 @@ class RemoteFolder:
         self.copy.mkdir(parents=True, exist_ok=True)
         for below, size in sizes.items():
             path = self.copy / below
-            if ".." in path.parts:
+            if ".." in path.parts or not wanted(below):
                 continue
             if below == FIRST or not path.is_file() or path.stat().st_size != size:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(path) as part:
                     source, target = f"{self._name}/{below}", str(part)
-                    request(self._url, partial(self._system.get_file, source, target))
+                    request(self.url, partial(self._system.get_file, source, target))
             self._sent[below] = self._mark(path)
         return self.copy
 
@@ -130,10 +135,10 @@ class RemoteFolder:
         paths = {Path(path).relative_to(self.copy).as_posix(): Path(path) for path in walk_files(self.copy, ("",))}
         for below in sorted(paths, key=lambda below: (below != FIRST, below)):
             if (mark := self._mark(paths[below])) != self._sent.get(below):
-                request(self._url, partial(self._system.put_file, str(paths[below]), f"{self._name}/{below}"))
+                request(self.url, partial(self._system.put_file, str(paths[below]), f"{self._name}/{below}"))
                 self._sent[below] = mark
         for below in self._sent.keys() - paths.keys():
-            request(self._url, partial(self._system.rm_file, f"{self._name}/{below}"))
+            request(self.url, partial(self._system.rm_file, f"{self._name}/{below}"))
             del self._sent[below]
         self._looked = time.monotonic()
 
@@ -153,6 +158,9 @@ class RemoteFolder:
 
     def __exit__(self, *exc: object) -> None:
         self.send()
+
+    def __fspath__(self) -> str:
+        return str(self.copy)
 
     @staticmethod
     def _mark(path: Path) -> tuple[int, int]:

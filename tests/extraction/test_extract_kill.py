@@ -246,7 +246,7 @@ def test_an_interrupt_at_any_line_of_a_shard_leaves_nothing_over(setup, tmp_path
     records = [*clean.values()][:3]
     settings = open_reader(Path(args[1]).parent / "clean").settings
     monkeypatch.setattr("vidtok.extraction.containers.VIDEOS", 2)
-    watched = {f.__code__ for f in (ShardWriter.write, ShardWriter.close, ShardWriter._begin, containers._unlock)}
+    watched = {f.__code__ for f in (ShardWriter.write, ShardWriter.close, ShardWriter._begin, containers.unlock)}
     line, interrupted = 0, 0
 
     def extract(next_item):

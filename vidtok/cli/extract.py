@@ -65,6 +65,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--ray-address", metavar="ADDRESS", help="running Ray cluster: auto or HOST:PORT (default: start one)")
     help = "number of Ray actors (default: one per GPU, or per two CPUs)"
     add("--actors", type=positive(int), metavar="N", help=help)
+    help = "who writes with Ray: driver (default), or actors, to a folder of all machines or an address"
+    add("--ray-write", choices=["driver", "actors"], default="driver", help=help)
     add("--dry-run", action="store_true", help="write nothing; print what there is to do and how long it takes")
     add("--measure", action="store_true", help="write nothing; measure the speed of decoding, model and both")
 
@@ -104,6 +106,7 @@ def validate_flags(args: argparse.Namespace) -> None:
         ("--renderings", args.renderings and "digits" not in args.sources, "is of digits"),
         ("--ray-address", args.ray_address and not on_ray, "is for --engine ray"),
         ("--actors", args.actors and not on_ray, "is for --engine ray"),
+        ("--ray-write", args.ray_write != "driver" and not on_ray, "is for --engine ray"),
         ("--measure", args.measure and on_ray, "is of this machine, without --engine ray"),
         ("--dry-run", args.dry_run and (on_ray or args.measure), "is without --engine ray and --measure"),
         ("--device", args.device != "auto" and on_ray, "is not for --engine ray, whose actors take GPUs"),

@@ -112,6 +112,14 @@ class ShardWriter:
         full = len(self._entries) >= VIDEOS or shard.size >= BYTES or time.monotonic() - self._since >= SECONDS
         return self.close() if full else []
 
+    def place(self, id: str) -> str:
+        return ""
+
+    def adopt(self, entry: Entry, file: str, size: int) -> None:
+        self._known.add(file)
+        self._found[entry.id] = entry
+        self.written += size
+
     def close(self) -> list[str]:
         if self._shard is None:
             return []
@@ -139,7 +147,7 @@ class ShardWriter:
         if self._part is not None:
             self._part.unlink(missing_ok=True)
         if self._lock is not None:
-            _unlock(self._lock)
+            unlock(self._lock)
         self._part = self._file = self._lock = None
 
     def _begin(self) -> Shard:
@@ -203,7 +211,8 @@ def _lock(part: Path) -> FileLock:
     return FileLock(part.with_suffix(".lock"), thread_local=False)
 
 
-def _unlock(lock: FileLock) -> None:
+def unlock(lock: FileLock) -> None:
+    """Release a lock and remove its file."""
     if isinstance(lock, UnixFileLock):  # the locks of other systems remove their files themselves
         # Before the release, so that a process that waits for the lock sees that the file is gone.
         Path(lock.lock_file).unlink(missing_ok=True)
@@ -219,7 +228,7 @@ def _remove_abandoned(folder: Path) -> None:
         except Timeout:
             continue
         path.unlink(missing_ok=True)
-        _unlock(lock)
+        unlock(lock)
 
 
 class CompressedReader:

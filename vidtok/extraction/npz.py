@@ -156,7 +156,7 @@ def _reason(error: Exception) -> str:
 
 
 # Errors for a file name that the system refuses, that belongs to a folder, or that lies below a file.
-_REFUSED = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
+REFUSED = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 
 
 class NpzWriter:
@@ -187,11 +187,19 @@ class NpzWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_npz(path, records)
         except OSError as error:
-            if error.errno not in _REFUSED:
+            if error.errno not in REFUSED:
                 raise
             raise RefusedName(one_line(error)) from error
         self.written += path.stat().st_size
         return [id]
+
+    def place(self, id: str) -> str:
+        path = self._places[id] if id in self._places else self._look(id)[0]
+        return path.relative_to(self.folder).as_posix()
+
+    def adopt(self, entry: Entry, file: str, size: int) -> None:
+        self._places.pop(entry.id, None)
+        self.written += size
 
     def close(self) -> list[str]:
         return []
@@ -211,7 +219,7 @@ class NpzWriter:
                 free = free or path
                 continue
             except OSError as error:
-                if error.errno not in _REFUSED:
+                if error.errno not in REFUSED:
                     raise
                 continue
             if entry.id == id:

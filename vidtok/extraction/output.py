@@ -310,7 +310,7 @@ class Output:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | os.PathLike,
         settings: Settings,
         container: str,
         items: Iterable[WorkItem],

@@ -1,7 +1,8 @@
 """Extraction on a Ray cluster: actors decode and encode videos, this process hands out videos and writes records.
 
 `Output` stores the records as without Ray. So the output and resuming are the same, and only this machine needs the
-folder. All machines need vidtok, and the videos under the same paths.
+folder. With an `ActorOutput` the actors write the files (`ray_output`) and send counts. All machines need vidtok, and
+the videos under the same paths.
 
 The engine uses plain Ray actors, not a pool of actors in Ray Data, for three reasons. Ray Data reads its whole input
 before it starts; here videos are claimed one after the other. Ray Data returns and retries whole blocks of videos. When
@@ -16,8 +17,9 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -26,12 +28,16 @@ from ray.exceptions import RayError, RayTaskError
 from vidtok.extraction.decoding import ReadConfig
 from vidtok.extraction.engine import Decoders, NextItem, Result, extract_records
 from vidtok.extraction.model import FeatureModel
+from vidtok.extraction.output import Output
+from vidtok.extraction.ray_output import ActorFiles, ActorOutput, Published, Target
 from vidtok.extraction.sources import WorkItem
-from vidtok.extraction.stats import ExtractionStats
+from vidtok.extraction.stats import Counts, ExtractionStats
 from vidtok.remote import as_address
 
 BATCH = 16  # videos per decoder in a batch of work for an actor, which is idle for a moment between two batches
 DEATHS = 3  # number of actors that may die over one video before it fails
+LOSSES = 10  # times that a video may be lost with an incomplete shard before it fails
+IDLE = 0.2  # seconds between two looks of an idle actor's thread whether to complete its shard
 STARTS = 3  # attempts to start an actor
 
 
@@ -63,7 +69,7 @@ def connect(address: str | None) -> None:
         ValueError: there is no cluster at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports to Ray's developers without consent
-    how = {"ignore_reinit_error": True, "log_to_driver": False, "logging_level": logging.ERROR}
+    how: dict[str, Any] = {"ignore_reinit_error": True, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
             ray.init("local", include_dashboard=False, **how)
@@ -97,9 +103,22 @@ def share_cluster(videos: int, actors: int | None, workers: int | None, threads:
 
 
 class Worker:
-    """Ray actor with a copy of the model and its own decode processes."""
+    """Ray actor with a copy of the model and its own decode processes.
 
-    def __init__(self, model: FeatureModel, reading: ReadConfig, share: ActorResources, time_limit: float):
+    Args:
+        model, reading, share, time_limit: as of `RayExtractor`.
+        target: where this actor writes files; None, the driver writes them.
+    """
+
+    def __init__(
+        self,
+        model: FeatureModel,
+        reading: ReadConfig,
+        share: ActorResources,
+        time_limit: float,
+        target: Target | None = None,
+    ):
+        self._files = None if target is None else ActorFiles(target)
         torch.set_num_threads(share.threads)
         model.to("cuda" if share.gpus else "cpu")
         self._model = model
@@ -108,20 +127,39 @@ class Worker:
     def ready(self) -> None:
         pass
 
-    def work(self, items: list[WorkItem]) -> Iterator[tuple[str, "Sequence | Exception"]]:
-        """Yield (id, records or error) of each item, as they are done."""
+    def work(
+        self, items: list[WorkItem], names: dict[str, str]
+    ) -> Iterator[tuple[str, "Sequence | Published | Exception | None"]]:
+        """Yield (id, records or error) of each item, as they are done; or what `ActorFiles` yields.
+
+        Args:
+            items: videos to extract; none, complete the current shard.
+            names: of the files to write, by id, see `ActorFiles.write`.
+        """
         waiting = deque(items)
         next_item = lambda: waiting.popleft() if waiting else None  # noqa: E731
         for item, result in extract_records(next_item, self._decoders, self._model, ExtractionStats(len(items))):
-            yield item.id, result
+            if self._files is None or isinstance(result, Exception):
+                yield item.id, result
+            else:
+                yield from self._files.write(item.id, names[item.id], result)
+        if self._files is not None and not items:
+            yield from self._files.complete()
 
 
 @dataclass(frozen=True)
 class _Lost:
-    """Items whose actor died before it returned their records; at most one of them is the cause."""
+    """Items whose actor died; at most one of them is the cause.
+
+    Attributes:
+        items: those whose records it had not returned or written.
+        why: reason of its death.
+        written: those that it had written to a file that it had not reported as published.
+    """
 
     items: list[WorkItem]
     why: str
+    written: list[WorkItem] = field(default_factory=list)
 
 
 class RayExtractor:
@@ -135,29 +173,40 @@ class RayExtractor:
         reading: how videos are read.
         share: number and resources of the actors.
         time_limit: seconds, see `vidtok.extraction.engine.Decoders`.
-        stats: its counts are read and updated.
+        output: its `stats` are read and updated. With an `ActorOutput` the actors write the files.
 
     Raises:
         ValueError: an actor can't be started (raised by `extract`).
     """
 
     def __init__(
-        self, model: FeatureModel, reading: ReadConfig, share: ActorResources, time_limit: float, stats: ExtractionStats
+        self,
+        model: FeatureModel,
+        reading: ReadConfig,
+        share: ActorResources,
+        time_limit: float,
+        output: Output,
     ):
-        self.share, self._stats = share, stats
+        self.share, self._stats = share, output.stats
+        self._output = output if isinstance(output, ActorOutput) else None
         self._arguments = (ray.put(model), reading, share, time_limit)
-        self._batches: queue.SimpleQueue[list[WorkItem] | None] = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[tuple[list[WorkItem], dict[str, str]] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue = queue.SimpleQueue()
         self._closed = False
-        self._actors: dict[int, ray.actor.ActorHandle] = {}
+        self._completing = False  # whether idle actors are to complete their shards
+        self._actors: dict[int, Any] = {}
         self._threads = [threading.Thread(target=self._serve, args=(i,), daemon=True) for i in range(share.actors)]
         for thread in self._threads:
             thread.start()
 
     def extract(self, next_item: NextItem) -> Iterator[Result]:
-        """Yield all records of each video, or its error, as `vidtok.extraction.engine.extract_records`."""
+        """Yield all records of each video, or its error, as `vidtok.extraction.engine.extract_records`.
+
+        Of videos that actors have written it yields `Stored` once their files are published.
+        """
         at: dict[str, WorkItem] = {}  # handed out and not done
         deaths: Counter[str] = Counter()
+        losses: Counter[str] = Counter()
         batches, more = 0, True  # batches: number handed out
         while True:
             while more and batches <= self.share.actors:  # one batch more than actors, for the first that is free
@@ -173,24 +222,40 @@ class RayExtractor:
                     batches += 1
             if not at and not batches:
                 return
+            self._completing = not batches
             start = time.perf_counter()
             answer = self._results.get()
             self._stats.seconds["read"] += time.perf_counter() - start
             if answer is None:
                 batches -= 1
             elif isinstance(answer, _Lost):
-                for item in answer.items:
-                    deaths[item.id] += 1
-                    if deaths[item.id] < DEATHS:
-                        self._give([at[item.id]])  # one at a time: another death then shows which is the cause
+                lost = [item.id for item in (*answer.items, *answer.written)]
+                published: dict[str, Any] = {} if self._output is None else self._output.find_published(lost)
+                # Suspects one at a time: another death then shows which is the cause.
+                for items, counts, limit, size in (
+                    (answer.items, deaths, DEATHS, 1),
+                    (answer.written, losses, LOSSES, BATCH),
+                ):
+                    again = []
+                    for item in items:
+                        counts[item.id] += 1
+                        if item.id in published:
+                            self._stats.frames += published[item.id].frames
+                            yield at.pop(item.id), published[item.id]
+                        elif counts[item.id] < limit:
+                            again.append(at[item.id])
+                        else:
+                            yield at.pop(item.id), RuntimeError(f"{limit} actors died over it: {answer.why}")
+                    for i in range(0, len(again), size):
+                        self._give(again[i : i + size])
                         batches += 1
-                    else:
-                        yield at.pop(item.id), RuntimeError(f"{DEATHS} actors died over it: {answer.why}")
             elif isinstance(answer, Exception):
                 raise answer
             else:
                 id, result = answer
-                if not isinstance(result, Exception):
+                if isinstance(result, Counts):
+                    self._stats.frames += result.frames
+                elif not isinstance(result, Exception):
                     self._stats.frames += sum(record.meta.frames for record in result)
                 yield at.pop(id), result
 
@@ -223,49 +288,82 @@ class RayExtractor:
             item.path if item.path is None or as_address(item.path) else str(Path(item.path).absolute())
             for item in items
         ]
-        self._batches.put([replace(item, path=path) for item, path in zip(items, paths, strict=True)])
+        names = {} if self._output is None else {item.id: self._output.writer.place(item.id) for item in items}
+        self._batches.put(([replace(item, path=path) for item, path in zip(items, paths, strict=True)], names))
+
+    def _take(self, has_shard: bool) -> tuple[list[WorkItem], dict[str, str]] | None:
+        """Wait for a batch. Return one without items if the actor has a shard that it should complete; None at the end.
+
+        has_shard: whether the actor has written videos to an incomplete shard.
+        """
+        while True:
+            try:
+                return self._batches.get(timeout=IDLE if has_shard else None)
+            except queue.Empty:
+                if self._completing:
+                    return [], {}
 
     def _serve(self, number: int) -> None:
         """Serve one actor: pass batches to it and its results on, with a None after each batch. Runs in a thread."""
         try:
-            actor = self._start(number)
-            while not self._closed and (items := self._batches.get()) is not None:
-                left = {item.id: item for item in items}
+            actor, target = self._start(number)
+            written: dict[str, WorkItem] = {}  # videos in its incomplete shard
+            while not self._closed and (batch := self._take(bool(written))) is not None:
+                left = {item.id: item for item in batch[0]}
                 try:
-                    for answer in actor.work.options(num_returns="streaming").remote(items):
+                    answer: Any
+                    for answer in actor.work.options(num_returns="streaming").remote(*batch):
                         id, result = ray.get(answer)
-                        del left[id]
-                        self._results.put((id, result))
+                        if result is None:
+                            written[id] = left.pop(id)
+                        elif isinstance(result, Published):
+                            for stored in result.videos:
+                                del written[stored.entry.id]
+                                self._results.put((stored.entry.id, stored))
+                        else:
+                            (left if id in left else written).pop(id)
+                            self._results.put((id, result))
                 except RayTaskError as error:  # the actor is alive and raised an error
                     raise error.cause from error
                 except RayError as error:
                     if self._closed:
                         return
-                    self._results.put(_Lost(list(left.values()), _first_line(error)))
-                    self._results.put(None)
                     ray.kill(actor)  # if only its results were lost, it is alive and would keep its CPUs
-                    actor = self._start(number)
+                    if self._output is not None and target is not None:
+                        self._output.fence(target)
+                    self._results.put(_Lost(list(left.values()), _first_line(error), list(written.values())))
+                    written = {}
+                    if batch[0]:
+                        self._results.put(None)
+                    actor, target = self._start(number)
                 else:
-                    self._results.put(None)
+                    if batch[0]:
+                        self._results.put(None)
         except Exception as error:  # raised by the main thread
             if not self._closed:
                 self._results.put(error)
 
-    def _start(self, number: int) -> ray.actor.ActorHandle:
-        """Start an actor and wait until it is ready, however long it takes until the cluster has room for it."""
+    def _start(self, number: int) -> tuple[Any, Target | None]:
+        """Start an actor and wait until it is ready, however long it takes until the cluster has room for it.
+
+        Returns:
+            (actor, where it writes files).
+        """
         share = self.share
         error: RayError | None = None
         for _ in range(STARTS):
             # No restarts by Ray itself: they would not tell which results are lost.
-            options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0}
-            actor = self._actors[number] = ray.remote(Worker).options(**options).remote(*self._arguments)
+            options: dict[str, Any] = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0}
+            target = None if self._output is None else self._output.target()
+            actor: Any = ray.remote(Worker).options(**options).remote(*self._arguments, target)
+            self._actors[number] = actor
             up = actor.ready.remote()
             try:
                 while not ray.wait([up], timeout=1)[0]:
                     if self._closed:
-                        return actor
+                        return actor, target
                 ray.get(up)
-                return actor
+                return actor, target
             except RayError as failure:
                 error = failure
                 if self._closed:

@@ -309,6 +309,19 @@ class Writer(Protocol):
         """
         ...
 
+    def place(self, id: str) -> str:
+        """Return the path below the folder to write a video to; "" in containers whose files hold many videos."""
+        ...
+
+    def adopt(self, entry: Entry, file: str, size: int) -> None:
+        """Register a video that another process has written for this one.
+
+        Args:
+            entry: of its first record.
+            file: path of the complete file below the folder. size: bytes to count as written.
+        """
+        ...
+
     def close(self) -> list[str]:
         """Complete the current shard, if there is one, and return ids as `write` does."""
         ...

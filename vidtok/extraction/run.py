@@ -5,6 +5,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -69,7 +70,7 @@ def extract(
     if not ADDRESS.match(str(output)):
         return extraction.run(output, container, force, progress)
     with RemoteFolder(str(output)) as remote:
-        return extraction.run(remote.copy, container, force, remote.reporting(progress))
+        return extraction.run(remote, container, force, remote.reporting(progress))
 
 
 def encode_files(
@@ -163,7 +164,8 @@ class Extraction:
         on_error: "raise", a damaged video fails; or "keep", it is extracted without its damaged frames, as the ffmpeg
             command does; its records and the result's `damaged` list them (reader "pyav" only).
         engine: "local", or "ray" for all machines of a cluster. ray_address: of a running cluster, "auto" or
-            "host:port"; None, a new local one. actors: Ray actors (one per GPU, or per two CPUs).
+            "host:port"; None, a new local one. actors: Ray actors (one per GPU, or per two CPUs). ray_write: "driver",
+            which writes all files; or "actors", if the output is a folder that all machines share, or an address.
 
     Attributes:
         items: the videos. settings: shared by all records. tokenizer: the loaded model.
@@ -206,6 +208,7 @@ class Extraction:
         engine: str = "local",
         ray_address: str | None = None,
         actors: int | None = None,
+        ray_write: str = "driver",
     ):
         if clips is None and (frames is not None or stride is not None):
             raise ValueError("frames and stride are of clips: give clips, too")
@@ -213,6 +216,8 @@ class Extraction:
             raise ValueError(f"the reader is {', '.join(READERS)}, not {reader!r}")
         if engine not in ("local", "ray"):
             raise ValueError(f"the engine is local or ray, not {engine!r}")
+        if ray_write not in ("driver", "actors"):
+            raise ValueError(f"with Ray the driver or the actors write, not {ray_write!r}")
         sampler = None if clips is None else parse_clips(clips, frames or 16, stride or 1, fps)
         columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column}
         self.items = items or plan_sources(sources, root, split, renderings, class_folders, frame_folders, **columns)
@@ -246,14 +251,15 @@ class Extraction:
         self._workers = default_workers(len(self.items)) if workers is None else workers
         if self._workers < 0:
             raise UserError(f"{self._workers} workers are fewer than none")
-        self._ray, self._model_name = (ray_address, actors) if engine == "ray" else None, model
+        self._ray = (ray_address, actors, ray_write) if engine == "ray" else None
+        self._model_name = model
 
     def run(
-        self, output: str | Path, container: str = "npz", force: bool = False, progress: Report = lambda stats: None
+        self, output: str | PathLike, container: str = "npz", force: bool = False, progress: Report = lambda stats: None
     ) -> ExtractionStats:
         """Fill a folder, see `extract`."""
         if self._ray is not None:
-            return self._run_on_ray(*self._ray, output, container, force, progress)
+            return self._run_on_ray(output, container, force, progress)
         stats = ExtractionStats(len(self.items))
         folder = Output(output, self.settings, container, self.items, stats, force)
         with Decoders(self._reading, self._workers, self._time_limit) as decoders:
@@ -262,27 +268,22 @@ class Extraction:
         stats.finish()
         return stats
 
-    def _run_on_ray(
-        self,
-        address: str | None,
-        actors: int | None,
-        output: str | Path,
-        container: str,
-        force: bool,
-        progress: Report,
-    ) -> ExtractionStats:
+    def _run_on_ray(self, output: str | PathLike, container: str, force: bool, progress: Report) -> ExtractionStats:
         """Fill a folder, with the model and the decoders in actors of a Ray cluster."""
         try:
-            from vidtok.extraction.ray_engine import RayExtractor, connect, share_cluster
+            from vidtok.extraction.ray_engine import ActorOutput, RayExtractor, connect, share_cluster
         except ImportError as error:
             raise UserError("--engine ray needs Ray: pip install 'vidtok[ray]'") from error
 
+        assert self._ray is not None
+        address, actors, writing = self._ray
         connect(address)
         share = share_cluster(len(self.items), actors, self._given_workers, self._threads)
         self._model.batch = self._batch or (8 if share.gpus else 1)
         stats = ExtractionStats(len(self.items))
-        folder = Output(output, self.settings, container, self.items, stats, force)
-        with RayExtractor(self._model, self._reading, share, self._time_limit, stats) as extractor:
+        open_output = ActorOutput if writing == "actors" else Output
+        folder = open_output(output, self.settings, container, self.items, stats, force)
+        with RayExtractor(self._model, self._reading, share, self._time_limit, folder) as extractor:
             run_extraction(folder, extractor.extract, progress)
         stats.finish()
         return stats

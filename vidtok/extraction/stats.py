@@ -136,6 +136,28 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Counts of one video.
+
+    Attributes:
+        frames: of all records. records, tokens: number of them. damage: as text, see `RecordMeta`.
+    """
+
+    frames: int
+    records: int
+    tokens: int
+    damage: str
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> "Counts":
+        frames = tokens = 0
+        for record in records:  # once, since they may be read from a file
+            frames += record.meta.frames
+            tokens += record.features.size if record.meta.feature == "ids" else 0
+        return cls(frames=frames, records=len(records), tokens=tokens, damage=records[0].meta.damage)
+
+
 class ExtractionStats(RunStats):
     """Counts, failures and times of an extraction.
 
@@ -154,13 +176,14 @@ class ExtractionStats(RunStats):
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.agreement: object | None = None
 
-    def add(self, item: WorkItem, records: Sequence[Record]) -> None:
+    def add(self, item: WorkItem, records: "Sequence[Record] | Counts") -> None:
         """Count a video whose records are stored."""
+        counts = records if isinstance(records, Counts) else Counts.of(records)
         self.done += 1
-        if damage := records[0].meta.damage:
-            self.damaged.append((item, damage))
-        self.records += len(records)
-        self.tokens += sum(record.features.size for record in records if record.meta.feature == "ids")
+        if counts.damage:
+            self.damaged.append((item, counts.damage))
+        self.records += counts.records
+        self.tokens += counts.tokens
 
     @property
     def speed(self) -> str:
