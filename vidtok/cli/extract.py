@@ -17,13 +17,12 @@ every --stride frames; windows[:HOP] covers the whole video with sliding windows
 of whole videos.
 
 --engine ray runs on all machines of a Ray cluster, with one model per GPU (or per two CPUs). The cluster is that of
---ray-address; without it, one is started on this machine. Only this process writes to OUT. The paths of the videos must
-be valid on all machines.
+--ray-address; without it, one is started on this machine. Only this process writes to OUT, unless --ray-write actors
+lets all machines write to a shared folder or an address. The paths of the videos must be valid on all machines.
 
 OUT holds features of one model and one configuration (settings.json); other settings are an error. Complete, verified
 videos are skipped. Several processes may fill one folder at once. Videos that fail are listed in OUT/failures.csv, and
-the exit status is then 1. The file formats are described in vidtok/extraction/: record.py, npz.py, parquet.py and
-webdataset.py.
+the exit status is then 1. The file formats are described in vidtok/extraction/: record.py, npz.py and parquet.py.
 """
 
 import argparse

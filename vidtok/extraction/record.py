@@ -1,7 +1,7 @@
 """Records: the features of one video, or of one clip of it, with the metadata that describes them.
 
-The schema is "vidtok.features/1". Every container holds the same fields; `npz`, `parquet` and `webdataset` beside this
-module document where. Nothing is pickled, and nothing depends on the device.
+The schema is "vidtok.features/1". Every container holds the same fields; `npz` and `parquet` beside this module
+document where. Nothing is pickled, and nothing depends on the device.
 
     id          name of the video in its dataset; for plain files the path below the folder they were found in
     label       name of its class, or null; split: "train", "val", ... or null
