@@ -449,3 +449,20 @@ def test_killed_three_times_from_a_tar_on_s3_to_s3(s3, tmp_path, tokenizer_path)
     system.get(f"{out}/", str(tmp_path / "fetched"), recursive=True)
     assert extract(tmp_path / "clips.tar", tmp_path / "local", model=tokenizer_path, workers=0).done == 40
     assert_same_features(tmp_path / "fetched", tmp_path / "local")
+
+
+@pytest.mark.slow
+def test_ray_actors_write_to_s3(s3, videos, tmp_path, tokenizer_path):
+    pytest.importorskip("ray")
+    environment = os.environ | {"VIDTOK_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "vidtok", "extract", s3, "-o", "s3://bucket/ray", "--container", "webdataset"]
+    command += ["--model", tokenizer_path, "--workers", "0", "--engine", "ray", "--actors", "1"]
+    command += ["--ray-write", "actors"]
+    system = fsspec.filesystem("s3", skip_instance_cache=True)
+    for summary in ("extracted 2 of 2 videos", "2 were complete"):
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0 and summary in run.stdout, run.stderr
+        assert [Path(path).suffix for path in sorted(system.find("bucket/ray", refresh=True))] == [".tar", ".json"]
+    system.get("bucket/ray/", str(tmp_path / "fetched"), recursive=True)
+    extract(videos, tmp_path / "local", model=tokenizer_path)
+    assert_same_features(tmp_path / "fetched", tmp_path / "local")
