@@ -373,11 +373,9 @@ def open_dataset(
         source: "digits" (`MovingDigits`), a folder or archive (`VideoFolder`), or an annotation file, whose content
             decides between `Kinetics`, `SomethingSomethingV2` and `VideoList`. All may lie at addresses.
         root: folder of the videos; None, the folder of the annotation file.
-        split, classes, reading: see the dataset.
-        path_column, label_column, split_column: see `VideoList`.
+        split, classes, reading: see the dataset. path_column, label_column, split_column: see `VideoList`.
         frame_folders: frames per second; folders of numbered images are then videos. None, images are videos of one
-            frame. See `vidtok.virtual_files`.
-        table: of an annotation file, if `read_annotations` has read it with these columns.
+            frame. See `vidtok.virtual_files`. table: of an annotation file that has been read with these columns.
 
     Raises:
         ValueError: the source is of none of these kinds, or the dataset rejects an argument.
@@ -391,13 +389,13 @@ def open_dataset(
     if not inputs.is_file(source):
         raise ValueError(f"{source}: no such file or folder; want a folder, an annotation file or 'digits'")
     table = read_annotations(source, path_column, label_column, split_column) if table is None else table
-    several = classes, frame_folders, table
+    rest = classes, frame_folders, table
     name, root = table.attrs["format"], root or Path(without_query(source)).parent
     if name.startswith("kinetics"):
-        return Kinetics(source, root, split, *several, **reading)
+        return Kinetics(source, root, split, *rest, **reading)
     if name.startswith("something"):
-        return SomethingSomethingV2(source, root, split, *several, **reading)
-    return VideoList(source, root, split, path_column, label_column, split_column, *several, **reading)
+        return SomethingSomethingV2(source, root, split, *rest, **reading)
+    return VideoList(source, root, split, path_column, label_column, split_column, *rest, **reading)
 
 
 def is_folder(source: str | Path) -> bool:
