@@ -131,7 +131,7 @@ def video(frames: int = 17, size: int = 32) -> torch.Tensor:
     return demo_clip(frames, size)
 
 
-def test_the_example_of_the_docs_runs_in_every_command(here):
+def test_the_example_of_the_docs_runs_in_every_command(here, capsys):
     tiny = "head=vivit-micro-factorized head_options={dim:16,depth:1,temporal_depth:1,heads:2} data.batch_size=8"
     data = "data.source=digits data.size=32 data.train_clips=16 data.val_clips=8 data.protocol=5x1x1x1"
     steps = "trainer.max_steps=2 trainer.warmup_steps=1"
@@ -148,9 +148,13 @@ def test_the_example_of_the_docs_runs_in_every_command(here):
         f"eval probe {probe} --model {model} --json probe.json",
         f"eval compare {data} {tiny} {steps} {arms} tokenizer={model}",
         f"eval finetune {data} {tiny} {steps} input=tokens data.in_memory=true tokenizer={model} run=tune",
+        f"eval recognition compare/runs/tokens-0/model digits --clips 8 --no-shuffle --model {model}",
         f"decode ids/a.npz -o a.mp4 --model {model}",
     ):
         assert main(command.split()) == 0, command
+    sys.modules.pop("colors")
+    assert f"no folder {model!r}" in fails(capsys, "eval", "recognition", "compare/runs/tokens-0/model", "digits")
+    assert "colors" not in sys.modules  # the head names it
     hash = open_tokenizer(model).weight_hash
     for result in ("recon.json", "probe.json", "compare/result.json", "tune/result.json"):
         record = {"name": model, "weight_hash": hash, "stride": [4, 8, 8], "bits": 6.0}

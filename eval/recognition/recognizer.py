@@ -251,7 +251,7 @@ def load_head(
 
     Args:
         name: shipped name, folder or hub id of the head.
-        model: tokenizer; None, the one that the head names.
+        model: tokenizer, see `vidtok.extraction.model.open_tokenizer`; None, the one that the head names.
         device: device of both.
         recon: whether a head on pixels sees reconstructions.
         protocol: protocol by name; None, the head's.
@@ -264,6 +264,7 @@ def load_head(
         ValueError: the head doesn't record its classes or its protocol, or the tokenizer isn't the head's.
     """
     from vidtok.eval.recognition.inputs import InputEncoder
+    from vidtok.extraction.model import open_tokenizer
     from vidtok.heads import Head
     from vidtok.tokenizer import VideoTokenizer
 
@@ -279,7 +280,9 @@ def load_head(
         named = model or (config.tokenizer["name"] if config.tokenizer else RECONSTRUCTS if recon else None)
         if named is None:
             raise ValueError(f"head {config.name!r} names no tokenizer: give --model")
-        tokenizer = VideoTokenizer.from_pretrained(named, head.device, precision)
+        # A head's file can't name a user's class, whose module would be imported.
+        load = VideoTokenizer.from_pretrained if model is None else open_tokenizer
+        tokenizer = load(named, head.device, precision)
         head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
     grid_crop, side = (config.protocol or {}).get("grid_crop"), config.input.get("stride", [None])[-1]
     return head, InputEncoder(kind, tokenizer, found.at_once, grid_crop, side), found

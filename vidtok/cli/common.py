@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from vidtok.names import printable
 
 
-def add_model(parser: argparse.ArgumentParser, default: str | None = "vidtok-t") -> None:
-    help = f"tokenizer: name, folder or hub id (default: {default or 'that of the file'})"
+def add_model(parser: argparse.ArgumentParser, default: str | None = "vidtok-t", custom: bool = False) -> None:
+    kinds = "name, folder, hub id or module:Class of your own" if custom else "name, folder or hub id"
+    help = f"tokenizer: {kinds} (default: {default or 'that of the file'})"
     parser.add_argument("--model", default=default, metavar="NAME", help=help)
     parser.add_argument("--device", default="auto", help="device: auto (cuda if available), cpu, cuda, cuda:1, ...")
 

@@ -18,7 +18,7 @@ from vidtok.cli import common
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="IN", help="token files, folders, glob patterns")
     common.add_output(parser, "output folder, or for one token file a video: .mp4, .mov, .mkv, .gif or .png")
-    common.add_model(parser)
+    common.add_model(parser, custom=True)
     common.add_precision(parser)
     common.add_tile(parser)
 

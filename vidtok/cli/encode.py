@@ -22,7 +22,7 @@ from vidtok.cli import common
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders, archives, patterns, annotation files")
     common.add_output(parser, "output folder, also s3://..., or for one video an .npz file")
-    common.add_model(parser)
+    common.add_model(parser, custom=True)
     common.add_precision(parser)
     common.add_reading(parser)
     common.add_frame_folders(parser)

@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--dtype", default="float32", help="dtype of stored floats: float32 (default) or float16")
     add("--head", metavar="NAME", help="trained recognition head of --features embedding: name, folder or hub id")
     add("--container", default="npz", help="file format: npz (default), parquet or webdataset")
-    common.add_model(parser)
+    common.add_model(parser, custom=True)
     common.add_precision(parser)
     common.add_reading(parser)
     common.add_frame_folders(parser)

@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     common.add_output(parser, "output folder, or for one video a file: .mp4, .mov, .mkv, .gif or .png")
     parser.add_argument("--side-by-side", action="store_true", help="show the original beside the reconstruction")
     parser.add_argument("--no-audio", dest="audio", action="store_false", help="leave out the audio")
-    common.add_model(parser)
+    common.add_model(parser, custom=True)
     common.add_precision(parser)
     common.add_reading(parser)
     common.add_frame_folders(parser)

@@ -71,7 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--fps", type=positive(float), help="frame rate in which the stride is counted (default: native)"
     )
     parser.add_argument("--workers", type=int, default=0, help="number of decoding processes (%(default)s)")
-    common.add_model(parser)
+    common.add_model(parser, custom=True)
     add_result(parser)
 
 

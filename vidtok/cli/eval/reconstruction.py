@@ -18,7 +18,7 @@ from vidtok.cli.eval import add_result, arguments, write_result
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders of videos, glob patterns")
-    common.add_model(parser)
+    common.add_model(parser, custom=True)
     common.add_precision(parser)
     positive = common.positive
     parser.add_argument("--frames", type=positive(int), default=17, help="frames per clip (%(default)s)")
