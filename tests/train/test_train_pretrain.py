@@ -1,6 +1,7 @@
 """Masked pretraining of backbones."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from vidtok.datasets import demo_clip, write_video
 from vidtok.eval.recognition import finetune
 from vidtok.generator.sampling import PerSampleRNG
 from vidtok.heads import Head, create_head
-from vidtok.train.pretraining import MASKS, MaskedPretraining
+from vidtok.train.pretraining import MASKS, MaskedPretraining, teacher_features
 from vidtok.train.run import pretrain
 
 HEAD = {"dim": 16, "depth": 1, "temporal_depth": 1, "heads": 2}
@@ -177,6 +178,21 @@ def test_a_teacher_is_imitated_on_the_coarser_grid():
     torch.testing.assert_close(
         model.distance(cells, fine), model.distance(cells, torch.nn.functional.avg_pool3d(fine, (1, 2, 2)))
     )
+
+
+def test_a_teacher_computes_where_the_clips_are():
+    """It was left on the CPU, so that its features could not be compared with those of a model on a GPU."""
+
+    class Teacher:
+        def __init__(self):
+            self.moves = []
+            self.network = SimpleNamespace(to=self.moves.append)
+
+        def __call__(self, video):
+            return video[:, :1]
+
+    teacher, video = Teacher(), torch.rand(1, 3, 5, 8, 8)
+    assert torch.equal(teacher_features(teacher, video), video[:, :1]) and teacher.moves == [video.device]
 
 
 def test_a_run_imitates_a_teacher(tokenizer_path, tmp_path, monkeypatch):

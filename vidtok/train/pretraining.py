@@ -11,7 +11,7 @@ Legend: B batch, T H W video, t h w grid of cells, D width, m patch_merge, N cel
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -33,9 +33,10 @@ from vidtok.train.loop import build_schedule
 from vidtok.train.run_folder import RunFolder, check_fingerprint
 from vidtok.train.state import build_state
 
-INPUTS = ("tokens", "codes", "pixels")
+if TYPE_CHECKING:
+    from vidtok.eval.recognition.references import ReferenceEncoder
 
-Teacher = Callable[[Tensor], Tensor]
+INPUTS = ("tokens", "codes", "pixels")
 
 
 def random_cells(grid: tuple[int, ...], count: int, rng: PerSampleRNG) -> Tensor:
@@ -195,7 +196,7 @@ class PretrainingTask:
         self,
         tokenizer: VideoTokenizer,
         reads_pixels: bool = False,
-        teacher: Teacher | None = None,
+        teacher: "ReferenceEncoder | None" = None,
         teacher_weight: float = 1.0,
         held_out: Batch | None = None,
     ):
@@ -206,8 +207,7 @@ class PretrainingTask:
         batch = encode_batch(batch, self.tokenizer)
         features = None
         if self.teacher is not None:
-            with torch.no_grad(), torch.autocast(batch["video"].device.type, enabled=False):
-                features = self.teacher(batch["video"])
+            features = teacher_features(self.teacher, batch["video"])
         terms = model(batch["video" if self.reads_pixels else "ids"], batch["ids"], batch["seed"], features)
         loss = terms["cross_entropy"]
         if self.teacher is not None:
@@ -256,7 +256,7 @@ def build_pretraining(cfg: DictConfig) -> dict:
         task.held_out = build_generator_batches(data, data["held_out"], count, tokenizer, seed)[0][0]
     first = encode_batch(batches.first(1), tokenizer)
     _, t, h, w = first["ids"].shape
-    channels = teacher and teacher(first["video"]).shape[1]
+    channels = None if teacher is None else teacher(first["video"]).shape[1]
     own = {"bits": tokenizer.bits, "channels": None, "stride": tuple(tokenizer.stride)}
     torch.manual_seed(seed)  # of the initial weights
     net = {**plain["head"], **(plain["head_options"] or {})}
@@ -290,7 +290,7 @@ def protocol_of(
     return {"frames": frames, "stride": stride, "size": meta["resize"], "fps": clips.fps}
 
 
-def build_teacher(name: str | None, weights: str | None) -> Teacher | None:
+def build_teacher(name: str | None, weights: str | None) -> "ReferenceEncoder | None":
     """Build a frozen teacher.
 
     Args:
@@ -311,6 +311,14 @@ def build_teacher(name: str | None, weights: str | None) -> Teacher | None:
     if weights is None:
         raise ValueError("the teacher i3d needs teacher_weights: the file of its weights")
     return ReferenceEncoder(I3D(weights))
+
+
+@torch.no_grad()
+def teacher_features(teacher: "ReferenceEncoder", video: Tensor) -> Tensor:
+    """Compute a teacher's features of clips in float32, on their device, to which the teacher is moved."""
+    teacher.network.to(video.device)
+    with torch.autocast(video.device.type, enabled=False):
+        return teacher(video).float()
 
 
 def check_pretraining(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:

@@ -10,7 +10,7 @@ Legend: B batch, C code channels, D teacher's channels, T H W video, t h w grid 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vidtok.eval.metrics.i3d import MIN_FRAMES
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.pretraining import build_teacher
+from vidtok.train.pretraining import build_teacher, teacher_features
 
 if TYPE_CHECKING:
     from vidtok.eval.recognition.references import ReferenceEncoder
@@ -84,7 +84,6 @@ class SemanticLoss:
         """What can't change when a run is resumed: the weights of the teacher."""
         return {"semantic.teacher": self.teacher.network.weight_hash}
 
-    @torch.no_grad()
     def features(self, video: Tensor) -> Tensor:
         """Compute the teacher's features, float32 [B, D, t, h, w] on its own grid, on the device of the clips.
 
@@ -92,9 +91,7 @@ class SemanticLoss:
         """
         if self.teacher.kind == "i3d" and (missing := MIN_FRAMES - video.shape[2]) > 0:
             video = torch.cat([video, video[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2)
-        self.teacher.network.to(video.device)
-        with torch.autocast(video.device.type, enabled=False):
-            return self.teacher(video).float()
+        return teacher_features(self.teacher, video)
 
     def __call__(
         self,
@@ -164,6 +161,7 @@ def build_semantic(settings: dict, tokenizer: VideoTokenizer, video: Tensor) -> 
     if name is None or weights is None:
         needed = "semantic.teacher=NAME (i3d, or an image classifier of timm) and semantic.weights=FILE"
         raise ValueError(f"loss.semantic_ratio needs a teacher: give {needed}")
-    teacher = cast("ReferenceEncoder", build_teacher(name, weights))
+    teacher = build_teacher(name, weights)
+    assert teacher is not None  # it has a name
     loss = SemanticLoss(teacher, settings["pooled"], settings["cells"])
     return SemanticTokenizer(tokenizer, loss.features(video).shape[1], settings["width"]), loss
