@@ -61,8 +61,9 @@ class Header:
     def sar(self) -> Fraction:
         """Width of a pixel over its height, as players show it; 1 if `source` has none that is legal."""
         aspect = self.source.get("aspect")
-        legal = isinstance(aspect, list) and _are_counts(tuple(aspect), 2, MAX_ASPECT)
-        return Fraction(*aspect) if legal else Fraction(1)
+        if not isinstance(aspect, list) or not _are_counts(tuple(aspect), 2, MAX_ASPECT):
+            return Fraction(1)
+        return Fraction(*aspect)
 
     @property
     def max_tokens_bytes(self) -> int:
