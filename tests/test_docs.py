@@ -13,7 +13,7 @@ import pytest
 
 from vidtok.cli.main import main
 from vidtok.datasets import demo_clip, write_video
-from vidtok.eval.generation.comparison import guidance_table, verdict
+from vidtok.eval.generation.report import guidance_table, verdict
 from vidtok.eval.recognition.results import compare_results
 from vidtok.eval.report import markdown
 from vidtok.eval.report.markdown import GUIDANCES, published_tables, update

@@ -1,31 +1,80 @@
-"""Comparison of several kinds of generators at one training budget, with a table, a chart and a verdict."""
+"""Comparison of several kinds of generators at one training budget, with a table, a chart and a verdict.
+
+Result schema "vidtok.eval.generation-compare/1":
+
+    schema        that string
+    training      name of each training run -> {seconds, steps, samples, flops} (flops: see `training_flops`)
+    rows          results of schema "vidtok.eval.generation/1", with steps, name (kind, or name of a variant), seed (of
+                  the training) and run (name of the training run)
+    over_seeds    with several seeds: the same averaged, see `vidtok.eval.generation.report.over_seeds`
+    limits        floor and reconstructions, see that schema; other_limits: the same of variants with other tokenizers
+    config        all settings
+    verdict       a sentence, if FVD was measured
+
+Results of earlier versions lack flops, name, seed, run, over_seeds and other_limits.
+"""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from vidtok.configs.compose import Settings, compose_config, to_dict
 from vidtok.datasets import write_video
 from vidtok.datasets.frames import frame_rows
 from vidtok.errors import nearest
 from vidtok.eval.generation.conventions import get_convention, prepare, real_clips
-from vidtok.eval.generation.extractors import load_feature_extractors
+from vidtok.eval.generation.extractors import load_feature_extractors, predict_classes
+from vidtok.eval.generation.report import (
+    SampleClip,
+    best_rows,
+    caption,
+    draw_chart,
+    markdown_table,
+    over_seeds,
+    table_rows,
+    verdict,
+    write_samples_page,
+)
 from vidtok.eval.generation.run import Evaluation, check_conditions, smaller, summary
-from vidtok.eval.report import markdown_row, short_seconds
+from vidtok.eval.report import short_seconds
 from vidtok.files import write_json
-from vidtok.generator import KINDS, from_pretrained
-from vidtok.generator.training import build_generator_training
+from vidtok.generator import KINDS, GeneratorConfig, from_pretrained
+from vidtok.generator.training import build_generator_training, generator_settings, training_flops
+from vidtok.heads import Head
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.loop import train
 from vidtok.train.run_folder import RunFolder, check_fingerprint, lasting
 from vidtok.train.state import StopSignal, only_process
 
 SCHEMA = "vidtok.eval.generation-compare/1"
-FOLDS = 4  # for equal generators, the ranges over 4 folds are disjoint in 2 of 70 cases; those over 3 folds in 2 of 20
-COLORS = {"masked": "#3465a4", "autoregressive": "#4e9a06", "diffusion": "#cc0000"}
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One model of a comparison: a kind or variant, trained with one seed.
+
+    Attributes:
+        name: name of the model in tables: its kind, or that of a variant.
+        kind: kind of generator.
+        seed: seed of the training and of the sampling.
+        folder: folder of the training run, in that of the comparison.
+        cfg: settings of the training.
+    """
+
+    name: str
+    kind: str
+    seed: int
+    folder: Path
+    cfg: DictConfig
+
+    @property
+    def label(self) -> str:
+        """Name of the run: that of its folder."""
+        return self.folder.name
 
 
 def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> dict | None:
@@ -33,8 +82,9 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
 
         compare(data={"source": "digits"}, trainer={"max_minutes": 12}, i3d="i3d.safetensors", run="runs/generation")
 
-    The run folder (setting `run`) keeps all trained generators and measurements, result.json, table.md, chart.png and
-    pictures of samples. The same call resumes a stopped run.
+    The run folder (setting `run`) keeps all trained generators and measurements, result.json, table.md, chart.png,
+    pictures of samples, and page.html with all of it and playable clips. The same call resumes a stopped run. More
+    seeds, kinds and variants can be added to it.
 
     Args:
         overrides, settings: settings of configs/generation_compare.yaml, as hydra overrides or nested, see
@@ -56,34 +106,41 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
     convention = smaller(get_convention(cfg.convention), cfg.n_real, cfg.n_fake, cfg.folds)
     check_kinds(plain)
     device, folder = only_process("eval generation-compare"), Path(cfg.run)
-    tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, device)
     if not (cfg.i3d or cfg.recognizer):
         raise ValueError("nothing to measure: give i3d=FILE or recognizer=NAME")
+    tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, device)
     detectors = load_feature_extractors(cfg.i3d, None, cfg.recognizer, tokenizer, device)
-    for kind in cfg.kinds:
-        config = check_kind(kind, layers, folder / kind)
-        if config.weight_hash != tokenizer.weight_hash:
-            raise ValueError(f"{folder / kind} was trained on tokens of another {cfg.tokenizer}: give another run=")
-    real = real_clips(cfg.real, cfg.real_root, cfg.real_split, cfg.other_split, config, convention, cfg.sample_batch)
-    for kind in cfg.kinds:
-        check_conditions(convention, config, real.classes, detectors.head, tokenizer, given_settings(cfg, kind))
+    runs = training_runs(plain, layers, folder)
+    tokenizers = {cfg.tokenizer: tokenizer}
+    for name in {run.cfg.tokenizer: None for run in runs}:
+        tokenizers.setdefault(name, VideoTokenizer.from_pretrained(name, device))
+        if detectors.head is not None:
+            detectors.head.check_tokenizer(tokenizers[name].config.name, tokenizers[name].weight_hash)
+    configs = [check_run(run, cfg, tokenizers[run.cfg.tokenizer]) for run in runs]
+    real = real_clips(
+        cfg.real, cfg.real_root, cfg.real_split, cfg.other_split, configs[0], convention, cfg.sample_batch
+    )
+    for run, config in zip(runs, configs, strict=True):
+        if (clips := clips_of(config)) != clips_of(configs[0]):
+            raise ValueError(f"{run.name} makes clips of {clips}, and {runs[0].name} of {clips_of(configs[0])}")
+        own = given_settings(cfg, run.kind)
+        check_conditions(convention, config, real.classes, detectors.head, tokenizers[run.cfg.tokenizer], own)
     check_real(real, convention)
     training = {}
     with StopSignal() as stop:
-        for kind in cfg.kinds:
-            training[kind] = train_kind(kind, layers, folder / kind, tokenizer.weight_hash, stop, log)
+        for run in runs:
+            training[run.label] = train_run(run, tokenizers[run.cfg.tokenizer].weight_hash, stop, log)
             if stop.requested:
                 log("stopped: the same command goes on")
                 return None
-    generators = {kind: from_pretrained(folder / kind / "model", device) for kind in cfg.kinds}
     # Written only now, so that a failed call leaves no folder. It includes hashes of the networks, because another file
     # may have the same name.
     facts = {key: value for key, value in plain.items() if key in MEASURED_WITH}
     check_fingerprint(folder, facts | {"detectors": detectors.names, "tokenizer_weights": tokenizer.weight_hash})
 
     @cache
-    def evaluation() -> Evaluation:
-        return Evaluation(real, detectors, tokenizer, convention, cfg.convention, cfg.sample_batch)
+    def evaluation(name: str) -> Evaluation:
+        return Evaluation(real, detectors, tokenizers[name], convention, cfg.convention, cfg.sample_batch)
 
     def measured(name: str, measure: Callable[[], dict]) -> dict:
         """Return the content of a result file, which is measured and written first if it is missing."""
@@ -92,196 +149,82 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
             write_json(file, measure())
         return json.loads(file.read_text())
 
-    limits, rows = measured("limits", lambda: evaluation().limits()), []
-    for kind, generator in generators.items():
-        own = given_settings(cfg, kind)
-        for steps in cfg.steps[kind]:
+    def limits_of(name: str) -> dict:
+        own = tokenizers[name].weight_hash
+        file = "limits" if own == tokenizer.weight_hash else f"limits-{own}"
+        return measured(file, lambda: evaluation(name).limits())
+
+    rows = []
+    for run in runs:
+        generator, own = from_pretrained(run.folder / "model", device), given_settings(cfg, run.kind)
+        for steps in cfg.steps[run.kind]:
             number = steps or generator.default_steps
-            measure = partial(_measure, evaluation, generator, cfg.seed, steps=steps, **own)
-            row = measured(f"{kind}-{number}", measure)
-            rows.append({**row, "steps": number})
-            log(f"{kind}, {number} steps: {one_line(row)}")
-        draw_samples(folder / f"{kind}.png", generator, tokenizer, cfg.seed, own)
-    result = {"schema": SCHEMA, "training": training, "limits": limits, "rows": rows, "config": plain}
+            measure = partial(_measure, evaluation, run.cfg.tokenizer, generator, run.seed, steps=steps, **own)
+            row = measured(f"{run.label}-{number}", measure)
+            rows.append({**row, "steps": number, "name": run.name, "seed": run.seed, "run": run.label})
+            log(f"{run.label}, {number} steps: {one_line(row)}")
+        draw_samples(folder / f"{run.label}.png", generator, tokenizers[run.cfg.tokenizer], run.seed, own)
+    result = {"schema": SCHEMA, "training": training, "limits": limits_of(cfg.tokenizer), "rows": rows, "config": plain}
+    others = {run.name: run.cfg.tokenizer for run in runs if run.cfg.tokenizer != cfg.tokenizer}
+    if others:
+        result["other_limits"] = {name: limits_of(own) for name, own in others.items()}
+    if len({run.seed for run in runs}) > 1:
+        result["over_seeds"] = over_seeds(rows)
     if cfg.i3d:
         result["verdict"] = verdict(rows)
     write_json(folder / "result.json", result)
     table = f"{markdown_table(result)}\n\n{caption(result)}"
     (folder / "table.md").write_text(table + "\n")
     draw_chart(result, folder / "chart.png")
+    sections = {}
+    for name, best in best_rows(rows).items():
+        run = next(run for run in runs if run.name == name)
+        model = from_pretrained(run.folder / "model", device)
+        own = given_settings(cfg, run.kind) | {"steps": best["steps"]}
+        shown = page_clips(model, tokenizers[run.cfg.tokenizer], detectors.head, run, own)
+        sections[f"{run.label}, {best['steps']} steps"] = shown
+    write_comparison_page(folder / "page.html", result, sections, folder / "chart.png", configs[0].fps or 25)
     log(table)
-    log(f"{result.get('verdict', '')}\nresult: {folder / 'result.json'}, chart: {folder / 'chart.png'}")
+    log(f"{result.get('verdict', '')}\nresult: {folder / 'result.json'}, page: {folder / 'page.html'}")
     return result
 
 
-def _measure(evaluation: Callable[[], Evaluation], *arguments, **sampling) -> dict:
-    return evaluation().measure(*arguments, **sampling)
-
-
-def best_rows(rows: Sequence[Mapping]) -> dict[str, Mapping]:
-    """Return the row of each kind with the lowest FVD, or with the highest agreement if FVD wasn't measured."""
-
-    def rank(row: Mapping) -> float:
-        metrics = row["metrics"]
-        return metrics["fvd"]["mean"] if "fvd" in metrics else -metrics["agreement"]["value"]
-
-    best: dict[str, Mapping] = {}
-    for row in rows:
-        kind = row["generator"]["kind"]
-        if kind not in best or rank(row) < rank(best[kind]):
-            best[kind] = row
-    return best
-
-
-def fvd_range(row: Mapping) -> tuple[float, float]:
-    """Return the lowest and the highest FVD of the folds."""
-    folds = row["metrics"]["fvd"]["folds"]
-    return min(folds), max(folds)
-
-
-def verdict(rows: Sequence[Mapping]) -> str:
-    """Return a sentence on whether masked beats diffusion.
-
-    One is better than the other if their FVD ranges over at least `FOLDS` folds don't overlap. Each kind was trained
-    once and is represented by its best number of steps, which favors the kind that was measured at more numbers.
-    """
-    best = best_rows(rows)
-    if not {"masked", "diffusion"} <= best.keys() or "fvd" not in best["masked"]["metrics"]:
-        return "masked and diffusion were not both measured by FVD"
-    ours, theirs = fvd_range(best["masked"]), fvd_range(best["diffusion"])
-    words = f"masked {ours[0]:.1f} to {ours[1]:.1f}, diffusion {theirs[0]:.1f} to {theirs[1]:.1f} (FVD, over folds)"
-    if (folds := len(best["masked"]["metrics"]["fvd"]["folds"])) < FOLDS:
-        return f"{folds} folds don't tell which is better, {FOLDS} might: {words}"
-    if ours[1] < theirs[0]:
-        return f"masked beats diffusion: {words}"
-    return f"{'diffusion beats masked' if theirs[1] < ours[0] else 'no difference beyond the folds'}: {words}"
-
-
-def markdown_table(result: Mapping) -> str:
-    """Return a table with a row for each kind and number of steps, and rows for the limits."""
-    head = ["generator", "parameters", "trained, s", "samples seen", "steps", "s per clip", "FVD", "agreement, %"]
-    lines = [markdown_row(head), markdown_row(["---"] * len(head))]
-    for row in result["rows"]:
-        own = result["training"][row["generator"]["kind"]]
-        cells = [row["generator"]["kind"], f"{row['generator']['parameters']:,}", f"{own['seconds']:.0f}"]
-        cells += [f"{own['samples']:,}", f"{row['steps']}", short_seconds(row["seconds_per_clip"])]
-        lines.append(markdown_row([*cells, _fvd(row["metrics"].get("fvd")), _share(row["metrics"].get("agreement"))]))
-    limits = result["limits"]
-    for name, title in (("fvd_floor", "other real clips"), ("fvd_reconstruction", "reconstructions of those")):
-        if name in limits:
-            share = _share(limits.get("real_agreement")) if name == "fvd_floor" else ""
-            lines.append(markdown_row([title, "", "", "", "", "", f"{limits[name]['value']:.1f}", share]))
-    return "\n".join(lines)
-
-
-def guidance_table(results: Sequence[Mapping]) -> str:
-    """Return a table of results with different guidance, a row per result and a column per kind: FVD and agreement at
-    the number of steps with the best FVD."""
-    kinds = list(dict.fromkeys(row["generator"]["kind"] for result in results for row in result["rows"]))
-    lines = [markdown_row(["guidance", *kinds]), markdown_row(["---"] * (1 + len(kinds)))]
-    for result in results:
-        best, settings = best_rows(result["rows"]), result["config"]["settings"]
-        guidances = dict.fromkeys(settings[kind]["guidance"] or 1 for kind in best)
-        cells = [", ".join(f"{guidance:g}" for guidance in guidances)]
-        for row in (best.get(kind) for kind in kinds):
-            parts = [] if row is None else [_fvd(row["metrics"].get("fvd")), _share(row["metrics"].get("agreement"))]
-            cells.append(", ".join(filter(None, parts)))
-        lines.append(markdown_row(cells))
-    return "\n".join(lines)
-
-
-def caption(result: Mapping) -> str:
-    """Describe in one line how the numbers of the table were measured."""
-    row = result["rows"][0]
-    protocol = row["protocol"]
-    words = [f"{protocol['convention']} convention", f"real clips of {protocol['source']}, split {protocol['split']}"]
-    if row["n_real"]:
-        words.append(f"{row['n_real']} real clips")
-    words.append(f"{row['folds']} x {row['n_fake']} generated ones of each row")
-    return ", ".join([*words, *(f"{name} by {text}" for name, text in row["detector"].items())]) + "."
-
-
-def draw_chart(result: Mapping, path: Path) -> None:
-    """Plot FVD (or agreement) against sampling steps and against seconds per clip; bars span the folds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    scored = "fvd" in result["rows"][0]["metrics"]
-    assert scored or "agreement" in result["rows"][0]["metrics"], "there is nothing to draw"
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
-    for kind in dict.fromkeys(row["generator"]["kind"] for row in result["rows"]):
-        rows = sorted(
-            (row for row in result["rows"] if row["generator"]["kind"] == kind), key=lambda row: row["seconds_per_clip"]
-        )
-        for place, x in zip(axes, ("steps", "seconds_per_clip"), strict=True):
-            metric = [row["metrics"]["fvd" if scored else "agreement"] for row in rows]
-            y = [value["mean"] if scored else 100 * value["value"] for value in metric]
-            if scored:
-                ends = [fvd_range(row) for row in rows]
-            else:
-                ends = [(100 * value["low"], 100 * value["high"]) for value in metric]
-            error = [[a - low for a, (low, _) in zip(y, ends, strict=True)]]
-            error.append([high - a for a, (_, high) in zip(y, ends, strict=True)])
-            color = COLORS.get(kind)
-            place.errorbar([row[x] for row in rows], y, error, fmt="o-", color=color, label=kind, capsize=3)
-    for name, style in (("fvd_floor", "--"), ("fvd_reconstruction", ":")):
-        if scored and name in result["limits"]:
-            for place in axes:
-                label = name.removeprefix("fvd_")
-                place.axhline(result["limits"][name]["value"], ls=style, lw=1, color="#888a85", label=label)
-    axes[0].set_xlabel("sampling steps")
-    axes[1].set_xlabel("seconds per clip")
-    axes[0].set_ylabel("FVD, bars span the folds" if scored else "agreement, % (95 %)")
-    for place in axes:
-        place.set_xscale("log")
-        if scored:
-            place.set_yscale("log")
-        for axis in (place.xaxis, place.yaxis)[: 1 + scored]:
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.set_minor_formatter(NullFormatter())
-    axes[1].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def _fvd(metric: Mapping | None) -> str:
-    if metric is None:
-        return ""
-    return f"{metric['mean']:.1f}" + ("" if metric["deviation"] is None else f" ± {metric['deviation']:.1f}")
-
-
-def _share(metric: Mapping | None) -> str:
-    if metric is None:
-        return ""
-    return f"{100 * metric['value']:.1f} ({100 * metric['low']:.0f} to {100 * metric['high']:.0f})"
+def _measure(evaluation: Callable[[str], Evaluation], tokenizer: str, *arguments, **sampling) -> dict:
+    return evaluation(tokenizer).measure(*arguments, **sampling)
 
 
 # Settings that the content of a run folder depends on. A run with other values isn't resumed.
-TRAINED_WITH = {"generator", "size", "data", "optimizer", "trainer", "tokenizer", "objective", "seed"}
+TRAINED_WITH = {"size", "data", "optimizer", "tokenizer", "objective", "seed", "max_flops"}
 MEASURED_WITH = {"convention", "n_real", "n_fake", "folds", "real", "real_root", "real_split", "other_split"}
 MEASURED_WITH |= {"i3d", "recognizer", "settings", "seed"}
 TRAINED = "trained.json"  # file that marks a finished training
 
 
 def check_kinds(plain: dict) -> None:
-    """Raise ValueError for an unknown kind, or illegal numbers of steps or samples."""
+    """Raise ValueError for an unknown kind, an illegal variant, or illegal numbers of steps, samples or seeds."""
 
     def is_count(value) -> bool:
         return isinstance(value, int) and value >= 1
 
+    variants = plain["variants"] or {}
+    for name, variant in variants.items():
+        if not isinstance(variant, dict) or not {"kind"} <= variant.keys() <= {"kind", "training"}:
+            raise ValueError(f"variants.{name} is {{kind: KIND, training: [KEY=VALUE, ...]}}, not {variant}")
+        if name in KINDS or variant["kind"] not in KINDS:
+            wrong = "its name is that of a kind" if name in KINDS else f"no kind {variant['kind']!r}"
+            raise ValueError(f"variants.{name}: {wrong}; kinds are {', '.join(KINDS)}")
+    names = (*KINDS, *variants)
     for kind in plain["kinds"]:
-        if kind not in KINDS:
-            raise ValueError(f"kinds={plain['kinds']}: unknown kind {kind!r}: {nearest(kind, KINDS)}")
-        steps = plain["steps"][kind]
+        if kind not in names:
+            raise ValueError(f"kinds={plain['kinds']}: unknown kind {kind!r}: {nearest(kind, names)}")
+        steps = plain["steps"][variants[kind]["kind"] if kind in variants else kind]
         if not isinstance(steps, list) or not all(value is None or is_count(value) for value in steps):
             raise ValueError(f"steps.{kind} is a list of numbers such as [12], or [null] for its own, not {steps}")
     if not plain["kinds"] or not is_count(plain["sample_batch"]):
         raise ValueError("kinds needs one kind at least, and sample_batch a number of at least 1")
+    seeds = plain["seeds"]
+    if seeds is not None and (not isinstance(seeds, list) or not seeds or len({*map(str, seeds)}) < len(seeds)):
+        raise ValueError(f"seeds is a list of different numbers such as [0,1,2], not {seeds}")
 
 
 def check_real(real, convention) -> None:
@@ -292,40 +235,62 @@ def check_real(real, convention) -> None:
     prepare(first, convention)
 
 
-def config_of(kind: str, layers: Sequence[Settings], own: Path):
-    """Compose the training config of one kind, with the run folder `own`."""
-    training = compose_config("generation_compare", *layers).training[kind]
-    return compose_config("generation_compare", *layers, {"generator": kind, "run": own, "name": kind}, training)
+def training_runs(plain: dict, layers: Sequence[Settings], folder: Path) -> list[TrainingRun]:
+    """List the training runs of a comparison: every kind and variant with every seed.
+
+    The folder of a run is named after its kind or variant, and unless it is that of the setting `seed` after its seed.
+    """
+    runs = []
+    for name in plain["kinds"]:
+        variant = (plain["variants"] or {}).get(name, {"kind": name})
+        kind = variant["kind"]
+        for seed in plain["seeds"] or [plain["seed"]]:
+            own = folder / (name if seed == plain["seed"] else f"{name}-seed{seed}")
+            more = {"generator": kind, "run": own, "name": name, "seed": seed}
+            training = (plain["training"][kind], variant.get("training") or [])
+            cfg = compose_config("generation_compare", *layers, more, *training)
+            runs.append(TrainingRun(name, kind, seed, own, cfg))
+    return runs
 
 
-def check_kind(kind: str, layers: Sequence[Settings], own: Path):
-    """Return the `GeneratorConfig` of one kind. Raises ValueError if its training or sampling settings are illegal."""
-    cfg = config_of(kind, layers, own)
-    trained = (own / TRAINED).exists()
-    model = from_pretrained(own / "model") if trained else build_generator_training(cfg)["state"].model
-    for steps in cfg.steps[kind]:
-        model.check_sampling(steps, **given_settings(cfg, kind))
+def check_run(run: TrainingRun, cfg: DictConfig, tokenizer: VideoTokenizer) -> GeneratorConfig:
+    """Return the config of a run's generator.
+
+    Raises:
+        ValueError: its training or sampling settings are illegal, or its folder is of another tokenizer.
+    """
+    trained = (run.folder / TRAINED).exists()
+    model = from_pretrained(run.folder / "model") if trained else build_generator_training(run.cfg)["state"].model
+    for steps in cfg.steps[run.kind]:
+        model.check_sampling(steps, **given_settings(cfg, run.kind))
+    if model.config.weight_hash != tokenizer.weight_hash:
+        raise ValueError(f"{run.folder} was trained on tokens of another {run.cfg.tokenizer}: give another run=")
     return model.config
 
 
-def train_kind(
-    kind: str, layers: Sequence[Settings], own: Path, weights: str, stop: StopSignal, log: Callable[[str], None]
-) -> dict:
-    """Train one kind until its budget is spent; return the seconds, steps and samples of its training.
+def clips_of(config: GeneratorConfig) -> str:
+    """Describe the size of a generator's clips."""
+    (t, h, w), (s_t, s_h, s_w) = config.grid, config.stride
+    return f"{1 + s_t * (t - 1)} x {s_h * h} x {s_w * w}"
 
-    own: its run folder; if that holds a finished training, nothing is done. weights: hash of the tokenizer's weights.
+
+def train_run(run: TrainingRun, weights: str, stop: StopSignal, log: Callable[[str], None]) -> dict:
+    """Train a model until its budget is spent; return the seconds, steps, samples and FLOPs of its training.
+
+    Nothing is done if its folder holds a finished training. weights: hash of the tokenizer's weights.
     """
-    cfg = config_of(kind, layers, own)
-    plain = to_dict(cfg)
-    facts = {key: value for key, value in plain.items() if key in TRAINED_WITH}
-    check_fingerprint(own, facts | {"trainer": lasting(plain["trainer"]), "tokenizer_weights": weights})
-    file = own / TRAINED
+    plain = to_dict(run.cfg)
+    facts = {key: value for key, value in plain.items() if key in TRAINED_WITH and value is not None}
+    facts |= {"generator": generator_settings(plain), "trainer": lasting(plain["trainer"])}
+    check_fingerprint(run.folder, facts | {"tokenizer_weights": weights})
+    file = run.folder / TRAINED
     if not file.exists():
-        arguments = build_generator_training(cfg)
-        text = OmegaConf.to_yaml(cfg, resolve=True)
-        train(**arguments, run=RunFolder(own), stop=stop, config_yaml=text, log=log)
-        state = arguments["state"]
-        facts = {"seconds": state.seconds, "steps": state.step, "samples": state.step * cfg.data.batch_size}
+        arguments = build_generator_training(run.cfg)
+        text = OmegaConf.to_yaml(run.cfg, resolve=True)
+        train(**arguments, run=RunFolder(run.folder), stop=stop, config_yaml=text, log=log)
+        state, size = arguments["state"], run.cfg.data.batch_size
+        facts = {"seconds": state.seconds, "steps": state.step, "samples": state.step * size}
+        facts["flops"] = facts["samples"] * training_flops(state.model)
         if stop.requested:
             return facts
         file.write_text(json.dumps(facts) + "\n")
@@ -342,6 +307,36 @@ def draw_samples(path: Path, generator, tokenizer, seed: int, settings: dict) ->
     label = list(range(number)) if generator.config.classes else None
     ids = generator.generate(number, label, seed=seed, **settings)
     write_video(path, frame_rows(tokenizer.decode(ids).cpu())[:, None], 1)
+
+
+def page_clips(
+    generator, tokenizer: VideoTokenizer, head: Head | None, run: TrainingRun, settings: dict
+) -> list[SampleClip]:
+    """Generate the clips of a run for the page: two of each class, at most 18 clips, or nine without classes."""
+    classes = generator.config.classes
+    number = min(2 * len(classes), 18) or 9
+    label = [i % len(classes) for i in range(number)] if classes else None
+    ids = generator.generate(number, label, seed=run.seed, **settings)
+    video = tokenizer.decode(ids)
+    seen: Sequence[str | None] = [None] * number
+    if head is not None:
+        seen = predict_classes(head, ids, video, classes)
+    return [
+        SampleClip(f"{run.label}-{i:04d}", video[i].cpu(), None if label is None else classes[label[i]], seen[i])
+        for i in range(number)
+    ]
+
+
+def write_comparison_page(path: Path, result: dict, sections: dict, chart: Path, fps: float) -> None:
+    """Write the page of a comparison: verdict, table, chart, and clips of each model at its best number of steps."""
+    row = result["rows"][0]
+    sentence = result.get("verdict")
+    said = [f"{sentence[0].upper()}{sentence[1:]}."] if sentence else []
+    names = ", ".join(dict.fromkeys(row["name"] for row in result["rows"]))
+    title = f"Generators of {Path(row['protocol']['source']).stem}: {names}"
+    charts = {"Quality against sampling steps and against seconds per clip": chart}
+    lines = [*said, caption(result)]
+    write_samples_page(path, title, lines, sections, fps, SCHEMA, row["provenance"], table_rows(result), charts)
 
 
 def one_line(row: dict) -> str:

@@ -1,7 +1,8 @@
 """Evaluation conventions of generated clips, and the real clips that they are compared with.
 
-The metrics are FVD, FID of frames, and agreement: the share of clips for which a recognizer predicts the requested
-class.
+The metrics are Fréchet distances (FVD, FID of frames, FRD in the features of a recognizer), fidelity and coverage by
+nearest neighbors in the features of FVD and FRD, and agreement: the share of clips for which a recognizer predicts the
+requested class.
 
 Result schema "vidtok.eval.generation/1":
 
@@ -11,10 +12,14 @@ Result schema "vidtok.eval.generation/1":
     protocol     convention and all of its settings, descriptions of the real and the conditioning data
     detector     for each metric: its network, hash of its weights
     n_real, n_fake (numbers of clips, n_fake per fold), folds
-    metrics      fvd, fid: {mean, deviation (sample standard deviation over folds; null for one), folds [..]};
-                 fvd_floor (other real clips against the reference clips), fvd_reconstruction (reconstructions of the
-                 other clips), agreement: {value, low, high (Wilson), n, classes {name: share}}, real_agreement: the
-                 same for the tokens of the other real clips
+    metrics      fvd, fid, frd, and fvd_to_reconstructions, ...: the same distance from reconstructions of the reference
+                 clips (not of a recognizer of tokens): {mean, deviation (sample standard deviation over folds; null for
+                 one), folds [..]}; fvd_precision, frd_recall, ...: the same of `vidtok.eval.metrics.frechet`, with low
+                 and high (95 %, Wilson, of all folds together) and n where it is a share. Fold i is compared with the
+                 i-th n_fake reference clips, in turn. Folds of fewer than 4 clips have none.
+                 METRIC_floor: {value, n} of other real clips, METRIC_reconstruction: of their reconstructions.
+                 agreement: {value, low, high (Wilson), n, classes {name: share}}, real_agreement: the same for the
+                 tokens of the other real clips
     neighbors    if they were drawn: n_real (number of real clips searched), generated: [distance of each generated clip
                  to the nearest real one, in the features of FVD]; others: [the same for other real clips]
     seconds_per_clip    sampling time
@@ -44,7 +49,8 @@ from vidtok.datasets import (
 )
 from vidtok.datasets.sources import is_folder
 from vidtok.errors import nearest
-from vidtok.eval.metrics.frechet import GaussianStatistics, frechet_distance
+from vidtok.eval.metrics.frechet import NEIGHBORS, GaussianStatistics, frechet_distance, manifold_metrics
+from vidtok.eval.metrics.intervals import wilson_interval
 from vidtok.generator import GeneratorConfig
 from vidtok.inputs import subfolders
 
@@ -146,54 +152,89 @@ def prepare(video_BCTHW: Tensor, convention: Convention) -> Tensor:
 class ClipStatistics:
     """Streaming statistics of the features that several networks compute for the same clips.
 
+    Args:
+        networks: name of each network that sees the frames that the convention scores -> the network.
+        convention: the convention.
+        head: the features of a recognizer, named "frd", which sees whole clips or their tokens; None, no recognizer.
+        keep: number of first clips whose features are kept, for nearest neighbors.
+
     Attributes:
         n: number of clips so far.
         kinds: name of each network -> its `GaussianStatistics` in float64.
     """
 
-    def __init__(self, networks: Mapping[str, Features], convention: Convention):
-        self.networks, self.convention = networks, convention
+    def __init__(
+        self,
+        networks: Mapping[str, Features],
+        convention: Convention,
+        head: Callable[[Tensor | None, Tensor | None], Tensor] | None = None,
+        keep: int = 0,
+    ):
+        self.networks, self.convention, self.head, self.keep = networks, convention, head, keep
         self.n = 0
         self.kinds: dict[str, GaussianStatistics] = {}
+        self._kept: dict[str, list[Tensor]] = {}
 
-    def update(self, video_BCTHW: Tensor) -> None:
-        """Add clips. Raises ValueError for clips that the convention can't score."""
-        scored = prepare(video_BCTHW, self.convention)
-        for kind, network in self.networks.items():
-            with torch.inference_mode():
-                features = network(scored)
-            if kind not in self.kinds:
-                self.kinds[kind] = GaussianStatistics(features.shape[1])
-            self.kinds[kind].update(features)
-        self.n += len(video_BCTHW)
+    def update(self, video_BCTHW: Tensor | None, ids_Bthw: Tensor | None = None) -> None:
+        """Add clips. Raises ValueError for clips that the convention can't score.
+
+        Args:
+            video_BCTHW: the clips; None if only a recognizer of tokens sees them.
+            ids_Bthw: their tokens; None if none sees these.
+        """
+        given = ids_Bthw if video_BCTHW is None else video_BCTHW
+        assert given is not None, "clips are given as such or as tokens"
+        count = len(given)
+        with torch.inference_mode():
+            for kind, network in self.networks.items():
+                assert video_BCTHW is not None, f"{kind} is of clips"
+                self._add(kind, network(prepare(video_BCTHW, self.convention)), count)
+            if self.head is not None:
+                self._add("frd", self.head(video_BCTHW, ids_Bthw), count)
+        self.n += count
+
+    def _add(self, kind: str, features: Tensor, clips: int) -> None:
+        if kind not in self.kinds:
+            self.kinds[kind], self._kept[kind] = GaussianStatistics(features.shape[1]), []
+        self.kinds[kind].update(features)
+        if len(features) == clips and self.n < self.keep:  # features of frames have no neighbors: they are not samples
+            self._kept[kind].append(features[: self.keep - self.n].float())
 
     def distance(self, kind: str, other: "ClipStatistics") -> float:
         """Return the Fréchet distance between the Gaussians of one network's features."""
         return frechet_distance(self.kinds[kind], other.kinds[kind])
 
+    def neighborhood(self, kind: str, other: "ClipStatistics", turn: int = 0) -> dict[str, float]:
+        """Compare generated clips with equally many of these real ones, see `vidtok.eval.metrics.frechet`.
 
-def score_clips(
-    clips: Iterable[Tensor], networks: Mapping[str, Features], convention: Convention, count: int | None = None
-) -> ClipStatistics:
-    """Compute the statistics of clips, given in batches [B, 3, T, H, W]; at most of the first `count`.
+        Args:
+            kind: name of the network. other: the generated clips.
+            turn: which of the real clips: from number turn times that of the generated ones on, in turn.
 
-    Raises:
-        ValueError: there are no clips.
-    """
-    found = ClipStatistics(networks, convention)
-    for video in clips:
-        found.update(video if count is None else video[: count - found.n])
-        if found.n == count:
-            break
-    if found.n == 0:
-        raise ValueError("no clips to score")
-    return found
+        Returns:
+            precision, recall, density, coverage; empty for features of frames and for too few clips.
+        """
+        if not (self._kept[kind] and other._kept[kind]):
+            return {}
+        real, fake = torch.cat(self._kept[kind]), torch.cat(other._kept[kind])
+        count = min(len(real), len(fake))
+        if count <= NEIGHBORS:
+            return {}
+        return manifold_metrics(real.roll(-turn * count, 0)[:count], fake[:count])
 
 
 def over_folds(values: list[float]) -> dict:
     """Return {mean, deviation, folds}: mean, sample standard deviation (None for one fold) and the values."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "deviation": deviation, "folds": values}
+
+
+def shares_over_folds(values: list[float], n: int) -> dict:
+    """Return `over_folds` of shares of n clips each, with low, high (Wilson, 95 %, of all clips together) and their
+    number n. The interval leaves out that the clips of the other side might have been others."""
+    total = n * len(values)
+    low, high = wilson_interval(round(sum(values) * n), total)
+    return {**over_folds(values), "low": low, "high": high, "n": total}
 
 
 def frames_of(features: Features) -> Features:

@@ -1,4 +1,4 @@
-"""Networks that score generated clips: I3D for FVD, Inception for FID, and a recognition head for agreement.
+"""Networks that score generated clips: I3D for FVD, Inception for FID, a recognition head for FRD and agreement.
 
 Legend: B batch, N clips, K classes, t h w token grid.
 """
@@ -32,6 +32,27 @@ class FeatureExtractors:
     fid: Features | None = None
     head: Head | None = None
     names: dict[str, str] = field(default_factory=dict)
+
+
+class HeadFeatures:
+    """Features of a recognition head for FRD, the Fréchet distance of a recognizer: the input of its last layer.
+
+    Args:
+        head: head on tokens, codes or pixels.
+
+    Attributes:
+        reads_pixels: whether it sees clips; otherwise it sees their tokens.
+    """
+
+    def __init__(self, head: Head):
+        self.head = head
+        self.reads_pixels = head.config.input["kind"] == "pixels"
+
+    def __call__(self, video_BCTHW: Tensor | None, ids_Bthw: Tensor | None) -> Tensor:
+        """Compute float features [B, D] of clips in [-1, 1], or of their tokens, int64 [B, t, h, w]."""
+        x = video_BCTHW if self.reads_pixels else ids_Bthw
+        assert x is not None, "a head on pixels sees clips, others tokens"
+        return self.head.forward_head(self.head.forward_features(x), pre_logits=True).float()
 
 
 class ClassAgreement:
@@ -81,6 +102,31 @@ class ClassAgreement:
         return {**share_of(int(self.right_K.sum()), self.n), "n": self.n, "classes": classes}
 
 
+def predict_classes(head: Head, ids_Bthw: Tensor, video_BCTHW: Tensor, classes: Sequence[str]) -> list[str]:
+    """Return the name of the class that a head predicts for each clip.
+
+    Args:
+        head: head on tokens, codes or pixels.
+        ids_Bthw: int64 tokens. video_BCTHW: the clips that they decode to.
+        classes: class names in the order of a head that has no names.
+    """
+    with torch.inference_mode():
+        number_B = head(video_BCTHW if head.config.input["kind"] == "pixels" else ids_Bthw).argmax(1)
+    names = classes if head.config.classes is None else head.config.classes
+    return [names[number] for number in number_B.tolist()]
+
+
+def load_head(name: str, tokenizer: VideoTokenizer, device: torch.device) -> Head:
+    """Load a recognition head that sees generated clips.
+
+    Raises:
+        ValueError: the head is not found, or reads the output of another tokenizer.
+    """
+    head = Head.from_pretrained(name, device).eval()
+    head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
+    return head
+
+
 def load_feature_extractors(i3d: str | None, fid: str | None, head: str | None, tokenizer, device):
     """Load the networks of the metrics from weight files or URLs, and the head; None leaves a network out."""
     found = FeatureExtractors()
@@ -91,7 +137,6 @@ def load_feature_extractors(i3d: str | None, fid: str | None, head: str | None, 
         found.fid = InceptionFID(fid).to(device)
         found.names["fid"] = f"Inception of 2015-12-05, pooled features, weights {hash_weights(found.fid)}"
     if head:
-        found.head = Head.from_pretrained(head, device).eval()
-        found.head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
+        found.head = load_head(head, tokenizer, device)
         found.names["agreement"] = f"{found.head.config.name}, weights {found.head.weight_hash}"
     return found

@@ -4,7 +4,7 @@ Legend: B batch, N clips, D features, t h w token grid.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from vidtok.eval.generation.conventions import (
     over_folds,
     prepare,
     real_clips,
-    score_clips,
+    shares_over_folds,
 )
-from vidtok.eval.generation.extractors import ClassAgreement, FeatureExtractors, load_feature_extractors
+from vidtok.eval.generation.extractors import ClassAgreement, FeatureExtractors, HeadFeatures, load_feature_extractors
+from vidtok.eval.metrics.frechet import SHARES
 from vidtok.generator import Generator, GeneratorConfig, from_pretrained, load_tokenizer
 from vidtok.generator.long import generate_samples
 from vidtok.heads import Head
@@ -61,17 +62,18 @@ def evaluate(
     progress: Callable[[int, int], None] = lambda done, total: None,
     **sampling,
 ) -> dict:
-    """Measure a generator against real clips: FVD, FID of frames, agreement with a recognizer.
+    """Measure a generator against real clips: Fréchet distances, precision and recall, agreement with a recognizer.
 
     Args:
         generator: its folder or hub id.
         source, root, label_column: source of the real clips: "digits", a folder, or an annotation file and the folder
             of its videos, see `vidtok.datasets.open_dataset`.
-        convention: a key of `CONVENTIONS`. n_real, n_fake, folds: override the convention's numbers.
+        convention: a key of `CONVENTIONS`. n_real, n_fake, folds: override the convention's numbers. With a head alone
+            and neither the convention's number nor n_real, there are as many real clips as generated ones.
         split: split of the real clips; None, "train", or all of a folder without a folder "train".
         others: split of other real clips, for the floor and for reconstructions; None, neither is measured.
         i3d, fid: weights of I3D and of FID's Inception, files or URLs. head: a recognition head on tokens, codes or
-            pixels. Each adds its metric; at least one is needed.
+            pixels. Each adds its metrics; at least one is needed.
         neighbors: .png file of generated clips beside their nearest real clips. It needs `i3d`.
         tokenizer: path of the generator's tokenizer; None, find it by its name.
         device: device of all networks. batch: number of clips per batch. seed: seed of the sampling.
@@ -92,6 +94,8 @@ def evaluate(
         raise ValueError("neighbors need i3d, whose features say which clips are near")
     where = pick_device(device)
     rules = smaller(get_convention(convention), n_real, n_fake, folds)
+    if not (i3d or fid) and rules.n_real is None:
+        rules = replace(rules, n_real=rules.n_fake * rules.folds)
     model = from_pretrained(generator, where)
     coder = load_tokenizer(model.config, tokenizer, where)
     networks = load_feature_extractors(i3d, fid, head, coder, where)
@@ -140,23 +144,69 @@ class Evaluation:
             self.kinds["fvd"] = detectors.fvd
         if detectors.fid is not None:
             self.kinds["fid"] = frames_of(detectors.fid)
-        moved = (video.to(self.device) for video in real.clips())
-        self.scored = score_clips(moved, self.kinds, convention, convention.n_real) if self.kinds else None
+        self.head = None if detectors.head is None else HeadFeatures(detectors.head)
+        self.scored, self.decoded = self._statistics(), self._statistics(decoded=True)
+        if self.measures:
+            self._score(real.clips(), convention.n_real, self.scored, self.decoded)
+
+    @property
+    def sees_pixels(self) -> bool:
+        """Whether there is a network that sees clips, not only tokens."""
+        return bool(self.kinds) or (self.head is not None and self.head.reads_pixels)
+
+    @property
+    def measures(self) -> bool:
+        """Whether there is a network whose features are compared."""
+        return bool(self.kinds) or self.head is not None
+
+    def _statistics(self, decoded: bool = False) -> ClipStatistics:
+        """Make empty statistics. decoded: of reconstructions, which a recognizer of tokens doesn't see."""
+        head = None if self.head is None or (decoded and not self.head.reads_pixels) else self.head
+        keep = self.convention.n_fake * self.convention.folds
+        return ClipStatistics(self.kinds, self.convention, head, keep)
+
+    def _score(
+        self, clips: Iterable[Tensor], count: int | None, scored: ClipStatistics, decoded: ClipStatistics
+    ) -> None:
+        """Add real clips to `scored` and their reconstructions to `decoded`; at most the first `count`.
+
+        Raises:
+            ValueError: there are no clips.
+        """
+        for video in clips:
+            video = video[: None if count is None else count - scored.n].to(self.device)
+            ids = self.tokenizer.encode(video)
+            scored.update(video, ids)
+            if self.sees_pixels:
+                decoded.update(self.tokenizer.decode(ids))
+            if scored.n == count:
+                break
+        if scored.n == 0:
+            raise ValueError("no clips to score")
+
+    def _compare(self, found: ClipStatistics, fold: int = 0) -> dict[str, float]:
+        """Compare clips with the real ones and with their reconstructions; return metric -> value."""
+        values = {}
+        for kind in found.kinds:
+            values[kind] = self.scored.distance(kind, found)
+            if kind in self.decoded.kinds:
+                values[f"{kind}_to_reconstructions"] = self.decoded.distance(kind, found)
+            for name, value in self.scored.neighborhood(kind, found, fold).items():
+                values[f"{kind}_{name}"] = value
+        return values
 
     def limits(self) -> dict:
-        """Measure the bounds of the metrics: distances of other real clips (the floor) and of their reconstructions,
-        and the head's accuracy on their tokens."""
+        """Measure the bounds of the metrics: those of other real clips (the floor) and of their reconstructions, and
+        the head's accuracy on their tokens."""
         found: dict = {}
         if self.real.others is None:
             return found
-        if self.scored is not None:
-            count = self.convention.n_fake
-            floor = score_clips((video for video, _ in self.other_clips()), self.kinds, self.convention, count)
-            decoded = (self.tokenizer.decode(self.tokenizer.encode(video)) for video, _ in self.other_clips())
-            passed = score_clips(decoded, self.kinds, self.convention, count)
-            for kind in self.kinds:
-                for name, scored in (("floor", floor), ("reconstruction", passed)):
-                    found[f"{kind}_{name}"] = {"value": self.scored.distance(kind, scored), "n": scored.n}
+        if self.measures:
+            floor, passed = self._statistics(), self._statistics(decoded=True)
+            self._score((video for video, _ in self.other_clips()), self.convention.n_fake, floor, passed)
+            for name, scored in (("floor", floor), ("reconstruction", passed)):
+                for metric, value in self._compare(scored).items():
+                    found[f"{metric}_{name}"] = {"value": value, "n": scored.n}
         if self.detectors.head is not None:
             judge = ClassAgreement(self.detectors.head, self.real.classes, self.tokenizer)
             for video, label in self.other_clips():
@@ -178,7 +228,7 @@ class Evaluation:
         judge = None
         if labels is not None and self.detectors.head is not None:
             judge = ClassAgreement(self.detectors.head, generator.config.classes, self.tokenizer)
-        values: dict[str, list[float]] = {kind: [] for kind in self.kinds}
+        folds: list[dict[str, float]] = []
         seconds, done = 0.0, 0
         if self.device.type == "cuda":  # warm up: kernels are loaded and selected on first use
             next(
@@ -189,7 +239,7 @@ class Evaluation:
             stream = generate_samples(
                 generator, self.convention.n_fake, labels, own, self.batch, seed=seed + 7919 * fold, **sampling
             )
-            found, number = ClipStatistics(self.kinds, self.convention), 0
+            found, number = self._statistics(), 0
             start = time.perf_counter()
             for ids in stream:
                 if self.device.type == "cuda":
@@ -197,15 +247,18 @@ class Evaluation:
                 seconds += time.perf_counter() - start
                 if judge is not None and labels is not None:
                     judge.update(ids, torch.tensor([labels[(number + i) % len(labels)] for i in range(len(ids))]))
-                if self.kinds:
-                    found.update(self.tokenizer.decode(ids))
+                if self.measures:
+                    found.update(self.tokenizer.decode(ids) if self.sees_pixels else None, ids)
                 number, done = number + len(ids), done + len(ids)
                 log(done)
                 start = time.perf_counter()
-            if self.scored is not None:
-                for kind in self.kinds:
-                    values[kind].append(self.scored.distance(kind, found))
-        metrics = {kind: over_folds(distances) for kind, distances in values.items()}
+            if self.measures:
+                folds.append(self._compare(found, fold))
+        metrics = {}
+        for metric in folds[0] if folds else ():
+            values = [one[metric] for one in folds]
+            share = metric.rpartition("_")[2] in SHARES
+            metrics[metric] = shares_over_folds(values, min(found.n, self.scored.n)) if share else over_folds(values)
         if judge is not None:
             metrics["agreement"] = judge.agreement()
         return {
@@ -219,7 +272,7 @@ class Evaluation:
             "sampling": {"seed": seed, **sampling},
             "protocol": describe(self.convention, self.name, **self.real.about),
             "detector": self.detectors.names,
-            "n_real": self.scored.n if self.scored is not None else 0,
+            "n_real": self.scored.n,
             "n_fake": self.convention.n_fake,
             "folds": self.convention.folds,
             "metrics": metrics,
@@ -314,7 +367,8 @@ def summary(metrics: Mapping) -> dict[str, str]:
     for name, value in metrics.items():
         if "mean" in value:
             deviation = "" if value["deviation"] is None else f" ± {value['deviation']:.2f}"
-            lines[name] = f"{value['mean']:.2f}{deviation} ({len(value['folds'])} folds)"
+            interval = f", {value['low']:.2f} to {value['high']:.2f}" if "low" in value else ""
+            lines[name] = f"{value['mean']:.2f}{deviation} ({len(value['folds'])} folds{interval})"
         elif "low" in value:
             lines[name] = f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f}), n {value['n']}"
         else:

@@ -24,7 +24,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vidtok.eval.compression import report as compression
-from vidtok.eval.generation.comparison import SCHEMA, guidance_table, markdown_table, verdict
+from vidtok.eval.generation.comparison import SCHEMA
+from vidtok.eval.generation.report import guidance_table, markdown_table, verdict
 from vidtok.eval.recognition.comparison import TRANSFER
 from vidtok.eval.recognition.results import compare_results
 from vidtok.eval.report import markdown_row

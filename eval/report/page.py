@@ -1,6 +1,7 @@
 """Charts of a recognition result, and a self-contained page of a comparison: table, charts, playable clips.
 
-The page is one file without scripts or external resources, so that it can be mailed and opened on a phone.
+The page is one file without scripts or external resources, so that it can be mailed and opened on a phone. Pages of
+generated clips are in `vidtok.eval.generation.report`.
 """
 
 import base64
@@ -36,7 +37,8 @@ th:first-child { text-align: left; white-space: normal; min-width: 7em; position
 figure { margin: 0; max-width: 100% }
 figcaption { font-size: 13px }
 img { max-width: 100% }
-.chart { width: 530px } .clip { width: 330px } .wide { max-width: 100% } .wide img { max-width: none }
+.chart { width: 530px } .clip { width: 330px } .sample { width: 160px }
+.wide { max-width: 100% } .wide img { max-width: none }
 .frequent { flex: 1 1 20em }
 ol { columns: 20em; font-size: 13px; padding-left: 3em }
 .sides { display: grid; grid-template-columns: 1fr 1fr; font-size: 12px; text-align: center }
@@ -72,12 +74,10 @@ def write_page(
     name, title = result["results"][0]["name"], escape(_title(result))
     above, table, below = table_parts(result)
     parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width, initial-scale=1'><link rel='icon' href='data:,'>",
-        f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>",
-        f"<p>{_lines(above)}</p>{_table(table)}<p>{_lines(below)}</p>",
+        page_head(title),
+        f"<p>{text_lines(above)}</p>{html_table(table)}<p>{text_lines(below)}</p>",
         "<h2>Charts</h2><div class='row'>",
-        *(_chart(_CHARTS[key], file) for key, file in charts.items() if key in _CHARTS),
+        *(chart_figure(_CHARTS[key], file) for key, file in charts.items() if key in _CHARTS),
         "</div><h2>Confusions</h2>",
         *_confusions(result, [file for key, file in charts.items() if key not in _CHARTS]),
         "<h2>Clips</h2><p>Left the original, right what the tokens keep of it; below, what the first seed of",
@@ -88,9 +88,23 @@ def write_page(
             parts.append(f"<h3>{escape(heading)}</h3><div class='row'>")
             parts += [_clip(row, video, fps) for row, video in chosen]
             parts.append("</div>")
-    provenance = f"{result['schema']}, git {result['provenance']['git']}, {result['provenance']['date']}"
-    parts.append(f"<p><small>{escape(provenance)}</small></p></html>")
+    parts.append(page_end(result["schema"], result["provenance"]))
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+def page_head(title: str) -> str:
+    """Return the beginning of a page. title: HTML."""
+    return (
+        "<!doctype html><html lang='en'><meta charset='utf-8'>\n"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'><link rel='icon' href='data:,'>\n"
+        f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>"
+    )
+
+
+def page_end(schema: str, provenance: Mapping) -> str:
+    """Return the end of a page."""
+    about = f"{schema}, git {provenance['git']}, {provenance['date']}"
+    return f"<p><small>{escape(about)}</small></p></html>"
 
 
 def choose_clips(result: Mapping, count: int) -> list[int]:
@@ -121,22 +135,24 @@ def _title(result: Mapping) -> str:
     return f"{Path(result['data']['source']).stem}: {result['kind']}, {result['protocol']['name']}"
 
 
-def _lines(lines: Sequence[str]) -> str:
+def text_lines(lines: Sequence[str]) -> str:
+    """Return lines of text as HTML."""
     return "<br>\n".join(map(escape, lines))
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def html_table(rows: Sequence[Sequence[str]], label: str = "Accuracies, percent") -> str:
     """Format rows as HTML; the first row and column are headers. A wide table scrolls by touch and by keyboard."""
     head = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in rows[0])
     body = [
         f"<tr><th scope='row'>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>"
         for row in rows[1:]
     ]
-    box = "<div class='scroll' tabindex='0' role='region' aria-label='Accuracies, percent'>"
+    box = f"<div class='scroll' tabindex='0' role='region' aria-label='{escape(label)}'>"
     return "\n".join([f"{box}<table><tr>{head}</tr>", *body, "</table></div>"])
 
 
-def _chart(what: str, file: Path) -> str:
+def chart_figure(what: str, file: Path) -> str:
+    """Return a chart with its caption as HTML."""
     text = escape(what)
     return f"<figure class='chart'><img alt='{text}' src='{_png(file)}'><figcaption>{text}</figcaption></figure>"
 
@@ -176,7 +192,7 @@ def _clip(row: Mapping, video: Tensor, fps: float) -> str:
     return (
         "<figure class='clip'><div class='sides'><span>original</span><span>reconstruction</span></div>"
         f"<video controls loop muted autoplay playsinline aria-label='{label}: original, reconstruction' "
-        f"src='data:video/mp4;base64,{_movie(video, fps)}'></video>"
+        f"src='data:video/mp4;base64,{encode_movie(video, fps)}'></video>"
         f"<figcaption><b>{label}</b><ul>{took}</ul>{escape(row['id'])}</figcaption></figure>"
     )
 
@@ -189,7 +205,8 @@ def _encoded(file: Path) -> str:
     return base64.b64encode(file.read_bytes()).decode()
 
 
-def _movie(video_3THW: Tensor, fps: float) -> str:
+def encode_movie(video_3THW: Tensor, fps: float) -> str:
+    """Encode a clip, uint8 or float in [-1, 1], as mp4 in base64."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "clip.mp4"
         write_video(file, video_3THW[None], fps)

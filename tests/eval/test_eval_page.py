@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from vidtok.eval.generation.report import SampleClip, write_samples_page
 from vidtok.eval.metrics.intervals import paired_ratio
 from vidtok.eval.recognition.inputs import Predictions
 from vidtok.eval.recognition.results import correct_of, recognition_result, result_entry
@@ -160,6 +161,40 @@ def test_rows_of_the_overview_are_shared(result):
     assert first.get_ylim() == second.get_ylim() == (2.5, -0.5)
 
 
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("samples")
+    video = torch.rand(3, 9, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    clips = [SampleClip(f"clip-{i}", video, CLASSES[i], CLASSES[2 * (i == 1)]) for i in range(3)]
+    sections = {
+        "masked <4> steps": clips,
+        "without classes": [SampleClip("a", video), SampleClip("b", video, None, "up")],
+    }
+    table = [["generator", "FVD"], ["masked", "12.5"], ["<diffusion>", "13.0"]]
+    about = {"git": "0123", "date": "2026-01-01"}
+    write_samples_page(
+        folder / "page.html", "Generators of a & b", ["No difference.", CLASSES[2]], sections, 8, "some/1", about, table
+    )
+    return folder / "page.html"
+
+
+def test_page_of_samples_tells_what_was_requested(samples):
+    found = Tags(samples.read_text())
+    assert not found.open and not found.all("script") and len(found.all("video")) == 5
+    addresses = [value for _, tag in found.tags for key, value in tag.items() if key in ("src", "href")]
+    assert len(addresses) == 1 + 5 and all(address.startswith("data:") for address in addresses)
+    assert found.text.count("✓") == 1 and found.text.count("✗") == 2 and "1 of \n3 as requested" in found.text
+    for text in (
+        "Generators of a & b",
+        "masked <4> steps",
+        "<diffusion>",
+        "12.5",
+        "left & <right>",
+        "some/1, git 0123",
+    ):
+        assert text in found.text
+
+
 PROBE = """<script>
 addEventListener('load', async () => {
   const players = [...document.querySelectorAll('video')]
@@ -180,12 +215,25 @@ addEventListener('load', async () => {
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no chromium")
 def test_page_in_a_browser(page, tmp_path):
+    seen = probe(page, tmp_path)
+    assert seen["videos"] == [[64, 32, 4, 0.5]] * 4
+    assert len(seen["images"]) == 6 and min(seen["images"]) > 200
+    assert seen["excess"] <= 0 and set(seen["loaded"]) <= {"data:"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium")
+def test_page_of_samples_in_a_browser(samples, tmp_path):
+    seen = probe(samples, tmp_path)
+    assert seen["videos"] == [[32, 32, 4, 0.5]] * 5
+    assert seen["excess"] <= 0 and set(seen["loaded"]) <= {"data:"}
+
+
+def probe(page, tmp_path):
+    """What a browser, with a window as wide as it allows for a phone, says of a page."""
     probed = tmp_path / "page.html"
     probed.write_text(page.read_text() + PROBE)
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--window-size=500,900"]
     command = [BROWSER, *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", probed.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    seen = json.loads(re.search(r"<title>(\{.*?\})</title>", dom)[1])
-    assert seen["videos"] == [[64, 32, 4, 0.5]] * 4
-    assert len(seen["images"]) == 6 and min(seen["images"]) > 200
-    assert seen["excess"] <= 0 and set(seen["loaded"]) <= {"data:"}
+    return json.loads(re.search(r"<title>(\{.*?\})</title>", dom)[1])

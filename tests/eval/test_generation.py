@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -12,13 +13,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from vidtok.cli.main import main
 from vidtok.configs.compose import compose_config
 from vidtok.datasets import MovingDigits, read_video, write_video
-from vidtok.eval.generation.comparison import markdown_table, verdict
+from vidtok.errors import UserError
+from vidtok.eval.generation import compare
 from vidtok.eval.generation.conventions import (
     CONVENTIONS,
+    ClipStatistics,
     Neighbors,
     RealClips,
     describe,
@@ -27,13 +31,15 @@ from vidtok.eval.generation.conventions import (
     over_folds,
     prepare,
     real_clips,
-    score_clips,
+    shares_over_folds,
 )
 from vidtok.eval.generation.extractors import ClassAgreement, FeatureExtractors, load_feature_extractors
+from vidtok.eval.generation.report import markdown_table, over_seeds, verdict
 from vidtok.eval.generation.run import Evaluation, check_conditions
+from vidtok.eval.metrics.intervals import wilson_interval
 from vidtok.extraction import read_npz
-from vidtok.generator import Objective, from_pretrained
-from vidtok.generator.training import FIRST_SAMPLES, build_generator_training
+from vidtok.generator import Objective, create_generator, from_pretrained
+from vidtok.generator.training import FIRST_SAMPLES, build_generator_training, training_flops
 from vidtok.heads import HeadConfig, create_head, make_head
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.run_folder import RunFolder
@@ -168,6 +174,13 @@ def test_generate_writes_clips_pictures_and_tokens(trained, tmp_path, capsys):
     for name in ("all.png", "all.gif"):
         assert main(["generate", model, "-o", str(tmp_path / name), "--number", "2", "--steps", "1"]) == 0
         assert (tmp_path / name).stat().st_size > 0
+    create_head("linear", "tokens", 9, (3, 4, 4)).save_pretrained(tmp_path / "head")
+    judged = ["--head", str(tmp_path / "head"), "--steps", "1"]
+    assert main(["generate", model, "-o", str(tmp_path / "all.html"), "--number", "2", *judged]) == 0
+    page = (tmp_path / "all.html").read_text()
+    assert page.count("<video") == 2 and "<b>left</b>" in page and page.count("✓") + page.count("✗") == 2
+    assert main(["generate", model, "-o", str(tmp_path / "other"), *judged]) == 1
+    assert "--head judges the clips of a page" in capsys.readouterr().err
     prefix = str(out / "turning_left-0000.mp4")
     longer = ["--prefix", prefix, "--frames", "17", "--free", "--steps", "1", "--tokens"]
     assert main(["generate", model, "-o", str(tmp_path / "long"), *longer]) == 0
@@ -261,6 +274,13 @@ def test_conventions_are_those_of_the_papers():
         prepare(video[:, :, :9], k600)
 
 
+def score_clips(clips, networks, convention):
+    found = ClipStatistics(networks, convention)
+    for video in clips:
+        found.update(video)
+    return found
+
+
 def test_clips_are_scored_as_they_stream_by():
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randn(4000, 3, 1, 2, 2, generator=draw) for _ in range(2))
@@ -274,10 +294,14 @@ def test_clips_are_scored_as_they_stream_by():
     assert whole.distance("mean", others) < 0.01 and whole.distance("mean", shifted) == pytest.approx(48, rel=0.05)
 
     seen = []
-    first = score_clips((seen.append(1) or part for part in a.split(10)), networks, plain, count=25)
-    assert first.n == first.kinds["mean"].n == 25 and len(seen) == 3  # and no clip more is made
+    tokenizer = VideoTokenizer.from_pretrained("vidtok-t")
+    clips = a[..., :1, :1].expand(-1, -1, 1, 8, 8).tanh()
+    real = RealClips(lambda: (seen.append(1) or part for part in clips.split(10)), None, (), {})
+    networks = FeatureExtractors(fvd=networks["mean"])
+    first = Evaluation(real, networks, tokenizer, replace(plain, n_real=25), "plain").scored
+    assert first.n == first.kinds["fvd"].n == 25 and len(seen) == 3  # and no clip more is made
     with pytest.raises(ValueError, match="no clips"):
-        score_clips([], networks, plain)
+        Evaluation(RealClips(lambda: [], None, (), {}), networks, tokenizer, plain, "plain")
 
 
 def test_prefixes_are_of_different_videos_first():
@@ -330,13 +354,50 @@ def test_eval_generation_measures_distances_and_draws_neighbors(trained, tmp_pat
     metrics, near = result["metrics"], result["neighbors"]
     assert result["n_real"] == 20 and metrics["fvd_floor"]["n"] == metrics["fvd_reconstruction"]["n"] == 8
     assert len(metrics["fvd"]["folds"]) == 2 and metrics["fvd"]["mean"] > metrics["fvd_floor"]["value"]
+    assert len(metrics["fvd_to_reconstructions"]["folds"]) == 2 and metrics["fvd_precision"]["n"] == 16
+    assert metrics["fvd_to_reconstructions_reconstruction"]["value"] < metrics["fvd_to_reconstructions"]["mean"]
     assert near["n_real"] == 40 and len(near["generated"]) == len(near["others"]) == 6
     assert read_video(png).shape[-1] >= 4 * 32 and "distance to the nearest, median" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["tokens", "codes", "pixels"])
+def test_features_of_a_head_see_the_generator(kind):
+    """Reconstructions of the real clips are a perfect generator on these tokens; a constant clip is a collapsed one."""
+    tokenizer = VideoTokenizer.from_pretrained("vidtok-t")
+    digits = MovingDigits("train", 5, 32)
+    videos = torch.cat([digits[i].video for i in range(24)])
+    torch.manual_seed(0)
+    head = create_head("linear", kind, 9, (2, 4, 4), channels=None if kind == "pixels" else 16).eval()
+    convention = replace(get_convention("plain"), n_fake=12, folds=2)
+    others = [(videos[12:], torch.zeros(12, dtype=torch.long))]
+    real = RealClips(lambda: videos.split(5), lambda: others, digits.classes, {"clip_size": 32})
+    evaluation = Evaluation(real, FeatureExtractors(head=head), tokenizer, convention, "plain")
+    assert ("frd" in evaluation.decoded.kinds) == (kind == "pixels")
+    assert evaluation.scored.n == 24 and evaluation.limits()["frd_floor"]["n"] == 12
+    ids = tokenizer.encode(videos)
+    classes = tuple(digits.classes)
+
+    def measured(drawn):
+        config = SimpleNamespace(classes=classes, name="x", kind="masked", tokenizer="vidtok-t", weight_hash="")
+        calls = iter(drawn.split(12))
+        generator = SimpleNamespace(config=config, parameters=lambda: iter(()))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("vidtok.eval.generation.run.generate_samples", lambda *a, **b: [next(calls)])
+            return evaluation.measure(generator)["metrics"]
+
+    perfect, collapsed = measured(ids), measured(ids[:1].expand(24, -1, -1, -1))
+    same = "frd_to_reconstructions" if kind == "pixels" else "frd"
+    assert perfect[same]["mean"] < collapsed[same]["mean"]
+    if kind != "pixels":
+        assert perfect["frd_precision"]["folds"] == perfect["frd_recall"]["folds"] == [1.0, 1.0]
+    assert collapsed["frd_recall"]["mean"] < 0.2 and collapsed["frd_recall"]["high"] < 0.4
 
 
 def test_folds_and_neighbors():
     assert over_folds([1.0, 3.0]) == {"mean": 2.0, "deviation": pytest.approx(2**0.5), "folds": [1.0, 3.0]}
     assert over_folds([1.0])["deviation"] is None
+    share = shares_over_folds([0.5, 0.25], 8)
+    assert share["n"] == 16 and share["mean"] == 0.375 and 0.1 < share["low"] < 0.375 < share["high"] < 0.7
     real = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     nearest = Neighbors(real[[5, 47]] + 1e-3, count=4)
     for part in torch.arange(50).split(7):
@@ -368,13 +429,17 @@ def test_eval_generation_measures_agreement(trained, tmp_path, capsys):
     head.save_pretrained(tmp_path / "head")
     out = tmp_path / "result.json"
     arguments = ["eval", "generation", str(trained / "model"), "digits", "--head", str(tmp_path / "head")]
-    arguments += ["--n-fake", "10", "--folds", "2", "--others", "val", "--steps", "2", "--json", str(out)]
+    arguments += ["--n-real", "15", "--n-fake", "10", "--folds", "2", "--others", "val", "--steps", "2"]
+    arguments += ["--json", str(out)]
     assert main(arguments) == 0
     result = json.loads(out.read_text())
     assert result["schema"] == "vidtok.eval.generation/1" and result["n_fake"] == 10 and result["folds"] == 2
     assert result["metrics"]["agreement"]["n"] == 20 and result["metrics"]["real_agreement"]["n"] >= 10
     assert result["protocol"]["convention"] == "plain" and "agreement" in result["detector"]
-    assert "agreement" in capsys.readouterr().out
+    assert result["n_real"] == 15 and len(result["metrics"]["frd"]["folds"]) == 2
+    assert result["metrics"]["frd_precision"]["n"] == 20 and result["metrics"]["frd_recall_floor"]["n"] == 10
+    assert not any("reconstruction" in name for name in result["metrics"])  # the head sees tokens
+    assert "agreement" in (printed := capsys.readouterr().out) and "frd_recall" in printed
     assert main(["eval", "generation", str(trained / "model"), "digits"]) == 1
     assert "nothing to measure" in capsys.readouterr().err
     for wrong, message in (
@@ -536,6 +601,7 @@ def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsy
     ]
     arguments += [
         "n_fake=4",
+        "n_real=20",
         "folds=1",
         "other_split=null",
         "steps={masked: [2], autoregressive: [null], diffusion: [2]}",
@@ -547,9 +613,11 @@ def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsy
     sizes = [row["generator"]["parameters"] for row in result["rows"]]
     assert all(result["training"][kind]["samples"] == 4 for kind in kinds) and len(sizes) == 3
     assert {p.name for p in run.glob("*.png")} == {"chart.png", "masked.png", "autoregressive.png", "diffusion.png"}
+    page = (run / "page.html").read_text()
+    assert page.count("<video") == 3 * 18 and "autoregressive, 48 steps" in page and "of each row, agreement" in page
     table = (run / "table.md").read_text()
     assert table.count("\n") == 7
-    assert "split train, 1 x 4 generated ones of each row, agreement by tiny, weights" in table
+    assert "split train, 20 real clips, 1 x 4 generated ones of each row, agreement by tiny, weights" in table
     before = {p: p.stat().st_mtime_ns for p in (run / "measured").iterdir()}
     assert len(before) == 4
     rates = [OmegaConf.load(run / kind / "config.yaml").optimizer.lr for kind in kinds]
@@ -603,6 +671,109 @@ def test_the_comparison_runs_to_a_table_and_goes_on_where_it_was(tmp_path, capsy
         assert error.startswith("vidtok: ") and message in error and not own.exists()
 
 
+def tokenizer_folder(folder, quantizer):
+    """Save an untrained tokenizer of 6 bits."""
+    config = replace(VideoTokenizer.from_pretrained("vidtok-t").config, name=folder.name, quantizer=quantizer)
+    config.net["width"] = 16
+    torch.manual_seed(0)
+    VideoTokenizer(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_controls_and_seeds_of_a_comparison(tmp_path, capsys):
+    """Quantizers of equal bits under one masked model, factorization off, diffusion on latents; seeds can be added."""
+    quantizers = {
+        "lfq": {"kind": "lfq", "bits": 6}, "vq": {"kind": "vq", "size": 64, "dim": 6},
+        "fsq": {"kind": "fsq", "levels": [8, 8]},
+    }  # fmt: skip
+    paths = {name: tokenizer_folder(tmp_path / name, quantizer) for name, quantizer in quantizers.items()}
+    head = create_head("linear", "pixels", 9, (3, 4, 4))
+    head.save_pretrained(tmp_path / "head")
+    variants = {name: {"kind": "masked", "training": [f"tokenizer={paths[name]}"]} for name in ("vq", "fsq")}
+    variants["whole"] = {"kind": "masked", "training": ["generator.arguments.factors=1"]}
+    variants["next"] = {"kind": "autoregressive", "training": ["generator.arguments.factors=1"]}
+    run = tmp_path / "compare"
+    settings = {
+        "tokenizer": paths["lfq"], "data": {"source": "digits", "frames": 9, "size": 32, "batch_size": 2},
+        "size": {"width": 32, "depth": 1, "heads": 2}, "trainer": {"workers": 0}, "samples": 0,
+        "recognizer": str(tmp_path / "head"), "n_real": 8, "n_fake": 4, "folds": 1, "variants": variants,
+        "kinds": ["masked", "diffusion", "vq", "fsq", "whole", "next"],
+        "steps": {"masked": [2], "diffusion": [2], "autoregressive": [None]}, "run": str(run),
+    }  # fmt: skip
+    masked = create_generator(from_pretrained_config(settings))
+    settings["max_flops"] = 2.5 * 2 * training_flops(masked)
+    result = compare(**settings, log=lambda line: None)
+    assert [row["name"] for row in result["rows"]] == settings["kinds"]
+    assert result["training"]["masked"]["steps"] == result["training"]["vq"]["steps"] == 2
+    assert result["training"]["masked"]["flops"] == 4 * training_flops(masked)
+    hashes = {row["name"]: row["generator"]["tokenizer"]["weight_hash"] for row in result["rows"]}
+    assert hashes["masked"] == hashes["diffusion"] == hashes["whole"] and len({*hashes.values()}) == 3
+    assert from_pretrained(run / "whole" / "model").embed.sizes == [64, 1]
+    assert "factors" not in from_pretrained(run / "masked" / "model").config.arguments
+    assert result["other_limits"].keys() == {"vq", "fsq"} and "frd_reconstruction" in result["other_limits"]["vq"]
+    assert all("frd_to_reconstructions" in row["metrics"] for row in result["rows"]) and "over_seeds" not in result
+    before = {p: p.stat().st_mtime_ns for p in (run / "measured").iterdir()}
+
+    del settings["max_flops"]
+    for wrong, message in (
+        ({"seeds": [1, 1]}, "seeds is a list of different numbers"),
+        ({"variants": {"masked": {"kind": "masked"}}}, "its name is that of a kind"),
+        ({"variants": {"x": {"kind": "mask"}}}, "no kind 'mask'"),
+        ({"variants": {"x": {"kin": "masked"}}}, "variants.x is {kind: KIND"),
+        ({"kinds": ["masked", "v"]}, "unknown kind 'v'"),
+        ({"variants": variants | {"long": {"kind": "masked", "training": ["data.frames=5"]}}, "kinds": ["vq", "long"]},
+         "long makes clips of 5 x 32 x 32, and vq of 9 x 32 x 32"),
+        ({"max_flops": -1.0}, "max_flops is a number above 0"),
+    ):  # fmt: skip
+        with pytest.raises((ValueError, UserError), match=re.escape(message)):
+            compare(**settings | {"trainer": {"max_steps": 2}, "run": str(tmp_path / "wrong")} | wrong)
+
+    settings |= {"max_flops": 2.5 * 2 * training_flops(masked), "seeds": [0, 1], "kinds": ["masked", "vq"]}
+    result = compare(**settings, log=lambda line: None)
+    assert [row["run"] for row in result["rows"]] == ["masked", "masked-seed1", "vq", "vq-seed1"]
+    assert all(p.stat().st_mtime_ns == time for p, time in before.items())
+    first, second = (read_weights(run / name) for name in ("masked", "masked-seed1"))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    average = result["over_seeds"][0]["metrics"]["frd"]
+    assert average["seeds"] == [row["metrics"]["frd"]["mean"] for row in result["rows"][:2]]
+    assert average["mean"] == pytest.approx(sum(average["seeds"]) / 2) and len(average["folds"]) == 2
+    table = (run / "table.md").read_text()
+    assert "| generator | seeds | parameters | trained, s | training FLOPs |" in table and "| masked | 2 |" in table
+    assert "reconstructions of those, tokenizer of vq" in table
+
+
+def from_pretrained_config(settings):
+    """The config of the masked generator that these settings of a comparison train."""
+    own = {key: settings[key] for key in ("tokenizer", "data", "size", "samples")}
+    cfg = compose_config("train_generator", own | {"trainer": {"max_steps": 1}})
+    return build_generator_training(cfg)["state"].model.config
+
+
+def read_weights(run):
+    return load_file(run / "model" / "model.safetensors")
+
+
+def test_rows_are_averaged_over_seeds():
+    def row(seed, steps, fvd, right):
+        share = {"value": right / 8, "low": 0.1, "high": 0.9, "n": 8}
+        fvd = {"mean": sum(fvd) / len(fvd), "deviation": 1.0, "folds": fvd}
+        metrics = {"fvd": fvd, "agreement": share}
+        return {"generator": {"kind": "masked", "parameters": 7}, "metrics": metrics, "steps": steps, "seed": seed,
+                "name": "masked", "run": f"masked-{seed}", "seconds_per_clip": seed + 1.0}  # fmt: skip
+
+    rows = [row(0, 4, [10.0, 12.0], 4), row(1, 4, [14.0, 16.0], 8), row(0, 8, [9.0, 9.0], 4)]
+    average, single = over_seeds(rows)
+    assert single is rows[2] and average["runs"] == ["masked-0", "masked-1"] and average["seconds_per_clip"] == 1.5
+    fvd, agreement = average["metrics"]["fvd"], average["metrics"]["agreement"]
+    assert (fvd["mean"], fvd["seeds"], fvd["folds"]) == (13, [11, 15], [10, 12, 14, 16])
+    assert fvd["deviation"] == pytest.approx(8**0.5)
+    assert (agreement["value"], agreement["n"], agreement["seeds"]) == (0.75, 16, [0.5, 1.0])
+    assert agreement["low"] == pytest.approx(wilson_interval(12, 16)[0])
+    training = {f"masked-{seed}": {"seconds": 10.0 * seed, "samples": 8, "flops": 2e9} for seed in (0, 1)}
+    lines = markdown_table({"rows": rows[:2], "training": training, "limits": {}}).splitlines()
+    assert lines[2] == "| masked | 2 | 7 | 5 | 2e+09 | 8 | 4 | 1.5 | 13.0 ± 2.8 | 75.0 ± 35.4 |"
+
+
 def test_a_verdict_needs_folds_that_do_not_touch():
     def row(kind, folds):
         fvd = {"mean": sum(folds) / len(folds), "deviation": None, "folds": folds}
@@ -620,3 +791,8 @@ def test_a_verdict_needs_folds_that_do_not_touch():
     limits = {"fvd_floor": {"value": 1.0, "n": 5}, "fvd_reconstruction": {"value": 2.0, "n": 5}}
     table = markdown_table({"rows": best, "training": training, "limits": limits})
     assert len(table.splitlines()) == 7 and "| masked | 1,000 | 60 | 8 | 1 | 0.5 | 11.2 |  |" in table
+    best[1]["metrics"]["frd_recall"] = {"mean": 0.25, "deviation": 0.125, "low": 0.1, "high": 0.5, "n": 8}
+    limits |= {"frd_recall_floor": {"value": 0.75, "n": 5}, "frd_recall_reconstruction": {"value": 0.5, "n": 5}}
+    lines = markdown_table({"rows": best, "training": training, "limits": limits}).splitlines()
+    assert "| FVD | recall (recognizer) | agreement, % |" in lines[0] and "| 11.2 | 0.25 ± 0.12 |  |" in lines[3]
+    assert lines[5].endswith("| 1.0 | 0.75 |  |") and lines[6].endswith("| 2.0 | 0.50 |  |")

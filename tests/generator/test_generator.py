@@ -103,6 +103,30 @@ def test_training_reaches_every_parameter_and_a_sample_is_its_own(kind):
     assert terms["loss"].item() == pytest.approx(sum(generator(half, objective)["loss"].item() for half in halves) / 2)
 
 
+@pytest.mark.parametrize("kind", ["masked", "autoregressive"])
+def test_tokens_without_factorization(kind):
+    """One factor: logits of all 2^bits values, and the loss of a token is their cross-entropy alone."""
+    generator = create_generator(replace(CONFIG, kind=kind, bits=6, arguments={"factors": 1})).train()
+    generator.trunk.modulation.bias.data.normal_()
+    ids = torch.randint(0, 64, (4, *GRID), generator=torch.Generator().manual_seed(0))
+    batch = {"ids": ids, "label": torch.tensor([0, 1, 0, 1]), "seed": torch.arange(4)}
+    terms = generator(batch, Objective(0.0, 0.0))
+    assert generator.heads.low_logits(torch.zeros(1, 1, 48)).shape == (1, 1, 64)
+    assert terms["loss"] > 0 and terms["bits"].item() == pytest.approx(6, abs=1)
+    if kind == "autoregressive":  # every token is scored: nats against bits
+        assert terms["bits"].item() == pytest.approx(terms["loss"].item() / math.log(2), rel=1e-5)
+    terms["loss"].backward()
+    assert all(parameter.grad is not None for parameter in generator.parameters())
+    drawn = generator.generate(3, 1, seed=1, guidance=1.5)
+    assert drawn.min() >= 0 and drawn.max() < 64 and len(drawn.unique()) > 5
+    low, high = factorize_ids(ids, 6, 1)
+    assert torch.equal(low, ids) and not high.any() and torch.equal(combine_ids(low, high, 6, 1), ids)
+    with pytest.raises(ValueError, match="1 or 2 factors, not 3"):
+        create_generator(replace(CONFIG, kind=kind, arguments={"factors": 3}))
+    with pytest.raises(ValueError, match="factors"):
+        create_generator(replace(CONFIG, kind="diffusion", arguments={"factors": 1}))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_overfitted_generator_gives_its_clip_back(kind):
     generator = make(kind, depth=1).train()
@@ -211,6 +235,20 @@ def test_masked_decoding_keeps_what_it_has_decided():
     for (before, hidden), (after, still) in zip(seen, [*seen[1:], (final, None)], strict=True):
         assert torch.equal(before[~hidden], after[~hidden])
         assert still is None or (still <= hidden).all()
+
+
+def test_learned_positions_tell_masked_tokens_apart():
+    """By rotary positions alone, which turn queries and keys only, all tokens of a fully masked grid look alike."""
+    generator = make("masked")
+    ids, masked = torch.zeros(1, generator.tokens, dtype=torch.long), torch.ones(1, generator.tokens, dtype=torch.bool)
+    condition = generator.label_embed(torch.tensor([0]))
+    with torch.no_grad():
+        assert generator.features(ids, masked, condition).std(1).mean() > 0.1
+        for parameter in generator.trunk.positions:
+            parameter.zero_()
+        torch.testing.assert_close(
+            generator.features(ids, masked, condition).std(1), torch.zeros(1, 48), atol=1e-5, rtol=0
+        )
 
 
 def test_a_causal_trunk_sees_no_later_token():

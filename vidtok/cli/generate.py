@@ -4,6 +4,7 @@
     vidtok generate runs/masked/model -o new --label left --number 16 --guidance 2 --seed 1
     vidtok generate runs/masked/model -o grid.png --number 9       # one picture with a clip per row
     vidtok generate runs/masked/model -o grid.mp4 --number 16      # one video of all clips, side by side; also .gif
+    vidtok generate runs/masked/model -o new.html --head JUDGE     # a page of playable clips with a head's verdicts
     vidtok generate runs/k600/model -o new --prefix clip.mp4       # continue the first 5 frames
     vidtok generate runs/k600/model -o new --video clip.mp4 --task inpaint --mask 32:96,32:96  # box in pixels
     vidtok generate runs/masked/model -o new --frames 65 --tokens  # longer than the training clips; also token files
@@ -24,7 +25,7 @@ from vidtok.cli.settings import SAMPLING
 def configure(parser: argparse.ArgumentParser) -> None:
     positive = common.positive
     parser.add_argument("generator", metavar="MODEL", help="generator: folder or hub id")
-    common.add_output(parser, "output folder, or one .png, .gif or .mp4 of all clips")
+    common.add_output(parser, "output folder, or one .png, .gif, .mp4 or .html of all clips")
     parser.add_argument("--tokenizer", metavar="NAME", help="tokenizer: name, folder or hub id (default: by its name)")
     parser.add_argument("--device", default="auto", help="device: auto (cuda if available), cpu, cuda, cuda:1, ...")
     parser.add_argument("--number", type=positive(int), help="number of clips (default: one per class or per video)")
@@ -46,6 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=positive(int), help="frames per clip, 1 + 4k (default: as in training)")
     parser.add_argument("--format", choices=["mp4", "gif"], help="file format of clips in a folder (default: mp4)")
     parser.add_argument("--tokens", action="store_true", help="also write token files")
+    parser.add_argument("--head", metavar="NAME", help="recognition head whose verdict a .html page shows")
     parser.add_argument("--fps", type=positive(float), help="frame rate of the clips (default: the generator's, or 25)")
     parser.add_argument("--batch", type=positive(int), default=8, help="clips per batch (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: %(default)s)")

@@ -26,7 +26,7 @@ COUNTS = {
     "grid_crop", "image_batch_size", "latents", "max_steps", "resize", "save_steps", "train_clips", "train_views",
     "val_clips",
 }  # fmt: skip
-AMOUNTS = {"fps", "max_minutes"}
+AMOUNTS = {"fps", "max_flops", "max_minutes"}
 
 # Patterns of the options that a config offers of a shared group. All options of other groups are offered.
 OFFERED: dict[str, dict[str, tuple[str, ...]]] = {

@@ -1,8 +1,7 @@
 """Generators of token grids: masked and autoregressive language models, and a diffusion baseline.
 
 base            base class: config, conditions, `generate`, saving
-masked          masked token modeling with parallel decoding
-autoregressive  next-token prediction with a key-value cache
+language        masked token modeling with parallel decoding; next-token prediction with a key-value cache
 diffusion       diffusion transformer on the latents before quantization
 transformer     the shared transformer, token embedding and token heads
 masks           masks for frame prediction, interpolation, inpainting and outpainting
@@ -95,11 +94,11 @@ def load_tokenizer(config: GeneratorConfig, name: str | None = None, device: str
 def _kind(name: str) -> type[Generator]:
     # Imported late: diffusers takes seconds, and only one kind needs it.
     if name == "masked":
-        from vidtok.generator.masked import MaskedGenerator
+        from vidtok.generator.language import MaskedGenerator
 
         return MaskedGenerator
     if name == "autoregressive":
-        from vidtok.generator.autoregressive import AutoregressiveGenerator
+        from vidtok.generator.language import AutoregressiveGenerator
 
         return AutoregressiveGenerator
     from vidtok.generator.diffusion import DiffusionGenerator

@@ -22,8 +22,9 @@ from vidtok.files import validate_local
 from vidtok.generator import from_pretrained, load_tokenizer
 from vidtok.generator.base import GeneratorConfig
 from vidtok.generator.long import generate_samples
+from vidtok.provenance import provenance
 
-PICTURES = (".png", ".gif", ".mp4")  # formats of one file with all clips
+PICTURES = (".png", ".gif", ".mp4", ".html")  # formats of one file with all clips
 PREFIX_FRAMES = 5
 TASKS = ("class", "predict", "interpolate", "inpaint", "outpaint")
 
@@ -121,6 +122,34 @@ class Samples:
                 yield GeneratedClip(self.names[done], label, sample.cpu(), video)
                 done += 1
 
+    def write_page(self, path: Path, clips: Sequence[GeneratedClip], head: str | None = None) -> None:
+        """Write a page of generated clips.
+
+        Args:
+            path: html file to write.
+            clips: the clips.
+            head: recognition head whose verdict is shown, see `generate_files`.
+        """
+        # Imported here: reports and recognizers take seconds to import, and other formats don't need them.
+        from vidtok.eval.generation.extractors import load_head, predict_classes
+        from vidtok.eval.generation.report import SampleClip, write_samples_page
+
+        seen: list[str | None] = [None] * len(clips)
+        lines = [f"{self.config.kind} generator of {self.config.tokenizer} tokens; " + self._describe_sampling()]
+        if head is not None:
+            judge = load_head(head, self._tokenizer, self._generator.device)
+            lines.append(f"Recognizer: {judge.config.name}, weights {judge.weight_hash}.")
+            for i, clip in enumerate(clips):
+                ids, video = (tensor[None].to(judge.device) for tensor in (clip.ids, clip.video))
+                (seen[i],) = predict_classes(judge, ids, video, self.config.classes)
+        shown = [SampleClip(clip.name, clip.video, clip.label, one) for clip, one in zip(clips, seen, strict=True)]
+        title, facts = f"{len(clips)} clips of {self.config.name}", provenance(self._generator.device)
+        write_samples_page(path, title, lines, {"Clips": shown}, self.fps, "vidtok generate", facts)
+
+    def _describe_sampling(self) -> str:
+        given = {name: value for name, value in self._settings.items() if name != "progress"}
+        return ", ".join(f"{name} {value}" for name, value in given.items()) + "."
+
 
 def generate(
     model: str, number: int | None = None, labels: str | int | Sequence[str | int] | None = None, **settings
@@ -172,6 +201,7 @@ def generate_files(
     *,
     format: str | None = None,
     tokens: bool = False,
+    head: str | None = None,
     force: bool = False,
     report: Callable[[int, int], None] = lambda done, number: None,
     **settings,
@@ -181,9 +211,10 @@ def generate_files(
     Args:
         model, settings: see `generate`.
         output: a folder, for one file per clip; or one file for all clips: .png (a clip per row), .gif or .mp4 (side by
-            side).
+            side), or .html (a page of playable clips).
         format: file format of clips in a folder, "mp4" or "gif"; None, "mp4".
         tokens: also write token files.
+        head: recognition head whose verdict the page shows: name, folder or hub id; None, no verdict.
         force: overwrite existing files.
         report: called with (clips done, all clips).
 
@@ -200,6 +231,8 @@ def generate_files(
         raise UserError(f"{target} exists: --force overwrites it")
     if single and tokens:
         raise UserError("--tokens needs a folder: give -o DIR")
+    if head is not None and target.suffix.lower() != ".html":
+        raise UserError(f"--head judges the clips of a page: give -o PAGE.html, not {target.name}")
     samples = generate(model, **settings)
     if single:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -210,19 +243,22 @@ def generate_files(
             if file.exists() and not force:
                 raise UserError(f"{file} exists: --force overwrites it")
     report(0, len(samples))
-    videos = []
+    clips = []
     for done, clip in enumerate(samples, 1):
         if single:
-            videos.append(clip.video)
+            clips.append(clip)
         else:
             write_video(target / f"{clip.name}.{format or 'mp4'}", clip.video, samples.fps)
         if tokens:
             write_ids(target / f"{clip.name}.npz", clip, samples.config, samples.fps)
         report(done, len(samples))
-    if single and target.suffix.lower() == ".png":
-        write_video(target, frame_rows(torch.stack(videos))[:, None], samples.fps)
+    if single and target.suffix.lower() == ".html":
+        samples.write_page(target, clips, head)
     elif single:
-        write_video(target, tiled(torch.stack(videos)), samples.fps)
+        videos = torch.stack([clip.video for clip in clips])
+        write_video(
+            target, frame_rows(videos)[:, None] if target.suffix.lower() == ".png" else tiled(videos), samples.fps
+        )
     return samples
 
 

@@ -275,7 +275,7 @@ def build_generator_training(cfg: DictConfig) -> dict:
             fps=fps,
             classes=tuple(classes),
             **plain["size"],
-            **plain["generator"],
+            **generator_settings(plain),
         )
     )
     generator.check_sampling(**sampling)  # fail now, not at the first validation
@@ -291,7 +291,28 @@ def build_generator_training(cfg: DictConfig) -> dict:
         if "latents" not in first:
             raise ValueError("diffusion is trained on latents: give clips, or extract them with --features latents")
         generator.fit_scale(first["latents"])
+    if plain["max_flops"] is not None:
+        steps = max(1, int(plain["max_flops"] / (training_flops(generator) * data["batch_size"])))
+        plain["trainer"]["max_steps"] = min(steps, plain["trainer"]["max_steps"] or steps)
     return {"task": task, "state": build_state(generator, plain), "batches": batches, **build_schedule(plain)}
+
+
+def generator_settings(plain: dict) -> dict:
+    """Return the group `generator` of a config, {"kind", "arguments"}, as it is recorded: without factors=2, which
+    configs and folders of earlier versions don't have."""
+    kind, arguments = plain["generator"]["kind"], plain["generator"]["arguments"]
+    return {
+        "kind": kind,
+        "arguments": {key: value for key, value in arguments.items() if (key, value) != ("factors", 2)},
+    }
+
+
+def training_flops(model: Generator) -> int:
+    """Return the FLOPs of training on one sample by the usual estimate, 6 x parameters x tokens (Kaplan et al. 2020).
+
+    It leaves out the attention scores, which are the same for all kinds of one size.
+    """
+    return 6 * sum(parameter.numel() for parameter in model.parameters()) * model.tokens
 
 
 def check_generator(cfg: DictConfig, config: "GeneratorConfig") -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from timm.layers import GELUTanh, Mlp, apply_rot_embed_cat
 from torch import Tensor, nn
 
-from vidtok.quantize.lfq import factor_bits, factorize_ids, ids_to_signs
+from vidtok.quantize.lfq import combine_ids, factor_bits, factorize_ids, ids_to_signs
 
 
 class Cache:
@@ -141,6 +141,11 @@ class Transformer(nn.Module):
     One linear layer computes scales, shifts and gates of all blocks from the condition; each block adds a learned table
     to them ("adaLN-single", Chen et al. 2023, arXiv:2310.00426). This costs few parameters.
 
+    Positions enter twice. Learned embeddings say where a token is. Masked generation begins with all tokens masked,
+    which differ in nothing else: by rotary positions alone, which only turn queries and keys, all of them would have
+    the same features and logits. Rotary positions say how far apart two tokens are. Whether a model without them is as
+    good has not been measured.
+
     Args:
         grid: (t, height, width) of the tokens.
         width: D.
@@ -220,19 +225,32 @@ class TokenEmbedding(nn.Module):
     Args:
         bits: log2 of the codebook size.
         width: D.
+        factors: 2, or 1 for a table of all 2^bits ids; the table of the high bits then has one row, 0.
+
+    Raises:
+        ValueError: another number of factors.
     """
 
-    def __init__(self, bits: int, width: int):
+    def __init__(self, bits: int, width: int, factors: int = 2):
         super().__init__()
-        self.bits = bits
-        self.low, self.high = (nn.Embedding(2**n_bits, width) for n_bits in factor_bits(bits))
-        for table, n_bits in zip((self.low, self.high), factor_bits(bits), strict=True):
+        self.bits, self.factors = bits, factors
+        self.sizes = [2**n_bits for n_bits in factor_bits(bits, factors)]
+        self.low, self.high = (nn.Embedding(size, width) for size in self.sizes)
+        for table, n_bits in zip((self.low, self.high), factor_bits(bits, factors), strict=True):
             signs_VK = ids_to_signs(torch.arange(2**n_bits), n_bits)
-            table.weight.data = signs_VK @ torch.randn(n_bits, width) / (n_bits * width) ** 0.5
+            table.weight.data = signs_VK @ torch.randn(n_bits, width) / max(n_bits * width, 1) ** 0.5
 
     def forward(self, ids_BN: Tensor) -> Tensor:
-        low, high = factorize_ids(ids_BN, self.bits)
+        low, high = self.factorize(ids_BN)
         return self.low(low) + self.high(high)
+
+    def factorize(self, ids_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """Split ids into the factors, (low, high)."""
+        return factorize_ids(ids_BN, self.bits, self.factors)
+
+    def combine(self, low_BN: Tensor, high_BN: Tensor) -> Tensor:
+        """Combine the factors into ids."""
+        return combine_ids(low_BN, high_BN, self.bits, self.factors)
 
 
 class TokenHeads(nn.Module):
@@ -248,7 +266,7 @@ class TokenHeads(nn.Module):
         super().__init__()
         self.embedding = embedding
         self.dense = nn.Linear(width, width)
-        self.low_bias, self.high_bias = (nn.Parameter(torch.zeros(2**n_bits)) for n_bits in factor_bits(embedding.bits))
+        self.low_bias, self.high_bias = (nn.Parameter(torch.zeros(size)) for size in embedding.sizes)
         self.mix = nn.Linear(width, width) if conditioned else None
 
     def low_logits(self, x_BND: Tensor) -> Tensor:

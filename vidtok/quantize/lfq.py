@@ -125,20 +125,28 @@ def unpack_bits(ids_Bthw: Tensor, bits: int) -> Tensor:
     return (ids_Bthw[:, None] >> shifts & 1).bool()
 
 
-def factor_bits(bits: int) -> tuple[int, int]:
-    """Return the numbers of low and high bits; with an odd number, the low factor has one more."""
-    return bits - bits // 2, bits // 2
+def factor_bits(bits: int, factors: int = 2) -> tuple[int, int]:
+    """Return the numbers of low and high bits; with an odd number, the low factor has one more.
+
+    With a single factor all bits are low ones, and the high factor has one value.
+
+    Raises:
+        ValueError: another number of factors.
+    """
+    if factors not in (1, 2):
+        raise ValueError(f"a token has 1 or 2 factors, not {factors}")
+    return (bits, 0) if factors == 1 else (bits - bits // 2, bits // 2)
 
 
-def factorize_ids(ids: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def factorize_ids(ids: Tensor, bits: int, factors: int = 2) -> tuple[Tensor, Tensor]:
     """Factorize int64 ids of any shape into (low, high), id = low + 2^low_bits * high."""
-    low_bits, _ = factor_bits(bits)
+    low_bits, _ = factor_bits(bits, factors)
     return ids & (2**low_bits - 1), ids >> low_bits
 
 
-def combine_ids(low: Tensor, high: Tensor, bits: int) -> Tensor:
+def combine_ids(low: Tensor, high: Tensor, bits: int, factors: int = 2) -> Tensor:
     """Combine low and high bits into ids, the inverse of `factorize_ids`."""
-    return low + (high << factor_bits(bits)[0])
+    return low + (high << factor_bits(bits, factors)[0])
 
 
 def ids_to_signs(ids: Tensor, bits: int) -> Tensor:

@@ -22,7 +22,7 @@ KINDS = {
     "probe": "logistic regression or kNN on a tokenizer's features",
     "recognition": "accuracy of a trained head on a split",
     "finetune": "train a recognition head end to end and test it",
-    "generation": "FVD, FID and class agreement of a generator's clips",
+    "generation": "FVD, FID, precision, recall and class agreement of a generator's clips",
     "generation-compare": "masked, autoregressive and diffusion generators at equal data, parameters and training time",
     "agreement": "agreement of a classifier's predictions for clips and their reconstructions",
     "compression": "rate and quality of .vtk files beside x264, x265, SVT-AV1 and VVenC",

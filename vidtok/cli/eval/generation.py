@@ -5,9 +5,12 @@
     vidtok eval generation MODEL k600/val --convention magvit-k600 --i3d FILE
     vidtok eval generation MODEL train.csv --root videos --i3d FILE --fid FILE --neighbors nearest.png
 
-The metrics are FVD with I3D trained on Kinetics-400 (--i3d), FID of frames (--fid), and how often a trained recognition
-head (--head) predicts the requested class. The weights of I3D and Inception are not shipped: `python -m
-vidtok.eval.metrics.i3d --help` and `python -m vidtok.eval.metrics.inception --help` explain how to get them.
+The metrics are FVD with I3D trained on Kinetics-400 (--i3d), FID of frames (--fid), FRD, the same distance in the
+features of a recognition head (--head), and how often the head predicts the requested class. Distances from real clips
+have a second value: that from reconstructions of these clips, which no tokenizer hides. I3D and the head also give
+precision (fidelity) and recall (coverage), by 3 nearest neighbors, with density and coverage. The weights of I3D and
+Inception are not shipped: `python -m vidtok.eval.metrics.i3d --help` and `python -m vidtok.eval.metrics.inception
+--help` explain how to get them.
 
 REAL is "digits", a folder or an annotation file; --split names the split.
 
@@ -50,7 +53,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", type=positive(int), metavar="N", help="number of folds (default: the convention's)")
     parser.add_argument("--i3d", metavar="WEIGHTS", help="I3D weights, file or URL; enables FVD")
     parser.add_argument("--fid", metavar="WEIGHTS", help="Inception weights, file or URL; enables FID")
-    parser.add_argument("--head", metavar="NAME", help="recognition head on tokens, codes or pixels; enables agreement")
+    parser.add_argument(
+        "--head", metavar="NAME", help="recognition head on tokens, codes or pixels; for FRD, agreement"
+    )
     parser.add_argument("--neighbors", metavar="PNG", help="picture of generated clips and their nearest real clips")
     parser.add_argument("--tokenizer", metavar="NAME", help="tokenizer: name, folder or hub id (default: by its name)")
     parser.add_argument("--device", default="auto", help="device: auto (cuda if available), cpu, cuda, cuda:1, ...")
