@@ -44,7 +44,7 @@ def test_nothing_imports_the_command_line():
 
 
 def test_sizes_of_files_and_folders():
-    assert len(FILES) <= 180
+    assert len(FILES) <= 190
     for path in FILES:
         lines = len(path.read_text().splitlines())
         assert lines <= (120 if path.is_relative_to(ROOT / "vidtok/cli") else 450), path

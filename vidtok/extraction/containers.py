@@ -21,7 +21,7 @@ from vidtok.codec.container import CodecError, ContainerReader
 from vidtok.codec.entropy import entropy_model
 from vidtok.codec.prior import prior_of
 from vidtok.errors import nearest
-from vidtok.extraction.npz import NpzReader, NpzWriter, TarFormat
+from vidtok.extraction.npz import NpzReader, NpzWriter
 from vidtok.extraction.record import (
     SCHEMA,
     Entry,
@@ -368,6 +368,8 @@ def open_reader(path: str | Path) -> Reader:
 def _form(container: str):
     """Return the `Format` of a container. Only parquet needs pyarrow."""
     if container == "webdataset":
+        from vidtok.extraction.webdataset import TarFormat
+
         return TarFormat()
     try:
         from vidtok.extraction.parquet import ParquetFormat

@@ -94,11 +94,11 @@ def load_tokenizer(config: GeneratorConfig, name: str | None = None, device: str
 def _kind(name: str) -> type[Generator]:
     # Imported late: diffusers takes seconds, and only one kind needs it.
     if name == "masked":
-        from vidtok.generator.language import MaskedGenerator
+        from vidtok.generator.masked import MaskedGenerator
 
         return MaskedGenerator
     if name == "autoregressive":
-        from vidtok.generator.language import AutoregressiveGenerator
+        from vidtok.generator.autoregressive import AutoregressiveGenerator
 
         return AutoregressiveGenerator
     from vidtok.generator.diffusion import DiffusionGenerator

@@ -1,0 +1,119 @@
+"""Autoregressive generation: next-token prediction in raster order, time first.
+
+Legend: B batch, N tokens, D width, V vocabulary of a factor (the low or the high bits of a token).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from vidtok.generator.base import Generator, GeneratorConfig, Objective, Request, classifier_free_guidance
+from vidtok.generator.masked import factor_losses
+from vidtok.generator.sampling import guidance_scale, pick, top_k_top_p_filter
+from vidtok.generator.transformer import Cache, TokenEmbedding, TokenHeads
+
+
+class AutoregressiveGenerator(Generator):
+    """Autoregressive generator: p(ids) is a product over tokens of p(low bits) p(high bits | low bits).
+
+    Element i of the sequence is the embedding of token i - 1 (a learned start embedding for i = 0) with the position of
+    token i, which is predicted from it.
+
+    Args:
+        config: the config, whose `arguments` are the following.
+        factors: factors of a token; 1, it is predicted as a whole.
+
+    Raises:
+        ValueError: an illegal number of factors.
+    """
+
+    causal = True
+
+    def __init__(self, config: GeneratorConfig, factors: int = 2):
+        super().__init__(config)
+        self.embed = TokenEmbedding(config.bits, config.width, factors)
+        self.start_embed = nn.Parameter(torch.randn(config.width) * 0.02)
+        self.heads = TokenHeads(self.embed, config.width, conditioned=True)
+
+    @property
+    def default_steps(self) -> int:
+        return self.tokens
+
+    def check_sampling(self, steps: int | None = None, guidance: float = 1.0, **options) -> None:
+        super().check_sampling(steps, guidance, **options)
+        if steps not in (None, self.tokens):
+            raise ValueError(
+                f"an autoregressive model takes one step for each of its {self.tokens} tokens, not {steps}"
+            )
+
+    def embed_before(self, ids_BN: Tensor) -> Tensor:
+        """Embed the start and the given tokens -> [B, N + 1, D]; each element predicts the next token."""
+        start = self.start_embed.expand(len(ids_BN), 1, -1)
+        return torch.cat([start, self.embed(ids_BN)], 1)
+
+    def forward(self, batch, objective: Objective) -> dict[str, Tensor]:
+        """Compute the training terms.
+
+        Returns:
+            loss: cross-entropy in nats, mean over both factors of a token. bits: cross-entropy of a token in bits,
+            without label smoothing. accuracy: share of tokens predicted correctly.
+        """
+        ids_BN = batch["ids"].flatten(1)
+        _, label_B, _ = self.draw_conditions(batch, objective)
+        x_BND = self.trunk(self.embed_before(ids_BN[:, :-1]), self.label_embed(label_B))
+        scored_BN = torch.ones_like(ids_BN, dtype=torch.bool)
+        return factor_losses(self.heads, x_BND, ids_BN, scored_BN, objective.label_smoothing, ids_BN.numel())
+
+    def sample(
+        self,
+        request: Request,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_schedule: str = "constant",
+        cached: bool = True,
+    ) -> Tensor:
+        """Sample one token after another.
+
+        Args:
+            request: the conditions; known tokens must be a prefix.
+            temperature: temperature of the softmax of both factors of a token, at least 0; 0 is greedy.
+            top_k: number of likeliest values of each factor to sample from; None, all.
+            top_p: probability of the smallest set of values to sample from, above 0 and at most 1; None, all.
+            guidance_schedule: growth of the guidance over the tokens: "constant", "linear" or "cosine".
+            cached: whether to use a key-value cache. Without it the samples are the same, at N / 2 times the cost.
+
+        Returns:
+            int64 ids [B, N].
+
+        Raises:
+            ValueError: the known tokens are not a prefix.
+        """
+        known_N, guidance = request.known_N, request.guidance
+        N = len(known_N)
+        start = int(known_N.sum())
+        if not known_N[:start].all():
+            raise ValueError("autoregressive models take only a prefix: other masks need a masked or diffusion model")
+        copies = 1 if guidance == 1 else 2
+        condition_BD = self.guided(guidance, request.label_B)
+        cache = Cache(self.trunk, condition_BD) if cached else None
+        ids_BN = request.ids_BN.clone()
+        uniform_BN2 = request.rng.uniform(N, 2)  # also for known tokens: a sample is then reproduced from its prefix
+        for n in range(start, N):
+            before_BN = ids_BN[:, :n].repeat(copies, 1)
+            if cache is None or n == start:
+                x_BND = self.trunk(self.embed_before(before_BN), condition_BD, cache)[:, -1:]
+            else:
+                x_BND = self.trunk(self.embed(before_BN[:, -1:]), condition_BD, cache)
+            scale = guidance_scale(guidance_schedule, guidance, (n + 1) / N)
+            low_logits = classifier_free_guidance(self.heads.low_logits(x_BND), scale, len(ids_BN))
+            low_B1 = pick(top_k_top_p_filter(low_logits, top_k, top_p, temperature), uniform_BN2[:, n, :1], temperature)
+            high_logits = classifier_free_guidance(
+                self.heads.high_logits(x_BND, low_B1.repeat(copies, 1)), scale, len(ids_BN)
+            )
+            high_B1 = pick(
+                top_k_top_p_filter(high_logits, top_k, top_p, temperature), uniform_BN2[:, n, 1:], temperature
+            )
+            ids_BN[:, n] = self.embed.combine(low_B1, high_B1)[:, 0]
+            request.progress(n + 1 - start, N - start)
+        return ids_BN
