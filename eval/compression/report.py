@@ -125,7 +125,7 @@ def save_frame(path: Path, clip: Tensor) -> None:
 
 
 def write_report(result: Mapping, folder: Path, pictures: Mapping[str, Mapping[str, Path]]) -> None:
-    """Write points.csv, clips.csv, charts/METRIC.png, crops/NUMBER.png and page.html.
+    """Write points.csv, clips.csv, charts/METRIC.png, charts/overview.png, crops/NUMBER.png and page.html.
 
     Args:
         pictures: clip -> codec -> folder with original.png and RATE.png, see `save_frame`.
@@ -145,6 +145,9 @@ def write_report(result: Mapping, folder: Path, pictures: Mapping[str, Mapping[s
             figure = rate_chart(result, [metric])
             figure.savefig(charts[metric], dpi=120, bbox_inches="tight")
             plt.close(figure)
+    figure = rate_chart(result, [metric for metric in charts if metric != "psnr_y"])
+    figure.savefig(folder / "charts" / "overview.png", dpi=70)
+    plt.close(figure)
     crops = {}
     for number, (name, folders) in enumerate(pictures.items()):
         crops[name] = folder / "crops" / f"{number}.png"

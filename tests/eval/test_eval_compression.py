@@ -168,7 +168,7 @@ def test_an_evaluation_and_its_files(tokenizer_path, videos, tmp_path, monkeypat
     point = next(p for p in result["points"] if (p["codec"], p["rate"]) == ("x264 low-delay", "2"))
     assert point["bpp"]["n"] == 2 and point["bpp"]["low"] <= point["bpp"]["mean"] <= point["bpp"]["high"]
     assert point["encode_fps"]["mean"] == 16 and point["decode_fps"]["mean"] == 32
-    for name in ("charts/psnr.png", "charts/ms_ssim.png", "crops/0.png", "crops/1.png"):
+    for name in ("charts/psnr.png", "charts/ms_ssim.png", "charts/overview.png", "crops/0.png", "crops/1.png"):
         assert Image.open(output / name).size[0] > 100
     page = (output / "page.html").read_text()
     assert "libx265" in page and "no libsvtav1" in page and "data:image/png" in page
