@@ -274,6 +274,8 @@ def test_a_row_of_failures_that_was_cut_short_costs_no_other(tmp_path):
 class Broken:
     """Clips that fail in a way nobody has thought of."""
 
+    name = "dense"
+
     def times(self, duration, fps):
         return 1 / 0
 
@@ -313,6 +315,8 @@ def test_features_of_another_video_are_not_taken_for_this_ones(extract, videos, 
 
 class Sleeper:
     """Clips that hang the decode process on a long video, and end it on a longer one."""
+
+    name = "dense"
 
     def times(self, duration, fps):
         if duration > 2:

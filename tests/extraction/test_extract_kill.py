@@ -19,10 +19,10 @@ from vidtok.datasets import demo_clip, write_video
 from vidtok.extraction import containers, open_reader
 from vidtok.extraction.containers import ShardWriter
 from vidtok.extraction.engine import run_extraction
-from vidtok.extraction.npz import TarShard
 from vidtok.extraction.output import Output
 from vidtok.extraction.sources import WorkItem
 from vidtok.extraction.stats import ExtractionStats
+from vidtok.extraction.webdataset import TarShard
 
 CLIPS = 60
 CONTAINERS = ["npz", "parquet", "webdataset"]
