@@ -231,3 +231,18 @@ def test_update_fills_a_page(tmp_path, monkeypatch):
     assert f"<!-- digits -->\n\n{published_tables()['digits']}\n\n<!-- end of digits -->\nafter\n" in page.read_text()
     with pytest.raises(ValueError, match="no lines <!-- probes -->"):
         markdown.replace_between("", "", "probes")
+
+
+def test_gap_to_x265_is_that_of_the_result_file():
+    text, result = " ".join(PAGES["codec.md"].split()), read("compression")
+
+    def gap(point: str, metric: str, digits: int, scale: float = 1) -> str:
+        (pair,) = (p for p in result["comparisons"] if (p["point"], p["codec"]) == (point, "x265 random-access"))
+        values = sorted(scale * pair["metrics"][metric][key] for key in ("low", "mean", "high"))
+        return "{1:.{3}f} ({0:.{3}f} to {2:.{3}f})".format(*values, digits)
+
+    lpips = [gap(f"vidtok-t adaptive {quality}", "lpips", 3) for quality in (100, 50, 20)]
+    assert f"is {lpips[0]} higher at quality 100, {lpips[1]} at 50 and {lpips[2]} at 20" in text
+    agreement = [gap(f"vidtok-t adaptive {quality}", "frame_agreement", 0, -100) for quality in (50, 20)]
+    assert f"lower at quality 100, {agreement[0]} at 50 and {agreement[1]} at 20" in text
+    assert f"and {gap('vidtok-t-next adaptive 50', 'psnr', 1, -1)} at 50. SVT-AV1" in text
