@@ -17,8 +17,9 @@ from vidtok.eval.generation.report import guidance_table, verdict
 from vidtok.eval.recognition.results import compare_results
 from vidtok.eval.report import markdown
 from vidtok.eval.report.markdown import GUIDANCES, published_tables, update
+from vidtok.eval.report.measurements import load_measurements
 from vidtok.extraction import Record, RecordMeta, open_writer
-from vidtok.hub import PRETRAINED
+from vidtok.hub import PRETRAINED, hash_file
 
 ROOT = Path(__file__).parent.parent
 PAGES = {file.name: file.read_text() for file in [ROOT / "README.md", *sorted((ROOT / "docs/pages").glob("*.md"))]}
@@ -106,6 +107,14 @@ def test_tables_are_those_of_the_result_files():
         assert update(text, tables) == text, f"{name}: run python -m vidtok.eval.report.markdown --update PAGE"
     shown = set(re.findall(r"<!-- end of (\w+) -->", "".join(PAGES.values())))
     assert shown == tables.keys()
+
+
+def test_the_front_page_names_measurements_of_one_tokenizer():
+    names = re.findall(r"\| `(\w+)` \|$", published_tables()["headline"], re.M)
+    assert names == [each.name for each in load_measurements(names)] and len(names) == 3
+    (codec,) = (each for each in read("compression")["codecs"] if each["label"] == "vidtok-t adaptive")
+    hashes = {read("motion-camera")["tokenizer"]["weight_hash"], codec["weight_hash"]}
+    assert hashes == {hash_file(PRETRAINED / "vidtok-t/model.safetensors")}
 
 
 def test_links_exist():
