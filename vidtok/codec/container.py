@@ -49,6 +49,7 @@ from vidtok.virtual_files import Pieces
 MAGIC = b"\x89VTK\r\n\x1a\n"
 VERSION = 1
 MAX_TICK = 1 << 60
+SCAN_LIMIT = 16  # largest number of bytes read to find chunks without the index, relative to the size of the file
 
 _PREFIX = struct.Struct("<8sHII")
 _CHUNK = struct.Struct("<4s5II")
@@ -212,6 +213,7 @@ class ContainerReader:
     def __init__(self, file: BinaryIO, name: str = "file", salvage: bool = False):
         self._file, self._name = file, name
         self._size = file.seek(0, os.SEEK_END)
+        self._chunks_end, self._bytes_read = self._size, 0
         self._audio_at = self.audio_bytes = 0
         self.header = self._read_header()
         try:
@@ -231,12 +233,11 @@ class ContainerReader:
         Raises:
             CodecError: it is damaged.
         """
-        entry = self.entries[number]
+        entry, following = self.entries[number], self.entries.get(number + 1)
         try:
-            chunk = self._read_chunk(entry.offset)
+            chunk = self._read_chunk(entry.offset, self._chunks_end if following is None else following.offset)
             if (chunk.number, chunk.latents, len(chunk.ticks), chunk.ticks[0]) != (number, *entry[1:]):
                 raise ValueError("the index describes another one")
-            following = self.entries.get(number + 1)
             if following is not None and chunk.ticks[-1] >= following.first_tick:
                 raise ValueError("the next chunk begins before it ends")
         except ValueError as error:
@@ -301,10 +302,9 @@ class ContainerReader:
     def _no_index(self, error: Exception) -> CodecError:
         good = self._scan()
         number = next(number for number in range(len(good) + 1) if number not in good)
+        rest = f"{len(good)} chunks are good: --salvage decodes them" if good else "no chunk is good"
         return CodecError(
-            f"{self._name}: cut off or damaged at chunk {number} or at the index ({error}); "
-            f"{len(good)} chunks are good: --salvage decodes them",
-            number,
+            f"{self._name}: cut off or damaged at chunk {number} or at the index ({error}); {rest}", number
         )
 
     def _check_index(self, index: object, end: int) -> dict[int, Entry]:
@@ -322,11 +322,12 @@ class ContainerReader:
             if not possible or not (full or number == len(rows) - 1):
                 raise ValueError(f"the entry of chunk {number} in the index is not possible")
             entries[number], place = entry, entry.offset + _CHUNK.size
+        self._chunks_end = end
         if "audio" in index:
             self._audio_at = index["audio"]
             if type(self._audio_at) is not int or not place <= self._audio_at <= end - _AUDIO.size:
                 raise ValueError("the place of the audio in the index is not possible")
-            self.audio_bytes = end - self._audio_at
+            self._chunks_end, self.audio_bytes = self._audio_at, end - self._audio_at
         return entries
 
     def _check_counts(self, number: int, latents: int, frames: int) -> None:
@@ -336,14 +337,16 @@ class ContainerReader:
         if frames < 1:
             raise ValueError("it states no frames")
 
-    def _read_chunk(self, offset: int) -> Chunk:
-        """Read the chunk at an offset. Raises ValueError if it is damaged."""
+    def _read_chunk(self, offset: int, end: int) -> Chunk:
+        """Read the chunk at an offset, which ends at `end` or before. Raises ValueError if it is damaged."""
         tag, number, latents, frames, time_bytes, token_bytes, crc = _CHUNK.unpack(self._at(offset, _CHUNK.size))
         if tag != b"CHNK":
             raise ValueError("it doesn't begin as a chunk does")
         self._check_counts(number, latents, frames)
         if time_bytes > 16 * frames + 64 or token_bytes > self.header.max_tokens_bytes:
             raise ValueError(f"it states {time_bytes} bytes of times and {token_bytes} of tokens")
+        if offset + _CHUNK.size + time_bytes + token_bytes > end:
+            raise ValueError("it reaches into what follows it")
         data = self._at(offset + _CHUNK.size, time_bytes + token_bytes)
         if zlib.crc32(data, zlib.crc32(struct.pack("<5I", number, latents, frames, time_bytes, token_bytes))) != crc:
             raise ValueError("its checksum differs")
@@ -352,15 +355,20 @@ class ContainerReader:
     def _scan(self) -> dict[int, Entry]:
         """Find all undamaged chunks without the index."""
         entries: dict[int, Entry] = {}
+        last, begun = -1, self._bytes_read
         for offset in self._find_tags():
+            # Tags that were put into a file by the thousand, each of a long chunk, would take its size squared.
+            if self._bytes_read - begun > SCAN_LIMIT * self._size:
+                break
             try:
-                chunk = self._read_chunk(offset)
+                chunk = self._read_chunk(offset, self._size)
             except ValueError:
                 continue
             # Numbers must ascend, so that inserted copies are ignored. A number must also be possible in a file of this
             # size, because all missing numbers before it are listed as damaged.
-            if max(entries, default=-1) < chunk.number <= self._size // _CHUNK.size:
+            if last < chunk.number <= self._size // _CHUNK.size:
                 entries[chunk.number] = Entry(offset, chunk.latents, len(chunk.ticks), int(chunk.ticks[0]))
+                last = chunk.number
         return entries
 
     def _find_tags(self, block: int = 1 << 20) -> Iterator[int]:
@@ -377,6 +385,7 @@ class ContainerReader:
             raise ValueError("the file ends in it")
         self._file.seek(offset)
         data = self._file.read(length)
+        self._bytes_read += length
         if len(data) != length:
             raise ValueError("the file ends in it")
         return data
