@@ -19,7 +19,7 @@ from vidtok.codec import CodecError, decode, encode
 from vidtok.codec.container import Chunk, ContainerReader, ContainerWriter
 from vidtok.codec.header import Header
 from vidtok.datasets import VideoWriter, demo_clip, iter_video
-from vidtok.errors import UserError, VideoError
+from vidtok.errors import UserError, VideoError, one_line
 from vidtok.info import describe
 from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
 
@@ -242,6 +242,14 @@ def test_an_output_that_is_the_input_stays_as_it_is(tokenizer, tmp_path):
     assert path.read_bytes() == data
 
 
+def test_an_output_that_is_no_file_stays_as_it_is(tokenizer, tmp_path):
+    path = tmp_path / "x.vtk"
+    path.symlink_to("/dev/full")  # a device of Linux, on which every write fails as on a full disk
+    with pytest.raises(OSError, match="No space left on device") as error:
+        vidtok.compress(clip(5), path, model=tokenizer, force=True)
+    assert one_line(error.value) == f"{path}: No space left on device" and path.is_symlink()
+
+
 def test_a_video_that_fails_leaves_no_file(tokenizer, tmp_path, monkeypatch):
     pad_chunks = encode.pad_chunks
 
@@ -267,6 +275,13 @@ def test_a_resampled_video_has_the_ticks_of_its_new_rate(tokenizer, tmp_path):
     assert (header.fps, header.time_base, header.source["fps"]) == (5, (1, 5), 10)
 
 
+@pytest.mark.parametrize("fps", [float("inf"), float("nan"), 1e-9, 1e10])
+def test_rates_that_no_file_holds(tokenizer, tmp_path, fps):
+    vidtok.write_video(tmp_path / "in.mp4", clip(2), 10)
+    with pytest.raises(ValueError, match="above 0"):
+        packed(tmp_path / "in.mp4", tokenizer, fps=fps)
+
+
 def test_ticks_ascend_where_times_do_not(tmp_path):
     vidtok.write_video(tmp_path / "in.mp4", clip(2), 10)
     source = encode.FileSource(tmp_path / "in.mp4", None, 10, None, "auto", "raise", lambda frames: None)
@@ -288,6 +303,8 @@ def test_chunks_of_large_frames_have_fewer_latents(tokenizer, monkeypatch):
     monkeypatch.setattr(encode, "MAX_CHUNK_TOKENS", 12)
     file = io.BytesIO(packed(clip(29), tokenizer))  # 6 tokens per latent
     assert ContainerReader(file).header.chunk_latents == 2
+    monkeypatch.undo()
+    assert ContainerReader(io.BytesIO(packed(clip(5), tokenizer, chunk_latents=10**9))).header.chunk_latents == 1 << 14
     assert vidtok.decompress(file, model=tokenizer).shape[2] == 29
 
 

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -25,7 +25,7 @@ from torch import Tensor
 from vidtok.checks import check_counts, check_memory, check_video
 from vidtok.codec.container import CHUNK_BYTES, Chunk, ContainerWriter, pack_ticks
 from vidtok.codec.entropy import EntropyModel, entropy_model, validate_entropy
-from vidtok.codec.header import MAX_CHUNK_TOKENS, Header
+from vidtok.codec.header import MAX_CHUNK_FRAMES, MAX_CHUNK_TOKENS, Header
 from vidtok.codec.prior import Prior, find_prior
 from vidtok.codec.source import FileSource, TensorSource
 from vidtok.datasets.frames import OnError
@@ -162,6 +162,7 @@ def compress(
     if held and not isinstance(tokenizer.quantizer, LFQ):
         raise ValueError(f"quality and bpp are for LFQ tokenizers, and {tokenizer.config.name} is none")
     with ExitStack() as stack:
+        stack.enter_context(_naming_errors(output))
         source: FileSource | TensorSource
         if isinstance(video, Tensor):
             source = TensorSource(video, 30 if fps is None else fps, max_frames, progress)
@@ -202,7 +203,7 @@ def compress(
             if source.error is not None:
                 warnings.warn(str(source.error), stacklevel=2)
         except Exception:
-            if path is not None:
+            if path is not None and path.is_file():  # not a device
                 path.unlink()
             raise
     stats = CompressionStats(
@@ -221,6 +222,17 @@ def compress(
         message = f"no fewer than {least:.4f} bits per pixel at this size: give a smaller size or fps"
         warnings.warn(message, stacklevel=2)
     return stats
+
+
+@contextmanager
+def _naming_errors(output: object) -> Iterator[None]:
+    """Add the output's name to errors that have none, such as those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(output)
+        raise
 
 
 def _check_rate(quality: float, bpp: float | None, entropy: str) -> None:
@@ -320,7 +332,7 @@ def _make_header(
     tile: int | None,
     chunk: int,
 ) -> Header:
-    _, s_h, s_w = tokenizer.stride
+    s_t, s_h, s_w = tokenizer.stride
     tokens = -(-source.size[0] // s_h) * -(-source.size[1] // s_w)
     return Header(
         model=tokenizer.config.name,
@@ -330,7 +342,7 @@ def _make_header(
         levels=tokenizer.quantizer.levels if isinstance(tokenizer.quantizer, LFQ) else 1,
         stride=tuple(tokenizer.stride),
         entropy=entropy,
-        chunk_latents=max(min(chunk, MAX_CHUNK_TOKENS // tokens), 1),
+        chunk_latents=max(min(chunk, MAX_CHUNK_TOKENS // tokens, MAX_CHUNK_FRAMES // s_t), 1),
         size=source.size,
         fps=source.fps,
         time_base=(source.time_base.numerator, source.time_base.denominator),

@@ -46,6 +46,8 @@ class FileSource:
         count: Callable[[int], None],
         audio: bool = False,
     ):
+        if fps is not None:
+            _check_fps(fps)
         self._path, self._on_error = path, on_error
         self._source = Source(path, size, fps, max_frames, count, reader, on_error)
         self.size: tuple[int, int] = self._source.stream.size
@@ -132,8 +134,7 @@ class TensorSource:
         check_video(video, (1, 1, 1))
         if len(video) != 1:
             raise ValueError(f"one clip is compressed at a time, not {len(video)}")
-        if not MIN_FPS <= fps <= MAX_FPS:
-            raise ValueError(f"fps={fps} must be above 0, in {MIN_FPS:g} .. {MAX_FPS:g}")
+        _check_fps(fps)
         self._video, self._count = video[:, :, :max_frames], count
         self.frames, self.size, self.fps = 0, (video.shape[3], video.shape[4]), float(fps)
         self.time_base = 1 / Fraction(fps).limit_denominator(10**6)
@@ -153,6 +154,11 @@ class TensorSource:
 
     def close(self) -> None:
         pass
+
+
+def _check_fps(fps: float) -> None:
+    if not MIN_FPS <= fps <= MAX_FPS:
+        raise ValueError(f"fps={fps} must be above 0, in {MIN_FPS:g} .. {MAX_FPS:g}")
 
 
 def _describe(path: Path) -> tuple[dict, Fraction | None]:
