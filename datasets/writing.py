@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -163,7 +164,8 @@ class VideoWriter:
         sar: width of a pixel over its height, by which players stretch frames. Ignored for .gif and .png.
 
     Raises:
-        ValueError: another suffix, an illegal fps, or audio that the format can't hold.
+        ValueError: another suffix, an illegal fps, or times or audio that the format can't hold; the latter also when
+            frames are written.
     """
 
     def __init__(
@@ -204,23 +206,35 @@ class VideoWriter:
         if self._shape not in (None, shape):
             raise ValueError(f"want (T, H, W) = (any, {self._shape[0]}, {self._shape[1]}) as before, not {shape}")
         self._shape = shape
-        self._sink.add(video_to_frames(video.detach()), ticks)
+        with self._naming_errors():
+            self._sink.add(video_to_frames(video.detach()), ticks)
 
     def __enter__(self) -> "VideoWriter":
         return self
 
     def __exit__(self, kind: type | None, *exc: object) -> None:
-        try:
-            if kind is None:
-                if self._shape is None:
-                    raise ValueError(f"{self.path}: no frame was written")
-                self._sink.finish()
-                os.replace(self._part, self.path)
-        finally:
+        with self._naming_errors():
             try:
-                self._sink.abandon()  # may fail as well, on a full disk
+                if kind is None:
+                    if self._shape is None:
+                        raise ValueError(f"{self.path}: no frame was written")
+                    self._sink.finish()
+                    os.replace(self._part, self.path)
             finally:
-                self._part.unlink(missing_ok=True)
+                try:
+                    self._sink.abandon()  # may fail as well, on a full disk
+                finally:
+                    self._part.unlink(missing_ok=True)
+
+    @contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        """Turn errors of FFmpeg, but for those of the file system, into one that names the file."""
+        try:
+            yield
+        except av.error.FFmpegError as error:
+            if isinstance(error, OSError):
+                raise
+            raise ValueError(f"{self.path}: its times or size can't be written ({describe(error)})") from error
 
 
 def write_video(path: str | Path, video: Tensor, fps: float) -> None:
@@ -318,6 +332,9 @@ class _H264:
             self._audio.close()
 
 
+MAX_DELAY = (1 << 16) - 1  # hundredths of a second that a frame of a GIF is shown
+
+
 def gif_delays(frames: int, fps: Fraction) -> list[int]:
     """Return the delay of each frame in hundredths of a second; 0 drops the frame.
 
@@ -337,6 +354,8 @@ class _Pillow:
         self, path: Path, fps: Fraction, time_base: Fraction | None, audio: AudioPackets | None, sar: Fraction
     ):
         self._path, self._fps = path, fps
+        if path.suffix.lower() == ".gif" and 100 / fps > MAX_DELAY:
+            raise ValueError(f"a .gif shows a frame for at most {MAX_DELAY / 100:.0f} s: write a .mkv")
         if audio is not None:
             audio.close()
         self._images: list[Image.Image] = []

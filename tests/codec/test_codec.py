@@ -3,6 +3,7 @@
 import io
 import warnings
 from contextlib import suppress
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -282,6 +283,27 @@ def test_rates_that_no_file_holds(tokenizer, tmp_path, fps):
         packed(tmp_path / "in.mp4", tokenizer, fps=fps)
 
 
+def retimed(data: bytes, ticks: list[int], **header) -> bytes:
+    """Replace the times of a file with one chunk, and fields of its header."""
+    reader, file = ContainerReader(io.BytesIO(data)), io.BytesIO()
+    writer = ContainerWriter(file, replace(reader.header, **header))
+    writer.add(reader.read(0)._replace(ticks=np.array(ticks)))
+    writer.finish()
+    return file.getvalue()
+
+
+def test_times_that_a_format_can_not_hold(tokenizer, tmp_path):
+    data = packed(clip(5), tokenizer)
+    late = io.BytesIO(retimed(data, [0, 1, 2, 3, 1 << 33]))
+    with pytest.raises(ValueError, match=r"out.mp4: its times or size can't be written \("):
+        vidtok.decompress(late, tmp_path / "out.mp4", model=tokenizer)
+    assert vidtok.decompress(late, tmp_path / "out.mkv", model=tokenizer) == 5
+    slow = io.BytesIO(retimed(data, [0, 1, 2, 3, 4], fps=1e-3))
+    with pytest.raises(ValueError, match=r"a .gif shows a frame for at most 655 s: write a .mkv"):
+        vidtok.decompress(slow, tmp_path / "out.gif", model=tokenizer)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mkv"]
+
+
 def test_ticks_ascend_where_times_do_not(tmp_path):
     vidtok.write_video(tmp_path / "in.mp4", clip(2), 10)
     source = encode.FileSource(tmp_path / "in.mp4", None, 10, None, "auto", "raise", lambda frames: None)
@@ -336,7 +358,7 @@ def test_info_escapes_what_a_file_says(tmp_path, capsys):
 
 
 def test_commands(tokenizer_path, tmp_path, capsys):
-    source, file, target = tmp_path / "in.mp4", tmp_path / "x.vtk", tmp_path / "out.mp4"
+    source, file, target = tmp_path / "in.mp4", tmp_path / "a/x.vtk", tmp_path / "b/c/out.mp4"
     vidtok.write_video(source, demo_clip()[:, :, :22, :37, :51], 25)
     model = ["--model", tokenizer_path]
     assert main(["compress", str(source), "-o", str(file), "--chunk-latents", "2", *model]) == 0

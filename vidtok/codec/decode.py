@@ -99,6 +99,7 @@ def decompress(
             sound = _open_audio(reader, float(origin * base), end, salvage) if audio else None
             if sound is not None:
                 stack.callback(sound.close)
+            path.parent.mkdir(parents=True, exist_ok=True)
             writer = stack.enter_context(VideoWriter(path, header.fps, base, sound, header.sar))
         for video, ticks in chain([first], pieces):
             if writer is None:
