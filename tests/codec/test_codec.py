@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,8 @@ from vidtok.codec import CodecError, decode, encode
 from vidtok.codec.container import Chunk, ContainerReader, ContainerWriter
 from vidtok.codec.header import Header
 from vidtok.datasets import VideoWriter, demo_clip, iter_video
+from vidtok.datasets.decode import PyAVReader
+from vidtok.datasets.frames import video_to_frames
 from vidtok.errors import UserError, VideoError, one_line
 from vidtok.info import describe
 from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
@@ -202,6 +205,35 @@ def test_the_file_grows_while_the_video_is_read(tokenizer):
     with pytest.raises(CodecError, match="no chunk is good"):
         begun = file.getvalue()[: ContainerReader(file).entries[0].offset + 9]
         vidtok.decompress(io.BytesIO(begun), model=tokenizer, salvage=True)
+
+
+@pytest.mark.parametrize(("suffix", "options"), [(".ts", {}), (".mkv", {"live": "1"}), (".h264", {})])
+def test_a_source_that_states_no_length_is_read_once(tokenizer, tmp_path, monkeypatch, suffix, options):
+    """The header is written before the number of frames is known, and chunks while the source is read."""
+    path, target = tmp_path / f"in{suffix}", tmp_path / "out.mp4"
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height = 24, 16
+        for picture_HWC in video_to_frames(clip(97)[0]):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture_HWC)))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        assert not container.streams.video[0].frames and (suffix == ".ts" or not container.duration)
+    decode_once, decoded = PyAVReader._decode, []
+
+    def count(self, *streams):
+        for frame in decode_once(self, *streams):
+            decoded.append(frame.time)
+            yield frame
+
+    monkeypatch.setattr(PyAVReader, "_decode", count)
+    file, sizes = io.BytesIO(), []
+    vidtok.compress(path, file, model=tokenizer, chunk_latents=4, progress=lambda frames: sizes.append(file.tell()))
+    assert len(decoded) == 97 and len(set(sizes)) >= 4 and sizes[2] > sizes[0]
+    assert vidtok.decompress(file, target, model=tokenizer) == 97
+    with iter_video(target, size=None, multiple=1) as stream:
+        assert sum(video.shape[2] for video in stream) == 97
+        np.testing.assert_allclose(stream.timestamps, np.arange(97) / 25, atol=1e-3)
 
 
 def test_another_model(tokenizer, tmp_path):
