@@ -99,6 +99,29 @@ def test_a_task_holds_nothing_that_trains():
     assert any(p.grad is not None for p in model.decoder.parameters())
 
 
+def test_a_discriminator_of_images_sees_random_frames():
+    task = TokenizerTask(LossWeights(perceptual=0, adversarial=0.1, adversarial_frames=2))
+    seen = []
+
+    def discriminator(x):
+        seen.append(x)
+        return x.mean((1, 2, 3, 4))
+
+    clips = torch.rand(3, 3, 5, 16, 16)
+    task.discriminator_terms(discriminator, clips, -clips, torch.zeros(2), step=7)
+    (images,) = seen
+    assert images.shape == (2 * 3 * 2, 3, 1, 16, 16)
+    real, fake = images.detach().chunk(2)
+    assert torch.equal(real, -fake)  # the same frames of clips and reconstructions
+    frames = [[t for t in range(5) if torch.equal(clips[n // 2, :, t], image[:, 0])] for n, image in enumerate(real)]
+    assert frames == [frames[0], frames[1]] * 3 and len({*map(tuple, frames)}) == 2
+    drawn = set()
+    for step in range(20):
+        task.discriminator_terms(discriminator, clips[:1], clips[:1], torch.zeros(2), step)
+        drawn |= {t for t in range(5) for image in seen[-1][:2] if torch.equal(clips[0, :, t], image.detach()[:, 0])}
+    assert drawn == {*range(5)}
+
+
 def test_the_gram_term_is_of_lpips_network():
     with pytest.raises(ValueError, match=r"loss.gram=0.1 .* set perceptual=lpips"):
         build_perceptual(compose_config("train_tokenizer", ["data=digits", "loss.gram=0.1", "perceptual=logits"]))

@@ -141,7 +141,9 @@ def test_a_branch_says_where_it_began_and_decays_by_default(source, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("killed", "extra"), [(5, GAN), (7, [])], ids=["before its first checkpoint, with a new discriminator", "after it"]
+    ("killed", "extra"),
+    [(5, GAN), (7, []), (7, [*GAN, "loss.adversarial_frames=1"])],
+    ids=["before its first checkpoint, with a new discriminator", "after it", "with a discriminator of images"],
 )
 def test_a_killed_branch_ends_like_an_undisturbed_one(source, tmp_path, at_step, killed, extra):
     run = tmp_path / "source"

@@ -33,6 +33,8 @@ class LossWeights:
             docs/pages/training.md.
         adversarial: weight of the generator's adversarial term; 0 trains no discriminator.
         adversarial_start: step at which adversarial training begins, for generator and discriminator.
+        adversarial_frames: number of random frames per clip that a discriminator of images sees; 0, a discriminator of
+            clips sees all.
         r1, lecam: weights of the discriminator's penalties.
         lecam_decay: decay of the moving averages that LeCAM uses as anchors.
         entropy_boost: factor of the entropy weight at step 0, which falls linearly to 1.
@@ -50,6 +52,7 @@ class LossWeights:
     entropy: float = 0.1
     adversarial: float = 0.1
     adversarial_start: int = 0
+    adversarial_frames: int = 0
     r1: float = 10.0
     lecam: float = 0.001
     lecam_decay: float = 0.999
@@ -132,11 +135,18 @@ def perceptual_and_gram_loss(
 def _images(
     decoded_BCTHW: Tensor, video_BCTHW: Tensor, frames: int, rng: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    T = video_BCTHW.shape[2]
-    if 0 < frames < T:
-        chosen = torch.randperm(T, generator=rng)[:frames].to(video_BCTHW.device)
-        decoded_BCTHW, video_BCTHW = decoded_BCTHW[:, :, chosen], video_BCTHW[:, :, chosen]
-    return decoded_BCTHW.transpose(1, 2).flatten(0, 1), video_BCTHW.transpose(1, 2).flatten(0, 1)
+    chosen = choose_frames(video_BCTHW.shape[2], frames, rng)
+    return as_images(decoded_BCTHW, chosen), as_images(video_BCTHW, chosen)
+
+
+def choose_frames(total: int, count: int, rng: torch.Generator | None = None) -> Tensor:
+    """Choose `count` of `total` frames at random, all of them if `count` is 0: indices, int64 [n]."""
+    return torch.randperm(total, generator=rng)[:count] if 0 < count < total else torch.arange(total)
+
+
+def as_images(video_BCTHW: Tensor, chosen: Tensor) -> Tensor:
+    """Return some frames of clips as images: [B, C, T, H, W] and indices [n] -> [B n, C, H, W]."""
+    return video_BCTHW[:, :, chosen.to(video_BCTHW.device)].transpose(1, 2).flatten(0, 1)
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:

@@ -29,7 +29,9 @@ from vidtok.train import losses
 from vidtok.train.loop import build_schedule
 from vidtok.train.losses import (
     LossWeights,
+    as_images,
     block_edge_loss,
+    choose_frames,
     perceptual_and_gram_loss,
     perceptual_loss,
     reconstruction_loss,
@@ -95,7 +97,7 @@ class TokenizerTask(AdversarialTask):
                 terms["perceptual"] = perceptual_loss(distance, *looked_at)
         if discriminator is not None and self.is_adversarial_step(step):
             discriminator.requires_grad_(False)  # nothing here is for it to learn from
-            terms["adversarial"] = losses.generator_loss(discriminator(decoded))
+            terms["adversarial"] = losses.generator_loss(discriminator(self._judged(decoded, step)))
             discriminator.requires_grad_(True)
         total = self.weights.total(terms, step)
         if self.semantic is not None:
@@ -104,11 +106,18 @@ class TokenizerTask(AdversarialTask):
             total, terms = total + weighted, terms | found
         return total, terms, decoded.detach()
 
+    def _judged(self, video: Tensor, step: int) -> Tensor:
+        """Return what the discriminator sees of clips: all, or random frames as images [B n, 3, 1, H, W]."""
+        if not self.weights.adversarial_frames:
+            return video
+        chosen = choose_frames(video.shape[2], self.weights.adversarial_frames, torch.Generator().manual_seed(step))
+        return as_images(video, chosen).unsqueeze(2)
+
     def discriminator_terms(
         self, discriminator: nn.Module, batch: Tensor, aux: Tensor, lecam_ema: Tensor, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        real = batch.requires_grad_(self.weights.r1 > 0)
-        real_logits, fake_logits = discriminator(torch.cat([real, aux])).chunk(2)
+        real = self._judged(batch, step).requires_grad_(self.weights.r1 > 0)
+        real_logits, fake_logits = discriminator(torch.cat([real, self._judged(aux, step)])).chunk(2)
         terms = {
             "discriminator": losses.discriminator_loss(real_logits, fake_logits),
             "lecam": losses.lecam_penalty(real_logits, fake_logits, lecam_ema),
@@ -285,7 +294,7 @@ def build_tokenizer_training(cfg: DictConfig) -> dict:
         fingerprint |= semantic.fingerprint
     state = build_state(trained, plain)
     if weights.adversarial > 0:
-        size = (data["frames"], data["crop"], data["crop"])
+        size = (1 if weights.adversarial_frames else data["frames"], data["crop"], data["crop"])
         state.discriminator = Discriminator(size, **plain["discriminator"])
         state.discriminator_optimizer = create_optimizer(state.discriminator, **plain["discriminator_optimizer"])
     task = TokenizerTask(weights, perceptual, fixed_clips, semantic)
