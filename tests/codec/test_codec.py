@@ -296,6 +296,25 @@ def test_a_video_that_fails_leaves_no_file(tokenizer, tmp_path, monkeypatch):
     assert not (tmp_path / "x.vtk").exists()
 
 
+def test_a_run_that_is_interrupted_leaves_its_chunks(tokenizer, tmp_path):
+    path = tmp_path / "x.vtk"
+
+    def stop(frames):
+        if path.stat().st_size > 700:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        vidtok.compress(clip(97, 32, 32), path, model=tokenizer, chunk_latents=2, progress=stop)
+    with pytest.raises(CodecError, match="chunks are good: --salvage"):
+        vidtok.decompress(path, model=tokenizer)
+    with pytest.warns(UserWarning, match="unfinished or cut off"):
+        assert 5 < vidtok.decompress(path, tmp_path / "x.mkv", model=tokenizer, salvage=True) < 97
+    with pytest.raises(UserError, match="--force"):
+        vidtok.compress(clip(5), path, model=tokenizer)
+    vidtok.compress(clip(5), path, model=tokenizer, force=True)
+    assert vidtok.decompress(path, model=tokenizer).shape[2] == 5
+
+
 def test_damage_that_is_kept_is_warned_of(tokenizer, monkeypatch):
     monkeypatch.setattr(encode.TensorSource, "error", VideoError("in.mp4", "3 frames are damaged"))
     with pytest.warns(UserWarning, match=r"in.mp4: 3 frames are damaged"):

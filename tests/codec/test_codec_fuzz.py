@@ -11,6 +11,7 @@ import zlib
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,12 +25,24 @@ from vidtok.codec.prior import load_prior
 CASES = [("raw", True), ("adaptive", False), ("adaptive", True), ("prior", True)]
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, EntropyModel]:
+SMALL_BITS = 2  # of the files whose damage is decoded, which takes time with each bit
+
+
+def make_models(folder: Path, bits: int) -> dict[str, EntropyModel]:
     from test_codec_prior import make_prior  # not above, since that file imports this folder's others
 
-    prior = load_prior(make_prior(tmp_path_factory.mktemp("prior"), bits=BITS))
+    prior = load_prior(make_prior(folder, bits=bits))
     return {name: entropy_model(name, prior if name == "prior" else None) for name in ("raw", "adaptive", "prior")}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, EntropyModel]:
+    return make_models(tmp_path_factory.mktemp("prior"), BITS)
+
+
+@pytest.fixture(scope="module")
+def small_models(tmp_path_factory) -> dict[str, EntropyModel]:
+    return make_models(tmp_path_factory.mktemp("small"), SMALL_BITS)
 
 
 def header_of(entropy: str) -> Header:
@@ -80,12 +93,12 @@ def fuzz(cases: int, entropy: str, audio: bool, model: EntropyModel) -> None:
 
 def small_file(entropy: str, model: EntropyModel) -> tuple[bytes, list[np.ndarray]]:
     """(file of three chunks of a latent of 2 x 2 tokens with audio, their ids)."""
-    header = replace(header_of(entropy), chunk_latents=1, size=(16, 16))
-    file, parts = io.BytesIO(), list(np.random.default_rng(3).integers(0, 2**BITS, (3, 1, 2, 2)))
+    header = replace(header_of(entropy), bits=SMALL_BITS, chunk_latents=1, size=(16, 16))
+    file, parts = io.BytesIO(), list(np.random.default_rng(3).integers(0, 2**SMALL_BITS, (3, 1, 2, 2)))
     writer = ContainerWriter(file, header)
     for number, ids in enumerate(parts):
         ticks = np.arange(1) if number == 0 else np.arange(4 * number - 3, 4 * number + 1)
-        writer.add(Chunk(number, 1, ticks, model.encode(ids, BITS, 1)))
+        writer.add(Chunk(number, 1, ticks, model.encode(ids, SMALL_BITS, 1)))
     writer.add_audio(io.BytesIO(AUDIO[:40]), LEAD)
     writer.finish()
     return file.getvalue(), parts
@@ -130,7 +143,7 @@ def fuzz_behind_checksums(cases: int, entropy: str, model: EntropyModel) -> None
                 continue
             taken += 1
             for tokens in found.values():
-                assert tokens.shape == (1, 2, 2) and tokens.min() >= 0 and tokens.max() < 2**BITS
+                assert tokens.shape == (1, 2, 2) and tokens.min() >= 0 and tokens.max() < 2**SMALL_BITS
                 assert entropy != "prior" or tokens.tobytes() in known
     assert taken > cases / 20
 
@@ -166,8 +179,8 @@ def test_damage_is_never_taken_for_tokens(models, entropy, audio):
 
 
 @pytest.mark.parametrize("entropy", ["raw", "adaptive", "prior"])
-def test_damage_behind_checksums(models, entropy):
-    fuzz_behind_checksums(200, entropy, models[entropy])
+def test_damage_behind_checksums(small_models, entropy):
+    fuzz_behind_checksums(200, entropy, small_models[entropy])
 
 
 def test_damaged_headers_and_indexes():
@@ -182,8 +195,8 @@ def test_damage_is_never_taken_for_tokens_20000_times(models, entropy, audio):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("entropy", ["raw", "adaptive", "prior"])
-def test_damage_behind_checksums_20000_times(models, entropy):
-    fuzz_behind_checksums(20_000, entropy, models[entropy])
+def test_damage_behind_checksums_20000_times(small_models, entropy):
+    fuzz_behind_checksums(20_000, entropy, small_models[entropy])
 
 
 @pytest.mark.slow
