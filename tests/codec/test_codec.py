@@ -235,6 +235,14 @@ def test_a_source_that_states_no_length_is_read_once(tokenizer, tmp_path, monkey
         assert sum(video.shape[2] for video in stream) == 97
         np.testing.assert_allclose(stream.timestamps, np.arange(97) / 25, atol=1e-3)
 
+    def grow(frames):
+        with path.open("ab") as opened:
+            opened.write(bytes(188))
+
+    with pytest.raises(VideoError, match="the file changed while it was read"):
+        vidtok.compress(path, tmp_path / "x.vtk", model=tokenizer, progress=grow)
+    assert not (tmp_path / "x.vtk").exists()
+
 
 def test_another_model(tokenizer, tmp_path):
     data = packed(clip(5), tokenizer)
