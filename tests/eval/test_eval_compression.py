@@ -272,6 +272,36 @@ def test_the_command(tokenizer_path, videos, tmp_path, monkeypatch, capsys):
             main(["eval", "compression", str(videos), "-o", str(output), *wrong])
 
 
+class Means(torch.nn.Module):
+    """In place of I3D: logits of two classes, clips of `clip` and darker ones."""
+
+    def __init__(self, weights: str):
+        super().__init__()
+        assert weights == "i3d.safetensors"
+
+    def forward(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
+        light = video_BCTHW.mean((1, 2, 3, 4)) + 0.3
+        return torch.stack([light, -light], 1)
+
+
+def test_agreement_on_clips(tokenizer_path, videos, tmp_path, monkeypatch, capsys):
+    """Clips of fewer than 9 frames, which I3D doesn't take, are left out of this metric."""
+    fake(monkeypatch, [])
+    monkeypatch.setattr(compression, "I3D", Means)
+    output = tmp_path / "out"
+    options = ["--codec", "x265", "--rate", "x265=0,7", "--mode", "low-delay", "--size", "64", "--crops", "0"]
+    command = ["eval", "compression", str(videos), "-o", str(output), *options, "--i3d", "i3d.safetensors"]
+    assert main(command) == 0
+    assert "i3d_agreement" in capsys.readouterr().out
+    result = json.loads((output / "result.json").read_text())
+    same, dark = ({row["frames"]: row for row in result["clips"] if row["rate"] == rate} for rate in ("0", "7"))
+    assert (same[9]["i3d_agreement"], same[9]["i3d_confidence"]) == (1, 1) and "i3d_agreement" not in same[7]
+    assert dark[9]["i3d_agreement"] == 0 and dark[9]["i3d_confidence"] < 1
+    point = next(point for point in result["points"] if point["rate"] == "0")
+    assert point["i3d_agreement"]["n"] == 1 and point["psnr"]["n"] == 2
+    assert result["protocol"]["i3d_agreement"].startswith("1 where I3D")
+
+
 def test_entropy_models_on_tokens(tokenizer_path, videos, tmp_path, monkeypatch, capsys):
     tokenizer = VideoTokenizer.from_pretrained(tokenizer_path)
     about = {"model": "tiny", "weight_hash": tokenizer.weight_hash}
