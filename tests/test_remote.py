@@ -99,6 +99,23 @@ def test_they_are_read_as_files_are(memory, videos, monkeypatch):
         open_video(f"{memory}/z.mp4")
 
 
+def test_a_whole_file_is_few_requests(memory, monkeypatch):
+    system = fsspec.filesystem("memory")
+    data = os.urandom(300_000)
+    system.pipe("/bucket/list.csv", data)
+    sizes, cat_file = [], type(system).cat_file
+
+    def count(self, path, start=None, end=None):
+        sizes.append(end - start)
+        return cat_file(self, path, start=start, end=end)
+
+    monkeypatch.setattr(type(system), "cat_file", count)
+    monkeypatch.setattr(remote, "RANGE", 100_000)
+    with open_binary(f"{memory}/list.csv") as file:
+        assert file.read(10) + file.read() == data
+    assert len(sizes) <= 4
+
+
 def test_extraction_is_that_of_files(memory, videos, tmp_path, tokenizer_path):
     stats = extract(memory, tmp_path / "remote", model=tokenizer_path)
     assert (stats.done, stats.failed) == (2, 1)

@@ -68,6 +68,10 @@ class Pieces(io.RawIOBase):
         self._place += len(data)
         return len(data)
 
+    def readall(self) -> bytes:
+        """Read the rest of the file, `RANGE` bytes at a time; `io` would read 8 KB at a time."""
+        return b"".join(iter(lambda: self.read(RANGE), b""))
+
     def _read(self, place: int, count: int) -> bytes:
         """Read at least one and up to `count` bytes at position `place`."""
         raise NotImplementedError
