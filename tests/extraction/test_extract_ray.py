@@ -28,7 +28,8 @@ from vidtok.datasets import demo_clip, write_video  # noqa: E402
 from vidtok.extraction import containers, open_reader, ray_engine  # noqa: E402
 from vidtok.extraction.output import SETTINGS_FILE as SETTINGS  # noqa: E402
 from vidtok.extraction.output import read_failures  # noqa: E402
-from vidtok.extraction.ray_output import ActorFiles, ActorOutput, Published, Target  # noqa: E402
+from vidtok.extraction.ray_output import ActorFiles, ActorOutput, Published, Stored, Target  # noqa: E402
+from vidtok.extraction.record import Entry, Settings  # noqa: E402
 from vidtok.extraction.sources import WorkItem  # noqa: E402
 from vidtok.extraction.stats import ExtractionStats  # noqa: E402
 from vidtok.files import RemoteFolder  # noqa: E402
@@ -354,6 +355,34 @@ def test_actors_upload_to_an_address(setup, fake, tmp_path, monkeypatch, capsys)
         assert rows == CLIPS
         assert main(run) == 0
         assert f"{CLIPS} were complete" in capsys.readouterr().out
+
+
+MADE_BY = {"model": "t", "weight_hash": "0" * 16, "precision": "fp32", "bits": 18, "stride": (4, 8, 8)}
+
+
+@pytest.mark.parametrize("container", ["npz", "parquet"])
+def test_failures_at_an_address(tmp_path, monkeypatch, container):
+    """None is forgotten when an actor is lost, and none remains of a video that an actor has uploaded since."""
+    pytest.importorskip("fsspec")
+    monkeypatch.setenv("VIDTOK_CACHE", str(tmp_path))
+    settings = Settings(feature="ids", dtype="int32", **MADE_BY)
+    items = [WorkItem(id, None) for id in ("a", "b")]
+    with RemoteFolder(f"memory://{tmp_path.name}/tokens") as remote:
+        output = ActorOutput(remote, settings, container, items, ExtractionStats(2))
+        for item in items:
+            assert output.next() is item
+            output.fail(item, "no frames")
+            if item.id == "a":
+                remote.send()
+        assert output.find_published(["c"]) == {}
+        assert [row["name"] for row in read_failures(remote.copy, None)] == ["a", "b"]
+        output.close()
+        output = ActorOutput(remote, settings, container, items, ExtractionStats(2))
+        item = output.next()
+        entry = Entry(item.id, None, None, None, None, 1, (8, 8))
+        output.take(item, Stored(frames=1, records=1, tokens=1, damage="", entry=entry, file="a.npz", bytes=1))
+        output.close()
+        assert [row["name"] for row in read_failures(remote.copy, None)] == ["b"]
 
 
 def test_actors_of_a_killed_driver_publish_nothing(setup, tmp_path):

@@ -29,7 +29,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vidtok.errors import one_line
-from vidtok.extraction.containers import open_writer, unlock
+from vidtok.extraction.containers import SUFFIXES, open_writer, unlock
 from vidtok.extraction.npz import REFUSED
 from vidtok.extraction.output import Output
 from vidtok.extraction.record import Entry, Record, RefusedName, Settings, describe, entry_of
@@ -180,6 +180,7 @@ class ActorOutput(Output):
         self._remote = folder if isinstance(folder, RemoteFolder) else None
         self._sharded = container != "npz"
         self._published: set[str] = set()  # shards that actors have reported
+        self._uploaded: set[str] = set()  # ids of videos whose files may be at the address alone
         if self._remote is not None:
             self._remote.send()  # settings.json comes before the first results
             return
@@ -215,7 +216,13 @@ class ActorOutput(Output):
             return {}
         if self._remote is not None:
             names = {self.writer.place(id) for id in ids}
-            self._remote.fetch(lambda below: below in names or (self._sharded and below not in self._published))
+            suffix = SUFFIXES[self._container]
+            # Not failures.csv, which is newer here than at the address.
+            self._remote.fetch(
+                lambda below: (
+                    below in names or (self._sharded and below.endswith(suffix) and below not in self._published)
+                )
+            )
         found = {id: self.writer.find(id) for id in ids}
         return {
             id: Stored(frames=entry.frames, records=1, tokens=0, damage="", entry=entry)
@@ -229,8 +236,13 @@ class ActorOutput(Output):
         self.writer.adopt(records.entry, records.file, records.bytes)
         if self._sharded:
             self._published.add(records.file)
+        elif self._remote is not None:
+            self._uploaded.add(item.id)
         self._release([item.id])
         return True
+
+    def _is_done(self, id: str) -> bool:
+        return id in self._uploaded or super()._is_done(id)
 
     def close(self) -> None:
         self._end()
