@@ -62,6 +62,11 @@ def make(**arguments):
     return Causal(**arguments)
 
 
+class Movable(Holder):
+    def to(self, device):
+        self.net.to(device)
+
+
 class Broken:
     vocab_size, stride, causal = 64, (4, 8, 8), False
 
@@ -209,6 +214,14 @@ def test_weights_arguments_and_version_make_the_hash(here):
     assert hash_weights(tokenizer.model) == hash_weights(open_tokenizer("nets:make").model)
     sys.modules["nets"].Holder.version = "3"
     assert open_tokenizer("nets:Holder").weight_hash != hashes[4]
+
+
+def test_an_object_that_is_no_module_moves_with_its_tokenizer(here):
+    """As a Ray actor moves it, and `to` of a tokenizer does."""
+    tokenizer = open_tokenizer("nets:Movable").to("meta")
+    assert tokenizer.place == tokenizer.model.net.colors.device == torch.device("meta")
+    tokenizer = open_tokenizer("nets:Holder").to("meta")  # it has no method for it
+    assert tokenizer.place == tokenizer.model.net.colors.device == torch.device("cpu")
 
 
 @pytest.mark.parametrize(

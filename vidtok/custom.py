@@ -89,6 +89,13 @@ class CustomTokenizer(VideoTokenizer):
             self.lacks["recon"] = f"{spec} has no method decode(ids)"
         self.eval()
 
+    def _apply(self, fn, recurse: bool = True) -> "CustomTokenizer":
+        super()._apply(fn, recurse)
+        if self.place is not None and hasattr(self.model, "to"):  # no nn.Module, which `super` has moved
+            self.place = self.device
+            self.model.to(self.place)
+        return self
+
     @property
     def weight_hash(self) -> str:
         """Hash of weights, arguments and version, see `hash_model`."""
