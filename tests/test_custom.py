@@ -62,6 +62,10 @@ def make(**arguments):
     return Causal(**arguments)
 
 
+def refuse(**arguments):
+    raise TypeError(f"got {arguments}")
+
+
 class Movable(Holder):
     def to(self, device):
         self.net.to(device)
@@ -222,6 +226,12 @@ def test_an_object_that_is_no_module_moves_with_its_tokenizer(here):
     assert tokenizer.place == tokenizer.model.net.colors.device == torch.device("meta")
     tokenizer = open_tokenizer("nets:Holder").to("meta")  # it has no method for it
     assert tokenizer.place == tokenizer.model.net.colors.device == torch.device("cpu")
+
+
+def test_arguments_in_a_name_keep_their_signs(here):
+    for text, value in (("1e+3", 1e3), ("a+b", "a+b"), ("a%26b", "a&b"), ("", "")):
+        with pytest.raises(ValueError, match=re.escape(f"TypeError: got {{'x': {value!r}}}")):
+            open_tokenizer(f"nets:refuse?x={text}")
 
 
 @pytest.mark.parametrize(

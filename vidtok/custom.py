@@ -280,7 +280,7 @@ def build_model(spec: str):
     if not callable(make := getattr(module, name, None)):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ValueError(f"{spec}: {module_name} has no class or function {name!r}: {nearest(name, known)}")
-    arguments = {key: _literal(value) for key, value in parse_qsl(query, keep_blank_values=True)}
+    arguments = {key: _literal(value) for key, value in parse_qsl(query.replace("+", "%2B"), True)}
     try:
         model = make(**arguments)
     except Exception as error:  # as above
