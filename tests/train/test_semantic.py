@@ -12,7 +12,7 @@ from torch import nn
 from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
 from vidtok.train.losses import LossWeights
 from vidtok.train.run import train_tokenizer
-from vidtok.train.semantic import SemanticLoss, SemanticTokenizer, gradient_weight, resample
+from vidtok.train.semantic import SemanticLoss, SemanticTokenizer, build_semantic, gradient_weight, resample
 from vidtok.train.tokenizer import TokenizerTask
 
 NET = {"kind": "patch", "width": 32, "blocks": 1, "decoder_blocks": 1}
@@ -115,6 +115,17 @@ def test_a_run_resumes_exactly_and_saves_the_tokenizer_alone(weights, tmp_path):
     assert all(torch.equal(x, kept[name]) for name, x in model.state_dict().items())
     with pytest.raises(ValueError, match=r"semantic\.teacher|checkpoint's model"):
         train(tmp_path / "parts", 6)
+
+
+@pytest.mark.parametrize("zero", ["pooled", "cells"])
+def test_every_trained_parameter_has_a_gradient(weights, zero):
+    """As DistributedDataParallel expects."""
+    settings = {"teacher": "test_resnet", "weights": weights, "pooled": 1.0, "cells": 1.0, "width": 8} | {zero: 0.0}
+    task, model = make_task(1.0)
+    model, task.semantic = build_semantic(settings, model.tokenizer, clip()[:1])
+    task.terms(model, clip(), step=0)[0].backward()
+    assert {name for name, p in model.named_parameters() if p.grad is None} == {f"{zero}.weight", f"{zero}.bias"}
+    assert all(p.requires_grad == (p.grad is not None) for p in model.parameters())
 
 
 def test_settings_that_make_no_sense_fail(weights, tmp_path):

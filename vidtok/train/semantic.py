@@ -164,4 +164,7 @@ def build_semantic(settings: dict, tokenizer: VideoTokenizer, video: Tensor) -> 
     teacher = build_teacher(name, weights)
     assert teacher is not None  # it has a name
     loss = SemanticLoss(teacher, settings["pooled"], settings["cells"])
-    return SemanticTokenizer(tokenizer, loss.features(video).shape[1], settings["width"]), loss
+    model = SemanticTokenizer(tokenizer, loss.features(video).shape[1], settings["width"])
+    for part, weight in ((model.pooled, loss.pooled), (model.cells, loss.cells)):
+        part.requires_grad_(weight > 0)  # several processes expect a gradient of every trained parameter
+    return model, loss
