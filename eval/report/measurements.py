@@ -93,8 +93,9 @@ def run_measurements(
         folder = Path(output) / each.name
         folder.mkdir(parents=True, exist_ok=True)
         for name, target in links[each.name].items():
-            if not (folder / name).exists():
-                (folder / name).symlink_to(target)
+            if (folder / name).is_symlink():  # of a stopped call, to a place that may have changed
+                (folder / name).unlink()
+            (folder / name).symlink_to(target)
         log(f"{each.name}: about {each.minutes:g} minutes, output in {folder / LOG}")
         start = time.perf_counter()
         with open(folder / LOG, "a") as file:

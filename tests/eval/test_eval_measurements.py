@@ -53,6 +53,18 @@ def test_a_failure_is_named_and_keeps_no_other_from_running(tmp_path, source):
     assert publish([asks], tmp_path / "out", tmp_path) == []
 
 
+def test_links_of_a_stopped_call_follow_the_folders(tmp_path, source):
+    """Data that has moved since, and another folder of the same name that is given first now."""
+    failing = Measurement("count", "cat data/word\nfalse\n", 1, inputs=["data"])
+    run_measurements([failing], [source], tmp_path / "out", print)
+    source.rename(tmp_path / "moved")
+    run_measurements([failing], [tmp_path / "moved"], tmp_path / "out", print)
+    (tmp_path / "other/data").mkdir(parents=True)
+    (tmp_path / "other/data/word").write_text("other\n")
+    run_measurements([failing], [tmp_path / "other", tmp_path / "moved"], tmp_path / "out", print)
+    assert (tmp_path / "out/count/log.txt").read_text().split() == ["hello", "hello", "other"]
+
+
 def test_other_commands_or_missing_inputs_are_refused_before_anything_runs(tmp_path, source):
     run_measurements([COUNT], [source], tmp_path / "out", print)
     other = Measurement("count", "true\n", 1)
