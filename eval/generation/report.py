@@ -34,7 +34,8 @@ def over_seeds(rows: Sequence[Mapping]) -> list[Mapping]:
     Returns:
         Rows whose metrics are {mean, deviation (sample standard deviation over seeds), seeds: [mean of each], folds:
         [those of all seeds]}, or for agreement {value, deviation, seeds, n, low, high (Wilson, of all clips together)}.
-        seconds_per_clip is the mean; runs: [name of each training run].
+        They have the metrics of all seeds; earlier versions measured fewer. seconds_per_clip is the mean; runs: [name
+        of each training run].
     """
     groups: dict[tuple, list[Mapping]] = {}
     for place, row in enumerate(rows):
@@ -44,7 +45,8 @@ def over_seeds(rows: Sequence[Mapping]) -> list[Mapping]:
 
 
 def _average(rows: Sequence[Mapping]) -> dict:
-    metrics = {name: _average_metric([row["metrics"][name] for row in rows]) for name in rows[0]["metrics"]}
+    names = [name for name in rows[0]["metrics"] if all(name in row["metrics"] for row in rows)]
+    metrics = {name: _average_metric([row["metrics"][name] for row in rows]) for name in names}
     seconds = statistics.fmean(row["seconds_per_clip"] for row in rows)
     own = {"metrics": metrics, "seconds_per_clip": seconds, "runs": [row["run"] for row in rows]}
     return {**{key: value for key, value in rows[0].items() if key not in ("run", "seed")}, **own}

@@ -770,6 +770,8 @@ def test_rows_are_averaged_over_seeds():
     assert (agreement["value"], agreement["n"], agreement["seeds"]) == (0.75, 16, [0.5, 1.0])
     assert agreement["low"] == pytest.approx(wilson_interval(12, 16)[0])
     training = {f"masked-{seed}": {"seconds": 10.0 * seed, "samples": 8, "flops": 2e9} for seed in (0, 1)}
+    rows[0]["metrics"]["frd"] = fvd  # the other seed was measured by an earlier version
+    assert over_seeds(rows)[0]["metrics"].keys() == {"fvd", "agreement"}
     lines = markdown_table({"rows": rows[:2], "training": training, "limits": {}}).splitlines()
     assert lines[2] == "| masked | 2 | 7 | 5 | 2e+09 | 8 | 4 | 1.5 | 13.0 ± 2.8 | 75.0 ± 35.4 |"
 
