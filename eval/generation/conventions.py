@@ -312,7 +312,7 @@ def real_clips(
     size, width = (n * stride for n, stride in zip(config.grid[1:], config.stride[1:], strict=True))
     if size != width:
         raise ValueError(f"clips of {size} x {width} pixels are compared with nothing: real clips are cut square")
-    if split is None and (source == "digits" or not is_folder(source) or "train" in subfolders(source)):
+    if split is None and (source == "digits" or not is_folder(source) or "train" in map(str.lower, subfolders(source))):
         split = "train"
     if others is not None and split is None:
         raise ValueError(

@@ -453,7 +453,7 @@ def test_eval_generation_measures_agreement(trained, tmp_path, capsys):
 def test_the_split_of_real_clips_is_the_one_that_is_recorded(tmp_path):
     config = SimpleNamespace(stride=(4, 8, 8), grid=(3, 4, 4), fps=None, classes=())
     clip = MovingDigits("train", 9, 32)[0].video
-    for name in ("whole/a", "split/train/a", "split/val/a"):
+    for name in ("whole/a", "split/train/a", "split/val/a", "upper/TRAIN/a", "upper/VAL/a"):
         (tmp_path / name).mkdir(parents=True)
         write_video(tmp_path / name / "clip.mp4", clip, 25)
 
@@ -462,7 +462,8 @@ def test_the_split_of_real_clips_is_the_one_that_is_recorded(tmp_path):
         return found.about["split"], sum(map(len, found.clips()))
 
     assert split_of("whole", None) == ("all", 1)
-    assert split_of("split", None) == ("train", 1) and split_of("split", "val") == ("val", 1)
+    for folder in ("split", "upper"):
+        assert split_of(folder, None) == ("train", 1) and split_of(folder, "val") == ("val", 1)
     with pytest.raises(ValueError, match="no folder train: say which split"):
         real_clips(str(tmp_path / "whole"), None, None, "val", config, get_convention("plain"))
     for folder, split in (("split", "vall"), ("whole", "train")):
@@ -769,9 +770,9 @@ def test_rows_are_averaged_over_seeds():
     assert fvd["deviation"] == pytest.approx(8**0.5)
     assert (agreement["value"], agreement["n"], agreement["seeds"]) == (0.75, 16, [0.5, 1.0])
     assert agreement["low"] == pytest.approx(wilson_interval(12, 16)[0])
-    training = {f"masked-{seed}": {"seconds": 10.0 * seed, "samples": 8, "flops": 2e9} for seed in (0, 1)}
     rows[0]["metrics"]["frd"] = fvd  # the other seed was measured by an earlier version
     assert over_seeds(rows)[0]["metrics"].keys() == {"fvd", "agreement"}
+    training = {f"masked-{seed}": {"seconds": 10.0 * seed, "samples": 8, "flops": 2e9} for seed in (0, 1)}
     lines = markdown_table({"rows": rows[:2], "training": training, "limits": {}}).splitlines()
     assert lines[2] == "| masked | 2 | 7 | 5 | 2e+09 | 8 | 4 | 1.5 | 13.0 ± 2.8 | 75.0 ± 35.4 |"
 
