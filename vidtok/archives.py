@@ -27,6 +27,7 @@ from vidtok.remote import (
     Pieces,
     RemoteFile,
     as_address,
+    cache_folder,
     is_remote_file,
     open_remote,
     remote_version,
@@ -117,9 +118,8 @@ def members(archive: str | os.PathLike) -> dict[str, Member]:
 def _members(archive: str, size: int, modified: int) -> dict[str, Member]:
     if as_address(archive) is None or not modified:  # the server doesn't tell whether the file is still the same
         return _read_index(archive, size)
-    cache = Path(os.environ.get("VIDTOK_CACHE") or Path.home() / ".cache/vidtok") / "indexes"
     key = hashlib.sha256(f"{archive} {size} {modified}".encode("utf-8", "surrogateescape")).hexdigest()
-    file = cache / f"{key[:32]}.json"
+    file = cache_folder("indexes") / f"{key[:32]}.json"
     try:
         return {name: Member(*values) for name, values in json.loads(file.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):  # none, or a damaged one

@@ -39,6 +39,7 @@ from vidtok import checks, streaming
 from vidtok.errors import nearest, one_line
 from vidtok.hub import hash_state
 from vidtok.nets.layers import State
+from vidtok.quantize.lfq import ids_to_signs
 from vidtok.tokenizer import TokenizerConfig, VideoTokenizer
 
 WINDOW = streaming.MAX_LATENTS - 1  # latents per call after the first, which has one more
@@ -259,8 +260,7 @@ class _Bits(nn.Module):
         return codes_B1thw[:, 0]
 
     def ids_to_codes(self, ids_Bthw: Tensor) -> Tensor:
-        shifts = torch.arange(self.bits, device=ids_Bthw.device).view(-1, 1, 1, 1)
-        return (ids_Bthw[:, None] >> shifts & 1) * 2.0 - 1
+        return ids_to_signs(ids_Bthw, self.bits).movedim(-1, 1)
 
 
 def build_model(spec: str):

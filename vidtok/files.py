@@ -17,7 +17,7 @@ from typing import Any
 from vidtok.errors import UserError
 from vidtok.inputs import walk_files
 from vidtok.names import IMAGE_SUFFIXES, VIDEO_SUFFIXES, result_names
-from vidtok.remote import ADDRESS, as_address, file_system, is_remote_file, request
+from vidtok.remote import ADDRESS, as_address, cache_folder, file_system, is_remote_file, request
 
 MOVIES = (".mp4", ".mov", ".mkv", ".gif", ".png")  # suffixes of the formats of `VideoWriter`
 
@@ -101,8 +101,7 @@ class RemoteFolder:
             raise UserError(f"{url}: one .npz file is written to a path only: give a folder")
         self.url, (self._system, name) = url, file_system(url)
         self._name = name.rstrip("/")
-        cache = Path(os.environ.get("VIDTOK_CACHE") or Path.home() / ".cache/vidtok")
-        self.copy = cache / "outputs" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+        self.copy = cache_folder("outputs") / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
         self._sent: dict[str, tuple[int, int]] = {}  # {path below the folder: (size, modification time in ns)}
         self._looked = -math.inf
 

@@ -131,6 +131,11 @@ def join(root: str | os.PathLike, name: str) -> str:
     return as_address(path) or path
 
 
+def cache_folder(name: str) -> Path:
+    """Return the folder `name` for what is kept of remote files: below VIDTOK_CACHE, or ~/.cache/vidtok without it."""
+    return Path(os.environ.get("VIDTOK_CACHE") or Path.home() / ".cache/vidtok") / name
+
+
 def file_system(url: str) -> tuple[Any, str]:
     """Return (fsspec file system, path in it) of an address.
 

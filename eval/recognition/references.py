@@ -22,6 +22,7 @@ from vidtok.eval.recognition.clips import ClipSource, Protocol
 from vidtok.eval.recognition.features import FeatureFiles
 from vidtok.eval.recognition.inputs import InputEncoder, shuffle_frames, views_of_dataset
 from vidtok.hub import hash_weights
+from vidtok.quantize.lfq import ids_to_signs
 from vidtok.tokenizer import VideoTokenizer
 
 REFERENCES = {"i3d", "frames"}  # inputs that don't come from a tokenizer
@@ -70,12 +71,6 @@ def check_pool(name: str) -> None:
     """Raise ValueError for a name that is not in `POOLS`."""
     if name not in POOLS:
         raise ValueError(f"unknown pool {name!r}: {nearest(name, POOLS)}")
-
-
-def signs(ids: Tensor, bits: int) -> Tensor:
-    """Convert int64 ids [N,V,t,h,w] to their bits as -1 and +1, float32 [N,V,bits,t,h,w]."""
-    shifts = torch.arange(bits).view(-1, 1, 1, 1)
-    return (ids.long()[:, :, None] >> shifts & 1) * 2.0 - 1
 
 
 class FrameBackbone(nn.Module):
@@ -310,5 +305,7 @@ def concatenate(train: ProbeClips, test: ProbeClips) -> ProbeClips:
 
 
 def _numbers(x_NV: Tensor, input: str, tokenizer: VideoTokenizer | None) -> Tensor:
-    """Convert inputs to floats [N,V,C,...]; ids become signs."""
-    return signs(x_NV, math.ceil(tokenizer.bits)) if input in ("tokens", "codes") and tokenizer is not None else x_NV
+    """Convert inputs to floats [N,V,C,...]; ids [N,V,t,h,w] become their bits as -1 and +1."""
+    if tokenizer is None or input not in ("tokens", "codes"):
+        return x_NV
+    return ids_to_signs(x_NV.long(), math.ceil(tokenizer.bits)).movedim(-1, 2)
