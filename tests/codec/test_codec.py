@@ -175,8 +175,9 @@ def test_damage_is_named_and_salvage_gives_the_rest(tokenizer):
     torch.testing.assert_close(rest[:, :, -16:], whole[:, :, -16:], atol=1e-5, rtol=0)  # far enough from the gap
 
 
-def test_damage_is_never_taken_for_frames(tokenizer):
-    whole, generator = packed(clip(29), tokenizer, chunk_latents=2), np.random.default_rng(3)
+@pytest.mark.parametrize("entropy", ["raw", "adaptive"])
+def test_damage_is_never_taken_for_frames(tokenizer, entropy):
+    whole, generator = packed(clip(29), tokenizer, chunk_latents=2, entropy=entropy), np.random.default_rng(3)
     frames, refused = vidtok.decompress(io.BytesIO(whole), model=tokenizer), 0
     for _ in range(200):
         data = damage(whole, generator)
