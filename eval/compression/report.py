@@ -249,9 +249,8 @@ def bd_table(result: Mapping) -> list[list[str]]:
     return lines
 
 
-def markdown(result: Mapping, other: str = ANCHOR) -> str:
-    """Return two tables in Markdown: all points as means with standard errors over clips, and differences of tokenizers
-    to one codec at equal bits per pixel with 95 % intervals."""
+def markdown(result: Mapping) -> str:
+    """Return two tables in Markdown: all points as means with standard errors over clips, and `differences`."""
     metrics = [metric for metric in HIGHER_IS_BETTER if any(point.get(metric) for point in result["points"])]
     rows = [["codec", "rate", "bits/pixel", *metrics]]
     for point in result["points"]:
@@ -260,9 +259,18 @@ def markdown(result: Mapping, other: str = ANCHOR) -> str:
             found, digits = point[metric], _digits(metric)
             stderr = "" if found["stderr"] is None else f" ± {found['stderr']:.{digits}f}"
             rows[-1].append(f"{found['mean']:.{digits}f}{stderr}")
-    pairs = [pair for pair in result["comparisons"] if pair["codec"] == other]
-    tables = (rows, comparison_table({**result, "comparisons": pairs}))
-    return "\n\n".join("\n".join(map(_line, (table[0], ["---"] * len(table[0]), *table[1:]))) for table in tables)
+    return f"{_markdown(rows)}\n\n{differences(result, [ANCHOR])}"
+
+
+def differences(result: Mapping, others: Sequence[str]) -> str:
+    """Return a table in Markdown: differences of tokenizers to other codecs at equal bits per pixel, with 95 %
+    intervals over clips."""
+    pairs = [pair for other in others for pair in result["comparisons"] if pair["codec"] == other]
+    return _markdown(comparison_table({**result, "comparisons": pairs}))
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(map(_line, (rows[0], ["---"] * len(rows[0]), *rows[1:])))
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -1,9 +1,11 @@
 """Learned prior of token bits: a small network for the tokens of one tokenizer, in exact integer arithmetic.
 
-For each latent frame, 3 x 3 convolutions compute features of the chunk's history: the last two latents, and moving
-averages of every bit and of its flips. Each bit plane then has a network of its own. Its inputs for a token are the
-features at the token's position, earlier planes of its 3 x 3 neighborhood, and in the second pass over the checkerboard
-the same plane of its four neighbors. `vidtok.train.prior` trains the network.
+For each latent frame, 3 x 3 convolutions compute features of the chunk's history: the last two latents, and fast and
+slow averages of every bit and of its flips. Each bit plane then has a network of its own. Its inputs for a token are
+the features at the token's position, the plane's history, earlier planes of the 3 x 3 neighborhood, and in the second
+pass over the checkerboard the same plane of the four neighbors. Its outputs are log odds of two kinds: that the bit
+changes, and that it is 1. The former are what decides in static places, the latter where the content is new.
+`vidtok.train.prior` trains the network.
 
 Weights are int8 with a shift for each output. Activations are integers of at most 8 bits in units of 1 / `ONE`. Matrix
 products are computed in float32. They are exact in any order of summation because no sum reaches 2^24, which `Prior`
@@ -28,38 +30,50 @@ from vidtok.codec.container import Header
 from vidtok.errors import UserError, one_line
 from vidtok.hub import PRETRAINED, hash_file
 
-SCHEMA = "vidtok.prior/1"
+SCHEMA = "vidtok.prior/2"
 FILE = "prior.safetensors"  # in the folder of a tokenizer
 ONE = 32  # activation 1 in fixed point
 LARGEST = 127  # largest activation
 NAT = 256  # one nat of log odds in fixed point
-HISTORY = 4  # inputs for each bit, see `history_inputs`
+HISTORY = 6  # inputs for each bit, see `history_inputs`
 MAX_TOKENS = 1 << 18  # largest number of tokens of a latent frame, which bounds the memory
 _FINE = 32  # resolution of averages over time, relative to that of activations
-OWN = 9 + HISTORY - 1 + 8 + 1  # number of inputs of a plane's network that its own bits give, see `PriorState`
-SIDES = ((0, 1), (2, 1), (1, 0), (1, 2))  # row and column of the four neighbors in a 3 x 3 neighborhood
+OWN = 8 + HISTORY + 8 + 1  # number of inputs of a plane's network that its own bits give, see `PriorState`
+AROUND = (0, 1, 2, 3, 5, 6, 7, 8)  # places of the eight neighbors in a 3 x 3 neighborhood
+SIDES = (1, 7, 3, 5)  # places of the four nearest
+_UNIT = ONE * _FINE  # average 1
+_SPANS = (4, 24, 6, 32)  # latents over which the averages are taken: fast, slow; fast, slow of flips
 
 
 def first_history(signs):
     """Return the state of `next_history` before the first latent. signs: integers of a latent's shape, any values."""
-    return [0 * signs for _ in range(HISTORY)]
+    zero = 0 * signs
+    return [zero, zero, zero, zero, zero + _UNIT // 8, zero + _UNIT // 8, zero]
 
 
 def next_history(state, signs):
-    """Update the state with a latent. signs: its bits as -1 and +1, integers of NumPy or torch."""
-    before, _, mean, flips = state
-    mean = mean + ((signs * (ONE * _FINE) - mean) >> 2)
-    flips = flips + ((abs(signs - before) * (ONE * _FINE // 2) - flips) >> 3)
-    return [signs, before, mean, flips]
+    """Update the state with a latent. signs: its bits as -1 and +1, integers of NumPy or torch.
+
+    An average over n latents is that of all latents as long as these are fewer than n. It starts from a usual value,
+    which counts as one latent, or two for flips.
+    """
+    before, _, *averages, age = state
+    flip = abs(signs - before) * (_UNIT // 2)
+    for i, (value, span) in enumerate(zip((signs * _UNIT, signs * _UNIT, flip, flip), _SPANS, strict=True)):
+        step = (value - averages[i]) // ((age + 2).clip(max=span))
+        averages[i] = averages[i] + (step if i < 2 else step * (age > 0))  # the first latent is no flip
+    return [signs, before, *averages, age + 1]
 
 
 def history_inputs(state) -> list:
-    """Return the network's inputs in units of 1 / `ONE`: the last two latents, averages of the bits and of their flips.
+    """Return the network's inputs in units of 1 / `ONE`: the last latent; the one before and both averages of the bits,
+    as agreement with the last; both averages of flips.
 
-    Flips are multiplied by almost 4, since they are rare and their rate is the most informative input.
+    Flips are multiplied by 3, since they are rare and their rate is the most informative input.
     """
-    before, before2, mean, flips = state
-    return [before * ONE, before2 * ONE, mean // _FINE, flips * 31 // (8 * _FINE)]
+    before, before2, mean, slow, flips, slow_flips, _ = state
+    agreement = [before * before2 * ONE, before * mean // _FINE, before * slow // _FINE]
+    return [before * ONE, *agreement, flips * 3 // _FINE, slow_flips * 3 // _FINE]
 
 
 def last_signs(state):
@@ -127,7 +141,8 @@ class Prior:
         self.planes = [[layer(f"planes.{plane}.{i}") for i in range(3)] for plane in range(self.bits)]
         self.channels = self.stem.weight.shape[1]
         inputs = [plane[0].weight.shape[0] for plane in self.planes]
-        if inputs != [self.channels + OWN + 10 * plane for plane in range(self.bits)]:
+        outputs = {plane[2].weight.shape[1] for plane in self.planes}
+        if inputs != [self.channels + OWN + 10 * plane for plane in range(self.bits)] or outputs != {2}:
             raise ValueError("its layers don't fit together")
 
     def features(self, inputs: np.ndarray) -> np.ndarray:
@@ -170,10 +185,11 @@ class PriorState:
         self._prior, self._history = prior, first_history(np.zeros((prior.bits, h, w), np.int64))
         checker = (np.arange(h)[:, None] + np.arange(w)).reshape(-1) % 2
         self._places = [np.flatnonzero(checker == color) for color in (0, 1)]
-        # Inputs of the planes' networks, in this order. The features. From the own plane: the 3 x 3 neighborhood in the
-        # previous latent and the rest of the history at the position; for each of the four neighbors whether its bit is
-        # unchanged, and the bit; the color. From each earlier plane: the bit, and for each place of the 3 x 3
-        # neighborhood whether its bit is unchanged.
+        # Inputs of the planes' networks, in this order. The features. From the own plane: the eight neighbors in the
+        # previous latent, as agreement with the token's own bit there; the history at the position; for each of the
+        # four neighbors whether its bit is unchanged, and whether it agrees with the token's bit in the previous
+        # latent; the color. From each earlier plane: the bit, and for each place of the 3 x 3 neighborhood whether its
+        # bit is unchanged.
         self._fixed = prior.channels + OWN
         self._inputs = np.zeros((h * w, self._fixed + 10 * prior.bits), np.float32)
         self._inputs[self._places[1], self._fixed - 1] = ONE
@@ -190,11 +206,12 @@ class PriorState:
             int64 [places], in units of 1 / `NAT`.
         """
         channels = self._prior.channels
+        last = last_signs([self._history[0][plane]]).reshape(-1)
         if color == 0:
             history = history_inputs([part[plane] for part in self._history])
-            own = self._inputs[:, channels : channels + 9 + HISTORY - 1]
-            own[:, :9] = _neighbors(history[0])
-            own[:, 9:] = np.stack(history[1:], 2).reshape(-1, HISTORY - 1)
+            own = self._inputs[:, channels : channels + 8 + HISTORY]
+            own[:, :8] = _neighbors(history[0])[:, AROUND] * last[:, None]
+            own[:, 8:] = np.stack(history, 2).reshape(-1, HISTORY)
             if plane:
                 signs, same = self._compared(plane - 1, planes)
                 earlier = self._inputs[:, self._fixed + 10 * (plane - 1) :]
@@ -203,14 +220,13 @@ class PriorState:
         rows = self._places[color]
         inputs = self._inputs[rows, : self._fixed + 10 * plane]
         if color:
-            taps = [3 * y + x for y, x in SIDES]
-            sides = [_neighbors(part)[rows][:, taps] for part in reversed(self._compared(plane, planes))]
-            inputs[:, self._fixed - 9 : self._fixed - 1] = np.concatenate(sides, 1)
-        first, second, last = self._prior.planes[plane]
+            signs, same = (_neighbors(part)[rows][:, SIDES] for part in self._compared(plane, planes))
+            inputs[:, self._fixed - 9 : self._fixed - 1] = np.concatenate([same, signs * last[rows, None]], 1)
+        first, second, third = self._prior.planes[plane]
         x = first.round(inputs @ first.weight, 0)
         x = second.round(x @ second.weight, 0)
-        sums = (x @ last.weight + last.bias)[:, 0].astype(np.float64) * last.scale
-        return np.floor(sums * (NAT // ONE) + 0.5).astype(np.int64)
+        change, one = ((x @ third.weight + third.bias).astype(np.float64) * third.scale).T
+        return np.floor((change - last[rows] * one) * (NAT // ONE) + 0.5).astype(np.int64)
 
     def history(self, plane: int, color: int, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Quantize the averages over time at the positions of a pass.
@@ -221,7 +237,7 @@ class PriorState:
         Returns:
             int64 [places]: how often the bit flips, 0 .. 11; how often it had the value of `last`, 0 .. 8.
         """
-        mean, flips = (part[plane].reshape(-1)[self._places[color]] for part in self._history[2:])
+        mean, flips = (self._history[i][plane].reshape(-1)[self._places[color]] for i in (2, 4))
         stay = (mean * (2 * last.astype(np.int64) - 1) + ONE * _FINE) >> 8
         return np.minimum(flips >> 6, 11), np.clip(stay, 0, 8)
 

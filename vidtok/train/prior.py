@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vidtok.codec.prior import (
+    AROUND,
     FILE,
     HISTORY,
     LARGEST,
@@ -108,6 +109,13 @@ def _convolve(x: Tensor, layer: IntegerWeights) -> Tensor:
     return F.conv2d(x, weight, bias, padding=1)
 
 
+def _shift(x: Tensor, place: int) -> Tensor:
+    """Move the neighbors at a place of the 3 x 3 neighborhood to the center; zeros come from outside."""
+    h, w = x.shape[-2:]
+    row, column = divmod(place, 3)
+    return F.pad(x, (1, 1, 1, 1))[..., row : row + h, column : column + w]
+
+
 class PriorNetwork(nn.Module):
     """The network of `vidtok.codec.prior.Prior`, for training.
 
@@ -116,10 +124,10 @@ class PriorNetwork(nn.Module):
         channels: C. blocks: number of residual blocks. hidden: H.
     """
 
-    def __init__(self, tokenizer: dict, bits: int, channels: int = 48, blocks: int = 2, hidden: int = 24):
+    def __init__(self, tokenizer: dict, bits: int, channels: int = 64, blocks: int = 2, hidden: int = 40):
         super().__init__()
         self.tokenizer, self.bits, self.hidden = tokenizer, bits, hidden
-        self.stem = IntegerWeights(channels, 4 * bits + 1, 3, 3)
+        self.stem = IntegerWeights(channels, HISTORY * bits + 1, 3, 3)
         parts = (nn.ModuleList(IntegerWeights(channels, channels, 3, 3) for _ in range(2)) for _ in range(blocks))
         self.blocks = cast("Sequence[Sequence[IntegerWeights]]", nn.ModuleList(parts))
         # Inputs of plane p's network, see `PriorState`: those of all planes, and ten of each plane before.
@@ -129,11 +137,11 @@ class PriorNetwork(nn.Module):
         layers = [
             IntegerWeights(bits * hidden, inputs + 10 * bits, mask=mask),
             IntegerWeights(bits * hidden, hidden),
-            IntegerWeights(bits, hidden),
+            IntegerWeights(2 * bits, hidden),
         ]
         self.planes = cast("Sequence[IntegerWeights]", nn.ModuleList(layers))
-        nn.init.constant_(self.planes[2].bias, CHANGE)
         with torch.no_grad():
+            self.planes[2].bias[::2] = CHANGE
             for _, second in self.blocks:
                 second.weight.mul_(0.3)  # so that the sums of many blocks stay in the range
 
@@ -160,29 +168,29 @@ class PriorNetwork(nn.Module):
             weight, bias = self.planes[1 + layer]()
             x = F.conv2d(x, weight[..., None, None], bias, groups=self.bits)
             x = quantize_activations(x, 0) if layer == 0 else x
-        return x
+        return x[:, ::2] - last_signs(history) * x[:, 1::2]
 
     def _first_sums(self, x_BChw: Tensor, history: list[Tensor], signs_BKhw: Tensor) -> Tensor:
         """Sums of the first layers of all planes' networks [B, K H, h, w], of all places whatever their color."""
         weight, bias = self.planes[0]()
-        sizes = [x_BChw.shape[1], 9, HISTORY - 1, 8, 1, 10 * self.bits]
-        features, around, own, sides, color, earlier = weight.split(sizes, 1)
+        sizes = [x_BChw.shape[1], 8, HISTORY, 4, 4, 1, 10 * self.bits]
+        features, around, own, unchanged, sides, color, earlier = weight.split(sizes, 1)
         earlier = earlier.unflatten(1, (self.bits, 10))
         h, w = x_BChw.shape[2:]
         checker = torch.arange(h, device=x_BChw.device)[:, None] + torch.arange(w, device=x_BChw.device)
         checker = (checker % 2).float()
-        signs, same = signs_BKhw.float(), (signs_BKhw * last_signs(history)).float()
-        before, *averages = (part.float() / ONE for part in history_inputs(history))
-        cross = sides.new_zeros(len(sides), 2, 3, 3)
-        for number, (row, column) in enumerate(SIDES):
-            cross[:, :, row, column] = sides[:, number :: len(SIDES)]
-        known = torch.stack([same, signs], 2).flatten(1, 2) * (1 - checker)
+        signs, last = signs_BKhw.float(), last_signs(history).float()
+        same = signs * last
+        parts = [part.float() / ONE for part in history_inputs(history)]
+        agreement = [last * _shift(parts[0], place) for place in AROUND]
+        known = [checker * _shift(same, place) for place in SIDES]
+        known += [checker * last * _shift(signs, place) for place in SIDES]
+        inputs = torch.stack([*agreement, *parts, *known], 2).flatten(1, 2)
+        weights = torch.cat([around, own, unchanged, sides], 1)[..., None, None]
         points = torch.cat([features, earlier[:, :, 0]], 1)[..., None, None]
         sums = F.conv2d(torch.cat([x_BChw, signs], 1), points, bias)
         sums = sums + F.conv2d(same, earlier[:, :, 1:].unflatten(2, (3, 3)), padding=1)
-        sums = sums + F.conv2d(before, around.reshape(-1, 1, 3, 3), padding=1, groups=self.bits)
-        sums = sums + F.conv2d(torch.stack(averages, 2).flatten(1, 2), own[..., None, None], groups=self.bits)
-        sums = sums + F.conv2d(known, cross, padding=1, groups=self.bits)
+        sums = sums + F.conv2d(inputs, weights, groups=self.bits)
         return sums + color.view(1, -1, 1, 1) * checker
 
     @torch.no_grad()
@@ -237,7 +245,7 @@ class PriorTask:
         history = torch.stack(states, 1)[clips, frames_Bn].flatten(0, 1)  # [B n, HISTORY, K, h, w]
         signs_BKhw = signs_BKthw.transpose(1, 2)[clips, frames_Bn].flatten(0, 1)
         state = list(history.unbind(1))
-        odds = model(state, signs_BKhw)
+        odds = model(state, signs_BKhw).float()
         loss = F.softplus(odds * (signs_BKhw * last_signs(state))).mean()
         return {"cross_entropy": loss, "bits": loss.detach() * self.tokenizer.bits / math.log(2)}
 
