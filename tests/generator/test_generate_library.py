@@ -1,5 +1,7 @@
 """`vidtok.generator.generate` and `generate_files`: from a trained generator to clips."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,42 @@ def test_what_is_kept_of_a_video_has_seen_nothing_of_the_rest(settings, clip_of_
     assert torch.equal(read_around([clip_of_5], anew_THW, tokenizer, config), ids)
 
 
+@pytest.fixture(scope="module")
+def longer(settings, tmp_path_factory):
+    """Settings of a generator of three latent frames, whose windows slide, and a clip of 21 frames."""
+    config = vidtok.generator.from_pretrained(settings["model"]).config
+    folder = tmp_path_factory.mktemp("longer")
+    create_generator(replace(config, grid=(3, 2, 3))).save_pretrained(folder)
+    vidtok.write_video(folder / "a.mp4", vidtok.datasets.demo_clip(21, 64)[..., :16, :24], 25)
+    return settings | {"model": str(folder), "video": folder / "a.mp4", "free": True}
+
+
+@pytest.mark.parametrize("task, mask", [("inpaint", "0:8,8:17"), ("outpaint", ":,8:16"), ("interpolate", "9:17")])
+def test_tasks_slide_over_longer_videos(longer, task, mask):
+    (clip,) = generate(task=task, mask=mask, frames=21, **longer)
+    config = vidtok.generator.from_pretrained(longer["model"]).config
+    anew_THW = plan_mask(task, mask, config, 21)
+    kept = known_tokens(anew_THW, config.stride)
+    tokenizer = vidtok.VideoTokenizer.from_pretrained(longer["tokenizer"])
+    ids = read_around([longer["video"]], anew_THW, tokenizer, config)
+    assert clip.ids.shape == (6, 2, 3) and clip.video.shape == (3, 21, 16, 24)
+    assert torch.equal(clip.ids[kept], ids[0][kept]) and not torch.equal(clip.ids[~kept], ids[0][~kept])
+
+
+def test_a_prefix_may_be_longer_than_a_window(longer):
+    (clip,) = generate(task="predict", prefix_frames=13, frames=21, **longer)
+    tokenizer = vidtok.VideoTokenizer.from_pretrained(longer["tokenizer"])
+    given = vidtok.read_video(longer["video"], size=None)[:, :, :13]
+    assert clip.ids.shape == (6, 2, 3) and torch.equal(clip.ids[:4], tokenizer.encode(given)[0])
+
+
+def test_autoregressive_generators_fill_no_mask(settings, tmp_path):
+    config = vidtok.generator.from_pretrained(settings["model"]).config
+    create_generator(replace(config, kind="autoregressive")).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="--task inpaint needs a masked or diffusion generator"):
+        generate(task="inpaint", video="a.mp4", **settings | {"model": str(tmp_path), "steps": None})
+
+
 def test_a_mask_is_an_image_of_the_clip(settings, clip_of_5, tmp_path):
     image = torch.full((1, 3, 1, 16, 24), -1.0)
     image[..., :8] = 1.0
@@ -102,7 +140,7 @@ def test_a_mask_is_an_image_of_the_clip(settings, clip_of_5, tmp_path):
         ({"task": "interpolate", "video": "a.mp4", "mask": "3:2"}, "want a range within 0:5 frames"),
         ({"task": "inpaint", "video": "a.mp4", "mask": torch.ones(3, 3)}, r"a mask is bool \[5, 16, 24\]"),
         ({"task": "inpaint", "video": "a.mp4"}, "leaves nothing to keep, as a token has 4 x 8 x 8 pixels"),
-        ({"task": "interpolate", "video": "a.mp4", "frames": 9}, "--frames makes longer clips by --task predict"),
+        ({"task": "predict", "video": "a.mp4", "prefix_frames": 5}, "--prefix-frames 5 leaves nothing .* at most 1"),
     ],
 )
 def test_tasks_that_are_not_possible(settings, wrong, message):
@@ -129,6 +167,7 @@ def test_clips_in_files(settings, tmp_path):
         ({"labels": "up"}, "no class 'up'"),
         ({"labels": "left", "free": True}, "not both"),
         ({"frames": 8}, "1 \\+ 4k frames, not 8"),
+        ({"frames": 1}, "a model of 2 latent frames makes at least so many"),
         ({"top_k": 3}, "masked sampling has no 'top_k'"),
     ],
 )

@@ -44,7 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--mask", metavar="PLACE",
         help="frames to interpolate, START:END; the box, TOP:BOTTOM,LEFT:RIGHT; or an image, white where to generate",
     )  # fmt: skip
-    parser.add_argument("--frames", type=positive(int), help="frames per clip, 1 + 4k (default: as in training)")
+    parser.add_argument(
+        "--frames", type=positive(int), help="frames per clip, 1 + 4k; longer ones slide (default: as in training)"
+    )
     parser.add_argument("--format", choices=["mp4", "gif"], help="file format of clips in a folder (default: mp4)")
     parser.add_argument("--tokens", action="store_true", help="also write token files")
     parser.add_argument("--head", metavar="NAME", help="recognition head whose verdict a .html page shows")

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vidtok.generator.base import Generator
@@ -17,6 +18,7 @@ def generate_long(
     *,
     label=None,
     prefix: Tensor | None = None,
+    known: tuple[Tensor, Tensor] | None = None,
     seed: int = 0,
     **settings,
 ) -> Tensor:
@@ -29,8 +31,10 @@ def generate_long(
 
     Args:
         generator: the generator, with a grid of t latent frames.
-        batch, label, prefix, seed, settings: see `Generator.generate`.
+        batch, label, prefix, seed, settings: see `Generator.generate`. Here the prefix may be longer than the grid.
         latents: latent frames per clip, at least t; the clip has 1 + 4 (latents - 1) frames.
+        known: instead of a prefix, (ids int64 [batch or 1, latents, h, w], mask bool [latents, h, w]). A window sees
+            the known tokens of its own latent frames.
         overlap: latent frames of overlap between windows, 1 to t - 2; None, half of t.
 
     Returns:
@@ -41,19 +45,47 @@ def generate_long(
     """
     t = generator.config.grid[0]
     overlap = t // 2 if overlap is None else overlap
+    validate_length(t, latents, overlap)
+    if prefix is not None and prefix.shape[1] >= t:
+        ids = prefix.expand(batch, -1, -1, -1).to(generator.device)
+    elif known is None:
+        ids = generator.generate(batch, label, prefix, seed=seed, **settings)
+    else:
+        source, mask = known[0].expand(batch, -1, -1, -1).to(generator.device), known[1].to(generator.device)
+        ids = _fill(generator, source[:, :t], mask[:t], label=label, prefix=prefix, seed=seed, **settings)
+    window = 0
+    while (done := ids.shape[1]) < latents:
+        window += 1
+        # Every window has its own seed; with the same random numbers windows would repeat the same choices.
+        window_seed = seed + window * 1_000_003
+        end = torch.cat([ids[:, :1], ids[:, -overlap:]], 1)
+        if known is None:
+            more = generator.generate(batch, label, end, seed=window_seed, **settings)
+        else:
+            following = slice(done, done + t - 1 - overlap)
+            window_ids = torch.cat([end, source[:, following]], 1)
+            window_mask = torch.cat([torch.ones_like(mask[: 1 + overlap]), mask[following]])
+            more = _fill(generator, window_ids, window_mask, label=label, seed=window_seed, **settings)
+        ids = torch.cat([ids, more[:, 1 + overlap :]], 1)
+    return ids[:, :latents]
+
+
+def validate_length(t: int, latents: int, overlap: int | None = None) -> None:
+    """Raise ValueError if clips of `latents` latent frames can't be made with windows of t; see `generate_long`."""
+    overlap = t // 2 if overlap is None else overlap
     if latents > t and not 1 <= overlap <= t - 2:
         raise ValueError(f"windows of {t} latent frames overlap by 1 to {t - 2}, not {overlap}")
     if latents < t:
         raise ValueError(f"a model of {t} latent frames makes at least so many, not {latents}: crop the clip instead")
-    ids = generator.generate(batch, label, prefix, seed=seed, **settings)
-    window = 0
-    while ids.shape[1] < latents:
-        window += 1
-        # Every window has its own seed; with the same random numbers windows would repeat the same choices.
-        end = torch.cat([ids[:, :1], ids[:, -overlap:]], 1)
-        more = generator.generate(batch, label, end, seed=seed + window * 1_000_003, **settings)
-        ids = torch.cat([ids, more[:, 1 + overlap :]], 1)
-    return ids[:, :latents]
+
+
+def _fill(generator: Generator, ids_Bthw: Tensor, mask_thw: Tensor, **settings) -> Tensor:
+    """Sample the unknown tokens of a window, which may be shorter than the grid."""
+    missing = generator.config.grid[0] - len(mask_thw)
+    if mask_thw.all():
+        return ids_Bthw
+    ids_Bthw, mask_thw = (F.pad(part, (0, 0, 0, 0, 0, missing)) for part in (ids_Bthw, mask_thw))
+    return generator.generate(len(ids_Bthw), known=(ids_Bthw, mask_thw), **settings)
 
 
 def generate_samples(
@@ -75,7 +107,7 @@ def generate_samples(
         given: prefixes, or with `known` whole clips, int64 [n, latents, h, w], which are used in turn; None, nothing.
         batch: clips per batch; the samples don't depend on it.
         latents: latent frames per clip, see `generate_long`; None, those of the generator's grid.
-        known: mask of the tokens of `given` that are kept, bool [t, h, w]; None, `given` is a prefix.
+        known: mask of the tokens of `given` that are kept, bool [latents, h, w]; None, `given` is a prefix.
         settings: see `Generator.generate`: seed, steps, guidance, ...
     """
     for first in range(0, number, batch):

@@ -21,7 +21,7 @@ from vidtok.extraction.record import Record, RecordMeta, id_type
 from vidtok.files import validate_local
 from vidtok.generator import from_pretrained, load_tokenizer
 from vidtok.generator.base import GeneratorConfig
-from vidtok.generator.long import generate_samples
+from vidtok.generator.long import generate_samples, validate_length
 from vidtok.provenance import provenance
 
 PICTURES = (".png", ".gif", ".mp4", ".html")  # formats of one file with all clips
@@ -92,18 +92,24 @@ class Samples:
             self._generator.check_label(self._labels, len(self._labels))
         self._given: Tensor | None = None
         self._known: Tensor | None = None
+        self._latents = None if frames is None else latents_of(frames, config.stride[0])
+        if self._latents is not None:
+            validate_length(config.grid[0], self._latents)
         if task == "predict":
-            self._given = read_prefixes(files, prefix_frames or PREFIX_FRAMES, self._tokenizer, config)
+            prefix_frames = prefix_frames or PREFIX_FRAMES
+            most = (frames or frames_of(config)) - config.stride[0]
+            if prefix_frames > most:
+                raise UserError(f"--prefix-frames {prefix_frames} leaves nothing to generate: give at most {most}")
+            self._given = read_prefixes(files, prefix_frames, self._tokenizer, config)
         elif task != "class":
-            if frames is not None:
-                raise UserError(f"--frames makes longer clips by --task predict, not by {task}: leave it out")
-            anew_THW = plan_mask(task, mask, config)
+            if self._generator.causal:
+                raise UserError(f"--task {task} needs a masked or diffusion generator: {model} only continues videos")
+            anew_THW = plan_mask(task, mask, config, frames)
             self._given = read_around(files, anew_THW, self._tokenizer, config)
             self._known = known_tokens(anew_THW, config.stride)
         conditions = (self._labels, self._given)
         number = number or max(1, *(0 if given is None else len(given) for given in conditions))
         self.fps = fps or config.fps or 25
-        self._latents = None if frames is None else latents_of(frames, config.stride[0])
         self._generator.check_sampling(**sampling)
         self.names = [f"{name_of(self._labels, i)}{i:04d}" for i in range(number)]
         self._batch, self._settings = batch, {"seed": seed, "progress": progress, **sampling}
@@ -175,7 +181,8 @@ def generate(
             frames (default: half of each side, in the middle); an image file, white where to generate, which is cropped
             and resized like the video; or bool [T, H, W] or [H, W], true where to generate. A token is kept if all of
             its pixels are kept.
-        frames: frames per clip, 1 + 4k, for clips longer than those in training; None, as in training.
+        frames: frames per clip, 1 + 4k, for clips longer than those in training, which a sliding window makes; None,
+            as in training. With "interpolate", "inpaint" and "outpaint", the number of frames of the video to use.
         fps: frame rate; None, that of the model, or 25.
         tokenizer: name, folder or hub id of the tokenizer; None, the name that the generator records.
         device: "auto", "cpu", "cuda", ...
@@ -279,6 +286,11 @@ def name_of(labels: list | None, number: int) -> str:
     return "" if labels is None else f"{str(labels[number % len(labels)]).replace(' ', '_').replace('/', '_')}-"
 
 
+def frames_of(config: GeneratorConfig) -> int:
+    """Return the number of frames of the training clips."""
+    return 1 + config.stride[0] * (config.grid[0] - 1)
+
+
 def latents_of(frames: int, stride: int) -> int:
     """Return the number of latent frames of a clip. Raises ValueError if the number of frames is not 1 + stride * k."""
     if frames % stride != 1 % stride:
@@ -315,14 +327,18 @@ def _task_of(task: str | None, prefixes: list, videos: list, mask) -> tuple[str,
     return task, prefixes or videos
 
 
-def plan_mask(task: str, mask: str | Path | Tensor | None, config: GeneratorConfig) -> Tensor:
+def plan_mask(
+    task: str, mask: str | Path | Tensor | None, config: GeneratorConfig, frames: int | None = None
+) -> Tensor:
     """Make the mask of a task, see `generate` -> bool [T, H, W], true where to generate.
+
+    T is `frames` or, without it, the number of frames of the training clips.
 
     Raises:
         UserError: the mask can't be parsed, does not lie within the clip, or leaves nothing to generate or to keep.
     """
-    (t, h, w), (s_t, s_h, s_w) = config.grid, config.stride
-    T, H, W = 1 + s_t * (t - 1), s_h * h, s_w * w
+    (_, h, w), (s_t, s_h, s_w) = config.grid, config.stride
+    T, H, W = frames or frames_of(config), s_h * h, s_w * w
     if isinstance(mask, Tensor):
         if mask.dtype != torch.bool or mask.shape not in ((T, H, W), (H, W)):
             raise UserError(f"a mask is bool [{T}, {H}, {W}] or [{H}, {W}], not {mask.dtype} {list(mask.shape)}")
