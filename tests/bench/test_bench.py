@@ -178,8 +178,10 @@ def test_sampling_is_timed_of_one_trunk_and_without_a_cache_once():
     first, second = bench_generation(CPU, (1, 2), runs=2, grid=(2, 2, 2), trunk=trunk)
     assert (first["batch"], second["batch"], first["tokens"], first["steps"]) == (1, 2, 8, 12)
     assert first["masked"]["runs"] == first["over_cached"]["runs"] == 2 and first["over_uncached"]["runs"] == 1
-    assert "uncached" not in second
-    assert "1 layers x 16" in describe(second) and " x)" in describe(first)
+    assert "uncached" not in second and second["over_unbuffered"]["runs"] == 2
+    assert "1 layers x 16" in describe(second) and " x)" in describe(first) and "ms a token" in describe(first)
+    (quick,) = bench_generation(CPU, (1,), runs=1, grid=(2, 2, 2), trunk=trunk, uncached=False)
+    assert "uncached" not in quick
 
 
 def test_a_sampling_benchmark_that_ends_early_leaves_its_rows(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from vidtok.generator import KINDS, Generator, GeneratorConfig, Objective, create_generator, from_pretrained, masks
+from vidtok.generator.decoding import BufferedDecoder, Decoder, fastest_decoder
 from vidtok.generator.long import generate_long
 from vidtok.generator.sampling import (
     PerSampleRNG,
@@ -277,6 +278,38 @@ def test_the_cache_changes_nothing(guidance):
     assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_buffered_decoder_gives_the_features_of_the_whole(batch, threads, monkeypatch):
+    """After a prefix, token by token; also where weights are prefetched in parts and under autocast."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr("vidtok.generator.decoding.PREFETCH_BYTES", 20 * 48 * 4)  # 20 rows of a matrix
+    generator = make("autoregressive")
+    ids = batch_of(batch)["ids"].flatten(1)
+    with torch.no_grad():
+        generator.trunk.blocks[1].qkv.weight[:48] *= 1e-3  # queries as small as the epsilon of their norm
+        embedded, condition = generator.embed_before(ids[:, :-1]), generator.label_embed(torch.arange(batch) % 2)
+        whole = generator.trunk(embedded, condition)
+        decoder = BufferedDecoder(generator.trunk, condition)
+        parts = [decoder.prefill(embedded[:, :5])]
+        with torch.autocast("cpu", torch.bfloat16):
+            parts += [decoder.step(embedded[:, n]) for n in range(5, embedded.shape[1])]
+        assert torch.allclose(torch.stack(parts, 1), whole[:, 4:], atol=1e-5)
+    assert len(decoder.layers[0].qkv.parts) == (8 if threads == 1 else 1)
+
+
+def test_decoders_draw_the_same_tokens():
+    generator = make("autoregressive")
+    settings = {"label": ["left", "right"], "guidance": 2.0, "seed": 3}
+    assert fastest_decoder(generator.trunk) is BufferedDecoder
+    ids = generator.generate(2, **settings)
+    generator.decoder = Decoder
+    assert torch.equal(generator.generate(2, **settings), ids)
+    assert not ids.is_inference()  # usable in training
+    generator.compile()  # a compiled trunk also takes its steps compiled
+    assert fastest_decoder(generator.trunk) is Decoder
+
+
 def test_top_k_and_top_p_keep_the_likeliest():
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))[[2, 0, 3, 1]].expand(1, 1, 4)
     assert top_k_top_p_filter(logits, top_k=2).isfinite()[0, 0].tolist() == [False, True, False, True]
@@ -362,6 +395,21 @@ def test_longer_clips_begin_as_short_ones_and_go_on(kind):
     assert torch.equal(ids[:, 4:5], second[:, 3:])
     with pytest.raises(ValueError, match="overlap"):
         generate_long(generator, 1, 9, overlap=3)
+
+
+@pytest.mark.parametrize("kind", ["masked", "diffusion"])
+def test_longer_clips_keep_known_tokens(kind):
+    generator = make(kind)
+    ids = torch.randint(0, 2**18, (2, 9, *GRID[1:]), generator=torch.Generator().manual_seed(0))
+    mask = torch.rand(ids.shape[1:], generator=torch.Generator().manual_seed(1)) < 0.5
+    mask[4:7] = True  # a window's own latent frames, with an overlap of 1 and 2
+    settings = {"label": "left", "steps": 2, "known": (ids, mask)}
+    for overlap in (1, 2):
+        longer = generate_long(generator, 2, 9, overlap, **settings)
+        assert longer.shape == ids.shape and torch.equal(longer[:, mask], ids[:, mask])
+        assert not torch.equal(longer[:, ~mask], ids[:, ~mask])
+        first = generator.generate(2, "left", steps=2, known=(ids[:, :4], mask[:4]))
+        assert torch.equal(longer[:, :4], first)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -174,7 +174,7 @@ def _run_alone(kind: str, data: str | None, device: torch.device, about: dict, r
     result: dict[str, Any] = {"schema": f"vidtok.bench.{kind}/1", "rows": [], "provenance": about}
     if kind == "generate":
         words = f"generators on {about['device']}, {about['threads']} threads"
-        rows = generation.bench_generation(device, batches=(1,) if quick else (1, 8), runs=runs)
+        rows = generation.bench_generation(device, (1,) if quick else (1, 8), runs, uncached=not quick)
     else:
         words = f"clips of {loader.FRAMES} x {loader.SIDE} x {loader.SIDE}, of {data or 'rendered videos'}"
         heights = dict.fromkeys(loader.HEIGHTS, 8) if quick else loader.HEIGHTS

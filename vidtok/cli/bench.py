@@ -15,7 +15,8 @@ kinds of all, the default, which takes some minutes:
   train       training step, with and without a discriminator
 
 kinds that run only by name:
-  generate    12 steps of masked decoding against autoregressive sampling of 1280 tokens; takes minutes
+  generate    12 steps of masked decoding against autoregressive sampling of 1280 tokens, with a cache and without,
+              with buffers and without; takes minutes, and half a minute with --quick (one clip, none without a cache)
   loader      throughput of data loaders with 1 and 2 worker processes, relative to decoding in the main process, on
               DATASET or rendered clips. Without DATASET also vidtok's reader against decord, torchcodec and PyAV on
               rendered files of 360 to 2160 lines: speed, PSNR of the resizing, and memory at 2160 lines.

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from vidtok.generator.base import Generator, GeneratorConfig, Objective, Request, classifier_free_guidance
+from vidtok.generator.decoding import Decoder, fastest_decoder, prefetch
 from vidtok.generator.masked import factor_losses
 from vidtok.generator.sampling import guidance_scale, pick, top_k_top_p_filter
-from vidtok.generator.transformer import Cache, TokenEmbedding, TokenHeads
+from vidtok.generator.transformer import TokenEmbedding, TokenHeads
 
 
 class AutoregressiveGenerator(Generator):
@@ -24,9 +25,13 @@ class AutoregressiveGenerator(Generator):
 
     Raises:
         ValueError: an illegal number of factors.
+
+    Attributes:
+        decoder: the decoder for sampling with a cache; None, `fastest_decoder`.
     """
 
     causal = True
+    decoder: type[Decoder] | None = None
 
     def __init__(self, config: GeneratorConfig, factors: int = 2):
         super().__init__(config)
@@ -94,26 +99,38 @@ class AutoregressiveGenerator(Generator):
         start = int(known_N.sum())
         if not known_N[:start].all():
             raise ValueError("autoregressive models take only a prefix: other masks need a masked or diffusion model")
-        copies = 1 if guidance == 1 else 2
+
+        def doubled(x_BN: Tensor) -> Tensor:
+            """Repeat the samples for guidance."""
+            return x_BN if guidance == 1 else x_BN.repeat(2, 1)
+
         condition_BD = self.guided(guidance, request.label_B)
-        cache = Cache(self.trunk, condition_BD) if cached else None
+        heads = self.heads
+        assert heads.mix is not None, "the heads are conditioned"
         ids_BN = request.ids_BN.clone()
         uniform_BN2 = request.rng.uniform(N, 2)  # also for known tokens: a sample is then reproduced from its prefix
-        for n in range(start, N):
-            before_BN = ids_BN[:, :n].repeat(copies, 1)
-            if cache is None or n == start:
-                x_BND = self.trunk(self.embed_before(before_BN), condition_BD, cache)[:, -1:]
-            else:
-                x_BND = self.trunk(self.embed(before_BN[:, -1:]), condition_BD, cache)
-            scale = guidance_scale(guidance_schedule, guidance, (n + 1) / N)
-            low_logits = classifier_free_guidance(self.heads.low_logits(x_BND), scale, len(ids_BN))
-            low_B1 = pick(top_k_top_p_filter(low_logits, top_k, top_p, temperature), uniform_BN2[:, n, :1], temperature)
-            high_logits = classifier_free_guidance(
-                self.heads.high_logits(x_BND, low_B1.repeat(copies, 1)), scale, len(ids_BN)
-            )
-            high_B1 = pick(
-                top_k_top_p_filter(high_logits, top_k, top_p, temperature), uniform_BN2[:, n, 1:], temperature
-            )
-            ids_BN[:, n] = self.embed.combine(low_B1, high_B1)[:, 0]
-            request.progress(n + 1 - start, N - start)
+        low_B1 = high_B1 = ids_BN[:, :1]  # the last token drawn
+        with torch.inference_mode():  # ids_BN is an ordinary tensor, as it was made before
+            decoder = (self.decoder or fastest_decoder(self.trunk))(self.trunk, condition_BD) if cached else None
+            for n in range(start, N):
+                if decoder is None:
+                    x_BD = self.trunk(self.embed_before(doubled(ids_BN[:, :n])), condition_BD)[:, -1]
+                elif n == start:
+                    x_BD = decoder.prefill(self.embed_before(doubled(ids_BN[:, :n])))
+                else:
+                    x_BD = decoder.step((self.embed.low(doubled(low_B1)) + self.embed.high(doubled(high_B1)))[:, 0])
+                x_B1D = x_BD[:, None]
+                scale = guidance_scale(guidance_schedule, guidance, (n + 1) / N)
+                prefetch(len(x_BD), heads.dense.weight, self.embed.low.weight)
+                low_logits = classifier_free_guidance(heads.low_logits(x_B1D), scale, len(ids_BN))
+                low_B1 = pick(
+                    top_k_top_p_filter(low_logits, top_k, top_p, temperature), uniform_BN2[:, n, :1], temperature
+                )
+                prefetch(len(x_BD), heads.mix.weight, heads.dense.weight, self.embed.high.weight)
+                high_logits = classifier_free_guidance(heads.high_logits(x_B1D, doubled(low_B1)), scale, len(ids_BN))
+                high_B1 = pick(
+                    top_k_top_p_filter(high_logits, top_k, top_p, temperature), uniform_BN2[:, n, 1:], temperature
+                )
+                ids_BN[:, n] = self.embed.combine(low_B1, high_B1)[:, 0]
+                request.progress(n + 1 - start, N - start)
         return ids_BN
