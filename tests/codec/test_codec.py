@@ -302,7 +302,11 @@ def test_a_video_that_fails_leaves_no_file(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "pad_chunks", fail)
     with pytest.raises(VideoError):
         vidtok.compress(clip(99), tmp_path / "x.vtk", model=tokenizer, chunk_latents=2)
-    assert not (tmp_path / "x.vtk").exists()
+    assert not [*tmp_path.iterdir()]
+    (tmp_path / "x.vtk").write_bytes(b"before")
+    with pytest.raises(VideoError):
+        vidtok.compress(clip(99), tmp_path / "x.vtk", model=tokenizer, chunk_latents=2, force=True)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
 
 
 def test_a_run_that_is_interrupted_leaves_its_chunks(tokenizer, tmp_path):

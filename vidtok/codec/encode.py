@@ -106,6 +106,7 @@ def compress(
     """Compress a video to a `.vtk` file, see `vidtok.codec.container` for its format.
 
     The file is written chunk by chunk. If the process is killed, `decompress` with `salvage` decodes complete chunks.
+    A file that is overwritten stays as it was until the new one is complete.
 
     Args:
         video: a file; or float [1, 3, T, H, W] in [-1, 1] of any length and size.
@@ -172,7 +173,7 @@ def compress(
         header = _make_header(tokenizer, source, precision, entropy, network, tile, chunk_latents)
         file = output
         if isinstance(file, str | os.PathLike):
-            if as_address(file) is not None:
+            if as_address(file) is not None or Path(file).is_file():
                 path = stack.enter_context(replacing(file))
             else:
                 Path(file).parent.mkdir(parents=True, exist_ok=True)
