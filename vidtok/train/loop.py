@@ -10,7 +10,6 @@ that of a single process with whole batches.
 import math
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,11 +22,21 @@ from vidtok.datasets.loading import WHOLE, Shard, shard_rows
 from vidtok.errors import nearest
 from vidtok.tokenizer import PRECISIONS
 from vidtok.train.run_folder import Branch, RunFolder, check_fingerprint, write_fingerprint
-from vidtok.train.state import StopSignal, TrainState, all_reduce_mean, checkpoint_blocks, has_fast_bf16
+from vidtok.train.state import (
+    StopSignal,
+    TrainState,
+    all_reduce_mean,
+    checkpoint_blocks,
+    exchange_gradients,
+    has_fast_bf16,
+    peak_rates,
+    whole,
+)
 from vidtok.train.task import AdversarialTask, Batch, Batches, Task
 
 MAX_SILENCE = 10.0  # maximum seconds until a stop signal of one process reaches the others
 SHAPES = ("cosine", "constant", "decay")
+STRATEGIES = ("ddp", "fsdp")
 
 
 def samples(batch: Batch) -> int:
@@ -63,6 +72,8 @@ class TrainerOptions:
         log_seconds, save_seconds: seconds between progress lines, and between checkpoints with validation.
         save_steps: steps between additional checkpoints, so that model selection does not depend on the speed of the
             machine; None, no additional checkpoints.
+        strategy: how several processes hold the model: "ddp", each as a whole; "fsdp", each a share of parameters,
+            gradients and optimizer state (FSDP2), for models that are too large otherwise. Losses differ by rounding.
     """
 
     precision: str = "fp32"
@@ -74,8 +85,11 @@ class TrainerOptions:
     log_seconds: float = 10
     save_seconds: float = 300
     save_steps: int | None = None
+    strategy: str = "ddp"
 
     def __post_init__(self):
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"unknown trainer.strategy {self.strategy!r}: {nearest(self.strategy, STRATEGIES)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"unknown precision {self.precision!r}: {nearest(self.precision, PRECISIONS)}")
         if not isinstance(self.accumulate, int) or self.accumulate < 1:
@@ -287,15 +301,12 @@ def train(
         run.open(None if ends else config_yaml, state.step)
     if options.checkpoint_activations:
         checkpoint_blocks(state.model)
-    model = accelerator.prepare(state.model)
+    model = state.prepare(accelerator, options.strategy)
     discriminator = accelerator.prepare(state.discriminator) if state.discriminator is not None else None
     adversary = {"discriminator": state.discriminator} if state.discriminator is not None else {}
     # Used only where the state has a discriminator.
     gan = cast(AdversarialTask, task)
     discriminator_optimizer = cast(torch.optim.Optimizer, state.discriminator_optimizer)
-
-    def exchange_gradients(net: nn.Module, now: bool):
-        return nullcontext() if now else accelerator.no_sync(net)
 
     loader = batches.loader(start=state.step, workers=options.workers, shard=(rank, processes))
     gradients = FiniteCheck(device)
@@ -314,13 +325,13 @@ def train(
         means, aux = {}, []
         for i, part in enumerate(parts):
             torch.manual_seed(options.seed * 1_000_003 + state.step + (rank * accumulate + i << 40))
-            with exchange_gradients(model, now=i == accumulate - 1):
+            with exchange_gradients(accelerator, model, now=i == accumulate - 1):
                 with autocast():
                     loss, terms, rest = task.terms(model, part, state.step, **adversary)
                 accelerator.backward(loss / accumulate)
             aux.append(rest)
             add_mean(means, {**terms, "loss": loss}, accumulate)
-        means["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), options.clip_norm)
+        means["gradient_norm"] = whole(accelerator.clip_grad_norm_(model.parameters(), options.clip_norm))
         gradients.add(means["gradient_norm"], state.step)
         state.optimizer.step()
         state.optimizer.zero_grad()
@@ -328,7 +339,7 @@ def train(
         # Step of the discriminator, on the same parts.
         if discriminator is not None and gan.is_adversarial_step(state.step):
             for i, part in enumerate(parts):
-                with exchange_gradients(discriminator, now=i == accumulate - 1):
+                with exchange_gradients(accelerator, discriminator, now=i == accumulate - 1):
                     with autocast():
                         loss, terms = gan.discriminator_terms(discriminator, part, aux[i], state.lecam_ema, state.step)
                     accelerator.backward(loss / accumulate)
@@ -341,7 +352,7 @@ def train(
             state.lecam_ema.lerp_(logits, 1 - gan.logit_decay)
 
         state.step += 1
-        state.ema.update(state.model, state.step)
+        state.update_average()
         seconds, log_due, save_due = shared.tick(clips=samples(share) * processes)
         state.seconds += seconds
         ends = schedule.progress(state.step, state.seconds) >= 1  # the final state is saved below
@@ -355,12 +366,12 @@ def train(
             if accelerator.is_main_process:
                 run.save_scalars(scalars, state.step)
                 log(f"{progress_line(scalars, state, schedule)}  {task.progress(scalars)}")
-        if (save_due or step_due) and accelerator.is_main_process:
-            save_and_validate(task, state, run, log)
+        if save_due or step_due:
+            save_and_validate(task, state, run, log, accelerator.is_main_process)
 
     gradients.check(means)
+    save_and_validate(task, state, run, log, accelerator.is_main_process)
     if accelerator.is_main_process:
-        save_and_validate(task, state, run, log)
         reason = "done" if ends else "asked to stop"
         notes = "; ".join(filter(None, [f"after {state.seconds / 60:.1f} minutes", batches.summary()]))
         log(f"{reason} at step {state.step} {notes}")
@@ -373,11 +384,6 @@ def add_mean(means: dict[str, Tensor], terms: dict[str, Tensor], parts: int) -> 
     for name, term in terms.items():
         share = term.detach().float() / parts
         means[name] = means[name] + share if name in means else share
-
-
-def peak_rates(optimizer: torch.optim.Optimizer) -> list[float]:
-    """Return the peak learning rate of each group, including the `lr_scale` that timm leaves to the schedule."""
-    return [group["lr"] * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
 
 
 class FiniteCheck:
@@ -402,9 +408,12 @@ class FiniteCheck:
 
 
 @torch.no_grad()
-def save_and_validate(task: Task, state: TrainState, run: RunFolder, log) -> None:
-    """Save the checkpoint and the averaged model, then validate the averaged model."""
-    run.save_checkpoint(state.state_dict())
+def save_and_validate(task: Task, state: TrainState, run: RunFolder, log, is_main: bool) -> None:
+    """Save and validate the averaged model in the main process; the others take part in gathering a sharded state."""
+    checkpoint = state.state_dict() if is_main or state.is_sharded else {}
+    if not is_main:
+        return
+    run.save_checkpoint(checkpoint)
     model = state.ema.module.eval()
     run.save_model(model)
     if line := task.validate(model, run, state.step):

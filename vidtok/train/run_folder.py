@@ -133,8 +133,8 @@ def write_fingerprint(folder: Path, facts: Mapping) -> None:
 
 
 def lasting(trainer: dict) -> dict:
-    """Select the trainer's settings that affect the result: all except those of logging, saving and workers."""
-    settings = {key: value for key, value in trainer.items() if not key.startswith(("log", "save", "work"))}
+    """Select the trainer's settings that affect the result: all but those of logging, saving, workers and processes."""
+    settings = {key: value for key, value in trainer.items() if not key.startswith(("log", "save", "strategy", "work"))}
     # Folders of versions without other shapes have no "shape", and must still resume.
     return {key: value for key, value in settings.items() if (key, value) != ("shape", "cosine")}
 

@@ -6,9 +6,11 @@ It also holds activation checkpointing, and timm's Muon at full speed on CPUs wi
 import os
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial, wraps
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +18,9 @@ from accelerate import Accelerator, PartialState
 from timm.optim import create_optimizer_v2, muon
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
@@ -40,6 +45,9 @@ class TrainState:
         lecam_ema: [2], moving averages of the discriminator's mean real and fake logit (LeCAM).
         step: optimizer steps done.
         seconds: training time over all resumed parts of the run.
+
+    With `shard`, model, gradients and optimizer state are divided among the processes. The moving average stays whole
+    in each of them, since it is validated and exported, and so does the discriminator.
     """
 
     model: nn.Module
@@ -64,10 +72,60 @@ class TrainState:
                 part.to(device)
         self.lecam_ema = self.lecam_ema.to(device)
 
+    @property
+    def is_sharded(self) -> bool:
+        return isinstance(self.model, FSDPModule)
+
+    def prepare(self, accelerator: Accelerator, strategy: str) -> nn.Module:
+        """Return the model for the steps of several processes: wrapped by "ddp", or itself, sharded by "fsdp"."""
+        if strategy == "fsdp" and accelerator.num_processes > 1:
+            self.shard(accelerator.device, accelerator.num_processes)
+            return self.model
+        return accelerator.prepare(self.model)
+
+    def shard(self, device: torch.device, processes: int) -> None:
+        """Divide parameters, gradients and optimizer state of the model among the processes (FSDP2).
+
+        The shards are those of the whole state, which all processes hold before; call it after `load_state_dict`.
+        """
+        mesh = init_device_mesh(device.type, (processes,))
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        # Innermost modules first: what a block doesn't take is sharded with the model.
+        for module in (*blocks_of(self.model), self.model):
+            sharded_module = fully_shard(module, mesh=mesh)
+            if device.type == "cpu":  # gloo has no averages
+                sharded_module.set_force_sum_reduction_for_comms(True)
+        # The parameters are new objects, which replace the old ones in the optimizer.
+        new: dict[str, Any] = dict(self.model.named_parameters())
+        for group in self.optimizer.param_groups:
+            group["params"] = [new[names[parameter]] for parameter in group["params"]]
+        for parameter in list(self.optimizer.state):
+            values, sharded = self.optimizer.state.pop(parameter), new[names[parameter]]
+            self.optimizer.state[sharded] = {
+                key: _shard_like(value, sharded) if isinstance(value, Tensor) else value
+                for key, value in values.items()
+            }
+
+    def update_average(self) -> None:
+        """Update the moving average after a step."""
+        if not self.is_sharded:
+            self.ema.update(self.model, self.step)
+            return
+        weight = 1 - self.ema.get_decay(self.step)
+        with torch.no_grad():
+            for average, parameter in zip(self.ema.module.parameters(), self.model.parameters(), strict=True):
+                average.lerp_(whole(parameter), weight)
+            for copied, buffer in zip(self.ema.module.buffers(), self.model.buffers(), strict=True):
+                copied.copy_(buffer)
+
     def state_dict(self) -> dict:
-        """Return the state as tensors and plain values, which `torch.load(weights_only=True)` accepts."""
+        """Return the state as tensors and plain values, which `torch.load(weights_only=True)` accepts.
+
+        A sharded state is gathered: all processes call this together.
+        """
         scalars = {"logit_averages": self.lecam_ema, "step": self.step, "seconds": self.seconds}
-        return {name: part.state_dict() for name, part in self._parts().items()} | scalars
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        return (_gathered(parts) if self.is_sharded else parts) | scalars
 
     def load_state_dict(self, state: dict) -> None:
         """Load a checkpoint.
@@ -124,6 +182,11 @@ class _Muon(muon.Muon):
             muon.zeropower_via_newtonschulz = timms
 
 
+def peak_rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    """Return the peak learning rate of each group, including the `lr_scale` that timm leaves to the schedule."""
+    return [group["lr"] * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+
+
 def has_fast_bf16() -> bool:
     """Return whether this CPU multiplies bf16 matrices in hardware; on x86 that needs AVX-512."""
     # No public function of torch answers this for every kind of CPU; torch's own compiler calls this one.
@@ -131,22 +194,60 @@ def has_fast_bf16() -> bool:
 
 
 def _orthogonalize(timms: Callable, G: Tensor, *args, **kwargs) -> Tensor:
+    if isinstance(G, DTensor):
+        # timm's products of shards, in bf16, give other weights than those of the whole matrix.
+        update = _orthogonalize(timms, G.full_tensor(), *args, **kwargs)
+        return distribute_tensor(update, G.device_mesh, G.placements, src_data_rank=None)
     if G.device.type == "cpu" and not has_fast_bf16():
         kwargs.setdefault("dtype", torch.float32)
     return timms(G, *args, **kwargs)
 
 
+def exchange_gradients(accelerator: Accelerator, net: nn.Module, now: bool) -> AbstractContextManager:
+    """Return a context for a backward pass of a prepared or sharded net, with or without an exchange of gradients."""
+    if isinstance(net, FSDPModule):
+        net.set_requires_gradient_sync(now)
+    elif not now:
+        return accelerator.no_sync(net)
+    return nullcontext()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a sharded tensor as a whole in every process, which all call together; others as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _gathered(state):
+    """Make all sharded tensors of a nested state whole."""
+    if isinstance(state, dict):
+        return {key: _gathered(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_gathered(value) for value in state]
+    return whole(state) if isinstance(state, Tensor) else state
+
+
+def _shard_like(value: Tensor, parameter: DTensor) -> Tensor:
+    """Shard a value of an optimizer like its parameter if it has the same shape."""
+    if value.shape != parameter.shape:
+        return value
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a model: the members of module lists; with nested lists, those of the innermost lists."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return [block for blocks in lists for block in blocks if not _has_list(block)]
+
+
 def checkpoint_blocks(model: nn.Module) -> None:
     """Enable activation checkpointing: recompute the activations inside blocks in the backward pass.
 
-    Blocks are the members of module lists; with nested lists, those of the innermost lists. Weights, parameter names
-    and results stay the same.
+    Weights, parameter names and results stay the same.
 
     Raises:
-        ValueError: a model without module lists.
+        ValueError: a model without blocks, see `blocks_of`.
     """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    blocks = [block for blocks in lists for block in blocks if not _has_list(block)]
+    blocks = blocks_of(model)
     if not blocks:
         raise ValueError(f"{type(model).__name__} has no blocks: trainer.checkpoint_activations does nothing for it")
     for block in blocks:

@@ -1,0 +1,69 @@
+"""trainer.strategy=fsdp: a model divided among processes trains as one process does, and its files are whole."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vidtok.cli.main import main
+from vidtok.train.loop import TrainerOptions
+
+COMMON = ["trainer.workers=0", "trainer.log_seconds=0", "trainer.shape=constant", "trainer.warmup_steps=2"]
+GENERATOR = ["train", "generator", "data.source=digits", "data.frames=9", "data.size=32", "data.batch_size=4"]
+GENERATOR += ["size.width=32", "size.depth=2", "size.heads=2", "samples=2", "sampling.steps=1", *COMMON]
+TOKENIZER = ["train", "tokenizer", "data=digits", "data.crop=32", "data.batch_size=4", "data.image_batch_size=4"]
+TOKENIZER += ["model.net.width=16", "model.net.blocks=1", "model.net.decoder_blocks=1", "quantizer=vq"]
+TOKENIZER += ["loss=starter", "validation.root=digits", *COMMON]
+
+
+def train_sharded(command, run, steps):
+    """Train with two processes; return the output of the launcher."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "vidtok"]
+    settings = ["trainer.strategy=fsdp", f"trainer.max_steps={steps}", f"run={run}"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *command, *settings], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [GENERATOR, TOKENIZER], ids=["generator", "tokenizer"])
+def test_a_divided_model_trains_like_a_whole_one(command, tmp_path):
+    """Same weights, averages and shapes of the optimizer's state after three steps, the last one of a resumed run."""
+    command = [*command, "optimizer=sgd"]
+    assert main([*command, "trainer.max_steps=3", f"run={tmp_path / 'one'}"]) == 0
+    assert "done at step 2" in train_sharded(command, tmp_path / "two", 2)
+    assert "resumed from step 2" in (out := train_sharded(command, tmp_path / "two", 3)) and "done at step 3" in out
+    one, two = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("one", "two"))
+    assert one["step"] == two["step"] == 3
+    for part in ("model", "ema"):
+        assert one[part].keys() == two[part].keys()
+        for name, value in one[part].items():
+            torch.testing.assert_close(two[part][name], value, atol=1e-5, rtol=0, msg=name)
+    for number, state in one["optimizer"]["state"].items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                assert two["optimizer"]["state"][number][name].shape == value.shape, name
+    exported = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")]
+    for name, value in exported[0].items():
+        torch.testing.assert_close(exported[1][name], value, atol=1e-5, rtol=0, msg=name)
+    # One process goes on with what two have left.
+    assert main([*command, "trainer.max_steps=4", f"run={tmp_path / 'two'}"]) == 0
+
+
+@pytest.mark.slow
+def test_muon_has_the_losses_of_one_process(tmp_path, capsys):
+    """Not the same weights: Newton-Schulz iterations in bf16 magnify the rounding of gradients."""
+    assert main([*GENERATOR, "optimizer=muon-tokens", "trainer.max_steps=4", f"run={tmp_path / 'one'}"]) == 0
+    out = train_sharded([*GENERATOR, "optimizer=muon-tokens"], tmp_path / "two", 4)
+    one, two = ([float(loss) for loss in re.findall(r" loss (\S+)", text)] for text in (capsys.readouterr().out, out))
+    assert len(one) == 4 and two == pytest.approx(one, rel=2e-3)
+
+
+def test_unknown_strategy():
+    with pytest.raises(ValueError, match=r"unknown trainer.strategy 'fsdp2': did you mean 'fsdp'"):
+        TrainerOptions(strategy="fsdp2")
