@@ -53,6 +53,15 @@ def test_clips_that_go_on_from_a_video(settings, tmp_path):
     assert torch.equal(clip.ids[:1], tokenizer.encode(given)[0])
 
 
+def test_a_wrong_head_fails_before_clips_are_sampled(settings, tmp_path):
+    seen = []
+    with pytest.raises(ValueError, match="no-such-head"):
+        generate_files(
+            output=tmp_path / "x.html", head="no-such-head", report=lambda *_: seen.append(1), number=1, **settings
+        )
+    assert not seen and not [*tmp_path.iterdir()]
+
+
 @pytest.fixture
 def clip_of_5(tmp_path):
     vidtok.write_video(tmp_path / "a.mp4", vidtok.datasets.demo_clip(5, 64)[..., :16, :24], 25)

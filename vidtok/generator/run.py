@@ -6,6 +6,7 @@ Legend: T H W frames, height and width of a clip, t h w its token grid.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from vidtok.generator import from_pretrained, load_tokenizer
 from vidtok.generator.base import GeneratorConfig
 from vidtok.generator.long import generate_samples, validate_length
 from vidtok.provenance import provenance
+
+if TYPE_CHECKING:
+    from vidtok.heads import Head
 
 PICTURES = (".png", ".gif", ".mp4", ".html")  # formats of one file with all clips
 PREFIX_FRAMES = 5
@@ -128,22 +132,27 @@ class Samples:
                 yield GeneratedClip(self.names[done], label, sample.cpu(), video)
                 done += 1
 
-    def write_page(self, path: Path, clips: Sequence[GeneratedClip], head: str | None = None) -> None:
+    def load_judge(self, name: str) -> "Head":
+        """Load a recognition head that judges the clips. Raises ValueError if it reads other tokens."""
+        from vidtok.eval.generation.extractors import load_head  # it takes seconds to import, and most runs need none
+
+        return load_head(name, self._tokenizer, self._generator.device)
+
+    def write_page(self, path: Path, clips: Sequence[GeneratedClip], judge: "Head | None" = None) -> None:
         """Write a page of generated clips.
 
         Args:
             path: html file to write.
             clips: the clips.
-            head: recognition head whose verdict is shown, see `generate_files`.
+            judge: recognition head whose verdict is shown; None, no verdict.
         """
         # Imported here: reports and recognizers take seconds to import, and other formats don't need them.
-        from vidtok.eval.generation.extractors import load_head, predict_classes
+        from vidtok.eval.generation.extractors import predict_classes
         from vidtok.eval.generation.report import SampleClip, write_samples_page
 
         seen: list[str | None] = [None] * len(clips)
         lines = [f"{self.config.kind} generator of {self.config.tokenizer} tokens; " + self._describe_sampling()]
-        if head is not None:
-            judge = load_head(head, self._tokenizer, self._generator.device)
+        if judge is not None:
             lines.append(f"Recognizer: {judge.config.name}, weights {judge.weight_hash}.")
             for i, clip in enumerate(clips):
                 ids, video = (tensor[None].to(judge.device) for tensor in (clip.ids, clip.video))
@@ -241,6 +250,7 @@ def generate_files(
     if head is not None and target.suffix.lower() != ".html":
         raise UserError(f"--head judges the clips of a page: give -o PAGE.html, not {target.name}")
     samples = generate(model, **settings)
+    judge = None if head is None else samples.load_judge(head)  # a wrong one fails before clips are sampled
     if single:
         target.parent.mkdir(parents=True, exist_ok=True)
     else:
@@ -260,7 +270,7 @@ def generate_files(
             write_ids(target / f"{clip.name}.npz", clip, samples.config, samples.fps)
         report(done, len(samples))
     if single and target.suffix.lower() == ".html":
-        samples.write_page(target, clips, head)
+        samples.write_page(target, clips, judge)
     elif single:
         videos = torch.stack([clip.video for clip in clips])
         write_video(
