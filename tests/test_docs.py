@@ -245,8 +245,8 @@ def test_update_fills_a_page(tmp_path, monkeypatch):
 def test_gap_to_x265_is_that_of_the_result_file():
     text, result = " ".join(PAGES["codec.md"].split()), read("compression")
 
-    def gap(point: str, metric: str, digits: int, scale: float = 1) -> str:
-        (pair,) = (p for p in result["comparisons"] if (p["point"], p["codec"]) == (point, "x265 random-access"))
+    def gap(point: str, metric: str, digits: int, scale: float = 1, mode: str = "random-access") -> str:
+        (pair,) = (p for p in result["comparisons"] if (p["point"], p["codec"]) == (point, f"x265 {mode}"))
         values = sorted(scale * pair["metrics"][metric][key] for key in ("low", "mean", "high"))
         return "{1:.{3}f} ({0:.{3}f} to {2:.{3}f})".format(*values, digits)
 
@@ -255,3 +255,11 @@ def test_gap_to_x265_is_that_of_the_result_file():
     agreement = [gap(f"vidtok-t adaptive {quality}", "frame_agreement", 0, -100) for quality in (50, 20)]
     assert f"lower at quality 100, {agreement[0]} at 50 and {agreement[1]} at 20" in text
     assert f"and {gap('vidtok-t-next adaptive 50', 'psnr', 1, -1)} at 50. SVT-AV1" in text
+    result, point = read("compression-native"), "vidtok-t adaptive 100"
+    modes = ("random-access", "low-delay")
+    lpips = [gap(point, "lpips", 3, mode=mode) for mode in modes]
+    assert (
+        f"is {lpips[0]} higher than that of x265 in random-access mode and {lpips[1]} higher than in low-delay" in text
+    )
+    psnr = [gap(point, "psnr", 1, -1, mode) for mode in modes]
+    assert f"PSNR is {psnr[0].replace(' (', ' dB (')} and {psnr[1]} lower" in text

@@ -56,6 +56,7 @@ MOTIONS = {  # the same for motion tasks
 }
 PROBES = {"probes-rt1": "rt1", "probes-droid": "droid, verb"}
 RESULTS = Path(__file__).parent.parent / "results"
+X265 = ("x265 random-access", "x265 low-delay")
 GUIDANCES = ("generation-guidance-1", "generation-guidance-1.5", "generation", "generation-guidance-3")
 
 
@@ -265,6 +266,8 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         "ratios": speed_ratio_table(speed),
         "reading": reading_table(read("loader")),
         "compression": compression.markdown(read("compression")),
+        "compression_native": compression.differences(read("compression-native"), X265),
+        "compression_640": compression.differences(read("compression-640x360"), X265),
         "entropy": compression.format_tokens(read("entropy")),
         "sampling": sampling_table([read("generate"), read("generate-h200")]),
         **command_blocks(),
