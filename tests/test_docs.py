@@ -172,14 +172,11 @@ def test_motions_are_those_of_the_result_files():
     )
     said += "{:.0f} % and {:.0f} %."
     assert said.format(*shares(tokens), *shares(pixels)) in RESULTS
-    top1 = {name: 100 * entry["top1"]["mean"] for name, entry in (("tokens", tokens), ("pixels", pixels))}
-    alone = 100 * attention["top1"]["mean"]
-    assert f"attention alone has {alone:.1f} % in place of {top1['tokens']:.1f} %" in RESULTS
+    alone, both = (100 * entry["top1"]["mean"] for entry in (attention, tokens))
+    assert f"attention alone has {alone:.1f} % in place of {both:.1f} %" in RESULTS
     assert shares(attention)[2] < 100 / 12  # of rotations
-    assert (
-        f"heads on tokens have {top1['tokens']:.1f} % and heads on pixels {top1['pixels']:.1f} %" in PAGES["README.md"]
-    )
     ratio, other = (pair["ratio"] for pair in read("motion-camera")["comparisons"])
+    assert "| {value:.2f} | {low:.2f} to {high:.2f} | 600 | `motion` |".format(**ratio) in PAGES["README.md"]
     assert "{value:.2f} of their accuracy ({low:.2f} to {high:.2f}), with equal".format(**ratio) in RESULTS
     assert 0.85 < other["value"] < 0.92  # "a tenth"
     moved = read("motion-object-direction")["results"][0]["top1"]

@@ -10,6 +10,7 @@ that of a single process with whole batches.
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,16 +23,7 @@ from vidtok.datasets.loading import WHOLE, Shard, shard_rows
 from vidtok.errors import nearest
 from vidtok.tokenizer import PRECISIONS
 from vidtok.train.run_folder import Branch, RunFolder, check_fingerprint, write_fingerprint
-from vidtok.train.state import (
-    StopSignal,
-    TrainState,
-    all_reduce_mean,
-    checkpoint_blocks,
-    exchange_gradients,
-    has_fast_bf16,
-    peak_rates,
-    whole,
-)
+from vidtok.train.state import StopSignal, TrainState, all_reduce_mean, checkpoint_blocks, has_fast_bf16, peak_rates
 from vidtok.train.task import AdversarialTask, Batch, Batches, Task
 
 MAX_SILENCE = 10.0  # maximum seconds until a stop signal of one process reaches the others
@@ -301,12 +293,18 @@ def train(
         run.open(None if ends else config_yaml, state.step)
     if options.checkpoint_activations:
         checkpoint_blocks(state.model)
-    model = state.prepare(accelerator, options.strategy)
+    is_sharded = options.strategy == "fsdp" and processes > 1
+    if is_sharded:
+        state.shard(device, processes)
+    model = state.model if is_sharded else accelerator.prepare(state.model)
     discriminator = accelerator.prepare(state.discriminator) if state.discriminator is not None else None
     adversary = {"discriminator": state.discriminator} if state.discriminator is not None else {}
     # Used only where the state has a discriminator.
     gan = cast(AdversarialTask, task)
     discriminator_optimizer = cast(torch.optim.Optimizer, state.discriminator_optimizer)
+
+    def exchange_gradients(net: nn.Module, now: bool):
+        return nullcontext() if now else accelerator.no_sync(net)
 
     loader = batches.loader(start=state.step, workers=options.workers, shard=(rank, processes))
     gradients = FiniteCheck(device)
@@ -325,13 +323,14 @@ def train(
         means, aux = {}, []
         for i, part in enumerate(parts):
             torch.manual_seed(options.seed * 1_000_003 + state.step + (rank * accumulate + i << 40))
-            with exchange_gradients(accelerator, model, now=i == accumulate - 1):
+            with exchange_gradients(model, now=i == accumulate - 1):
                 with autocast():
                     loss, terms, rest = task.terms(model, part, state.step, **adversary)
                 accelerator.backward(loss / accumulate)
             aux.append(rest)
             add_mean(means, {**terms, "loss": loss}, accumulate)
-        means["gradient_norm"] = whole(accelerator.clip_grad_norm_(model.parameters(), options.clip_norm))
+        norm = accelerator.clip_grad_norm_(model.parameters(), options.clip_norm)
+        means["gradient_norm"] = norm.full_tensor() if is_sharded else norm
         gradients.add(means["gradient_norm"], state.step)
         state.optimizer.step()
         state.optimizer.zero_grad()
@@ -339,7 +338,7 @@ def train(
         # Step of the discriminator, on the same parts.
         if discriminator is not None and gan.is_adversarial_step(state.step):
             for i, part in enumerate(parts):
-                with exchange_gradients(accelerator, discriminator, now=i == accumulate - 1):
+                with exchange_gradients(discriminator, now=i == accumulate - 1):
                     with autocast():
                         loss, terms = gan.discriminator_terms(discriminator, part, aux[i], state.lecam_ema, state.step)
                     accelerator.backward(loss / accumulate)
@@ -352,7 +351,7 @@ def train(
             state.lecam_ema.lerp_(logits, 1 - gan.logit_decay)
 
         state.step += 1
-        state.update_average()
+        state.update_sharded_average() if is_sharded else state.ema.update(state.model, state.step)
         seconds, log_due, save_due = shared.tick(clips=samples(share) * processes)
         state.seconds += seconds
         ends = schedule.progress(state.step, state.seconds) >= 1  # the final state is saved below

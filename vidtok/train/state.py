@@ -6,7 +6,6 @@ It also holds activation checkpointing, and timm's Muon at full speed on CPUs wi
 import os
 import signal
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial, wraps
@@ -76,13 +75,6 @@ class TrainState:
     def is_sharded(self) -> bool:
         return isinstance(self.model, FSDPModule)
 
-    def prepare(self, accelerator: Accelerator, strategy: str) -> nn.Module:
-        """Return the model for the steps of several processes: wrapped by "ddp", or itself, sharded by "fsdp"."""
-        if strategy == "fsdp" and accelerator.num_processes > 1:
-            self.shard(accelerator.device, accelerator.num_processes)
-            return self.model
-        return accelerator.prepare(self.model)
-
     def shard(self, device: torch.device, processes: int) -> None:
         """Divide parameters, gradients and optimizer state of the model among the processes (FSDP2).
 
@@ -106,15 +98,12 @@ class TrainState:
                 for key, value in values.items()
             }
 
-    def update_average(self) -> None:
-        """Update the moving average after a step."""
-        if not self.is_sharded:
-            self.ema.update(self.model, self.step)
-            return
+    def update_sharded_average(self) -> None:
+        """Update the moving average, which is whole, with the sharded model."""
         weight = 1 - self.ema.get_decay(self.step)
         with torch.no_grad():
             for average, parameter in zip(self.ema.module.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(whole(parameter), weight)
+                average.lerp_(_whole(parameter), weight)
             for copied, buffer in zip(self.ema.module.buffers(), self.model.buffers(), strict=True):
                 copied.copy_(buffer)
 
@@ -203,16 +192,7 @@ def _orthogonalize(timms: Callable, G: Tensor, *args, **kwargs) -> Tensor:
     return timms(G, *args, **kwargs)
 
 
-def exchange_gradients(accelerator: Accelerator, net: nn.Module, now: bool) -> AbstractContextManager:
-    """Return a context for a backward pass of a prepared or sharded net, with or without an exchange of gradients."""
-    if isinstance(net, FSDPModule):
-        net.set_requires_gradient_sync(now)
-    elif not now:
-        return accelerator.no_sync(net)
-    return nullcontext()
-
-
-def whole(tensor: Tensor) -> Tensor:
+def _whole(tensor: Tensor) -> Tensor:
     """Return a sharded tensor as a whole in every process, which all call together; others as they are."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -223,7 +203,7 @@ def _gathered(state):
         return {key: _gathered(value) for key, value in state.items()}
     if isinstance(state, list):
         return [_gathered(value) for value in state]
-    return whole(state) if isinstance(state, Tensor) else state
+    return _whole(state) if isinstance(state, Tensor) else state
 
 
 def _shard_like(value: Tensor, parameter: DTensor) -> Tensor:
