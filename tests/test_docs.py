@@ -260,3 +260,16 @@ def test_gap_to_x265_is_that_of_the_result_file():
     )
     psnr = [gap(point, "psnr", 1, -1, mode) for mode in modes]
     assert f"PSNR is {psnr[0].replace(' (', ' dB (')} and {psnr[1]} lower" in text
+
+
+def test_what_the_prior_saves_is_that_of_the_result_file():
+    text, result = " ".join(PAGES["codec.md"].split()), read("entropy")
+
+    def more(model: str, other: str, which: str = "total") -> str:
+        saved = result["models"][model]["saved"]
+        return f"{100 * (saved['prior'][which] - saved[other][which]):.1f}"
+
+    median = more("vidtok-t", "adaptive", "median")
+    assert f"{more('vidtok-t', 'adaptive')} points more than `adaptive` on `vidtok-t` ({median} in the median" in text
+    assert f"and {more('vidtok-t-r', 'adaptive')} on `vidtok-t-r`" in text
+    assert f"{more('vidtok-t', 'counter')} and {more('vidtok-t-r', 'counter')} points more than the counter" in text
