@@ -52,17 +52,12 @@ from vidtok.datasets.frames import (
 from vidtok.errors import VideoError
 from vidtok.inputs import check_unchanged, file_version
 
-# Version 1 resized RGB as float tensors: bicubic, antialiased.
-RESIZE_VERSION = 2
+# Version 1 resized RGB as float tensors: bicubic, antialiased. Version 2 was darker by up to two levels of 255.
+RESIZE_VERSION = 3
 
-# Downscaling by this factor or more uses swscale's area filter, other scaling its bicubic one. From `CHROMA_FACTOR` on,
-# chroma is interpolated before it is scaled, which costs little where the output is small. `vidtok bench loader`
-# measures rate and PSNR beside decord's. Bicubic with interpolated chroma throughout is closer to exact resizing, 49 to
-# 51 dB where area has 38 to 42, but reads at 0.84 to 0.92 of decord's rate (three real clips enlarged to 360 and 1080
-# lines, with grain; one core, CPU time, three rounds).
+# Downscaling by this factor or more uses swscale's area filter, other scaling its bicubic one, which takes 1.3 to 2.5
+# times as long. `vidtok bench loader` measures rate and PSNR beside decord's.
 AREA_FACTOR = 1.5
-CHROMA_FACTOR = 4.0
-
 
 # Color matrices by number, as in H.273, that swscale can't convert; newer ones can't be converted either.
 _UNSUPPORTED = {8: "YCgCo", 10: "BT.2020 with constant luminance", 14: "ICtCp"}
@@ -137,7 +132,6 @@ class FrameConverter:
             rows, columns = reversed(view.size) if swaps_sides(self.matrix) else view.size
             factor = min(height / rows, width / columns)
             flags = "area" if factor >= AREA_FACTOR else "bicubic"
-            flags += "+accurate_rnd+full_chroma_int" if factor >= CHROMA_FACTOR else "+accurate_rnd"
             graph = Graph()
             graph.threads = 1
             nodes = [
@@ -149,8 +143,9 @@ class FrameConverter:
             ]
             if (height, width) != (frame.height, frame.width):
                 nodes.append(graph.add("crop", f"{width}:{height}:{left}:{top}:exact=1"))
-            nodes.append(graph.add("scale", f"{columns}:{rows}:flags={flags}"))
-            nodes += [graph.add("format", "rgb24"), graph.add("buffersink")]
+            nodes.append(graph.add("scale", f"{columns}:{rows}:flags={flags}+accurate_rnd"))
+            # Planar RGB comes from vector code that rounds to nearest. Directly to rgb24, swscale rounds down.
+            nodes += [graph.add("format", kind) for kind in ("gbrp", "rgb24")] + [graph.add("buffersink")]
             graph.link_nodes(*nodes).configure()
             self._graph = key, graph
         return self._graph[1]

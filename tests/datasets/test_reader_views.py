@@ -4,6 +4,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.video.reformatter import Interpolation
 from torch.nn import functional as F
 
 from vidtok.datasets import DecodePool, VideoFolder, backends, iter_video, open_video
@@ -74,6 +75,18 @@ def test_a_view_is_the_region_resized(tmp_path, pix_fmt):
             assert np.abs(ours - resized(whole[[4, 1, 1]], view)).mean() < 3  # half a pixel of chroma, the box filter
             chunks = np.concatenate([chunk.frames for chunk in reader.iter_frames(4, view)])
             np.testing.assert_array_equal(chunks[[4, 1, 1]], ours)
+
+
+@pytest.mark.parametrize("size", [(36, 60), (60, 100), (80, 132), (192, 320)])  # by area, bicubic, and enlarged
+def test_resizing_keeps_the_mean(tmp_path, size):
+    path = write(tmp_path / "a.mp4")
+    with av.open(str(path)) as container:
+        exact = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+        frame = next(container.decode(video=0)).to_ndarray(format="rgb24", interpolation=exact)
+    with open_video(path) as reader:
+        ours = reader.frames([0], View((0, 0, HEIGHT, WIDTH), size))
+    assert abs(ours.mean() - frame.mean()) < 0.25
+    assert np.abs(ours.mean((0, 1, 2)) - frame.mean((0, 1))).max() < 0.4
 
 
 @pytest.mark.parametrize("backend", ["decord", "torchcodec"])
