@@ -127,9 +127,11 @@ def test_tokens_on_disk_train_like_the_clips_they_are_of(tmp_path):
 def test_published_recipes_build(name, tmp_path, monkeypatch):
     """Each is complete: with data and a tokenizer it builds and steps, here with a small model."""
     image = name.startswith("imagenet")
-    cfg = compose_config(
-        "train_generator", [f"experiment=generator/{name}", "tokenizer=vidtok-t", "data.source=digits"]
-    )
+    given = [f"experiment=generator/{name}", "tokenizer=vidtok-t"]
+    assert compose_config("train_generator", [*given, "data.features=tokens"]).data.source is None
+    with pytest.raises(ValueError, match=r"give either data.features= \(extracted tokens\) or data.source="):
+        build_generator_training(compose_config("train_generator", given))
+    cfg = compose_config("train_generator", [*given, "data.source=digits"])
     assert cfg.size.width == 1024 and cfg.size.depth == 24 and cfg.size.heads == 16
     assert (cfg.data.frames, cfg.data.batch_size) == ((1, 1024) if image else (17, 256))
     cfg.data.batch_size, cfg.data.size = 2, 32
