@@ -183,7 +183,7 @@ class LabeledDataset(Dataset):
             np.random.default_rng([self.seed, int(self._epoch[0])]).shuffle(order)
         batch = []
         ahead = -(-2 * batch_size // max(workers, 1))  # two batches
-        for sample in self._samples(order.tolist(), workers, time_limit, ahead):
+        for sample in self.samples(order.tolist(), workers, time_limit, ahead):
             batch.append(sample)
             if len(batch) == batch_size:
                 yield collate_samples(batch)
@@ -191,9 +191,17 @@ class LabeledDataset(Dataset):
         if batch and not drop_last:
             yield collate_samples(batch)
 
-    def _samples(self, order: list[int], workers: int, time_limit: float, ahead: int) -> Iterator[Sample | VideoError]:
-        """Yield the samples in the given order; with workers, about `ahead` samples per worker are prefetched."""
-        return self._in_processes(order, workers, time_limit, ahead) if workers else map(self.draw, order)
+    def samples(
+        self, indices: list[int], workers: int = 0, time_limit: float = 60, ahead: int = 4
+    ) -> Iterator[Sample | VideoError]:
+        """Yield the samples of some indices in this order; they do not depend on the number of workers.
+
+        Args:
+            indices: numbers of the samples.
+            workers, time_limit: see `loader`.
+            ahead: samples that each worker prefetches.
+        """
+        return self._in_processes(indices, workers, time_limit, ahead) if workers else map(self.draw, indices)
 
     def _in_processes(
         self, order: list[int], workers: int, time_limit: float, ahead: int

@@ -118,7 +118,7 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
             detectors.head.check_tokenizer(tokenizers[name].config.name, tokenizers[name].weight_hash)
     configs = [check_run(run, cfg, tokenizers[run.cfg.tokenizer]) for run in runs]
     real = real_clips(
-        cfg.real, cfg.real_root, cfg.real_split, cfg.other_split, configs[0], convention, cfg.sample_batch
+        cfg.real, cfg.real_root, cfg.real_split, cfg.other_split, configs[0], convention, cfg.sample_batch, cfg.workers
     )
     for run, config in zip(runs, configs, strict=True):
         if (clips := clips_of(config)) != clips_of(configs[0]):

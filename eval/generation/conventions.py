@@ -28,6 +28,7 @@ Result schema "vidtok.eval.generation/1":
 Legend: B batch, T H W video, D features.
 """
 
+import itertools
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -294,6 +295,7 @@ def real_clips(
     config: GeneratorConfig,
     convention: Convention,
     batch: int = 8,
+    workers: int = 0,
     **columns: Any,
 ) -> RealClips:
     """Open real clips with the size and length of a generator's clips.
@@ -304,6 +306,8 @@ def real_clips(
         others: split of other real clips, or None.
         config: config of the generator. convention: sets windows and crops of each video.
         batch: number of videos per batch.
+        workers: number of decoding processes; the clips and their order do not depend on it, except that a process
+            gives up a video after a minute.
 
     Raises:
         ValueError: an unknown source or split, or a generator of clips that aren't square.
@@ -337,9 +341,9 @@ def real_clips(
     def batches(part: str | None) -> Iterator[tuple[Tensor, Tensor]]:
         dataset = opened(part)
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
-        for first in range(0, len(order), batch):
-            samples = [dataset[i] for i in order[first : first + batch]]
-            good = [sample for sample in samples if not isinstance(sample, VideoError)]
+        samples = dataset.samples(order, workers, ahead=-(-2 * batch // max(workers, 1)))  # two batches
+        while read := list(itertools.islice(samples, batch)):
+            good = [sample for sample in read if not isinstance(sample, VideoError)]
             if good:
                 labels = [label for sample in good for label in [sample.label] * len(sample.video)]
                 yield torch.cat([sample.video for sample in good]), torch.tensor(labels)

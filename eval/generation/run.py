@@ -58,6 +58,7 @@ def evaluate(
     tokenizer: str | None = None,
     device: str = "auto",
     batch: int = 8,
+    workers: int = 0,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
     **sampling,
@@ -76,7 +77,8 @@ def evaluate(
             pixels. Each adds its metrics; at least one is needed.
         neighbors: .png file of generated clips beside their nearest real clips. It needs `i3d`.
         tokenizer: path of the generator's tokenizer; None, find it by its name.
-        device: device of all networks. batch: number of clips per batch. seed: seed of the sampling.
+        device: device of all networks. batch: number of clips per batch. workers: number of processes that decode real
+            clips. seed: seed of the sampling.
         progress: called with (number of clips generated so far, total).
         sampling: arguments of `Generator.generate`: steps, guidance, ...; None leaves the generator's default.
 
@@ -99,7 +101,7 @@ def evaluate(
     model = from_pretrained(generator, where)
     coder = load_tokenizer(model.config, tokenizer, where)
     networks = load_feature_extractors(i3d, fid, head, coder, where)
-    real = real_clips(source, root, split, others, model.config, rules, batch, label_column=label_column)
+    real = real_clips(source, root, split, others, model.config, rules, batch, workers, label_column=label_column)
     given = {name: value for name, value in sampling.items() if value is not None}
     model.check_sampling(**given)
     check_conditions(rules, model.config, real.classes, networks.head, coder, given)

@@ -28,6 +28,8 @@ SHARES = ("precision", "recall", "coverage")  # those that are proportions; a de
 class GaussianStatistics:
     """Streaming mean and covariance in float64, by the pairwise update of Chan et al. 1979 (no cancellation).
 
+    They are accumulated on the device of the first features; those of MPS, which has no float64, on the CPU.
+
     Args:
         dim: number of features.
     """
@@ -45,7 +47,10 @@ class GaussianStatistics:
         """
         if features_ND.ndim != 2 or features_ND.shape[1] != len(self.mean):
             raise ValueError(f"want features [N,{len(self.mean)}], got {[*features_ND.shape]}")
-        x_ND = features_ND.detach().double().cpu()
+        if self.n == 0:
+            device = torch.device("cpu") if features_ND.device.type == "mps" else features_ND.device
+            self.mean, self.scatter = self.mean.to(device), self.scatter.to(device)
+        x_ND = features_ND.detach().to(self.mean.device).double()
         if not x_ND.isfinite().all():
             raise ValueError("features are not finite")
         n = len(x_ND)
@@ -54,8 +59,9 @@ class GaussianStatistics:
         mean = x_ND.mean(0)
         centered_ND = x_ND - mean
         shift = mean - self.mean
-        self.scatter += centered_ND.T @ centered_ND + torch.outer(shift, shift) * (self.n * n / (self.n + n))
-        self.mean += shift * (n / (self.n + n))
+        # Not in place: the tensors of one inference mode can't be changed outside of it.
+        scatter = centered_ND.T @ centered_ND + torch.outer(shift, shift) * (self.n * n / (self.n + n))
+        self.scatter, self.mean = self.scatter + scatter, self.mean + shift * (n / (self.n + n))
         self.n += n
 
     @property
@@ -68,7 +74,8 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     """Compute the squared 2-Wasserstein distance of two Gaussians, |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
 
     The trace of the root is computed from a symmetric matrix, as the sum of the roots of the eigenvalues of
-    S_a^(1/2) S_b S_a^(1/2). They are real even if there are fewer samples than features.
+    S_a^(1/2) S_b S_a^(1/2). They are real even if there are fewer samples than features. The roots are
+    computed on the CPU, wherever the statistics are.
 
     Raises:
         ValueError: an empty set or sets of different dimension.
@@ -77,11 +84,12 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
         raise ValueError(
             f"want two non-empty sets of one dimension, got {a.n} samples of {len(a.mean)} and {b.n} of {len(b.mean)}"
         )
-    values, vectors = torch.linalg.eigh(a.covariance)
+    covariance_a, covariance_b = a.covariance.cpu(), b.covariance.cpu()
+    values, vectors = torch.linalg.eigh(covariance_a)
     root_a = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    trace_root = torch.linalg.eigvalsh(root_a @ b.covariance @ root_a).clamp(min=0).sqrt().sum()
-    traces = a.covariance.trace() + b.covariance.trace()
-    return ((a.mean - b.mean).square().sum() + traces - 2 * trace_root).item()
+    trace_root = torch.linalg.eigvalsh(root_a @ covariance_b @ root_a).clamp(min=0).sqrt().sum()
+    traces = covariance_a.trace() + covariance_b.trace()
+    return ((a.mean.cpu() - b.mean.cpu()).square().sum() + traces - 2 * trace_root).item()
 
 
 def manifold_metrics(real_ND: Tensor, fake_MD: Tensor, k: int = NEIGHBORS) -> dict[str, float]:

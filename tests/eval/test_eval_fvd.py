@@ -39,6 +39,21 @@ def test_streaming_moments_equal_numpy(parts):
     assert streamed.n == 100
 
 
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
+def test_moments_stay_on_the_device_of_the_features(kind):
+    if not (kind == "cpu" or getattr(torch, kind).is_available()):
+        pytest.skip(f"no {kind}")
+    x, y = samples(40, 5, 0).float(), samples(40, 5, 1).float()
+    with torch.inference_mode():
+        there = statistics(x.to(kind), 3)
+    assert there.mean.device.type == there.covariance.device.type == ("cpu" if kind == "mps" else kind)
+    there.update(y.to(kind))  # outside of the inference mode
+    here = statistics(torch.cat([x, y]), 2)
+    torch.testing.assert_close(there.covariance.cpu(), here.covariance)
+    assert frechet_distance(there, here) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(there, statistics(y)) == pytest.approx(frechet_distance(here, statistics(y)), rel=1e-9)
+
+
 def test_distance_equals_scipy():
     x, y = samples(200, 12, 1), samples(300, 12, 2)
     a, b = np.cov(x.numpy().T), np.cov(y.numpy().T)

@@ -1,5 +1,6 @@
 """Generators from the command line: training, sampling, measuring; the published recipes; conventions of evaluation."""
 
+import itertools
 import json
 import os
 import re
@@ -349,10 +350,14 @@ def test_eval_generation_measures_distances_and_draws_neighbors(trained, tmp_pat
     png, out = tmp_path / "nearest.png", tmp_path / "result.json"
     command = ["eval", "generation", str(trained / "model"), "digits", "--i3d", "x", "--others", "val", "--steps", "2"]
     command += ["--n-real", "20", "--n-fake", "8", "--folds", "2", "--neighbors", str(png), "--json", str(out)]
-    with monkeypatch.context() as patch:
-        patch.setattr(MovingDigits, "__len__", lambda self: 40)
-        assert main(command) == 0
-    result = json.loads(out.read_text())
+    results = []
+    for workers in ("0", "2"):
+        with monkeypatch.context() as patch:
+            patch.setattr(MovingDigits, "__len__", lambda self: 40)
+            assert main([*command, "--workers", workers, "--force"]) == 0
+        results.append(json.loads(out.read_text()))
+    result, by_workers = results
+    assert all(by_workers[key] == result[key] for key in ("n_real", "metrics", "neighbors"))
     metrics, near = result["metrics"], result["neighbors"]
     assert result["n_real"] == 20 and metrics["fvd_floor"]["n"] == metrics["fvd_reconstruction"]["n"] == 8
     assert len(metrics["fvd"]["folds"]) == 2 and metrics["fvd"]["mean"] > metrics["fvd_floor"]["value"]
@@ -471,6 +476,22 @@ def test_the_split_of_real_clips_is_the_one_that_is_recorded(tmp_path):
     for folder, split in (("split", "vall"), ("whole", "train")):
         with pytest.raises(ValueError, match=split):
             split_of(folder, split)
+
+
+def test_real_clips_are_the_same_by_workers(tmp_path):
+    """The clips, their order and memory layout; a damaged video is left out."""
+    (tmp_path / "a").mkdir()
+    for i in range(5):
+        write_video(tmp_path / "a" / f"{i}.mp4", MovingDigits("train", 20, 32)[i].video, 25)
+    (tmp_path / "a" / "5.mp4").write_bytes(b"no video")
+    config = SimpleNamespace(stride=(4, 8, 8), grid=(3, 4, 4), fps=None, classes=())
+    convention = replace(get_convention("plain"), random=True, windows=2)
+    for workers, source in ((1, str(tmp_path)), (2, str(tmp_path)), (2, "digits")):
+        alone, read = (real_clips(source, None, None, None, config, convention, 4, n) for n in (0, workers))
+        batches = [list(itertools.islice(real.clips(), 2)) for real in (alone, read)]
+        for ours, theirs in zip(*batches, strict=True):
+            assert torch.equal(ours, theirs) and ours.stride() == theirs.stride()
+        assert sum(map(len, batches[1])) == (8 if source == "digits" else 10)
 
 
 def test_a_convention_of_other_sizes_says_so():
