@@ -716,12 +716,13 @@ def test_controls_and_seeds_of_a_comparison(tmp_path, capsys):
     variants = {name: {"kind": "masked", "training": [f"tokenizer={paths[name]}"]} for name in ("vq", "fsq")}
     variants["whole"] = {"kind": "masked", "training": ["generator.arguments.factors=1"]}
     variants["next"] = {"kind": "autoregressive", "training": ["generator.arguments.factors=1"]}
+    variants["learned"] = {"kind": "masked", "training": ["generator.arguments.positions=learned"]}
     run = tmp_path / "compare"
     settings = {
         "tokenizer": paths["lfq"], "data": {"source": "digits", "frames": 9, "size": 32, "batch_size": 2},
         "size": {"width": 32, "depth": 1, "heads": 2}, "trainer": {"workers": 0}, "samples": 0,
         "recognizer": str(tmp_path / "head"), "n_real": 8, "n_fake": 4, "folds": 1, "variants": variants,
-        "kinds": ["masked", "diffusion", "vq", "fsq", "whole", "next"],
+        "kinds": ["masked", "diffusion", "vq", "fsq", "whole", "next", "learned"],
         "steps": {"masked": [2], "diffusion": [2], "autoregressive": [None]}, "run": str(run),
     }  # fmt: skip
     masked = create_generator(from_pretrained_config(settings))
@@ -733,7 +734,8 @@ def test_controls_and_seeds_of_a_comparison(tmp_path, capsys):
     hashes = {row["name"]: row["generator"]["tokenizer"]["weight_hash"] for row in result["rows"]}
     assert hashes["masked"] == hashes["diffusion"] == hashes["whole"] and len({*hashes.values()}) == 3
     assert from_pretrained(run / "whole" / "model").embed.sizes == [64, 1]
-    assert "factors" not in from_pretrained(run / "masked" / "model").config.arguments
+    assert not {"factors", "positions"} & from_pretrained(run / "masked" / "model").config.arguments.keys()
+    assert from_pretrained(run / "learned" / "model").trunk.rotary is None
     assert result["other_limits"].keys() == {"vq", "fsq"} and "frd_reconstruction" in result["other_limits"]["vq"]
     assert all("frd_to_reconstructions" in row["metrics"] for row in result["rows"]) and "over_seeds" not in result
     before = {p: p.stat().st_mtime_ns for p in (run / "measured").iterdir()}

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vidtok.configs.compose import compose_config, to_dict
 from vidtok.generator import KINDS, Generator, GeneratorConfig, Objective, create_generator, from_pretrained, masks
 from vidtok.generator.decoding import BufferedDecoder, Decoder, fastest_decoder
 from vidtok.generator.long import generate_long
@@ -19,6 +20,7 @@ from vidtok.generator.sampling import (
     sample_rngs,
     top_k_top_p_filter,
 )
+from vidtok.generator.training import generator_settings
 from vidtok.generator.transformer import Cache, Rotary, TokenEmbedding, attention
 from vidtok.quantize import LFQ
 from vidtok.quantize.lfq import combine_ids, factorize_ids, ids_to_signs, signs_to_ids
@@ -250,6 +252,28 @@ def test_learned_positions_tell_masked_tokens_apart():
         torch.testing.assert_close(
             generator.features(ids, masked, condition).std(1), torch.zeros(1, 48), atol=1e-5, rtol=0
         )
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_kind_of_positions_is_enough_to_train_and_sample(kind, positions):
+    generator = make(kind, arguments={"positions": positions})
+    assert (generator.trunk.rotary is None) == (positions == "learned")
+    assert any("trunk.positions" in name for name in generator.state_dict()) == (positions == "learned")
+    generator(batch_of(2), Objective(tasks=TASKS))["loss"].backward()
+    assert all(parameter.grad is not None for parameter in generator.parameters())
+    drawn = generator.generate(2, 1, seed=1)
+    if kind == "autoregressive":
+        assert torch.equal(generator.generate(2, 1, seed=1, cached=False), drawn)
+        generator.decoder = Decoder
+        assert torch.equal(generator.generate(2, 1, seed=1), drawn)
+    with pytest.raises(ValueError, match="unknown positions 'rotari': did you mean 'rotary'"):
+        make(kind, arguments={"positions": "rotari"})
+    given = [f"generator={kind}", f"generator.arguments.positions={positions}"]
+    recorded, before = (
+        generator_settings(to_dict(compose_config("train_generator", given[:count])))["arguments"] for count in (2, 1)
+    )
+    assert recorded == before | {"positions": positions} and "positions" not in before  # as in earlier versions
 
 
 def test_a_causal_trunk_sees_no_later_token():

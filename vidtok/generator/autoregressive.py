@@ -22,9 +22,10 @@ class AutoregressiveGenerator(Generator):
     Args:
         config: the config, whose `arguments` are the following.
         factors: factors of a token; 1, it is predicted as a whole.
+        positions: position embeddings, see `Generator`.
 
     Raises:
-        ValueError: an illegal number of factors.
+        ValueError: an illegal number of factors, or an unknown position embedding.
 
     Attributes:
         decoder: the decoder for sampling with a cache; None, `fastest_decoder`.
@@ -33,8 +34,8 @@ class AutoregressiveGenerator(Generator):
     causal = True
     decoder: type[Decoder] | None = None
 
-    def __init__(self, config: GeneratorConfig, factors: int = 2):
-        super().__init__(config)
+    def __init__(self, config: GeneratorConfig, factors: int = 2, positions: str = "both"):
+        super().__init__(config, positions)
         self.embed = TokenEmbedding(config.bits, config.width, factors)
         self.start_embed = nn.Parameter(torch.randn(config.width) * 0.02)
         self.heads = TokenHeads(self.embed, config.width, conditioned=True)

@@ -135,6 +135,10 @@ class Objective:
 class Generator(PretrainedModel, tags=["video-generation"]):
     """Base class of generators. The subclasses are its kinds, built by `vidtok.generator.create_generator`.
 
+    Args:
+        config: the config.
+        positions: "both", "learned" or "rotary", see `vidtok.generator.transformer.Transformer`.
+
     Attributes:
         config: the `GeneratorConfig`.
         causal: whether the transformer is causal.
@@ -145,10 +149,11 @@ class Generator(PretrainedModel, tags=["video-generation"]):
     compiled_methods = ("generate",)
     causal = False
 
-    def __init__(self, config: GeneratorConfig):
+    def __init__(self, config: GeneratorConfig, positions: str = "both"):
         super().__init__()
         self.config = config
-        self.trunk = Transformer(config.grid, config.width, config.depth, config.heads, self.causal, config.dropout)
+        sizes = config.grid, config.width, config.depth, config.heads
+        self.trunk = Transformer(*sizes, self.causal, config.dropout, positions)
         self.label_embed = nn.Embedding(len(config.classes) + 1, config.width)  # the last one: no class
         nn.init.normal_(self.label_embed.weight)
 

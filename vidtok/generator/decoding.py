@@ -50,7 +50,9 @@ class BufferedDecoder(Decoder):
         *of_blocks, self.last = [[part_B1D[:, 0] for part_B1D in parts] for parts in self.cache.modulation]
         blocks: list[Block] = list(trunk.blocks)  # type: ignore[arg-type]  # a ModuleList holds any modules
         self.layers = [Layer(block, parts, B) for block, parts in zip(blocks, of_blocks, strict=True)]
-        self.sin_Nd, self.cos_Nd = trunk.rotary.sin_cos.to(self.cache.keys.dtype).chunk(2, 1)
+        no_turn = self.cache.keys.new_tensor([0.0, 1.0]).repeat_interleave(d).expand(trunk.tokens, -1)
+        sin_cos = no_turn if trunk.rotary is None else trunk.rotary.sin_cos.to(no_turn.dtype)
+        self.sin_Nd, self.cos_Nd = sin_cos.chunk(2, 1)
         self.rotated_B2hd = self.cache.keys.new_empty(B, 2, h, d)
         self.left, self.right = self.rotated_B2hd.chunk(2, -1)
         self.q_Bhd, self.k_Bhd = self.rotated_B2hd.unbind(1)

@@ -31,17 +31,24 @@ class DiffusionGenerator(Generator):
         config: the config, whose `arguments` are the following.
         prediction: "v_prediction" or "epsilon". With v_prediction the last timestep is pure noise (Lin et al. 2023).
         betas: diffusers' name of the noise schedule.
+        positions: position embeddings, see `Generator`.
 
     Raises:
-        ValueError: an unknown prediction or noise schedule.
+        ValueError: an unknown prediction, noise schedule or position embedding.
     """
 
     default_steps = 50
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: GeneratorConfig, prediction: str = "v_prediction", betas: str = "squaredcos_cap_v2"):
-        super().__init__(config)
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        prediction: str = "v_prediction",
+        betas: str = "squaredcos_cap_v2",
+        positions: str = "both",
+    ):
+        super().__init__(config, positions)
         if prediction not in ("v_prediction", "epsilon"):
             raise ValueError(f"unknown prediction {prediction!r}: {nearest(prediction, ('v_prediction', 'epsilon'))}")
         try:

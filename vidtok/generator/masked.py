@@ -25,15 +25,23 @@ class MaskedGenerator(Generator):
         conditioned: whether the high bits of a token are predicted given its low bits; the paper predicts both
             independently.
         factors: factors of a token; 1, it is predicted as a whole.
+        positions: position embeddings, see `Generator`.
 
     Raises:
-        ValueError: an unknown schedule, or an illegal number of factors.
+        ValueError: an unknown schedule or position embedding, or an illegal number of factors.
     """
 
     default_steps = 12
 
-    def __init__(self, config: GeneratorConfig, schedule: str = "cosine", conditioned: bool = False, factors: int = 2):
-        super().__init__(config)
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        schedule: str = "cosine",
+        conditioned: bool = False,
+        factors: int = 2,
+        positions: str = "both",
+    ):
+        super().__init__(config, positions)
         mask_ratio(schedule, 0.5)  # raises for an unknown name
         self.schedule = schedule
         self.embed = TokenEmbedding(config.bits, config.width, factors)

@@ -297,13 +297,18 @@ def build_generator_training(cfg: DictConfig) -> dict:
     return {"task": task, "state": build_state(generator, plain), "batches": batches, **build_schedule(plain)}
 
 
+NEW_ARGUMENTS = (("factors", 2), ("positions", "both"))  # earlier versions did the same
+
+
 def generator_settings(plain: dict) -> dict:
-    """Return the group `generator` of a config, {"kind", "arguments"}, as it is recorded: without factors=2, which
-    configs and folders of earlier versions don't have."""
+    """Return the group `generator` of a config, {"kind", "arguments"}, as it is recorded.
+
+    It lacks `NEW_ARGUMENTS`, which configs and folders of earlier versions don't have.
+    """
     kind, arguments = plain["generator"]["kind"], plain["generator"]["arguments"]
     return {
         "kind": kind,
-        "arguments": {key: value for key, value in arguments.items() if (key, value) != ("factors", 2)},
+        "arguments": {key: value for key, value in arguments.items() if (key, value) not in NEW_ARGUMENTS},
     }
 
 

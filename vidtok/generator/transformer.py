@@ -14,7 +14,10 @@ import torch.nn.functional as F
 from timm.layers import GELUTanh, Mlp, apply_rot_embed_cat
 from torch import Tensor, nn
 
+from vidtok.errors import nearest
 from vidtok.quantize.lfq import combine_ids, factor_bits, factorize_ids, ids_to_signs
+
+POSITIONS = ("both", "learned", "rotary")
 
 
 class Cache:
@@ -96,17 +99,20 @@ class Block(nn.Module):
         self.mlp = Mlp(width, 4 * width, act_layer=GELUTanh, drop=dropout)
         self.dropout = dropout
 
-    def forward(self, x_BND: Tensor, modulation_6B1D: tuple[Tensor, ...], rotary: Rotary, cache, layer: int) -> Tensor:
+    def forward(
+        self, x_BND: Tensor, modulation_6B1D: tuple[Tensor, ...], rotary: Rotary | None, cache, layer: int
+    ) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation_6B1D
         y_BND = self.attend(scaled_norm(x_BND, shift1, scale1), rotary, cache, layer)
         x_BND = torch.addcmul(x_BND, gate1, y_BND)
         return torch.addcmul(x_BND, gate2, self.mlp(scaled_norm(x_BND, shift2, scale2)))
 
-    def attend(self, x_BND: Tensor, rotary: Rotary, cache: Cache | None, layer: int) -> Tensor:
+    def attend(self, x_BND: Tensor, rotary: Rotary | None, cache: Cache | None, layer: int) -> Tensor:
         B, N, D = x_BND.shape
         qkv_3BhNd = self.qkv(x_BND).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         start = 0 if cache is None else cache.length
-        q, k = rotary(F.rms_norm(qkv_3BhNd[:2], qkv_3BhNd.shape[-1:]), start)
+        qk_2BhNd = F.rms_norm(qkv_3BhNd[:2], qkv_3BhNd.shape[-1:])
+        q, k = qk_2BhNd if rotary is None else rotary(qk_2BhNd, start)
         q, v = q * self.qk_scale.to(q.dtype), qkv_3BhNd[2]
         if cache is not None:
             k, v = cache.extend(layer, k, v)
@@ -144,7 +150,7 @@ class Transformer(nn.Module):
     Positions enter twice. Learned embeddings say where a token is. Masked generation begins with all tokens masked,
     which differ in nothing else: by rotary positions alone, which only turn queries and keys, all of them would have
     the same features and logits. Rotary positions say how far apart two tokens are. Whether a model without them is as
-    good has not been measured.
+    good has not been measured: `positions` leaves out either.
 
     Args:
         grid: (t, height, width) of the tokens.
@@ -153,20 +159,33 @@ class Transformer(nn.Module):
         heads: number of attention heads, a divisor of the width.
         causal: whether tokens attend only to themselves and earlier tokens.
         dropout: dropout in attention and MLP.
+        positions: "both", "learned" or "rotary".
 
     Raises:
-        ValueError: width, depth or heads out of range.
+        ValueError: width, depth or heads out of range, or unknown positions.
     """
 
-    def __init__(self, grid: tuple[int, int, int], width: int, depth: int, heads: int, causal: bool, dropout: float):
+    def __init__(
+        self,
+        grid: tuple[int, int, int],
+        width: int,
+        depth: int,
+        heads: int,
+        causal: bool,
+        dropout: float,
+        positions: str = "both",
+    ):
         super().__init__()
+        if positions not in POSITIONS:
+            raise ValueError(f"unknown positions {positions!r}: {nearest(positions, POSITIONS)}")
         if min(width, depth, heads) < 1:
             raise ValueError(f"width, depth and heads are at least 1, not {width}, {depth} and {heads}")
         if width % heads:
             raise ValueError(f"a width of {width} doesn't divide into {heads} heads")
         self.heads, self.width, self.tokens = heads, width, math.prod(grid)
-        self.rotary = Rotary(grid, width // heads)
-        self.positions = nn.ParameterList([nn.Parameter(torch.randn(n, width) * 0.02) for n in grid])
+        self.rotary = None if positions == "learned" else Rotary(grid, width // heads)
+        learned = () if positions == "rotary" else grid
+        self.positions = nn.ParameterList([nn.Parameter(torch.randn(n, width) * 0.02) for n in learned])
         blocks = [Block(width, heads, causal, dropout) for _ in range(depth)]
         self.blocks = nn.ModuleList(blocks)
         self.modulation = nn.Linear(width, 6 * width)
@@ -211,7 +230,9 @@ class Transformer(nn.Module):
         return [(shared_B6D[:, : len(table)] + table)[:, :, None].to(dtype).unbind(1) for table in tables]
 
     def embed_positions(self) -> Tensor:
-        """Return the position embeddings [N, D]: the sum of a learned vector for each coordinate."""
+        """Return the position embeddings [N, D]: the sum of a learned vector for each coordinate, or 0 without them."""
+        if not len(self.positions):
+            return self.tables.new_zeros(self.tokens, self.width)
         t, height, width = self.positions
         return (t[:, None, None] + height[:, None] + width).flatten(0, 2)
 
