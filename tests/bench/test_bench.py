@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -181,7 +182,15 @@ def test_sampling_is_timed_of_one_trunk_and_without_a_cache_once():
     assert "uncached" not in second and second["over_unbuffered"]["runs"] == 2
     assert "1 layers x 16" in describe(second) and " x)" in describe(first) and "ms a token" in describe(first)
     (quick,) = bench_generation(CPU, (1,), runs=1, grid=(2, 2, 2), trunk=trunk, uncached=False)
-    assert "uncached" not in quick
+    assert "uncached" not in quick and "compiled" not in quick
+
+
+def test_compiled_sampling_is_timed_beside_the_cached(monkeypatch):
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend="eager"))
+    trunk = {"width": 16, "depth": 1, "heads": 2}
+    settings = {"runs": 2, "grid": (2, 2, 2), "trunk": trunk, "uncached": False, "compiled": True}
+    (row,) = bench_generation(CPU, (1,), **settings)
+    assert row["compiled"]["runs"] == row["over_compiled"]["runs"] == 2 and "; compiled " in describe(row)
 
 
 def test_a_sampling_benchmark_that_ends_early_leaves_its_rows(tmp_path, monkeypatch):

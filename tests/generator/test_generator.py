@@ -1,11 +1,13 @@
 """Generators: one contract for three kinds, their sampling, masks and schedules, and clips longer than the grid."""
 
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.utils import counters
 
 from vidtok.configs.compose import compose_config, to_dict
 from vidtok.generator import KINDS, Generator, GeneratorConfig, Objective, create_generator, from_pretrained, masks
@@ -332,6 +334,59 @@ def test_decoders_draw_the_same_tokens():
     assert not ids.is_inference()  # usable in training
     generator.compile()  # a compiled trunk also takes its steps compiled
     assert fastest_decoder(generator.trunk) is Decoder
+
+
+@pytest.mark.parametrize(
+    "positions, settings",
+    [("both", {"guidance": 2.0, "guidance_schedule": "linear"}), ("learned", {"top_k": 40, "top_p": 0.9})],
+)
+def test_a_step_is_compiled_once_for_all_tokens(positions, settings, monkeypatch):
+    """Whatever the length of the prefix, over several lengths of attention, and in the next clip."""
+    monkeypatch.setattr("vidtok.generator.decoding.STATIC_LENGTH", 8)
+    generator = make("autoregressive", arguments={"positions": positions})
+    settings = settings | {"label": ["left", "right"], "seed": 3}
+    prefix = batch_of(2)["ids"][:, :1]
+    expected = generator.generate(2, **settings), generator.generate(2, prefix=prefix, **settings)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    generator.next_token.compile(backend=backend)
+    assert torch.equal(generator.generate(2, **settings), expected[0])
+    assert torch.equal(generator.generate(2, prefix=prefix, **settings), expected[1])
+    assert len(graphs) == 1
+    assert torch.equal(generator.generate(2, **settings, cached=False), expected[0]) and len(graphs) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("batch", [1, 12])  # few rows, and more than `FEW_ROWS`
+def test_the_compiled_step_draws_the_same_tokens(batch):
+    generator = make("autoregressive")
+    settings = {"label": "left", "guidance": 1.0 if batch == 1 else 2.0, "seed": 3}
+    expected = generator.generate(batch, **settings)
+    torch._dynamo.reset()
+    counters.clear()
+    generator.next_token.compile()
+    assert torch.equal(generator.generate(batch, **settings), expected)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_the_compiled_step_on_a_gpu_draws_the_tokens_of_the_plain_one(mode):
+    generator = make("autoregressive").cuda()
+    settings = {"label": ["left", "right"], "guidance": 2.0}
+    expected = [generator.generate(2, seed=seed, **settings) for seed in (3, 4)]
+    torch._dynamo.reset()
+    counters.clear()
+    generator.next_token.compile(mode=mode)
+    for seed, ids in zip((3, 4), expected, strict=True):
+        assert torch.equal(generator.generate(2, seed=seed, **settings), ids)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["inductor"]["cudagraph_skips"]
 
 
 def test_top_k_and_top_p_keep_the_likeliest():

@@ -24,6 +24,7 @@ def bench_generation(
     grid: tuple[int, int, int] = GRID,
     trunk: dict | None = None,
     uncached: bool = True,
+    compiled: bool = False,
 ) -> Iterator[dict]:
     """Time sampling from untrained generators; the weights don't affect the speed.
 
@@ -36,11 +37,13 @@ def bench_generation(
         grid: (t, h, w) of the tokens.
         trunk: width, depth and heads of the transformer, the same for all generators; None, `TRUNK`.
         uncached: whether to time uncached sampling.
+        compiled: whether to time cached sampling with `Generator.compile` too, in the same rounds.
 
     Yields:
         One row per batch size: {"batch", "tokens", "steps", "masked", "cached" and "unbuffered" (seconds, see
         `summary`), "over_cached" (time of cached over masked sampling, see `ratio`), "over_unbuffered" (time of
-        unbuffered over cached sampling), "trunk"}. The first row also has "uncached" and "over_uncached".
+        unbuffered over cached sampling), "trunk"}. The first row also has "uncached" and "over_uncached". With
+        `compiled`, every row has "compiled" and "over_compiled" (time of cached over compiled sampling).
     """
     trunk = trunk or TRUNK
     masked, autoregressive = (
@@ -49,6 +52,9 @@ def bench_generation(
     )
     unbuffered = cast(AutoregressiveGenerator, copy.copy(autoregressive))
     unbuffered.decoder = Decoder
+    fast = copy.deepcopy(autoregressive)
+    if compiled:
+        fast.compile()
     for batch in batches:
         works = {
             "masked": partial(masked.generate, batch, steps=STEPS),
@@ -56,6 +62,9 @@ def bench_generation(
             "unbuffered": partial(unbuffered.generate, batch),
         }
         works["masked"]()  # warm-up
+        if compiled:
+            works["compiled"] = partial(fast.generate, batch)
+            fast.generate(batch, prefix=torch.zeros(1, grid[0] - 1, *grid[1:], dtype=torch.long))  # compiles the step
         seconds = time_together(works, device, runs, warmup=0)
         row = {
             "batch": batch,
@@ -66,6 +75,8 @@ def bench_generation(
             "over_cached": ratio(seconds["cached"], seconds["masked"]),
             "over_unbuffered": ratio(seconds["unbuffered"], seconds["cached"]),
         }
+        if compiled:
+            row["over_compiled"] = ratio(seconds["cached"], seconds["compiled"])
         if uncached and batch == batches[0]:
             works = {"masked": works["masked"], "uncached": partial(autoregressive.generate, batch, cached=False)}
             once = time_together(works, device, 1, warmup=0)
@@ -85,6 +96,10 @@ def describe(row: dict) -> str:
         ms = [1e3 * row[kind]["median_s"] / row["tokens"] for kind in ("cached", "unbuffered")]
         times = row["over_unbuffered"]["median"]
         line += f", {ms[0]:.2f} ms a token, {times:.2f} times as fast as without buffers ({ms[1]:.2f} ms)"
+    if "over_compiled" in row:
+        ms, found = 1e3 * row["compiled"]["median_s"] / row["tokens"], row["over_compiled"]
+        times = "{median:.2f} ({lowest:.2f} .. {highest:.2f})".format(**found)
+        line += f"; compiled {ms:.2f} ms, {times} times as fast as with buffers"
     if "uncached" not in row:
         return line
     return f"{line}; without cache {seconds(row['uncached'])} ({row['over_uncached']['median']:.1f} x)"

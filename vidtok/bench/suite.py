@@ -148,7 +148,7 @@ def run_benchmark(
     place = pick_device("cpu" if kind == "loader" else device)
     about = provenance(place)
     if kind in ALONE:
-        return _run_alone(kind, data, place, about, runs or 3, quick, report)
+        return _run_alone(kind, data, place, about, runs or 3, quick, compile, report)
     effort = QUICK if quick else Effort()
     effort = replace(effort, runs=runs) if runs else effort
     about |= {"machine": machine()}
@@ -170,11 +170,14 @@ def run_benchmark(
     return result
 
 
-def _run_alone(kind: str, data: str | None, device: torch.device, about: dict, runs: int, quick: bool, report) -> dict:
+def _run_alone(
+    kind: str, data: str | None, device: torch.device, about: dict, runs: int, quick: bool, compile: bool, report
+) -> dict:
     result: dict[str, Any] = {"schema": f"vidtok.bench.{kind}/1", "rows": [], "provenance": about}
     if kind == "generate":
         words = f"generators on {about['device']}, {about['threads']} threads"
-        rows = generation.bench_generation(device, (1,) if quick else (1, 8), runs, uncached=not quick)
+        batches = (1,) if quick else (1, 8)
+        rows = generation.bench_generation(device, batches, runs, uncached=not quick, compiled=compile)
     else:
         words = f"clips of {loader.FRAMES} x {loader.SIDE} x {loader.SIDE}, of {data or 'rendered videos'}"
         heights = dict.fromkeys(loader.HEIGHTS, 8) if quick else loader.HEIGHTS

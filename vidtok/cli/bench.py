@@ -16,7 +16,8 @@ kinds of all, the default, which takes some minutes:
 
 kinds that run only by name:
   generate    12 steps of masked decoding against autoregressive sampling of 1280 tokens, with a cache and without,
-              with buffers and without; takes minutes, and half a minute with --quick (one clip, none without a cache)
+              with buffers and without; takes minutes, and half a minute with --quick (one clip, none without a cache);
+              with --compile also compiled
   loader      throughput of data loaders with 1 and 2 worker processes, relative to decoding in the main process, on
               DATASET or rendered clips. Without DATASET also vidtok's reader against decord, torchcodec and PyAV on
               rendered files of 360 to 2160 lines: speed, PSNR of the resizing, and memory at 2160 lines.

@@ -3,14 +3,16 @@
 Legend: B batch, N tokens, D width, V vocabulary of a factor (the low or the high bits of a token).
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
 from vidtok.generator.base import Generator, GeneratorConfig, Objective, Request, classifier_free_guidance
-from vidtok.generator.decoding import Decoder, fastest_decoder, prefetch
+from vidtok.generator.decoding import Decoder, StaticCache, fastest_decoder, prefetch, static_step
 from vidtok.generator.masked import factor_losses
 from vidtok.generator.sampling import guidance_scale, pick, top_k_top_p_filter
-from vidtok.generator.transformer import TokenEmbedding, TokenHeads
+from vidtok.generator.transformer import Cache, TokenEmbedding, TokenHeads, Transformer
 
 
 class AutoregressiveGenerator(Generator):
@@ -18,6 +20,9 @@ class AutoregressiveGenerator(Generator):
 
     Element i of the sequence is the embedding of token i - 1 (a learned start embedding for i = 0) with the position of
     token i, which is predicted from it.
+
+    After `compile()`, `generate` computes and draws each token in one compiled graph. It is compiled in the first call
+    for a batch size and for sampling options.
 
     Args:
         config: the config, whose `arguments` are the following.
@@ -32,6 +37,7 @@ class AutoregressiveGenerator(Generator):
     """
 
     causal = True
+    compiled_parts = ("trunk", "next_token")
     decoder: type[Decoder] | None = None
 
     def __init__(self, config: GeneratorConfig, factors: int = 2, positions: str = "both"):
@@ -39,6 +45,7 @@ class AutoregressiveGenerator(Generator):
         self.embed = TokenEmbedding(config.bits, config.width, factors)
         self.start_embed = nn.Parameter(torch.randn(config.width) * 0.02)
         self.heads = TokenHeads(self.embed, config.width, conditioned=True)
+        self.next_token = NextToken()
 
     @property
     def default_steps(self) -> int:
@@ -55,6 +62,40 @@ class AutoregressiveGenerator(Generator):
         """Embed the start and the given tokens -> [B, N + 1, D]; each element predicts the next token."""
         start = self.start_embed.expand(len(ids_BN), 1, -1)
         return torch.cat([start, self.embed(ids_BN)], 1)
+
+    def embed_token(self, low_B1: Tensor, high_B1: Tensor, rows: int) -> Tensor:
+        """Embed the factors of a token -> [rows, D]; with guidance, every sample has two rows."""
+        if rows != len(low_B1):
+            low_B1, high_B1 = low_B1.repeat(2, 1), high_B1.repeat(2, 1)
+        return (self.embed.low(low_B1) + self.embed.high(high_B1))[:, 0]
+
+    def draw(
+        self,
+        x_BD: Tensor,
+        uniform_B2: Tensor,
+        scale: float | Tensor,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw the factors of the next token from its features -> (low, high), int64 [B, 1] each.
+
+        Args:
+            x_BD: the features; with guidance [2 B, D].
+            uniform_B2: uniform random numbers.
+            scale: scale of the guidance.
+            temperature, top_k, top_p: see `sample`.
+        """
+        heads, x_B1D, batch = self.heads, x_BD[:, None], len(uniform_B2)
+        assert heads.mix is not None, "the heads are conditioned"
+        prefetch(len(x_BD), heads.dense.weight, self.embed.low.weight)
+        low_logits = classifier_free_guidance(heads.low_logits(x_B1D), scale, batch)
+        low_B1 = pick(top_k_top_p_filter(low_logits, top_k, top_p, temperature), uniform_B2[:, :1], temperature)
+        prefetch(len(x_BD), heads.mix.weight, heads.dense.weight, self.embed.high.weight)
+        given_B1 = low_B1 if len(x_BD) == batch else low_B1.repeat(2, 1)
+        high_logits = classifier_free_guidance(heads.high_logits(x_B1D, given_B1), scale, batch)
+        high_B1 = pick(top_k_top_p_filter(high_logits, top_k, top_p, temperature), uniform_B2[:, 1:], temperature)
+        return low_B1, high_B1
 
     def forward(self, batch, objective: Objective) -> dict[str, Tensor]:
         """Compute the training terms.
@@ -100,38 +141,76 @@ class AutoregressiveGenerator(Generator):
         start = int(known_N.sum())
         if not known_N[:start].all():
             raise ValueError("autoregressive models take only a prefix: other masks need a masked or diffusion model")
-
-        def doubled(x_BN: Tensor) -> Tensor:
-            """Repeat the samples for guidance."""
-            return x_BN if guidance == 1 else x_BN.repeat(2, 1)
-
         condition_BD = self.guided(guidance, request.label_B)
-        heads = self.heads
-        assert heads.mix is not None, "the heads are conditioned"
+        rows = len(condition_BD)
         ids_BN = request.ids_BN.clone()
         uniform_BN2 = request.rng.uniform(N, 2)  # also for known tokens: a sample is then reproduced from its prefix
+        scales = [guidance_scale(guidance_schedule, guidance, (n + 1) / N) for n in range(N)]
+        scales_N = torch.tensor(scales, device=ids_BN.device)  # compiled steps are compiled again for another number
+        compiled = cached and self.decoder is None and self.next_token._compiled_call_impl is not None
         low_B1 = high_B1 = ids_BN[:, :1]  # the last token drawn
         with torch.inference_mode():  # ids_BN is an ordinary tensor, as it was made before
             decoder = (self.decoder or fastest_decoder(self.trunk))(self.trunk, condition_BD) if cached else None
             for n in range(start, N):
-                if decoder is None:
-                    x_BD = self.trunk(self.embed_before(doubled(ids_BN[:, :n])), condition_BD)[:, -1]
-                elif n == start:
-                    x_BD = decoder.prefill(self.embed_before(doubled(ids_BN[:, :n])))
+                if decoder is not None and compiled and n > start:
+                    if n == start + 1:
+                        cache = self.next_token.load(self.trunk, decoder.cache)
+                    drawing = uniform_BN2[:, n], scales_N[n], temperature, top_k, top_p
+                    ids_BN[:, n] = self.next_token(self, cache, ids_BN[:, n - 1 : n], *cache.token(n), drawing)
                 else:
-                    x_BD = decoder.step((self.embed.low(doubled(low_B1)) + self.embed.high(doubled(high_B1)))[:, 0])
-                x_B1D = x_BD[:, None]
-                scale = guidance_scale(guidance_schedule, guidance, (n + 1) / N)
-                prefetch(len(x_BD), heads.dense.weight, self.embed.low.weight)
-                low_logits = classifier_free_guidance(heads.low_logits(x_B1D), scale, len(ids_BN))
-                low_B1 = pick(
-                    top_k_top_p_filter(low_logits, top_k, top_p, temperature), uniform_BN2[:, n, :1], temperature
-                )
-                prefetch(len(x_BD), heads.mix.weight, heads.dense.weight, self.embed.high.weight)
-                high_logits = classifier_free_guidance(heads.high_logits(x_B1D, doubled(low_B1)), scale, len(ids_BN))
-                high_B1 = pick(
-                    top_k_top_p_filter(high_logits, top_k, top_p, temperature), uniform_BN2[:, n, 1:], temperature
-                )
-                ids_BN[:, n] = self.embed.combine(low_B1, high_B1)[:, 0]
+                    if n == start or decoder is None:
+                        ids_Bn = ids_BN[:, :n] if rows == len(ids_BN) else ids_BN[:, :n].repeat(2, 1)
+                        x_BND = self.embed_before(ids_Bn)
+                        # Once per clip, for which compiling the trunk for the length of a prefix doesn't pay.
+                        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+                            x_BD = self.trunk(x_BND, condition_BD)[:, -1] if decoder is None else decoder.prefill(x_BND)
+                    else:
+                        x_BD = decoder.step(self.embed_token(low_B1, high_B1, rows))
+                    low_B1, high_B1 = self.draw(x_BD, uniform_BN2[:, n], scales[n], temperature, top_k, top_p)
+                    ids_BN[:, n] = self.embed.combine(low_B1, high_B1)[:, 0]
                 request.progress(n + 1 - start, N - start)
         return ids_BN
+
+
+class NextToken(nn.Module):
+    """Draw the next token with a `StaticCache`; a module without parameters, so that `compile` compiles it as a whole.
+
+    It is called only if it is compiled.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.cache: StaticCache | None = None
+
+    def load(self, trunk: Transformer, cache: Cache) -> StaticCache:
+        """Return a static cache that holds what `cache` holds; on a GPU the same one for all clips of a batch size."""
+        static = self.cache
+        if static is None or not static.fits(cache):
+            static = StaticCache(trunk, len(cache.keys[0]))
+        static.load(cache)
+        self.cache = static if cache.keys.is_cuda else None  # CUDA graphs are recorded for its addresses
+        return static
+
+    def forward(
+        self,
+        generator: AutoregressiveGenerator,
+        cache: StaticCache,
+        ids_B1: Tensor,
+        n_1: Tensor,
+        places_L: Tensor,
+        drawing: tuple,
+    ) -> Tensor:
+        """Draw token n -> int64 [B].
+
+        Args:
+            generator: the generator.
+            cache: cache of the tokens before the last one.
+            ids_B1: the last token.
+            n_1, places_L: see `StaticCache.token`.
+            drawing: further arguments of `AutoregressiveGenerator.draw`.
+        """
+        embed = generator.embed
+        with torch.autocast(ids_B1.device.type, enabled=False):  # the cache has one dtype
+            x_BD = generator.embed_token(*embed.factorize(ids_B1), cache.last.shape[1])
+            x_BD = static_step(generator.trunk, x_BD, n_1, places_L, cache)
+            return embed.combine(*generator.draw(x_BD, *drawing))[:, 0]

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -145,7 +145,7 @@ class Generator(PretrainedModel, tags=["video-generation"]):
     """
 
     config: GeneratorConfig
-    compiled_parts = ("trunk",)
+    compiled_parts: ClassVar[tuple[str, ...]] = ("trunk",)
     compiled_methods = ("generate",)
     causal = False
 
@@ -361,7 +361,7 @@ class Generator(PretrainedModel, tags=["video-generation"]):
         return math.prod(self.config.grid)
 
 
-def classifier_free_guidance(logits: Tensor, guidance: float, batch: int) -> Tensor:
+def classifier_free_guidance(logits: Tensor, guidance: float | Tensor, batch: int) -> Tensor:
     """Combine logits with and without class, [2 B, ...] -> [B, ...]; logits [B, ...] (no guidance) are unchanged."""
     if len(logits) == batch:
         return logits

@@ -7,12 +7,14 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
-from vidtok.generator.transformer import Block, Cache, Transformer, attention
+from vidtok.generator.transformer import Block, Cache, Transformer, attention, linear, realize
 
 PREFETCH_BYTES = 2**20  # the L2 cache of a Zen 4 core; server cores of other makers have more
 PREFETCH_BATCH = 8  # largest batch for which prefetching has been measured
+STATIC_LENGTH = 64  # a compiled step on a CPU attends to a multiple of this many tokens
 
 
 class Decoder:
@@ -85,8 +87,90 @@ class BufferedDecoder(Decoder):
         return scaled_norm(x, *self.last)
 
 
+class StaticCache:
+    """Cache for `static_step`: tensors of one shape and, on a GPU, one address for all tokens and clips.
+
+    Args:
+        trunk: the transformer.
+        batch: B.
+
+    Attributes:
+        keys, values: those of each layer, [B, h, C, d], with room for C > N tokens.
+        modulation, last: `Cache.modulation` of the layers and of the last norm, [depth, 6, B, D] and [2, B, D].
+        positions: embeddings of all positions, [N, D].
+        places: int64, 0 .. C - 1.
+    """
+
+    def __init__(self, trunk: Transformer, batch: int):
+        weight, depth, D = trunk.modulation.weight, len(trunk.blocks), trunk.width
+        # C is above all lengths: a length that may be C would be compiled on its own.
+        capacity = (-(-trunk.tokens // STATIC_LENGTH) + 1) * STATIC_LENGTH
+        shape = batch, trunk.heads, capacity, D // trunk.heads
+        self.keys, self.values = ([weight.new_zeros(shape) for _ in range(depth)] for _ in range(2))
+        self.modulation, self.last = weight.new_zeros(depth, 6, batch, D), weight.new_zeros(2, batch, D)
+        self.positions = weight.new_zeros(trunk.tokens, D)
+        self.places = torch.arange(capacity, device=weight.device)
+        for tensor in (*self.keys, *self.values, self.modulation, self.last, self.positions, self.places):
+            torch._dynamo.mark_static_address(tensor)  # otherwise CUDA graphs copy it for each token
+
+    def fits(self, cache: Cache) -> bool:
+        """Return whether the tensors of a cache can be loaded."""
+        keys, own = cache.keys[0], self.keys[0]
+        return (keys.dtype, keys.device, len(keys)) == (own.dtype, own.device, len(own))
+
+    def load(self, cache: Cache) -> None:
+        """Copy the tensors of a cache, which holds the first tokens."""
+        for own, given in ((self.keys, cache.keys), (self.values, cache.values)):
+            for own_BhNd, given_BhNd in zip(own, given, strict=True):
+                own_BhNd[:, :, : cache.length] = given_BhNd[:, :, : cache.length]
+        *of_blocks, last = cache.modulation
+        for own_PBD, parts in zip((*self.modulation, self.last), (*of_blocks, last), strict=True):
+            torch.stack([part_B1D[:, 0] for part_B1D in parts], out=own_PBD)
+        self.positions.copy_(cache.positions)
+
+    def token(self, n: int) -> tuple[Tensor, Tensor]:
+        """Return (n, int64 [1]; the places that token n attends to and masked ones) without a new shape per token."""
+        if self.places.is_cuda:  # CUDA graphs have fixed shapes
+            return self.places[n : n + 1], self.places
+        places = self.places[: (n // STATIC_LENGTH + 1) * STATIC_LENGTH]
+        torch._dynamo.maybe_mark_dynamic(places, 0)
+        return self.places[n : n + 1], places
+
+
+def static_step(trunk: Transformer, x_BD: Tensor, n_1: Tensor, places_L: Tensor, cache: StaticCache) -> Tensor:
+    """Compute the features of token n from its embedding -> [B, D], in a form that torch.compile makes fast.
+
+    Args:
+        trunk: the transformer, causal and in evaluation mode.
+        x_BD: embedding of the token.
+        n_1, places_L: see `StaticCache.token`.
+        cache: cache of the earlier tokens, to which the token is added.
+    """
+    B, D, L = *x_BD.shape, len(places_L)
+    x = realize(x_BD + cache.positions[n_1])
+    future_L = places_L > n_1
+    blocks: list[Block] = list(trunk.blocks)  # type: ignore[arg-type]  # a ModuleList holds any modules
+    for block, modulation_6BD, keys, values in zip(blocks, cache.modulation, cache.keys, cache.values, strict=True):
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation_6BD.unbind()
+        fc1, fc2 = cast(list[nn.Linear], [block.mlp.fc1, block.mlp.fc2])
+        qkv_B3hd = linear(scaled_norm(x, shift1, scale1), block.qkv.weight, block.qkv.bias).view(B, 3, block.heads, -1)
+        qk_B2hd = F.rms_norm(qkv_B3hd[:, :2], qkv_B3hd.shape[-1:])
+        if trunk.rotary is not None:
+            qk_B2hd = apply_rot_embed_cat(qk_B2hd, trunk.rotary.sin_cos[n_1].to(x.dtype), half=True)
+        q_Bhd = realize(qk_B2hd[:, 0] * block.qk_scale[..., 0].to(x.dtype) * qkv_B3hd.shape[-1] ** -0.5)
+        keys.index_copy_(2, n_1, qk_B2hd[:, 1, :, None])
+        values.index_copy_(2, n_1, qkv_B3hd[:, 2, :, None])
+        scores_BhL = (q_Bhd[:, :, None] * keys[:, :, :L]).sum(-1).masked_fill(future_L, -torch.inf)
+        weights_BhL = (scores_BhL - scores_BhL.amax(-1, keepdim=True)).exp()
+        y_Bhd = (weights_BhL[..., None] * values[:, :, :L]).sum(2) / weights_BhL.sum(-1, keepdim=True)
+        x = realize(torch.addcmul(x, gate1, linear(y_Bhd.view(B, D), block.out.weight, block.out.bias)))
+        y = F.gelu(linear(scaled_norm(x, shift2, scale2), fc1.weight, fc1.bias), approximate="tanh")
+        x = realize(torch.addcmul(x, gate2, linear(y, fc2.weight, fc2.bias)))
+    return realize(scaled_norm(x, *cache.last.unbind()))
+
+
 def fastest_decoder(trunk: Transformer) -> type[Decoder]:
-    """Return the fastest decoder that has been measured: the buffered one, but not on a GPU or for a compiled trunk."""
+    """Return the fastest decoder of those not compiled: the buffered one, but not on a GPU or for a compiled trunk."""
     is_compiled = hasattr(trunk, "_orig_mod") or trunk._compiled_call_impl
     on_cpu = trunk.modulation.weight.device.type == "cpu"
     return BufferedDecoder if on_cpu and not is_compiled else Decoder
@@ -146,7 +230,8 @@ class BufferedLinear:
 def may_prefetch(batch: int, weight: Tensor) -> bool:
     """Return whether `prefetch` makes products of few rows with a weight faster: in float32, on one CPU thread."""
     return (
-        batch <= PREFETCH_BATCH
+        not torch.compiler.is_compiling()
+        and batch <= PREFETCH_BATCH
         and weight.dtype == torch.float32
         and weight.device.type == "cpu"
         and torch.get_num_threads() == 1
