@@ -52,7 +52,7 @@ def test_wrong_nested_settings_name_the_nearest_legal_one(settings, message):
     "command, words",
     [
         ("train tokenizer", ["root: ???", "# model: ", "vidtok-t-r", "# quantizer: fsq, ", "# data: digits, folder\n"]),
-        ("train tokenizer", ["# experiment: imagenet-16x", "# loss: magvit2, "]),
+        ("train tokenizer", ["# experiment: digits, imagenet-16x", "# loss: magvit2, "]),
         ("train generator", ["# size: base", "# generator: autoregressive", "# experiment: generator/imagenet-256"]),
         ("eval finetune", ["source: ???", "# head: attentive, ", "# recipe: k400-attentive"]),
         ("eval compare", ["source: ???", "# head: attentive, ", "arms:"]),
