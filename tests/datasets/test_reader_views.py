@@ -4,9 +4,9 @@ import av
 import numpy as np
 import pytest
 import torch
-from av.video.reformatter import Interpolation
 from torch.nn import functional as F
 
+from vidtok.bench.loader import EXACT
 from vidtok.datasets import DecodePool, VideoFolder, backends, iter_video, open_video
 from vidtok.datasets.decode import FrameConverter, PyAVReader, convert_pictures
 from vidtok.datasets.frames import View, plan_view
@@ -81,8 +81,7 @@ def test_a_view_is_the_region_resized(tmp_path, pix_fmt):
 def test_resizing_keeps_the_mean(tmp_path, size):
     path = write(tmp_path / "a.mp4")
     with av.open(str(path)) as container:
-        exact = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-        frame = next(container.decode(video=0)).to_ndarray(format="rgb24", interpolation=exact)
+        frame = next(container.decode(video=0)).to_ndarray(format="rgb24", interpolation=EXACT)
     with open_video(path) as reader:
         ours = reader.frames([0], View((0, 0, HEIGHT, WIDTH), size))
     assert abs(ours.mean() - frame.mean()) < 0.25

@@ -18,7 +18,7 @@ from vidtok.errors import nearest
 from vidtok.quantize.lfq import combine_ids, factor_bits, factorize_ids, ids_to_signs
 
 POSITIONS = ("both", "learned", "rotary")
-FEW_ROWS = 8  # largest batch for which compiled products with the rows of a weight have been considered
+FEW_ROWS = 8  # largest batch that a compiled `linear` multiplies as sums of products on a CPU
 
 
 class Cache:
@@ -145,7 +145,7 @@ def scaled_norm(x_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
 def linear(x_xD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> Tensor:
     """Apply a linear layer; compiled without gradients for few rows on a CPU, as sums of products.
 
-    Inductor vectorizes these sums, and reads a weight at the rate of memory. MKL reads it at a quarter of the rate.
+    Inductor vectorizes these sums and joins them with the operations around them.
     """
     x_BD = x_xD.reshape(-1, x_xD.shape[-1])
     few = len(x_BD) <= FEW_ROWS and x_xD.device.type == "cpu" and not torch.is_grad_enabled()
