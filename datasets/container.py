@@ -13,7 +13,7 @@ from functools import lru_cache
 from io import BytesIO
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
@@ -28,7 +28,8 @@ from vidtok.inputs import FileVersion, open_binary, read_head
 from vidtok.names import IMAGE_SUFFIXES
 
 OLDEST_AV = 17  # older versions ignore color tags and convert BT.709 by the matrix of BT.601, up to 23 levels off
-if int(av.__version__.partition(".")[0]) < OLDEST_AV:
+AV_MAJOR = int(av.__version__.partition(".")[0])
+if AV_MAJOR < OLDEST_AV:
     raise UserError(f"vidtok needs av>={OLDEST_AV}, not {av.__version__}: pip install -U av")
 
 MAX_PIXELS = 1 << 27  # per frame; 16K UHD fits, a header that states more is damaged or an attack
@@ -50,6 +51,8 @@ _OPTIONS = {
     "protocol_whitelist": "file",
     "pattern_type": "none",
 }
+# Tags that aren't UTF-8 are no reason to reject a file. From version 19 on av agrees and has no such option.
+_TAGS: dict[str, Any] = {} if AV_MAJOR >= 19 else {"metadata_errors": "replace"}
 # Detected as FFmpeg does: by the first bytes, or by the first lines.
 _SCRIPTS = (
     (re.compile(rb"\W*#EXTM3U"), "an HLS playlist"),
@@ -87,7 +90,7 @@ def open_container(path: str | Path, threads: int = MAX_THREADS) -> tuple[InputC
     except OSError as e:  # not readable, deleted since, or a name that is too long
         raise VideoError(path, e.strerror or str(e)) from e
     try:
-        container = av.open(source, "r", options=_OPTIONS, metadata_errors="replace")
+        container = av.open(source, "r", options=_OPTIONS, **_TAGS)
     except (av.error.FFmpegError, ValueError) as e:
         raise VideoError(path, f"not a video or image that FFmpeg can read ({describe(e)})") from e
     try:
@@ -190,8 +193,9 @@ class Decoding:
 
 def tick_of(stream: VideoStream) -> Fraction:
     """Return the time base of a stream: seconds per tick."""
-    assert stream.time_base is not None  # FFmpeg sets it for every stream
-    return stream.time_base
+    base = stream.time_base
+    assert base is not None  # FFmpeg sets it for every stream
+    return Fraction(base.numerator, base.denominator)
 
 
 def describe(e: Exception) -> str:

@@ -281,7 +281,7 @@ class PyAVReader:
         self._ahead: Iterator[VideoFrame] = chain([first], self._decoder)  # the next frames
         self._next = 0  # index of the first of them
         self.start_time = 0.0 if first.time is None else first.time
-        pixel, size = Fraction(stream.sample_aspect_ratio or 1), (first.width, first.height)
+        pixel, size = Fraction(cast(Fraction, stream.sample_aspect_ratio) or 1), (first.width, first.height)
         is_interlaced = bool(first.interlaced_frame or context.field_order > 1)  # 1 is progressive
         self.traits = Traits(pixel, int(first.color_trc), is_interlaced, matrix)
         if "sar" in options and pixel != 1:

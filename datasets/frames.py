@@ -255,11 +255,10 @@ def display_matrix(frame: VideoFrame) -> Matrix | None:
         turn = round(frame.rotation / 90) * math.pi / 2
         cos, sin = round(math.cos(turn)), round(math.sin(turn))
         return (cos, -sin, sin, cos) if turn else None
-    for data in side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            m = np.frombuffer(bytes(data), dtype=np.int32)
-            return int(m[0]), int(m[1]), int(m[3]), int(m[4])
-    return None
+    if (data := side_data.get("DISPLAYMATRIX")) is None:
+        return None
+    m = np.frombuffer(bytes(data), dtype=np.int32)
+    return int(m[0]), int(m[1]), int(m[3]), int(m[4])
 
 
 def swaps_sides(matrix: Matrix | None) -> bool:

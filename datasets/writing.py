@@ -289,7 +289,7 @@ class _H264:
             yuv = frame.reformat(
                 format=self._stream.pix_fmt, dst_colorspace=self._matrix, dst_color_range=ColorRange.MPEG
             )
-            if ticks is not None:
+            if ticks is not None and self._time_base is not None:
                 yuv.pts, yuv.time_base = int(ticks[i]), self._time_base
             self._container.mux(self._stream.encode(yuv))
         frame_seconds = 1 / self._fps

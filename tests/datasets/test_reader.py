@@ -331,3 +331,16 @@ def test_refuses_unknown_backend_and_impossible_keep(clips):
     for wrong in ({"backend": "opencv"}, {"on_error": "ignore"}, {"backend": "decord", "on_error": "keep"}):
         with pytest.raises(ValueError):
             open_video(clips["one.mp4"], **wrong)
+
+
+def test_tags_that_are_not_utf8_are_no_reason_to_reject_a_file(tmp_path):
+    path = tmp_path / "latin.mp4"
+    with av.open(str(path), "w") as file:
+        file.metadata["title"] = "Cafe Muenchen"
+        stream = file.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 32
+        for packet in [*stream.encode(av.VideoFrame(32, 32, "yuv420p")), *stream.encode()]:
+            file.mux(packet)
+    path.write_bytes(path.read_bytes().replace(b"Cafe", b"Caf\xe9"))
+    with open_video(path) as reader:
+        assert reader.frames([0]).shape == (1, 32, 32, 3)

@@ -173,4 +173,4 @@ def _describe(path: Path) -> tuple[dict, Fraction | None]:
         stated: dict[str, object] = {name: int(value) for name, value in color.items() if value is not None}
         base = stream.time_base
         name = escape_name(path.name)
-        return {"name": name} | stated, None if base is None else Fraction(base)
+        return {"name": name} | stated, None if base is None else Fraction(base.numerator, base.denominator)
