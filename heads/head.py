@@ -21,7 +21,15 @@ from torch import Tensor, nn
 from vidtok.configs.compose import to_dict
 from vidtok.errors import nearest
 from vidtok.heads.embed import INPUTS
-from vidtok.hub import PRETRAINED, PretrainedModel, find_pretrained, list_shipped, load_config, load_weights
+from vidtok.hub import (
+    PRETRAINED,
+    PretrainedModel,
+    describe_weights,
+    find_pretrained,
+    list_shipped,
+    load_config,
+    load_weights,
+)
 
 SCHEMA = "vidtok.head/1"
 SHIPPED = PRETRAINED / "heads"
@@ -229,8 +237,8 @@ class Head(PretrainedModel, tags=["video-classification"]):
         source = self.config.tokenizer
         if source is not None and source["weight_hash"] != weight_hash:
             raise ValueError(
-                f"head {self.config.name!r} reads {self.config.input['kind']} of tokenizer {source['name']!r} (weights "
-                f"{source['weight_hash']}), not of {name!r} (weights {weight_hash})"
+                f"head {self.config.name!r} reads {self.config.input['kind']} of tokenizer {source['name']!r} "
+                f"({describe_weights(source['weight_hash'])}), not of {name!r} (weights {weight_hash})"
             )
 
     @property

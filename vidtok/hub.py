@@ -36,6 +36,8 @@ WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_checkpo
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
 EXPORT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 PARTS = ("best", "model")  # subfolders of a run folder that hold models
+# Weights that earlier releases shipped, by hash: the last release that holds them.
+FORMER_WEIGHTS = {"7ebdf29fe17b3bb8": "0.1.0", "be405b28dfc5e90d": "0.1.0"}  # vidtok-t, vidtok-t-next
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
@@ -135,6 +137,12 @@ def load_weights(module: nn.Module, path: Path, rename=str) -> str:
 def hash_file(path: Path) -> str:
     """Hash a file: first 16 hex digits of sha256."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def describe_weights(weight_hash: str) -> str:
+    """Write the hash of weights for an error, with the release that holds them if this one no longer does."""
+    release = FORMER_WEIGHTS.get(weight_hash)
+    return f"weights {weight_hash}" if release is None else f"weights {weight_hash} of vidtok {release}"
 
 
 def fetch(where: str | Path) -> Path:

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,8 +85,7 @@ def run_measurements(
         UserError: an input is in none of the folders, or `output` holds results of other commands or weights.
     """
     links = {each.name: find_inputs(each, sources) for each in measurements}
-    weights = shipped_weights()
-    pending = [each for each in measurements if not is_done(each, Path(output), weights)]
+    pending = [each for each in measurements if not is_done(each, Path(output))]
     log(f"{len(pending)} of {len(measurements)} to do, about {sum(each.minutes for each in pending):.0f} minutes")
     failed = []
     for each in pending:
@@ -108,7 +107,8 @@ def run_measurements(
             failed.append(each.name)
             log(f"{each.name}: failed with status {status}: {_last_line(folder / LOG)}")
             continue
-        record = {"commands": each.commands, "weights": weights, "seconds": seconds, "provenance": provenance("cpu")}
+        record = {"commands": each.commands, "weights": weights_before(each), "seconds": seconds}
+        record |= {"provenance": provenance("cpu")}
         write_json(folder / DONE, record)
         log(f"{each.name}: done in {seconds / 60:.0f} minutes")
     return failed
@@ -126,22 +126,22 @@ def find_inputs(measurement: Measurement, sources: Sequence[str | Path]) -> dict
     return found
 
 
-def is_done(measurement: Measurement, output: Path, weights: Mapping[str, str]) -> bool:
+def is_done(measurement: Measurement, output: Path) -> bool:
     """Whether `output` holds the results. Raises UserError if they are of other commands or weights."""
     file = output / measurement.name / DONE
     if not file.exists():
         return False
     known = json.loads(file.read_text())
-    for what, now in (("commands", measurement.commands), ("weights", weights)):
+    for what, now in (("commands", measurement.commands), ("weights", weights_before(measurement))):
         if known[what] != now:
             raise UserError(f"{file.parent} holds results of other {what}: remove that folder, or give another output")
     return True
 
 
-def shipped_weights() -> dict[str, str]:
-    """Return the hashes of all shipped weights: {folder of the model: hash}."""
-    files = sorted(PRETRAINED.rglob("*.safetensors"))
-    return {file.relative_to(PRETRAINED).as_posix(): hash_file(file) for file in files}
+def weights_before(measurement: Measurement) -> dict[str, str]:
+    """Return the hashes of all shipped weights but those that the measurement publishes: {file: hash}."""
+    files = {file.relative_to(PRETRAINED.parent.parent).as_posix(): file for file in PRETRAINED.rglob("*.safetensors")}
+    return {name: hash_file(files[name]) for name in sorted(files.keys() - set(measurement.publish.values()))}
 
 
 def publish(measurements: Sequence[Measurement], output: str | Path, repository: str | Path) -> list[Path]:
@@ -153,10 +153,8 @@ def publish(measurements: Sequence[Measurement], output: str | Path, repository:
     Raises:
         UserError: results of other commands or weights.
     """
-    weights, written = shipped_weights(), []
-    for each in measurements:
-        if not is_done(each, Path(output), weights):
-            continue
+    written = []
+    for each in [each for each in measurements if is_done(each, Path(output))]:
         for name, place in each.publish.items():
             source, target = Path(output) / each.name / name, Path(repository) / place
             if source.suffix == ".json":

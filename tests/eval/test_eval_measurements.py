@@ -65,6 +65,28 @@ def test_links_of_a_stopped_call_follow_the_folders(tmp_path, source):
     assert (tmp_path / "out/count/log.txt").read_text().split() == ["hello", "hello", "other"]
 
 
+def test_weights_that_a_measurement_publishes_are_not_those_it_depends_on(tmp_path, monkeypatch):
+    pretrained = tmp_path / "vidtok/pretrained"
+    (pretrained / "a").mkdir(parents=True)
+    (pretrained / "a/model.safetensors").write_text("tokenizer")
+    (pretrained / "a/prior.safetensors").write_text("old")
+    monkeypatch.setattr("vidtok.eval.report.measurements.PRETRAINED", pretrained)
+    trains = Measurement(
+        "trains", "echo new > p.safetensors\n", 1, publish={"p.safetensors": "vidtok/pretrained/a/prior.safetensors"}
+    )
+    uses = Measurement("uses", "true\n", 1)
+    out = tmp_path / "out"
+    run_measurements([trains, uses], [], out, print)
+    publish([trains], out, tmp_path)
+    assert (pretrained / "a/prior.safetensors").read_text() == "new\n"
+    run_measurements([trains], [], out, print)
+    with pytest.raises(UserError, match="uses holds results of other weights: remove that folder"):
+        run_measurements([uses], [], out, print)
+    (pretrained / "a/model.safetensors").write_text("other")
+    with pytest.raises(UserError, match="trains holds results of other weights"):
+        run_measurements([trains], [], out, print)
+
+
 def test_other_commands_or_missing_inputs_are_refused_before_anything_runs(tmp_path, source):
     run_measurements([COUNT], [source], tmp_path / "out", print)
     other = Measurement("count", "true\n", 1)

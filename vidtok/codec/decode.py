@@ -23,7 +23,7 @@ from vidtok.datasets import AudioPackets, VideoWriter
 from vidtok.errors import UserError
 from vidtok.extraction.videos import chunk_ids, decode_chunks
 from vidtok.files import validate_output
-from vidtok.hub import list_shipped
+from vidtok.hub import describe_weights, list_shipped
 from vidtok.inputs import open_binary
 from vidtok.tokenizer import VideoTokenizer
 
@@ -242,7 +242,7 @@ def _tokenizer_of(
     header: Header, name: str, model: str | VideoTokenizer | None, device: str, precision: str, tile: int | None
 ) -> VideoTokenizer:
     """Return the tokenizer of a file. Raises ValueError if the given one didn't make the file."""
-    made = f"{name}: made by {header.model!r} with weights {header.weight_hash}"
+    made = f"{name}: made by {header.model!r} with {describe_weights(header.weight_hash)}"
     if model is None:
         # Names come from untrusted files, so only shipped models are loaded by name, and nothing is downloaded.
         if header.model not in list_shipped():

@@ -28,7 +28,7 @@ from safetensors.numpy import load
 
 from vidtok.codec.container import Header
 from vidtok.errors import UserError, one_line
-from vidtok.hub import PRETRAINED, hash_file
+from vidtok.hub import PRETRAINED, describe_weights, hash_file
 
 SCHEMA = "vidtok.prior/2"
 FILE = "prior.safetensors"  # in the folder of a tokenizer
@@ -283,13 +283,14 @@ def find_prior(model: str, weight_hash: str, wanted: str | None = None, file: st
         ValueError: the file is damaged, isn't a prior, is for another tokenizer or has another hash.
         UserError: no such file, or no prior is shipped for these weights.
     """
-    made = f"{model!r} with weights {weight_hash}"
+    made = f"{model!r} with {describe_weights(weight_hash)}"
     if file is not None:
         if not Path(file).is_file():
             raise UserError(f"{file}: no such file")
         prior = load_prior(Path(file))
         if prior.weight_hash != weight_hash:
-            raise ValueError(f"{file} is the prior of {prior.model!r} with weights {prior.weight_hash}, not of {made}")
+            theirs = describe_weights(prior.weight_hash)
+            raise ValueError(f"{file} is the prior of {prior.model!r} with {theirs}, not of {made}")
         if wanted not in (None, prior.hash):
             raise ValueError(f"{file} is the prior {prior.hash}, and {wanted} compressed the video: give that one")
         return prior

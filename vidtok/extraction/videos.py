@@ -25,6 +25,7 @@ from vidtok.extraction.record import Record, id_type
 from vidtok.extraction.sources import WorkItem
 from vidtok.extraction.stats import RunStats
 from vidtok.files import MOVIES, Job, plan_jobs
+from vidtok.hub import describe_weights
 from vidtok.inputs import find_files, find_videos
 from vidtok.names import FRAMES, escape_name
 from vidtok.remote import as_address
@@ -188,8 +189,8 @@ def decode_files(
             raise ValueError(f"it holds {meta.feature} of {meta.clips or 1} clips: only the ids of whole videos decode")
         if meta.weight_hash != tokenizer.weight_hash:
             raise ValueError(
-                f"its tokens are of {meta.model} with weights {meta.weight_hash}, and --model {model} has weights "
-                f"{tokenizer.weight_hash}: give the model that made them"
+                f"its tokens are of {meta.model} with {describe_weights(meta.weight_hash)}, and --model {model} has "
+                f"weights {tokenizer.weight_hash}: give the model that made them"
             )
         with VideoWriter(job.target, meta.fps) as writer:
             chunks = decode_chunks(tokenizer, chunk_ids(record.features, tokenizer.chunk_latents), tile)

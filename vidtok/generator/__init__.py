@@ -18,6 +18,7 @@ import torch
 
 from vidtok.errors import nearest
 from vidtok.generator.base import Generator, GeneratorConfig, Objective
+from vidtok.hub import describe_weights
 
 KINDS = ("masked", "autoregressive", "diffusion")
 
@@ -84,8 +85,8 @@ def load_tokenizer(config: GeneratorConfig, name: str | None = None, device: str
     tokenizer = VideoTokenizer.from_pretrained(name or config.tokenizer, device)
     if tokenizer.weight_hash != config.weight_hash:
         raise ValueError(
-            f"generator {config.name!r} makes tokens of {config.tokenizer} with weights {config.weight_hash}, and "
-            f"{name or config.tokenizer} has weights {tokenizer.weight_hash}: say where its tokenizer is (--tokenizer, "
+            f"generator {config.name!r} makes tokens of {config.tokenizer} with {describe_weights(config.weight_hash)}, "
+            f"and {name or config.tokenizer} has weights {tokenizer.weight_hash}: say where its tokenizer is (--tokenizer, "
             "or tokenizer=)"
         )
     return tokenizer

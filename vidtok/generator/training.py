@@ -25,6 +25,7 @@ from vidtok.datasets.frames import frame_rows
 from vidtok.datasets.loading import WHOLE, Shard, prefetch, shard_rows
 from vidtok.extraction.dataset import TokenBatches
 from vidtok.generator.base import Generator, Objective
+from vidtok.hub import describe_weights
 from vidtok.quantize.lfq import pack_bits
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.loop import build_schedule
@@ -363,7 +364,8 @@ def build_generator_batches(data: dict, split: str, batch_size: int, tokenizer: 
         dataset = TokenDataset(data["features"], chosen, classes=data["classes"] or None, cache=data["cache"])
         if (weight_hash := dataset.meta["weight_hash"]) != tokenizer.weight_hash:
             name = f"{tokenizer.config.name} ({tokenizer.weight_hash})"
-            raise ValueError(f"{data['features']} holds tokens of weights {weight_hash}, not of {name}: set tokenizer=")
+            theirs = describe_weights(weight_hash)
+            raise ValueError(f"{data['features']} holds tokens of {theirs}, not of {name}: set tokenizer=")
         if dataset.feature == "latents" and tokenizer.config.quantizer["kind"] != "lfq":
             raise ValueError(f"{data['features']} holds latents, and only those of LFQ determine the ids: extract ids")
         tokens = TokenBatches(dataset, batch_size, data["latents"], first_only=True, seed=seed)
