@@ -5,7 +5,7 @@ Names load on first use, so that `vidtok --help` doesn't wait for torch.
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOME = {
     "VideoTokenizer": "vidtok.tokenizer",

@@ -84,10 +84,11 @@ def load_tokenizer(config: GeneratorConfig, name: str | None = None, device: str
 
     tokenizer = VideoTokenizer.from_pretrained(name or config.tokenizer, device)
     if tokenizer.weight_hash != config.weight_hash:
+        theirs = describe_weights(config.weight_hash)
         raise ValueError(
-            f"generator {config.name!r} makes tokens of {config.tokenizer} with {describe_weights(config.weight_hash)}, "
-            f"and {name or config.tokenizer} has weights {tokenizer.weight_hash}: say where its tokenizer is (--tokenizer, "
-            "or tokenizer=)"
+            f"generator {config.name!r} makes tokens of {config.tokenizer} with {theirs}, and "
+            f"{name or config.tokenizer} has weights {tokenizer.weight_hash}: say where its tokenizer is "
+            "(--tokenizer, or tokenizer=)"
         )
     return tokenizer
 
