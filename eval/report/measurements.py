@@ -107,9 +107,8 @@ def run_measurements(
             failed.append(each.name)
             log(f"{each.name}: failed with status {status}: {_last_line(folder / LOG)}")
             continue
-        record = {"commands": each.commands, "weights": weights_before(each), "seconds": seconds}
-        record |= {"provenance": provenance("cpu")}
-        write_json(folder / DONE, record)
+        known = {"commands": each.commands, "weights": weights_before(each)}
+        write_json(folder / DONE, known | {"seconds": seconds, "provenance": provenance("cpu")})
         log(f"{each.name}: done in {seconds / 60:.0f} minutes")
     return failed
 
@@ -153,8 +152,9 @@ def publish(measurements: Sequence[Measurement], output: str | Path, repository:
     Raises:
         UserError: results of other commands or weights.
     """
+    completed = [each for each in measurements if is_done(each, Path(output))]  # before weights are replaced
     written = []
-    for each in [each for each in measurements if is_done(each, Path(output))]:
+    for each in completed:
         for name, place in each.publish.items():
             source, target = Path(output) / each.name / name, Path(repository) / place
             if source.suffix == ".json":
