@@ -73,10 +73,30 @@ def accuracy(scores_NK: np.ndarray, labels_N: np.ndarray, n_failed: int = 0) -> 
     }
 
 
-def majority(train_labels: np.ndarray, labels_N: np.ndarray, classes: int, n_failed: int = 0) -> dict:
-    """Compute the `accuracy` of the majority class: the most frequent training class is predicted for every clip."""
-    counts = np.bincount(train_labels, minlength=classes).astype(float)
-    return {"class": int(counts.argmax()), **accuracy(np.tile(counts, (len(labels_N), 1)), labels_N, n_failed)}
+def majority(
+    train_labels: np.ndarray,
+    labels_N: np.ndarray,
+    classes: int,
+    n_failed: int = 0,
+    same_task_KK: np.ndarray | None = None,
+) -> dict:
+    """Compute the `accuracy` of the majority class: the most frequent training class is predicted for every clip.
+
+    Args:
+        train_labels, labels_N: classes of the training clips and the tested ones. classes: K.
+        n_failed: see `accuracy`.
+        same_task_KK: bool, whether two classes belong to the same task. The most frequent class of a clip's own task is
+            predicted then. None, there is one task.
+
+    Returns:
+        The accuracies, and `class`: the number of the majority class, None for several tasks.
+    """
+    counts_K = np.bincount(train_labels, minlength=classes).astype(float)
+    scores_NK = np.tile(counts_K, (len(labels_N), 1))
+    if same_task_KK is not None:
+        scores_NK = np.where(same_task_KK[labels_N], scores_NK, -1.0)
+    best = int(counts_K.argmax()) if same_task_KK is None else None
+    return {"class": best, **accuracy(scores_NK, labels_N, n_failed)}
 
 
 def over_seeds(correct_SN: np.ndarray, groups_N: Sequence[str] | None = None) -> dict:

@@ -19,7 +19,8 @@ Result schema "vidtok.recognition/1":
                       n_failed; head: name, weight_hash; steps and seconds of the training. For probes, a run for each
                       division into folds, with pool, features (their number), chosen, path, best_by_fold and
                       within_one_se, see `vidtok.eval.recognition.probing.path_record`; reference: name, weight_hash
-    controls        majority: the most frequent training class: class, top1, ...
+    controls        majority: the most frequent training class (of each motion task, if there are several): class,
+                    top1, ...
     comparisons     [{ours, theirs, ratio, difference, method}]: paired bootstrap, see `paired_ratio`
                     With several motion tasks, each entry of `results` and `comparisons` also has tasks {task: values
                     for its clips}: top1, or ratio, difference and method.
@@ -60,6 +61,7 @@ from vidtok.provenance import provenance
 from vidtok.tokenizer import VideoTokenizer
 
 SCHEMA = "vidtok.recognition/1"
+MOST_FREQUENT = "most frequent of each task"  # class of the control of several motion tasks
 
 
 def result_entry(
@@ -217,12 +219,14 @@ def recognition_result(
     """
     first = next(iter(predictions.values()))[0]
     classes = data["classes"]
-    if same_task(classes) is not None:
+    same_task_KK = same_task(classes)
+    if same_task_KK is not None:
         add_tasks(entries, more.get("comparisons", ()), predictions, [task_of(classes[i]) for i in first.labels])
     control = None
     if len(train_labels):
-        control = majority(np.asarray(train_labels), first.labels, len(classes), len(first.failures))
-        control["class"] = classes[control["class"]]
+        same = None if same_task_KK is None else same_task_KK.numpy()
+        control = majority(np.asarray(train_labels), first.labels, len(classes), len(first.failures), same)
+        control["class"] = MOST_FREQUENT if control["class"] is None else classes[control["class"]]
     clips = [
         {
             "id": name,

@@ -68,6 +68,7 @@ def test_one_head_of_all_tasks(folder, tokenizer_path, tmp_path, capsys):
         assert entry["top1"]["interval"] == "bootstrap over groups"
         assert np.mean([top1["mean"] for top1 in entry["tasks"].values()]) == pytest.approx(entry["top1"]["mean"])
     assert {task for pair in result["comparisons"] for task in pair["tasks"]} == {*TASKS}
+    assert result["controls"]["majority"]["class"] == "most frequent of each task"
     assert "object-bounce: tokens " in capsys.readouterr().out
     with pytest.raises(ValueError, match="can't be mixed"):
         RecognitionTask(4, cutmix=1.0, asked=same_task(["arrow/forward", "arrow/backward", "speed/1x", "speed/2x"]))

@@ -112,6 +112,12 @@ def test_the_bootstrap_is_that_of_scipy():
     assert bootstrap_interval(lambda indices: float(len(indices)), 1) == (1, 1)
 
 
+def test_majority_of_several_tasks_is_that_of_each_clips_own():
+    same_task = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]], bool)
+    result = majority(np.array([0, 0, 0, 1, 3, 2, 3]), np.array([0, 1, 2, 3, 3]), 4, 0, same_task)
+    assert result["class"] is None and result["top1"]["value"] == 3 / 5  # classes 0 and 3
+
+
 def test_majority_is_that_of_training():
     result = majority(np.array([1, 1, 0]), np.array([0, 0, 0, 1]), 3)
     assert result["class"] == 1 and result["top1"]["value"] == 0.25
