@@ -138,9 +138,13 @@ def is_done(measurement: Measurement, output: Path) -> bool:
 
 
 def weights_before(measurement: Measurement) -> dict[str, str]:
-    """Return the hashes of all shipped weights but those that the measurement publishes: {file: hash}."""
-    files = {file.relative_to(PRETRAINED.parent.parent).as_posix(): file for file in PRETRAINED.rglob("*.safetensors")}
-    return {name: hash_file(files[name]) for name in sorted(files.keys() - set(measurement.publish.values()))}
+    """Return the hashes of the shipped weights that the results depend on: {file: hash}.
+
+    What is trained to be shipped depends on the tokenizers alone, everything else on all weights.
+    """
+    trained = any(place.endswith(".safetensors") for place in measurement.publish.values())
+    files = sorted(PRETRAINED.glob("*/model.safetensors" if trained else "**/*.safetensors"))
+    return {file.relative_to(PRETRAINED.parent.parent).as_posix(): hash_file(file) for file in files}
 
 
 def publish(measurements: Sequence[Measurement], output: str | Path, repository: str | Path) -> list[Path]:
