@@ -240,7 +240,7 @@ JOBS = (
         "--split val --size 32 --fps 10 --json probe-features/result.json", needs=("extract-clips",), reread=True),
     Job("compare", "eval compare", f"{HEAD} run=compare arms=[tokens,pixels,recon] seeds=[0] {TINY_HEAD} "
         "page.clips=2"),
-    Job("reconstruction", "eval reconstruction", "../labeled/train --frames 9 --size 64 --lpips-net alex --lpips "
+    Job("reconstruction", "eval reconstruction", "../labeled/train --frames 9 --size 64 --lpips-alex "
         "../weights/alex.safetensors --i3d ../weights/i3d.safetensors --json reconstruction/result.json"),
     Job("agreement", "eval agreement", "../labeled/val --frames 9 --size 64 --i3d ../weights/i3d.safetensors "
         "--model vidtok-t --model vidtok-t-r --json agreement/result.json"),

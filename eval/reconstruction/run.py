@@ -11,7 +11,8 @@ Result schema "vidtok.eval.reconstruction/1":
     metrics         name -> {mean, stderr, n}; stderr is the standard error over clips, null for n = 1
                     psnr, block_mean_psnr, psnr_gain (dB; paired difference of the two), ssim, bits_per_pixel;
                     block_ratio, block_phases (see `block_edges`) if the token grid has borders;
-                    lpips and rfvd ({mean: the distance, stderr: null, n}) if their networks are given
+                    lpips (VGG), lpips_alex (AlexNet) and rfvd ({mean: the distance, stderr: null, n}) if their
+                    networks are given
     codebook        size, tokens, distinct, usage (distinct/size), entropy_bits, bit_balance [bits]
     clips           [{name, and each metric but rfvd}], in order
     provenance      git, versions, device, threads, date
@@ -166,7 +167,7 @@ def evaluate(
     clips: int | None = None,
     split: str | None = None,
     lpips: str | None = None,
-    lpips_net: str = "vgg",
+    lpips_alex: str | None = None,
     i3d: str | None = None,
     batch_size: int = 1,
     track: Callable[[Iterator[Clip], int], Iterable[Clip]] = lambda clips, total: clips,
@@ -180,7 +181,7 @@ def evaluate(
         frames, size, fps: shape and frame rate of the clips, see `validation_clips`.
         clips: number of files, evenly spread over all; None, all files.
         split: name of the split, for the record.
-        lpips: file of VGG16's or AlexNet's weights (lpips_net: "vgg" or "alex"); None leaves LPIPS out.
+        lpips, lpips_alex: files of VGG16's and AlexNet's weights; None leaves LPIPS by that network out.
         i3d: file of I3D's weights; None leaves rFVD out.
         batch_size: number of clips per batch. The metrics don't depend on it.
         track: called with the clips and their number, returns the clips; for a progress bar.
@@ -200,13 +201,14 @@ def evaluate(
     if why := tokenizer.lacks.get("recon"):
         raise ValueError(f"no reconstructions: {why}")
     protocol = clip_protocol(" ".join(inputs), split, frames, size, fps)
+    networks = (("lpips", "vgg", lpips), ("lpips_alex", "alex", lpips_alex))
     return evaluate_reconstruction(
         tokenizer,
         track(validation_clips(files, frames, size, fps, tokenizer.stride), len(files)),
         name=tokenizer.config.name,
         weight_hash=tokenizer.weight_hash,
         protocol={**protocol, "precision": precision, **chosen},
-        lpips=LPIPS(lpips_net, lpips).to(tokenizer.device) if lpips else None,
+        lpips={metric: LPIPS(net, file).to(tokenizer.device) for metric, net, file in networks if file},
         fvd=I3D(i3d).to(tokenizer.device) if i3d else None,
         batch_size=batch_size,
         device=tokenizer.device,
@@ -227,7 +229,7 @@ def evaluate_reconstruction(
     name: str,
     protocol: Mapping,
     weight_hash: str | None = None,
-    lpips: LPIPS | None = None,
+    lpips: Mapping[str, LPIPS] | None = None,
     fvd: I3D | None = None,
     batch_size: int = 1,
     device: str | torch.device = "cpu",
@@ -240,7 +242,8 @@ def evaluate_reconstruction(
             different shapes may be mixed; neighbors of one shape share a batch.
         name, weight_hash: name and weight hash of the tokenizer, for the record.
         protocol: record of the clips, see `clip_protocol`.
-        lpips, fvd: networks on `device`; None leaves the metric out. With `fvd`, clips need at least 9 frames.
+        lpips: {name of the metric: its network, on `device`}; None, no LPIPS.
+        fvd: network on `device`; None leaves rFVD out. With it, clips need at least 9 frames.
         batch_size: number of clips per batch. The metrics don't depend on it.
 
     Returns:
@@ -252,6 +255,7 @@ def evaluate_reconstruction(
     if batch_size < 1:
         raise ValueError(f"batch_size is at least 1, got {batch_size}")
     start = time.perf_counter()
+    lpips = lpips or {}
     run = _Run(tokenizer, lpips, fvd, device)
     for names, clips in _batches(videos, batch_size, run.fail):
         run.add(names, clips)
@@ -302,7 +306,7 @@ def format_table(result: Mapping) -> str:
 class _Run:
     """Totals of one evaluation."""
 
-    def __init__(self, tokenizer: Tokenizer, lpips: LPIPS | None, fvd: I3D | None, device: str | torch.device):
+    def __init__(self, tokenizer: Tokenizer, lpips: Mapping[str, LPIPS], fvd: I3D | None, device: str | torch.device):
         self.tokenizer, self.lpips, self.fvd, self.device = tokenizer, lpips, fvd, device
         self.usage = CodebookUsage(round(2**tokenizer.bits))
         self.real, self.fake = GaussianStatistics(I3D_FEATURES), GaussianStatistics(I3D_FEATURES)
@@ -342,8 +346,7 @@ class _Run:
         columns["psnr_gain"] = columns["psnr"] - columns["block_mean_psnr"]
         if (edges := block_edges(x_BCTHW, y_BCTHW, self.tokenizer.stride)) is not None:
             columns["block_ratio"], columns["block_phases"] = edges
-        if self.lpips is not None:
-            columns["lpips"] = self.lpips.for_video(x_BCTHW, y_BCTHW)
+        columns |= {metric: network.for_video(x_BCTHW, y_BCTHW) for metric, network in self.lpips.items()}
         features = () if self.fvd is None else (self.fvd(x_BCTHW), self.fvd(y_BCTHW))
         rate = bits_per_pixel(self.tokenizer.bits, self.tokenizer.stride, *x_BCTHW.shape[2:])
         # Totals change only below this line, where a single clip of a batch can't fail.
@@ -388,14 +391,14 @@ def _summary(values: list[float]) -> dict:
     return {"mean": x.mean().item(), "stderr": stderr, "n": len(x)}
 
 
-def _metric_notes(metrics: Mapping, lpips: LPIPS | None) -> dict:
+def _metric_notes(metrics: Mapping, lpips: Mapping[str, LPIPS]) -> dict:
     notes = {
         "psnr": "per clip: MSE over frames and RGB, peak 2 in [-1,1], not rounded to 8 bits, at most 100 dB; mean",
         "block_mean_psnr": "same, mean color of each cell of the token grid, first frame alone, bicubic up",
         "ssim": "Gaussian 11x11, sigma 1.5, data range 2 in [-1,1]; mean over RGB, frames, clips",
         "block_ratio": "per clip: mean gradient across cell borders over that elsewhere, relative to original; mean",
         "block_phases": "per clip: mean gradient at each phase of the stride relative to original, max over min; mean",
-        "lpips": f"v0.1, {lpips.net if lpips else ''}; mean over frames and clips",
+        **{metric: f"v0.1, {network.net}; mean over frames and clips" for metric, network in lpips.items()},
         "rfvd": "I3D Kinetics-400 logits, all frames of the clip, bilinear to 224x224, unbiased covariances",
     }
     return {metric: note for metric, note in notes.items() if metric in metrics}

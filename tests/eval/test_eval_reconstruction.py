@@ -147,11 +147,11 @@ def test_networks_add_their_metrics():
     def features(video):
         return video.mean((1, 2)).flatten(1)[:, :1].expand(-1, 400)
 
-    result = evaluate(clips(3), lpips=Distance(), fvd=features)
-    assert result["metrics"]["lpips"]["mean"] > 0
+    result = evaluate(clips(3), lpips={"lpips_alex": Distance()}, fvd=features)
+    assert result["metrics"]["lpips_alex"]["mean"] > 0
     assert result["metrics"]["rfvd"]["n"] == 3
     assert result["metrics"]["rfvd"]["mean"] > 0
-    assert "alex" in result["protocol"]["lpips"]
+    assert result["protocol"]["lpips_alex"] == "v0.1, alex; mean over frames and clips"
 
 
 def test_table_shows_the_numbers():
