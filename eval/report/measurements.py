@@ -39,6 +39,7 @@ class Measurement:
         minutes: expected duration on one CPU core.
         inputs: names of the files and folders that the commands read.
         publish: {result file: its place in the repository}. without: keys that published results lack.
+        weights: shipped weights that the results depend on, a glob below vidtok/pretrained.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Measurement:
     inputs: Sequence[str] = ()
     publish: dict[str, str] = field(default_factory=dict)
     without: Sequence[str] = ()
+    weights: str = "*/model.safetensors"
 
 
 def load_measurements(only: Sequence[str] = (), file: Path = FILE) -> list[Measurement]:
@@ -107,7 +109,7 @@ def run_measurements(
             failed.append(each.name)
             log(f"{each.name}: failed with status {status}: {_last_line(folder / LOG)}")
             continue
-        known = {"commands": each.commands, "weights": weights_before(each)}
+        known = {"commands": each.commands, "weights": shipped_weights(each)}
         write_json(folder / DONE, known | {"seconds": seconds, "provenance": provenance("cpu")})
         log(f"{each.name}: done in {seconds / 60:.0f} minutes")
     return failed
@@ -131,19 +133,15 @@ def is_done(measurement: Measurement, output: Path) -> bool:
     if not file.exists():
         return False
     known = json.loads(file.read_text())
-    for what, now in (("commands", measurement.commands), ("weights", weights_before(measurement))):
+    for what, now in (("commands", measurement.commands), ("weights", shipped_weights(measurement))):
         if known[what] != now:
             raise UserError(f"{file.parent} holds results of other {what}: remove that folder, or give another output")
     return True
 
 
-def weights_before(measurement: Measurement) -> dict[str, str]:
-    """Return the hashes of the shipped weights that the results depend on: {file: hash}.
-
-    What is trained to be shipped depends on the tokenizers alone, everything else on all weights.
-    """
-    trained = any(place.endswith(".safetensors") for place in measurement.publish.values())
-    files = sorted(PRETRAINED.glob("*/model.safetensors" if trained else "**/*.safetensors"))
+def shipped_weights(measurement: Measurement) -> dict[str, str]:
+    """Return the hashes of the shipped weights that the results depend on: {file: hash}."""
+    files = sorted(PRETRAINED.glob(measurement.weights))
     return {file.relative_to(PRETRAINED.parent.parent).as_posix(): hash_file(file) for file in files}
 
 
