@@ -6,7 +6,13 @@ import pytest
 
 from vidtok.errors import UserError
 from vidtok.eval.report.__main__ import CHECKOUT, main
-from vidtok.eval.report.measurements import Measurement, load_measurements, publish, run_measurements
+from vidtok.eval.report.measurements import (
+    Measurement,
+    load_measurements,
+    publish,
+    run_measurements,
+    shipped_weights,
+)
 
 COUNT = Measurement(
     "count",
@@ -109,6 +115,8 @@ def test_the_list_is_whole():
         assert all(name in each.commands for name in each.inputs), each.name
     (tokens,) = (each for each in measurements if "--tokens" in each.commands)
     assert list(tokens.publish) == ["out/tokens.json"]  # the file that `compare_entropy` writes
+    (prior,) = (each for each in measurements if each.name == "prior")
+    assert set(prior.publish.values()) <= shipped_weights(tokens).keys()  # it codes with the priors
 
 
 def test_command_line(tmp_path, capsys):

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from vidtok.datasets import write_video
 from vidtok.eval import (
     block_mean_baseline,
     clip_protocol,
@@ -11,6 +12,7 @@ from vidtok.eval import (
     psnr,
     validation_clips,
 )
+from vidtok.eval.reconstruction import evaluate as evaluate_files
 from vidtok.eval.reconstruction.run import SCHEMA
 
 PROTOCOL = clip_protocol("synthetic", split="val", frames=5, size=16)
@@ -152,6 +154,30 @@ def test_networks_add_their_metrics():
     assert result["metrics"]["rfvd"]["n"] == 3
     assert result["metrics"]["rfvd"]["mean"] > 0
     assert result["protocol"]["lpips_alex"] == "v0.1, alex; mean over frames and clips"
+
+
+def test_each_file_of_weights_is_that_of_its_network(tokenizer_path, tmp_path, monkeypatch):
+    files = {"vgg": "vgg16.safetensors", "alex": "alexnet.safetensors"}
+
+    class Network:
+        def __init__(self, net, weights):
+            assert weights == files[net]
+            self.net = net
+
+        def to(self, device):
+            return self
+
+        def for_video(self, x, y):
+            return torch.full((len(x),), float(len(self.net)))
+
+    monkeypatch.setattr("vidtok.eval.reconstruction.run.LPIPS", Network)
+    write_video(tmp_path / "clip.mp4", torch.zeros(1, 3, 9, 32, 32), 30)
+    settings = {"model": tokenizer_path, "frames": 9, "size": 32}
+    both = evaluate_files(str(tmp_path), lpips=files["vgg"], lpips_alex=files["alex"], **settings)
+    assert (both["metrics"]["lpips"]["mean"], both["metrics"]["lpips_alex"]["mean"]) == (3, 4)
+    assert [both["protocol"][name][:10] for name in ("lpips", "lpips_alex")] == ["v0.1, vgg;", "v0.1, alex"]
+    one = evaluate_files(str(tmp_path), lpips_alex=files["alex"], **settings)
+    assert "lpips" not in one["metrics"] and "lpips_alex" in one["metrics"]
 
 
 def test_table_shows_the_numbers():

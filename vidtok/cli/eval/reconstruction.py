@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", metavar="NAME", help="name of the split, recorded in the result")
     parser.add_argument("--lpips", metavar="FILE", help="torchvision's VGG16 weights; enables LPIPS by VGG")
-    parser.add_argument("--lpips-alex", metavar="FILE", help="its AlexNet weights; enables LPIPS by AlexNet")
+    parser.add_argument("--lpips-alex", metavar="FILE", help="torchvision's AlexNet weights; enables LPIPS by AlexNet")
     parser.add_argument("--i3d", metavar="FILE", help="I3D weights (see vidtok.eval.metrics.i3d); enables rFVD")
     parser.add_argument("--batch-size", type=positive(int), default=1, help="clips per batch (%(default)s)")
     add_result(parser)
