@@ -14,7 +14,7 @@ from vidtok.eval import block_mean_baseline, psnr
 from vidtok.heads import create_head
 from vidtok.hub import FORMER_WEIGHTS, PRETRAINED, hash_file
 
-SHIPPED = ["vidtok-t", "vidtok-t-next", "vidtok-t-r"]
+SHIPPED = ["vidtok-t", "vidtok-t-r"]
 CLIPS = Path(os.environ.get("VIDTOK_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data" / "video-val.tar"
 
 
@@ -73,6 +73,6 @@ def test_what_depends_on_former_weights_is_told_their_release():
     assert not FORMER_WEIGHTS.keys() & {hash_file(file) for file in PRETRAINED.glob("*/model.safetensors")}
     former, release = next(iter(FORMER_WEIGHTS.items()))
     head = create_head("vivit-micro", num_classes=2)
-    head.record(tokenizer={"name": "vidtok-t-next", "weight_hash": former})
-    with pytest.raises(ValueError, match=f"'vidtok-t-next' \\(weights {former} of vidtok {release}\\), not of"):
-        head.check_tokenizer("vidtok-t-next", "0123456789abcdef")
+    head.record(tokenizer={"name": "vidtok-t", "weight_hash": former})
+    with pytest.raises(ValueError, match=f"'vidtok-t' \\(weights {former} of vidtok {release}\\), not of"):
+        head.check_tokenizer("vidtok-t", "0123456789abcdef")

@@ -37,7 +37,7 @@ HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
 EXPORT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 PARTS = ("best", "model")  # subfolders of a run folder that hold models
 # Weights that earlier releases shipped, by hash: the last release that holds them.
-FORMER_WEIGHTS = {"be405b28dfc5e90d": "0.1.0"}  # vidtok-t-next
+FORMER_WEIGHTS = {"7ebdf29fe17b3bb8": "0.1.0", "be405b28dfc5e90d": "0.1.0"}  # vidtok-t, vidtok-t-next
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
