@@ -194,6 +194,38 @@ def model_table(results: Mapping[str, Mapping]) -> str:
     return "\n".join(lines)
 
 
+def reconstruction_table(results: Iterable[Mapping]) -> str:
+    """Return all metrics of reconstructions, a row per result of `vidtok eval reconstruction`."""
+    head = ["model", "clips", "pixels", "PSNR, dB", "SSIM", "LPIPS (VGG)", "LPIPS (AlexNet)", "rFVD", "block ratio"]
+    lines = [markdown_row([*head, "entropy of the ids, bits"]), markdown_row(["---"] * (len(head) + 1))]
+    for result in results:
+        means = {name: metric["mean"] for name, metric in result["metrics"].items()}
+        cells = [f"`{result['tokenizer']['name']}`", str(result["n_used"])]
+        cells += ["x".join(map(str, [result["protocol"]["frames"], *result["protocol"]["size"]]))]
+        cells += [f"{means['psnr']:.2f} ± {result['metrics']['psnr']['stderr']:.2f}"]
+        cells += [f"{means[name]:.3f}" for name in ("ssim", "lpips", "lpips_alex")]
+        cells += [f"{means['rfvd']:.1f}", f"{means['block_ratio']:.3f}", f"{result['codebook']['entropy_bits']:.1f}"]
+        lines.append(markdown_row(cells))
+    return "\n".join(lines)
+
+
+def agreement_table(results: Iterable[Mapping]) -> str:
+    """Return how often a classifier sees the same class in reconstructions, a row per result and tokenizer."""
+    head = ["model", "clips", "pixels", "same top class, %", "among the top 5, %", "its probability: clip"]
+    lines = [markdown_row([*head, "reconstruction"]), markdown_row(["---"] * (len(head) + 1))]
+    for result in results:
+        pixels = "x".join(map(str, [result["protocol"]["frames"], *result["protocol"]["size"]]))
+        for each in result["tokenizers"]:
+            cells = [f"`{each['name']}`", str(result["n_used"]), pixels]
+            for share in (each["top1"], each["top5"]):
+                cells.append(
+                    "{:.1f} ({:.0f} to {:.0f})".format(*(100 * share[key] for key in ("value", "low", "high")))
+                )
+            cells += [f"{each['confidence'][key]:.2f}" for key in ("original", "reconstruction")]
+            lines.append(markdown_row(cells))
+    return "\n".join(lines)
+
+
 def headline_table(model: Mapping, motion: Mapping, codecs: Mapping) -> str:
     """Return the three figures of the front page with their 95 % intervals and measurements.
 
@@ -249,6 +281,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         return json.loads((Path(folder) / f"{name}.json").read_text())
 
     models = {file.parent.name: json.loads(file.read_text()) for file in sorted(PRETRAINED.glob("*/evaluation.json"))}
+    larger = [json.loads(file.read_text()) for file in sorted(PRETRAINED.glob("*/evaluation-256.json"))]
     comparisons = {name: read(file) for file, name in COMPARISONS.items()}
     probes = {name: read(file) for file, name in PROBES.items()}
     generations, speed, result = [read(name) for name in GUIDANCES], read("speed"), read("generation")
@@ -256,6 +289,8 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
     return {
         "headline": headline_table(models["vidtok-t"], read("motion-camera"), read("compression")),
         "models": model_table(models),
+        "reconstruction": reconstruction_table([*models.values(), *larger]),
+        "agreement": agreement_table([read("agreement"), read("agreement-256")]),
         "digits": accuracy_table(comparisons["digits, 1500 steps"], ("tokens", "latents", "pixels")),
         "recognition": f"{comparison_table(comparisons)}\n\n{cost_table(comparisons)}",
         "motion": motion_table({file: read(file) for file in MOTIONS}),
