@@ -36,5 +36,5 @@ cd "$folder"
 export PYTHONPATH=$folder/site OMP_NUM_THREADS=1
 exec taskset -c "${CORE:-0}" "$python" -m vidtok train tokenizer experiment=vidtok-t \
   'data.root={clips/video-train:0.4,clips/video-train-hd:0.32,clips/droid-train:0.17,clips/grid-train:0.05,clips/rt1-train:0.06,clips/images/train:1.0}' \
-  init=vidtok-t-next data.cache=store validation.root=clips/video-val-hd validation.clips=12 trainer.save_seconds=600 \
+  grow=null init=vidtok-t data.cache=store validation.root=clips/video-val-hd validation.clips=12 trainer.save_seconds=600 \
   run=runs/vidtok-t "$@"
