@@ -137,15 +137,6 @@ def test_the_shipped_head_is_that_of_its_result_file():
     assert f"{share} of all {n:,} held-out clips" in RESULTS
 
 
-def test_agreement_is_that_of_the_result_file():
-    ours, other = read("agreement")["tokenizers"]
-    share = (100 * ours["top1"][key] for key in ("value", "low", "high"))
-    assert "top class stays the same in {:.1f} % ({:.1f} to {:.1f})".format(*share) in RESULTS
-    seen = (ours["confidence"][key] for key in ("original", "reconstruction"))
-    assert "falls from {:.2f} to {:.2f}".format(*seen) in RESULTS
-    assert other["top1"]["value"] <= ours["top1"]["value"]
-
-
 def test_ratios_of_the_digits_are_those_of_the_result_file():
     result = read("recognition-digits-long")
     ratios = {pair["ours"]: 100 * pair["ratio"]["value"] for pair in result["comparisons"]}
