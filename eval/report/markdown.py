@@ -42,9 +42,6 @@ COMPARISONS = {
     "recognition-digits-long": "digits, 1500 steps",
     "recognition-rt1": "rt1",
     "recognition-rt1-views": "rt1, 800 steps",
-    "recognition-droid": "droid",
-    "recognition-grid": "grid, command",
-    "recognition-grid-digit": "grid, digit",
 }
 MOTIONS = {  # the same for motion tasks
     "motion-camera-attention": "camera, attention alone",
