@@ -7,10 +7,10 @@
     python -m vidtok.eval.report.markdown --update README.md docs/pages/*.md  # all published tables, from eval/results
 
 Comparisons (`vidtok eval compare`): a row per result file with the top-1 of every arm in percent, mean and standard
-deviation over seeds (one seed: 95 % interval), the majority class, and tokens over pixels with its 95 % interval. A
-second result of the same set is named with its number of steps. Probes (`vidtok eval probe`): a row per result file and
-pool with 95 % intervals, and a table of accuracies at every C. Generators (`vidtok eval generation-compare`): a row per
-guidance.
+deviation over seeds (one seed: 95 % interval), the majority class, tokens over pixels with its 95 % interval, and the
+tokenizer's weights. A second result of the same set is named with its number of steps. Probes (`vidtok eval probe`): a
+row per result file and pool with 95 % intervals, and a table of accuracies at every C. Generators (`vidtok eval
+generation-compare`): a row per guidance.
 
 Tables stand between the lines `<!-- NAME -->` and `<!-- end of NAME -->` of a page. --into fills `recognition`,
 `probes` or `guidance` of a page; --update fills every name of `published_tables` that the pages have.
@@ -67,7 +67,7 @@ def comparison_table(results: Mapping[str, Mapping], intervals: bool = False) ->
     """Return accuracies of comparisons: results by name of the set, with 95 % intervals or deviations over seeds."""
     arms = arms_of(results)
     head = ["set", "protocol", "train, test clips", "steps", *arms, "tokens, shuffled", "majority", "tokens / pixels"]
-    lines = [markdown_row(head), markdown_row(["---"] * len(head))]
+    lines = [markdown_row([*head, "weights"]), markdown_row(["---"] * (len(head) + 1))]
     for name, result in results.items():
         entries = {entry["name"]: entry for entry in result["results"]}
         ratios = {pair["ours"]: pair["ratio"] for pair in result["comparisons"]}
@@ -82,7 +82,8 @@ def comparison_table(results: Mapping[str, Mapping], intervals: bool = False) ->
         shuffled = entries["tokens"]["shuffled_frames"] if "tokens" in entries else None
         cells.append(f"{100 * shuffled['mean']:.1f}" if shuffled else "")
         cells.append(f"{100 * result['controls']['majority']['top1']['value']:.1f}")
-        lines.append(markdown_row([*cells, _ratio(ratios["tokens"]) if "tokens" in ratios else ""]))
+        cells.append(_ratio(ratios["tokens"]) if "tokens" in ratios else "")
+        lines.append(markdown_row([*cells, _weights(result)]))
     return "\n".join(lines)
 
 
@@ -114,7 +115,7 @@ def probe_table(results: Mapping[str, Mapping]) -> str:
     """Return top-1 accuracies of probes in percent with 95 % intervals: a row for each set and pool, a column for each
     input, and below each row the accuracies on shuffled frames."""
     inputs = list(dict.fromkeys(entry["input"] for result in results.values() for entry in result["results"]))
-    head = ["set", "pool", "protocol", "train, test clips", *inputs, "majority"]
+    head = ["set", "pool", "protocol", "train, test clips", *inputs, "majority", "weights"]
     lines = [markdown_row(head), markdown_row(["---"] * len(head))]
     for name, result in results.items():
         clips = result["data"].get("folds") or f"{result['data']['n_train']}, {result['n_used']}"
@@ -125,12 +126,12 @@ def probe_table(results: Mapping[str, Mapping]) -> str:
             cells = [f"{name}, {len(result['data']['classes'])} classes", pool, about]
             cells.append(f"{result['n_used']} in {clips}" if result["data"].get("folds") else clips)
             cells += [_share(entries[input]["top1"]) if input in entries else "" for input in inputs]
-            lines.append(markdown_row([*cells, majority]))
+            lines.append(markdown_row([*cells, majority, _weights(result)]))
             shuffled = {input: entry["shuffled_frames"] for input, entry in entries.items()}
             if any(shuffled.values()):
                 cells = [f"{name}, frames shuffled", pool, "", ""]
                 cells += [f"{100 * shuffled[input]['mean']:.1f}" if shuffled.get(input) else "" for input in inputs]
-                lines.append(markdown_row([*cells, ""]))
+                lines.append(markdown_row([*cells, "", ""]))
     return "\n".join(lines)
 
 
@@ -335,6 +336,11 @@ def _accuracy(top1: Mapping) -> str:
 def _ratio(ratio: Mapping) -> str:
     value, low, high = (float(ratio[key]) for key in ("value", "low", "high"))  # infinity is a string in JSON
     return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _weights(result: Mapping) -> str:
+    """Return the first half of the hash of the tokenizer's weights."""
+    return f"`{result['tokenizer']['weight_hash'][:8]}`" if result["tokenizer"] else ""
 
 
 def _named(result: dict) -> tuple[str, dict]:
