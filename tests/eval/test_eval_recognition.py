@@ -660,8 +660,9 @@ def test_a_probe_takes_its_test_from_another_file(capsys, csv, tokenizer_path, t
     markdown.put(markdown.probe_table({"set": json.loads((tmp_path / "r.json").read_text())}), None, "probes")
     head, _, row, shuffled = capsys.readouterr().out.splitlines()
     assert shuffled.startswith("| set, frames shuffled | grid4 |  |  | ")
-    assert head == "| set | pool | protocol | train, test clips | codes | pixels | majority |"
-    assert row.startswith("| set, 3 classes | grid4 | `5x2x1x1`, 32 px | 12, 6 | ") and row.endswith("| 33.3 |")
+    assert head == "| set | pool | protocol | train, test clips | codes | pixels | majority | weights |"
+    assert row.startswith("| set, 3 classes | grid4 | `5x2x1x1`, 32 px | 12, 6 | ")
+    assert row.endswith(f"| 33.3 | `{VideoTokenizer.from_pretrained(tokenizer_path).weight_hash[:8]}` |")
     assert "test_source is for videos: give test_features" in fails(
         capsys, "eval", "probe", "--features", csv, "--test-source", other
     )
