@@ -128,6 +128,8 @@ def test_links_exist():
 def test_model_cards_have_the_row_of_the_table(name):
     (row,) = (line for line in published_tables()["models"].splitlines() if line.startswith(f"| `{name}` |"))
     assert row in (PRETRAINED / name / "README.md").read_text().splitlines()
+    metrics = json.loads((PRETRAINED / name / "evaluation.json").read_text())["metrics"]
+    assert f"by its mean color ({metrics['block_mean_psnr']['mean']:.2f} dB)" in PAGES["README.md"]
 
 
 def test_the_shipped_head_is_that_of_its_result_file():
