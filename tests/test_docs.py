@@ -240,11 +240,14 @@ def test_gap_to_x265_is_that_of_the_result_file():
         values = sorted(scale * pair["metrics"][metric][key] for key in ("low", "mean", "high"))
         return "{1:.{3}f} ({0:.{3}f} to {2:.{3}f})".format(*values, digits)
 
-    lpips = [gap(f"vidtok-t adaptive {quality}", "lpips", 3) for quality in (100, 50, 20)]
-    assert f"is {lpips[0]} higher at quality 100, {lpips[1]} at 50 and {lpips[2]} at 20" in text
-    agreement = [gap(f"vidtok-t adaptive {quality}", "frame_agreement", 0, -100) for quality in (50, 20)]
-    assert f"lower at quality 100, {agreement[0]} at 50 and {agreement[1]} at 20" in text
-    assert f"and {gap('vidtok-t-next adaptive 50', 'psnr', 1, -1)} at 50. SVT-AV1" in text
+    points = [f"vidtok-t adaptive {quality}" for quality in (100, 50)]
+    lpips, agreement, psnr = (
+        [gap(point, *what) for point in points]
+        for what in (("lpips", 3), ("frame_agreement", 0, -100), ("psnr", 1, -1))
+    )
+    assert f"LPIPS is {lpips[0]} higher at quality 100 and {lpips[1]} at 50;" in text
+    assert f"class is {agreement[0].replace(' (', ' points (')} lower at quality 100 and {agreement[1]} at 50;" in text
+    assert f"PSNR is {psnr[0].replace(' (', ' dB (')} lower at quality 100 and {psnr[1]} at 50." in text
     result, point = read("compression-native"), "vidtok-t adaptive 100"
     modes = ("random-access", "low-delay")
     lpips = [gap(point, "lpips", 3, mode=mode) for mode in modes]
