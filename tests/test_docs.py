@@ -139,6 +139,18 @@ def test_the_shipped_head_is_that_of_its_result_file():
     assert f"{share} of all {n:,} held-out clips" in RESULTS
 
 
+def test_agreement_is_that_of_the_result_files():
+    results = [read(name) for name in ("agreement", "agreement-256")]
+    total = sum(result["n_used"] for result in results)
+    same = [
+        sum(round(result["tokenizers"][i]["top1"]["value"] * result["n_used"]) for result in results) for i in (0, 1)
+    ]
+    said = "Of all {} clips, the top class stays the same in {} with `vidtok-t` and in {} with `vidtok-t-r` "
+    said += "({:.0f} and {:.0f} %)"
+    assert said.format(total, *same, *(100 * number / total for number in same)) in RESULTS
+    assert [each["name"] for each in results[0]["tokenizers"]] == ["vidtok-t", "vidtok-t-r"]
+
+
 def test_ratios_of_the_digits_are_those_of_the_result_file():
     result = read("recognition-digits-long")
     ratios = {pair["ours"]: 100 * pair["ratio"]["value"] for pair in result["comparisons"]}
