@@ -196,6 +196,22 @@ def test_motions_are_those_of_the_result_files():
     assert said.format(*gains[0], *gains[1]) in RESULTS
 
 
+def test_probes_are_those_of_the_result_file():
+    result = read("probes-rt1")
+    told = (
+        ("pixels", -1, "cells {:.1f} points less ({:.1f} to {:.1f})"),
+        ("frames", 1, "frames {:.1f} points more ({:.1f} to {:.1f})"),
+        ("hidden", -1, "`hidden` has {:.1f} points less than codes ({:.1f} to {:.1f})"),
+    )
+    for name, sign, said in told:
+        arms = (f"{name}, grid4, logistic", "codes, grid4, logistic")
+        (pair,) = (each for each in result["comparisons"] if (each["ours"], each["theirs"]) == arms)
+        numbers = [100 * sign * pair["difference"][key] for key in ("value", "low", "high")]
+        assert said.format(numbers[0], *sorted(numbers[1:])) in RESULTS
+    codes = next(e for e in result["results"] if e["input"] == "codes" and e["runs"][0]["pool"] == "grid4")
+    assert f"on a 4x4 grid they have {100 * codes['top1']['mean']:.1f} %" in RESULTS
+
+
 def test_generators_are_those_of_the_result_files():
     rows = [row for name in GUIDANCES for row in read(name)["rows"]]
     assert f"all steps: {verdict(rows)}" in RESULTS
