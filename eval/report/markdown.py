@@ -51,6 +51,7 @@ MOTIONS = {  # the same for motion tasks
     "motion-camera-10-init": "camera, 10 %, pretrained",
     "motion-object-direction": "object-direction",
 }
+AGREEMENTS = ("agreement", "agreement-256", "agreement-frames", "agreement-frames-256")
 PROBES = {"probes-rt1": "rt1", "probes-droid": "droid, verb"}
 RESULTS = Path(__file__).parent.parent / "results"
 X265 = ("x265 random-access", "x265 low-delay")
@@ -209,12 +210,12 @@ def reconstruction_table(results: Iterable[Mapping]) -> str:
 
 def agreement_table(results: Iterable[Mapping]) -> str:
     """Return how often a classifier sees the same class in reconstructions, a row per result and tokenizer."""
-    head = ["model", "clips", "pixels", "same top class, %", "among the top 5, %", "its probability: clip"]
+    head = ["classifier", "model", "clips", "pixels", "same top class, %", "among the top 5, %", "its probability: clip"]
     lines = [markdown_row([*head, "reconstruction"]), markdown_row(["---"] * (len(head) + 1))]
     for result in results:
         pixels = "x".join(map(str, [result["protocol"]["frames"], *result["protocol"]["size"]]))
         for each in result["tokenizers"]:
-            cells = [f"`{each['name']}`", str(result["n_used"]), pixels]
+            cells = [result["classifier"]["name"], f"`{each['name']}`", str(result["n_used"]), pixels]
             for share in (each["top1"], each["top5"]):
                 cells.append(
                     "{:.1f} ({:.0f} to {:.0f})".format(*(100 * share[key] for key in ("value", "low", "high")))
@@ -288,7 +289,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         "headline": headline_table(models["vidtok-t"], read("motion-camera"), read("compression")),
         "models": model_table(models),
         "reconstruction": reconstruction_table([*models.values(), *larger]),
-        "agreement": agreement_table([read("agreement"), read("agreement-256")]),
+        "agreement": agreement_table([read(name) for name in AGREEMENTS]),
         "digits": accuracy_table(comparisons["digits, 1500 steps"], ("tokens", "latents", "pixels")),
         "recognition": f"{comparison_table(comparisons)}\n\n{cost_table(comparisons)}",
         "motion": motion_table({file: read(file) for file in MOTIONS}),
