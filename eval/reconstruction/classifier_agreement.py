@@ -104,14 +104,18 @@ def agreement(
         ValueError: no clip could be used, the number of names isn't that of the classes, or `i3d` and `efficientnet`
             are both given or both missing.
     """
-    if (i3d is None) == (efficientnet is None):
+    where = pick_device(device)
+    if i3d is not None and efficientnet is None:
+        classifier = Classifier.video(i3d, where)
+    elif efficientnet is not None and i3d is None:
+        classifier = Classifier.image(efficientnet, where)
+    else:
         raise ValueError("give the weights of one classifier: i3d or efficientnet")
     inputs = [inputs] if isinstance(inputs, str) else [str(each) for each in inputs]
     files = [file for file, _ in find_videos(inputs)]
-    where = pick_device(device)
     clips = validation_clips(files, frames, size, fps)
     return evaluate_agreement(
-        Classifier.image(efficientnet, where) if i3d is None else Classifier.video(i3d, where),
+        classifier,
         [VideoTokenizer.from_pretrained(name, where) for name in ([model] if isinstance(model, str) else model)],
         track(clips, len(files)),
         protocol=clip_protocol(" ".join(inputs), split, frames, size, fps),

@@ -39,7 +39,6 @@ ORDER = ("tokens", "codes", "latents", "hidden", "pixels", TRANSFER, "recon")
 # Result files of `vidtok eval compare` behind the published table, each with the name of its row.
 COMPARISONS = {
     "recognition-digits": "digits",
-    "recognition-digits-long": "digits, 1500 steps",
     "recognition-rt1": "rt1",
     "recognition-rt1-views": "rt1, 800 steps",
 }
@@ -52,7 +51,7 @@ MOTIONS = {  # the same for motion tasks
     "motion-object-direction": "object-direction",
 }
 AGREEMENTS = ("agreement", "agreement-256", "agreement-frames", "agreement-frames-256")
-PROBES = {"probes-rt1": "rt1", "probes-droid": "droid, verb"}
+PROBES = {"probes-rt1": "rt1"}
 RESULTS = Path(__file__).parent.parent / "results"
 X265 = ("x265 random-access", "x265 low-delay")
 GUIDANCES = ("generation-guidance-1", "generation-guidance-1.5", "generation", "generation-guidance-3")
@@ -210,8 +209,9 @@ def reconstruction_table(results: Iterable[Mapping]) -> str:
 
 def agreement_table(results: Iterable[Mapping]) -> str:
     """Return how often a classifier sees the same class in reconstructions, a row per result and tokenizer."""
-    head = ["classifier", "model", "clips", "pixels", "same top class, %", "among the top 5, %", "its probability: clip"]
-    lines = [markdown_row([*head, "reconstruction"]), markdown_row(["---"] * (len(head) + 1))]
+    head = ["classifier", "model", "clips", "pixels", "same top class, %", "among the top 5, %"]
+    head += ["its probability: clip", "reconstruction"]
+    lines = [markdown_row(head), markdown_row(["---"] * len(head))]
     for result in results:
         pixels = "x".join(map(str, [result["protocol"]["frames"], *result["protocol"]["size"]]))
         for each in result["tokenizers"]:
@@ -290,7 +290,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         "models": model_table(models),
         "reconstruction": reconstruction_table([*models.values(), *larger]),
         "agreement": agreement_table([read(name) for name in AGREEMENTS]),
-        "digits": accuracy_table(comparisons["digits, 1500 steps"], ("tokens", "latents", "pixels")),
+        "camera": accuracy_table(read("motion-camera"), ("tokens", "pixels", TRANSFER)),
         "recognition": f"{comparison_table(comparisons)}\n\n{cost_table(comparisons)}",
         "motion": motion_table({file: read(file) for file in MOTIONS}),
         "probes": f"{probe_table(probes)}\n\n{path_table(probes)}".strip(),
