@@ -125,13 +125,23 @@ def load_weights(module: nn.Module, path: Path, rename=str) -> str:
         tensors = {rename(WRAPPERS.sub("", name)): tensor for name, tensor in load_file(path).items()}
     except SafetensorError as error:
         raise ValueError(f"{path} can't be read: {error}") from error
-    wanted = module.state_dict()
-    for name in sorted(wanted.keys() | tensors.keys()):
-        shapes = [list(part[name].shape) if name in part else "none" for part in (tensors, wanted)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"the weights in {path} don't fit their config: {name} is {shapes[0]}, not {shapes[1]}")
+    if different := first_difference(tensors, module):
+        raise ValueError(f"the weights in {path} don't fit their config: {different}")
     module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return hash_file(path)
+
+
+def first_difference(state: Mapping[str, Tensor], module: nn.Module) -> str:
+    """Describe the first tensor that differs in shape from the module's, as in "head.weight is none, not [9, 64]".
+
+    Returns "" if none differs.
+    """
+    wanted = module.state_dict()
+    for name in sorted(wanted.keys() | state.keys()):
+        found, needed = (list(part[name].shape) if name in part else "none" for part in (state, wanted))
+        if found != needed:
+            return f"{name} is {found}, not {needed}"
+    return ""
 
 
 def hash_file(path: Path) -> str:

@@ -146,7 +146,7 @@ def test_logits_of_a_timm_classifier_from_a_file(tmp_path):
     small = (torch.rand(1, 3, 32, 32) * 2 - 1).requires_grad_()
     distance(small, torch.zeros_like(small)).sum().backward()
     assert small.grad.abs().sum() > 0 and all(p.grad is None for p in distance.parameters())
-    with pytest.raises(ValueError, match="does not hold the weights of 'resnet18'"):
+    with pytest.raises(ValueError, match=r"does not hold the weights of 'resnet18': bn1.bias is \[32\], not \[64\]$"):
         LogitDistance("resnet18", tmp_path / "net.safetensors")
     with pytest.raises(ValueError, match="timm has no classifier 'resnet5'"):
         LogitDistance("resnet5", tmp_path / "net.safetensors")

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torchvision.models import get_model
 
 from vidtok.errors import nearest
-from vidtok.hub import read_state
+from vidtok.hub import first_difference, read_state
 
 # Model of torchvision, and the layers of its `features` whose activations LPIPS compares: in VGG16 the ReLU before
 # each pooling, in AlexNet every ReLU.
@@ -190,11 +190,10 @@ class LogitDistance(nn.Module):
             raise ValueError(f"timm has no classifier {net!r}; the perceptual networks beside them are vgg and alex")
         self.net = net
         self.classifier = timm.create_model(net)
-        try:
-            self.classifier.load_state_dict(read_state(weights))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise ValueError(f"{weights} does not hold the weights of {net!r}: {reason}") from error
+        state = read_state(weights)
+        if different := first_difference(state, self.classifier):
+            raise ValueError(f"{weights} does not hold the weights of {net!r}: {different}")
+        self.classifier.load_state_dict(state)
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1))
         self.requires_grad_(False).eval()
