@@ -72,7 +72,7 @@ def write_tokens(folder):
 SHELL = """
 vidtok() { printf '%s\\x1f' "$@"; printf '\\x1e'; }
 torchrun() { while [ "$1" != vidtok ]; do shift; done; shift; vidtok "$@"; }
-python() { :; }; pip() { :; }; pytest() { :; }
+python() { :; }; pip() { :; }; pytest() { :; }; rm() { :; }
 """
 
 
@@ -140,29 +140,34 @@ def test_the_shipped_head_is_that_of_its_result_file():
 
 
 def test_agreement_is_that_of_the_result_files():
-    results = [read(name) for name in ("agreement", "agreement-256")]
-    total = sum(result["n_used"] for result in results)
-    same = [
-        sum(round(result["tokenizers"][i]["top1"]["value"] * result["n_used"]) for result in results) for i in (0, 1)
-    ]
-    said = "Of all {} clips, the top class stays the same in {} with `vidtok-t` and in {} with `vidtok-t-r` "
-    said += "({:.0f} and {:.0f} %)"
-    assert said.format(total, *same, *(100 * number / total for number in same)) in RESULTS
-    for result in results:
-        ours, other = result["tokenizers"]
-        assert (ours["name"], other["name"]) == ("vidtok-t", "vidtok-t-r")
-        assert other["top1"]["value"] <= ours["top1"]["value"]
+    for kind, said in (
+        ("agreement", "of all {} clips, the top class stays the same in {} with `vidtok-t` and {} with `vidtok-t-r`"),
+        ("agreement-frames", "EfficientNet-Lite0, by its mean probabilities over frames, keeps {1} and {2} of the {0}"),
+    ):
+        results = [read(kind), read(f"{kind}-256")]
+        total, same = sum(result["n_used"] for result in results), [0, 0]
+        for result in results:
+            ours, other = result["tokenizers"]
+            assert (ours["name"], other["name"]) == ("vidtok-t", "vidtok-t-r")
+            assert other["top1"]["value"] <= ours["top1"]["value"]
+            for i, tokenizer in enumerate((ours, other)):
+                same[i] += round(tokenizer["top1"]["value"] * result["n_used"])
+        shares = "({:.0f} and {:.0f} %)".format(*(100 * number / total for number in same))
+        assert f"{said.format(total, *same)} {shares}" in RESULTS
 
 
-def test_ratios_of_the_digits_are_those_of_the_result_file():
-    result = read("recognition-digits-long")
-    ratios = {pair["ours"]: 100 * pair["ratio"]["value"] for pair in result["comparisons"]}
-    said = "has {:.1f} % of the accuracy of one on pixels, on all 3,231 clips of held-out digits, and one on latents "
-    said += "{:.1f} %."
-    assert said.format(ratios["tokens"], ratios["latents"]) in RESULTS
-    assert f"the majority class has {100 * result['controls']['majority']['top1']['value']:.1f} %" in PAGES["README.md"]
-    assert f"{result['n_used']:,} test clips" in PAGES["README.md"]
-    assert len(result["results"][0]["runs"]) == 3
+def test_ratios_of_heads_are_those_of_the_result_files():
+    for name, said in (
+        ("digits", "a head on tokens has {} of the accuracy of one on pixels, and one on `hidden` features {}."),
+        ("rt1-views", "tokens have {} of the accuracy of pixels, and `hidden` features {}."),
+    ):
+        ratios = {pair["ours"]: pair["ratio"] for pair in read(f"recognition-{name}")["comparisons"]}
+        shares = ("{value:.2f} ({low:.2f} to {high:.2f})".format(**ratios[arm]) for arm in ("tokens", "hidden"))
+        assert said.format(*shares) in RESULTS
+    few = {entry["name"]: entry["top1"]["mean"] for entry in read("recognition-rt1")["results"]}
+    assert max(few[arm] for arm in ("tokens", "codes", "latents")) < 0.25  # "next to nothing"
+    recon = next(entry for entry in read("recognition-digits")["results"] if entry["name"] == "recon")
+    assert sorted(run["top1"]["value"] > 0.95 for run in recon["runs"]) == [False, True, True]
 
 
 def test_motions_are_those_of_the_result_files():
@@ -187,6 +192,8 @@ def test_motions_are_those_of_the_result_files():
     assert "| {value:.2f} | {low:.2f} to {high:.2f} | 600 | `motion` |".format(**ratio) in PAGES["README.md"]
     assert "{value:.2f} of their accuracy ({low:.2f} to {high:.2f}), with equal".format(**ratio) in RESULTS
     assert 0.85 < other["value"] < 0.92  # "a tenth"
+    majority = 100 * read("motion-camera")["controls"]["majority"]["top1"]["value"]
+    assert f"Of 600 test clips, the majority class has {majority:.1f} %" in PAGES["README.md"]
     moved = read("motion-object-direction")["results"][0]["top1"]
     share = (100 * moved[key] for key in ("mean", "low", "high"))
     assert "{:.1f} % ({:.0f} to {:.0f}) of eight classes".format(*share) in RESULTS
@@ -204,7 +211,7 @@ def test_probes_are_those_of_the_result_file():
     told = (
         ("pixels", -1, "cells {:.1f} points less ({:.1f} to {:.1f})"),
         ("frames", 1, "frames {:.1f} points more ({:.1f} to {:.1f})"),
-        ("hidden", -1, "`hidden` has {:.1f} points less than codes ({:.1f} to {:.1f})"),
+        ("hidden", 1, "`hidden` has {:.1f} points more than codes ({:.1f} to {:.1f})"),
     )
     for name, sign, said in told:
         arms = (f"{name}, grid4, logistic", "codes, grid4, logistic")
@@ -226,12 +233,15 @@ def test_generators_are_those_of_the_result_files():
     few = [shares.pop(name) for name in ("turning left", "turning right")]
     said = "{} % of turning left and {} % of turning right, and the other seven {} to {} %"
     assert said.format(*few, min(shares.values()), max(shares.values())) in RESULTS
-    for name in ("droid", "droid-class"):
-        metrics = read(f"generation-{name}")["metrics"]
-        numbers = [metrics["fvd"]["mean"], metrics["fvd"]["deviation"]]
-        numbers += [metrics[limit]["value"] for limit in ("fvd_reconstruction", "fvd_floor")]
-        said = "FVD {:.0f} ± {:.0f}; reconstructions of other real clips {:.0f}, these clips {:.0f}"
-        assert said.format(*numbers) in RESULTS
+    metrics = read("generation-prediction")["metrics"]
+    numbers = [metrics["fvd"]["mean"], metrics["fvd"]["deviation"]]
+    numbers += [metrics[limit]["value"] for limit in ("fvd_reconstruction", "fvd_floor")]
+    said = "FVD {:.0f} ± {:.0f}; reconstructions of other real clips {:.0f}, these clips {:.0f}"
+    assert said.format(*numbers) in RESULTS
+    numbers = [metrics["fvd_to_reconstructions"]["mean"], metrics["fvd_to_reconstructions"]["deviation"]]
+    numbers.append(metrics["fvd_to_reconstructions_reconstruction"]["value"])
+    said = "the distance is {:.0f} ± {:.0f}, and that of reconstructions of the other clips {:.0f}."
+    assert said.format(*numbers) in RESULTS
 
 
 def test_tables_are_of_results_of_one_kind(capsys, monkeypatch, tmp_path):
@@ -258,11 +268,11 @@ def test_tables_are_of_results_of_one_kind(capsys, monkeypatch, tmp_path):
 
 def test_update_fills_a_page(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- digits -->\n<!-- end of digits -->\nafter\n")
+    page.write_text("before\n<!-- camera -->\n<!-- end of camera -->\nafter\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["markdown", "--update", str(page)])
     markdown.main()
-    assert f"<!-- digits -->\n\n{published_tables()['digits']}\n\n<!-- end of digits -->\nafter\n" in page.read_text()
+    assert f"<!-- camera -->\n\n{published_tables()['camera']}\n\n<!-- end of camera -->\nafter\n" in page.read_text()
     with pytest.raises(ValueError, match="no lines <!-- probes -->"):
         markdown.replace_between("", "", "probes")
 
@@ -301,6 +311,9 @@ def test_gap_to_x265_is_that_of_the_result_file():
     )
     psnr = [gap(point, "psnr", 1, -1, mode) for mode in modes]
     assert f"PSNR is {psnr[0].replace(' (', ' dB (')} and {psnr[1]} lower" in text
+    (full,) = (each for each in result["points"] if (each["codec"], each["rate"]) == ("vidtok-t adaptive", "100"))
+    seen = full["i3d_agreement"]
+    assert f"class of the original in {seen['mean'] * seen['n']:.0f} of {seen['n']} reconstructions" in text
 
 
 def test_what_the_prior_saves_is_that_of_the_result_file():
