@@ -66,7 +66,10 @@ class Classifier:
     def image(cls, weights: str, device: torch.device) -> "Classifier":
         """Load EfficientNet-Lite0 of ImageNet, whose probabilities are averaged over frames."""
         network = LogitDistance(BACKBONE, weights).to(device)
-        probabilities = lambda x: network.frame_probabilities(x[0]).mean(0, keepdim=True)  # noqa: E731
+
+        def probabilities(x_1CTHW: Tensor) -> Tensor:
+            return network.frame_probabilities(x_1CTHW[0]).mean(0, keepdim=True)
+
         return cls(f"{BACKBONE}, ImageNet", weights, hash_file(fetch(weights)), probabilities)
 
 

@@ -1,9 +1,11 @@
 """Extraction: what comes out, of every source, and that it is what the library gives."""
 
 import csv
+import json
 import os
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +105,15 @@ def test_all_kinds_of_features(extract, tokenizer, videos):
     assert half.dtype == np.float16 and np.allclose(half, hidden, atol=1e-2)
     pooled = features("--features", "hidden", "--pool", "mean")
     assert pooled.dtype == np.float32 and np.allclose(pooled, hidden.mean((1, 2, 3)), atol=1e-5)
+
+
+def test_hidden_features_of_another_layer_are_not_continued(extract, videos, model, capsys):
+    extract(videos / "c.mp4", "--features", "hidden", out="hidden")
+    settings = json.loads(Path("hidden/settings.json").read_text())
+    assert settings["layer"] == "middle"
+    Path("hidden/settings.json").write_text(json.dumps(settings | {"layer": None}))  # of the last layer, as in 0.1.0
+    command = ["extract", videos / "b.mp4", "-o", "hidden", "--model", model, "--features", "hidden"]
+    assert "layer None, not middle" in refused(capsys, *command)
 
 
 def test_embeddings_of_a_trained_head(extract, capsys, tokenizer, videos, model, tmp_path):
