@@ -228,7 +228,8 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
             video: [B, 3, T, H, W] in [-1, 1] on the model's device; T is 1 + s_t k in the first chunk of a stream and
                 s_t k in the others.
             state: state of the stream, updated in place; {} before the first chunk.
-            hidden: return the activations of `forward_features`, not latents.
+            hidden: return the activations of `forward_features`, not latents. It must be the same for all chunks of a
+                stream.
 
         Returns:
             float32 [B, K, t, h, w], or [B, D, t, h, w] of hidden features.
