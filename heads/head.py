@@ -215,7 +215,7 @@ class Head(PretrainedModel, tags=["video-classification"]):
 
         Args:
             classes: the name of each class number.
-            tokenizer: {"name", "weight_hash"} of the tokenizer that produced the input.
+            tokenizer: {"name", "weight_hash"} of the tokenizer that produced the input, and "layer" of hidden features.
             protocol: sampling of the clips, see `HeadConfig`.
             name: name of the head in results.
             class_counts: number of training clips of each class.
@@ -232,13 +232,21 @@ class Head(PretrainedModel, tags=["video-classification"]):
         if side := (self.config.protocol or {}).get("grid_crop"):
             raise ValueError(f"head {self.config.name!r} sees crops of {side} x {side} cells, not the whole grid")
 
-    def check_tokenizer(self, name: str, weight_hash: str) -> None:
-        """Raise ValueError unless the head was trained on the output of this tokenizer, or on pixels."""
+    def check_tokenizer(self, name: str, weight_hash: str, layer: str | None = None) -> None:
+        """Raise ValueError unless the head was trained on the output of this tokenizer, or on pixels.
+
+        layer: the tokenizer's layer of hidden features (`encoder.feature_layer`), for heads that read them.
+        """
         source = self.config.tokenizer
         if source is not None and source["weight_hash"] != weight_hash:
             raise ValueError(
                 f"head {self.config.name!r} reads {self.config.input['kind']} of tokenizer {source['name']!r} "
                 f"({describe_weights(source['weight_hash'])}), not of {name!r} (weights {weight_hash})"
+            )
+        if source is not None and self.config.input["kind"] == "hidden" and source.get("layer") != layer:
+            trained, given = (f"the {each or 'last'} layer" for each in (source.get("layer"), layer))
+            raise ValueError(
+                f"head {self.config.name!r} reads hidden features of {trained}, not of {given}: train it anew"
             )
 
     @property

@@ -216,7 +216,7 @@ def build_recognition_head(settings: dict, head_input: HeadInput, tokenizer: Vid
     head = build_head(net, settings["name"], head_input.input, classes, grid, settings["patch_merge"], own)
     if settings["init"]:
         pretrained = Head.from_pretrained(settings["init"])
-        pretrained.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
+        pretrained.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash, tokenizer.encoder.feature_layer)
         head.load_backbone(pretrained)
     return head
 

@@ -61,6 +61,8 @@ class FeatureFiles:
                 (tokenizer.config.name, tokenizer.weight_hash), (meta["model"], meta["weight_hash"])
             ))  # fmt: skip
             raise ValueError(f"{path} holds features of tokenizer {theirs}, not of {ours}")
+        if input == "hidden" and meta.get("layer") != tokenizer.encoder.feature_layer:
+            raise ValueError(f"{path} holds hidden features of another layer (of an earlier version?): extract anew")
         if min(dataset.labels) < 0:
             raise ValueError(f"{path}: records without labels")
         self.classes = list(dataset.classes if classes is None else classes)

@@ -282,10 +282,12 @@ def build_recognition_training(settings: dict, head: Head, head_data: HeadData, 
     head: see `build_recognition_head`.
     """
     data = settings["data"]
-    reads_tokens = settings["input"] != "pixels"
+    source = {"name": tokenizer.config.name, "weight_hash": tokenizer.weight_hash}
+    if settings["input"] == "hidden":
+        source["layer"] = tokenizer.encoder.feature_layer
     head.record(
         classes=list(head_data.classes),
-        tokenizer={"name": tokenizer.config.name, "weight_hash": tokenizer.weight_hash} if reads_tokens else None,
+        tokenizer=None if settings["input"] == "pixels" else source,
         protocol=build_protocol(data).for_head() | ({"grid_crop": side} if (side := data["grid_crop"]) else {}),
         class_counts=torch.bincount(torch.as_tensor(head_data.train.labels), minlength=head.num_classes).tolist(),
     )

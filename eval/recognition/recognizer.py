@@ -218,7 +218,7 @@ class Recognizer:
         if self.encoder.concat_segments > 1:
             count = self.encoder.concat_segments
             raise ValueError(f"head {self.head.config.name!r} sees {count} clips at once: give the video")
-        self.head.check_tokenizer(meta.model, meta.weight_hash)
+        self.head.check_tokenizer(meta.model, meta.weight_hash, meta.layer)
         side = self.protocol.size
         if meta.frames != self.protocol.frames or meta.size != (side, side):
             given = f"{meta.frames} frames of {meta.size[0]} x {meta.size[1]}"
@@ -283,7 +283,7 @@ def load_head(
         # A head's file can't name a user's class, whose module would be imported.
         load = VideoTokenizer.from_pretrained if model is None else open_tokenizer
         tokenizer = load(named, head.device, precision)
-        head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
+        head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash, tokenizer.encoder.feature_layer)
     grid_crop, side = (config.protocol or {}).get("grid_crop"), config.input.get("stride", [None])[-1]
     return head, InputEncoder(kind, tokenizer, found.at_once, grid_crop, side), found
 

@@ -47,9 +47,12 @@ def head(request, tmp_path, tokenizer):
         "vivit-micro", kind, len(CLASSES), (5, 8, 8), patch_merge=2, channels=256, dim=32, depth=1, heads=2
     ).eval()
     torch.nn.init.normal_(head.head.weight)  # so that it has an opinion
+    identity = {"name": "vidtok-t", "weight_hash": tokenizer.weight_hash}
+    if kind == "hidden":
+        identity["layer"] = "middle"
     head.record(
         classes=CLASSES,
-        tokenizer=None if kind == "pixels" else {"name": "vidtok-t", "weight_hash": tokenizer.weight_hash},
+        tokenizer=None if kind == "pixels" else identity,
         protocol={"frames": 17, "size": 64, "stride": 1, "clips": 1, "crops": 1} | protocol,
     )
     head.save_pretrained(tmp_path / "head")

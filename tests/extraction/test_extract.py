@@ -120,7 +120,7 @@ def test_embeddings_of_a_trained_head(extract, capsys, tokenizer, videos, model,
     from vidtok import create_head
 
     head = create_head("attentive", input="hidden", num_classes=3, grid=(3, 4, 4), channels=32).eval()
-    identity = {"name": "tiny", "weight_hash": tokenizer.weight_hash}
+    identity = {"name": "tiny", "weight_hash": tokenizer.weight_hash, "layer": "middle"}
     head.record(tokenizer=identity, protocol={"frames": 9, "size": 32, "stride": 2, "clips": 2, "crops": 1})
     head.save_pretrained("head")
     records, _, _ = extract(videos / "c.mp4", "--features", "embedding", "--head", "head", out="e")

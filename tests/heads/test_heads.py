@@ -298,6 +298,13 @@ def test_tokens_of_another_tokenizer_are_refused():
     head.check_tokenizer("vidtok-t", "0123456789abcdef")
     with pytest.raises(ValueError, match=r"reads tokens of tokenizer 'vidtok-t' .*, not of 'mine' \(weights ffff\)"):
         head.check_tokenizer("mine", "ffff")
+
+
+def test_hidden_features_of_another_layer_are_refused():
+    head = recorded("attentive", "hidden")  # as of 0.1.0, without a layer
+    head.check_tokenizer("vidtok-t", "0123456789abcdef")
+    with pytest.raises(ValueError, match="reads hidden features of the last layer, not of the middle layer: train it"):
+        head.check_tokenizer("vidtok-t", "0123456789abcdef", "middle")
     make("vivit-micro", "pixels").check_tokenizer("mine", "ffff")
 
 

@@ -79,7 +79,7 @@ def load_head(name: str, tokenizer):
     from vidtok.heads import Head
 
     head = Head.from_pretrained(name, tokenizer.device)
-    head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
+    head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash, tokenizer.encoder.feature_layer)
     return head
 
 
