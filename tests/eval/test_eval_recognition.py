@@ -835,6 +835,20 @@ def test_videos_that_extraction_failed_on_count(capsys, csv, features, tokenizer
         assert result["data"]["train_failures"] == [{"name": "y.mp4", "reason": "the file is empty"}]
 
 
+def test_hidden_features_of_another_layer_are_refused(csv, tokenizer_path, tokenizer, tmp_path, monkeypatch):
+    command = ["extract", csv, "--split", "val", "-o", tmp_path / "hidden", "--model", tokenizer_path, "--size", 32]
+    command += ["--crop", "center", "--features", "hidden", "--clips", "dense:1", "--frames", 5]
+    assert main([str(each) for each in command]) == 0
+    arguments = (tmp_path / "hidden", "val", "hidden", tokenizer, Protocol(5, 1, size=32))
+    assert len(FeatureFiles(*arguments)) == 6
+    settings = [f"data.source={csv}", f"tokenizer={tokenizer_path}", "input=hidden", *TINY, f"run={tmp_path / 'run'}"]
+    assert main(["eval", "finetune", *settings, "trainer.max_steps=2"]) == 0
+    assert Head.from_pretrained(tmp_path / "run" / "model").config.tokenizer["layer"] == "middle"
+    monkeypatch.setattr(tokenizer.encoder, "feature_layer", None)
+    with pytest.raises(ValueError, match="hidden features of another layer"):
+        FeatureFiles(*arguments)
+
+
 def test_a_label_of_features_that_is_no_class(features, tokenizer):
     protocol = Protocol(5, 2, 2, size=32)
     assert len(FeatureFiles(features, "val", "codes", tokenizer, protocol, CLASSES)) == 6
