@@ -148,7 +148,10 @@ def test_agreement_is_that_of_the_result_files():
     said = "Of all {} clips, the top class stays the same in {} with `vidtok-t` and in {} with `vidtok-t-r` "
     said += "({:.0f} and {:.0f} %)"
     assert said.format(total, *same, *(100 * number / total for number in same)) in RESULTS
-    assert [each["name"] for each in results[0]["tokenizers"]] == ["vidtok-t", "vidtok-t-r"]
+    for result in results:
+        ours, other = result["tokenizers"]
+        assert (ours["name"], other["name"]) == ("vidtok-t", "vidtok-t-r")
+        assert other["top1"]["value"] <= ours["top1"]["value"]
 
 
 def test_ratios_of_the_digits_are_those_of_the_result_file():
@@ -280,6 +283,16 @@ def test_gap_to_x265_is_that_of_the_result_file():
     assert f"LPIPS is {lpips[0]} higher at quality 100 and {lpips[1]} at 50;" in text
     assert f"class is {agreement[0].replace(' (', ' points (')} lower at quality 100 and {agreement[1]} at 50;" in text
     assert f"PSNR is {psnr[0].replace(' (', ' dB (')} lower at quality 100 and {psnr[1]} at 50." in text
+    means = {f"{point['codec']} {point['rate']}": point for point in result["points"]}
+    best = means["vidtok-t adaptive 100"]
+    for quality, said in (
+        (50, "quality 50 of `vidtok-t` takes {:.0f} % fewer bits than 100 for {:.1f} dB of PSNR and {:.3f} of LPIPS"),
+        (20, ", 20 takes {:.0f} % fewer for {:.1f} dB and {:.3f}."),
+    ):
+        lower = means[f"vidtok-t adaptive {quality}"]
+        saved = 100 * (1 - lower["bpp"]["mean"] / best["bpp"]["mean"])
+        lost = (best["psnr"]["mean"] - lower["psnr"]["mean"], lower["lpips"]["mean"] - best["lpips"]["mean"])
+        assert said.format(saved, *lost) in text
     result, point = read("compression-native"), "vidtok-t adaptive 100"
     modes = ("random-access", "low-delay")
     lpips = [gap(point, "lpips", 3, mode=mode) for mode in modes]

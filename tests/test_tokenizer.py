@@ -9,11 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
 import vidtok
 from vidtok import streaming
+from vidtok.datasets import demo_clip
 from vidtok.extraction.model import FeatureModel, Stream, make_settings
 from vidtok.tokenizer import EncodeStream, TokenizerConfig, VideoTokenizer
 
@@ -78,12 +80,34 @@ def test_shapes_and_round_trip(net, quantizer):
     assert torch.allclose(tokenizer.encode_latents(video[1:]), z[1:], atol=1e-4)
 
 
-def test_features_lead_to_latents(net):
+def test_features_are_those_of_their_layer(net):
     tokenizer = build(net)
-    features = tokenizer.forward_features(clip())
-    weight, bias = tokenizer.encoder.head.weight.flatten(1), tokenizer.encoder.head.bias
-    z = torch.einsum("bdthw,kd->bkthw", features, weight) + bias.view(1, -1, 1, 1, 1)
-    assert torch.allclose(z, tokenizer.encode_latents(clip()), atol=1e-4)
+    encoder, features = tokenizer.encoder, tokenizer.forward_features(clip())
+    if encoder.feature_layer is None:  # before the latents
+        weight, bias = encoder.head.weight.flatten(1), encoder.head.bias
+        z = torch.einsum("bdthw,kd->bkthw", features, weight) + bias.view(1, -1, 1, 1, 1)
+        assert torch.allclose(z, tokenizer.encode_latents(clip()), atol=1e-4)
+        return
+    outputs: list[torch.Tensor] = []
+    for block in encoder.blocks:
+        block.register_forward_hook(lambda block, args, output: outputs.append(output))
+    tokenizer.encode_latents(clip())
+    middle = F.layer_norm(outputs[(len(outputs) - 1) // 2], (encoder.width,)).movedim(-1, 1)
+    assert torch.allclose(features, middle, atol=1e-4)
+
+
+def test_the_middle_layer_of_vidtok_t_is_the_richer_one():
+    tokenizer = VideoTokenizer.from_pretrained("vidtok-t")
+    last: list[torch.Tensor] = []
+    tokenizer.encoder.norm.register_forward_hook(lambda norm, args, output: last.append(output.movedim(-1, 1)))
+    video = demo_clip()
+    tokenizer.encode_latents(video)
+
+    def share(features: torch.Tensor) -> float:  # of the variance, in six directions
+        values = torch.linalg.eigvalsh(torch.cov(features.transpose(0, 1).flatten(1)))
+        return float(values[-6:].sum() / values.sum())
+
+    assert share(tokenizer.forward_features(video)) < 0.65 and share(last[0]) > 0.9
 
 
 def test_later_frames_never_change_earlier_latents(net):

@@ -83,6 +83,7 @@ class CustomTokenizer(VideoTokenizer):
         self._hash = hash_model(self.model, spec)
         self.stride, self.causal = self._find_stride()
         self.encoder.stride = self.decoder.stride = self.stride
+        self.encoder.feature_layer = None
         features, decode = (callable(getattr(self.model, method, None)) for method in ("features", "decode"))
         why = f"{spec} has no method features(video, kind)"
         self.lacks = {} if features else {"hidden": why, "latents": why}

@@ -146,7 +146,10 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
 
     @torch.no_grad()
     def forward_features(self, video: Tensor, tile: int | tuple[int, int] | None = None) -> Tensor:
-        """Compute the encoder's activations before the last 1x1x1 layer, for probes: float32 [B, D, t, h, w]."""
+        """Compute activations of the encoder, for probes: float32 [B, D, t, h, w].
+
+        They come from its middle block; for the net "magvit2", from the layer before the latents.
+        """
         return self._encode(video, tile, hidden=True)
 
     @torch.no_grad()

@@ -50,6 +50,7 @@ from vidtok.eval.compression.codecs import (
 from vidtok.eval.compression.report import save_frame, summarize, summarize_tokens, write_report
 from vidtok.eval.metrics.i3d import I3D
 from vidtok.eval.metrics.reconstruction import ms_ssim, psnr
+from vidtok.eval.recognition.references import BACKBONE
 from vidtok.eval.reconstruction.run import spread
 from vidtok.files import validate_local, write_json
 from vidtok.inputs import file_version, find_videos
@@ -59,7 +60,6 @@ from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.perceptual import LPIPS, LogitDistance
 
 SCHEMA = "vidtok.compression/1"
-CLASSIFIER = "tf_efficientnet_lite0"
 MIN_I3D_FRAMES = 9
 
 Codec = FfmpegCodec | TokenizerCodec
@@ -374,7 +374,7 @@ class _Metrics:
     ):
         self.device, self.ffmpeg = device, ffmpeg
         self.lpips = LPIPS("alex", lpips).to(device) if lpips else None
-        self.classifier = LogitDistance(CLASSIFIER, efficientnet).to(device) if efficientnet else None
+        self.classifier = LogitDistance(BACKBONE, efficientnet).to(device) if efficientnet else None
         self.i3d = I3D(i3d).to(device) if i3d else None
         self.notes = {
             "psnr": "8-bit RGB, MSE over all frames of a clip, at most 100 dB",
@@ -384,7 +384,7 @@ class _Metrics:
         if self.lpips:
             self.notes["lpips"] = "v0.1, AlexNet, mean over frames"
         if self.classifier:
-            self.notes["frame_agreement"] = f"share of frames whose {CLASSIFIER} class is that of the original frame"
+            self.notes["frame_agreement"] = f"share of frames whose {BACKBONE} class is that of the original frame"
             self.notes["frame_confidence"] = "probability of the original's class over that in the original, mean"
         if self.i3d:
             self.notes["i3d_agreement"] = "1 where I3D's Kinetics-400 class is that of the original clip"
@@ -421,10 +421,10 @@ class _Metrics:
     def _classifiers(self, frames: int) -> dict[str, Callable[[Tensor], Tensor]]:
         """Return the classifiers that accept clips of this number of frames."""
         found: dict[str, Callable[[Tensor], Tensor]] = {}
-        if self.classifier is not None:
-            found["frame"] = partial(_frame_probabilities, self.classifier)
-        if self.i3d is not None and frames >= MIN_I3D_FRAMES:
-            found["i3d"] = partial(_clip_probabilities, self.i3d)
+        if (classifier := self.classifier) is not None:
+            found["frame"] = lambda x: classifier.frame_probabilities(x[0])
+        if (i3d := self.i3d) is not None and frames >= MIN_I3D_FRAMES:
+            found["i3d"] = lambda x: i3d(x).softmax(1)
         return found
 
 
@@ -436,11 +436,3 @@ def _luma(x: Tensor) -> Tensor:
     """Convert RGB [1, 3, T, H, W] to BT.709 luma, repeated in all three channels."""
     weights = x.new_tensor([0.2126, 0.7152, 0.0722]).view(1, 3, 1, 1, 1)
     return (x * weights).sum(1, keepdim=True).expand(-1, 3, -1, -1, -1)
-
-
-def _clip_probabilities(classifier: I3D, x: Tensor) -> Tensor:
-    return classifier(x).softmax(1)
-
-
-def _frame_probabilities(classifier: LogitDistance, x: Tensor) -> Tensor:
-    return torch.cat([classifier.logits(part).softmax(1) for part in x[0].transpose(0, 1).split(8)])

@@ -3,7 +3,8 @@
 Result schema "vidtok.agreement/1":
 
     schema          that string
-    classifier      name of the network, weights {file, sha256 (16 hex digits)}
+    classifier      name of the network, weights {file, sha256 (16 hex digits)}; probabilities of an image classifier
+                    are means over the frames of a clip
     protocol        as in `vidtok.eval.reconstruction.run`
     n_total, n_used, n_failed, failures [{name, reason}]
     tokenizers      for each tokenizer: name, weight_hash, stride, bits; bits_per_pixel;
@@ -19,6 +20,7 @@ Legend: N clips, K classes.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,18 +30,50 @@ from vidtok.checks import pick_device
 from vidtok.eval.metrics.i3d import I3D
 from vidtok.eval.metrics.intervals import share_of
 from vidtok.eval.metrics.reconstruction import bits_per_pixel
+from vidtok.eval.recognition.references import BACKBONE
 from vidtok.eval.recognition.results import tokenizer_record
 from vidtok.eval.reconstruction.run import Clip, clip_protocol, validation_clips
+from vidtok.hub import fetch, hash_file
 from vidtok.inputs import find_videos
 from vidtok.provenance import provenance
 from vidtok.tokenizer import VideoTokenizer
+from vidtok.train.perceptual import LogitDistance
 
 SCHEMA = "vidtok.agreement/1"
 
 
+@dataclass(frozen=True)
+class Classifier:
+    """A frozen network whose predictions for clips are compared.
+
+    Attributes:
+        name: its name, for the record. weights: its file or URL. weight_hash: hash of that file.
+        probabilities: float [1,3,T,H,W] in [-1,1] -> float [1,K], on the device of the network.
+    """
+
+    name: str
+    weights: str
+    weight_hash: str
+    probabilities: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def video(cls, weights: str, device: torch.device) -> "Classifier":
+        """Load I3D of Kinetics-400."""
+        network = I3D(weights).to(device)
+        return cls("I3D, Kinetics-400", weights, network.weight_hash, lambda x: network(x).softmax(1))
+
+    @classmethod
+    def image(cls, weights: str, device: torch.device) -> "Classifier":
+        """Load EfficientNet-Lite0 of ImageNet, whose probabilities are averaged over frames."""
+        network = LogitDistance(BACKBONE, weights).to(device)
+        probabilities = lambda x: network.frame_probabilities(x[0]).mean(0, keepdim=True)  # noqa: E731
+        return cls(f"{BACKBONE}, ImageNet", weights, hash_file(fetch(weights)), probabilities)
+
+
 def agreement(
     inputs: str | Sequence[str],
-    i3d: str,
+    i3d: str | None = None,
+    efficientnet: str | None = None,
     *,
     model: str | Sequence[str] = "vidtok-t",
     classes: str | None = None,
@@ -50,13 +84,13 @@ def agreement(
     split: str | None = None,
     track: Callable[[Iterator[Clip], int], Iterable[Clip]] = lambda clips, total: clips,
 ) -> dict:
-    """Classify clips and their reconstructions with I3D of Kinetics-400.
+    """Classify clips and their reconstructions with I3D (Kinetics-400) or EfficientNet-Lite0 (ImageNet).
 
     Args:
         inputs: one or more videos, folders of videos, or glob patterns. One clip is taken from each file.
-        i3d: I3D's weights, a file or URL.
+        i3d, efficientnet: weights of the classifier, a file or URL; one of the two.
         model: one or more tokenizers: names, folders or hub ids.
-        classes: file with the names of I3D's classes, one per line; None, classes are numbers.
+        classes: file with the names of the classifier's classes, one per line; None, classes are numbers.
         device: device of all networks.
         frames, size, fps: shape and frame rate of the clips, see `vidtok.eval.validation_clips`.
         split: name of the split, for the record.
@@ -67,17 +101,23 @@ def agreement(
 
     Raises:
         UserError: no video in the inputs.
-        ValueError: no clip could be used, or the number of names isn't that of the classes.
+        ValueError: no clip could be used, the number of names isn't that of the classes, or `i3d` and `efficientnet`
+            are both given or both missing.
     """
+    where = pick_device(device)
+    if i3d is not None and efficientnet is None:
+        classifier = Classifier.video(i3d, where)
+    elif efficientnet is not None and i3d is None:
+        classifier = Classifier.image(efficientnet, where)
+    else:
+        raise ValueError("give the weights of one classifier: i3d or efficientnet")
     inputs = [inputs] if isinstance(inputs, str) else [str(each) for each in inputs]
     files = [file for file, _ in find_videos(inputs)]
-    where = pick_device(device)
     clips = validation_clips(files, frames, size, fps)
     return evaluate_agreement(
-        I3D(i3d).to(where),
+        classifier,
         [VideoTokenizer.from_pretrained(name, where) for name in ([model] if isinstance(model, str) else model)],
         track(clips, len(files)),
-        weights=i3d,
         protocol=clip_protocol(" ".join(inputs), split, frames, size, fps),
         classes=Path(classes).read_text().splitlines() if classes else None,
         device=where,
@@ -86,11 +126,10 @@ def agreement(
 
 @torch.inference_mode()
 def evaluate_agreement(
-    classifier: I3D,
+    classifier: Classifier,
     tokenizers: Sequence[VideoTokenizer],
     videos: Iterable[Clip],
     *,
-    weights: str | Path,
     protocol: Mapping,
     classes: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
@@ -100,7 +139,6 @@ def evaluate_agreement(
     Args:
         classifier, tokenizers: the networks, on `device`.
         videos: (name, float [1,3,T,H,W] in [-1,1]), or (name, exception) for a clip that could not be read.
-        weights: the classifier's file, for the record.
         protocol: record of the clips, see `clip_protocol`.
         classes: names of the classifier's classes; None, classes are numbers.
 
@@ -121,11 +159,11 @@ def evaluate_agreement(
             failures.append({"name": name, "reason": str(clip).removeprefix(f"{name}: ")})
             continue
         x = clip.to(device)
-        probabilities = classifier(x).softmax(1).cpu()
+        probabilities = classifier.probabilities(x).cpu()
         found = {}
         for tokenizer in tokenizers:
             again = tokenizer.decode(tokenizer.encode(x))
-            found[tokenizer.config.name] = classifier(again).softmax(1).cpu()
+            found[tokenizer.config.name] = classifier.probabilities(again).cpu()
             rates[tokenizer.config.name] = bits_per_pixel(tokenizer.bits, tokenizer.stride, *x.shape[2:])
         if classes is not None and len(classes) != probabilities.shape[1]:
             raise ValueError(f"{len(classes)} class names for {probabilities.shape[1]} classes")
@@ -150,8 +188,8 @@ def evaluate_agreement(
     return {
         "schema": SCHEMA,
         "classifier": {
-            "name": "I3D, Kinetics-400",
-            "weights": {"file": str(weights), "sha256": classifier.weight_hash},
+            "name": classifier.name,
+            "weights": {"file": classifier.weights, "sha256": classifier.weight_hash},
         },
         "protocol": dict(protocol),
         "n_total": len(rows) + len(failures),

@@ -39,7 +39,6 @@ ORDER = ("tokens", "codes", "latents", "hidden", "pixels", TRANSFER, "recon")
 # Result files of `vidtok eval compare` behind the published table, each with the name of its row.
 COMPARISONS = {
     "recognition-digits": "digits",
-    "recognition-digits-long": "digits, 1500 steps",
     "recognition-rt1": "rt1",
     "recognition-rt1-views": "rt1, 800 steps",
 }
@@ -51,7 +50,8 @@ MOTIONS = {  # the same for motion tasks
     "motion-camera-10-init": "camera, 10 %, pretrained",
     "motion-object-direction": "object-direction",
 }
-PROBES = {"probes-rt1": "rt1", "probes-camera": "camera", "probes-droid": "droid, verb"}
+AGREEMENTS = ("agreement", "agreement-256", "agreement-frames", "agreement-frames-256")
+PROBES = {"probes-rt1": "rt1", "probes-camera": "camera"}
 RESULTS = Path(__file__).parent.parent / "results"
 X265 = ("x265 random-access", "x265 low-delay")
 GUIDANCES = ("generation-guidance-1", "generation-guidance-1.5", "generation", "generation-guidance-3")
@@ -209,12 +209,13 @@ def reconstruction_table(results: Iterable[Mapping]) -> str:
 
 def agreement_table(results: Iterable[Mapping]) -> str:
     """Return how often a classifier sees the same class in reconstructions, a row per result and tokenizer."""
-    head = ["model", "clips", "pixels", "same top class, %", "among the top 5, %", "its probability: clip"]
-    lines = [markdown_row([*head, "reconstruction"]), markdown_row(["---"] * (len(head) + 1))]
+    head = ["classifier", "model", "clips", "pixels", "same top class, %", "among the top 5, %"]
+    head += ["its probability: clip", "reconstruction"]
+    lines = [markdown_row(head), markdown_row(["---"] * len(head))]
     for result in results:
         pixels = "x".join(map(str, [result["protocol"]["frames"], *result["protocol"]["size"]]))
         for each in result["tokenizers"]:
-            cells = [f"`{each['name']}`", str(result["n_used"]), pixels]
+            cells = [result["classifier"]["name"], f"`{each['name']}`", str(result["n_used"]), pixels]
             for share in (each["top1"], each["top5"]):
                 cells.append(
                     "{:.1f} ({:.0f} to {:.0f})".format(*(100 * share[key] for key in ("value", "low", "high")))
@@ -288,8 +289,8 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         "headline": headline_table(models["vidtok-t"], read("motion-camera"), read("compression")),
         "models": model_table(models),
         "reconstruction": reconstruction_table([*models.values(), *larger]),
-        "agreement": agreement_table([read("agreement"), read("agreement-256")]),
-        "digits": accuracy_table(comparisons["digits, 1500 steps"], ("tokens", "latents", "pixels")),
+        "agreement": agreement_table([read(name) for name in AGREEMENTS]),
+        "camera": accuracy_table(read("motion-camera"), ("tokens", "pixels", TRANSFER)),
         "recognition": f"{comparison_table(comparisons)}\n\n{cost_table(comparisons)}",
         "motion_tasks": task_table(read("motion-tasks")),
         "motion": motion_table({file: read(file) for file in MOTIONS}),

@@ -6,12 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vidtok.cli.main import main
 from vidtok.configs.compose import compose_config, to_dict
@@ -38,7 +40,9 @@ from vidtok.eval.report import markdown
 from vidtok.extraction.sources import plan_sources
 from vidtok.files import write_json
 from vidtok.heads import Head, create_head
+from vidtok.hub import hash_file
 from vidtok.tokenizer import VideoTokenizer
+from vidtok.train.perceptual import LogitDistance
 from vidtok.train.run_folder import RunFolder
 
 CLASSES = ("bright", "dark", "rising")
@@ -859,16 +863,16 @@ def test_a_signal_stops_a_comparison(capsys, csv, tokenizer_path, tmp_path, monk
 
 
 def test_agreement_of_a_classifier(tokenizer):
-    from vidtok.eval.reconstruction.classifier_agreement import evaluate_agreement, format_agreement
+    from vidtok.eval.reconstruction.classifier_agreement import Classifier, evaluate_agreement, format_agreement
 
-    def classifier(video):  # by mean brightness, and by nothing else
+    def by_brightness(video):
         level = video.mean((1, 2, 3, 4))
-        return torch.stack([level, -level, torch.zeros_like(level)], 1) * 10
+        return (torch.stack([level, -level, torch.zeros_like(level)], 1) * 10).softmax(1)
 
-    classifier.weight_hash = "0123456789abcdef"
+    classifier = Classifier("brightness", "https://x/i3d", "0123456789abcdef", by_brightness)
     videos = [(f"{i}", make_clip("bright", i)[:, :, :5, :, :32]) for i in range(3)] + [("bad", ValueError("bad: no"))]
     protocol = {"source": "test", "crop": "none", "fps": "native"}
-    result = evaluate_agreement(classifier, [tokenizer], videos, weights="https://x/i3d", protocol=protocol)
+    result = evaluate_agreement(classifier, [tokenizer], videos, protocol=protocol)
     assert result["classifier"]["weights"] == {"file": "https://x/i3d", "sha256": "0123456789abcdef"}
     (row,) = result["tokenizers"]
     assert (result["n_total"], result["n_used"], result["n_failed"]) == (4, 3, 1)
@@ -876,6 +880,26 @@ def test_agreement_of_a_classifier(tokenizer):
     confidence = row["confidence"]
     drop = confidence["original"] - confidence["reconstruction"]
     assert confidence["drop"]["mean"] == pytest.approx(drop) and "tiny" in format_agreement(result)
+
+
+def test_agreement_of_an_image_classifier(csv, tokenizer_path, tmp_path, monkeypatch, capsys):
+    from vidtok.eval.reconstruction import agreement, classifier_agreement
+
+    network = timm.create_model("test_resnet", num_classes=1000)
+    save_file(network.state_dict(), weights := tmp_path / "net.safetensors")
+    monkeypatch.setattr(classifier_agreement, "BACKBONE", "test_resnet")
+    videos = str(csv.parent / "bright-*.mp4")
+    command = ["eval", "agreement", videos, "--efficientnet", str(weights), "--model", str(tokenizer_path)]
+    assert main([*command, "--frames", "5", "--size", "32", "--json", str(tmp_path / "result.json")]) == 0
+    assert "test_resnet, ImageNet" in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["classifier"]["weights"] == {"file": str(weights), "sha256": hash_file(weights)}
+    clip = next(iter(classifier_agreement.validation_clips([Path(result["clips"][0]["name"])], 5, 32, None)))[1]
+    probabilities = LogitDistance("test_resnet", weights).logits(clip[0].transpose(0, 1)).softmax(1).mean(0)
+    assert result["clips"][0]["best"] == int(probabilities.argmax())
+    assert result["clips"][0]["confidence"] == pytest.approx(float(probabilities.max()), rel=1e-4)
+    with pytest.raises(ValueError, match="one classifier: i3d or efficientnet"):
+        agreement(videos)
 
 
 def test_what_is_checked_as_bad_is_left_out(damaged, tmp_path):

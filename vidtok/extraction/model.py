@@ -153,6 +153,7 @@ def make_settings(
         stride=tuple(tokenizer.stride),
         dtype=dtype,
         pixels=pixels_version(reader),
+        layer=tokenizer.encoder.feature_layer if feature == "hidden" else None,
         **requested,
     )
 

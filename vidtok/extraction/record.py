@@ -48,6 +48,8 @@ class Settings:
         tile: side of the spatial tiles in pixels; None, whole frames.
         frame_folders: frame rate given to folders of numbered images, each of which is a video; None, none is.
         pixels: reader and version of its resizing (`vidtok.datasets.decode.RESIZE_VERSION`), which determine pixels.
+        layer: of hidden features, the encoder's layer that they come from: "middle", or None for the one before the
+            latents.
     """
 
     feature: str
@@ -67,6 +69,7 @@ class Settings:
     tile: int | None = None
     frame_folders: float | None = None
     pixels: str = "pyav/1"
+    layer: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

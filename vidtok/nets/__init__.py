@@ -2,12 +2,12 @@
 
     encoder.forward_features(x_B3THW, state=None) -> [B, width, t, h, w]
     encoder(x_B3THW, state=None, hidden=True): the same, compiled if the encoder is
-    encoder(x_B3THW, state=None) -> [B, out_channels, t, h, w]   (the features through a last 1x1x1 layer)
+    encoder(x_B3THW, state=None) -> [B, out_channels, t, h, w]
     decoder(codes_BCthw, state=None) -> [B, 3, T, H, W]
 
 with T = 1 + s_t (t - 1), H = s_h h, W = s_w w; `state` as in `vidtok.nets.layers`. Both have `stride` (s_t, s_h, s_w)
 and `activation_elems_per_pixel`, the number of activation elements alive at once per pixel of a clip; the encoder has
-`width`.
+`width` and `feature_layer`, the name of the layer that its features come from; None, the one before the latents.
 """
 
 from vidtok.nets import layers, magvit2

@@ -44,6 +44,8 @@ class Encoder(nn.Module):
         ValueError: the number of values in temporal_downsample does not fit, or an illegal depth.
     """
 
+    feature_layer = None
+
     def __init__(
         self,
         out_channels: int,
@@ -75,6 +77,7 @@ class Encoder(nn.Module):
         self.width = width
 
     def forward_features(self, x_B3THW: Tensor, state: State | None = None) -> Tensor:
+        """Compute the activations before the last 1x1x1 layer."""
         x = self.stem(x_B3THW, state)
         for layer in self.layers:
             x = layer(x, state)

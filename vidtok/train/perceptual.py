@@ -207,6 +207,11 @@ class LogitDistance(nn.Module):
         x = F.interpolate(x_BCHW, (224, 224), mode="bilinear", align_corners=False, antialias=True)
         return self.classifier(((x + 1) / 2 - self.mean) / self.std).float()
 
+    def frame_probabilities(self, x_CTHW: Tensor) -> Tensor:
+        """Compute the class probabilities of every frame of a clip, float [3,T,H,W] in [-1,1] -> float32 [T, K]."""
+        # Few frames at a time, because activations of a whole clip would fill the memory.
+        return torch.cat([self.logits(part).softmax(1) for part in x_CTHW.transpose(0, 1).split(8)])
+
     def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
         """Compute the distance of two batches of RGB images, float [B,3,H,W] in [-1,1] -> float32 [B]."""
         return logit_distance(self.logits(x_BCHW), self.logits(y_BCHW))

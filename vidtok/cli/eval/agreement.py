@@ -2,11 +2,13 @@
 
     vidtok eval agreement videos/ --i3d i3d.safetensors
     vidtok eval agreement videos/ --i3d i3d.safetensors --model vidtok-t --model vidtok-t-r --json result.json
+    vidtok eval agreement videos/ --efficientnet tf_efficientnet_lite0.safetensors
 
-I3D, trained on Kinetics-400, classifies each clip and its reconstruction. The result has, for each tokenizer, how often
-the top class of the clip is the top class of the reconstruction (top-1) or among its five top classes (top-5), and how
-much of its probability is lost. No labels are needed. One clip is used per file: the first --frames frames, resized to
-short side --size and center-cropped to a square.
+I3D, trained on Kinetics-400, or EfficientNet-Lite0, trained on ImageNet, classifies each clip and its reconstruction.
+The result has, for each tokenizer, how often the top class of the clip is the top class of the reconstruction (top-1)
+or among its five top classes (top-5), and how much of its probability is lost. Probabilities of EfficientNet are means
+over the frames of a clip. No labels are needed. One clip is used per file: the first --frames frames, resized to short
+side --size and center-cropped to a square.
 """
 
 import argparse
@@ -18,10 +20,10 @@ from vidtok.cli.eval import add_result, arguments, write_result
 def configure(parser: argparse.ArgumentParser) -> None:
     positive = common.positive
     parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders of videos, glob patterns")
-    parser.add_argument(
-        "--i3d", required=True, metavar="WEIGHTS", help="I3D weights, file or URL (see vidtok.eval.metrics.i3d)"
-    )
-    parser.add_argument("--classes", metavar="FILE", help="names of I3D's classes, one per line (default: numbers)")
+    classifier = parser.add_mutually_exclusive_group(required=True)
+    classifier.add_argument("--i3d", metavar="WEIGHTS", help="I3D weights, file or URL (see vidtok.eval.metrics.i3d)")
+    classifier.add_argument("--efficientnet", metavar="WEIGHTS", help="timm's tf_efficientnet_lite0 weights, a file")
+    parser.add_argument("--classes", metavar="FILE", help="names of the classes, one per line (default: numbers)")
     parser.add_argument(
         "--model", action="append", metavar="NAME", help="tokenizer (default: vidtok-t); may be repeated"
     )
