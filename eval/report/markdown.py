@@ -28,7 +28,7 @@ from vidtok.eval.generation.comparison import SCHEMA
 from vidtok.eval.generation.report import guidance_table, markdown_table, verdict
 from vidtok.eval.recognition.comparison import TRANSFER
 from vidtok.eval.recognition.results import compare_results
-from vidtok.eval.report import markdown_row
+from vidtok.eval.report import markdown_row, task_table
 from vidtok.eval.report.measurements import command_blocks
 from vidtok.eval.report.page import overview_chart
 from vidtok.eval.report.speed import machine_line, reading_table, sampling_table, speed_ratio_table, speed_table
@@ -51,7 +51,7 @@ MOTIONS = {  # the same for motion tasks
     "motion-object-direction": "object-direction",
 }
 AGREEMENTS = ("agreement", "agreement-256", "agreement-frames", "agreement-frames-256")
-PROBES = {"probes-rt1": "rt1"}
+PROBES = {"probes-rt1": "rt1", "probes-camera": "camera"}
 RESULTS = Path(__file__).parent.parent / "results"
 X265 = ("x265 random-access", "x265 low-delay")
 GUIDANCES = ("generation-guidance-1", "generation-guidance-1.5", "generation", "generation-guidance-3")
@@ -292,6 +292,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         "agreement": agreement_table([read(name) for name in AGREEMENTS]),
         "camera": accuracy_table(read("motion-camera"), ("tokens", "pixels", TRANSFER)),
         "recognition": f"{comparison_table(comparisons)}\n\n{cost_table(comparisons)}",
+        "motion_tasks": task_table(read("motion-tasks")),
         "motion": motion_table({file: read(file) for file in MOTIONS}),
         "probes": f"{probe_table(probes)}\n\n{path_table(probes)}".strip(),
         "generation": f"{markdown_table(result)}\n\n{said[0].upper()}{said[1:]}.",
