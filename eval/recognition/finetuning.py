@@ -26,7 +26,7 @@ from vidtok.eval.recognition.data import (
     build_recognition_head,
     validate_mixing,
 )
-from vidtok.eval.recognition.inputs import Test, same_task
+from vidtok.eval.recognition.inputs import ORIGINAL, Test, same_task
 from vidtok.eval.recognition.results import data_record, head_record, recognition_result, result_entry
 from vidtok.eval.report import format_table
 from vidtok.extraction.model import open_tokenizer
@@ -108,7 +108,7 @@ def evaluate_run(
         data=data_record(source, splits, head_data.classes, head_data.train_failures),
         train_labels=head_data.train.labels,
         protocol=build_protocol(data).record(),
-        tokenizer=None if input == "pixels" else tokenizer,
+        tokenizer=None if input in ORIGINAL else tokenizer,
         config=to_dict(OmegaConf.load(folder / "config.yaml"), resolve=False),  # the config of the training
         wall_time_s=time.perf_counter() - start,
         device=str(head.device),
@@ -287,8 +287,10 @@ def build_recognition_training(settings: dict, head: Head, head_data: HeadData, 
         source["layer"] = tokenizer.encoder.feature_layer
     head.record(
         classes=list(head_data.classes),
-        tokenizer=None if settings["input"] == "pixels" else source,
-        protocol=build_protocol(data).for_head() | ({"grid_crop": side} if (side := data["grid_crop"]) else {}),
+        tokenizer=None if settings["input"] in ORIGINAL else source,
+        protocol=build_protocol(data).for_head()
+        | ({"frames": 1} if settings["input"] == "frame" else {})
+        | ({"grid_crop": side} if (side := data["grid_crop"]) else {}),
         class_counts=torch.bincount(torch.as_tensor(head_data.train.labels), minlength=head.num_classes).tolist(),
     )
     batches = LabeledBatches(head_data.train, data["batch_size"], settings["seed"])

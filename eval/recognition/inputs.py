@@ -30,7 +30,9 @@ INPUTS = {
     "hidden": "the encoder's features",
     "pixels": "the clip itself",
     "recon": "pixels of the decoded tokens",
+    "frame": "the clip's middle frame alone, a control that sees no motion",
 }
+ORIGINAL = ("pixels", "frame")  # what no tokenizer has changed
 
 PIXELS_AT_ONCE, ON_CPU = 1 << 23, 1 << 20  # largest batches: 120 and 15 clips of 17 x 64 x 64
 
@@ -43,8 +45,8 @@ class InputEncoder:
 
     Args:
         kind: one of `INPUTS`. "tokens" and "codes" give int64 ids [B,t,h,w], "latents" and "hidden" float32
-            [B,C,t,h,w], "pixels" and "recon" float32 [B,3,T,H,W].
-        tokenizer: the tokenizer, which pixels don't need. The result is on its device.
+            [B,C,t,h,w], "pixels" and "recon" float32 [B,3,T,H,W], "frame" [B,3,1,H,W].
+        tokenizer: the tokenizer, which pixels and frame don't need. The result is on its device.
         concat_segments: number J of clips that the head sees at once. With J > 1, clips are [B,J,3,T,H,W]. Each is
             encoded alone, and features are concatenated in time, with J*t in place of t.
         grid_crop: side of the center crop of the grid in cells, for heads that were trained on crops; None, the whole
@@ -66,14 +68,14 @@ class InputEncoder:
     ):  # fmt: skip
         if kind not in INPUTS:
             raise ValueError(f"unknown input {kind!r}: {nearest(kind, INPUTS)}")
-        if tokenizer is None and kind != "pixels":
+        if tokenizer is None and kind not in ORIGINAL:
             raise ValueError(f"input {kind!r} comes from a tokenizer: give one")
         if tokenizer is not None and (why := tokenizer.lacks.get(kind)):
             raise ValueError(f"no input {kind!r}: {why}")
         self.kind, self.tokenizer = kind, tokenizer
         self.device = torch.device("cpu") if tokenizer is None else tokenizer.device
         self.concat_segments, self.grid_crop = concat_segments, grid_crop
-        self.head_input, self.per_frame = "pixels" if kind == "recon" else kind, kind == "pixels"
+        self.head_input, self.per_frame = "pixels" if kind in ("recon", *ORIGINAL) else kind, kind == "pixels"
         pixels_per_cell = pixels_per_cell or (tokenizer.stride[-1] if tokenizer else 1)
         self.unit = pixels_per_cell if self.head_input == "pixels" else 1
         if concat_segments > 1 and self.head_input == "pixels":
@@ -94,6 +96,9 @@ class InputEncoder:
     def encode_compact(self, video_B3THW: Tensor) -> Tensor:
         """Encode single clips in the form that is kept in memory: pixels uint8, features float16, ids int64."""
         video = video_B3THW if video_B3THW.dtype == torch.uint8 else to_bytes(video_B3THW)
+        if self.kind == "frame":
+            middle = video.shape[2] // 2
+            return video[:, :, middle : middle + 1]
         if self.kind == "pixels" or self.tokenizer is None:  # all other kinds have one
             return video
         x = to_float(video.to(self.device))
@@ -115,8 +120,8 @@ def encode_all(encoder: InputEncoder, video_NV3THW: Tensor, ids_NVthw: Tensor | 
     """Encode uint8 clips to be kept in memory; return x [N,V,...] in compact form, see `unpack`. ids_NVthw: the clips'
     tokens if they are known; reconstructions are decoded from them."""
     assert encoder.concat_segments == 1, "concatenated clips are drawn anew in every epoch"
-    if encoder.kind == "pixels" or encoder.tokenizer is None:  # all other kinds have one
-        return video_NV3THW
+    if encoder.kind in ORIGINAL or encoder.tokenizer is None:  # all other kinds have one
+        return encoder.encode_compact(video_NV3THW.flatten(0, 1)).unflatten(0, video_NV3THW.shape[:2])
     at_once = max(1, _pixels_at_once(encoder.tokenizer, encoder.device) // video_NV3THW[0, 0, 0].numel())
     encode: Callable[[Tensor], Tensor]
     if encoder.kind == "recon" and ids_NVthw is not None:

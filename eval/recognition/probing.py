@@ -21,7 +21,7 @@ from vidtok.errors import nearest
 from vidtok.eval.metrics.i3d import HOW_TO_GET
 from vidtok.eval.metrics.intervals import paired_ratio
 from vidtok.eval.recognition.clips import DIGITS, ClipSource, Indices, Protocol, folds, repeated_folds
-from vidtok.eval.recognition.inputs import Predictions
+from vidtok.eval.recognition.inputs import ORIGINAL, Predictions
 from vidtok.eval.recognition.references import (
     BACKBONE,
     REFERENCES,
@@ -201,7 +201,7 @@ def probe(
             split, test_source, test_features, train_clips and test_clips is given; otherwise no folds.
         repeats: number of different divisions into folds.
         train_clips, test_clips: largest number of clips of each split; None, all.
-        input: one or more of hidden, latents, codes, pixels, recon, i3d, frames, as a list or separated by commas.
+        input: one or more of hidden, latents, codes, pixels, recon, frame, i3d, frames, as a list or separated by commas.
             The others are compared with the first by a paired bootstrap over clips.
         i3d: I3D's weights, a file or URL; adds the input i3d.
         backbone, backbone_weights: image classifier of timm (default: tf_efficientnet_lite0) and a file of its weights
@@ -328,7 +328,7 @@ def probe(
         data={**record, "folds": by, "groups": number},
         train_labels=known.labels,
         protocol=clips.record(),
-        tokenizer=tokenizer if recon or {*inputs} - {"pixels", *REFERENCES} else None,
+        tokenizer=tokenizer if recon or {*inputs} - {*ORIGINAL, *REFERENCES} else None,
         config=config,
         wall_time_s=time.perf_counter() - start,
         device=str(tokenizer.device),

@@ -34,7 +34,7 @@ from vidtok.eval.report.page import overview_chart
 from vidtok.eval.report.speed import machine_line, reading_table, sampling_table, speed_ratio_table, speed_table
 from vidtok.hub import PRETRAINED
 
-ORDER = ("tokens", "codes", "latents", "hidden", "pixels", TRANSFER, "recon")
+ORDER = ("tokens", "codes", "latents", "hidden", "pixels", TRANSFER, "recon", "frame")
 
 # Result files of `vidtok eval compare` behind the published table, each with the name of its row.
 COMPARISONS = {

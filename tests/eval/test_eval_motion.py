@@ -14,6 +14,7 @@ from vidtok.eval.recognition.clips import ClipSource, Protocol
 from vidtok.eval.recognition.finetuning import RecognitionTask
 from vidtok.eval.recognition.inputs import same_task
 from vidtok.eval.recognition.results import compare_results
+from vidtok.heads import Head
 
 HEAD = ["head=vivit-micro-factorized", "head_options={dim:16,depth:1,temporal_depth:1,heads:2}"]
 STEPS = ["trainer.max_steps=1", "trainer.warmup_steps=1", "data.batch_size=4", "seeds=[0]", "page.clips=1"]
@@ -57,9 +58,11 @@ def test_heads_and_probes_on_a_motion_task(folder, tokenizer_path, tmp_path, cap
 def test_one_head_of_all_tasks(folder, tokenizer_path, tmp_path, capsys):
     run = tmp_path / "run"
     data = [f"data.source={folder}", "data.task=all", "data.train_clips=14", "data.val_clips=28", *CLIPS]
-    command = [*data, *HEAD, *STEPS, "arms=[tokens,pixels]", f"tokenizer={tokenizer_path}", f"run={run}"]
+    command = [*data, *HEAD, *STEPS, "arms=[tokens,pixels,frame]", f"tokenizer={tokenizer_path}", f"run={run}"]
     assert main(["eval", "compare", *command]) == 0
     result = json.loads((run / "result.json").read_text())
+    control = Head.from_pretrained(run / "runs/frame-0/model").config
+    assert control.grid[0] == control.protocol["frames"] == 1 and control.tokenizer is None
     for clip in result["clips"]:  # a head chooses among the classes of a clip's own task
         for predicted in clip["predicted"].values():
             assert {name.split("/")[0] for name in predicted} == {clip["label"].split("/")[0]}

@@ -119,11 +119,13 @@ def test_inputs_are_what_the_tokenizer_gives(kind, tokenizer):
     video = ((torch.cat([make_clip("rising", 0), make_clip("dark", 1)])[:, :, :5, :, :32] + 1) * 127.5).round().byte()
     encoder = InputEncoder(kind, tokenizer)
     x = encoder(video)
-    assert x.shape[0] == 2 and encoder.head_input == ("pixels" if kind == "recon" else kind)
+    assert x.shape[0] == 2 and encoder.head_input == ("pixels" if kind in ("recon", "frame") else kind)
     kept = unpack(encode_all(encoder, video[:, None])[:, 0])
     assert kept.dtype == x.dtype
     assert torch.equal(kept, x)  # from memory or not, it is the same
-    if kind not in ("pixels", "recon"):
+    if kind == "frame":
+        assert torch.equal(x, video[:, :, 2:3] / 127.5 - 1)
+    elif kind not in ("pixels", "recon"):
         own = {"latents": tokenizer.encode_latents, "hidden": tokenizer.forward_features}.get(kind, tokenizer.encode)
         torch.testing.assert_close(x, own(video / 127.5 - 1), rtol=2e-3, atol=2e-3)
 
