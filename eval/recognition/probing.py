@@ -201,8 +201,8 @@ def probe(
             split, test_source, test_features, train_clips and test_clips is given; otherwise no folds.
         repeats: number of different divisions into folds.
         train_clips, test_clips: largest number of clips of each split; None, all.
-        input: one or more of hidden, latents, codes, pixels, recon, frame, i3d, frames, as a list or separated by commas.
-            The others are compared with the first by a paired bootstrap over clips.
+        input: one or more of hidden, latents, codes, pixels, recon, frame, i3d and frames, as a list or separated by
+            commas. The others are compared with the first by a paired bootstrap over clips.
         i3d: I3D's weights, a file or URL; adds the input i3d.
         backbone, backbone_weights: image classifier of timm (default: tf_efficientnet_lite0) and a file of its weights
             (None, timm downloads them); either adds the input frames.

@@ -66,14 +66,16 @@ def task_table(result: Mapping) -> str:
     lines = [markdown_row(head), markdown_row(["---"] * len(head))]
     for task in result["results"][0]["tasks"]:
         classes = sum(name.startswith(f"{task}/") for name in result["data"]["classes"])
-        lines.append(_task_row(task, 1 / classes, [e["tasks"][task] for e in result["results"]], against["tasks"][task]))
+        top1 = [entry["tasks"][task] for entry in result["results"]]
+        lines.append(_task_row(task, 1 / classes, top1, against["tasks"][task]))
     chance = result["controls"]["majority"]["top1"]["value"]
     lines.append(_task_row("all", chance, [entry["top1"] for entry in result["results"]], against))
     return "\n".join(lines)
 
 
 def _task_row(task: str, chance: float, top1: Sequence[Mapping], pair: Mapping) -> str:
-    shares = ["{:.1f} ({:.0f} to {:.0f})".format(*(100 * each[key] for key in ("mean", "low", "high"))) for each in top1]
+    keys = ("mean", "low", "high")
+    shares = ["{:.1f} ({:.0f} to {:.0f})".format(*(100 * each[key] for key in keys)) for each in top1]
     ratio = "{value:.2f} ({low:.2f} to {high:.2f})".format(**pair["ratio"])
     return markdown_row([task, _percent(chance), *shares, ratio])
 
