@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from timm.layers import trunc_normal_
+from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from vidtok.checks import check_ids, check_video
@@ -45,35 +45,32 @@ class Embed(nn.Module):
 
 
 class TokenEmbed(Embed):
-    """Embedding of int64 ids [B, t, h, w] by token factorization: one vector for the low plus one for the high bits.
+    """Embedding of int64 ids [B, t, h, w]: a linear function of their bits as -1 and +1, plus an MLP of these.
 
-    For 18 bits, each table has 2^9 vectors (MAGVIT-v2, section 3.2); a single table of 2^18 vectors could not be
-    learned. The initial vectors are a linear function of the ids' bits, since ids of LFQ that share most bits decode to
-    similar pixels.
+    Ids of LFQ that share most bits decode to similar pixels, so their vectors should be similar. Tables, even one for
+    each half of the bits (token factorization, MAGVIT-v2, section 3.2), have to learn that vector by vector: heads with
+    tables learned less from as many clips.
 
     Args:
         dim: D.
-        patch_merge: m; the cells share the tables, and a linear layer combines their vectors.
+        patch_merge: m; the cells share the weights, and a linear layer combines their vectors.
         bits: log2 of the codebook size.
     """
 
     def __init__(self, dim: int, patch_merge: int = 1, bits: float = 18):
         super().__init__()
         self.dim, self.patch_merge, self.bits = dim, patch_merge, bits
-        size = round(2**bits)
-        self.low_bits = math.ceil(math.log2(size) / 2)
-        self.low = nn.Embedding(1 << self.low_bits, dim)
-        self.high = nn.Embedding(((size - 1) >> self.low_bits) + 1, dim)
+        self.signs = math.ceil(math.log2(round(2**bits)))
+        self.linear = _linear(self.signs, dim, scale=1.0 if patch_merge > 1 else SCALE)
+        self.mlp = Mlp(self.signs, 2 * dim, dim)
+        nn.init.zeros_(self.mlp.fc2.weight)
+        nn.init.zeros_(self.mlp.fc2.bias)
         self.join = _linear(patch_merge**2 * dim, dim) if patch_merge > 1 else None
-        scale = (1.0 if patch_merge > 1 else SCALE) / math.log2(size) ** 0.5
-        for table in (self.low, self.high):
-            bits_VK = _signs(torch.arange(len(table.weight)), max(len(table.weight) - 1, 1).bit_length())
-            table.weight.data = bits_VK @ torch.randn(bits_VK.shape[1], dim) * scale
 
     def forward(self, ids_Bthw: Tensor) -> Tensor:
         check_ids(ids_Bthw, self.bits)
-        ids = ids_Bthw.long()
-        x_BthwD = self.low(ids & ((1 << self.low_bits) - 1)) + self.high(ids >> self.low_bits)
+        signs_BthwK = _signs(ids_Bthw.long(), self.signs)
+        x_BthwD = self.linear(signs_BthwK) + self.mlp(signs_BthwK)
         return x_BthwD if self.join is None else self.join(merge_patches(x_BthwD, self.patch_merge))
 
 
@@ -193,9 +190,9 @@ def _projection(values: int, dim: int | None) -> tuple[int, nn.Module]:
     return (values, nn.Identity()) if dim is None else (dim, _linear(values, dim))
 
 
-def _linear(values: int, dim: int) -> nn.Linear:
+def _linear(values: int, dim: int, scale: float = SCALE) -> nn.Linear:
     linear = nn.Linear(values, dim)
-    trunc_normal_(linear.weight, std=SCALE / values**0.5)
+    trunc_normal_(linear.weight, std=scale / values**0.5)
     nn.init.zeros_(linear.bias)
     return linear
 

@@ -193,8 +193,8 @@ class Head(PretrainedModel, tags=["video-classification"]):
     # ------------------------------------------- parameter groups, for timm.optim
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters without weight decay besides biases and norms: positions and id embeddings."""
-        spared = ("position.", "embed.low", "embed.high", ".latent")
+        """Return the names of parameters without weight decay besides biases and norms: positions and latents."""
+        spared = ("position.", ".latent")
         return {name for name, _ in self.named_parameters() if any(part in f".{name}" for part in spared)}
 
     def group_matcher(self, coarse: bool = False) -> dict:

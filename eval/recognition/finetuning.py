@@ -251,7 +251,7 @@ def chosen_head(last: Head, run: Path) -> tuple[Head, dict]:
 CANDIDATES = 10  # number of checkpoints of a run among which the best is chosen
 
 # The optimizer's state depends on the order of the head's parameters, so runs with another order are not resumed.
-HEAD_ORDER = "embedding last"
+HEAD_ORDER = "embedding last, of ids by their bits"
 
 
 def check_finetuning(settings: dict, tokenizer: VideoTokenizer) -> None:

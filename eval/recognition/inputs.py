@@ -24,8 +24,8 @@ from vidtok.tokenizer import VideoTokenizer
 
 # Name of each input -> its description.
 INPUTS = {
-    "tokens": "ids, each half of their bits a vocabulary of its own",
-    "codes": "the ids' bits as signs",
+    "tokens": "ids, whose bits a small network maps to vectors",
+    "codes": "the ids' bits as signs, without this network",
     "latents": "what is quantized, before it is",
     "hidden": "the encoder's features",
     "pixels": "the clip itself",

@@ -6,6 +6,7 @@ import pytest
 import torch
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
+from torch import nn
 
 from vidtok.heads import HEADS, INPUTS, Head, create_head, list_heads
 
@@ -122,13 +123,14 @@ def test_tubelets_are_the_cells_of_the_tokenizer():
         assert (embed(video) != embed(moved)).any(-1)[0].nonzero().tolist() == [[t, 1, 2]]
 
 
-def test_ids_are_two_halves_and_codes_are_signs():
-    tokens = make("vivit-micro", "tokens").embed
-    assert tokens.low.weight.shape == tokens.high.weight.shape == (512, 32)
+def test_ids_are_read_as_signs():
     ids = torch.tensor([3 + 512 * 5]).view(1, 1, 1, 1)
-    assert torch.equal(tokens(ids).flatten(), tokens.low.weight[3] + tokens.high.weight[5])
-    codes = make("linear", "codes").embed
-    assert codes(ids).flatten().tolist() == [1.0 if ids.item() >> bit & 1 else -1.0 for bit in range(18)]
+    signs = torch.tensor([1.0 if ids.item() >> bit & 1 else -1.0 for bit in range(18)])
+    assert torch.equal(make("linear", "codes").embed(ids).flatten(), signs)
+    tokens = make("vivit-micro", "tokens").embed
+    torch.testing.assert_close(tokens(ids).flatten(), tokens.linear(signs))  # at first the MLP gives 0
+    nn.init.ones_(tokens.mlp.fc2.weight)
+    torch.testing.assert_close(tokens(ids).flatten(), tokens.linear(signs) + tokens.mlp(signs))
 
 
 @pytest.mark.parametrize("bits", [1, 15, 15.965784284662087])  # the last is FSQ's 64,000
@@ -200,7 +202,7 @@ def test_layer_decay_and_weight_decay():
     of = {name: settings[id(p)] for name, p in head.named_parameters()}
     assert of["head.weight"] == (1.0, 0.1) and of["norm.weight"] == (1.0, 0.0)
     assert of["blocks.3.mlp.fc1.weight"] == (0.5, 0.1) and of["blocks.0.mlp.fc1.weight"] == (0.0625, 0.1)
-    assert of["embed.low.weight"] == of["position.axes.0"] == (0.03125, 0.0)
+    assert of["embed.linear.weight"] == (0.03125, 0.1) and of["position.axes.0"] == (0.03125, 0.0)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -126,7 +126,7 @@ def test_finetuning_starts_from_it(pretrained, tokenizer_path, tmp_path):
     settings |= {"optimizer": {"lr": 1e-12}}
     result = finetune(init=str(folder / "model"), run=tmp_path / "run", **settings)
     head = Head.from_pretrained(tmp_path / "run" / "model")
-    torch.testing.assert_close(head.embed.low.weight, backbone.embed.low.weight)
+    torch.testing.assert_close(head.embed.linear.weight, backbone.embed.linear.weight)
     assert head.num_classes == 9 and result["config"]["init"] == str(folder / "model")
     with pytest.raises(ValueError, match="was filled with another init"):
         finetune(run=tmp_path / "run", **settings)
