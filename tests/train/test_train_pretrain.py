@@ -11,9 +11,11 @@ from vidtok.cli.main import main
 from vidtok.configs.compose import compose_config
 from vidtok.datasets import demo_clip, write_video
 from vidtok.eval.recognition import finetune
+from vidtok.extraction import TokenBatches, TokenDataset
 from vidtok.generator.sampling import PerSampleRNG
 from vidtok.heads import Head, create_head
-from vidtok.train.pretraining import MASKS, MaskedPretraining, teacher_features
+from vidtok.quantize.lfq import pack_bits
+from vidtok.train.pretraining import MASKS, MaskedPretraining, TaughtBatches, teacher_features
 from vidtok.train.run import pretrain
 
 HEAD = {"dim": 16, "depth": 1, "temporal_depth": 1, "heads": 2}
@@ -208,12 +210,35 @@ def test_a_run_imitates_a_teacher(tokenizer_path, tmp_path, monkeypatch):
     assert any("2 held out" in line and "distance to the teacher" in line for line in lines)
 
 
+def test_features_of_the_same_clips_are_a_teacher(tokenizer_path, tmp_path):
+    video = tmp_path / "a.mp4"
+    write_video(video, demo_clip(frames=40, size=48), fps=25)
+
+    def extract(name, clips="dense:3", **options):
+        common = {"size": 32, "crop": "center", "frames": 9, "model": tokenizer_path, "device": "cpu", "workers": 0}
+        vidtok.extract(video, tmp_path / name, clips=clips, **common, **options)
+        return TokenDataset(tmp_path / name)
+
+    ids, latents = extract("ids"), extract("latents", features="latents")
+    batch = TaughtBatches(TokenBatches(ids, 3, seed=1), latents)[0]
+    assert torch.equal(pack_bits(batch["teacher"] > 0), batch["ids"]) and len(batch["ids"].unique()) > 3
+    with pytest.raises(ValueError, match=r"has sampler dense:2, 9 x 1, and .*: extract it alike"):
+        TaughtBatches(TokenBatches(ids, 3), extract("other", "dense:2", features="latents"))
+    with pytest.raises(ValueError, match="extract hidden, without pooling"):
+        TaughtBatches(TokenBatches(ids, 3), extract("pooled", features="latents", pool="mean"))
+    lines = []
+    pretrain(tokenizer=tokenizer_path, data={"features": str(tmp_path / "ids"), "batch_size": 2}, run=tmp_path / "run",
+             teacher=str(tmp_path / "latents"), trainer={"max_steps": 1, "workers": 0, "log_seconds": 0},
+             **SETTINGS | {"log": lines.append})  # fmt: skip
+    assert any("distance to the teacher" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
         ({"input": "recon"}, "unknown input 'recon'"),
         ({"input": "pixels", "data": {"source": None, "features": "x"}}, "input=pixels reads videos"),
-        ({"teacher": "i3d", "data": {"source": None, "features": "x"}}, "a teacher reads videos"),
+        ({"teacher": "i3d", "data": {"source": None, "features": "x"}}, "no features at teacher=i3d"),
         ({"teacher": "i3d"}, "the teacher i3d needs teacher_weights"),
         ({"teacher": "resnet5"}, "timm has no model 'resnet5'"),
         ({"mask": "blok"}, "unknown mask 'blok': did you mean 'block'"),

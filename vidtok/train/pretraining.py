@@ -3,7 +3,8 @@
 The paper pretrains on SSv2 by BEVT's recipe (Wang et al. 2022, arXiv 2112.01529): a transformer sees the pixels of a
 clip in which blocks of cells are masked at all times, and predicts the ids of their tokens. Here its input may also be
 tokens, which load many times faster. Each id is predicted as two factors (token factorization), by linear layers on the
-features of its cell. A second target may be the features of a frozen teacher, an I3D or an image classifier of timm.
+features of its cell. A second target may be the features of a frozen teacher: an I3D or an image classifier of timm
+beside clips, or any features that were extracted from the same clips beside stored ids.
 
 Legend: B batch, T H W video, t h w grid of cells, D width, m patch_merge, N cells, V vocabulary of a factor.
 """
@@ -19,7 +20,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from vidtok.configs.compose import to_dict
+from vidtok.datasets.loading import Shard
 from vidtok.errors import nearest
+from vidtok.extraction.dataset import TokenBatches, TokenDataset
 from vidtok.extraction.sources import Clips
 from vidtok.generator.sampling import PerSampleRNG
 from vidtok.generator.training import Batch, ClipBatches, StoredBatches, build_generator_batches, encode_batch
@@ -181,13 +184,47 @@ class MaskedPretraining(nn.Module):
         self.backbone.save_pretrained(folder)
 
 
+class TaughtBatches(StoredBatches):
+    """Batches of extracted ids, with a teacher's features of the same clips under "teacher", float32 [B, C, t, h, w].
+
+    Args:
+        tokens: batches of the ids.
+        teacher: the features, of any grid.
+        seed: see `StoredBatches`.
+
+    Raises:
+        ValueError: the features are pooled, of other clips, or lack one of the clips.
+    """
+
+    def __init__(self, tokens: TokenBatches, teacher: TokenDataset, seed: int = 0):
+        super().__init__(tokens, seed)
+        if teacher.meta["pool"] is not None or teacher.feature in ("ids", "embedding"):
+            raise ValueError(f"{teacher.path}: a teacher's features are on a grid: extract hidden, without pooling")
+        rows = {(entry.id, entry.clip): row for row, entry in enumerate(teacher.entries)}
+        clips = [(entry.id, entry.clip) for entry in tokens.dataset.entries]
+        for key in ("sampler", "resize", "crop", "resample"):
+            theirs, own = teacher.meta[key], tokens.dataset.meta[key]
+            if theirs != own:
+                raise ValueError(
+                    f"{teacher.path} has {key} {theirs}, and {tokens.dataset.path} {own}: extract it alike"
+                )
+        if lacking := [name for name, clip in clips if (name, clip) not in rows]:
+            raise ValueError(f"{teacher.path} lacks {len(lacking)} of {len(clips)} clips, such as one of {lacking[0]}")
+        self.teacher, self.rows = teacher, [rows[clip] for clip in clips]
+
+    def _complete(self, number: int, read: Batch, shard: Shard) -> Batch:
+        rows = [self.rows[index] for index in read["index"].tolist()]
+        features = torch.stack([self.teacher.tensor(self.teacher.features(row)) for row in rows])
+        return {**super()._complete(number, read, shard), "teacher": features}
+
+
 class PretrainingTask:
     """Training task of masked pretraining; see `vidtok.train.task.Task` for the interface and `Batch` for batches.
 
     Args:
         tokenizer: encodes clips.
         reads_pixels: whether the backbone reads the clips in place of their ids.
-        teacher: frozen network, video -> [B, C, t, h, w]; None, none.
+        teacher: frozen network, video -> [B, C, t, h, w]; None, batches have its features, or there is none.
         teacher_weight: weight of its term beside the cross-entropy.
         held_out: a validation batch; None, no validation.
     """
@@ -205,12 +242,12 @@ class PretrainingTask:
 
     def terms(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor], None]:
         batch = encode_batch(batch, self.tokenizer)
-        features = None
+        features = batch.get("teacher")
         if self.teacher is not None:
             features = teacher_features(self.teacher, batch["video"])
         terms = model(batch["video" if self.reads_pixels else "ids"], batch["ids"], batch["seed"], features)
         loss = terms["cross_entropy"]
-        if self.teacher is not None:
+        if features is not None:
             loss = loss + self.teacher_weight * terms["cosine"]
         return loss, terms, None
 
@@ -226,7 +263,7 @@ class PretrainingTask:
 
     def progress(self, scalars: dict[str, float]) -> str:
         line = f"bits per masked token {scalars['bits']:.2f}  accuracy {scalars['accuracy']:.3f}"
-        return line if self.teacher is None else f"{line}  distance to the teacher {scalars['cosine']:.3f}"
+        return f"{line}  distance to the teacher {scalars['cosine']:.3f}" if "cosine" in scalars else line
 
 
 def build_pretraining(cfg: DictConfig) -> dict:
@@ -239,24 +276,35 @@ def build_pretraining(cfg: DictConfig) -> dict:
     data, reads, seed = plain["data"] | {"classes": []}, plain["input"], plain["seed"]
     if reads not in INPUTS:
         raise ValueError(f"unknown input {reads!r}: {nearest(reads, INPUTS)}")
-    if data["features"] is not None and (reads == "pixels" or plain["teacher"]):
-        reader = "input=pixels" if reads == "pixels" else "a teacher"
-        raise ValueError(f"{reader} reads videos: give data.source= in place of data.features=")
+    stored = data["features"] is not None
+    if stored and reads == "pixels":
+        raise ValueError("input=pixels reads videos: give data.source= in place of data.features=")
+    if stored and plain["teacher"] and not Path(plain["teacher"]).exists():
+        raise ValueError(
+            f"no features at teacher={plain['teacher']}: beside data.features= it is a folder of them (networks read "
+            "videos: data.source=)"
+        )
     tokenizer = VideoTokenizer.from_pretrained(plain["tokenizer"])
     if tokenizer.bits != int(tokenizer.bits):
         raise ValueError(
             f"token factorization needs a codebook of a whole number of bits, and {plain['tokenizer']} has "
             f"{tokenizer.bits:.2f}"
         )
-    batches = build_generator_batches(data, data["split"], data["batch_size"], tokenizer, seed)[0]
-    teacher = build_teacher(plain["teacher"], plain["teacher_weights"])
+    teacher = None if stored else build_teacher(plain["teacher"], plain["teacher_weights"])
+    features = TokenDataset(plain["teacher"], cache=data["cache"]) if stored and plain["teacher"] else None
+
+    def build_batches(split: str, batch_size: int) -> ClipBatches | StoredBatches:
+        batches = build_generator_batches(data, split, batch_size, tokenizer, seed)[0]
+        return batches if features is None else TaughtBatches(batches.tokens, features, seed)
+
+    batches = build_batches(data["split"], data["batch_size"])
     task = PretrainingTask(tokenizer, reads == "pixels", teacher, plain["teacher_weight"])
     if data["held_out"]:
-        count = data["held_out_samples"]
-        task.held_out = build_generator_batches(data, data["held_out"], count, tokenizer, seed)[0][0]
+        task.held_out = build_batches(data["held_out"], data["held_out_samples"])[0]
     first = encode_batch(batches.first(1), tokenizer)
     _, t, h, w = first["ids"].shape
-    channels = None if teacher is None else teacher(first["video"]).shape[1]
+    taught = first.get("teacher") if teacher is None else teacher(first["video"])
+    channels = None if taught is None else taught.shape[1]
     own = {"bits": tokenizer.bits, "channels": None, "stride": tuple(tokenizer.stride)}
     torch.manual_seed(seed)  # of the initial weights
     net = {**plain["head"], **(plain["head_options"] or {})}
