@@ -193,7 +193,10 @@ def read_state(where: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        # Torch's message advises to run the code in the file.
+        raise ValueError(f"{path} can't be read: it is damaged, or holds code beside tensors") from error
+    except (SafetensorError, EOFError) as error:
         raise ValueError(f"{path} can't be read: {str(error).splitlines()[0]}") from error
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from vidtok.checks import pick_device
-from vidtok.eval.metrics.i3d import I3D
+from vidtok.eval.metrics.i3d import I3D, MIN_FRAMES
 from vidtok.eval.metrics.intervals import share_of
 from vidtok.eval.metrics.reconstruction import bits_per_pixel
 from vidtok.eval.recognition.references import BACKBONE
@@ -104,16 +104,22 @@ def agreement(
 
     Raises:
         UserError: no video in the inputs.
-        ValueError: no clip could be used, the number of names isn't that of the classes, or `i3d` and `efficientnet`
-            are both given or both missing.
+        ValueError: no clip could be used, the number of names isn't that of the classes, `classes` is no text file,
+            clips are too short for I3D, or `i3d` and `efficientnet` are both given or both missing.
     """
     where = pick_device(device)
+    if i3d is not None and frames < MIN_FRAMES:
+        raise ValueError(f"frames={frames}: I3D sees clips of at least {MIN_FRAMES} frames")
+    try:
+        names = Path(classes).read_text().splitlines() if classes else None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"classes={classes}: this is no text file with a name per line") from error
     if i3d is not None and efficientnet is None:
         classifier = Classifier.video(i3d, where)
     elif efficientnet is not None and i3d is None:
         classifier = Classifier.image(efficientnet, where)
     else:
-        raise ValueError("give the weights of one classifier: i3d or efficientnet")
+        raise ValueError("give the weights of one classifier: --i3d or --efficientnet")
     inputs = [inputs] if isinstance(inputs, str) else [str(each) for each in inputs]
     files = [file for file, _ in find_videos(inputs)]
     clips = validation_clips(files, frames, size, fps)
@@ -122,7 +128,7 @@ def agreement(
         [VideoTokenizer.from_pretrained(name, where) for name in ([model] if isinstance(model, str) else model)],
         track(clips, len(files)),
         protocol=clip_protocol(" ".join(inputs), split, frames, size, fps),
-        classes=Path(classes).read_text().splitlines() if classes else None,
+        classes=names,
         device=where,
     )
 

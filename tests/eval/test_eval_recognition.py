@@ -899,7 +899,7 @@ def test_agreement_of_a_classifier(tokenizer):
 
 
 def test_agreement_of_an_image_classifier(csv, tokenizer_path, tmp_path, monkeypatch, capsys):
-    from vidtok.eval.reconstruction import agreement, classifier_agreement
+    from vidtok.eval.reconstruction import classifier_agreement
 
     network = timm.create_model("test_resnet", num_classes=1000)
     save_file(network.state_dict(), weights := tmp_path / "net.safetensors")
@@ -914,8 +914,13 @@ def test_agreement_of_an_image_classifier(csv, tokenizer_path, tmp_path, monkeyp
     probabilities = LogitDistance("test_resnet", weights).logits(clip[0].transpose(0, 1)).softmax(1).mean(0)
     assert result["clips"][0]["best"] == int(probabilities.argmax())
     assert result["clips"][0]["confidence"] == pytest.approx(float(probabilities.max()), rel=1e-4)
-    with pytest.raises(ValueError, match="one classifier: i3d or efficientnet"):
-        agreement(videos)
+    for wrong, message in (
+        ([], "give the weights of one classifier: --i3d or --efficientnet"),
+        (["--i3d", "x", "--frames", "5"], "frames=5: I3D sees clips of at least 9 frames"),
+        (["--i3d", "x", "--classes", str(weights)], r"this is no text file with a name per line"),
+    ):
+        assert main(["eval", "agreement", videos, *wrong]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_what_is_checked_as_bad_is_left_out(damaged, tmp_path):
