@@ -181,6 +181,14 @@ class VideoTransformer(Head):
             "blocks": [(r"^blocks\.(\d+)", None), (r"^space_norm", (last,))],
         }
 
+    @classmethod
+    def validate(cls, head: Head) -> "VideoTransformer":
+        """Return a head that is a video transformer; raise ValueError for another, which has no features of cells."""
+        if not isinstance(head, cls):
+            kind = head.config.net["kind"]
+            raise ValueError(f"head {kind!r} has no features for each cell: give one of kind transformer")
+        return head
+
     def _run(self, x_BND: Tensor, blocks: list[nn.Module]) -> Tensor:
         # In bf16 on a CPU, torch's fused attention is slower than plain products, forward and backward.
         fused = x_BND.device.type != "cpu" or not torch.is_autocast_enabled("cpu")

@@ -173,6 +173,7 @@ def probe(
     backbone: str | None = None,
     backbone_weights: str | None = None,
     recon: bool = False,
+    head: str | None = None,
     pool: str | Sequence[str] = "grid4",
     classifier: str = "logistic",
     protocol: str = "17x4x1x1",
@@ -207,6 +208,7 @@ def probe(
         backbone, backbone_weights: image classifier of timm (default: tf_efficientnet_lite0) and a file of its weights
             (None, timm downloads them); either adds the input frames.
         recon: compute i3d and frames on reconstructed clips.
+        head: name of a head or backbone, a video transformer; adds the input embedding, the features of its cells.
         pool: one or more pools, as with input; see `vidtok.eval.recognition.references.pool_features`.
         classifier: one of `CLASSIFIERS`.
         protocol: frames x stride x segments x crops, see `Protocol`.
@@ -230,12 +232,13 @@ def probe(
     for name, given in (("input", inputs), ("pool", pools)):
         if len(set(given)) < len(given):
             raise ValueError(f"{name} {','.join(given)}: one of them is given twice")
-    weights = {"i3d": i3d, "frames": backbone or backbone_weights}
+    weights = {"i3d": i3d, "frames": backbone or backbone_weights, "embedding": head}
     for name, idle, why in (
         ("test_source", features and test_source, "is for videos: give test_features"),
         ("label_column", features and label_column, "is for videos: extracted features have labels of their own"),
-        ("recon", recon and not any(weights.values()), "is for inputs i3d and frames: give their weights"),
+        ("recon", recon and not (i3d or weights["frames"]), "is for inputs i3d and frames: give their weights"),
         ("i3d", features and i3d, "is for videos"),
+        ("head", features and head, "is for videos: extract its embedding"),
         ("backbone", features and (backbone or backbone_weights), "is for videos"),
         ("folds", folds and folds > 1 and (test_source or test_features), "take both splits from one source"),
     ):
@@ -272,7 +275,7 @@ def probe(
         train, test, classes = read_features(paths, names, limits, inputs, tokenizer, clips, pools, grouped)
         count = count_folds(len(test.ids))
     else:
-        inputs += [name for name in ("pixels", "i3d", "frames") if weights.get(name, True) and name not in inputs]
+        inputs += [name for name in ("pixels", *weights) if weights.get(name, True) and name not in inputs]
         left_out = {name: why for name, why in LEFT_OUT.items() if name not in inputs}
         rows = [(name, each) for each in pools for name in inputs]
         if "i3d" in inputs and "mean" not in pools:
@@ -281,7 +284,9 @@ def probe(
         videos.validate_disjoint(train_split, sources[1], names[1])
         videos.groups(videos.open(train_split, clips).ids)  # fail early if the column is missing
         count = count_folds(len(sources[1].open(names[1], clips)))
-        encoders = {name: make_encoder(name, tokenizer, i3d, backbone, backbone_weights, recon) for name in inputs}
+        encoders = {
+            name: make_encoder(name, tokenizer, i3d, backbone, backbone_weights, recon, head) for name in inputs
+        }
         hashes = {name: e.network.weight_hash for name, e in encoders.items() if isinstance(e, ReferenceEncoder)}
         train, classes = features_of_clips(videos, names[0], clips, encoders, rows, limits[0], workers, count > 0)
         sources = videos, replace(sources[1], classes=classes)

@@ -21,6 +21,8 @@ from vidtok.eval.metrics.i3d import I3D
 from vidtok.eval.recognition.clips import ClipSource, Protocol
 from vidtok.eval.recognition.features import FeatureFiles
 from vidtok.eval.recognition.inputs import InputEncoder, shuffle_frames, views_of_dataset
+from vidtok.heads import Head
+from vidtok.heads.transformer import VideoTransformer
 from vidtok.hub import hash_weights
 from vidtok.quantize.lfq import ids_to_signs
 from vidtok.tokenizer import VideoTokenizer
@@ -141,8 +143,33 @@ class ReferenceEncoder:
         return self.features(self.prepare(video_B3THW).to(next(self.network.parameters()).device))
 
 
+class BackboneEncoder(ReferenceEncoder):
+    """Encoder of clips by the video transformer of a head: normalized features of its cells, float32 [B,D,t,h,w].
+
+    tokenizer: makes the input of the head.
+    """
+
+    def __init__(self, head: Head, tokenizer: VideoTokenizer):
+        layer = tokenizer.encoder.feature_layer
+        head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash, layer)
+        head.validate_uncropped()
+        self.network, self.tokenizer = VideoTransformer.validate(head), None
+        self.kind, self.per_frame = "embedding", False
+        self.prepare = InputEncoder(head.config.input["kind"], tokenizer)
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        return self.network.norm(self.network.encode_cells(self.network.embed(x))).movedim(-1, 1)
+
+
 def make_encoder(
-    input: str, tokenizer: VideoTokenizer, i3d: str | None, backbone: str | None, weights: str | None, recon: bool
+    input: str,
+    tokenizer: VideoTokenizer,
+    i3d: str | None,
+    backbone: str | None,
+    weights: str | None,
+    recon: bool,
+    head: str | None = None,
 ) -> InputEncoder | ReferenceEncoder:
     """Build the encoder of an input.
 
@@ -152,10 +179,15 @@ def make_encoder(
         i3d: file or URL of I3D's weights, for "i3d".
         backbone, weights: model of timm and file of its weights, for "frames".
         recon: whether i3d and frames see reconstructions.
+        head: name of the head whose transformer makes "embedding".
 
     Raises:
-        ValueError: an unknown name, or a reference without its network.
+        ValueError: an unknown name, a reference without its network, or a head of another tokenizer or kind.
     """
+    if input == "embedding":
+        if head is None:
+            raise ValueError("input embedding needs head: the folder of a backbone")
+        return BackboneEncoder(Head.from_pretrained(head, tokenizer.device), tokenizer)
     if input not in REFERENCES:
         return InputEncoder(input, tokenizer)
     network: I3D | FrameBackbone

@@ -12,7 +12,8 @@ from vidtok import VideoTokenizer
 from vidtok.cli.main import main
 from vidtok.eval import I3D
 from vidtok.eval.recognition.inputs import InputEncoder, shuffle_frames
-from vidtok.eval.recognition.references import FrameBackbone, ReferenceEncoder, pool_features
+from vidtok.eval.recognition.references import BackboneEncoder, FrameBackbone, ReferenceEncoder, pool_features
+from vidtok.heads import Head, create_head
 
 NAME = "test_vit"  # timm's own, for tests: 0.4 M parameters
 
@@ -116,6 +117,33 @@ def test_probe_on_frames(weights, tmp_path, capsys):
     reference = result["results"][1]["runs"][0]["reference"]
     assert reference == {"name": "frames", "weight_hash": FrameBackbone(NAME, weights).weight_hash}
     assert main([*command, "--input", "codes,codes"]) == 1 and "given twice" in capsys.readouterr().err
+
+
+def test_probe_on_a_backbone(tokenizer_path, tmp_path, capsys):
+    torch.manual_seed(0)
+    sizes = {"dim": 16, "depth": 1, "heads": 2}
+    head = create_head("vivit-micro", input="codes", grid=(2, 4, 4), patch_merge=2, **sizes)
+    tokenizer = VideoTokenizer.from_pretrained(tokenizer_path)
+    head.record(tokenizer={"name": tokenizer.config.name, "weight_hash": tokenizer.weight_hash})
+    head.save_pretrained(tmp_path / "head")
+    video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
+    cells = BackboneEncoder(head.eval(), tokenizer)(video)
+    assert cells.shape == (2, 16, 2, 2, 2)
+    x = head.embed(tokenizer.encode((video.add(1) * 127.5).round() / 127.5 - 1))
+    torch.testing.assert_close(cells, head.norm(head.encode_cells(x)).movedim(-1, 1))
+
+    command = ["eval", "probe", "digits", "--size", "32", "--protocol", "5x1x1x1", "--train-clips", "45"]
+    command += ["--test-clips", "9", "--input", "codes", "--head", str(tmp_path / "head"), "--classifier", "knn"]
+    assert main([*command, "--model", tokenizer_path, "--json", str(tmp_path / "r.json")]) == 0
+    _, _, entry = json.loads((tmp_path / "r.json").read_text())["results"]
+    run, hash = entry["runs"][0], Head.from_pretrained(tmp_path / "head").weight_hash
+    assert run["features"] == 16 * 8 and run["reference"] == {"name": "embedding", "weight_hash": hash}
+    capsys.readouterr()
+    assert main([*command, "--model", "vidtok-t"]) == 1
+    assert "reads codes of tokenizer 'tiny'" in capsys.readouterr().err
+    create_head("linear", dim=16).save_pretrained(tmp_path / "linear")
+    assert main([*command, "--model", tokenizer_path, "--head", str(tmp_path / "linear")]) == 1
+    assert "head 'linear' has no features for each cell" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,7 @@ class MaskedPretraining(nn.Module):
         teacher_channels: int | None = None,
     ):
         super().__init__()
-        if not isinstance(backbone, VideoTransformer):
-            kind = backbone.config.net["kind"]
-            raise ValueError(f"head {kind!r} has no features for each cell: give one of kind transformer")
+        backbone = VideoTransformer.validate(backbone)
         if mask not in MASKS:
             raise ValueError(f"unknown mask {mask!r}: {nearest(mask, MASKS)}")
         self.backbone, self.bits, self.mask = backbone, bits, mask
