@@ -58,26 +58,42 @@ def table_parts(result: Mapping) -> tuple[list[str], list[list[str]], list[str]]
     return above, table, below
 
 
-def task_table(result: Mapping) -> str:
-    """Return top-1 accuracies in percent with 95 % intervals of one head for several motion tasks, a row per task."""
+def task_table(result: Mapping, few: Mapping) -> str:
+    """Return top-1 accuracies in percent with 95 % intervals of heads for several motion tasks, a row per task.
+
+    Args:
+        result: comparison of inputs. few: the same with fewer training clips and some of the inputs, for the last row.
+    """
     names = [entry["name"] for entry in result["results"]]
-    (against,) = (pair for pair in result["comparisons"] if pair["ours"] == "tokens")
     head = ["task", "chance", *names, "tokens / pixels"]
     lines = [markdown_row(head), markdown_row(["---"] * len(head))]
+    (pair,) = (each for each in result["comparisons"] if each["ours"] == "tokens")
     for task in result["results"][0]["tasks"]:
         classes = sum(name.startswith(f"{task}/") for name in result["data"]["classes"])
-        top1 = [entry["tasks"][task] for entry in result["results"]]
-        lines.append(_task_row(task, 1 / classes, top1, against["tasks"][task]))
-    chance = result["controls"]["majority"]["top1"]["value"]
-    lines.append(_task_row("all", chance, [entry["top1"] for entry in result["results"]], against))
+        top1 = {entry["name"]: entry["tasks"][task] for entry in result["results"]}
+        lines.append(_task_row(task, 1 / classes, names, top1, pair["tasks"][task]))
+    for each, name in ((result, "all"), (few, f"all, {few['data']['n_train']} clips")):
+        (pair,) = (pair for pair in each["comparisons"] if pair["ours"] == "tokens")
+        chance = each["controls"]["majority"]["top1"]["value"]
+        top1 = {entry["name"]: entry["top1"] for entry in each["results"]}
+        lines.append(_task_row(name, chance, names, top1, pair))
     return "\n".join(lines)
 
 
-def _task_row(task: str, chance: float, top1: Sequence[Mapping], pair: Mapping) -> str:
-    keys = ("mean", "low", "high")
-    shares = ["{:.1f} ({:.0f} to {:.0f})".format(*(100 * each[key] for key in keys)) for each in top1]
-    ratio = "{value:.2f} ({low:.2f} to {high:.2f})".format(**pair["ratio"])
-    return markdown_row([task, _percent(chance), *shares, ratio])
+def _task_row(task: str, chance: float, names: Sequence[str], top1: Mapping, pair: Mapping) -> str:
+    cells = [share_cell(top1[name]) if name in top1 else "" for name in names]
+    return markdown_row([task, _percent(chance), *cells, ratio_cell(pair["ratio"])])
+
+
+def share_cell(top1: Mapping) -> str:
+    """Return an accuracy in percent with its 95 % interval."""
+    return f"{100 * top1['mean']:.1f} ({100 * top1['low']:.0f} to {100 * top1['high']:.0f})"
+
+
+def ratio_cell(ratio: Mapping) -> str:
+    """Return a ratio with its 95 % interval."""
+    value, low, high = (float(ratio[key]) for key in ("value", "low", "high"))  # infinity is a string in JSON
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _percent(share: float | None) -> str:

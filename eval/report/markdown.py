@@ -28,7 +28,7 @@ from vidtok.eval.generation.comparison import SCHEMA
 from vidtok.eval.generation.report import guidance_table, markdown_table, verdict
 from vidtok.eval.recognition.comparison import TRANSFER
 from vidtok.eval.recognition.results import compare_results
-from vidtok.eval.report import markdown_row, task_table
+from vidtok.eval.report import markdown_row, ratio_cell, share_cell, task_table
 from vidtok.eval.report.measurements import command_blocks
 from vidtok.eval.report.page import overview_chart
 from vidtok.eval.report.speed import machine_line, reading_table, sampling_table, speed_ratio_table, speed_table
@@ -51,7 +51,7 @@ MOTIONS = {  # the same for motion tasks
     "motion-object-direction": "object-direction",
 }
 AGREEMENTS = ("agreement", "agreement-256", "agreement-frames", "agreement-frames-256")
-PROBES = {"probes-rt1": "rt1", "probes-camera": "camera"}
+PROBES = {"probes-rt1": "rt1"}
 RESULTS = Path(__file__).parent.parent / "results"
 X265 = ("x265 random-access", "x265 low-delay")
 GUIDANCES = ("generation-guidance-1", "generation-guidance-1.5", "generation", "generation-guidance-3")
@@ -77,12 +77,12 @@ def comparison_table(results: Mapping[str, Mapping], intervals: bool = False) ->
         views = config["data"].get("train_views")
         cells.append(f"{result['data']['n_train']}{f' x {views}' if views else ''}, {result['n_used']}")
         cells.append(f"{config['trainer']['max_steps']} x {config['data']['batch_size']}")
-        written = _share if intervals else _accuracy
+        written = share_cell if intervals else _accuracy
         cells += [written(entries[arm]["top1"]) if arm in entries else "" for arm in arms]
         shuffled = entries["tokens"]["shuffled_frames"] if "tokens" in entries else None
         cells.append(f"{100 * shuffled['mean']:.1f}" if shuffled else "")
         cells.append(f"{100 * result['controls']['majority']['top1']['value']:.1f}")
-        cells.append(_ratio(ratios["tokens"]) if "tokens" in ratios else "")
+        cells.append(ratio_cell(ratios["tokens"]) if "tokens" in ratios else "")
         lines.append(markdown_row([*cells, _weights(result)]))
     return "\n".join(lines)
 
@@ -125,7 +125,7 @@ def probe_table(results: Mapping[str, Mapping]) -> str:
             entries = {each["input"]: each for each in result["results"] if _pool(result, each) == pool}
             cells = [f"{name}, {len(result['data']['classes'])} classes", pool, about]
             cells.append(f"{result['n_used']} in {clips}" if result["data"].get("folds") else clips)
-            cells += [_share(entries[input]["top1"]) if input in entries else "" for input in inputs]
+            cells += [share_cell(entries[input]["top1"]) if input in entries else "" for input in inputs]
             lines.append(markdown_row([*cells, majority, _weights(result)]))
             shuffled = {input: entry["shuffled_frames"] for input, entry in entries.items()}
             if any(shuffled.values()):
@@ -292,7 +292,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         "agreement": agreement_table([read(name) for name in AGREEMENTS]),
         "camera": accuracy_table(read("motion-camera"), ("tokens", "pixels", TRANSFER)),
         "recognition": f"{comparison_table(comparisons)}\n\n{cost_table(comparisons)}",
-        "motion_tasks": task_table(read("motion-tasks")),
+        "motion_tasks": task_table(read("motion-tasks"), read("motion-tasks-10")),
         "motion": motion_table({file: read(file) for file in MOTIONS}),
         "probes": f"{probe_table(probes)}\n\n{path_table(probes)}".strip(),
         "generation": f"{markdown_table(result)}\n\n{said[0].upper()}{said[1:]}.",
@@ -325,19 +325,10 @@ def replace_between(text: str, new: str, name: str = "recognition") -> str:
     return f"{before}{begin}\n{new}\n\n{end}{rest.split(end, 1)[1]}"
 
 
-def _share(top1: Mapping) -> str:
-    return f"{100 * top1['mean']:.1f} ({100 * top1['low']:.0f} to {100 * top1['high']:.0f})"
-
-
 def _accuracy(top1: Mapping) -> str:
     if top1["deviation"] is None:
-        return _share(top1)
+        return share_cell(top1)
     return f"{100 * top1['mean']:.1f} ± {100 * top1['deviation']:.1f}"
-
-
-def _ratio(ratio: Mapping) -> str:
-    value, low, high = (float(ratio[key]) for key in ("value", "low", "high"))  # infinity is a string in JSON
-    return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _weights(result: Mapping) -> str:
