@@ -15,7 +15,7 @@ from vidtok.cli.main import main
 from vidtok.datasets import demo_clip, write_video
 from vidtok.eval.generation.report import guidance_table, verdict
 from vidtok.eval.recognition.results import compare_results
-from vidtok.eval.report import markdown
+from vidtok.eval.report import markdown, ratio_cell
 from vidtok.eval.report.markdown import GUIDANCES, published_tables, update
 from vidtok.eval.report.measurements import load_measurements
 from vidtok.extraction import Record, RecordMeta, open_writer
@@ -203,6 +203,29 @@ def test_motions_are_those_of_the_result_files():
         gains.append([100 * gain[key] for key in ("value", "low", "high")])
     said = "{:+.1f} points ({:+.1f} to {:+.1f}) with 4,000 labeled clips and {:+.1f} ({:+.1f} to {:+.1f}) with 400"
     assert said.format(*gains[0], *gains[1]) in RESULTS
+
+
+def test_motion_tasks_are_those_of_the_result_file():
+    result = read("motion-tasks")
+    of = {entry["name"]: entry for entry in result["results"]}
+    pairs = {pair["ours"]: pair for pair in result["comparisons"]}
+    tokens, recon, hidden = (ratio_cell(pairs[arm]["ratio"]) for arm in ("tokens", "recon", "hidden"))
+    assert f"**Tokens have {tokens} of the accuracy of pixels**" in RESULTS
+    assert f"decoded clips (*recon*)\n  {recon}: reading ids" in RESULTS
+    assert f"**`hidden` features have {hidden} of it**" in RESULTS
+    order = pairs["tokens"]["tasks"]["order"]["ratio"]
+    assert f"`order` ({ratio_cell(order).replace(' (', ', ')}." in RESULTS
+    assert min(pairs["tokens"]["tasks"].values(), key=lambda pair: pair["ratio"]["value"])["ratio"] == order
+    numbers = of["frame"]["top1"]["mean"], result["controls"]["majority"]["top1"]["value"]
+    numbers += (of["tokens"]["shuffled_frames"]["mean"],)
+    said = "(*frame*) has {:.1f} %, chance is {:.1f} %. With shuffled frames, which still show how\n  much moves, tokens have {:.1f} %"
+    assert said.format(*(100 * number for number in numbers)) in RESULTS
+    arrows = [entry["tasks"]["arrow"] for entry in of.values()]
+    assert all(top1["low"] < 0.5 < top1["high"] for top1 in arrows)
+    low, high = (100 * extreme(top1["mean"] for top1 in arrows) for extreme in (min, max))
+    assert f"all are at {low:.0f} to {high:.0f} % of two classes" in RESULTS
+    seeds = "give {:.1f}, {:.1f} and {:.1f} %".format(*(100 * run["top1"]["value"] for run in of["tokens"]["runs"]))
+    assert seeds in RESULTS
 
 
 def test_probes_are_those_of_the_result_file():

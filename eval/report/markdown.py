@@ -249,7 +249,7 @@ def headline_table(model: Mapping, motion: Mapping, codecs: Mapping) -> str:
             "`models`",
         ],
         [
-            f"{len(motion['results'][0]['tasks'])} tasks of motion: accuracy from tokens / from pixels",
+            f"{len(motion['results'][0]['tasks'])} motion tasks: accuracy from tokens / from pixels",
             f"{ratio['value']:.2f}",
             f"{ratio['low']:.2f} to {ratio['high']:.2f}",
             str(motion["n_used"]),
