@@ -218,7 +218,8 @@ def test_motion_tasks_are_those_of_the_result_file():
     assert min(pairs["tokens"]["tasks"].values(), key=lambda pair: pair["ratio"]["value"])["ratio"] == order
     numbers = of["frame"]["top1"]["mean"], result["controls"]["majority"]["top1"]["value"]
     numbers += (of["tokens"]["shuffled_frames"]["mean"],)
-    said = "(*frame*) has {:.1f} %, chance is {:.1f} %. With shuffled frames, which still show how\n  much moves, tokens have {:.1f} %"
+    said = "(*frame*) has {:.1f} %, chance is {:.1f} %. With shuffled frames, which still show how\n"
+    said += "  much moves, tokens have {:.1f} %"
     assert said.format(*(100 * number for number in numbers)) in RESULTS
     arrows = [entry["tasks"]["arrow"] for entry in of.values()]
     assert all(top1["low"] < 0.5 < top1["high"] for top1 in arrows)
