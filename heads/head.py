@@ -59,6 +59,7 @@ class HeadConfig:
             "crops": 1 or 3 per clip, whose probabilities are averaged.
             "concat_segments": whether the head sees the features of all clips at once.
             "grid_crop": side of the center crop of the grid, if it was trained on crops of the grid.
+            "middle_frame": True, the head sees the middle frame of each clip alone.
         class_counts: number of training clips of each class; None, unknown.
         license: license of the weights.
     """
@@ -107,7 +108,7 @@ class Head(PretrainedModel, tags=["video-classification"]):
     - `no_weight_decay`: if it has other parameters without weight decay.
     - `group_matcher`: if its layers are not those of `embed`, `position` and `blocks`.
     - `compiled_parts`: if it has submodules under other names that torch.compile should compile.
-    - `encode_cells`: for masked pretraining, features of cells [B, t, h, w, D] (see `VideoTransformer`).
+    - `encode_cells`: for masked pretraining and probes, features of cells [B, t, h, w, D] (see `VideoTransformer`).
 
     `forward_features`, `forward_head` and `forward` are built from these members.
 
@@ -270,7 +271,15 @@ class Head(PretrainedModel, tags=["video-classification"]):
         """
         config, weights = find_pretrained(name, "head", SHIPPED, **hub_arguments)
         head = make_head(read_head_config(config))
-        head.set_file_hash(load_weights(head, weights))
+
+        def known(tensor: str) -> str:
+            if tensor == "embed.low.weight":
+                raise ValueError(
+                    f"head {head.config.name!r} is of an earlier version, with tables of ids: train it anew"
+                )
+            return tensor
+
+        head.set_file_hash(load_weights(head, weights, known))
         return head.eval().to(device)
 
     def _describe(self) -> tuple[str, str]:

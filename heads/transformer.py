@@ -157,7 +157,7 @@ class VideoTransformer(Head):
         return cells_BthwD.flatten(1, 3) if times_BtD is None else times_BtD
 
     def encode_cells(self, x_BthwD: Tensor) -> Tensor:
-        """Encode the output of `embed` to one feature per cell [B, t, h, w, D], for masked pretraining.
+        """Encode the output of `embed` to one feature per cell [B, t, h, w, D], for masked pretraining and probes.
 
         In the factorized form this is the sum of the cell's spatial feature and the temporal feature of its time.
         """

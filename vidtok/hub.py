@@ -192,12 +192,15 @@ def read_state(where: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        # Torch's message advises to run the code in the file.
-        raise ValueError(f"{path} can't be read: it is damaged, or holds code beside tensors") from error
-    except (SafetensorError, EOFError) as error:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
         raise ValueError(f"{path} can't be read: {str(error).splitlines()[0]}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, AttributeError) as error:
+        # Torch's own message advises to run the code in the file.
+        raise ValueError(f"{path} can't be read: it is damaged, or holds more than tensors") from error
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} can't be read: it holds {type(state).__name__}, and no tensors by name")
+    return dict(state)
 
 
 def unwrap_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -289,7 +289,7 @@ def build_recognition_training(settings: dict, head: Head, head_data: HeadData, 
         classes=list(head_data.classes),
         tokenizer=None if settings["input"] in ORIGINAL else source,
         protocol=build_protocol(data).for_head()
-        | ({"frames": 1} if settings["input"] == "frame" else {})
+        | ({"middle_frame": True} if settings["input"] == "frame" else {})
         | ({"grid_crop": side} if (side := data["grid_crop"]) else {}),
         class_counts=torch.bincount(torch.as_tensor(head_data.train.labels), minlength=head.num_classes).tolist(),
     )

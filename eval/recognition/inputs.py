@@ -19,6 +19,7 @@ from vidtok.checks import free_memory
 from vidtok.datasets import LabeledDataset
 from vidtok.datasets.synthetic.motion import TASKS
 from vidtok.errors import nearest
+from vidtok.heads import HeadConfig
 from vidtok.names import escape_name
 from vidtok.tokenizer import VideoTokenizer
 
@@ -33,6 +34,20 @@ INPUTS = {
     "frame": "the clip's middle frame alone, a control that sees no motion",
 }
 ORIGINAL = ("pixels", "frame")  # what no tokenizer has changed
+
+
+def trained_on(config: HeadConfig) -> str:
+    """Return the input that a head was trained on: a key of `INPUTS`, or "embedding".
+
+    Pixels of a head that names a tokenizer are reconstructions.
+    """
+    kind = config.input["kind"]
+    if kind != "pixels":
+        return kind
+    if (config.protocol or {}).get("middle_frame"):
+        return "frame"
+    return "pixels" if config.tokenizer is None else "recon"
+
 
 PIXELS_AT_ONCE, ON_CPU = 1 << 23, 1 << 20  # largest batches: 120 and 15 clips of 17 x 64 x 64
 

@@ -208,7 +208,7 @@ def probe(
         backbone, backbone_weights: image classifier of timm (default: tf_efficientnet_lite0) and a file of its weights
             (None, timm downloads them); either adds the input frames.
         recon: compute i3d and frames on reconstructed clips.
-        head: name of a head or backbone, a video transformer; adds the input embedding, the features of its cells.
+        head: name of a head or backbone, a video transformer; adds the input cells, its features of each.
         pool: one or more pools, as with input; see `vidtok.eval.recognition.references.pool_features`.
         classifier: one of `CLASSIFIERS`.
         protocol: frames x stride x segments x crops, see `Protocol`.
@@ -232,13 +232,13 @@ def probe(
     for name, given in (("input", inputs), ("pool", pools)):
         if len(set(given)) < len(given):
             raise ValueError(f"{name} {','.join(given)}: one of them is given twice")
-    weights = {"i3d": i3d, "frames": backbone or backbone_weights, "embedding": head}
+    weights = {"i3d": i3d, "frames": backbone or backbone_weights, "cells": head}
     for name, idle, why in (
         ("test_source", features and test_source, "is for videos: give test_features"),
         ("label_column", features and label_column, "is for videos: extracted features have labels of their own"),
         ("recon", recon and not (i3d or weights["frames"]), "is for inputs i3d and frames: give their weights"),
         ("i3d", features and i3d, "is for videos"),
-        ("head", features and head, "is for videos: extract its embedding"),
+        ("head", features and head, "is for videos"),
         ("backbone", features and (backbone or backbone_weights), "is for videos"),
         ("folds", folds and folds > 1 and (test_source or test_features), "take both splits from one source"),
     ):

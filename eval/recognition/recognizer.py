@@ -263,7 +263,7 @@ def load_head(
     Raises:
         ValueError: the head doesn't record its classes or its protocol, or the tokenizer isn't the head's.
     """
-    from vidtok.eval.recognition.inputs import InputEncoder
+    from vidtok.eval.recognition.inputs import ORIGINAL, InputEncoder, trained_on
     from vidtok.extraction.model import open_tokenizer
     from vidtok.heads import Head
     from vidtok.tokenizer import VideoTokenizer
@@ -272,11 +272,11 @@ def load_head(
     config, kind = head.config, trained_on(head.config)
     if config.classes is None:
         raise ValueError(f"head {config.name!r} doesn't say what its classes are")
-    if recon and config.input["kind"] != "pixels":
+    if recon and kind not in ("pixels", "recon"):
         raise ValueError(f"--recon is for heads of pixels, and {config.name!r} reads {kind}")
     kind, tokenizer = "recon" if recon else kind, None
     found = find_protocol(config, protocol)
-    if kind != "pixels":
+    if kind not in ORIGINAL:
         named = model or (config.tokenizer["name"] if config.tokenizer else RECONSTRUCTS if recon else None)
         if named is None:
             raise ValueError(f"head {config.name!r} names no tokenizer: give --model")
@@ -286,15 +286,6 @@ def load_head(
         head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash, tokenizer.encoder.feature_layer)
     grid_crop, side = (config.protocol or {}).get("grid_crop"), config.input.get("stride", [None])[-1]
     return head, InputEncoder(kind, tokenizer, found.at_once, grid_crop, side), found
-
-
-def trained_on(config) -> str:
-    """Return the key of `vidtok.eval.recognition.inputs.INPUTS` that a head was trained on.
-
-    Pixels of a head that names a tokenizer are reconstructions.
-    """
-    kind = config.input["kind"]
-    return "recon" if kind == "pixels" and config.tokenizer is not None else kind
 
 
 def find_protocol(config, name: str | None):

@@ -20,7 +20,7 @@ from vidtok.errors import nearest
 from vidtok.eval.metrics.i3d import I3D
 from vidtok.eval.recognition.clips import ClipSource, Protocol
 from vidtok.eval.recognition.features import FeatureFiles
-from vidtok.eval.recognition.inputs import InputEncoder, shuffle_frames, views_of_dataset
+from vidtok.eval.recognition.inputs import INPUTS, InputEncoder, shuffle_frames, trained_on, views_of_dataset
 from vidtok.heads import Head
 from vidtok.heads.transformer import VideoTransformer
 from vidtok.hub import hash_weights
@@ -126,7 +126,7 @@ class FrameBackbone(nn.Module):
 
 
 class ReferenceEncoder:
-    """Encoder of clips by a frozen network, with the interface of `InputEncoder`.
+    """Encoder of clips by a frozen network, with the interface of `InputEncoder`; for that of a head, see the subclass.
 
     network: an `I3D`, for its features before the last pool, float32 [B,1024,t,7,7], or a `FrameBackbone`. tokenizer:
     if given, the network sees its reconstructions. per_frame: whether each frame is encoded independently.
@@ -146,16 +146,25 @@ class ReferenceEncoder:
 class BackboneEncoder(ReferenceEncoder):
     """Encoder of clips by the video transformer of a head: normalized features of its cells, float32 [B,D,t,h,w].
 
-    tokenizer: makes the input of the head.
+    Clips may be longer and larger than those of its training, see `vidtok.heads.transformer.Position`.
+
+    Args:
+        head: the head; its last layer isn't used.
+        tokenizer: makes the head's input.
+
+    Raises:
+        ValueError: the head is of another kind or tokenizer, or reads something else than clips.
     """
 
     def __init__(self, head: Head, tokenizer: VideoTokenizer):
-        layer = tokenizer.encoder.feature_layer
-        head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash, layer)
+        reads = trained_on(head.config)
+        if reads not in INPUTS:
+            raise ValueError(f"head {head.config.name!r} reads {reads}, and no tokenizer makes that")
+        head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash, tokenizer.encoder.feature_layer)
         head.validate_uncropped()
         self.network, self.tokenizer = VideoTransformer.validate(head), None
-        self.kind, self.per_frame = "embedding", False
-        self.prepare = InputEncoder(head.config.input["kind"], tokenizer)
+        self.kind, self.per_frame = "cells", False
+        self.prepare = InputEncoder(reads, tokenizer)
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
@@ -179,14 +188,14 @@ def make_encoder(
         i3d: file or URL of I3D's weights, for "i3d".
         backbone, weights: model of timm and file of its weights, for "frames".
         recon: whether i3d and frames see reconstructions.
-        head: name of the head whose transformer makes "embedding".
+        head: name of the head whose transformer makes "cells".
 
     Raises:
         ValueError: an unknown name, a reference without its network, or a head of another tokenizer or kind.
     """
-    if input == "embedding":
+    if input == "cells":
         if head is None:
-            raise ValueError("input embedding needs head: the folder of a backbone")
+            raise ValueError("input cells needs head: a pretrained backbone")
         return BackboneEncoder(Head.from_pretrained(head, tokenizer.device), tokenizer)
     if input not in REFERENCES:
         return InputEncoder(input, tokenizer)

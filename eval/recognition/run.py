@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from vidtok.eval.recognition.clips import ClipSource
-from vidtok.eval.recognition.inputs import Predictions, predict, views_of_dataset
-from vidtok.eval.recognition.recognizer import load_head, trained_on
+from vidtok.eval.recognition.inputs import Predictions, predict, trained_on, views_of_dataset
+from vidtok.eval.recognition.recognizer import load_head
 from vidtok.eval.recognition.results import data_record, head_record, recognition_result, result_entry
 
 

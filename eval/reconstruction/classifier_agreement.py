@@ -119,7 +119,7 @@ def agreement(
     elif efficientnet is not None and i3d is None:
         classifier = Classifier.image(efficientnet, where)
     else:
-        raise ValueError("give the weights of one classifier: --i3d or --efficientnet")
+        raise ValueError("give the weights of exactly one classifier: i3d or efficientnet")
     inputs = [inputs] if isinstance(inputs, str) else [str(each) for each in inputs]
     files = [file for file, _ in find_videos(inputs)]
     clips = validation_clips(files, frames, size, fps)

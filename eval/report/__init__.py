@@ -68,13 +68,14 @@ def task_table(result: Mapping, few: Mapping) -> str:
     head = ["task", "chance", *names, "tokens / pixels"]
     lines = [markdown_row(head), markdown_row(["---"] * len(head))]
     (pair,) = (each for each in result["comparisons"] if each["ours"] == "tokens")
+    chances = {}
     for task in result["results"][0]["tasks"]:
-        classes = sum(name.startswith(f"{task}/") for name in result["data"]["classes"])
+        chances[task] = 1 / sum(name.startswith(f"{task}/") for name in result["data"]["classes"])
         top1 = {entry["name"]: entry["tasks"][task] for entry in result["results"]}
-        lines.append(_task_row(task, 1 / classes, names, top1, pair["tasks"][task]))
+        lines.append(_task_row(task, chances[task], names, top1, pair["tasks"][task]))
+    chance = sum(chances.values()) / len(chances)
     for each, name in ((result, "all"), (few, f"all, {few['data']['n_train']} clips")):
         (pair,) = (pair for pair in each["comparisons"] if pair["ours"] == "tokens")
-        chance = each["controls"]["majority"]["top1"]["value"]
         top1 = {entry["name"]: entry["top1"] for entry in each["results"]}
         lines.append(_task_row(name, chance, names, top1, pair))
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import pickle
 from email.message import Message
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,8 +153,11 @@ def test_a_folder_named_like_a_hub_owner_blocks_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
-def test_damaged_weights_are_one_line(tmp_path, name):
-    (tmp_path / name).write_bytes(bytes(range(256)) * 4)
+@pytest.mark.parametrize(
+    "content", [bytes(range(256)) * 4, b"", b"hello", b".", pickle.dumps([1]), pickle.dumps(print)]
+)
+def test_damaged_weights_are_one_line(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match="can't be read") as error:
         read_state(tmp_path / name)
     assert "\n" not in str(error.value)

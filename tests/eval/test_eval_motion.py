@@ -62,7 +62,11 @@ def test_one_head_of_all_tasks(folder, tokenizer_path, tmp_path, capsys):
     assert main(["eval", "compare", *command]) == 0
     result = json.loads((run / "result.json").read_text())
     control = Head.from_pretrained(run / "runs/frame-0/model").config
-    assert control.grid[0] == control.protocol["frames"] == 1 and control.tokenizer is None
+    assert control.grid[0] == 1 and control.protocol["middle_frame"] and control.tokenizer is None
+    again = ["eval", "recognition", f"{run}/runs/frame-0/model", str(folder), "--task", "all", "--clips", "28"]
+    assert main([*again, "--json", str(tmp_path / "again.json")]) == 0
+    found = json.loads((tmp_path / "again.json").read_text())["results"][0]
+    assert found["input"] == "frame" and found["top1"]["mean"] == pytest.approx(result["results"][-1]["top1"]["mean"])
     for clip in result["clips"]:  # a head chooses among the classes of a clip's own task
         for predicted in clip["predicted"].values():
             assert {name.split("/")[0] for name in predicted} == {clip["label"].split("/")[0]}

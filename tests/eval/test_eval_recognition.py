@@ -915,7 +915,7 @@ def test_agreement_of_an_image_classifier(csv, tokenizer_path, tmp_path, monkeyp
     assert result["clips"][0]["best"] == int(probabilities.argmax())
     assert result["clips"][0]["confidence"] == pytest.approx(float(probabilities.max()), rel=1e-4)
     for wrong, message in (
-        ([], "give the weights of one classifier: --i3d or --efficientnet"),
+        ([], "give the weights of exactly one classifier: i3d or efficientnet"),
         (["--i3d", "x", "--frames", "5"], "frames=5: I3D sees clips of at least 9 frames"),
         (["--i3d", "x", "--classes", str(weights)], r"this is no text file with a name per line"),
     ):

@@ -137,7 +137,7 @@ def test_probe_on_a_backbone(tokenizer_path, tmp_path, capsys):
     assert main([*command, "--model", tokenizer_path, "--json", str(tmp_path / "r.json")]) == 0
     _, _, entry = json.loads((tmp_path / "r.json").read_text())["results"]
     run, hash = entry["runs"][0], Head.from_pretrained(tmp_path / "head").weight_hash
-    assert run["features"] == 16 * 8 and run["reference"] == {"name": "embedding", "weight_hash": hash}
+    assert run["features"] == 16 * 8 and run["reference"] == {"name": "cells", "weight_hash": hash}
     capsys.readouterr()
     assert main([*command, "--model", "vidtok-t"]) == 1
     assert "reads codes of tokenizer 'tiny'" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import nn
@@ -272,6 +273,14 @@ def recorded(name: str, kind: str) -> Head:
         protocol={"frames": 9, "size": 48, "fps": 25.0, "clips": 1, "crops": 1},
     )
     return head
+
+
+def test_heads_with_tables_of_ids_are_refused(tmp_path):
+    make("vivit-micro").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({"embed.low.weight": torch.zeros(512, 32), **tensors}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="is of an earlier version, with tables of ids: train it anew"):
+        Head.from_pretrained(tmp_path)
 
 
 def test_a_new_last_layer_is_another_checkpoint():

@@ -15,7 +15,7 @@ from vidtok.extraction import TokenBatches, TokenDataset
 from vidtok.generator.sampling import PerSampleRNG
 from vidtok.heads import Head, create_head
 from vidtok.quantize.lfq import pack_bits
-from vidtok.train.pretraining import MASKS, MaskedPretraining, TaughtBatches, teacher_features
+from vidtok.train.pretraining import MASKS, MaskedPretraining, TeacherBatches, teacher_features
 from vidtok.train.run import pretrain
 
 HEAD = {"dim": 16, "depth": 1, "temporal_depth": 1, "heads": 2}
@@ -220,12 +220,14 @@ def test_features_of_the_same_clips_are_a_teacher(tokenizer_path, tmp_path):
         return TokenDataset(tmp_path / name)
 
     ids, latents = extract("ids"), extract("latents", features="latents")
-    batch = TaughtBatches(TokenBatches(ids, 3, seed=1), latents)[0]
+    batch = TeacherBatches(TokenBatches(ids, 3, seed=1), latents)[0]
     assert torch.equal(pack_bits(batch["teacher"] > 0), batch["ids"]) and len(batch["ids"].unique()) > 3
-    with pytest.raises(ValueError, match=r"has sampler dense:2, 9 x 1, and .*: extract it alike"):
-        TaughtBatches(TokenBatches(ids, 3), extract("other", "dense:2", features="latents"))
-    with pytest.raises(ValueError, match="extract hidden, without pooling"):
-        TaughtBatches(TokenBatches(ids, 3), extract("pooled", features="latents", pool="mean"))
+    with pytest.raises(ValueError, match=r"was extracted with --clips dense:2, 9 x 1, and .* with dense:3"):
+        TeacherBatches(TokenBatches(ids, 3), extract("other", "dense:2", features="latents"))
+    with pytest.raises(ValueError, match="extract hidden, unpooled"):
+        TeacherBatches(TokenBatches(ids, 3), extract("pooled", features="latents", pool="mean"))
+    window = TeacherBatches(TokenBatches(ids, 3, window=2, first_only=True), latents)[0]
+    assert torch.equal(pack_bits(window["teacher"] > 0), window["ids"]) and window["ids"].shape[1] == 2
     lines = []
     pretrain(tokenizer=tokenizer_path, data={"features": str(tmp_path / "ids"), "batch_size": 2}, run=tmp_path / "run",
              teacher=str(tmp_path / "latents"), trainer={"max_steps": 1, "workers": 0, "log_seconds": 0},
@@ -238,7 +240,12 @@ def test_features_of_the_same_clips_are_a_teacher(tokenizer_path, tmp_path):
     [
         ({"input": "recon"}, "unknown input 'recon'"),
         ({"input": "pixels", "data": {"source": None, "features": "x"}}, "input=pixels reads videos"),
-        ({"teacher": "i3d", "data": {"source": None, "features": "x"}}, "no features at teacher=i3d"),
+        (
+            {"teacher": "i3d", "data": {"source": None, "features": "x"}},
+            "teacher=i3d: with data.features= it is the folder",
+        ),
+        ({"teacher": "."}, "teacher=.: with data.source= it is i3d or"),
+        ({"teacher": ".", "teacher_weights": "x", "data": {"source": None, "features": "x"}}, "is for networks"),
         ({"teacher": "i3d"}, "the teacher i3d needs teacher_weights"),
         ({"teacher": "resnet5"}, "timm has no model 'resnet5'"),
         ({"mask": "blok"}, "unknown mask 'blok': did you mean 'block'"),

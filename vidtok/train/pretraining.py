@@ -182,12 +182,18 @@ class MaskedPretraining(nn.Module):
         self.backbone.save_pretrained(folder)
 
 
-class TaughtBatches(StoredBatches):
-    """Batches of extracted ids, with a teacher's features of the same clips under "teacher", float32 [B, C, t, h, w].
+# Setting of extracted features -> option of `vidtok extract` that determines it.
+_CLIPS = {"sampler": "--clips", "resize": "--size", "crop": "--crop", "resample": "--fps", "max_frames": "--max-frames"}
+
+
+class TeacherBatches(StoredBatches):
+    """Batches of extracted ids or latents with a teacher's features of the same clips, "teacher" [B, C, t, h, w].
+
+    The features are read in the process that trains; with a cache, that is fast.
 
     Args:
-        tokens: batches of the ids.
-        teacher: the features, of any grid.
+        tokens: batches of the ids or latents.
+        teacher: the features, on any grid.
         seed: see `StoredBatches`.
 
     Raises:
@@ -197,23 +203,25 @@ class TaughtBatches(StoredBatches):
     def __init__(self, tokens: TokenBatches, teacher: TokenDataset, seed: int = 0):
         super().__init__(tokens, seed)
         if teacher.meta["pool"] is not None or teacher.feature in ("ids", "embedding"):
-            raise ValueError(f"{teacher.path}: a teacher's features are on a grid: extract hidden, without pooling")
-        rows = {(entry.id, entry.clip): row for row, entry in enumerate(teacher.entries)}
-        clips = [(entry.id, entry.clip) for entry in tokens.dataset.entries]
-        for key in ("sampler", "resize", "crop", "resample"):
+            raise ValueError(f"{teacher.path}: a teacher's features are floats on a grid: extract hidden, unpooled")
+        for key, option in _CLIPS.items():
             theirs, own = teacher.meta[key], tokens.dataset.meta[key]
             if theirs != own:
-                raise ValueError(
-                    f"{teacher.path} has {key} {theirs}, and {tokens.dataset.path} {own}: extract it alike"
-                )
+                both = f"{teacher.path} was extracted with {option} {theirs}, and {tokens.dataset.path} with {own}"
+                raise ValueError(f"{both}: extract both with the same")
+        if tokens.window is not None and teacher.meta["stride"][0] != tokens.dataset.meta["stride"][0]:
+            raise ValueError(f"data.latents={tokens.window} needs a teacher with as many frames per latent")
+        rows = {(entry.id, entry.clip): row for row, entry in enumerate(teacher.entries)}
+        clips = [(entry.id, entry.clip) for entry in tokens.dataset.entries]
         if lacking := [name for name, clip in clips if (name, clip) not in rows]:
-            raise ValueError(f"{teacher.path} lacks {len(lacking)} of {len(clips)} clips, such as one of {lacking[0]}")
+            many = f"{len(lacking)} of the {len(clips)} clips, the first of {lacking[0]}"
+            raise ValueError(f"{teacher.path} has no features of {many}")
         self.teacher, self.rows = teacher, [rows[clip] for clip in clips]
 
     def _complete(self, number: int, read: Batch, shard: Shard) -> Batch:
         rows = [self.rows[index] for index in read["index"].tolist()]
-        features = torch.stack([self.teacher.tensor(self.teacher.features(row)) for row in rows])
-        return {**super()._complete(number, read, shard), "teacher": features}
+        features = [self.teacher.tensor(self.teacher.features(row)[:, : self.tokens.window]) for row in rows]
+        return {**super()._complete(number, read, shard), "teacher": torch.stack(features)}
 
 
 class PretrainingTask:
@@ -274,13 +282,16 @@ def build_pretraining(cfg: DictConfig) -> dict:
     data, reads, seed = plain["data"] | {"classes": []}, plain["input"], plain["seed"]
     if reads not in INPUTS:
         raise ValueError(f"unknown input {reads!r}: {nearest(reads, INPUTS)}")
-    stored = data["features"] is not None
+    stored, named = data["features"] is not None, plain["teacher"] is not None
     if stored and reads == "pixels":
         raise ValueError("input=pixels reads videos: give data.source= in place of data.features=")
-    if stored and plain["teacher"] and not Path(plain["teacher"]).exists():
+    if named and stored != Path(str(plain["teacher"])).exists():
+        wanted = "the folder of features of the same clips" if stored else "i3d or an image classifier of timm"
+        given = "data.features=" if stored else "data.source="
+        raise ValueError(f"teacher={plain['teacher']}: with {given} it is {wanted}")
+    if stored and plain["teacher_weights"] is not None:
         raise ValueError(
-            f"no features at teacher={plain['teacher']}: beside data.features= it is a folder of them (networks read "
-            "videos: data.source=)"
+            "teacher_weights= is for networks, and with data.features= the teacher is a folder of features"
         )
     tokenizer = VideoTokenizer.from_pretrained(plain["tokenizer"])
     if tokenizer.bits != int(tokenizer.bits):
@@ -289,11 +300,11 @@ def build_pretraining(cfg: DictConfig) -> dict:
             f"{tokenizer.bits:.2f}"
         )
     teacher = None if stored else build_teacher(plain["teacher"], plain["teacher_weights"])
-    features = TokenDataset(plain["teacher"], cache=data["cache"]) if stored and plain["teacher"] else None
+    features = TokenDataset(plain["teacher"], cache=data["cache"]) if stored and named else None
 
     def build_batches(split: str, batch_size: int) -> ClipBatches | StoredBatches:
         batches = build_generator_batches(data, split, batch_size, tokenizer, seed)[0]
-        return batches if features is None else TaughtBatches(batches.tokens, features, seed)
+        return batches if features is None else TeacherBatches(batches.tokens, features, seed)
 
     batches = build_batches(data["split"], data["batch_size"])
     task = PretrainingTask(tokenizer, reads == "pixels", teacher, plain["teacher_weight"])
@@ -301,8 +312,8 @@ def build_pretraining(cfg: DictConfig) -> dict:
         task.held_out = build_batches(data["held_out"], data["held_out_samples"])[0]
     first = encode_batch(batches.first(1), tokenizer)
     _, t, h, w = first["ids"].shape
-    taught = first.get("teacher") if teacher is None else teacher(first["video"])
-    channels = None if taught is None else taught.shape[1]
+    target = first.get("teacher") if teacher is None else teacher(first["video"])
+    channels = None if target is None else target.shape[1]
     own = {"bits": tokenizer.bits, "channels": None, "stride": tuple(tokenizer.stride)}
     torch.manual_seed(seed)  # of the initial weights
     net = {**plain["head"], **(plain["head_options"] or {})}

@@ -20,8 +20,8 @@ from vidtok.cli.eval import add_result, arguments, write_result
 def configure(parser: argparse.ArgumentParser) -> None:
     positive = common.positive
     parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders of videos, glob patterns")
-    parser.add_argument("--i3d", metavar="WEIGHTS", help="I3D weights, file or URL (see vidtok.eval.metrics.i3d)")
-    parser.add_argument("--efficientnet", metavar="WEIGHTS", help="timm's tf_efficientnet_lite0 weights, a file")
+    parser.add_argument("--i3d", metavar="WEIGHTS", help="I3D weights, file or URL; this or --efficientnet")
+    parser.add_argument("--efficientnet", metavar="WEIGHTS", help="timm's tf_efficientnet_lite0 weights, file or URL")
     parser.add_argument("--classes", metavar="FILE", help="names of the classes, one per line (default: numbers)")
     parser.add_argument(
         "--model", action="append", metavar="NAME", help="tokenizer (default: vidtok-t); may be repeated"

@@ -4,7 +4,7 @@
     vidtok eval probe droid.csv --group-column lab --input codes,hidden --pool grid4,mean --classifier knn
     vidtok eval probe droid.csv --i3d FILE --backbone-weights FILE       # also I3D and tf_efficientnet_lite0
     vidtok eval probe droid.csv --i3d FILE --recon                       # I3D features of reconstructions
-    vidtok eval probe droid.csv --head runs/backbone/model               # also the embedding of a backbone
+    vidtok eval probe droid.csv --head runs/backbone/model               # also the cells of a backbone
     vidtok eval probe rt1.csv --group-column scene --folds 5 --repeats 3 # folds over train and val
     vidtok eval probe rt1.csv --test-source rt1-test.csv --split test    # a held-out test split
     vidtok eval probe digits --size 64 --protocol 17x1x1x1 --train-clips 900 --test-clips 450
@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="weights of --backbone (default: timm's download); also adds the input frames",
     )
     parser.add_argument("--recon", action="store_true", help="compute i3d and frames on reconstructed clips")
-    parser.add_argument("--head", metavar="NAME", help="head or backbone, a transformer; adds the input embedding")
+    parser.add_argument("--head", metavar="NAME", help="head or backbone, a transformer; adds the input cells")
     pools = (
         "poolings, separated by commas: mean, time (mean over space), grid2, grid4 (default; 4x4 cells x 4 times), all"
     )
