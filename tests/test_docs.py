@@ -227,6 +227,10 @@ def test_motion_tasks_are_those_of_the_result_file():
     assert f"all are at {low:.0f} to {high:.0f} % of two classes" in RESULTS
     seeds = "give {:.1f}, {:.1f} and {:.1f} %".format(*(100 * run["top1"]["value"] for run in of["tokens"]["runs"]))
     assert seeds in RESULTS
+    for name, said in (("digits", "On `digits` they give {} % in place"), ("rt1-views", "on `rt1` with crops {} % in")):
+        top1 = next(each["top1"] for each in read(f"recognition-{name}")["results"] if each["name"] == "tokens")
+        share = f"{100 * top1['mean']:.1f} ± {100 * top1['deviation']:.1f}"
+        assert said.format(share) in re.sub(r"\s+", " ", RESULTS)
 
 
 def test_probes_are_those_of_the_result_file():
