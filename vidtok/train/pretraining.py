@@ -285,7 +285,8 @@ def build_pretraining(cfg: DictConfig) -> dict:
     stored, named = data["features"] is not None, plain["teacher"] is not None
     if stored and reads == "pixels":
         raise ValueError("input=pixels reads videos: give data.source= in place of data.features=")
-    if named and stored != Path(str(plain["teacher"])).exists():
+    folder = plain["teacher"] != "i3d" and Path(str(plain["teacher"])).exists()
+    if named and stored != folder:
         wanted = "the folder of features of the same clips" if stored else "i3d or an image classifier of timm"
         given = "data.features=" if stored else "data.source="
         raise ValueError(f"teacher={plain['teacher']}: with {given} it is {wanted}")
