@@ -63,8 +63,8 @@ class TokenEmbed(Embed):
         self.num_bits = math.ceil(math.log2(round(2**bits)))
         self.linear = _linear(self.num_bits, dim, scale=1.0 if patch_merge > 1 else SCALE)
         self.mlp = Mlp(self.num_bits, 2 * dim, dim)
-        nn.init.zeros_(self.mlp.fc2.weight)
-        nn.init.zeros_(self.mlp.fc2.bias)
+        for parameter in self.mlp.fc2.parameters():
+            nn.init.zeros_(parameter)
         self.join = _linear(patch_merge**2 * dim, dim) if patch_merge > 1 else None
 
     def forward(self, ids_Bthw: Tensor) -> Tensor:

@@ -133,10 +133,11 @@ class ReferenceEncoder:
     """
 
     def __init__(self, network: I3D | FrameBackbone, tokenizer: VideoTokenizer | None = None):
-        self.network, self.tokenizer = network, tokenizer
+        self.network: I3D | FrameBackbone | VideoTransformer = network
+        self.tokenizer = tokenizer
         self.kind = "i3d" if isinstance(network, I3D) else "frames"
         self.per_frame = self.kind == "frames" and tokenizer is None
-        self.features = network.forward_grid if isinstance(network, I3D) else network
+        self.features: Callable[[Tensor], Tensor] = network.forward_grid if isinstance(network, I3D) else network
         self.prepare = InputEncoder("pixels" if tokenizer is None else "recon", tokenizer)
 
     def __call__(self, video_B3THW: Tensor) -> Tensor:
@@ -162,13 +163,15 @@ class BackboneEncoder(ReferenceEncoder):
             raise ValueError(f"head {head.config.name!r} reads {reads}, and no tokenizer makes that")
         head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash, tokenizer.encoder.feature_layer)
         head.validate_uncropped()
-        self.network, self.tokenizer = VideoTransformer.validate(head), None
+        transformer = VideoTransformer.validate(head)
+
+        @torch.no_grad()
+        def features(x: Tensor) -> Tensor:
+            return transformer.norm(transformer.encode_cells(transformer.embed(x))).movedim(-1, 1)
+
+        self.network, self.tokenizer, self.features = transformer, None, features
         self.kind, self.per_frame = "cells", False
         self.prepare = InputEncoder(reads, tokenizer)
-
-    @torch.no_grad()
-    def features(self, x: Tensor) -> Tensor:
-        return self.network.norm(self.network.encode_cells(self.network.embed(x))).movedim(-1, 1)
 
 
 def make_encoder(
