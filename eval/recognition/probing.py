@@ -208,7 +208,7 @@ def probe(
         backbone, backbone_weights: image classifier of timm (default: tf_efficientnet_lite0) and a file of its weights
             (None, timm downloads them); either adds the input frames.
         recon: compute i3d and frames on reconstructed clips.
-        head: name of a head or backbone, a video transformer; adds the input cells, its features of each.
+        head: name of a head or backbone, a video transformer; adds the input cells, the features of its cells.
         pool: one or more pools, as with input; see `vidtok.eval.recognition.references.pool_features`.
         classifier: one of `CLASSIFIERS`.
         protocol: frames x stride x segments x crops, see `Protocol`.
