@@ -65,6 +65,13 @@ def test_every_parameter_learns(name, kind):
         assert parameter.grad.any() or parameter_name.startswith("embed."), parameter_name
 
 
+def test_a_single_frame_gives_every_parameter_a_gradient():
+    """DDP waits for all of them, also for those that embed the other frames."""
+    head = make("vivit-micro", "pixels").train()
+    head(example("pixels", (1, 4, 6))).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in head.parameters())
+
+
 @pytest.mark.parametrize("kind", ["tokens", "codes", "hidden", "pixels"])
 @pytest.mark.parametrize("name", SMALL)
 def test_other_grids(name, kind):
