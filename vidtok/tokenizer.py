@@ -31,6 +31,12 @@ SCHEMA = "vidtok.tokenizer/1"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+def check_precision(name: str) -> None:
+    """Raise ValueError for a name that is not in `PRECISIONS`."""
+    if name not in PRECISIONS:
+        raise ValueError(f"unknown precision {name!r}: {nearest(name, PRECISIONS)}")
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """Config of a tokenizer: all that is needed to rebuild it.
@@ -283,8 +289,7 @@ class VideoTokenizer(PretrainedModel, tags=["video-tokenizer"]):
         In bf16 a loaded model keeps the `weight_hash` of its file. Back in fp32 the hash differs, since weights were
         rounded.
         """
-        if precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {precision!r}: {nearest(precision, PRECISIONS)}")
+        check_precision(precision)
         # Token files record the precision besides the hash.
         with self.casting():
             for net in (self.encoder, self.decoder):

@@ -21,7 +21,7 @@ from vidtok.errors import nearest
 from vidtok.eval.metrics.i3d import HOW_TO_GET
 from vidtok.eval.metrics.intervals import paired_ratio
 from vidtok.eval.recognition.clips import DIGITS, ClipSource, Indices, Protocol, folds, repeated_folds
-from vidtok.eval.recognition.inputs import ORIGINAL, Predictions
+from vidtok.eval.recognition.inputs import ORIGINAL, Predictions, same_task
 from vidtok.eval.recognition.references import (
     BACKBONE,
     REFERENCES,
@@ -182,6 +182,7 @@ def probe(
     workers: int = 0,
     model: str = "vidtok-t",
     device: str = "auto",
+    precision: str = "fp32",
 ) -> dict:
     """Fit a classifier on frozen features of a tokenizer, and compare it with references under the same pooling.
 
@@ -192,7 +193,7 @@ def probe(
     Args:
         source: "digits", a folder, or a csv or json file of annotations. With `features` only group_column is read.
         root, path_column, label_column, split_column, group_column, task, checked, reader, frame_folders:
-            see `ClipSource`.
+            see `ClipSource`. With task "all", each motion task has a classifier of its own.
         test_source: annotations of the test split, if they are in another file.
         features: files of `vidtok extract` with features of the training clips, instead of videos.
         test_features: the same for the test clips; None, `features`.
@@ -215,6 +216,7 @@ def probe(
         size: side of the center crop in pixels. fps: frame rate in which the stride is counted; None, the video's rate.
         workers: number of decoding processes.
         model, device: name and device of the tokenizer.
+        precision: precision of I3D and the timm classifier, "fp32" or "bf16"; tokenizer and head are in fp32.
 
     Returns:
         A result of schema "vidtok.recognition/1" and kind "probe".
@@ -240,6 +242,7 @@ def probe(
         ("i3d", features and i3d, "is for videos"),
         ("head", features and head, "is for videos"),
         ("backbone", features and (backbone or backbone_weights), "is for videos"),
+        ("precision", precision != "fp32" and not (i3d or weights["frames"]), "is of inputs i3d and frames"),
         ("folds", folds and folds > 1 and (test_source or test_features), "take both splits from one source"),
     ):
         if idle:
@@ -252,13 +255,8 @@ def probe(
     tokenizer = open_tokenizer(model, device)
     clips = Protocol.parse(protocol, size, fps)
     columns = path_column, label_column, split_column, group_column
-    reading: dict[str, Any] = {
-        "checked": checked,
-        "reader": reader,
-        "frame_folders": frame_folders,
-        "task": task,
-        "clips": train_clips,
-    }
+    reading: dict[str, Any] = {"checked": checked, "reader": reader, "frame_folders": frame_folders}
+    reading |= {"task": task, "clips": train_clips}
     videos = ClipSource(str(source or features), root, *columns, **reading)
     names, limits = (train_split, split or "val"), (train_clips, test_clips)
     whole_set = not (split or test_source or test_features or train_clips or test_clips or source == DIGITS)
@@ -285,7 +283,8 @@ def probe(
         videos.groups(videos.open(train_split, clips).ids)  # fail early if the column is missing
         count = count_folds(len(sources[1].open(names[1], clips)))
         encoders = {
-            name: make_encoder(name, tokenizer, i3d, backbone, backbone_weights, recon, head) for name in inputs
+            name: make_encoder(name, tokenizer, i3d, backbone, backbone_weights, recon, head, precision)
+            for name in inputs
         }
         hashes = {name: e.network.weight_hash for name, e in encoders.items() if isinstance(e, ReferenceEncoder)}
         train, classes = features_of_clips(videos, names[0], clips, encoders, rows, limits[0], workers, count > 0)
@@ -307,7 +306,7 @@ def probe(
     entries, predictions = [], {}
     first_of: dict[str, str] = {}  # by pool
     for row in rows:
-        runs, found, shuffled = probe_runs(row, classifier, whole, splits, len(classes), failures)
+        runs, found, shuffled = probe_runs(row, classifier, whole, splits, classes, failures)
         if row[0] in hashes:
             runs = [{**run, "reference": {"name": row[0], "weight_hash": hashes[row[0]]}} for run in runs]
         name = f"{row[0]}, {row[1]}, {classifier}"
@@ -347,29 +346,40 @@ def probe_runs(
     classifier: str,
     clips: ProbeClips,
     splits: Sequence[Sequence[tuple[Indices, Indices]]],
-    classes: int,
+    classes: Sequence[str],
     failures: list[dict],
 ) -> tuple[list[dict], list[Predictions], list[Predictions] | None]:
     """Fit and test a classifier in every division into folds; return (facts, predictions, those for shuffled frames).
 
+    Of several motion tasks, each has a classifier of its own.
+
     splits: for each division the (training, test) clips of each fold, as indices; a single split is one division.
+    classes: class names.
     """
+    same_task_KK = same_task(classes)
+    # The first class of a clip's task; without several tasks all clips belong to one.
+    task_N = np.zeros_like(clips.labels) if same_task_KK is None else same_task_KK.int().argmax(1).numpy()[clips.labels]
     x_NVF, shuffled_NVF = clips.features[row], clips.shuffled.get(row)
     runs, plain, shuffled = [], [], []
     for seed, division in enumerate(splits):
         tested = np.sort(np.concatenate([held for _, held in division]))
         paths, places = [], []
-        for fit, held in division:
+        by_task = [
+            (fit[task_N[fit] == task], held[task_N[held] == task])
+            for fit, held in division
+            for task in np.unique(task_N[held])
+        ]
+        for fit, held in by_task:
             groups = None if clips.groups is None else [clips.groups[i] for i in fit]
             if groups and len(division) > 1 and len(set(groups)) == 1:
                 groups = None  # with two groups in total, C is chosen by clips within one
             tests = [x_NVF[held]]
             if shuffled_NVF is not None:  # in a single split, only the test clips are shuffled, which come last
                 tests.append(shuffled_NVF[held - (len(x_NVF) - len(shuffled_NVF))])
-            paths.append(fit_path(classifier, x_NVF[fit], clips.labels[fit], groups, tests, classes))
+            paths.append(fit_path(classifier, x_NVF[fit], clips.labels[fit], groups, tests, len(classes)))
             places.append(np.searchsorted(tested, held))
         labels, ids = clips.labels[tested], [clips.ids[i] for i in tested]
-        chosen = np.zeros((len(tests), len(tested), classes))
+        chosen = np.zeros((len(tests), len(tested), len(classes)))
         right_SN = np.zeros((len(paths[0].strengths), len(tested)), dtype=bool)
         for path, here in zip(paths, places, strict=True):
             right_SN[:, here] = path.probabilities[0].argmax(2) == labels[here]
@@ -392,7 +402,7 @@ def probe_runs(
 def path_record(classifier: str, paths: Sequence[FittedPath], top1_S: np.ndarray) -> dict:
     """Return the record of the choice of C or k over a run's divisions. top1_S: test accuracy at each strength.
 
-    chosen: the strength of each division, or a number for a single one. path: validation and test accuracy at each
+    chosen: the strength of each fold and motion task, or a number for a single one. path: validation and test accuracy at each
     strength. best_by_fold: the best strength of each inner fold. within_one_se: strengths whose validation accuracy is
     at most one standard error (over the inner folds) below the best, and their lowest and highest test accuracy.
     """

@@ -25,7 +25,7 @@ from vidtok.heads import Head
 from vidtok.heads.transformer import VideoTransformer
 from vidtok.hub import hash_weights
 from vidtok.quantize.lfq import ids_to_signs
-from vidtok.tokenizer import VideoTokenizer
+from vidtok.tokenizer import VideoTokenizer, check_precision
 
 REFERENCES = {"i3d", "frames"}  # inputs that don't come from a tokenizer
 BACKBONE = "tf_efficientnet_lite0"  # default model of timm
@@ -129,11 +129,21 @@ class ReferenceEncoder:
     """Encoder of clips by a frozen network, with the interface of `InputEncoder`; for that of a head, see the subclass.
 
     network: an `I3D`, for its features before the last pool, float32 [B,1024,t,7,7], or a `FrameBackbone`. tokenizer:
-    if given, the network sees its reconstructions. per_frame: whether each frame is encoded independently.
+    if given, the network sees its reconstructions. precision: "fp32" or "bf16", in which I3D is 2.7 times faster on a
+    CPU with such instructions. per_frame: whether each frame is encoded independently.
+
+    Raises:
+        ValueError: an unknown precision.
     """
 
-    def __init__(self, network: I3D | FrameBackbone, tokenizer: VideoTokenizer | None = None):
+    precision = "fp32"
+
+    def __init__(
+        self, network: I3D | FrameBackbone, tokenizer: VideoTokenizer | None = None, precision: str = "fp32"
+    ):
+        check_precision(precision)
         self.network: I3D | FrameBackbone | VideoTransformer = network
+        self.precision = precision
         self.tokenizer = tokenizer
         self.kind = "i3d" if isinstance(network, I3D) else "frames"
         self.per_frame = self.kind == "frames" and tokenizer is None
@@ -141,7 +151,10 @@ class ReferenceEncoder:
         self.prepare = InputEncoder("pixels" if tokenizer is None else "recon", tokenizer)
 
     def __call__(self, video_B3THW: Tensor) -> Tensor:
-        return self.features(self.prepare(video_B3THW).to(next(self.network.parameters()).device))
+        device = next(self.network.parameters()).device
+        x = self.prepare(video_B3THW).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.features(x).float()
 
 
 class BackboneEncoder(ReferenceEncoder):
@@ -182,6 +195,7 @@ def make_encoder(
     weights: str | None,
     recon: bool,
     head: str | None = None,
+    precision: str = "fp32",
 ) -> InputEncoder | ReferenceEncoder:
     """Build the encoder of an input.
 
@@ -192,9 +206,10 @@ def make_encoder(
         backbone, weights: model of timm and file of its weights, for "frames".
         recon: whether i3d and frames see reconstructions.
         head: name of the head whose transformer makes "cells".
+        precision: of I3D and frames, see `ReferenceEncoder`.
 
     Raises:
-        ValueError: an unknown name, a reference without its network, or a head of another tokenizer or kind.
+        ValueError: an unknown name or precision, a reference without its network, or a head of another tokenizer or kind.
     """
     if input == "cells":
         if head is None:
@@ -210,8 +225,9 @@ def make_encoder(
     else:
         if i3d is None:
             raise ValueError("input i3d needs i3d: the file of its weights")
-        network = I3D(i3d)
-    return ReferenceEncoder(network.to(tokenizer.device), tokenizer if recon else None)
+        # On a CPU, bf16 convolutions are fast in this layout only.
+        network = I3D(i3d).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return ReferenceEncoder(network.to(tokenizer.device), tokenizer if recon else None, precision)
 
 
 @dataclass

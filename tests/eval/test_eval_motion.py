@@ -76,6 +76,17 @@ def test_one_head_of_all_tasks(folder, tokenizer_path, tmp_path, capsys):
         assert np.mean([top1["mean"] for top1 in entry["tasks"].values()]) == pytest.approx(entry["top1"]["mean"])
     assert {task for pair in result["comparisons"] for task in pair["tasks"]} == {*TASKS}
     assert result["controls"]["majority"]["class"] == "most frequent of each task"
+
+    probe = ["eval", "probe", str(folder), "--input", "pixels", "--protocol", "5x1x1x1", "--size", "32"]
+    probe += ["--pool", "mean", "--model", tokenizer_path]
+    counts = ["--task", "all", "--train-clips", "168", "--test-clips", "28"]
+    assert main([*probe, *counts, "--json", str(tmp_path / "probe.json")]) == 0
+    (whole,) = json.loads((tmp_path / "probe.json").read_text())["results"]
+    assert len(whole["runs"][0]["chosen"]["C"]) == len(TASKS)
+    counts = ["--task", "arrow", "--train-clips", "24", "--test-clips", "4"]
+    assert main([*probe, *counts, "--json", str(tmp_path / "arrow.json")]) == 0
+    (alone,) = json.loads((tmp_path / "arrow.json").read_text())["results"]
+    assert whole["tasks"]["arrow"]["mean"] == alone["top1"]["mean"]
     assert "object-bounce: tokens " in capsys.readouterr().out
     with pytest.raises(ValueError, match="can't be mixed"):
         RecognitionTask(4, cutmix=1.0, asked=same_task(["arrow/forward", "arrow/backward", "speed/1x", "speed/2x"]))

@@ -81,6 +81,10 @@ def test_i3d_gives_what_comes_before_its_classifier(monkeypatch, tmp_path):
     grid = ReferenceEncoder(network)(video)
     assert grid.shape == (1, 1024, 3, 7, 7)
     torch.testing.assert_close(torch.nn.functional.avg_pool3d(grid, (2, 7, 7), stride=1), features)
+    rounded = ReferenceEncoder(network, precision="bf16")(video)
+    assert rounded.dtype == torch.float32 and 0 < (rounded - grid).norm() < 0.05 * grid.norm()
+    with pytest.raises(ValueError, match="unknown precision 'fp16'"):
+        ReferenceEncoder(network, precision="fp16")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@
     vidtok eval probe droid.csv --head runs/backbone/model               # also the cells of a backbone
     vidtok eval probe rt1.csv --group-column scene --folds 5 --repeats 3 # folds over train and val
     vidtok eval probe rt1.csv --test-source rt1-test.csv --split test    # a held-out test split
+    vidtok eval probe videos --task all --size 64 --protocol 17x1x1x1    # motion tasks, a classifier for each
     vidtok eval probe digits --size 64 --protocol 17x1x1x1 --train-clips 900 --test-clips 450
     vidtok eval probe --features train.parquet --test-features val.parquet
     vidtok eval probe droid.csv --group-column lab --features droid.parquet    # the csv only provides groups
@@ -74,6 +75,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, default=0, help="number of decoding processes (%(default)s)")
     common.add_model(parser, custom=True)
+    parser.add_argument("--precision", default="fp32", help="of I3D and --backbone: fp32 (default) or bf16")
     add_result(parser)
 
 
