@@ -172,6 +172,10 @@ class I3D(nn.Module):
 
     def forward_grid(self, video_BCTHW: Tensor) -> Tensor:
         """Compute the features before the last pool, float32 [B,1024,t,7,7], t = T / 8 rounded up."""
+        return self.forward_grids(video_BCTHW)[1]
+
+    def forward_grids(self, video_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the features of Mixed_4f, [B,832,t,14,14] with t = T / 4 rounded up, and those of `forward_grid`."""
         if video_BCTHW.ndim != 5 or video_BCTHW.shape[1] != 3 or video_BCTHW.shape[2] < MIN_FRAMES:
             raise ValueError(f"I3D takes [B,3,T,H,W] with T >= {MIN_FRAMES}, got {[*video_BCTHW.shape]}")
         x = F.interpolate(video_BCTHW.float(), size=(video_BCTHW.shape[2], SIDE, SIDE), mode="trilinear")
@@ -181,8 +185,7 @@ class I3D(nn.Module):
         x = self._mixed(x, "3b", "3c")
         x = max_pool_same(x, (3, 3, 3), (2, 2, 2))
         x = self._mixed(x, "4b", "4c", "4d", "4e", "4f")
-        x = max_pool_same(x, (2, 2, 2), (2, 2, 2))
-        return self._mixed(x, "5b", "5c")
+        return x, self._mixed(max_pool_same(x, (2, 2, 2), (2, 2, 2)), "5b", "5c")
 
     def _mixed(self, x: Tensor, *blocks: str) -> Tensor:
         for block in blocks:

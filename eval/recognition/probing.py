@@ -402,7 +402,7 @@ def probe_runs(
 def path_record(classifier: str, paths: Sequence[FittedPath], top1_S: np.ndarray) -> dict:
     """Return the record of the choice of C or k over a run's divisions. top1_S: test accuracy at each strength.
 
-    chosen: the strength of each fold and motion task, or a number for a single one. path: validation and test accuracy at each
+    chosen: the strength of each fold and motion task, or a number for one. path: validation and test accuracy at each
     strength. best_by_fold: the best strength of each inner fold. within_one_se: strengths whose validation accuracy is
     at most one standard error (over the inner folds) below the best, and their lowest and highest test accuracy.
     """

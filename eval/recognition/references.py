@@ -125,6 +125,11 @@ class FrameBackbone(nn.Module):
         return features_NC.unflatten(0, (B, -1)).transpose(1, 2)[..., None, None]
 
 
+def fast_i3d(weights: str) -> I3D:
+    """Build an I3D with channels-last weights, which bf16 on a CPU needs to be fast."""
+    return I3D(weights).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
 class ReferenceEncoder:
     """Encoder of clips by a frozen network, with the interface of `InputEncoder`; for that of a head, see the subclass.
 
@@ -138,9 +143,7 @@ class ReferenceEncoder:
 
     precision = "fp32"
 
-    def __init__(
-        self, network: I3D | FrameBackbone, tokenizer: VideoTokenizer | None = None, precision: str = "fp32"
-    ):
+    def __init__(self, network: I3D | FrameBackbone, tokenizer: VideoTokenizer | None = None, precision: str = "fp32"):
         check_precision(precision)
         self.network: I3D | FrameBackbone | VideoTransformer = network
         self.precision = precision
@@ -155,6 +158,39 @@ class ReferenceEncoder:
         x = self.prepare(video_B3THW).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.features(x).float()
+
+
+class I3DTeacher(nn.Module):
+    """I3D as a model of `vidtok extract`, for features that a backbone learns to predict.
+
+        vidtok extract videos/ -o i3d --features hidden --clips dense:4 --frames 17 --size 64 --crop center \\
+          --model "vidtok.eval.recognition.references:I3DTeacher?weights=i3d_k400.safetensors"
+
+    See `vidtok.custom` for the interface. The only id is 0. The features are those of Mixed_4f and Mixed_5c one after
+    the other, float32 [B, 832 + 1024, t, h, w], resampled to the grid. The network runs in bf16.
+
+    Args:
+        weights: see `I3D`.
+        side: pixels per cell of the grid in height and width.
+    """
+
+    vocab_size, causal = 2, True
+
+    def __init__(self, weights: str, side: int = 16):
+        super().__init__()
+        self.network, self.stride = fast_i3d(weights), (4, side, side)
+
+    def encode(self, video: Tensor) -> Tensor:
+        B, _, T, H, W = video.shape
+        s_t, s_h, s_w = self.stride
+        return torch.zeros(B, 1 + (T - 1) // s_t, H // s_h, W // s_w, dtype=torch.int64)
+
+    def features(self, video: Tensor, kind: str) -> Tensor:
+        t, *sides = self.encode(video).shape[1:]
+        with torch.autocast(video.device.type, torch.bfloat16):
+            found = self.network.forward_grids(video)
+        cells = [F.adaptive_avg_pool3d(x.float(), (x.shape[2], *sides)) for x in found]
+        return torch.cat([F.interpolate(x, (t, *sides), mode="trilinear") for x in cells], 1)
 
 
 class BackboneEncoder(ReferenceEncoder):
@@ -209,7 +245,8 @@ def make_encoder(
         precision: of I3D and frames, see `ReferenceEncoder`.
 
     Raises:
-        ValueError: an unknown name or precision, a reference without its network, or a head of another tokenizer or kind.
+        ValueError: an unknown name or precision, a reference without its network, or a head of another tokenizer or
+            kind.
     """
     if input == "cells":
         if head is None:
@@ -225,8 +262,7 @@ def make_encoder(
     else:
         if i3d is None:
             raise ValueError("input i3d needs i3d: the file of its weights")
-        # On a CPU, bf16 convolutions are fast in this layout only.
-        network = I3D(i3d).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        network = fast_i3d(i3d)
     return ReferenceEncoder(network.to(tokenizer.device), tokenizer if recon else None, precision)
 
 

@@ -12,7 +12,13 @@ from vidtok import VideoTokenizer
 from vidtok.cli.main import main
 from vidtok.eval import I3D
 from vidtok.eval.recognition.inputs import InputEncoder, shuffle_frames
-from vidtok.eval.recognition.references import BackboneEncoder, FrameBackbone, ReferenceEncoder, pool_features
+from vidtok.eval.recognition.references import (
+    BackboneEncoder,
+    FrameBackbone,
+    I3DTeacher,
+    ReferenceEncoder,
+    pool_features,
+)
 from vidtok.heads import Head, create_head
 
 NAME = "test_vit"  # timm's own, for tests: 0.4 M parameters
@@ -85,6 +91,12 @@ def test_i3d_gives_what_comes_before_its_classifier(monkeypatch, tmp_path):
     assert rounded.dtype == torch.float32 and 0 < (rounded - grid).norm() < 0.05 * grid.norm()
     with pytest.raises(ValueError, match="unknown precision 'fp16'"):
         ReferenceEncoder(network, precision="fp16")
+
+    teacher = I3DTeacher(str(tmp_path / "weights"))
+    both = teacher.features(video, "hidden")
+    assert both.shape == (1, 832 + 1024, 5, 2, 2) and teacher.encode(video).shape == (1, 5, 2, 2)
+    pooled = torch.nn.functional.adaptive_avg_pool3d(teacher.network.forward_grid(video), (3, 2, 2))
+    torch.testing.assert_close(both[:, 832:, ::2], pooled, atol=0.05, rtol=0.05)  # from 3 times to 5
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from vidtok.extraction import TokenBatches, TokenDataset
 from vidtok.generator.sampling import PerSampleRNG
 from vidtok.heads import Head, create_head
 from vidtok.quantize.lfq import pack_bits
-from vidtok.train.pretraining import MASKS, MaskedPretraining, TeacherBatches, teacher_features
+from vidtok.train.pretraining import MASKS, Imitation, MaskedPretraining, TeacherBatches, teacher_features
 from vidtok.train.run import pretrain
 
 HEAD = {"dim": 16, "depth": 1, "temporal_depth": 1, "heads": 2}
@@ -168,18 +168,36 @@ def test_pixels_are_a_backbone_s_input_too(tokenizer_path, tmp_path):
 
 
 def test_a_teacher_is_imitated_on_the_coarser_grid():
-    model = make_model("tokens", teacher_channels=5)
-    cells = torch.randn(2, 3, 2, 3, 16)
-    for sides in ((1, 1, 1), (3, 2, 3), (6, 1, 7)):
+    torch.manual_seed(0)
+    own, norm = torch.randn(2, 16, 3, 2, 3), torch.nn.LayerNorm(16)
+    scale, shift = torch.rand(5, 1, 1, 1) + 1, 10 * torch.randn(5, 1, 1, 1)
+    for sides in ((4, 1, 1), (3, 2, 3), (6, 1, 7)):
         teacher = torch.randn(2, 5, *sides)
-        distance = model.distance(cells, teacher)
-        torch.testing.assert_close(distance, model.distance(cells, 3 * teacher))  # a cosine
+        torch.manual_seed(1)
+        distance = Imitation(16, teacher)(own, teacher, norm)
+        torch.manual_seed(1)
+        moved = scale * teacher + shift
+        torch.testing.assert_close(distance, Imitation(16, moved)(own, moved, norm), atol=1e-4, rtol=1e-4)
         assert 0.5 < distance < 1.5
     # An average over the teacher's places is an average over the grid that both share.
     fine = torch.randn(2, 5, 3, 4, 6)
-    torch.testing.assert_close(
-        model.distance(cells, fine), model.distance(cells, torch.nn.functional.avg_pool3d(fine, (1, 2, 2)))
-    )
+    part = Imitation(16, fine)
+    coarse = torch.nn.functional.avg_pool3d(fine, (1, 2, 2))
+    torch.testing.assert_close(part(own, fine, norm), part(own, coarse, norm))
+
+
+def test_teachers_alone():
+    teachers = [torch.randn(2, 5, 3, 2, 3), torch.randn(2, 7, 1, 1, 1)]
+    model = make_model("tokens", mask_ratio=0, teachers=teachers)
+    ids, seeds = torch.randint(2**18, (2, 3, 4, 6)), torch.arange(2)
+    terms = model(ids, ids, seeds, teachers)
+    assert [*terms] == ["cosine"] and not any("mask" in name for name, _ in model.named_parameters())
+    terms["cosine"].backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+    alone = [model(ids, ids, seeds, [x, y])["cosine"] for x, y in ([teachers[0], -teachers[1]], teachers)]
+    assert alone[0] != alone[1]
+    with pytest.raises(ValueError, match="mask_ratio=0 masks 0 of 2 x 3 cells"):
+        make_model("tokens", mask_ratio=0)
 
 
 def test_a_teacher_computes_where_the_clips_are():
@@ -207,7 +225,7 @@ def test_a_run_imitates_a_teacher(tokenizer_path, tmp_path, monkeypatch):
     pretrain(tokenizer=tokenizer_path, data=DATA | {"held_out": "val", "held_out_samples": 2},
              run=tmp_path, teacher="test_vit", trainer={"max_steps": 1, "workers": 0},
              **SETTINGS | {"log": lines.append})  # fmt: skip
-    assert any("2 held out" in line and "distance to the teacher" in line for line in lines)
+    assert any("2 held out" in line and "distance to teachers" in line for line in lines)
 
 
 def test_features_of_the_same_clips_are_a_teacher(tokenizer_path, tmp_path):
@@ -220,19 +238,19 @@ def test_features_of_the_same_clips_are_a_teacher(tokenizer_path, tmp_path):
         return TokenDataset(tmp_path / name)
 
     ids, latents = extract("ids"), extract("latents", features="latents")
-    batch = TeacherBatches(TokenBatches(ids, 3, seed=1), latents)[0]
-    assert torch.equal(pack_bits(batch["teacher"] > 0), batch["ids"]) and len(batch["ids"].unique()) > 3
+    batch = TeacherBatches(TokenBatches(ids, 3, seed=1), [latents])[0]
+    assert torch.equal(pack_bits(batch["teacher-0"] > 0), batch["ids"]) and len(batch["ids"].unique()) > 3
     with pytest.raises(ValueError, match=r"was extracted with --clips dense:2, 9 x 1, and .* with dense:3"):
-        TeacherBatches(TokenBatches(ids, 3), extract("other", "dense:2", features="latents"))
+        TeacherBatches(TokenBatches(ids, 3), [extract("other", "dense:2", features="latents")])
     with pytest.raises(ValueError, match="extract hidden, unpooled"):
-        TeacherBatches(TokenBatches(ids, 3), extract("pooled", features="latents", pool="mean"))
-    window = TeacherBatches(TokenBatches(ids, 3, window=2, first_only=True), latents)[0]
-    assert torch.equal(pack_bits(window["teacher"] > 0), window["ids"]) and window["ids"].shape[1] == 2
+        TeacherBatches(TokenBatches(ids, 3), [extract("pooled", features="latents", pool="mean")])
+    window = TeacherBatches(TokenBatches(ids, 3, window=2, first_only=True), [latents])[0]
+    assert torch.equal(pack_bits(window["teacher-0"] > 0), window["ids"]) and window["ids"].shape[1] == 2
     lines = []
     pretrain(tokenizer=tokenizer_path, data={"features": str(tmp_path / "ids"), "batch_size": 2}, run=tmp_path / "run",
-             teacher=str(tmp_path / "latents"), trainer={"max_steps": 1, "workers": 0, "log_seconds": 0},
+             teacher=[str(tmp_path / "latents")] * 2, trainer={"max_steps": 1, "workers": 0, "log_seconds": 0},
              **SETTINGS | {"log": lines.append})  # fmt: skip
-    assert any("distance to the teacher" in line for line in lines)
+    assert any("distance to teachers" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -242,9 +260,9 @@ def test_features_of_the_same_clips_are_a_teacher(tokenizer_path, tmp_path):
         ({"input": "pixels", "data": {"source": None, "features": "x"}}, "input=pixels reads videos"),
         (
             {"teacher": "i3d", "data": {"source": None, "features": "x"}},
-            "teacher=i3d: with data.features= it is the folder",
+            "teacher=i3d: with data.features= give folders",
         ),
-        ({"teacher": "."}, "teacher=.: with data.source= it is i3d or"),
+        ({"teacher": "."}, "teacher=.: with data.source= give i3d or"),
         ({"teacher": ".", "teacher_weights": "x", "data": {"source": None, "features": "x"}}, "is for networks"),
         ({"teacher": "i3d"}, "the teacher i3d needs teacher_weights"),
         ({"teacher": "resnet5"}, "timm has no model 'resnet5'"),

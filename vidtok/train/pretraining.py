@@ -3,14 +3,14 @@
 The paper pretrains on SSv2 by BEVT's recipe (Wang et al. 2022, arXiv 2112.01529): a transformer sees the pixels of a
 clip in which blocks of cells are masked at all times, and predicts the ids of their tokens. Here its input may also be
 tokens, which load many times faster. Each id is predicted as two factors (token factorization), by linear layers on the
-features of its cell. A second target may be the features of a frozen teacher: an I3D or an image classifier of timm
+features of its cell. A second target may be the features of frozen teachers: an I3D or an image classifier of timm
 beside clips, or any features that were extracted from the same clips beside stored ids.
 
 Legend: B batch, T H W video, t h w grid of cells, D width, m patch_merge, N cells, V vocabulary of a factor.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,14 @@ from vidtok.errors import nearest
 from vidtok.extraction.dataset import TokenBatches, TokenDataset
 from vidtok.extraction.sources import Clips
 from vidtok.generator.sampling import PerSampleRNG
-from vidtok.generator.training import Batch, ClipBatches, StoredBatches, build_generator_batches, encode_batch
+from vidtok.generator.training import (
+    FIRST_SAMPLES,
+    Batch,
+    ClipBatches,
+    StoredBatches,
+    build_generator_batches,
+    encode_batch,
+)
 from vidtok.heads import Head
 from vidtok.heads.embed import merge_patches
 from vidtok.heads.head import build_head
@@ -74,6 +81,45 @@ def blocks(grid: tuple[int, int], count: int, rng: PerSampleRNG) -> Tensor:
 MASKS: dict[str, Callable[..., Tensor]] = {"tube": random_cells, "block": blocks, "random": random_cells}
 
 
+class Imitation(nn.Module):
+    """Cosine distance of linear functions of a backbone's features to the features of one teacher.
+
+    Each channel of the teacher is standardized. Otherwise a few channels with large means would determine the cosine.
+
+    Args:
+        dim: D of the backbone.
+        examples_BCthw: features of the teacher, from which mean and standard deviation of its channels are taken.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dim: int, examples_BCthw: Tensor):
+        super().__init__()
+        std, mean = torch.std_mean(examples_BCthw.float(), (0, 2, 3, 4))
+        self.register_buffer("mean", mean.view(-1, 1, 1, 1))
+        self.register_buffer("std", std.view(-1, 1, 1, 1).clamp_min(1e-3))
+        self.on_grid, self.pooled = (nn.Linear(dim, len(mean)) for _ in range(2))
+
+    def forward(self, own_BDthw: Tensor, teacher_BCthw: Tensor, norm: nn.Module) -> Tensor:
+        """Compute the mean distance on a grid and pooled.
+
+        The finer of the two grids is averaged over the cells of the coarser one, along each axis.
+
+        Args:
+            own_BDthw: features of the backbone. norm: layer that normalizes them after they are averaged.
+            teacher_BCthw: features of the teacher.
+        """
+        teacher_BCthw = (teacher_BCthw.float() - self.mean) / self.std
+        size = [min(sides) for sides in zip(own_BDthw.shape[2:], teacher_BCthw.shape[2:], strict=True)]
+        own, other = (F.adaptive_avg_pool3d(x, size).movedim(1, -1) for x in (own_BDthw, teacher_BCthw))
+        pairs = (
+            (self.on_grid(norm(own)), other),
+            (self.pooled(norm(own_BDthw.mean((2, 3, 4)))), teacher_BCthw.mean((2, 3, 4))),
+        )
+        return torch.stack([1 - F.cosine_similarity(a, b, -1).mean() for a, b in pairs]).mean()
+
+
 class MaskedPretraining(nn.Module):
     """A backbone with a mask embedding and one linear layer for both factors of the ids in a cell.
 
@@ -83,11 +129,12 @@ class MaskedPretraining(nn.Module):
         backbone: a transformer head on tokens, codes or pixels.
         bits: log2 of the codebook size, a whole number.
         mask: kind of mask: "block" or "tube", which mask a cell at all times, or "random".
-        mask_ratio: share of the cells that is masked.
-        teacher_channels: channels of the teacher's features; None, no teacher.
+        mask_ratio: share of the cells that is masked; 0, teachers are the only target.
+        teachers: examples of the features of each teacher, [B, C, t, h, w], see `Imitation`.
 
     Raises:
-        ValueError: an unknown kind of mask, a ratio that masks no cell or all, or another kind of head.
+        ValueError: an unknown kind of mask, a ratio that masks all cells or (without teachers) none, or another kind of
+            head.
     """
 
     def __init__(
@@ -96,7 +143,7 @@ class MaskedPretraining(nn.Module):
         bits: int,
         mask: str = "block",
         mask_ratio: float = 0.75,
-        teacher_channels: int | None = None,
+        teachers: Sequence[Tensor] = (),
     ):
         super().__init__()
         backbone = VideoTransformer.validate(backbone)
@@ -107,22 +154,21 @@ class MaskedPretraining(nn.Module):
         _, h, w = backbone.config.grid
         self.grid = h // self.merge, w // self.merge
         self.count = round(mask_ratio * self.grid[0] * self.grid[1])
-        if not 0 < self.count < self.grid[0] * self.grid[1]:
+        if not 0 < self.count < self.grid[0] * self.grid[1] and not (teachers and mask_ratio == 0):
             cells = f"{self.grid[0]} x {self.grid[1]}"
             raise ValueError(f"mask_ratio={mask_ratio} masks {self.count} of {cells} cells: it must leave some of each")
-        self.mask_embed = nn.Parameter(torch.randn(backbone.num_features) * 0.02)
-        self.sizes = [2**factor for factor in factor_bits(bits)]
-        self.predict = nn.Linear(backbone.num_features, self.merge**2 * sum(self.sizes))
-        self.imitate = None
-        if teacher_channels is not None:
-            self.imitate = nn.ModuleList(nn.Linear(backbone.num_features, teacher_channels) for _ in range(2))
+        if self.count:
+            self.mask_embed = nn.Parameter(torch.randn(backbone.num_features) * 0.02)
+            self.sizes = [2**factor for factor in factor_bits(bits)]
+            self.predict = nn.Linear(backbone.num_features, self.merge**2 * sum(self.sizes))
+        self.imitate = nn.ModuleList(Imitation(backbone.num_features, examples) for examples in teachers)
 
     @property
     def device(self) -> torch.device:
-        return self.mask_embed.device
+        return next(self.backbone.parameters()).device
 
     def forward(
-        self, x: Tensor, ids_Bthw: Tensor, seed_B: Tensor, teacher_BCthw: Tensor | None = None
+        self, x: Tensor, ids_Bthw: Tensor, seed_B: Tensor, teachers: Sequence[Tensor] = ()
     ) -> dict[str, Tensor]:
         """Compute the training terms.
 
@@ -130,48 +176,42 @@ class MaskedPretraining(nn.Module):
             x: input of the backbone.
             ids_Bthw: int64 ids of the clip's tokens.
             seed_B: int64 [B], seeds of the masks.
-            teacher_BCthw: features of the teacher, on any grid.
+            teachers: features of each teacher, [B, C, t, h, w] on any grid.
 
         Returns:
             cross_entropy: of a factor of a masked id in nats. bits: of a masked id. accuracy: share of masked ids whose
-            two factors are both predicted. With a teacher, cosine: mean of the cosine distances of its features, as
-            they are and pooled, to a linear function of the backbone's.
+            two factors are both predicted. Without masks, none of these. cosine: mean distance to the teachers, see
+            `Imitation`; without teachers, it is missing.
         """
-        x_BthwD = self.backbone.embed(x)
-        rng, t = PerSampleRNG(seed_B), x_BthwD.shape[1]
-        if self.mask == "random":
-            masked_Bthw = random_cells((t, *self.grid), t * self.count, rng)
-        else:
-            masked_Bthw = MASKS[self.mask](self.grid, self.count, rng)[:, None].expand(x_BthwD.shape[:-1])
-        x_BthwD = torch.where(masked_Bthw[..., None], self.mask_embed, x_BthwD)
+        x_BthwD, terms = self.backbone.embed(x), {}
+        if self.count:
+            masked_Bthw = self.masks(x_BthwD.shape[1], PerSampleRNG(seed_B))
+            x_BthwD = torch.where(masked_Bthw[..., None], self.mask_embed, x_BthwD)
         cells_BthwD = self.backbone.encode_cells(x_BthwD)
+        if self.count:
+            targets = merge_patches(ids_Bthw[..., None], self.merge)[masked_Bthw]
+            terms = self.prediction_terms(cells_BthwD[masked_Bthw], targets)
+        if teachers:
+            own_BDthw = cells_BthwD.movedim(-1, 1).float()
+            pairs = zip(self.imitate, teachers, strict=True)
+            terms["cosine"] = torch.stack([part(own_BDthw, x, self.backbone.norm) for part, x in pairs]).mean()
+        return terms
+
+    def masks(self, t: int, rng: PerSampleRNG) -> Tensor:
+        """Draw which cells are masked, bool [B, t, h, w]."""
+        if self.mask == "random":
+            return random_cells((t, *self.grid), t * self.count, rng)
+        return MASKS[self.mask](self.grid, self.count, rng)[:, None].expand(-1, t, -1, -1)
+
+    def prediction_terms(self, cells_ND: Tensor, targets_NM: Tensor) -> dict[str, Tensor]:
+        """Compute the terms of N masked cells with M = m^2 ids each."""
         # All samples have as many masked cells, so that a mean over them does not depend on how a batch is sharded.
-        logits = self.predict(self.backbone.norm(cells_BthwD[masked_Bthw])).unflatten(-1, (self.merge**2, -1)).float()
-        targets = merge_patches(ids_Bthw[..., None], self.merge)[masked_Bthw]
-        pairs = list(zip(logits.split(self.sizes, -1), factorize_ids(targets, self.bits), strict=True))
+        logits = self.predict(self.backbone.norm(cells_ND)).unflatten(-1, (self.merge**2, -1)).float()
+        pairs = list(zip(logits.split(self.sizes, -1), factorize_ids(targets_NM, self.bits), strict=True))
         losses = [F.cross_entropy(factor.flatten(0, -2), target.flatten()) for factor, target in pairs]
         right = torch.stack([factor.argmax(-1) == target for factor, target in pairs]).all(0)
         total = losses[0] + losses[1]
-        terms = {"cross_entropy": total / 2, "bits": total.detach() / math.log(2), "accuracy": right.float().mean()}
-        if teacher_BCthw is not None:
-            terms["cosine"] = self.distance(cells_BthwD, teacher_BCthw)
-        return terms
-
-    def distance(self, cells_BthwD: Tensor, teacher_BCthw: Tensor) -> Tensor:
-        """Compute the mean cosine distance to a teacher's features on a grid and pooled.
-
-        The finer of the two grids is averaged over the cells of the coarser one, along each axis.
-        """
-        assert self.imitate is not None, "the model was built without a teacher"
-        own_BDthw = cells_BthwD.movedim(-1, 1).float()
-        t, h, w = (min(sides) for sides in zip(own_BDthw.shape[2:], teacher_BCthw.shape[2:], strict=True))
-        own, other = (F.adaptive_avg_pool3d(x, (t, h, w)).movedim(1, -1) for x in (own_BDthw, teacher_BCthw.float()))
-        on_grid, pooled = self.imitate
-        pairs = (
-            (on_grid(self.backbone.norm(own)), other),
-            (pooled(self.backbone.norm(own.mean((1, 2, 3)))), other.mean((1, 2, 3))),
-        )
-        return torch.stack([1 - F.cosine_similarity(a, b, -1).mean() for a, b in pairs]).mean()
+        return {"cross_entropy": total / 2, "bits": total.detach() / math.log(2), "accuracy": right.float().mean()}
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters without weight decay; see `Head.no_weight_decay`."""
@@ -187,21 +227,27 @@ _CLIPS = {"sampler": "--clips", "resize": "--size", "crop": "--crop", "resample"
 
 
 class TeacherBatches(StoredBatches):
-    """Batches of extracted ids or latents with a teacher's features of the same clips, "teacher" [B, C, t, h, w].
+    """Batches of extracted ids or latents with teachers' features of the same clips.
 
-    The features are read in the process that trains; with a cache, that is fast.
+    They are in "teacher-0", "teacher-1", ...: [B, C, t, h, w], read in the process that trains; with a cache, that is
+    fast.
 
     Args:
         tokens: batches of the ids or latents.
-        teacher: the features, on any grid.
+        teachers: the features of each teacher, on any grid.
         seed: see `StoredBatches`.
 
     Raises:
-        ValueError: the features are pooled, of other clips, or lack one of the clips.
+        ValueError: features are pooled, of other clips, or lack one of the clips.
     """
 
-    def __init__(self, tokens: TokenBatches, teacher: TokenDataset, seed: int = 0):
+    def __init__(self, tokens: TokenBatches, teachers: Sequence[TokenDataset], seed: int = 0):
         super().__init__(tokens, seed)
+        self.teachers = [(teacher, self._rows(teacher)) for teacher in teachers]
+
+    def _rows(self, teacher: TokenDataset) -> list[int]:
+        """Return the row of each clip in a teacher's features."""
+        tokens = self.tokens
         if teacher.meta["pool"] is not None or teacher.feature in ("ids", "embedding"):
             raise ValueError(f"{teacher.path}: a teacher's features are floats on a grid: extract hidden, unpooled")
         for key, option in _CLIPS.items():
@@ -216,12 +262,14 @@ class TeacherBatches(StoredBatches):
         if lacking := [name for name, clip in clips if (name, clip) not in rows]:
             many = f"{len(lacking)} of the {len(clips)} clips, the first of {lacking[0]}"
             raise ValueError(f"{teacher.path} has no features of {many}")
-        self.teacher, self.rows = teacher, [rows[clip] for clip in clips]
+        return [rows[clip] for clip in clips]
 
     def _complete(self, number: int, read: Batch, shard: Shard) -> Batch:
-        rows = [self.rows[index] for index in read["index"].tolist()]
-        features = [self.teacher.tensor(self.teacher.features(row)[:, : self.tokens.window]) for row in rows]
-        return {**super()._complete(number, read, shard), "teacher": torch.stack(features)}
+        batch, clips = super()._complete(number, read, shard), read["index"].tolist()
+        for number, (teacher, rows) in enumerate(self.teachers):
+            features = [teacher.tensor(teacher.features(rows[clip])[:, : self.tokens.window]) for clip in clips]
+            batch[f"teacher-{number}"] = torch.stack(features)
+        return batch
 
 
 class PretrainingTask:
@@ -230,8 +278,8 @@ class PretrainingTask:
     Args:
         tokenizer: encodes clips.
         reads_pixels: whether the backbone reads the clips in place of their ids.
-        teacher: frozen network, video -> [B, C, t, h, w]; None, batches have its features, or there is none.
-        teacher_weight: weight of its term beside the cross-entropy.
+        teacher: frozen network, video -> [B, C, t, h, w]; None, batches have features of teachers, or there is none.
+        teacher_weight: weight of the teachers' term beside the cross-entropy.
         held_out: a validation batch; None, no validation.
     """
 
@@ -248,14 +296,16 @@ class PretrainingTask:
 
     def terms(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor], None]:
         batch = encode_batch(batch, self.tokenizer)
-        features = batch.get("teacher")
+        x = batch["video" if self.reads_pixels else "ids"]
+        terms = model(x, batch["ids"], batch["seed"], self.teachers_of(batch))
+        weights = {"cross_entropy": 1.0, "cosine": self.teacher_weight}
+        return sum((weight * terms[name] for name, weight in weights.items() if name in terms)), terms, None
+
+    def teachers_of(self, batch: Batch) -> list[Tensor]:
+        """Return the features of each teacher for a batch of `encode_batch`."""
         if self.teacher is not None:
-            features = teacher_features(self.teacher, batch["video"])
-        terms = model(batch["video" if self.reads_pixels else "ids"], batch["ids"], batch["seed"], features)
-        loss = terms["cross_entropy"]
-        if features is not None:
-            loss = loss + self.teacher_weight * terms["cosine"]
-        return loss, terms, None
+            return [teacher_features(self.teacher, batch["video"])]
+        return [batch[name] for name in sorted(batch) if name.startswith("teacher-")]
 
     def validate(self, model: Any, run: RunFolder, step: int) -> str | None:
         """Compute the terms of the held-out batch, whose masks stay the same."""
@@ -268,8 +318,12 @@ class PretrainingTask:
         return f"{len(batch['seed'])} held out: {self.progress(scalars)}"
 
     def progress(self, scalars: dict[str, float]) -> str:
-        line = f"bits per masked token {scalars['bits']:.2f}  accuracy {scalars['accuracy']:.3f}"
-        return f"{line}  distance to the teacher {scalars['cosine']:.3f}" if "cosine" in scalars else line
+        parts = {
+            "bits": "bits per masked token {:.2f}",
+            "accuracy": "accuracy {:.3f}",
+            "cosine": "distance to teachers {:.3f}",
+        }
+        return "  ".join(text.format(scalars[name]) for name, text in parts.items() if name in scalars)
 
 
 def build_pretraining(cfg: DictConfig) -> dict:
@@ -282,14 +336,14 @@ def build_pretraining(cfg: DictConfig) -> dict:
     data, reads, seed = plain["data"] | {"classes": []}, plain["input"], plain["seed"]
     if reads not in INPUTS:
         raise ValueError(f"unknown input {reads!r}: {nearest(reads, INPUTS)}")
-    stored, named = data["features"] is not None, plain["teacher"] is not None
+    stored, given = data["features"] is not None, plain["teacher"]
+    teachers = [] if given is None else [given] if isinstance(given, str) else given
     if stored and reads == "pixels":
         raise ValueError("input=pixels reads videos: give data.source= in place of data.features=")
-    folder = plain["teacher"] != "i3d" and Path(str(plain["teacher"])).exists()
-    if named and stored != folder:
-        wanted = "the folder of features of the same clips" if stored else "i3d or an image classifier of timm"
-        given = "data.features=" if stored else "data.source="
-        raise ValueError(f"teacher={plain['teacher']}: with {given} it is {wanted}")
+    folders = [name for name in teachers if name != "i3d" and Path(name).exists()]
+    if len(folders) != (len(teachers) if stored else 0) or (not stored and len(teachers) > 1):
+        wanted = "folders of features of the same clips" if stored else "i3d or an image classifier of timm"
+        raise ValueError(f"teacher={given}: with {'data.features=' if stored else 'data.source='} give {wanted}")
     if stored and plain["teacher_weights"] is not None:
         raise ValueError(
             "teacher_weights= is for networks, and with data.features= the teacher is a folder of features"
@@ -300,21 +354,19 @@ def build_pretraining(cfg: DictConfig) -> dict:
             f"token factorization needs a codebook of a whole number of bits, and {plain['tokenizer']} has "
             f"{tokenizer.bits:.2f}"
         )
-    teacher = None if stored else build_teacher(plain["teacher"], plain["teacher_weights"])
-    features = TokenDataset(plain["teacher"], cache=data["cache"]) if stored and named else None
+    teacher = None if stored else build_teacher(given, plain["teacher_weights"])
+    features = [TokenDataset(folder, cache=data["cache"]) for folder in folders]
 
     def build_batches(split: str, batch_size: int) -> ClipBatches | StoredBatches:
         batches = build_generator_batches(data, split, batch_size, tokenizer, seed)[0]
-        return batches if features is None else TeacherBatches(batches.tokens, features, seed)
+        return TeacherBatches(batches.tokens, features, seed) if features else batches
 
     batches = build_batches(data["split"], data["batch_size"])
     task = PretrainingTask(tokenizer, reads == "pixels", teacher, plain["teacher_weight"])
     if data["held_out"]:
         task.held_out = build_batches(data["held_out"], data["held_out_samples"])[0]
-    first = encode_batch(batches.first(1), tokenizer)
+    first = encode_batch(batches.first(min(FIRST_SAMPLES, data["batch_size"])), tokenizer)
     _, t, h, w = first["ids"].shape
-    target = first.get("teacher") if teacher is None else teacher(first["video"])
-    channels = None if target is None else target.shape[1]
     own = {"bits": tokenizer.bits, "channels": None, "stride": tuple(tokenizer.stride)}
     torch.manual_seed(seed)  # of the initial weights
     net = {**plain["head"], **(plain["head_options"] or {})}
@@ -323,7 +375,9 @@ def build_pretraining(cfg: DictConfig) -> dict:
         tokenizer=None if reads == "pixels" else {"name": tokenizer.config.name, "weight_hash": tokenizer.weight_hash},
         protocol=protocol_of(batches, data, (t, h, w), tokenizer),
     )
-    model = MaskedPretraining(backbone, int(tokenizer.bits), plain["mask"], plain["mask_ratio"], channels)
+    model = MaskedPretraining(
+        backbone, int(tokenizer.bits), plain["mask"], plain["mask_ratio"], task.teachers_of(first)
+    )
     return {"task": task, "state": build_state(model, plain), "batches": batches, **build_schedule(plain)}
 
 
