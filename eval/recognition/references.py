@@ -186,11 +186,11 @@ class I3DTeacher(nn.Module):
         return torch.zeros(B, 1 + (T - 1) // s_t, H // s_h, W // s_w, dtype=torch.int64)
 
     def features(self, video: Tensor, kind: str) -> Tensor:
-        t, *sides = self.encode(video).shape[1:]
+        t, h, w = self.encode(video).shape[1:]
         with torch.autocast(video.device.type, torch.bfloat16):
             found = self.network.forward_grids(video)
-        cells = [F.adaptive_avg_pool3d(x.float(), (x.shape[2], *sides)) for x in found]
-        return torch.cat([F.interpolate(x, (t, *sides), mode="trilinear") for x in cells], 1)
+        cells = [F.adaptive_avg_pool3d(x.float(), (x.shape[2], h, w)) for x in found]
+        return torch.cat([F.interpolate(x, (t, h, w), mode="trilinear") for x in cells], 1)
 
 
 class BackboneEncoder(ReferenceEncoder):

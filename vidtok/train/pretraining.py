@@ -111,8 +111,8 @@ class Imitation(nn.Module):
             teacher_BCthw: features of the teacher.
         """
         teacher_BCthw = (teacher_BCthw.float() - self.mean) / self.std
-        size = [min(sides) for sides in zip(own_BDthw.shape[2:], teacher_BCthw.shape[2:], strict=True)]
-        own, other = (F.adaptive_avg_pool3d(x, size).movedim(1, -1) for x in (own_BDthw, teacher_BCthw))
+        t, h, w = (min(sides) for sides in zip(own_BDthw.shape[2:], teacher_BCthw.shape[2:], strict=True))
+        own, other = (F.adaptive_avg_pool3d(x, (t, h, w)).movedim(1, -1) for x in (own_BDthw, teacher_BCthw))
         pairs = (
             (self.on_grid(norm(own)), other),
             (self.pooled(norm(own_BDthw.mean((2, 3, 4)))), teacher_BCthw.mean((2, 3, 4))),
