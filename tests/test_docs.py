@@ -14,7 +14,6 @@ import pytest
 from vidtok.cli.main import main
 from vidtok.datasets import demo_clip, write_video
 from vidtok.eval.generation.report import guidance_table, verdict
-from vidtok.eval.recognition.results import compare_results
 from vidtok.eval.report import markdown, ratio_cell
 from vidtok.eval.report.markdown import GUIDANCES, published_tables, update
 from vidtok.eval.report.measurements import load_measurements
@@ -170,46 +169,6 @@ def test_ratios_of_heads_are_those_of_the_result_files():
     assert sorted(run["top1"]["value"] > 0.95 for run in recon["runs"]) == [False, True, True]
 
 
-def test_motions_are_those_of_the_result_files():
-    tokens, pixels, _ = read("motion-camera")["results"]
-    attention = read("motion-camera-attention")["results"][0]
-
-    def shares(entry: dict) -> list[float]:
-        """Percent right of pans, zooms and rotations."""
-        confusion = sum(np.array(run["confusion"]) for run in entry["runs"])
-        kinds = slice(0, 8), slice(8, 10), slice(10, 12)
-        return [100 * confusion.diagonal()[kind].sum() / confusion[kind].sum() for kind in kinds]
-
-    said = (
-        "tokens have {:.0f} % of the pans right, {:.0f} % of the zooms and {:.0f} % of the rotations; pixels {:.0f} %, "
-    )
-    said += "{:.0f} % and {:.0f} %."
-    assert said.format(*shares(tokens), *shares(pixels)) in RESULTS
-    alone, both = (100 * entry["top1"]["mean"] for entry in (attention, tokens))
-    assert f"attention alone has {alone:.1f} % in place of {both:.1f} %" in RESULTS
-    assert shares(attention)[2] < 100 / 12  # of rotations
-    ratio, other = (pair["ratio"] for pair in read("motion-camera")["comparisons"])
-    assert "{value:.2f} of their accuracy ({low:.2f} to {high:.2f}), with equal".format(**ratio) in RESULTS
-    assert 0.87 < other["value"] < 0.93  # "a tenth"
-    majority = 100 * read("motion-camera")["controls"]["majority"]["top1"]["value"]
-    assert f"Of 600 test clips, the majority class has {majority:.1f} %" in PAGES["README.md"]
-    moved = read("motion-object-direction")["results"][0]["top1"]
-    share = (100 * moved[key] for key in ("mean", "low", "high"))
-    assert "{:.1f} % ({:.0f} to {:.0f}) of eight classes".format(*share) in RESULTS
-    for file, said in (
-        (
-            "motion-camera",
-            "gains nothing that the interval shows with 4,000 labeled clips, {:+.1f} points ({:+.1f} to {:+.1f})",
-        ),
-        ("motion-camera-10", "and harms with 400, {:+.1f} points ({:+.1f} to {:+.1f})"),
-    ):
-        gain = compare_results(read(f"{file}-init"), read(file), "tokens")["difference"]
-        assert (gain["low"] < 0 < gain["high"]) == (file == "motion-camera") and gain["low"] < 0
-        assert said.format(*(100 * gain[key] for key in ("value", "low", "high"))) in RESULTS
-    few = 100 * read("motion-camera-10")["results"][0]["top1"]["mean"]
-    assert f"less from 400 clips, 54.4 % in place of {few:.1f} %" in RESULTS
-
-
 def test_motion_tasks_are_those_of_the_result_file():
     result = read("motion-tasks")
     of = {entry["name"]: entry for entry in result["results"]}
@@ -226,16 +185,28 @@ def test_motion_tasks_are_those_of_the_result_file():
     said = "(*frame*) has {:.1f} %, chance is {:.1f} %. With shuffled frames, which still show how much "
     said += "moves, tokens have {:.1f} %"
     assert said.format(*(100 * number for number in numbers)) in RESULTS
+    assert f"Chance is {100 * numbers[1]:.1f} %; *pixels on recon*" in PAGES["README.md"]
     arrows = [entry["tasks"]["arrow"] for entry in of.values()]
     assert all(top1["low"] < 0.5 < top1["high"] for top1 in arrows)
     low, high = (100 * extreme(top1["mean"] for top1 in arrows) for extreme in (min, max))
     assert f"all are at {low:.0f} to {high:.0f} % of two classes" in RESULTS
     seeds = "give {:.1f}, {:.1f} and {:.1f} %".format(*(100 * run["top1"]["value"] for run in of["tokens"]["runs"]))
     assert seeds in RESULTS
+    kinds = {"pan": "of the pans", "zoom": "of the zooms", "rotate": "of the rotations"}
+    shares = [[kind_share(of[arm], result["data"]["classes"], kind) for kind in kinds] for arm in ("tokens", "pixels")]
+    said = "tokens have {:.0f} % of the pans right, {:.0f} % of the zooms and {:.0f} % of the rotations; "
+    assert f"{said}pixels {{:.0f}} %, {{:.0f}} % and {{:.0f}} %.".format(*shares[0], *shares[1]) in RESULTS
     for name, said in (("digits", "On `digits` they give {} % in place"), ("rt1-views", "on `rt1` with crops {} % in")):
         top1 = next(each["top1"] for each in read(f"recognition-{name}")["results"] if each["name"] == "tokens")
         share = f"{100 * top1['mean']:.1f} ± {100 * top1['deviation']:.1f}"
         assert said.format(share) in RESULTS
+
+
+def kind_share(entry: dict, classes: list[str], kind: str) -> float:
+    """Percent of the clips of camera motions of a kind that are right."""
+    confusion = sum(np.array(run["confusion"]) for run in entry["runs"])
+    chosen = [i for i, name in enumerate(classes) if name.startswith(f"camera/{kind}")]
+    return 100 * confusion.diagonal()[chosen].sum() / confusion[chosen].sum()
 
 
 def test_probes_are_those_of_the_result_file():
@@ -300,11 +271,11 @@ def test_tables_are_of_results_of_one_kind(capsys, monkeypatch, tmp_path):
 
 def test_update_fills_a_page(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- camera -->\n<!-- end of camera -->\nafter\n")
+    page.write_text("before\n<!-- inputs -->\n<!-- end of inputs -->\nafter\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["markdown", "--update", str(page)])
     markdown.main()
-    assert f"<!-- camera -->\n\n{published_tables()['camera']}\n\n<!-- end of camera -->\nafter\n" in page.read_text()
+    assert f"<!-- inputs -->\n\n{published_tables()['inputs']}\n\n<!-- end of inputs -->\nafter\n" in page.read_text()
     with pytest.raises(ValueError, match="no lines <!-- probes -->"):
         markdown.replace_between("", "", "probes")
 

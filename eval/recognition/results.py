@@ -128,27 +128,29 @@ def compare_with(
     ]
 
 
-def compare_results(ours: Mapping, theirs: Mapping, name: str) -> dict:
-    """Compare the heads of one arm in two results on the same test clips, such as pretrained heads and others.
+def compare_results(ours: Mapping, theirs: Mapping, name: str, their_name: str | None = None) -> dict:
+    """Compare entries of two results on the same test clips, such as pretrained heads and others.
 
     Args:
         ours, theirs: results of schema "vidtok.recognition/1".
-        name: name of the arm in both.
+        name: name of the entry in `ours`. their_name: its name in `theirs`; None, the same.
 
     Returns:
         Ratio and difference of the accuracies, see `paired_ratio`; for motion tasks, source files are resampled.
 
     Raises:
-        ValueError: the clips differ, or there is no such arm.
+        ValueError: the clips differ, or there is no such entry.
     """
     clips, others = ours["clips"], theirs["clips"]
     if [(clip["id"], clip["label"]) for clip in clips] != [(clip["id"], clip["label"]) for clip in others]:
         raise ValueError("the results are of other test clips: they can't be compared clip by clip")
-    if any(name not in clip["predicted"] for clip in (*clips[:1], *others[:1])):
-        raise ValueError(f"no arm {name!r} in both results: {nearest(name, clips[0]['predicted'])}")
+    sides = (clips, name), (others, their_name or name)
+    for side, entry in sides:
+        if any(entry not in clip["predicted"] for clip in side[:1]):
+            raise ValueError(f"no entry {entry!r} in a result: {nearest(entry, side[0]['predicted'])}")
     ours_SN, theirs_SN = (
-        np.array([[predicted == clip["label"] for predicted in clip["predicted"][name]] for clip in side]).T
-        for side in (clips, others)
+        np.array([[predicted == clip["label"] for predicted in clip["predicted"][entry]] for clip in side]).T
+        for side, entry in sides
     )
     files = [source_of(clip["id"]) for clip in clips] if ours["data"].get("task") else None
     return paired_ratio(ours_SN, theirs_SN, groups_N=files)

@@ -2,7 +2,7 @@
 
     python -m vidtok.eval.report list
     python -m vidtok.eval.report all data/ weights/ -o out               # hours; the same command goes on
-    python -m vidtok.eval.report all data/ weights/ -o out --only probes --only motion
+    python -m vidtok.eval.report all data/ weights/ -o out --only probes --only motion_tasks
     python -m vidtok.eval.report publish -o out                          # into the checkout's results and tables
 
 The folders hold the data and weights that the commands name. Each measurement runs once, in a folder of its own with

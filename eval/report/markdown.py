@@ -27,8 +27,7 @@ from vidtok.eval.compression import report as compression
 from vidtok.eval.generation.comparison import SCHEMA
 from vidtok.eval.generation.report import guidance_table, markdown_table, verdict
 from vidtok.eval.recognition.comparison import TRANSFER
-from vidtok.eval.recognition.results import compare_results
-from vidtok.eval.report import markdown_row, ratio_cell, share_cell, task_table
+from vidtok.eval.report import frozen_table, markdown_row, pretraining_table, ratio_cell, share_cell, task_table
 from vidtok.eval.report.measurements import command_blocks
 from vidtok.eval.report.page import overview_chart
 from vidtok.eval.report.speed import machine_line, reading_table, sampling_table, speed_ratio_table, speed_table
@@ -41,14 +40,6 @@ COMPARISONS = {
     "recognition-digits": "digits",
     "recognition-rt1": "rt1",
     "recognition-rt1-views": "rt1, 800 steps",
-}
-MOTIONS = {  # the same for motion tasks
-    "motion-camera-attention": "camera, attention alone",
-    "motion-camera": "camera",
-    "motion-camera-init": "camera, pretrained",
-    "motion-camera-10": "camera, 10 %",
-    "motion-camera-10-init": "camera, 10 %, pretrained",
-    "motion-object-direction": "object-direction",
 }
 AGREEMENTS = ("agreement", "agreement-256", "agreement-frames", "agreement-frames-256")
 PROBES = {"probes-rt1": "rt1"}
@@ -63,8 +54,8 @@ def arms_of(results: Mapping[str, Mapping]) -> list[str]:
     return [arm for arm in ORDER if arm in found]
 
 
-def comparison_table(results: Mapping[str, Mapping], intervals: bool = False) -> str:
-    """Return accuracies of comparisons: results by name of the set, with 95 % intervals or deviations over seeds."""
+def comparison_table(results: Mapping[str, Mapping]) -> str:
+    """Return accuracies of comparisons with their deviations over seeds: results by name of the set."""
     arms = arms_of(results)
     head = ["set", "protocol", "train, test clips", "steps", *arms, "tokens, shuffled", "majority", "tokens / pixels"]
     lines = [markdown_row([*head, "weights"]), markdown_row(["---"] * (len(head) + 1))]
@@ -77,23 +68,12 @@ def comparison_table(results: Mapping[str, Mapping], intervals: bool = False) ->
         views = config["data"].get("train_views")
         cells.append(f"{result['data']['n_train']}{f' x {views}' if views else ''}, {result['n_used']}")
         cells.append(f"{config['trainer']['max_steps']} x {config['data']['batch_size']}")
-        written = share_cell if intervals else _accuracy
-        cells += [written(entries[arm]["top1"]) if arm in entries else "" for arm in arms]
+        cells += [_accuracy(entries[arm]["top1"]) if arm in entries else "" for arm in arms]
         shuffled = entries["tokens"]["shuffled_frames"] if "tokens" in entries else None
         cells.append(f"{100 * shuffled['mean']:.1f}" if shuffled else "")
         cells.append(f"{100 * result['controls']['majority']['top1']['value']:.1f}")
         cells.append(ratio_cell(ratios["tokens"]) if "tokens" in ratios else "")
         lines.append(markdown_row([*cells, _weights(result)]))
-    return "\n".join(lines)
-
-
-def motion_table(results: Mapping[str, Mapping]) -> str:
-    """Return accuracies of motion tasks: results by file. Gains of pretrained heads (FILE-init) are listed below."""
-    lines = [comparison_table({MOTIONS[file]: result for file, result in results.items()}, intervals=True), ""]
-    for file, pretrained in ((file, f"{file}-init") for file in results if f"{file}-init" in results):
-        gain = compare_results(results[pretrained], results[file], "tokens")["difference"]
-        value, *limits = (f"{100 * gain[key]:+.1f}" for key in ("value", "low", "high"))
-        lines.append(f"- {MOTIONS[pretrained]}: {value} points ({' to '.join(limits)}) over the same from scratch")
     return "\n".join(lines)
 
 
@@ -290,10 +270,11 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         "models": model_table(models),
         "reconstruction": reconstruction_table([*models.values(), *larger]),
         "agreement": agreement_table([read(name) for name in AGREEMENTS]),
-        "camera": accuracy_table(read("motion-camera"), ("tokens", "pixels", TRANSFER)),
+        "inputs": accuracy_table(read("motion-tasks"), ("tokens", "pixels", TRANSFER)),
         "recognition": f"{comparison_table(comparisons)}\n\n{cost_table(comparisons)}",
         "motion_tasks": task_table(read("motion-tasks"), read("motion-tasks-10")),
-        "motion": motion_table({file: read(file) for file in MOTIONS}),
+        "pretraining": pretraining_table(read("backbone-scratch"), read("backbone-pretrained")),
+        "frozen": frozen_table([read("backbone-references"), read("backbone-cells")]),
         "probes": f"{probe_table(probes)}\n\n{path_table(probes)}".strip(),
         "generation": f"{markdown_table(result)}\n\n{said[0].upper()}{said[1:]}.",
         "guidance": guidance_table(generations),

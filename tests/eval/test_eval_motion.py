@@ -119,7 +119,7 @@ def test_results_of_the_same_clips_are_compared_file_by_file():
     assert "over clips" in compare_results({**ours, "data": {}}, theirs, "tokens")["method"]
     with pytest.raises(ValueError, match="other test clips"):
         compare_results(ours, {**theirs, "clips": theirs["clips"][1:]}, "tokens")
-    with pytest.raises(ValueError, match="no arm 'token' in both results: did you mean 'tokens'"):
+    with pytest.raises(ValueError, match="no entry 'token' in a result: did you mean 'tokens'"):
         compare_results(ours, theirs, "token")
 
 
