@@ -36,6 +36,7 @@ from vidtok.eval.recognition.references import (
 )
 from vidtok.eval.recognition.results import correct_of, data_record, recognition_result, result_entry
 from vidtok.extraction.model import open_tokenizer
+from vidtok.tokenizer import check_precision
 
 CLASSIFIERS = {"logistic": "C", "knn": "k"}  # classifier -> its hyperparameter
 STRENGTHS = [10.0**power for power in range(-5, 3)]  # C of the logistic regression
@@ -94,11 +95,9 @@ def fit_path(
         classes: number K of classes. Classes without a training clip have probability 0.
 
     Raises:
-        ValueError: an unknown classifier, or a single class.
+        ValueError: an unknown classifier, or too few training clips or classes.
     """
     check_classifier(classifier)
-    if len(set(labels.tolist())) < 2:
-        raise ValueError("all training clips are of one class")
     views, width = x_NVF.shape[1:]
     # With more features than clips, the weights lie in the span of the clips, so PCA reduces the features without loss.
     few = [PCA()] if classifier == "logistic" and width > len(labels) * views else []
@@ -110,15 +109,16 @@ def fit_path(
     train = scaled(x_NVF, scale.fit_transform)
     strengths = STRENGTHS if classifier == "logistic" else [float(k) for k in NEIGHBORS]
     by, parts = folds(labels, groups)
+    parts = [(fit, held) for fit, held in parts if len(held) and len(set(labels[fit].tolist())) > 1]
+    if not parts:
+        raise ValueError(f"{len(labels)} training clips are too few, or all of one class: give more")
 
     def fitted(clips: Indices, tests: Sequence[np.ndarray]) -> list[np.ndarray]:
         models = _models(classifier, strengths, train[clips], labels[clips])
         rows = [[_predict(model, test, classes) for test in tests] for model in models]
         return [np.stack(test) for test in zip(*rows, strict=True)]
 
-    validation_FS = np.array(
-        [(fitted(fit, [train[held]])[0].argmax(2) == labels[held]).mean(1) for fit, held in parts if len(held)]
-    )
+    validation_FS = np.array([(fitted(fit, [train[held]])[0].argmax(2) == labels[held]).mean(1) for fit, held in parts])
     probabilities = fitted(np.arange(len(labels)), [scaled(test, scale.transform) for test in tests])
     best = validation_FS.mean(0)
     # A larger k regularizes more, a larger C less.
@@ -242,7 +242,7 @@ def probe(
         ("i3d", features and i3d, "is for videos"),
         ("head", features and head, "is for videos"),
         ("backbone", features and (backbone or backbone_weights), "is for videos"),
-        ("precision", precision != "fp32" and not (i3d or weights["frames"]), "is of inputs i3d and frames"),
+        ("precision", precision != "fp32" and not (i3d or weights["frames"]), "is for i3d and frames: give weights"),
         ("folds", folds and folds > 1 and (test_source or test_features), "take both splits from one source"),
     ):
         if idle:
@@ -250,6 +250,7 @@ def probe(
     if (folds or 0) < 0 or repeats < 1:
         raise ValueError(f"want 2 or more folds (or 0: none) and 1 or more repeats, not {folds} and {repeats}")
     check_classifier(classifier)
+    check_precision(precision)
     for each in pools:
         check_pool(each)
     tokenizer = open_tokenizer(model, device)
@@ -410,7 +411,9 @@ def path_record(classifier: str, paths: Sequence[FittedPath], top1_S: np.ndarray
     chosen = [strengths[path.chosen] for path in paths]
     validation_FS = np.concatenate([path.validation_FS for path in paths])
     mean_S, best = validation_FS.mean(0), validation_FS.mean(0).argmax()
-    near_S = mean_S >= mean_S[best] - validation_FS[:, best].std() / np.sqrt(len(validation_FS))
+    # Standard error of the mean over folds and tasks, whose accuracies differ.
+    errors = [path.validation_FS[:, best].std() / np.sqrt(len(path.validation_FS)) for path in paths]
+    near_S = mean_S >= mean_S[best] - np.linalg.norm(errors) / len(errors)
     near = np.flatnonzero(near_S)
     return {
         "chosen": {name: chosen[0] if len(chosen) == 1 else chosen},

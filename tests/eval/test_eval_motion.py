@@ -85,8 +85,15 @@ def test_one_head_of_all_tasks(folder, tokenizer_path, tmp_path, capsys):
     assert len(whole["runs"][0]["chosen"]["C"]) == len(TASKS)
     counts = ["--task", "arrow", "--train-clips", "24", "--test-clips", "4"]
     assert main([*probe, *counts, "--json", str(tmp_path / "arrow.json")]) == 0
-    (alone,) = json.loads((tmp_path / "arrow.json").read_text())["results"]
-    assert whole["tasks"]["arrow"]["mean"] == alone["top1"]["mean"]
+    both = [json.loads((tmp_path / name).read_text()) for name in ("probe.json", "arrow.json")]
+    of_all, alone = ({clip["id"]: clip["predicted"] for clip in result["clips"]} for result in both)
+    assert len(alone) == 4 and alone.items() <= of_all.items()
+    for clip in both[0]["clips"]:
+        assert clip["predicted"]["pixels, mean, logistic"][0].split("/")[0] == clip["label"].split("/")[0]
+    assert main([*probe, "--task", "all", "--train-clips", "14", "--test-clips", "7"]) == 1
+    assert "2 training clips are too few, or all of one class: give more" in capsys.readouterr().err
+    assert main(["eval", "probe", str(folder), "--precision", "bf16"]) == 1
+    assert "precision is for i3d and frames" in capsys.readouterr().err
     assert "object-bounce: tokens " in capsys.readouterr().out
     with pytest.raises(ValueError, match="can't be mixed"):
         RecognitionTask(4, cutmix=1.0, asked=same_task(["arrow/forward", "arrow/backward", "speed/1x", "speed/2x"]))
@@ -119,6 +126,11 @@ def test_results_of_the_same_clips_are_compared_file_by_file():
     assert "over clips" in compare_results({**ours, "data": {}}, theirs, "tokens")["method"]
     with pytest.raises(ValueError, match="other test clips"):
         compare_results(ours, {**theirs, "clips": theirs["clips"][1:]}, "tokens")
+    renamed = {
+        **theirs,
+        "clips": [{**clip, "predicted": {"i3d": clip["predicted"]["tokens"]}} for clip in theirs["clips"]],
+    }
+    assert compare_results(ours, renamed, "tokens", "i3d")["difference"]["value"] == 0.75
     with pytest.raises(ValueError, match="no entry 'token' in a result: did you mean 'tokens'"):
         compare_results(ours, theirs, "token")
 

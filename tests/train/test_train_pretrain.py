@@ -15,8 +15,9 @@ from vidtok.extraction import TokenBatches, TokenDataset
 from vidtok.generator.sampling import PerSampleRNG
 from vidtok.heads import Head, create_head
 from vidtok.quantize.lfq import pack_bits
-from vidtok.train.pretraining import MASKS, Imitation, MaskedPretraining, TeacherBatches, teacher_features
+from vidtok.train.pretraining import MASKS, Imitation, MaskedPretraining, TeacherBatches
 from vidtok.train.run import pretrain
+from vidtok.train.semantic import teacher_features
 
 HEAD = {"dim": 16, "depth": 1, "temporal_depth": 1, "heads": 2}
 DATA = {"source": "digits", "frames": 9, "size": 32, "batch_size": 4}
@@ -179,6 +180,11 @@ def test_a_teacher_is_imitated_on_the_coarser_grid():
         moved = scale * teacher + shift
         torch.testing.assert_close(distance, Imitation(16, moved)(own, moved, norm), atol=1e-4, rtol=1e-4)
         assert 0.5 < distance < 1.5
+    # A channel that is silent in the examples does not outweigh the others.
+    silent, loud = torch.randn(2, 5, 3, 2, 3), torch.randn(2, 5, 3, 2, 3)
+    silent[:, 0] = 0
+    assert Imitation(16, silent).std.flatten()[0] == pytest.approx(0.08, abs=0.02)
+    assert Imitation(16, loud[:1, :, :1, :1, :1])(own, loud, norm).isfinite()
     # An average over the teacher's places is an average over the grid that both share.
     fine = torch.randn(2, 5, 3, 4, 6)
     part = Imitation(16, fine)
@@ -196,7 +202,7 @@ def test_teachers_alone():
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
     alone = [model(ids, ids, seeds, [x, y])["cosine"] for x, y in ([teachers[0], -teachers[1]], teachers)]
     assert alone[0] != alone[1]
-    with pytest.raises(ValueError, match="mask_ratio=0 masks 0 of 2 x 3 cells"):
+    with pytest.raises(ValueError, match="mask_ratio=0 masks 0 of 2 x 3 cells: that needs a teacher"):
         make_model("tokens", mask_ratio=0)
 
 
@@ -237,7 +243,7 @@ def test_features_of_the_same_clips_are_a_teacher(tokenizer_path, tmp_path):
         vidtok.extract(video, tmp_path / name, clips=clips, **common, **options)
         return TokenDataset(tmp_path / name)
 
-    ids, latents = extract("ids"), extract("latents", features="latents")
+    ids, latents = extract("ids"), extract("i3d", features="latents")  # a folder may have the name of a network
     batch = TeacherBatches(TokenBatches(ids, 3, seed=1), [latents])[0]
     assert torch.equal(pack_bits(batch["teacher-0"] > 0), batch["ids"]) and len(batch["ids"].unique()) > 3
     with pytest.raises(ValueError, match=r"was extracted with --clips dense:2, 9 x 1, and .* with dense:3"):
@@ -248,8 +254,8 @@ def test_features_of_the_same_clips_are_a_teacher(tokenizer_path, tmp_path):
     assert torch.equal(pack_bits(window["teacher-0"] > 0), window["ids"]) and window["ids"].shape[1] == 2
     lines = []
     pretrain(tokenizer=tokenizer_path, data={"features": str(tmp_path / "ids"), "batch_size": 2}, run=tmp_path / "run",
-             teacher=[str(tmp_path / "latents")] * 2, trainer={"max_steps": 1, "workers": 0, "log_seconds": 0},
-             **SETTINGS | {"log": lines.append})  # fmt: skip
+             teacher=[str(tmp_path / "i3d")] * 2, trainer={"max_steps": 1, "workers": 0, "log_seconds": 0},
+             **SETTINGS | {"log": lines.append, "mask_ratio": 0})  # fmt: skip
     assert any("distance to teachers" in line for line in lines)
 
 
@@ -265,6 +271,9 @@ def test_features_of_the_same_clips_are_a_teacher(tokenizer_path, tmp_path):
         ({"teacher": "."}, "teacher=.: with data.source= give i3d or"),
         ({"teacher": ".", "teacher_weights": "x", "data": {"source": None, "features": "x"}}, "is for networks"),
         ({"teacher": "i3d"}, "the teacher i3d needs teacher_weights"),
+        ({"teacher": ["i3d"]}, "the teacher i3d needs teacher_weights"),
+        ({"teacher": ["i3d", "resnet18"]}, r"teacher=\['i3d', 'resnet18'\]: with data.source= give i3d or"),
+        ({"teacher": [None]}, "timm has no model 'None'"),
         ({"teacher": "resnet5"}, "timm has no model 'resnet5'"),
         ({"mask": "blok"}, "unknown mask 'blok': did you mean 'block'"),
         ({"mask_ratio": 0.99}, "mask_ratio=0.99 masks 4 of 2 x 2 cells"),

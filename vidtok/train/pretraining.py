@@ -37,16 +37,19 @@ from vidtok.heads import Head
 from vidtok.heads.embed import merge_patches
 from vidtok.heads.head import build_head
 from vidtok.heads.transformer import VideoTransformer
+from vidtok.hub import hash_file
 from vidtok.quantize.lfq import factor_bits, factorize_ids
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.loop import build_schedule
 from vidtok.train.run_folder import RunFolder, check_fingerprint
+from vidtok.train.semantic import build_teacher, teacher_features
 from vidtok.train.state import build_state
 
 if TYPE_CHECKING:
     from vidtok.eval.recognition.references import ReferenceEncoder
 
 INPUTS = ("tokens", "codes", "pixels")
+EXAMPLES = 256  # clips from which mean and deviation of extracted features are taken
 
 
 def random_cells(grid: tuple[int, ...], count: int, rng: PerSampleRNG) -> Tensor:
@@ -96,9 +99,11 @@ class Imitation(nn.Module):
 
     def __init__(self, dim: int, examples_BCthw: Tensor):
         super().__init__()
-        std, mean = torch.std_mean(examples_BCthw.float(), (0, 2, 3, 4))
+        std, mean = torch.std_mean(examples_BCthw.float(), (0, 2, 3, 4), correction=0)
+        # A channel that is silent in the examples must not outweigh the others where it isn't.
+        std = std.clamp_min(max(0.1 * std.mean().item(), 1e-6))
         self.register_buffer("mean", mean.view(-1, 1, 1, 1))
-        self.register_buffer("std", std.view(-1, 1, 1, 1).clamp_min(1e-3))
+        self.register_buffer("std", std.view(-1, 1, 1, 1))
         self.on_grid, self.pooled = (nn.Linear(dim, len(mean)) for _ in range(2))
 
     def forward(self, own_BDthw: Tensor, teacher_BCthw: Tensor, norm: nn.Module) -> Tensor:
@@ -156,7 +161,8 @@ class MaskedPretraining(nn.Module):
         self.count = round(mask_ratio * self.grid[0] * self.grid[1])
         if not 0 < self.count < self.grid[0] * self.grid[1] and not (teachers and mask_ratio == 0):
             cells = f"{self.grid[0]} x {self.grid[1]}"
-            raise ValueError(f"mask_ratio={mask_ratio} masks {self.count} of {cells} cells: it must leave some of each")
+            hint = "it must leave some of each" if mask_ratio else "that needs a teacher"
+            raise ValueError(f"mask_ratio={mask_ratio} masks {self.count} of {cells} cells: {hint}")
         if self.count:
             self.mask_embed = nn.Parameter(torch.randn(backbone.num_features) * 0.02)
             self.sizes = [2**factor for factor in factor_bits(bits)]
@@ -264,12 +270,16 @@ class TeacherBatches(StoredBatches):
             raise ValueError(f"{teacher.path} has no features of {many}")
         return [rows[clip] for clip in clips]
 
+    def features(self, clips: Sequence[int]) -> list[Tensor]:
+        """Read the features of each teacher for clips, by their numbers in the dataset of the tokens."""
+        return [
+            torch.stack([teacher.tensor(teacher.features(rows[clip])[:, : self.tokens.window]) for clip in clips])
+            for teacher, rows in self.teachers
+        ]
+
     def _complete(self, number: int, read: Batch, shard: Shard) -> Batch:
-        batch, clips = super()._complete(number, read, shard), read["index"].tolist()
-        for number, (teacher, rows) in enumerate(self.teachers):
-            features = [teacher.tensor(teacher.features(rows[clip])[:, : self.tokens.window]) for clip in clips]
-            batch[f"teacher-{number}"] = torch.stack(features)
-        return batch
+        found = enumerate(self.features(read["index"].tolist()))
+        return {**super()._complete(number, read, shard), **{f"teacher-{i}": x_BCthw for i, x_BCthw in found}}
 
 
 class PretrainingTask:
@@ -337,11 +347,11 @@ def build_pretraining(cfg: DictConfig) -> dict:
     if reads not in INPUTS:
         raise ValueError(f"unknown input {reads!r}: {nearest(reads, INPUTS)}")
     stored, given = data["features"] is not None, plain["teacher"]
-    teachers = [] if given is None else [given] if isinstance(given, str) else given
+    teachers = list_teachers(given)
     if stored and reads == "pixels":
         raise ValueError("input=pixels reads videos: give data.source= in place of data.features=")
-    folders = [name for name in teachers if name != "i3d" and Path(name).exists()]
-    if len(folders) != (len(teachers) if stored else 0) or (not stored and len(teachers) > 1):
+    exist = [Path(name).exists() for name in teachers]
+    if not all(exist) if stored else len(teachers) > 1 or (any(exist) and teachers != ["i3d"]):
         wanted = "folders of features of the same clips" if stored else "i3d or an image classifier of timm"
         raise ValueError(f"teacher={given}: with {'data.features=' if stored else 'data.source='} give {wanted}")
     if stored and plain["teacher_weights"] is not None:
@@ -354,8 +364,8 @@ def build_pretraining(cfg: DictConfig) -> dict:
             f"token factorization needs a codebook of a whole number of bits, and {plain['tokenizer']} has "
             f"{tokenizer.bits:.2f}"
         )
-    teacher = None if stored else build_teacher(given, plain["teacher_weights"])
-    features = [TokenDataset(folder, cache=data["cache"]) for folder in folders]
+    teacher = None if stored or not teachers else build_teacher(teachers[0], plain["teacher_weights"])
+    features = [TokenDataset(folder, cache=data["cache"]) for folder in teachers] if stored else []
 
     def build_batches(split: str, batch_size: int) -> ClipBatches | StoredBatches:
         batches = build_generator_batches(data, split, batch_size, tokenizer, seed)[0]
@@ -367,6 +377,10 @@ def build_pretraining(cfg: DictConfig) -> dict:
         task.held_out = build_batches(data["held_out"], data["held_out_samples"])[0]
     first = encode_batch(batches.first(min(FIRST_SAMPLES, data["batch_size"])), tokenizer)
     _, t, h, w = first["ids"].shape
+    examples = task.teachers_of(first)
+    if isinstance(batches, TeacherBatches):
+        clips = len(batches.tokens.dataset)
+        examples = batches.features(range(0, clips, -(-clips // EXAMPLES)))
     own = {"bits": tokenizer.bits, "channels": None, "stride": tuple(tokenizer.stride)}
     torch.manual_seed(seed)  # of the initial weights
     net = {**plain["head"], **(plain["head_options"] or {})}
@@ -375,10 +389,13 @@ def build_pretraining(cfg: DictConfig) -> dict:
         tokenizer=None if reads == "pixels" else {"name": tokenizer.config.name, "weight_hash": tokenizer.weight_hash},
         protocol=protocol_of(batches, data, (t, h, w), tokenizer),
     )
-    model = MaskedPretraining(
-        backbone, int(tokenizer.bits), plain["mask"], plain["mask_ratio"], task.teachers_of(first)
-    )
+    model = MaskedPretraining(backbone, int(tokenizer.bits), plain["mask"], plain["mask_ratio"], examples)
     return {"task": task, "state": build_state(model, plain), "batches": batches, **build_schedule(plain)}
+
+
+def list_teachers(given: str | Sequence[str] | None) -> list[str]:
+    """Return the setting `teacher` as a list."""
+    return [] if given is None else [given] if isinstance(given, str) else [str(name) for name in given]
 
 
 def protocol_of(
@@ -402,37 +419,6 @@ def protocol_of(
     return {"frames": frames, "stride": stride, "size": meta["resize"], "fps": clips.fps}
 
 
-def build_teacher(name: str | None, weights: str | None) -> "ReferenceEncoder | None":
-    """Build a frozen teacher.
-
-    Args:
-        name: "i3d", or an image classifier of timm, which sees single frames; None, none.
-        weights: file of its weights; None, timm downloads its own.
-
-    Raises:
-        ValueError: an unknown name, weights of another network, or none for I3D.
-        FileNotFoundError: no such file, or the download failed.
-    """
-    from vidtok.eval.metrics.i3d import I3D
-    from vidtok.eval.recognition.references import FrameBackbone, ReferenceEncoder
-
-    if name is None:
-        return None
-    if name != "i3d":
-        return ReferenceEncoder(FrameBackbone(name, weights))
-    if weights is None:
-        raise ValueError("the teacher i3d needs teacher_weights: the file of its weights")
-    return ReferenceEncoder(I3D(weights))
-
-
-@torch.no_grad()
-def teacher_features(teacher: "ReferenceEncoder", video: Tensor) -> Tensor:
-    """Compute a teacher's features of clips in float32, on their device, to which the teacher is moved."""
-    teacher.network.to(video.device)
-    with torch.autocast(video.device.type, enabled=False):
-        return teacher(video).float()
-
-
 def check_pretraining(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
     """Check the fingerprint of a run folder: its tokenizer, data and backbone.
 
@@ -441,7 +427,14 @@ def check_pretraining(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
     """
     plain = to_dict(cfg)
     data = {key: value for key, value in plain["data"].items() if key not in ("batch_size", "cache", "workers")}
-    kept = ("input", "head", "head_options", "patch_merge", "mask", "mask_ratio", "teacher", "teacher_weight", "seed")
+    kept = ("input", "head", "head_options", "patch_merge", "mask", "mask_ratio", "teacher_weight", "seed")
     facts = {key: plain[key] for key in kept} | {f"data.{key}": value for key, value in data.items()}
-    facts |= {"command": "train pretrain", "tokenizer": tokenizer.weight_hash}
+    facts |= {"command": "train pretrain", "tokenizer": tokenizer.weight_hash, "teacher": None}
+    if teachers := list_teachers(plain["teacher"]):
+        if data["features"] is not None:
+            hashes = [TokenDataset(folder).meta["weight_hash"] for folder in teachers]
+        else:
+            hashes = [plain["teacher_weights"] and hash_file(Path(plain["teacher_weights"]))]
+        # As a list: runs of versions that didn't standardize the features have the name alone, and can't be resumed.
+        facts["teacher"] = [*zip(teachers, hashes, strict=True)]
     check_fingerprint(Path(cfg.run), facts)

@@ -75,7 +75,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, default=0, help="number of decoding processes (%(default)s)")
     common.add_model(parser, custom=True)
-    parser.add_argument("--precision", default="fp32", help="of I3D and --backbone: fp32 (default) or bf16")
+    parser.add_argument("--precision", default="fp32", help="precision of I3D and --backbone: fp32 (default) or bf16")
     add_result(parser)
 
 
