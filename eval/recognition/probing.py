@@ -234,6 +234,7 @@ def probe(
     for name, given in (("input", inputs), ("pool", pools)):
         if len(set(given)) < len(given):
             raise ValueError(f"{name} {','.join(given)}: one of them is given twice")
+    check_precision(precision)
     weights = {"i3d": i3d, "frames": backbone or backbone_weights, "cells": head}
     for name, idle, why in (
         ("test_source", features and test_source, "is for videos: give test_features"),
@@ -250,7 +251,6 @@ def probe(
     if (folds or 0) < 0 or repeats < 1:
         raise ValueError(f"want 2 or more folds (or 0: none) and 1 or more repeats, not {folds} and {repeats}")
     check_classifier(classifier)
-    check_precision(precision)
     for each in pools:
         check_pool(each)
     tokenizer = open_tokenizer(model, device)

@@ -166,8 +166,8 @@ class I3DTeacher(nn.Module):
         vidtok extract videos/ -o i3d --features hidden --clips dense:4 --frames 17 --size 64 --crop center \\
           --model "vidtok.eval.recognition.references:I3DTeacher?weights=i3d_k400.safetensors"
 
-    See `vidtok.custom` for the interface. Clips have 9 to 61 frames. The only id is 0. Features are those of Mixed_4f and
-    Mixed_5c one after the other, float32 [B, 832 + 1024, t, h, w], resampled to the grid. The network runs in bf16.
+    See `vidtok.custom` for the interface. Clips have 9 to 61 frames. The only id is 0. Features are those of Mixed_4f
+    and Mixed_5c one after the other, float32 [B, 832 + 1024, t, h, w], resampled to the grid. The network runs in bf16.
 
     Args:
         weights: see `I3D`.

@@ -76,6 +76,7 @@ def test_one_head_of_all_tasks(folder, tokenizer_path, tmp_path, capsys):
         assert np.mean([top1["mean"] for top1 in entry["tasks"].values()]) == pytest.approx(entry["top1"]["mean"])
     assert {task for pair in result["comparisons"] for task in pair["tasks"]} == {*TASKS}
     assert result["controls"]["majority"]["class"] == "most frequent of each task"
+    assert "object-bounce: tokens " in capsys.readouterr().out
 
     probe = ["eval", "probe", str(folder), "--input", "pixels", "--protocol", "5x1x1x1", "--size", "32"]
     probe += ["--pool", "mean", "--model", tokenizer_path]
@@ -94,7 +95,6 @@ def test_one_head_of_all_tasks(folder, tokenizer_path, tmp_path, capsys):
     assert "2 training clips are too few, or all of one class: give more" in capsys.readouterr().err
     assert main(["eval", "probe", str(folder), "--precision", "bf16"]) == 1
     assert "precision is for i3d and frames" in capsys.readouterr().err
-    assert "object-bounce: tokens " in capsys.readouterr().out
     with pytest.raises(ValueError, match="can't be mixed"):
         RecognitionTask(4, cutmix=1.0, asked=same_task(["arrow/forward", "arrow/backward", "speed/1x", "speed/2x"]))
 

@@ -12,12 +12,12 @@ from vidtok.configs.compose import compose_config
 from vidtok.datasets import demo_clip, write_video
 from vidtok.eval.recognition import finetune
 from vidtok.extraction import TokenBatches, TokenDataset
+from vidtok.generator.masks import MASKS
 from vidtok.generator.sampling import PerSampleRNG
 from vidtok.heads import Head, create_head
 from vidtok.quantize.lfq import pack_bits
-from vidtok.train.pretraining import MASKS, Imitation, MaskedPretraining, TeacherBatches
+from vidtok.train.pretraining import Imitation, MaskedPretraining, TeacherBatches, teacher_features
 from vidtok.train.run import pretrain
-from vidtok.train.semantic import teacher_features
 
 HEAD = {"dim": 16, "depth": 1, "temporal_depth": 1, "heads": 2}
 DATA = {"source": "digits", "frames": 9, "size": 32, "batch_size": 4}

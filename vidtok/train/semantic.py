@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vidtok.eval.metrics.i3d import MIN_FRAMES
 from vidtok.tokenizer import VideoTokenizer
+from vidtok.train.pretraining import build_teacher, teacher_features
 
 if TYPE_CHECKING:
     from vidtok.eval.recognition.references import ReferenceEncoder
@@ -167,34 +168,3 @@ def build_semantic(settings: dict, tokenizer: VideoTokenizer, video: Tensor) -> 
     for part, weight in ((model.pooled, loss.pooled), (model.cells, loss.cells)):
         part.requires_grad_(weight > 0)  # several processes expect a gradient of every trained parameter
     return model, loss
-
-
-def build_teacher(name: str | None, weights: str | None) -> "ReferenceEncoder | None":
-    """Build a frozen teacher.
-
-    Args:
-        name: "i3d", or an image classifier of timm, which sees single frames; None, none.
-        weights: file of its weights; None, timm downloads its own.
-
-    Raises:
-        ValueError: an unknown name, weights of another network, or none for I3D.
-        FileNotFoundError: no such file, or the download failed.
-    """
-    from vidtok.eval.metrics.i3d import I3D
-    from vidtok.eval.recognition.references import FrameBackbone, ReferenceEncoder
-
-    if name is None:
-        return None
-    if name != "i3d":
-        return ReferenceEncoder(FrameBackbone(name, weights))
-    if weights is None:
-        raise ValueError("the teacher i3d needs teacher_weights: the file of its weights")
-    return ReferenceEncoder(I3D(weights))
-
-
-@torch.no_grad()
-def teacher_features(teacher: "ReferenceEncoder", video: Tensor) -> Tensor:
-    """Compute a teacher's features of clips in float32, on their device, to which the teacher is moved."""
-    teacher.network.to(video.device)
-    with torch.autocast(video.device.type, enabled=False):
-        return teacher(video).float()
