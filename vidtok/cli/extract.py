@@ -55,6 +55,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--root", help="folder of the videos (default: that of the annotation file)")
     add("--split", help="split of the annotations to extract (default: all)")
     add("--renderings", type=positive(int), metavar="N", help="number of renderings of each digit video (default: 1)")
+    add("--task", metavar="NAME", help="motion task, or all: extract its clips, with --clips dense:1 and --size")
+    add("--task-clips", type=positive(int), metavar="N", help="total number of clips of --task (default: as of eval)")
     add("--class-folders", action="store_true", help="take labels from the names of the folders in SRC")
     add("--path-column", metavar="NAME", help="csv column of the video paths (default: detected)")
     add("--label-column", metavar="NAME", help="csv column of the labels (default: detected)")
@@ -103,6 +105,7 @@ def validate_flags(args: argparse.Namespace) -> None:
         ("--frames", args.frames and not args.clips, "is of --clips"),
         ("--stride", args.stride and not args.clips, "is of --clips"),
         ("--renderings", args.renderings and "digits" not in args.sources, "is of digits"),
+        ("--task-clips", args.task_clips and not args.task, "is of --task"),
         ("--ray-address", args.ray_address and not on_ray, "is for --engine ray"),
         ("--actors", args.actors and not on_ray, "is for --engine ray"),
         ("--ray-write", args.ray_write != "driver" and not on_ray, "is for --engine ray"),

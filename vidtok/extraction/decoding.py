@@ -4,6 +4,7 @@ This code runs in the decode processes.
 """
 
 import math
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from vidtok.datasets import DecodePool, MovingDigits, VideoError, VideoStream, probe_video
+from vidtok.datasets import DecodePool, MotionTasks, MovingDigits, VideoError, VideoStream, probe_video
 from vidtok.datasets.backends import VideoReader, open_video, reader_name
 from vidtok.datasets.container import cached_timeline
 from vidtok.datasets.frames import Chunk, OnError, Size, View, indices_at, plan_view, resample_indices
@@ -22,7 +23,7 @@ from vidtok.datasets.samplers import Segment, choose_at_times, choose_in_segment
 from vidtok.datasets.seek import Choose, ChooseView, read_selection, read_windows, select_frames
 from vidtok.datasets.transforms import three_crops
 from vidtok.errors import nearest
-from vidtok.extraction.sources import Clips, WorkItem
+from vidtok.extraction.sources import Clips, Rendered, WorkItem, open_tasks
 from vidtok.inputs import file_version
 from vidtok.streaming import LATENTS, as_video, as_videos, pad_chunks
 
@@ -155,11 +156,11 @@ def expect_item(item: WorkItem, reading: ReadConfig) -> Expected:
     Raises:
         VideoError: the video can't be opened, or the segment is not within it.
     """
-    if item.digit is not None:
-        digits = _digits(item.digit[0], item.digit[2], reading.size)
-        seconds, fps = digits.frames / digits.fps, digits.fps
+    if item.rendered is not None:
+        dataset, fps = _open_rendered(item.rendered, reading)
+        seconds = dataset.frames / fps
     else:
-        assert item.path is not None  # an item has a digit or a path
+        assert item.path is not None  # an item is rendered or has a path
         info = probe_video(item.path)
         seconds, fps = info.duration or 0.0, info.fps
         if info.num_frames:
@@ -202,10 +203,10 @@ def read_chunks(item: WorkItem, reading: ReadConfig) -> Iterator[StreamChunk]:
             over a million.
     """
     try:
-        if item.digit is not None:
-            yield from _digit(item.digit, reading)
+        if item.rendered is not None:
+            yield from _rendered(item.rendered, reading)
             return
-        assert item.path is not None  # an item has a digit or a path
+        assert item.path is not None  # an item is rendered or has a path
         if reading.clips is not None:
             yield from _clips(item.path, item.segment, reading, reading.clips)
         elif item.segment is not None:
@@ -323,13 +324,15 @@ def _clips(path: str, segment: Segment | None, reading: ReadConfig, clips: Clips
                 number += 1
 
 
-def _digit(digit: tuple[str, int, int], reading: ReadConfig) -> Iterator[StreamChunk]:
-    """Render a video of digits, or clips of it. digit: (split, number, seed)."""
-    split, number, seed = digit
-    dataset = _digits(split, seed, reading.size)
-    sample = dataset[number]
-    video_CTHW, timestamps, fps = sample.video[0], sample.timestamps[0].numpy(), dataset.fps
-    if reading.clips is None:
+def _rendered(rendered: Rendered, reading: ReadConfig) -> Iterator[StreamChunk]:
+    """Render a video of digits, or clips of it; or a clip of a motion task."""
+    dataset, fps = _open_rendered(rendered, reading)
+    sample = dataset[rendered.number]
+    assert not isinstance(sample, VideoError)  # it would have been raised
+    video_CTHW, timestamps = sample.video[0], sample.timestamps[0].numpy()
+    if isinstance(dataset, MotionTasks):
+        indices_VT = np.arange(len(timestamps))[None]  # it was rendered with the frames that are wanted
+    elif reading.clips is None:
         indices = np.arange(len(timestamps)) if reading.fps is None else resample_indices(timestamps, reading.fps)
         indices_VT = indices[None, : reading.max_frames]
     else:
@@ -338,14 +341,36 @@ def _digit(digit: tuple[str, int, int], reading: ReadConfig) -> Iterator[StreamC
         views = video_CTHW[None, :, indices]
         if reading.crop == "three" and reading.size is not None:
             views = three_crops(views, reading.size)
-        source = (video_CTHW.shape[-2], video_CTHW.shape[-1]), fps, "digits", None
+        source = (
+            (video_CTHW.shape[-2], video_CTHW.shape[-1]),
+            fps,
+            "digits" if rendered.task is None else "motion",
+            None,
+        )
         yield from _views(views, timestamps[indices], reading, i, len(indices_VT), *source)
+
+
+def _open_rendered(rendered: Rendered, reading: ReadConfig) -> tuple[MovingDigits | MotionTasks, float]:
+    """Return the data set of a rendered video at the size that is read, and its frame rate; resizing would blur it."""
+    if rendered.task is not None:
+        tasks = _motion_tasks(replace(rendered, number=0), reading)
+        return tasks, tasks.playback_fps
+    digits = _digits(rendered.split or "train", rendered.seed, reading.size)
+    return digits, digits.fps
 
 
 @lru_cache(maxsize=64)
 def _digits(split: str, seed: int, size: int | None) -> MovingDigits:
-    """Return the digits rendered at the requested size, as in training: resizing would blur them."""
     return MovingDigits(split, seed=seed) if size is None else MovingDigits(split, size=size, seed=seed)
+
+
+@lru_cache(maxsize=2)
+def _motion_tasks(rendered: Rendered, reading: ReadConfig) -> MotionTasks:
+    """rendered: with number 0, so that there is one data set for all of its clips."""
+    assert rendered.task is not None and reading.clips is not None and reading.size is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the plan has named the files that are left out
+        return open_tasks(rendered, reading.clips, reading.size, reading.reader)
 
 
 def _views(

@@ -20,7 +20,7 @@ from vidtok.extraction.model import FeatureModel, follow, load_head, load_tokeni
 from vidtok.extraction.npz import read_npz, write_npz
 from vidtok.extraction.output import Output, another, find_complete
 from vidtok.extraction.record import describe, differences, entry_of, settings_of
-from vidtok.extraction.sources import WorkItem, parse_clips, plan_sources
+from vidtok.extraction.sources import Rendered, WorkItem, parse_clips, plan_sources, plan_tasks, validate_unique
 from vidtok.extraction.stats import ExtractionStats, Forecast, Speeds
 from vidtok.extraction.videos import Agreement, as_list
 from vidtok.files import RemoteFolder, plan_jobs
@@ -157,6 +157,8 @@ class Extraction:
         root: folder of the videos (that of the annotation file). split: one split of the annotations (all).
         path_column, label_column, split_column: names in the header of a csv (found automatically).
         renderings: number per video of digits (1). class_folders: the folders in a source are classes.
+        task, task_clips: motion task whose clips are made from the videos, with clips "dense:1", frames and size; and
+            their total number. See `vidtok.datasets.MotionTasks`.
         frame_folders: frame rate given to folders of numbered images, each of which is a video; None, none is.
         batch: streams per forward pass (1 on a CPU, 8 on a GPU). threads: of the model on a CPU, for the whole process.
         workers: decode processes (by videos and CPUs); 0, none. time_limit: seconds until a stuck decoder is killed.
@@ -197,6 +199,8 @@ class Extraction:
         label_column: str | None = None,
         split_column: str | None = None,
         renderings: int | None = None,
+        task: str | None = None,
+        task_clips: int | None = None,
         class_folders: bool = False,
         frame_folders: float | None = None,
         batch: int | None = None,
@@ -220,6 +224,10 @@ class Extraction:
             raise ValueError(f"with Ray the driver or the actors write, not {ray_write!r}")
         sampler = None if clips is None else parse_clips(clips, frames or 16, stride or 1, fps)
         columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column}
+        if task is not None:
+            named = tuple({"root": root, "frame_folders": frame_folders, **columns}.items())
+            tasks = [Rendered(0, split, 0, task, str(source), task_clips, named) for source in as_list(sources)]
+            items = validate_unique([item for each in tasks for item in plan_tasks(each, sampler, size)])
         self.items = items or plan_sources(sources, root, split, renderings, class_folders, frame_folders, **columns)
         if threads is not None:
             torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Work items, one per video of a source (files, folders, annotations, digits), and the sampling of clips."""
+"""Work items, one per video of a source (files, folders, annotations, digits, motion tasks), and sampling of clips."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vidtok.datasets import MovingDigits, dense_clips, open_dataset, read_annotations, uniform_segments, whole_windows
+from vidtok.datasets import (
+    MotionTasks,
+    MovingDigits,
+    dense_clips,
+    open_dataset,
+    read_annotations,
+    uniform_segments,
+    whole_windows,
+)
 from vidtok.datasets.annotations import SUFFIXES
 from vidtok.datasets.annotations.table import split_folders, tidy_split
 from vidtok.datasets.samplers import Segment, describe_segment
@@ -22,13 +30,31 @@ from vidtok.remote import ADDRESS
 
 
 @dataclass(frozen=True, slots=True)
+class Rendered:
+    """Video that is rendered: one of `MovingDigits`, or a clip of `MotionTasks`.
+
+    Attributes:
+        number: its number in the data set. split, seed: of the data set.
+        task, source, clips: of `MotionTasks`, and columns: its root and columns as pairs; task None, digits.
+    """
+
+    number: int
+    split: str | None
+    seed: int = 0
+    task: str | None = None
+    source: str = ""
+    clips: int | None = None
+    columns: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class WorkItem:
     """One video to extract.
 
     Attributes:
         id, label, split: of its record.
-        path: its file; None for a rendered video of digits.
-        digit: (split, number, seed) of a rendered video, else None.
+        path: its file; None for a rendered video.
+        rendered: the rendered video; None, it is read from the file.
         segment: (start, end) in seconds; None, the whole video.
     """
 
@@ -36,7 +62,7 @@ class WorkItem:
     path: str | None = None
     label: str | None = None
     split: str | None = None
-    digit: tuple[str, int, int] | None = None
+    rendered: Rendered | None = None
     segment: Segment | None = None
 
     def __str__(self) -> str:
@@ -117,11 +143,38 @@ def plan_dataset(
             if isinstance(dataset, MovingDigits):
                 digit_split = written or dataset.split
                 for seed in range(renderings):
-                    items.append(WorkItem(f"{id}/{seed}" if seed else id, None, label, written, (digit_split, i, seed)))
+                    items.append(
+                        WorkItem(f"{id}/{seed}" if seed else id, None, label, written, Rendered(i, digit_split, seed))
+                    )
             else:
                 items.append(WorkItem(id, dataset.paths[i], label, written, segment=dataset.segments[i]))
     index_archives(item.path for item in items)
     return items
+
+
+def plan_tasks(tasks: Rendered, clips: "Clips | None", size: int | None) -> list[WorkItem]:
+    """Make the work items of motion tasks.
+
+    tasks: the data set, as its first clip. clips, size: shape of its clips; one of each, "dense:1".
+
+    Raises:
+        ValueError: an unknown task, no size, several clips, or a source without videos that are long enough.
+    """
+    if size is None or clips is None or (clips.name, clips.number) != ("dense", 1):
+        raise ValueError(f"clips of a motion task are rendered: give a size, and clips dense:1, not {size} and {clips}")
+    dataset, written = open_tasks(tasks, clips, size), tasks.split and tidy_split(tasks.split)
+    return [
+        WorkItem(id, None, dataset.classes[label], written, replace(tasks, number=number))
+        for number, (id, label) in enumerate(zip(dataset.ids, dataset.labels, strict=True))
+    ]
+
+
+def open_tasks(tasks: Rendered, clips: "Clips", size: int, reader: str = "auto") -> MotionTasks:
+    """Open the data set of a clip of a motion task; see `plan_tasks` and `MotionTasks`."""
+    assert tasks.task is not None
+    shape = clips.frames, clips.stride, size, clips.fps
+    columns = dict(tasks.columns)
+    return MotionTasks(tasks.source, tasks.task, tasks.split, tasks.clips, *shape, tasks.seed, reader=reader, **columns)
 
 
 def validate_unique(items: Sequence[WorkItem]) -> list[WorkItem]:
