@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vidtok.cli.main import main
-from vidtok.datasets import MovingDigits, VideoError, VideoFolder, demo_clip, iter_video, write_video
+from vidtok.datasets import MotionTasks, MovingDigits, VideoError, VideoFolder, demo_clip, iter_video, write_video
 from vidtok.datasets.transforms import EvalTransform
 from vidtok.extraction import open_reader
 from vidtok.extraction.decoding import ReadConfig, read_chunks
@@ -223,6 +223,19 @@ def test_digits(model, tokenizer):
     assert [p.clip for p in pieces] == [0, 1, 2] and pieces[-1].ends_item and pieces[0].video.shape[2] == 5
 
 
+def test_clips_of_motion_tasks(extract, videos, tokenizer):
+    flags = ["--task", "all", "--size", 32, "--clips", "dense:1", "--frames", 5, "--workers", 2]
+    records, _, _ = extract(videos, *flags, "--task-clips", 14)
+    dataset = MotionTasks(videos, "all", None, 14, frames=5, size=32)
+    assert {id for id, _ in records} == {*dataset.ids}
+    for sample in dataset:
+        record = records[sample.id, 0]
+        assert np.array_equal(record.features, tokenizer.encode(sample.video)[0].numpy())
+        assert record.label == dataset.classes[sample.label] and len(record.timestamps) == 5
+    more, stats, _ = extract(videos, *flags, "--task-clips", 16)
+    assert len(more) == 16 and "extracted 2 of 16 videos" in stats
+
+
 def test_a_folder_holds_one_setting(capsys, extract, model, videos):
     extract(videos, "--size", 16)
     base = ["extract", videos, "-o", "out", "--model", model]
@@ -373,6 +386,9 @@ def test_a_decoder_that_hangs_or_crashes_costs_one_video(videos, tmp_path):
         (["--frames", 9], "--frames is of --clips"),
         (["--stride", 2], "--stride is of --clips"),
         (["--renderings", 2], "--renderings is of digits"),
+        (["--task-clips", 2], "--task-clips is of --task"),
+        (["--task", "all", "--size", 32], "clips of a motion task are rendered: give a size, and clips dense:1"),
+        (["--task", "panning", "--size", 32, "--clips", "dense:1"], "unknown motion task 'panning'"),
         (["--actors", 2], "--actors is for --engine ray"),
         (["--ray-address", "auto"], "--ray-address is for --engine ray"),
         (["--engine", "ray", "--measure"], "--measure is of this machine"),
