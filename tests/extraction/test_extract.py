@@ -387,6 +387,7 @@ def test_a_decoder_that_hangs_or_crashes_costs_one_video(videos, tmp_path):
         (["--stride", 2], "--stride is of --clips"),
         (["--renderings", 2], "--renderings is of digits"),
         (["--task-clips", 2], "--task-clips is of --task"),
+        (["--task", "all", "--class-folders"], "--class-folders is without --task"),
         (["--task", "all", "--size", 32], "clips of a motion task are rendered: give a size, and clips dense:1"),
         (["--task", "panning", "--size", 32, "--clips", "dense:1"], "unknown motion task 'panning'"),
         (["--actors", 2], "--actors is for --engine ray"),

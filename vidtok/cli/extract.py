@@ -105,6 +105,7 @@ def validate_flags(args: argparse.Namespace) -> None:
         ("--frames", args.frames and not args.clips, "is of --clips"),
         ("--stride", args.stride and not args.clips, "is of --clips"),
         ("--renderings", args.renderings and "digits" not in args.sources, "is of digits"),
+        ("--class-folders", args.class_folders and args.task, "is without --task, whose classes are labels"),
         ("--task-clips", args.task_clips and not args.task, "is of --task"),
         ("--ray-address", args.ray_address and not on_ray, "is for --engine ray"),
         ("--actors", args.actors and not on_ray, "is for --engine ray"),

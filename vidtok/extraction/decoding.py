@@ -327,6 +327,7 @@ def _clips(path: str, segment: Segment | None, reading: ReadConfig, clips: Clips
 def _rendered(rendered: Rendered, reading: ReadConfig) -> Iterator[StreamChunk]:
     """Render a video of digits, or clips of it; or a clip of a motion task."""
     dataset, fps = _open_rendered(rendered, reading)
+    name = "digits" if rendered.task is None else "motion"
     sample = dataset[rendered.number]
     assert not isinstance(sample, VideoError)  # it would have been raised
     video_CTHW, timestamps = sample.video[0], sample.timestamps[0].numpy()
@@ -341,12 +342,7 @@ def _rendered(rendered: Rendered, reading: ReadConfig) -> Iterator[StreamChunk]:
         views = video_CTHW[None, :, indices]
         if reading.crop == "three" and reading.size is not None:
             views = three_crops(views, reading.size)
-        source = (
-            (video_CTHW.shape[-2], video_CTHW.shape[-1]),
-            fps,
-            "digits" if rendered.task is None else "motion",
-            None,
-        )
+        source = (video_CTHW.shape[-2], video_CTHW.shape[-1]), fps, name, None
         yield from _views(views, timestamps[indices], reading, i, len(indices_VT), *source)
 
 

@@ -283,7 +283,8 @@ class PretrainingTask:
         """Return the features of each teacher for a batch of `encode_batch`."""
         if self.teacher is not None:
             return [teacher_features(self.teacher, batch["video"])]
-        return [batch[name] for name in sorted(batch) if name.startswith("teacher-")]
+        names = (f"teacher-{number}" for number in range(len(batch)))
+        return [batch[name] for name in names if name in batch]
 
     def validate(self, model: Any, run: RunFolder, step: int) -> str | None:
         """Compute the terms of the held-out batch, whose masks stay the same."""
