@@ -1,5 +1,7 @@
 """The picture of a run's curves."""
 
+import time
+
 import pytest
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
@@ -9,6 +11,7 @@ from vidtok.train.curves import PANELS, draw_curves, present, read_scalars, smoo
 
 def test_scalars_of_a_resumed_run_and_their_picture(tmp_path):
     for steps, offset in ((range(1, 9), 1.0), (range(5, 13), 2.0)):  # the second part went on from step 4
+        time.sleep(1.1)  # files are read by name, and within a second the 10th writer's comes before the 9th's
         with SummaryWriter(str(tmp_path / "scalars")) as writer:
             for step in steps:
                 writer.add_scalar("reconstruction", offset + step, step)
