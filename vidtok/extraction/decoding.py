@@ -347,7 +347,7 @@ def _rendered(rendered: Rendered, reading: ReadConfig) -> Iterator[StreamChunk]:
 
 
 def _open_rendered(rendered: Rendered, reading: ReadConfig) -> tuple[MovingDigits | MotionTasks, float]:
-    """Return the data set of a rendered video at the size that is read, and its frame rate; resizing would blur it."""
+    """Return the dataset of a rendered video at the size that is read (resizing would blur it), and its frame rate."""
     if rendered.task is not None:
         tasks = _motion_tasks(replace(rendered, number=0), reading)
         return tasks, tasks.playback_fps
@@ -362,7 +362,7 @@ def _digits(split: str, seed: int, size: int | None) -> MovingDigits:
 
 @lru_cache(maxsize=2)
 def _motion_tasks(rendered: Rendered, reading: ReadConfig) -> MotionTasks:
-    """rendered: with number 0, so that there is one data set for all of its clips."""
+    """Open the motion tasks of a clip. rendered: the clip with number 0, so that all clips share one dataset."""
     assert rendered.task is not None and reading.clips is not None and reading.size is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the plan has named the files that are left out

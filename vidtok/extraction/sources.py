@@ -34,7 +34,7 @@ class Rendered:
     """Video that is rendered: one of `MovingDigits`, or a clip of `MotionTasks`.
 
     Attributes:
-        number: its number in the data set. split, seed: of the data set.
+        number: its number in the dataset. split, seed: of the dataset.
         task, source, clips: of `MotionTasks`, and columns: its root and columns as pairs; task None, digits.
     """
 
@@ -155,7 +155,9 @@ def plan_dataset(
 def plan_tasks(tasks: Rendered, clips: "Clips | None", size: int | None) -> list[WorkItem]:
     """Make the work items of motion tasks.
 
-    tasks: the data set, as its first clip. clips, size: shape of its clips; one of each, "dense:1".
+    Args:
+        tasks: the first clip of the dataset.
+        clips, size: frames, stride, frame rate and side of its clips; clips are "dense:1".
 
     Raises:
         ValueError: an unknown task, no size, several clips, or a source without videos that are long enough.
@@ -170,7 +172,7 @@ def plan_tasks(tasks: Rendered, clips: "Clips | None", size: int | None) -> list
 
 
 def open_tasks(tasks: Rendered, clips: "Clips", size: int, reader: str = "auto") -> MotionTasks:
-    """Open the data set of a clip of a motion task; see `plan_tasks` and `MotionTasks`."""
+    """Open the dataset of a clip of a motion task; see `plan_tasks` and `MotionTasks`."""
     assert tasks.task is not None
     shape = clips.frames, clips.stride, size, clips.fps
     columns = dict(tasks.columns)
