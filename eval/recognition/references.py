@@ -134,8 +134,8 @@ class ReferenceEncoder:
     """Encoder of clips by a frozen network, with the interface of `InputEncoder`; for that of a head, see the subclass.
 
     network: an `I3D`, for its features before the last pool, float32 [B,1024,t,7,7], or a `FrameBackbone`. tokenizer:
-    if given, the network sees its reconstructions. precision: "fp32" or "bf16", in which I3D is 2.7 times faster on a
-    CPU with such instructions. per_frame: whether each frame is encoded independently.
+    if given, the network sees its reconstructions. precision: "fp32" or "bf16", in which I3D is faster on a CPU that
+    has it. per_frame: whether each frame is encoded independently.
 
     Raises:
         ValueError: an unknown precision.
@@ -264,6 +264,24 @@ def make_encoder(
             raise ValueError("input i3d needs i3d: the file of its weights")
         network = fast_i3d(i3d)
     return ReferenceEncoder(network.to(tokenizer.device), tokenizer if recon else None, precision)
+
+
+def build_teacher(name: str, weights: str | None) -> ReferenceEncoder:
+    """Build a frozen teacher.
+
+    Args:
+        name: "i3d", or an image classifier of timm, which sees single frames.
+        weights: file of its weights; None, timm downloads its own.
+
+    Raises:
+        ValueError: an unknown name, weights of another network, or none for I3D.
+        FileNotFoundError: no such file, or the download failed.
+    """
+    if name != "i3d":
+        return ReferenceEncoder(FrameBackbone(name, weights))
+    if weights is None:
+        raise ValueError("the teacher i3d needs teacher_weights: the file of its weights")
+    return ReferenceEncoder(I3D(weights))
 
 
 @dataclass

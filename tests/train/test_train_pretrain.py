@@ -12,11 +12,10 @@ from vidtok.configs.compose import compose_config
 from vidtok.datasets import demo_clip, write_video
 from vidtok.eval.recognition import finetune
 from vidtok.extraction import TokenBatches, TokenDataset
-from vidtok.generator.masks import MASKS
 from vidtok.generator.sampling import PerSampleRNG
 from vidtok.heads import Head, create_head
 from vidtok.quantize.lfq import pack_bits
-from vidtok.train.pretraining import Imitation, MaskedPretraining, TeacherBatches, teacher_features
+from vidtok.train.pretraining import MASKS, Imitation, MaskedPretraining, TeacherBatches, teacher_features
 from vidtok.train.run import pretrain
 
 HEAD = {"dim": 16, "depth": 1, "temporal_depth": 1, "heads": 2}
@@ -257,6 +256,10 @@ def test_features_of_the_same_clips_are_a_teacher(tokenizer_path, tmp_path):
              teacher=[str(tmp_path / "i3d")] * 2, trainer={"max_steps": 1, "workers": 0, "log_seconds": 0},
              **SETTINGS | {"log": lines.append, "mask_ratio": 0})  # fmt: skip
     assert any("distance to teachers" in line for line in lines)
+    with pytest.raises(ValueError, match="was filled with another teacher"):
+        pretrain(tokenizer=tokenizer_path, data={"features": str(tmp_path / "ids"), "batch_size": 2},
+                 run=tmp_path / "run", teacher=str(tmp_path / "i3d"), trainer={"max_steps": 2, "workers": 0},
+                 **SETTINGS | {"mask_ratio": 0})  # fmt: skip
 
 
 @pytest.mark.parametrize(

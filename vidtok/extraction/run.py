@@ -20,7 +20,7 @@ from vidtok.extraction.model import FeatureModel, follow, load_head, load_tokeni
 from vidtok.extraction.npz import read_npz, write_npz
 from vidtok.extraction.output import Output, another, find_complete
 from vidtok.extraction.record import describe, differences, entry_of, settings_of
-from vidtok.extraction.sources import Rendered, WorkItem, parse_clips, plan_sources, plan_tasks, validate_unique
+from vidtok.extraction.sources import WorkItem, parse_clips, plan_sources, plan_tasks
 from vidtok.extraction.stats import ExtractionStats, Forecast, Speeds
 from vidtok.extraction.videos import Agreement, as_list
 from vidtok.files import RemoteFolder, plan_jobs
@@ -225,9 +225,8 @@ class Extraction:
         sampler = None if clips is None else parse_clips(clips, frames or 16, stride or 1, fps)
         columns = {"path_column": path_column, "label_column": label_column, "split_column": split_column}
         if task is not None:
-            named = tuple({"root": root, "frame_folders": frame_folders, **columns}.items())
-            tasks = [Rendered(0, split, 0, task, str(source), task_clips, named) for source in as_list(sources)]
-            items = validate_unique([item for each in tasks for item in plan_tasks(each, sampler, size)])
+            named = {"root": root, "frame_folders": frame_folders, **columns}
+            items = plan_tasks(as_list(sources), task, task_clips, split, sampler, size, **named)
         self.items = items or plan_sources(sources, root, split, renderings, class_folders, frame_folders, **columns)
         if threads is not None:
             torch.set_num_threads(threads)

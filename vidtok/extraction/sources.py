@@ -152,23 +152,34 @@ def plan_dataset(
     return items
 
 
-def plan_tasks(tasks: Rendered, clips: "Clips | None", size: int | None) -> list[WorkItem]:
-    """Make the work items of motion tasks.
+def plan_tasks(
+    sources: Iterable[str | Path],
+    task: str,
+    number: int | None,
+    split: str | None,
+    clips: "Clips | None",
+    size: int | None,
+    **columns: Any,
+) -> list[WorkItem]:
+    """Make the work items of motion tasks, made from the videos of each source.
 
     Args:
-        tasks: the first clip of the dataset.
-        clips, size: frames, stride, frame rate and side of its clips; clips are "dense:1".
+        sources, task, split, columns: see `MotionTasks`.
+        number: clips per source; None, see `MotionTasks`.
+        clips, size: frames, stride, frame rate and side of a clip; clips are "dense:1".
 
     Raises:
         ValueError: an unknown task, no size, several clips, or a source without videos that are long enough.
     """
     if size is None or clips is None or (clips.name, clips.number) != ("dense", 1):
         raise ValueError(f"clips of a motion task are rendered: give a size, and clips dense:1, not {size} and {clips}")
-    dataset, written = open_tasks(tasks, clips, size), tasks.split and tidy_split(tasks.split)
-    return [
-        WorkItem(id, None, dataset.classes[label], written, replace(tasks, number=number))
-        for number, (id, label) in enumerate(zip(dataset.ids, dataset.labels, strict=True))
-    ]
+    items, written = [], split and tidy_split(split)
+    for source in sources:
+        first = Rendered(0, split, 0, task, str(source), number, (*columns.items(),))
+        dataset = open_tasks(first, clips, size)
+        for i, (id, label) in enumerate(zip(dataset.ids, dataset.labels, strict=True)):
+            items.append(WorkItem(id, None, dataset.classes[label], written, replace(first, number=i)))
+    return validate_unique(items)
 
 
 def open_tasks(tasks: Rendered, clips: "Clips", size: int, reader: str = "auto") -> MotionTasks:

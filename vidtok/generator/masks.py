@@ -1,11 +1,7 @@
-"""Masks of tokens: of known ones for generators, of masked cells for pretraining.
+"""Masks of known tokens, bool [t, h, w], true if the token is known.
 
-Masks of known tokens are bool [t, h, w], true if the token is known. One model can do frame prediction, interpolation,
-inpainting and outpainting with them (MAGVIT, section 3.2). Masks of cells have a batch dimension.
+One model can do frame prediction, interpolation, inpainting and outpainting with them (MAGVIT, section 3.2).
 """
-
-import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -115,35 +111,3 @@ TASKS = ("none", "prefix", "interpolation", "inpainting", "outpainting")
 def _check(good: bool, message: str) -> None:
     if not good:
         raise ValueError(message)
-
-
-def random_cells(grid: tuple[int, ...], count: int, rng: PerSampleRNG) -> Tensor:
-    """Mask `count` random cells of each sample: bool [B, *grid]."""
-    order_BN = rng.uniform(math.prod(grid)).argsort(1).argsort(1)
-    return (order_BN < count).view(-1, *grid)
-
-
-def blocks(grid: tuple[int, int], count: int, rng: PerSampleRNG) -> Tensor:
-    """Mask `count` cells of each sample in rectangles: bool [B, h, w] (block masking, BEiT and BEVT).
-
-    Cells are ranked by the first of 16 random rectangles that covers them; ties, and cells that none covers, at random.
-    """
-    (h, w), n = grid, 16
-    area = rng.uniform(n) * (0.4 - 0.1) + 0.1  # of the grid
-    aspect = torch.exp((2 * rng.uniform(n) - 1) * math.log(3))
-    height = (area * h * w * aspect).sqrt().round().clamp(1, h)
-    width = (area * h * w / aspect).sqrt().round().clamp(1, w)
-    # Rectangles reach over the border: inside it they would mask the center far more often than the corners.
-    top = (rng.uniform(n) * h - height / 2).round()
-    left = (rng.uniform(n) * w - width / 2).round()
-    y, x = torch.arange(h, device=top.device)[:, None], torch.arange(w, device=top.device)
-    top, left, height, width = (side[..., None, None] for side in (top, left, height, width))
-    inside_Bnhw = (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
-    first_Bhw = torch.where(inside_Bnhw, torch.arange(n, device=top.device).view(-1, 1, 1), n).amin(1)
-    rank_BN = (first_Bhw.flatten(1) + rng.uniform(h * w)).argsort(1).argsort(1)
-    return (rank_BN < count).view(-1, h, w)
-
-
-# Block and tube masks (BEVT, VideoMAE) are the same at all times. Random ones (arXiv 2205.09113) differ from time to
-# time: what is masked can then be copied from another time by a model that finds the motion.
-MASKS: dict[str, Callable[..., Tensor]] = {"tube": random_cells, "block": blocks, "random": random_cells}

@@ -10,7 +10,7 @@ Legend: B batch, T H W video, t h w grid of cells, D width, m patch_merge, N cel
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,6 @@ from vidtok.datasets.loading import Shard
 from vidtok.errors import nearest
 from vidtok.extraction.dataset import TokenBatches, TokenDataset
 from vidtok.extraction.sources import Clips
-from vidtok.generator.masks import MASKS, random_cells
 from vidtok.generator.sampling import PerSampleRNG
 from vidtok.generator.training import (
     FIRST_SAMPLES,
@@ -38,7 +37,6 @@ from vidtok.heads import Head
 from vidtok.heads.embed import merge_patches
 from vidtok.heads.head import build_head
 from vidtok.heads.transformer import VideoTransformer
-from vidtok.hub import hash_file
 from vidtok.quantize.lfq import factor_bits, factorize_ids
 from vidtok.tokenizer import VideoTokenizer
 from vidtok.train.loop import build_schedule
@@ -50,6 +48,38 @@ if TYPE_CHECKING:
 
 INPUTS = ("tokens", "codes", "pixels")
 EXAMPLES = 256  # clips from which mean and deviation of extracted features are taken
+
+
+def random_cells(grid: tuple[int, ...], count: int, rng: PerSampleRNG) -> Tensor:
+    """Mask `count` random cells of each sample: bool [B, *grid]."""
+    order_BN = rng.uniform(math.prod(grid)).argsort(1).argsort(1)
+    return (order_BN < count).view(-1, *grid)
+
+
+def blocks(grid: tuple[int, int], count: int, rng: PerSampleRNG) -> Tensor:
+    """Mask `count` cells of each sample in rectangles: bool [B, h, w] (block masking, BEiT and BEVT).
+
+    Cells are ranked by the first of 16 random rectangles that covers them; ties, and cells that none covers, at random.
+    """
+    (h, w), n = grid, 16
+    area = rng.uniform(n) * (0.4 - 0.1) + 0.1  # of the grid
+    aspect = torch.exp((2 * rng.uniform(n) - 1) * math.log(3))
+    height = (area * h * w * aspect).sqrt().round().clamp(1, h)
+    width = (area * h * w / aspect).sqrt().round().clamp(1, w)
+    # Rectangles reach over the border: inside it they would mask the center far more often than the corners.
+    top = (rng.uniform(n) * h - height / 2).round()
+    left = (rng.uniform(n) * w - width / 2).round()
+    y, x = torch.arange(h, device=top.device)[:, None], torch.arange(w, device=top.device)
+    top, left, height, width = (side[..., None, None] for side in (top, left, height, width))
+    inside_Bnhw = (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
+    first_Bhw = torch.where(inside_Bnhw, torch.arange(n, device=top.device).view(-1, 1, 1), n).amin(1)
+    rank_BN = (first_Bhw.flatten(1) + rng.uniform(h * w)).argsort(1).argsort(1)
+    return (rank_BN < count).view(-1, h, w)
+
+
+# Block and tube masks (BEVT, VideoMAE) are the same at all times. Random ones (arXiv 2205.09113) differ from time to
+# time: what is masked can then be copied from another time by a model that finds the motion.
+MASKS: dict[str, Callable[..., Tensor]] = {"tube": random_cells, "block": blocks, "random": random_cells}
 
 
 class Imitation(nn.Module):
@@ -333,7 +363,11 @@ def build_pretraining(cfg: DictConfig) -> dict:
             f"token factorization needs a codebook of a whole number of bits, and {plain['tokenizer']} has "
             f"{tokenizer.bits:.2f}"
         )
-    teacher = None if stored or not teachers else build_teacher(teachers[0], plain["teacher_weights"])
+    teacher = None
+    if teachers and not stored:
+        from vidtok.eval.recognition.references import build_teacher  # other runs don't need teachers
+
+        teacher = build_teacher(teachers[0], plain["teacher_weights"])
     features = [TokenDataset(folder, cache=data["cache"]) for folder in teachers] if stored else []
 
     def build_batches(split: str, batch_size: int) -> ClipBatches | StoredBatches:
@@ -388,29 +422,6 @@ def protocol_of(
     return {"frames": frames, "stride": stride, "size": meta["resize"], "fps": clips.fps}
 
 
-def build_teacher(name: str | None, weights: str | None) -> "ReferenceEncoder | None":
-    """Build a frozen teacher.
-
-    Args:
-        name: "i3d", or an image classifier of timm, which sees single frames; None, none.
-        weights: file of its weights; None, timm downloads its own.
-
-    Raises:
-        ValueError: an unknown name, weights of another network, or none for I3D.
-        FileNotFoundError: no such file, or the download failed.
-    """
-    from vidtok.eval.metrics.i3d import I3D
-    from vidtok.eval.recognition.references import FrameBackbone, ReferenceEncoder
-
-    if name is None:
-        return None
-    if name != "i3d":
-        return ReferenceEncoder(FrameBackbone(name, weights))
-    if weights is None:
-        raise ValueError("the teacher i3d needs teacher_weights: the file of its weights")
-    return ReferenceEncoder(I3D(weights))
-
-
 @torch.no_grad()
 def teacher_features(teacher: "ReferenceEncoder", video: Tensor) -> Tensor:
     """Compute a teacher's features of clips in float32, on their device, to which the teacher is moved."""
@@ -419,22 +430,20 @@ def teacher_features(teacher: "ReferenceEncoder", video: Tensor) -> Tensor:
         return teacher(video).float()
 
 
-def check_pretraining(cfg: DictConfig, tokenizer: VideoTokenizer) -> None:
-    """Check the fingerprint of a run folder: its tokenizer, data and backbone.
+def check_pretraining(cfg: DictConfig, task: PretrainingTask, batches: ClipBatches | StoredBatches) -> None:
+    """Check the fingerprint of a run folder: its tokenizer, data, teachers and backbone.
 
     Raises:
-        ValueError: the folder was created with others. Its checkpoint might load, and continue with wrong tokens.
+        ValueError: the folder was created with others. Its checkpoint might load, and continue with wrong targets.
     """
     plain = to_dict(cfg)
     data = {key: value for key, value in plain["data"].items() if key not in ("batch_size", "cache", "workers")}
     kept = ("input", "head", "head_options", "patch_merge", "mask", "mask_ratio", "teacher_weight", "seed")
     facts = {key: plain[key] for key in kept} | {f"data.{key}": value for key, value in data.items()}
-    facts |= {"command": "train pretrain", "tokenizer": tokenizer.weight_hash, "teacher": None}
-    if teachers := list_teachers(plain["teacher"]):
-        if data["features"] is not None:
-            hashes = [TokenDataset(folder).meta["weight_hash"] for folder in teachers]
-        else:
-            hashes = [plain["teacher_weights"] and hash_file(Path(plain["teacher_weights"]))]
-        # As a list: runs of versions that didn't standardize the features have the name alone, and can't be resumed.
-        facts["teacher"] = [*zip(teachers, hashes, strict=True)]
+    hashes = [] if task.teacher is None else [task.teacher.network.weight_hash]
+    if isinstance(batches, TeacherBatches):
+        hashes = [teacher.meta["weight_hash"] for teacher, _ in batches.teachers]
+    # Runs from before their features were standardized have a name in place of the list, and can't be resumed.
+    facts["teacher"] = [*zip(list_teachers(plain["teacher"]), hashes, strict=True)] or None
+    facts |= {"command": "train pretrain", "tokenizer": task.tokenizer.weight_hash}
     check_fingerprint(Path(cfg.run), facts)

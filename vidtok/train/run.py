@@ -85,7 +85,7 @@ def pretrain(*overrides: str, log: Log = print, **settings) -> Head:
     """
     cfg = compose_config("train_pretrain", overrides, settings)
     arguments = build_pretraining(cfg)
-    check_pretraining(cfg, arguments["task"].tokenizer)
+    check_pretraining(cfg, arguments["task"], arguments["batches"])
     return _run(cfg, arguments, log).backbone
 
 

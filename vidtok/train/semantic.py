@@ -10,18 +10,15 @@ Legend: B batch, C code channels, D teacher's channels, T H W video, t h w grid 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidtok.eval.metrics.i3d import MIN_FRAMES
+from vidtok.eval.recognition.references import ReferenceEncoder, build_teacher
 from vidtok.tokenizer import VideoTokenizer
-from vidtok.train.pretraining import build_teacher, teacher_features
-
-if TYPE_CHECKING:
-    from vidtok.eval.recognition.references import ReferenceEncoder
+from vidtok.train.pretraining import teacher_features
 
 TINY = 1e-12
 
@@ -71,7 +68,7 @@ class SemanticLoss:
         ValueError: illegal weights.
     """
 
-    teacher: "ReferenceEncoder"
+    teacher: ReferenceEncoder
     pooled: float = 1.0
     cells: float = 1.0
 
@@ -162,7 +159,6 @@ def build_semantic(settings: dict, tokenizer: VideoTokenizer, video: Tensor) -> 
         needed = "semantic.teacher=NAME (i3d, or an image classifier of timm) and semantic.weights=FILE"
         raise ValueError(f"loss.semantic_ratio needs a teacher: give {needed}")
     teacher = build_teacher(name, weights)
-    assert teacher is not None  # it has a name
     loss = SemanticLoss(teacher, settings["pooled"], settings["cells"])
     model = SemanticTokenizer(tokenizer, loss.features(video).shape[1], settings["width"])
     for part, weight in ((model.pooled, loss.pooled), (model.cells, loss.cells)):
