@@ -81,6 +81,39 @@ def task_table(result: Mapping, few: Mapping) -> str:
     return "\n".join(lines)
 
 
+def pretraining_table(scratch: Mapping, pretrained: Mapping) -> str:
+    """Return top-1 accuracies in percent of heads for several motion tasks with and without pretraining.
+
+    Args:
+        scratch: comparison of tokens and pixels. pretrained: the same of tokens, with heads that start from a backbone.
+    """
+    head = ["task", "tokens", "pixels", "tokens, pretrained"]
+    lines = [markdown_row(head), markdown_row(["---"] * len(head))]
+    entries = [{entry["name"]: entry for entry in result["results"]} for result in (scratch, pretrained)]
+    columns = entries[0]["tokens"], entries[0]["pixels"], entries[1]["tokens"]
+    for task in columns[0]["tasks"]:
+        lines.append(markdown_row([task, *(share_cell(entry["tasks"][task]) for entry in columns)]))
+    return "\n".join([*lines, markdown_row(["all", *(share_cell(entry["top1"]) for entry in columns)])])
+
+
+def frozen_table(results: Sequence[Mapping]) -> str:
+    """Return top-1 accuracies in percent of probes of several motion tasks, a row per task and a column per input.
+
+    Args:
+        results: probes on the same clips. Rows of tasks have features that are averaged over the clip.
+    """
+    entries = {(entry["input"], entry["runs"][0]["pool"]): entry for result in results for entry in result["results"]}
+    inputs = [input for input, pool in entries if pool == "mean"]
+    lines = [markdown_row(["task", *inputs]), markdown_row(["---"] * (1 + len(inputs)))]
+    for task in entries[inputs[0], "mean"]["tasks"]:
+        lines.append(markdown_row([task, *(share_cell(entries[input, "mean"]["tasks"][task]) for input in inputs)]))
+    for pool in dict.fromkeys(pool for _, pool in entries):
+        name = "all" if pool == "mean" else f"all, {pool}"
+        cells = [share_cell(entries[input, pool]["top1"]) if (input, pool) in entries else "" for input in inputs]
+        lines.append(markdown_row([name, *cells]))
+    return "\n".join(lines)
+
+
 def _task_row(task: str, chance: float, names: Sequence[str], top1: Mapping, pair: Mapping) -> str:
     cells = [share_cell(top1[name]) if name in top1 else "" for name in names]
     return markdown_row([task, _percent(chance), *cells, ratio_cell(pair["ratio"])])

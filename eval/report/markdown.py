@@ -27,7 +27,7 @@ from vidtok.eval.compression import report as compression
 from vidtok.eval.generation.comparison import SCHEMA
 from vidtok.eval.generation.report import guidance_table, markdown_table, verdict
 from vidtok.eval.recognition.comparison import TRANSFER
-from vidtok.eval.report import markdown_row, ratio_cell, share_cell, task_table
+from vidtok.eval.report import frozen_table, markdown_row, pretraining_table, ratio_cell, share_cell, task_table
 from vidtok.eval.report.measurements import command_blocks
 from vidtok.eval.report.page import overview_chart
 from vidtok.eval.report.speed import machine_line, reading_table, sampling_table, speed_ratio_table, speed_table
@@ -273,6 +273,8 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         "inputs": accuracy_table(read("motion-tasks"), ("tokens", "pixels", TRANSFER)),
         "recognition": f"{comparison_table(comparisons)}\n\n{cost_table(comparisons)}",
         "motion_tasks": task_table(read("motion-tasks"), read("motion-tasks-10")),
+        "pretraining": pretraining_table(read("backbone-scratch"), read("backbone-pretrained")),
+        "frozen": frozen_table([read("backbone-references"), read("backbone-cells")]),
         "probes": f"{probe_table(probes)}\n\n{path_table(probes)}".strip(),
         "generation": f"{markdown_table(result)}\n\n{said[0].upper()}{said[1:]}.",
         "guidance": guidance_table(generations),
