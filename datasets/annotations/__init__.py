@@ -23,6 +23,7 @@ from vidtok.remote import as_text, without_query
 JSON_LINES = (".jsonl", ".ndjson")
 SUFFIXES = (".csv", ".tsv", ".json", ".txt", *JSON_LINES)  # of annotation files, as opposed to videos
 
+EXPECTED = "give a folder of videos or an annotation file"
 UNDERSTOOD = (
     "Formats understood: Kinetics csv (label,youtube_id,time_start,time_end,split); Something-Something-v2 json "
     "([{id, template}] or [{id}]); csv with a header (path, label, split, start, end), or json or JSON lines with "
@@ -68,10 +69,10 @@ def read_annotations(
     try:
         data.decode()
     except UnicodeDecodeError as e:
-        not_utf8 = f"{source}: not a text file in UTF-8 ({e.reason} at byte {e.start}). {UNDERSTOOD}"
+        not_utf8 = f"{source}: not a text file in UTF-8 ({e.reason} at byte {e.start}): {EXPECTED}. {UNDERSTOOD}"
     text = escape_bytes(data).replace("\r\n", "\n").replace("\r", "\n")
     if "\0" in text:
-        raise ValueError(f"{source}: not a text file (byte 0 in it). {UNDERSTOOD}")
+        raise ValueError(f"{source}: not a text file (byte 0 in it): {EXPECTED}. {UNDERSTOOD}")
     if not text.strip():
         raise ValueError(f"{source}: the file is empty")
     try:

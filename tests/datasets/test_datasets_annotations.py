@@ -158,7 +158,7 @@ REFUSED = {
     "Git LFS": ["version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"],
     "web page": ["<!DOCTYPE html>\n<html>\n"],
     "empty": ["", "\n\n"],
-    "not a text file": [b"\x80\x04\x95", b"a\0b"],
+    "not a text file.*give a folder of videos": [b"\x80\x04\x95", b"a\0b"],
     "header without rows": [KINETICS + "\n"],
     "is a header": ["clips,classes\na.mp4,0\nc.mp4,1\nb.mp4,1\n"],
     "known kind|looks": ["key: value\nname: x\n", "hello world\ngood bye\n"],
