@@ -70,7 +70,7 @@ def head_info(name: str) -> dict[str, object]:
         "input": f"{_spec(config.input)}, grid {' x '.join(map(str, config.grid))}",
         "tokenizer": _tokenizer(config.tokenizer) if config.tokenizer else "none",
         "clips": _spec(config.protocol) if config.protocol else "not known",
-        "classes": _classes(config.classes) if config.classes else config.num_classes,
+        "classes": _classes(config.classes) if config.classes else config.num_classes or "none: a backbone",
         "license": config.license,
     }
 

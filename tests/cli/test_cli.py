@@ -271,6 +271,9 @@ def test_info(capsys, here, model, videos):
     assert f"{18 * tokens / (6 * 37 * 51):.4f} bits per pixel" in out and "3 x 5 x 7 = 105" in out
     out, _ = vidtok(capsys, "info", "digits-tokens")
     assert "9: down, growing, left" in out and "vidtok-t, weights" in out and "stride 1" in out
+    out, _ = vidtok(capsys, "info", "clips-tokens")
+    assert "none: a backbone" in out
+    assert "is a backbone, without classes" in fails(capsys, "recognize", videos / "odd.mp4", "--head", "clips-tokens")
     out, _ = vidtok(capsys, "info", model)
     assert VideoTokenizer.from_pretrained(model).weight_hash in out and "18 bits" in out
     out, _ = vidtok(capsys, "info", videos / "odd.mp4")
