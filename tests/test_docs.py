@@ -18,11 +18,12 @@ from vidtok.eval.report import markdown, ratio_cell
 from vidtok.eval.report.markdown import GUIDANCES, published_tables, update
 from vidtok.eval.report.measurements import load_measurements
 from vidtok.extraction import Record, RecordMeta, open_writer
+from vidtok.heads import Head
 from vidtok.hub import PRETRAINED, hash_file
 
 ROOT = Path(__file__).parent.parent
 PAGES = {file.name: file.read_text() for file in [ROOT / "README.md", *sorted((ROOT / "docs/pages").glob("*.md"))]}
-RESULTS = " ".join(PAGES["results.md"].split())
+README, RESULTS = (" ".join(PAGES[name].split()) for name in ("README.md", "results.md"))
 SHIPPED = sorted(p.parent.name for p in PRETRAINED.glob("*/config.json"))
 
 
@@ -200,6 +201,22 @@ def test_motion_tasks_are_those_of_the_result_file():
         top1 = next(each["top1"] for each in read(f"recognition-{name}")["results"] if each["name"] == "tokens")
         share = f"{100 * top1['mean']:.1f} ± {100 * top1['deviation']:.1f}"
         assert said.format(share) in RESULTS
+
+
+def test_the_backbone_is_that_of_the_result_files():
+    scratch, pretrained = (read(f"backbone-{name}")["results"] for name in ("scratch", "pretrained"))
+    (ratio,) = (each["ratio"] for each in read("backbone-pretrained")["comparisons"] if each["ours"] == "tokens")
+    said = f"have {ratio_cell(ratio)} of the accuracy of heads on pixels"
+    assert f"start from it {said} from scratch" in RESULTS and f"`clips-tokens` {said}" in README
+    top1 = {entry["name"]: 100 * entry["top1"]["mean"] for entry in (*pretrained, *scratch)}
+    assert "from scratch, {tokens:.1f} and {pixels:.1f} %.".format(**top1) in RESULTS
+    frozen = read("backbone-references")["results"] + read("backbone-cells")["results"]
+    top1 = {(entry["input"], entry["runs"][0]["pool"]): 100 * entry["top1"]["mean"] for entry in frozen}
+    said = "(*cells*) have {:.1f} % and those of I3D {:.1f} %, averaged over the clip; `hidden` has {:.1f} %."
+    assert said.format(*(top1[input, "mean"] for input in ("cells", "i3d", "hidden"))) in RESULTS
+    assert f"on a grid it is {top1['i3d', 'grid4'] - top1['cells', 'grid4']:.1f} points behind" in RESULTS
+    probed = read("backbone-cells")["results"][0]["runs"][0]["reference"]
+    assert probed["weight_hash"] == Head.from_pretrained("clips-tokens").weight_hash
 
 
 def kind_share(entry: dict, classes: list[str], kind: str) -> float:

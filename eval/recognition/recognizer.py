@@ -271,7 +271,7 @@ def load_head(
     head = Head.from_pretrained(name, pick_device(device))
     config, kind = head.config, trained_on(head.config)
     if not config.num_classes:
-        raise ValueError(f"{config.name!r} is a backbone, without classes: train a head with `vidtok eval finetune init=`")
+        raise ValueError(f"{config.name!r} is a backbone, without classes: train a head with `eval finetune init=`")
     if config.classes is None:
         raise ValueError(f"head {config.name!r} doesn't say what its classes are")
     if recon and kind not in ("pixels", "recon"):

@@ -85,12 +85,12 @@ def pretraining_table(scratch: Mapping, pretrained: Mapping) -> str:
     """Return top-1 accuracies in percent of heads for several motion tasks with and without pretraining.
 
     Args:
-        scratch: comparison of tokens and pixels. pretrained: the same of tokens, with heads that start from a backbone.
+        scratch: comparison with the arm tokens. pretrained: one of tokens, with heads from a backbone, and of pixels.
     """
     head = ["task", "tokens", "pixels", "tokens, pretrained"]
     lines = [markdown_row(head), markdown_row(["---"] * len(head))]
     entries = [{entry["name"]: entry for entry in result["results"]} for result in (scratch, pretrained)]
-    columns = entries[0]["tokens"], entries[0]["pixels"], entries[1]["tokens"]
+    columns = entries[0]["tokens"], entries[1]["pixels"], entries[1]["tokens"]
     for task in columns[0]["tasks"]:
         lines.append(markdown_row([task, *(share_cell(entry["tasks"][task]) for entry in columns)]))
     return "\n".join([*lines, markdown_row(["all", *(share_cell(entry["top1"]) for entry in columns)])])

@@ -42,7 +42,7 @@ COMPARISONS = {
     "recognition-rt1-views": "rt1, 800 steps",
 }
 AGREEMENTS = ("agreement", "agreement-256", "agreement-frames", "agreement-frames-256")
-PROBES = {"probes-rt1": "rt1"}
+PROBES = {"probes-rt1": "rt1", "probes-pick-put": "droid, pick or put"}
 RESULTS = Path(__file__).parent.parent / "results"
 X265 = ("x265 random-access", "x265 low-delay")
 GUIDANCES = ("generation-guidance-1", "generation-guidance-1.5", "generation", "generation-guidance-3")

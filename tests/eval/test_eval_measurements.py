@@ -121,7 +121,7 @@ def test_the_list_is_whole():
 
 def test_command_line(tmp_path, capsys):
     assert main(["list", "--only", "probes"]) == 0
-    assert capsys.readouterr().out.startswith("probes, about 5 minutes; reads rt1, rt1.csv")
+    assert capsys.readouterr().out.startswith("probes, about 20 minutes; reads rt1, rt1.csv")
     assert main(["all", str(tmp_path), "-o", str(tmp_path / "out"), "--only", "probs"]) == 1
     assert "no measurement 'probs': did you mean 'probes'?" in capsys.readouterr().err
     with pytest.raises(SystemExit):
