@@ -45,7 +45,7 @@ class HeadConfig:
         net: {"kind": a name in `vidtok.heads.HEADS`, **arguments of the class}.
         input: {"kind": a name in `vidtok.heads.INPUTS`, **arguments of the embedding}.
         grid: (t, h, w) of the tokens, before `patch_merge`.
-        num_classes: classes of the last layer.
+        num_classes: classes of the last layer; 0, a backbone, which has none.
         classes: the name of each class number; None, unknown.
         tokenizer: {"name", "weight_hash"} of the tokenizer that produced the input; for pixels, of the tokenizer that
             reconstructed them. None: unknown, or original pixels.
@@ -232,6 +232,14 @@ class Head(PretrainedModel, tags=["video-classification"]):
         """Raise ValueError if the head was trained on crops of the grid and therefore can't take whole grids."""
         if side := (self.config.protocol or {}).get("grid_crop"):
             raise ValueError(f"head {self.config.name!r} sees crops of {side} x {side} cells, not the whole grid")
+
+    def check_classes(self) -> None:
+        """Raise ValueError for a backbone, which has no classes."""
+        if not self.config.num_classes:
+            raise ValueError(
+                f"head {self.config.name!r} is a backbone, without classes: train a head that starts from it, "
+                "vidtok eval finetune init=NAME"
+            )
 
     def check_tokenizer(self, name: str, weight_hash: str, layer: str | None = None) -> None:
         """Raise ValueError unless the head was trained on the output of this tokenizer, or on pixels.

@@ -72,7 +72,7 @@ def write_tokens(folder):
 SHELL = """
 vidtok() { printf '%s\\x1f' "$@"; printf '\\x1e'; }
 torchrun() { while [ "$1" != vidtok ]; do shift; done; shift; vidtok "$@"; }
-python() { :; }; pip() { :; }; pytest() { :; }; rm() { :; }
+python() { :; }; pip() { :; }; pytest() { :; }; rm() { :; }; grep() { :; }
 """
 
 
@@ -206,15 +206,26 @@ def test_motion_tasks_are_those_of_the_result_file():
 def test_the_backbone_is_that_of_the_result_files():
     scratch, pretrained = (read(f"backbone-{name}")["results"] for name in ("scratch", "pretrained"))
     (ratio,) = (each["ratio"] for each in read("backbone-pretrained")["comparisons"] if each["ours"] == "tokens")
-    said = f"have {ratio_cell(ratio)} of the accuracy of heads on pixels"
-    assert f"start from it {said} from scratch" in RESULTS and f"`clips-tokens` {said}" in README
+    assert f"start from it have {ratio_cell(ratio)} of the accuracy of heads on pixels from scratch" in RESULTS
+    assert f"have {ratio_cell(ratio)} of pixels from scratch" in README
     top1 = {entry["name"]: 100 * entry["top1"]["mean"] for entry in (*pretrained, *scratch)}
-    assert "from scratch, {tokens:.1f} and {pixels:.1f} %.".format(**top1) in RESULTS
+    assert "from scratch, tokens have {tokens:.1f} % and pixels {pixels:.1f} %.".format(**top1) in RESULTS
+    own, from_scratch = pretrained[0], scratch[0]
+    assert (
+        "{:.1f} in place of {:.1f} %".format(*(100 * entry["top1"]["mean"] for entry in (own, from_scratch)))
+        in PAGES["recognition.md"]
+    )
+    gains = {task: 100 * (own["tasks"][task]["mean"] - from_scratch["tasks"][task]["mean"]) for task in own["tasks"]}
+    assert "({object-direction:.1f} and {object-speed:.1f} points)".format(**gains) in RESULTS
+    above = {task for task in gains if own["tasks"][task]["low"] > from_scratch["tasks"][task]["high"]}
+    assert above == {"object-direction", "object-speed"}
     frozen = read("backbone-references")["results"] + read("backbone-cells")["results"]
     top1 = {(entry["input"], entry["runs"][0]["pool"]): 100 * entry["top1"]["mean"] for entry in frozen}
     said = "(*cells*) have {:.1f} % and those of I3D {:.1f} %, averaged over the clip; `hidden` has {:.1f} %."
     assert said.format(*(top1[input, "mean"] for input in ("cells", "i3d", "hidden"))) in RESULTS
     assert f"on a grid it is {top1['i3d', 'grid4'] - top1['cells', 'grid4']:.1f} points behind" in RESULTS
+    card, tables = (PRETRAINED / "heads/clips-tokens/README.md").read_text(), published_tables()
+    assert all(tables[name].strip() in card for name in ("pretraining", "frozen"))
     probed = read("backbone-cells")["results"][0]["runs"][0]["reference"]
     assert probed["weight_hash"] == Head.from_pretrained("clips-tokens").weight_hash
 
@@ -240,6 +251,15 @@ def test_probes_are_those_of_the_result_file():
         assert said.format(numbers[0], *sorted(numbers[1:])) in RESULTS
     codes = next(e for e in result["results"] if e["input"] == "codes" and e["runs"][0]["pool"] == "grid4")
     assert f"on a 4x4 grid they have {100 * codes['top1']['mean']:.1f} %" in RESULTS
+    top1 = {(e["input"], e["runs"][0]["pool"]): 100 * e["top1"]["mean"] for e in result["results"]}
+    said = "(*cells*) has {:.1f} % on the grid, `hidden` {:.1f} % and I3D {:.1f} %; averaged over the clip, {:.1f}, "
+    said += "{:.1f} and {:.1f} %."
+    assert (
+        said.format(*(top1[name, pool] for pool in ("grid4", "mean") for name in ("cells", "hidden", "i3d"))) in RESULTS
+    )
+    pairs = read("probes-pick-put")
+    majority = pairs["controls"]["majority"]["top1"]["value"]
+    assert all(entry["top1"]["mean"] <= majority for entry in pairs["results"])  # "no input is above"
 
 
 def test_generators_are_those_of_the_result_files():

@@ -120,9 +120,10 @@ def load_head(name: str, tokenizer: VideoTokenizer, device: torch.device) -> Hea
     """Load a recognition head that sees generated clips.
 
     Raises:
-        ValueError: the head is not found, or reads the output of another tokenizer.
+        ValueError: the head is not found, has no classes, or reads the output of another tokenizer.
     """
     head = Head.from_pretrained(name, device).eval()
+    head.check_classes()
     head.check_tokenizer(tokenizer.config.name, tokenizer.weight_hash)
     return head
 

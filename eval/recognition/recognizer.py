@@ -261,7 +261,7 @@ def load_head(
         (`Head`, `InputEncoder`, `Protocol`).
 
     Raises:
-        ValueError: the head doesn't record its classes or its protocol, or the tokenizer isn't the head's.
+        ValueError: the head has no classes or doesn't record them or its protocol, or the tokenizer isn't the head's.
     """
     from vidtok.eval.recognition.inputs import ORIGINAL, InputEncoder, trained_on
     from vidtok.extraction.model import open_tokenizer
@@ -270,8 +270,7 @@ def load_head(
 
     head = Head.from_pretrained(name, pick_device(device))
     config, kind = head.config, trained_on(head.config)
-    if not config.num_classes:
-        raise ValueError(f"{config.name!r} is a backbone, without classes: train a head with `eval finetune init=`")
+    head.check_classes()
     if config.classes is None:
         raise ValueError(f"head {config.name!r} doesn't say what its classes are")
     if recon and kind not in ("pixels", "recon"):

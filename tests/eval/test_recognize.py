@@ -143,7 +143,7 @@ def test_no_such_head(clips, capsys):
     assert err.startswith("vidtok: no shipped head and no folder 'nothing'") and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", list_shipped_heads())
+@pytest.mark.parametrize("name", [name for name in list_shipped_heads() if Head.from_pretrained(name).num_classes])
 def test_shipped_heads_are_those_of_their_result_file(name, tmp_path, capsys):
     folder = SHIPPED / name
     result = json.loads((folder / "evaluation.json").read_text())

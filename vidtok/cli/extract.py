@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--features", default="ids", help="features: ids (default), codes, latents, hidden or embedding")
     add("--pool", help="pooling of hidden or latents: mean, over the whole grid (default: none)")
     add("--dtype", default="float32", help="dtype of stored floats: float32 (default) or float16")
-    add("--head", metavar="NAME", help="trained recognition head of --features embedding: name, folder or hub id")
+    add("--head", metavar="NAME", help="head or backbone of --features embedding: name, folder or hub id")
     add("--container", default="npz", help="file format: npz (default), parquet or webdataset")
     common.add_model(parser, custom=True)
     common.add_precision(parser)
