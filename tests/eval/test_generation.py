@@ -34,7 +34,7 @@ from vidtok.eval.generation.conventions import (
     real_clips,
     shares_over_folds,
 )
-from vidtok.eval.generation.extractors import ClassAgreement, FeatureExtractors, load_feature_extractors
+from vidtok.eval.generation.extractors import ClassAgreement, FeatureExtractors, load_feature_extractors, load_head
 from vidtok.eval.generation.report import markdown_table, over_seeds, verdict
 from vidtok.eval.generation.run import Evaluation, check_conditions
 from vidtok.eval.metrics.intervals import wilson_interval
@@ -824,3 +824,8 @@ def test_a_verdict_needs_folds_that_do_not_touch():
     lines = markdown_table({"rows": best, "training": training, "limits": limits}).splitlines()
     assert "| FVD | recall (recognizer) | agreement, % |" in lines[0] and "| 11.2 | 0.25 ± 0.12 |  |" in lines[3]
     assert lines[5].endswith("| 1.0 | 0.75 |  |") and lines[6].endswith("| 2.0 | 0.50 |  |")
+
+
+def test_a_backbone_is_no_judge():
+    with pytest.raises(ValueError, match="'clips-tokens' is a backbone, without classes"):
+        load_head("clips-tokens", VideoTokenizer.from_pretrained("vidtok-t"), torch.device("cpu"))

@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--train-clips", type=positive(int), metavar="N", help="maximum number of training clips")
     parser.add_argument("--test-clips", type=positive(int), metavar="N", help="maximum number of test clips")
-    inputs = "inputs, separated by commas: hidden (default), latents, codes, pixels, recon, frame, i3d, frames"
+    inputs = "inputs, separated by commas: hidden (default), latents, codes, pixels, recon, frame, i3d, frames, cells"
     parser.add_argument("--input", default="hidden", metavar="NAMES", help=inputs)
     parser.add_argument("--i3d", metavar="WEIGHTS", help="I3D weights, file or URL; adds the input i3d")
     parser.add_argument("--backbone", metavar="NAME", help="image classifier of timm; adds the input frames")
