@@ -207,7 +207,7 @@ def test_the_backbone_is_that_of_the_result_files():
     scratch, pretrained = (read(f"backbone-{name}")["results"] for name in ("scratch", "pretrained"))
     (ratio,) = (each["ratio"] for each in read("backbone-pretrained")["comparisons"] if each["ours"] == "tokens")
     assert f"start from it have {ratio_cell(ratio)} of the accuracy of heads on pixels from scratch" in RESULTS
-    assert f"have {ratio_cell(ratio)} of pixels from scratch" in README
+    assert f"have {ratio_cell(ratio)} of the accuracy of pixels from scratch" in README
     top1 = {entry["name"]: 100 * entry["top1"]["mean"] for entry in (*pretrained, *scratch)}
     assert "from scratch, tokens have {tokens:.1f} % and pixels {pixels:.1f} %.".format(**top1) in RESULTS
     own, from_scratch = pretrained[0], scratch[0]
@@ -257,6 +257,12 @@ def test_probes_are_those_of_the_result_file():
     assert (
         said.format(*(top1[name, pool] for pool in ("grid4", "mean") for name in ("cells", "hidden", "i3d"))) in RESULTS
     )
+    spans = {}
+    for entry in result["results"]:
+        tested = [100 * row["top1"] for row in entry["runs"][0]["path"] if row["C"] >= 1e-3]
+        spans[entry["name"]] = f"{min(tested):.0f} to {max(tested):.0f} %"
+    said = "Over C from 0.001 to 100, codes have {codes, grid4, logistic} and pixels {pixels, grid4, logistic}:"
+    assert said.format(**spans) in RESULTS
     pairs = read("probes-pick-put")
     majority = pairs["controls"]["majority"]["top1"]["value"]
     assert all(entry["top1"]["mean"] <= majority for entry in pairs["results"])  # "no input is above"
