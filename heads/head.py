@@ -45,7 +45,7 @@ class HeadConfig:
         net: {"kind": a name in `vidtok.heads.HEADS`, **arguments of the class}.
         input: {"kind": a name in `vidtok.heads.INPUTS`, **arguments of the embedding}.
         grid: (t, h, w) of the tokens, before `patch_merge`.
-        num_classes: classes of the last layer; 0, a backbone, which has none.
+        num_classes: number of classes of the last layer; 0 for a backbone, which has no last layer.
         classes: the name of each class number; None, unknown.
         tokenizer: {"name", "weight_hash"} of the tokenizer that produced the input; for pixels, of the tokenizer that
             reconstructed them. None: unknown, or original pixels.
@@ -237,7 +237,7 @@ class Head(PretrainedModel, tags=["video-classification"]):
         """Raise ValueError for a backbone, which has no classes."""
         if not self.config.num_classes:
             raise ValueError(
-                f"head {self.config.name!r} is a backbone, without classes: train a head that starts from it, "
+                f"head {self.config.name!r} is a backbone, without classes: fine-tune it first, "
                 "vidtok eval finetune init=NAME"
             )
 

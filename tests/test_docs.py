@@ -226,8 +226,12 @@ def test_the_backbone_is_that_of_the_result_files():
     assert f"on a grid it is {top1['i3d', 'grid4'] - top1['cells', 'grid4']:.1f} points behind" in RESULTS
     card, tables = (PRETRAINED / "heads/clips-tokens/README.md").read_text(), published_tables()
     assert all(tables[name].strip() in card for name in ("pretraining", "frozen"))
-    probed = read("backbone-cells")["results"][0]["runs"][0]["reference"]
-    assert probed["weight_hash"] == Head.from_pretrained("clips-tokens").weight_hash
+    cells, i3d = (next(e["tasks"]["object-bounce"] for e in frozen if e["input"] == name) for name in ("cells", "i3d"))
+    assert cells["high"] < i3d["low"]  # "misses what I3D sees of `object-bounce`"
+    probed, head = read("backbone-cells")["results"][0]["runs"][0]["reference"], Head.from_pretrained("clips-tokens")
+    assert probed["weight_hash"] == head.weight_hash
+    assert head.config.tokenizer["weight_hash"] == read("backbone-cells")["tokenizer"]["weight_hash"]
+    assert (PRETRAINED / "heads/clips-tokens/model.safetensors").stat().st_size < 3e6
 
 
 def kind_share(entry: dict, classes: list[str], kind: str) -> float:

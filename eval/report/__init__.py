@@ -100,7 +100,8 @@ def frozen_table(results: Sequence[Mapping]) -> str:
     """Return top-1 accuracies in percent of probes of several motion tasks, a row per task and a column per input.
 
     Args:
-        results: probes on the same clips. Rows of tasks have features that are averaged over the clip.
+        results: probes on the same clips, each input with the pool mean. Accuracies by task are of that pool; below
+            them is a row per pool with the accuracy on all clips.
     """
     entries = {(entry["input"], entry["runs"][0]["pool"]): entry for result in results for entry in result["results"]}
     inputs = [input for input, pool in entries if pool == "mean"]
