@@ -109,7 +109,7 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
     if not (cfg.i3d or cfg.recognizer):
         raise ValueError("nothing to measure: give i3d=FILE or recognizer=NAME")
     tokenizer = VideoTokenizer.from_pretrained(cfg.tokenizer, device)
-    detectors = load_feature_extractors(cfg.i3d, None, cfg.recognizer, tokenizer, device)
+    detectors = load_feature_extractors(cfg.i3d, None, cfg.recognizer, tokenizer, device, cfg.precision)
     runs = training_runs(plain, layers, folder)
     tokenizers = {cfg.tokenizer: tokenizer}
     for name in {run.cfg.tokenizer: None for run in runs}:

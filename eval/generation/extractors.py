@@ -4,6 +4,7 @@ Legend: B batch, N clips, K classes, t h w token grid.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +16,7 @@ from vidtok.eval.metrics.inception import InceptionFID
 from vidtok.eval.metrics.intervals import share_of
 from vidtok.heads import Head
 from vidtok.hub import hash_weights
-from vidtok.tokenizer import VideoTokenizer
+from vidtok.tokenizer import VideoTokenizer, check_precision
 
 
 @dataclass
@@ -128,12 +129,34 @@ def load_head(name: str, tokenizer: VideoTokenizer, device: torch.device) -> Hea
     return head
 
 
-def load_feature_extractors(i3d: str | None, fid: str | None, head: str | None, tokenizer, device):
-    """Load the networks of the metrics from weight files or URLs, and the head; None leaves a network out."""
+def in_bf16(network: torch.nn.Module, video_BCTHW: Tensor) -> Tensor:
+    """Run a network in bf16 and return float32."""
+    with torch.autocast(video_BCTHW.device.type, torch.bfloat16):
+        return network(video_BCTHW).float()
+
+
+def load_feature_extractors(
+    i3d: str | None,
+    fid: str | None,
+    head: str | None,
+    tokenizer: VideoTokenizer,
+    device: torch.device,
+    precision: str = "fp32",
+) -> FeatureExtractors:
+    """Load the networks of the metrics from weight files or URLs, and the head; None leaves a network out.
+
+    precision: that of I3D, "fp32" or "bf16", which the network's name records.
+
+    Raises:
+        ValueError: an unknown precision, or see `load_head`.
+    """
+    check_precision(precision)
     found = FeatureExtractors()
     if i3d:
-        found.fvd = I3D(i3d).to(device)
-        found.names["fvd"] = f"I3D Kinetics-400 logits, weights {found.fvd.weight_hash}"
+        network = I3D(i3d).to(device)
+        found.fvd = partial(in_bf16, network) if precision == "bf16" else network
+        suffix = ", in bf16" if precision == "bf16" else ""
+        found.names["fvd"] = f"I3D Kinetics-400 logits, weights {network.weight_hash}{suffix}"
     if fid:
         found.fid = InceptionFID(fid).to(device)
         found.names["fid"] = f"Inception of 2015-12-05, pooled features, weights {hash_weights(found.fid)}"

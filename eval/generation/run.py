@@ -59,6 +59,7 @@ def evaluate(
     device: str = "auto",
     batch: int = 8,
     workers: int = 0,
+    precision: str = "fp32",
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
     **sampling,
@@ -78,7 +79,7 @@ def evaluate(
         neighbors: .png file of generated clips beside their nearest real clips. It needs `i3d`.
         tokenizer: path of the generator's tokenizer; None, find it by its name.
         device: device of all networks. batch: number of clips per batch. workers: number of processes that decode real
-            clips. seed: seed of the sampling.
+            clips. precision: precision of I3D, "fp32" or "bf16". seed: seed of the sampling.
         progress: called with (number of clips generated so far, total).
         sampling: arguments of `Generator.generate`: steps, guidance, ...; None leaves the generator's default.
 
@@ -100,7 +101,7 @@ def evaluate(
         rules = replace(rules, n_real=rules.n_fake * rules.folds)
     model = from_pretrained(generator, where)
     coder = load_tokenizer(model.config, tokenizer, where)
-    networks = load_feature_extractors(i3d, fid, head, coder, where)
+    networks = load_feature_extractors(i3d, fid, head, coder, where, precision)
     real = real_clips(source, root, split, others, model.config, rules, batch, workers, label_column=label_column)
     given = {name: value for name, value in sampling.items() if value is not None}
     model.check_sampling(**given)

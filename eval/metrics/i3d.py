@@ -153,7 +153,8 @@ class I3D(nn.Module):
             self.weight_hash = load_weights(self, file)
         except ValueError as error:
             raise ValueError(f"{weights} does not hold the I3D network ({error})") from error
-        self.requires_grad_(False)
+        # Channels last is faster on a CPU, in bf16 twice.
+        self.to(memory_format=torch.channels_last_3d).requires_grad_(False)  # type: ignore[call-overload]
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
         """Compute logits, averaged over time: float [B,3,T>=9,H,W] in [-1,1] -> float32 [B,400].

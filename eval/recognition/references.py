@@ -125,11 +125,6 @@ class FrameBackbone(nn.Module):
         return features_NC.unflatten(0, (B, -1)).transpose(1, 2)[..., None, None]
 
 
-def fast_i3d(weights: str) -> I3D:
-    """Build an I3D with channels-last weights, which bf16 on a CPU needs to be fast."""
-    return I3D(weights).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-
-
 class ReferenceEncoder:
     """Encoder of clips by a frozen network, with the interface of `InputEncoder`; for that of a head, see the subclass.
 
@@ -178,7 +173,7 @@ class I3DTeacher(nn.Module):
 
     def __init__(self, weights: str, side: int = 16):
         super().__init__()
-        self.network, self.stride = fast_i3d(weights), (4, side, side)
+        self.network, self.stride = I3D(weights), (4, side, side)
 
     def encode(self, video: Tensor) -> Tensor:
         B, _, T, H, W = video.shape
@@ -262,7 +257,7 @@ def make_encoder(
     else:
         if i3d is None:
             raise ValueError("input i3d needs i3d: the file of its weights")
-        network = fast_i3d(i3d)
+        network = I3D(i3d)
     return ReferenceEncoder(network.to(tokenizer.device), tokenizer if recon else None, precision)
 
 

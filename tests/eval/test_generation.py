@@ -427,6 +427,26 @@ def test_black_against_white_has_the_reference_fvd():
     assert detectors.names["fvd"].startswith("I3D Kinetics-400 logits, weights ")
 
 
+def test_i3d_in_bf16_is_near_fp32_and_recorded(monkeypatch):
+    class Product(torch.nn.Linear):
+        weight_hash = "0123456789abcdef"
+
+        def __init__(self, weights):
+            torch.manual_seed(0)
+            super().__init__(64, 64, bias=False)
+
+    monkeypatch.setattr("vidtok.eval.generation.extractors.I3D", Product)
+    tokenizer, device = VideoTokenizer.from_pretrained("vidtok-t"), torch.device("cpu")
+    x = torch.rand(8, 64)
+    exact, fast = (load_feature_extractors("x", None, None, tokenizer, device, name) for name in ("fp32", "bf16"))
+    found = fast.fvd(x)
+    assert found.dtype == torch.float32 and not torch.equal(found, exact.fvd(x))
+    torch.testing.assert_close(found, exact.fvd(x), atol=0.02, rtol=0)
+    assert fast.names["fvd"] == exact.names["fvd"] + ", in bf16"
+    with pytest.raises(ValueError, match="unknown precision"):
+        load_feature_extractors("x", None, None, tokenizer, device, "fp16")
+
+
 def test_eval_generation_measures_agreement(trained, tmp_path, capsys):
     tokenizer = VideoTokenizer.from_pretrained("vidtok-t")
     head = make_head(

@@ -61,6 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="device: auto (cuda if available), cpu, cuda, cuda:1, ...")
     parser.add_argument("--batch", type=positive(int), default=8, help="clips per batch (%(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="number of decoding processes (%(default)s)")
+    parser.add_argument("--precision", default="fp32", help="precision of I3D: fp32 (default) or bf16")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (%(default)s)")
     for name, (kind, text) in SAMPLING.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
