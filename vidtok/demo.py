@@ -1,4 +1,4 @@
-"""Demo of a tokenizer on one clip: metrics, a picture, and actions recognized from tokens. See `run_demo`."""
+"""Demo of a tokenizer on one clip: metrics, a picture, recognized actions, a continuation. See `run_demo`."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -9,19 +9,23 @@ import torch
 from torch import Tensor
 
 from vidtok.datasets import MovingDigits, demo_clip, write_video
+from vidtok.datasets.frames import resize_video
 from vidtok.errors import UserError
 from vidtok.eval import CodebookUsage, psnr, ssim
 from vidtok.extraction import write_npz
 from vidtok.extraction.model import load_tokenizer
 from vidtok.extraction.videos import Source, chunk_ids, collect_ids, decode_chunks, encode_chunks
 from vidtok.files import validate_local
+from vidtok.generator import from_pretrained
 from vidtok.heads import Head
 from vidtok.streaming import cut_chunks
 
 FOLDER = "vidtok-demo"
 
+FPS = 30  # of the rendered clip
 FRAMES = 129  # maximum per clip, which is held in memory
 HEAD = "digits-tokens"
+GENERATOR, GIVEN = "clips-prediction", 2  # and the number of latent frames that it continues, 5 frames of video
 
 
 def run_demo(
@@ -38,14 +42,15 @@ def run_demo(
     Args:
         clip: a video, of which the first `FRAMES` frames are used; None, a rendered clip.
         output: folder for tokens.npz, original.mp4, reconstruction.mp4 and picture.png; for a rendered clip also
-            actions.mp4.
+            actions.mp4 and continuation.mp4.
         model: name of the tokenizer, see `VideoTokenizer.from_pretrained`.
         device: "auto", "cpu", "cuda", ...
         precision: "fp32" or "bf16".
         force: overwrite existing files. In the default folder `FOLDER` they are always overwritten.
 
     Yields:
-        Rows {name: value} to print: quality, cost and speed, and for a rendered clip those of `tell_actions`.
+        Rows {name: value} to print: quality, cost and speed, and for a rendered clip those of `tell_actions` and
+        `continue_clip`.
 
     Raises:
         UserError: an output file exists, or is the clip itself.
@@ -55,15 +60,14 @@ def run_demo(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / name for name in ("original.mp4", "reconstruction.mp4", "tokens.npz", "picture.png")}
-    if clip is None:
-        files["actions.mp4"] = folder / "actions.mp4"
-    for file in files.values():
+    rendered = [folder / "actions.mp4", folder / "continuation.mp4"] if clip is None else []
+    for file in (*files.values(), *rendered):
         if clip is not None and file.exists() and file.samefile(clip):
             raise UserError(f"{clip} would be overwritten by the demo: give another -o DIR")
         if file.exists() and str(output) != FOLDER and not force:
             raise UserError(f"{file} exists: --force overwrites it")
     if clip is None:
-        write_video(files["original.mp4"], demo_clip(), 30)
+        write_video(files["original.mp4"], demo_clip(), FPS)
     size = tokenizer.config.preprocessing["size"]
     with Source(Path(clip or files["original.mp4"]), size, max_frames=FRAMES) as source:
         original = torch.cat(list(source), 2)
@@ -105,7 +109,9 @@ def run_demo(
         **files,
     }
     if clip is None:
-        yield tell_actions(tokenizer, files["actions.mp4"])
+        actions, continuation = rendered
+        yield tell_actions(tokenizer, actions)
+        yield continue_clip(tokenizer, original, continuation)
 
 
 def tell_actions(tokenizer, file: Path) -> dict[str, str]:
@@ -134,9 +140,37 @@ def tell_actions(tokenizer, file: Path) -> dict[str, str]:
     told = [(classes[i], p) for p, i in zip(*(x.tolist() for x in probabilities.max(1)), strict=True)]
     right = sum(name == label for name, (label, _) in zip(truth, told, strict=True))
     about = f"a held-out digit in {len(truth)} motions, told by head {HEAD} from {head.config.input['kind']}"
-    return {"action": f"{about}: {right} right"} | {
+    return {"action": f"{about}: {right} right, {file}"} | {
         f"  {name}": f"{label} ({p:.0%})" for name, (label, p) in zip(truth, told, strict=True)
     }
+
+
+def continue_clip(tokenizer, video_BCTHW: Tensor, file: Path) -> dict[str, str]:
+    """Continue the first 5 frames of a clip with generated ones, and write a video: the clip, and beside it its
+    reconstruction, whose later frames are generated.
+
+    Args:
+        tokenizer: encodes and decodes the clip.
+        video_BCTHW: float [1, 3, T, H, W] in [-1, 1]. It is resized to the size of the generator's clips.
+        file: the video to write.
+
+    Returns:
+        {name: text} to print.
+    """
+    generator = from_pretrained(GENERATOR, tokenizer.device)
+    config, (s_t, s_h, s_w) = generator.config, generator.config.stride
+    if config.weight_hash != tokenizer.weight_hash:
+        return {"continuation": f"generator {GENERATOR} makes tokens of {config.tokenizer}, not of this model"}
+    (t, h, w), given = config.grid, 1 + s_t * (GIVEN - 1)
+    frames = 1 + s_t * (t - 1)
+    clip = resize_video(video_BCTHW[0, :, :frames], (s_h * h, s_w * w))[None]
+    prefix = tokenizer.encode(clip[:, :, :given])
+    start = time.perf_counter()
+    ids = generator.generate(1, prefix=prefix)
+    seconds = time.perf_counter() - start
+    write_video(file, torch.cat([clip, tokenizer.decode(ids).cpu()], -1), FPS)
+    about = f"{frames - given} frames after {given} of {s_h * h} x {s_w * w}, generated by {GENERATOR}"
+    return {"continuation": f"{about} in {seconds:.1f} s: {file}"}
 
 
 def _timed(work):

@@ -44,6 +44,7 @@ def describe(thing: str | Path) -> dict[str, object]:
 
 def model_info(name: str) -> dict[str, object]:
     """Describe a tokenizer, a head or a generator, by the schema of its config."""
+    from vidtok.generator import list_shipped_generators
     from vidtok.heads import list_shipped_heads
     from vidtok.heads.head import SCHEMA as HEAD
     from vidtok.hub import CONFIG
@@ -53,7 +54,9 @@ def model_info(name: str) -> dict[str, object]:
         schema = str(json.loads((Path(name) / CONFIG).read_text()).get("schema"))
     if schema == HEAD or name in list_shipped_heads():
         return head_info(name)
-    return generator_info(name) if schema.startswith("vidtok.generator/") else tokenizer_info(name)
+    if schema.startswith("vidtok.generator/") or name in list_shipped_generators():
+        return generator_info(name)
+    return tokenizer_info(name)
 
 
 def head_info(name: str) -> dict[str, object]:

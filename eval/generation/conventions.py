@@ -7,7 +7,7 @@ requested class.
 Result schema "vidtok.eval.generation/1":
 
     schema       that string
-    generator    name, kind, parameters; tokenizer {name, weight_hash}
+    generator    name, kind, parameters, weight_hash; tokenizer {name, weight_hash}
     sampling     settings of `generate`, with the seed
     protocol     convention and all of its settings, descriptions of the real and the conditioning data
     detector     for each metric: its network, hash of its weights

@@ -269,6 +269,7 @@ class Evaluation:
             "generator": {
                 "name": generator.config.name,
                 "kind": generator.config.kind,
+                "weight_hash": generator.weight_hash,
                 "parameters": sum(parameter.numel() for parameter in generator.parameters()),
                 "tokenizer": {"name": generator.config.tokenizer, "weight_hash": generator.config.weight_hash},
             },

@@ -311,6 +311,8 @@ def test_demo(capsys, here, model, videos):
         assert word in out
     assert read_video("vidtok-demo/original.mp4").shape == read_video("vidtok-demo/reconstruction.mp4").shape
     assert read_record("vidtok-demo/tokens.npz").meta.frames == 33
+    assert "generator clips-prediction makes tokens of vidtok-t, not of this model" in out
+    assert not (here / "vidtok-demo/continuation.mp4").exists()
     assert probe_video("vidtok-demo/picture.png").width > 800
     vidtok(capsys, "demo", videos / "sub/one.mp4", "-o", "one", "--model", model)
     assert frames_of("one/reconstruction.mp4").shape == (1, 3, 1, 128, 128)

@@ -1,4 +1,4 @@
-"""Encode and decode one clip, and recognize actions from tokens.
+"""Encode and decode one clip, recognize actions from tokens, and continue the clip.
 
     vidtok demo                     # a rendered clip
     vidtok demo clip.mp4 -o out     # the first frames of a video
@@ -6,7 +6,8 @@
 The demo writes tokens.npz, original.mp4, reconstruction.mp4 and picture.png to a folder, and prints quality, bitrate
 and speed. Without CLIP it also renders a digit that moves in nine ways (actions.mp4), and the shipped recognition head
 labels the nine actions from their tokens. Files of an earlier demo are overwritten only in the default folder,
-vidtok-demo, or with --force.
+vidtok-demo, or with --force. The shipped generator continues the first five frames of the rendered clip
+(continuation.mp4, on the right).
 """
 
 import argparse

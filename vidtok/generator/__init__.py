@@ -17,7 +17,7 @@ from importlib import import_module
 import torch
 
 from vidtok.errors import nearest
-from vidtok.generator.base import Generator, GeneratorConfig, Objective
+from vidtok.generator.base import Generator, GeneratorConfig, Objective, list_shipped_generators
 from vidtok.hub import describe_weights
 
 KINDS = ("masked", "autoregressive", "diffusion")
@@ -31,6 +31,7 @@ __all__ = [
     "from_pretrained",
     "generate",
     "generate_files",
+    "list_shipped_generators",
     "load_tokenizer",
 ]
 
@@ -59,12 +60,13 @@ def from_pretrained(name: str | os.PathLike, device: str | torch.device = "cpu",
     """Load a trained generator in evaluation mode.
 
     Args:
-        name: folder written by `save_pretrained` or a training run, or Hugging Face hub id ("owner/name").
+        name: name of a shipped generator (`list_shipped_generators`), folder written by `save_pretrained` or a training
+            run, or Hugging Face hub id ("owner/name").
         device: device of the generator.
         hub_arguments: `revision`, `token`, `cache_dir`, ... of huggingface_hub.
 
     Raises:
-        ValueError: the name is neither, or the weights don't fit the config.
+        ValueError: the name is none of these, or the weights don't fit the config.
     """
     return Generator.from_pretrained(name, device, **hub_arguments)
 

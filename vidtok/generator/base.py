@@ -18,8 +18,9 @@ from vidtok.errors import nearest
 from vidtok.generator import masks
 from vidtok.generator.sampling import PerSampleRNG, check_numbers, guidance_scale, mask_ratio, sample_rngs
 from vidtok.generator.transformer import Transformer
-from vidtok.hub import PretrainedModel, find_pretrained, load_config, load_weights
+from vidtok.hub import PRETRAINED, PretrainedModel, find_pretrained, list_shipped, load_config, load_weights
 
+SHIPPED = PRETRAINED / "generators"
 SCHEMA = "vidtok.generator/2"  # in /1 the heads did not normalize the embedding of the low bits
 # Parts of parameter names in weights and checkpoints of earlier versions.
 RENAMED_PARAMETERS = {"enter": "proj_in", "leave": "proj_out", "sharpness": "qk_scale"}
@@ -337,7 +338,7 @@ class Generator(PretrainedModel, tags=["video-generation"]):
         """Load a trained generator in evaluation mode; see `vidtok.generator.from_pretrained`."""
         from vidtok.generator import create_generator  # imported late, since it imports all kinds
 
-        config, weights = find_pretrained(name, "generator", root=None, **hub_arguments)
+        config, weights = find_pretrained(name, "generator", SHIPPED, **hub_arguments)
         generator = create_generator(read_config(config))
         generator.set_file_hash(load_weights(generator, weights, rename_parameter))
         return generator.eval().to(device)
@@ -367,3 +368,8 @@ def classifier_free_guidance(logits: Tensor, guidance: float | Tensor, batch: in
         return logits
     given, free = logits.chunk(2)
     return free + guidance * (given - free)
+
+
+def list_shipped_generators() -> list[str]:
+    """List the names that `from_pretrained` accepts without a download."""
+    return list_shipped(SHIPPED)
