@@ -67,7 +67,7 @@ def evaluate(
     """Measure a generator against real clips: Fréchet distances, precision and recall, agreement with a recognizer.
 
     Args:
-        generator: its folder or hub id.
+        generator: its shipped name, folder or hub id.
         source, root, label_column: source of the real clips: "digits", a folder, or an annotation file and the folder
             of its videos, see `vidtok.datasets.open_dataset`.
         convention: a key of `CONVENTIONS`. n_real, n_fake, folds: override the convention's numbers. With a head alone

@@ -5,7 +5,7 @@
     vidtok generate runs/masked/model -o grid.png --number 9       # one picture with a clip per row
     vidtok generate runs/masked/model -o grid.mp4 --number 16      # one video of all clips, side by side; also .gif
     vidtok generate runs/masked/model -o new.html --head JUDGE     # a page of playable clips with a head's verdicts
-    vidtok generate runs/k600/model -o new --prefix clip.mp4       # continue the first 5 frames
+    vidtok generate clips-prediction -o new --prefix clip.mp4      # continue the first 5 frames; a shipped generator
     vidtok generate runs/k600/model -o new --video clip.mp4 --task inpaint --mask 32:96,32:96  # box in pixels
     vidtok generate runs/masked/model -o new --frames 65 --tokens  # longer than the training clips; also token files
 
@@ -24,7 +24,7 @@ from vidtok.cli.settings import SAMPLING
 
 def configure(parser: argparse.ArgumentParser) -> None:
     positive = common.positive
-    parser.add_argument("generator", metavar="MODEL", help="generator: folder or hub id")
+    parser.add_argument("generator", metavar="MODEL", help="generator: shipped name, folder or hub id")
     common.add_output(parser, "output folder, or one .png, .gif, .mp4 or .html of all clips")
     parser.add_argument("--tokenizer", metavar="NAME", help="tokenizer: name, folder or hub id (default: by its name)")
     parser.add_argument("--device", default="auto", help="device: auto (cuda if available), cpu, cuda, cuda:1, ...")

@@ -35,7 +35,7 @@ from vidtok.cli.settings import SAMPLING
 
 def configure(parser: argparse.ArgumentParser) -> None:
     positive = common.positive
-    parser.add_argument("generator", metavar="MODEL", help="generator: folder or hub id")
+    parser.add_argument("generator", metavar="MODEL", help="generator: shipped name, folder or hub id")
     parser.add_argument("source", metavar="REAL", help="real clips: digits, a folder or an annotation file")
     parser.add_argument(
         "--convention", default="plain", help="convention: plain (default), magvit-k600, magvit-ucf, ..."
