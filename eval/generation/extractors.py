@@ -4,8 +4,8 @@ Legend: B batch, N clips, K classes, t h w token grid.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
