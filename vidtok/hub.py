@@ -47,14 +47,12 @@ def list_shipped(root: Path = PRETRAINED) -> list[str]:
     return sorted(path.parent.name for path in root.glob(f"*/{CONFIG}"))
 
 
-def find_pretrained(
-    name: str | os.PathLike, what: str, root: Path | None = PRETRAINED, **hub_arguments
-) -> tuple[Path, Path]:
+def find_pretrained(name: str | os.PathLike, what: str, root: Path = PRETRAINED, **hub_arguments) -> tuple[Path, Path]:
     """Find the config file and the weight file of a model; return both paths.
 
     Args:
-        name: a folder below `root` (None: no models are shipped), any other folder, or a hub id ("owner/name").
-        what: "tokenizer" or "head", for the error.
+        name: a folder below `root`, any other folder, or a hub id ("owner/name").
+        what: "tokenizer", "head" or "generator", for the error.
         hub_arguments: arguments of `huggingface_hub.hf_hub_download`.
 
     Raises:
@@ -62,8 +60,8 @@ def find_pretrained(
     """
     if name is None:
         raise ValueError(f"a {what} is needed, by its name or folder, and null is none")
-    shipped = [] if root is None else list_shipped(root)
-    folder = root / str(name) if root is not None and str(name) in shipped else Path(name)
+    shipped = list_shipped(root)
+    folder = root / str(name) if str(name) in shipped else Path(name)
     if folder.is_dir():
         missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
         if missing:

@@ -387,7 +387,7 @@ def test_features_of_a_head_see_the_generator(kind):
     def measured(drawn):
         config = SimpleNamespace(classes=classes, name="x", kind="masked", tokenizer="vidtok-t", weight_hash="")
         calls = iter(drawn.split(12))
-        generator = SimpleNamespace(config=config, parameters=lambda: iter(()))
+        generator = SimpleNamespace(config=config, parameters=lambda: iter(()), weight_hash="")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("vidtok.eval.generation.run.generate_samples", lambda *a, **b: [next(calls)])
             return evaluation.measure(generator)["metrics"]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vidtok.datasets.loading import WHOLE, Shard, shard_rows
 from vidtok.errors import nearest
-from vidtok.tokenizer import check_precision
+from vidtok.tokenizer import PRECISIONS
 from vidtok.train.run_folder import Branch, RunFolder, check_fingerprint, write_fingerprint
 from vidtok.train.state import StopSignal, TrainState, all_reduce_mean, checkpoint_blocks, has_fast_bf16, peak_rates
 from vidtok.train.task import AdversarialTask, Batch, Batches, Task
@@ -82,7 +82,8 @@ class TrainerOptions:
     def __post_init__(self):
         if self.strategy not in STRATEGIES:
             raise ValueError(f"unknown trainer.strategy {self.strategy!r}: {nearest(self.strategy, STRATEGIES)}")
-        check_precision(self.precision)
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {self.precision!r}: {nearest(self.precision, PRECISIONS)}")
         if not isinstance(self.accumulate, int) or self.accumulate < 1:
             raise ValueError(f"a batch is taken in 1 or more parts, not trainer.accumulate={self.accumulate}")
         if self.save_steps is not None and self.save_steps < 1:
