@@ -295,6 +295,16 @@ def test_generators_are_those_of_the_result_files():
     numbers.append(metrics["fvd_to_reconstructions_reconstruction"]["value"])
     said = "the distance is {:.0f} ± {:.0f}, and that of reconstructions of the other clips {:.0f}."
     assert said.format(*numbers) in RESULTS
+    card = (PRETRAINED / "generators" / "clips-prediction" / "README.md").read_text()
+    rows = [
+        f"{metrics[name]['mean']:.0f} ± {metrics[name]['deviation']:.0f}" for name in ("fvd", "fvd_to_reconstructions")
+    ]
+    rows += [f"{metrics[limit]['value']:.0f}" for limit in ("fvd_reconstruction", "fvd_floor")]
+    rows.append(f"{metrics['fvd_to_reconstructions_reconstruction']['value']:.0f}")
+    assert sorted(re.findall(r"\| ([0-9 ±]+) \|$", card, re.MULTILINE)) == sorted(rows)
+    assert all(f"`{hash}`" in card for hash in (generator["weight_hash"], generator["tokenizer"]["weight_hash"]))
+    commands = " ".join(card.split("```bash\n")[2].split("```")[0].split())
+    assert len(commands) > 300 and commands in RESULTS
 
 
 def test_tables_are_of_results_of_one_kind(capsys, monkeypatch, tmp_path):

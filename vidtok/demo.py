@@ -25,7 +25,8 @@ FOLDER = "vidtok-demo"
 FPS = 30  # of the rendered clip
 FRAMES = 129  # maximum per clip, which is held in memory
 HEAD = "digits-tokens"
-GENERATOR, GIVEN = "clips-prediction", 2  # and the number of latent frames that it continues, 5 frames of video
+GENERATOR = "clips-prediction"
+GIVEN = 2  # latent frames that the generator continues
 
 
 def run_demo(
@@ -159,6 +160,7 @@ def continue_clip(tokenizer, video_BCTHW: Tensor, file: Path) -> dict[str, str]:
     """
     generator = from_pretrained(GENERATOR, tokenizer.device)
     config, (s_t, s_h, s_w) = generator.config, generator.config.stride
+    file.unlink(missing_ok=True)  # that of an earlier demo
     if config.weight_hash != tokenizer.weight_hash:
         return {"continuation": f"generator {GENERATOR} makes tokens of {config.tokenizer}, not of this model"}
     (t, h, w), given = config.grid, 1 + s_t * (GIVEN - 1)

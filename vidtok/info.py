@@ -86,11 +86,13 @@ def generator_info(name: str) -> dict[str, object]:
     config = generator.config
     return {
         "generator": f"{config.name}, {config.kind}",
+        "weights": generator.weight_hash,
         "parameters": _millions(generator),
         "trunk": f"{config.depth} layers, {config.width} wide, {config.heads} heads",
         "tokenizer": _tokenizer({"name": config.tokenizer, "weight_hash": config.weight_hash}),
         "tokens": f"{' x '.join(map(str, config.grid))} of {config.bits} bits",
         "classes": _classes(config.classes) if config.classes else "none",
+        "license": config.license,
     }
 
 

@@ -25,6 +25,8 @@ Result schema "vidtok.eval.generation/1":
     seconds_per_clip    sampling time
     provenance   git, versions, device, threads, date
 
+Results of earlier versions lack the generator's weight_hash.
+
 Legend: B batch, T H W video, D features.
 """
 

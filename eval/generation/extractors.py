@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vidtok.eval.generation.conventions import Features
-from vidtok.eval.metrics.i3d import I3D
+from vidtok.eval.metrics.i3d import I3D, fast_i3d
 from vidtok.eval.metrics.inception import InceptionFID
 from vidtok.eval.metrics.intervals import share_of
 from vidtok.heads import Head
@@ -148,14 +148,17 @@ def load_feature_extractors(
     precision: that of I3D, "fp32" or "bf16", which the network's name records.
 
     Raises:
-        ValueError: an unknown precision, or see `load_head`.
+        ValueError: an unknown precision, or one without I3D; see also `load_head`.
     """
     check_precision(precision)
+    if precision != "fp32" and not i3d:
+        raise ValueError(f"precision={precision} is for I3D: give i3d, or leave it out")
     found = FeatureExtractors()
     if i3d:
-        network = I3D(i3d).to(device)
-        found.fvd = partial(in_bf16, network) if precision == "bf16" else network
-        suffix = ", in bf16" if precision == "bf16" else ""
+        is_fast = precision == "bf16"
+        network = (fast_i3d if is_fast else I3D)(i3d).to(device)
+        found.fvd = partial(in_bf16, network) if is_fast else network
+        suffix = ", in bf16" if is_fast else ""
         found.names["fvd"] = f"I3D Kinetics-400 logits, weights {network.weight_hash}{suffix}"
     if fid:
         found.fid = InceptionFID(fid).to(device)

@@ -17,7 +17,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from vidtok.errors import nearest
-from vidtok.eval.metrics.i3d import I3D
+from vidtok.eval.metrics.i3d import I3D, fast_i3d
 from vidtok.eval.recognition.clips import ClipSource, Protocol
 from vidtok.eval.recognition.features import FeatureFiles
 from vidtok.eval.recognition.inputs import INPUTS, InputEncoder, shuffle_frames, trained_on, views_of_dataset
@@ -173,7 +173,7 @@ class I3DTeacher(nn.Module):
 
     def __init__(self, weights: str, side: int = 16):
         super().__init__()
-        self.network, self.stride = I3D(weights), (4, side, side)
+        self.network, self.stride = fast_i3d(weights), (4, side, side)
 
     def encode(self, video: Tensor) -> Tensor:
         B, _, T, H, W = video.shape
@@ -257,7 +257,7 @@ def make_encoder(
     else:
         if i3d is None:
             raise ValueError("input i3d needs i3d: the file of its weights")
-        network = I3D(i3d)
+        network = fast_i3d(i3d)
     return ReferenceEncoder(network.to(tokenizer.device), tokenizer if recon else None, precision)
 
 

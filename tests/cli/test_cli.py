@@ -324,6 +324,16 @@ def test_demo(capsys, here, model, videos):
     assert (here / "one/original.mp4").read_bytes() == before
 
 
+def test_demo_with_the_shipped_models(capsys, here):
+    out, _ = vidtok(capsys, "demo", "-o", "mine")
+    assert "mine/actions.mp4" in out and "mine/continuation.mp4" in out and "9 right" in out
+    assert read_video("mine/continuation.mp4", size=64).shape == (1, 3, 17, 64, 128)
+    for file in ("original.mp4", "reconstruction.mp4", "tokens.npz", "picture.png", "actions.mp4"):
+        (here / "mine" / file).unlink()
+    assert "continuation.mp4 exists: --force" in fails(capsys, "demo", "-o", "mine")
+    assert [file.name for file in (here / "mine").iterdir()] == ["continuation.mp4"]
+
+
 def test_help_is_quick_and_has_examples(capsys):
     for verb in VERBS:
         with pytest.raises(SystemExit) as stop:

@@ -435,7 +435,8 @@ def test_i3d_in_bf16_is_near_fp32_and_recorded(monkeypatch):
             torch.manual_seed(0)
             super().__init__(64, 64, bias=False)
 
-    monkeypatch.setattr("vidtok.eval.generation.extractors.I3D", Product)
+    for name in ("I3D", "fast_i3d"):
+        monkeypatch.setattr(f"vidtok.eval.generation.extractors.{name}", Product)
     tokenizer, device = VideoTokenizer.from_pretrained("vidtok-t"), torch.device("cpu")
     x = torch.rand(8, 64)
     exact, fast = (load_feature_extractors("x", None, None, tokenizer, device, name) for name in ("fp32", "bf16"))
@@ -445,6 +446,8 @@ def test_i3d_in_bf16_is_near_fp32_and_recorded(monkeypatch):
     assert fast.names["fvd"] == exact.names["fvd"] + ", in bf16"
     with pytest.raises(ValueError, match="unknown precision"):
         load_feature_extractors("x", None, None, tokenizer, device, "fp16")
+    with pytest.raises(ValueError, match="precision=bf16 is for I3D"):
+        load_feature_extractors(None, None, None, tokenizer, device, "bf16")
 
 
 def test_eval_generation_measures_agreement(trained, tmp_path, capsys):

@@ -5,9 +5,9 @@
 
 The demo writes tokens.npz, original.mp4, reconstruction.mp4 and picture.png to a folder, and prints quality, bitrate
 and speed. Without CLIP it also renders a digit that moves in nine ways (actions.mp4), and the shipped recognition head
-labels the nine actions from their tokens. Files of an earlier demo are overwritten only in the default folder,
-vidtok-demo, or with --force. The shipped generator continues the first five frames of the rendered clip
-(continuation.mp4, on the right).
+labels the nine actions from their tokens; the shipped generator continues the first five frames of the clip
+(continuation.mp4: left the clip, right the continuation). Files of an earlier demo are overwritten only in the default
+folder, vidtok-demo, or with --force.
 """
 
 import argparse

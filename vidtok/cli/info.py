@@ -1,6 +1,6 @@
 """Describe a tokenizer, a head, a generator, features, a video or a compressed video.
 
-vidtok info vidtok-t           # a shipped tokenizer or head, a folder or a hub id (of a tokenizer)
+vidtok info vidtok-t           # a shipped tokenizer, head or generator, a folder or a hub id (of a tokenizer)
 vidtok info runs/masked/model
 vidtok info tokens/            # features: a folder of `vidtok extract`, or one of its files
 vidtok info tokens/clip.npz
