@@ -286,7 +286,7 @@ def test_generators_are_those_of_the_result_files():
     result = json.loads((PRETRAINED / "generators" / "clips-prediction" / "evaluation.json").read_text())
     generator, metrics = result["generator"], result["metrics"]
     said = f"(weights `{generator['weight_hash']}`): masked, {generator['parameters'] / 1e6:.1f}M parameters"
-    assert said in " ".join(RESULTS.split())
+    assert said in RESULTS
     numbers = [metrics["fvd"]["mean"], metrics["fvd"]["deviation"]]
     numbers += [metrics[limit]["value"] for limit in ("fvd_reconstruction", "fvd_floor")]
     said = "FVD {:.0f} ± {:.0f}; reconstructions of other real clips {:.0f}, these clips {:.0f}"

@@ -79,7 +79,7 @@ def test_a_shipped_generator_continues_the_demo_clip(tmp_path):
     assert found.shape == (1, 3, 17, 64, 128)
     clip, generated = found.chunk(2, -1)
     assert psnr(generated[:, :, :5], clip[:, :, :5]).item() > 22  # reconstructed
-    assert psnr(generated[:, :, 5:], clip[:, :, 5:]).item() > 20  # gray has 14 dB, samples of no given frame 16 to 17
+    assert psnr(generated[:, :, 5:], clip[:, :, 5:]).item() > 20  # gray has 14 dB, samples without a prefix 16 to 17
 
 
 @pytest.mark.parametrize("name", list_shipped_generators())

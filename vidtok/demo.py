@@ -17,6 +17,7 @@ from vidtok.extraction.model import load_tokenizer
 from vidtok.extraction.videos import Source, chunk_ids, collect_ids, decode_chunks, encode_chunks
 from vidtok.files import validate_local
 from vidtok.generator import from_pretrained
+from vidtok.generator.run import frames_of
 from vidtok.heads import Head
 from vidtok.streaming import cut_chunks
 
@@ -163,8 +164,7 @@ def continue_clip(tokenizer, video_BCTHW: Tensor, file: Path) -> dict[str, str]:
     file.unlink(missing_ok=True)  # that of an earlier demo
     if config.weight_hash != tokenizer.weight_hash:
         return {"continuation": f"generator {GENERATOR} makes tokens of {config.tokenizer}, not of this model"}
-    (t, h, w), given = config.grid, 1 + s_t * (GIVEN - 1)
-    frames = 1 + s_t * (t - 1)
+    (_, h, w), given, frames = config.grid, 1 + s_t * (GIVEN - 1), frames_of(config)
     clip = resize_video(video_BCTHW[0, :, :frames], (s_h * h, s_w * w))[None]
     prefix = tokenizer.encode(clip[:, :, :given])
     start = time.perf_counter()

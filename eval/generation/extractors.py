@@ -145,7 +145,7 @@ def load_feature_extractors(
 ) -> FeatureExtractors:
     """Load the networks of the metrics from weight files or URLs, and the head; None leaves a network out.
 
-    precision: that of I3D, "fp32" or "bf16", which the network's name records.
+    precision: precision of I3D, "fp32" or "bf16"; recorded in `FeatureExtractors.names`.
 
     Raises:
         ValueError: an unknown precision, or one without I3D; see also `load_head`.
