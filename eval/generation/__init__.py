@@ -1,15 +1,16 @@
 """Evaluate generators: measure one against real clips, or compare kinds at equal budgets.
 
-evaluate   FVD, FID and agreement of one generator
-compare    masked, autoregressive and diffusion generators at equal data, parameters and training time
+evaluate       FVD, FID and agreement of one generator
+compare        masked, autoregressive and diffusion generators at equal data, parameters and training time
+merge_results  comparisons of several machines in one
 """
 
 from importlib import import_module
 
 # name -> its module, loaded on first use
-_HOME = {"evaluate": "run", "compare": "comparison"}
+_HOME = {"evaluate": "run", "compare": "comparison", "merge_results": "comparison"}
 
-__all__ = ["compare", "evaluate"]
+__all__ = ["compare", "evaluate", "merge_results"]
 
 
 def __getattr__(name: str):

@@ -8,14 +8,15 @@ Result schema "vidtok.eval.generation-compare/1":
                   the training) and run (name of the training run)
     over_seeds    with several seeds: the same averaged, see `vidtok.eval.generation.report.over_seeds`
     limits        floor and reconstructions, see that schema; other_limits: the same of variants with other tokenizers
+    tokenizer     {name, weight_hash} of the setting tokenizer
     config        all settings
     verdict       a sentence, if FVD was measured
 
-Results of earlier versions lack flops, name, seed, run, over_seeds and other_limits.
+Results of earlier versions lack flops, name, seed, run, over_seeds, other_limits and tokenizer.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -165,13 +166,11 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
             log(f"{run.label}, {number} steps: {one_line(row)}")
         draw_samples(folder / f"{run.label}.png", generator, tokenizers[run.cfg.tokenizer], run.seed, own)
     result = {"schema": SCHEMA, "training": training, "limits": limits_of(cfg.tokenizer), "rows": rows, "config": plain}
+    result["tokenizer"] = {"name": tokenizer.config.name, "weight_hash": tokenizer.weight_hash}
     others = {run.name: run.cfg.tokenizer for run in runs if run.cfg.tokenizer != cfg.tokenizer}
     if others:
         result["other_limits"] = {name: limits_of(own) for name, own in others.items()}
-    if len({run.seed for run in runs}) > 1:
-        result["over_seeds"] = over_seeds(rows)
-    if cfg.i3d:
-        result["verdict"] = verdict(rows)
+    result |= _conclusions(rows)
     write_json(folder / "result.json", result)
     table = f"{markdown_table(result)}\n\n{caption(result)}"
     (folder / "table.md").write_text(table + "\n")
@@ -189,6 +188,57 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
     return result
 
 
+def merge_results(results: Sequence[Mapping]) -> dict:
+    """Merge comparisons of the same settings that differ in seeds, kinds or variants, as of several machines.
+
+    Each machine trains other seeds (`seeds=[1]`), so that every training run has another name.
+
+    Args:
+        results: results of schema "vidtok.eval.generation-compare/1". `limits` and `config` are taken from the first.
+
+    Returns:
+        A result of that schema.
+
+    Raises:
+        ValueError: results of other settings, networks or tokenizers, or a training run that two of them have.
+    """
+    first, training, rows, other_limits = results[0], {}, [], {}
+    for result in results:
+        facts = _equal_facts(result)
+        for name, value in _equal_facts(first).items():
+            if (other := facts[name]) != value:
+                raise ValueError(f"merged comparisons have the same {name}, and these have {value} and {other}")
+        if both := sorted(training.keys() & result["training"].keys()):
+            raise ValueError(f"two of the comparisons have a run {both[0]}: train other seeds, such as seeds=[1]")
+        training |= result["training"]
+        rows += result["rows"]
+        other_limits |= result.get("other_limits", {})
+    merged = {**first, "training": training, "rows": rows}
+    if other_limits:
+        merged["other_limits"] = other_limits
+    return merged | _conclusions(rows)
+
+
+def _conclusions(rows: Sequence[Mapping]) -> dict:
+    """Return over_seeds, if there are several, and verdict, if FVD was measured, of a result."""
+    found: dict = {}
+    if len({row["seed"] for row in rows}) > 1:
+        found["over_seeds"] = over_seeds(rows)
+    if "fvd" in rows[0]["metrics"]:
+        found["verdict"] = verdict(rows)
+    return found
+
+
+def _equal_facts(result: Mapping) -> dict:
+    """Return what merged results have in common: name -> value."""
+    if "tokenizer" not in result:
+        raise ValueError("comparisons of earlier versions don't hold their tokenizer, and can't be merged")
+    config = result["config"]
+    facts = {key: config[key] for key in sorted((TRAINED_WITH | MEASURED_WITH) - OF_ONE_MACHINE)}
+    facts |= {"trainer": lasting(config["trainer"]), "tokenizer": result["tokenizer"]}
+    return facts | {"detector": result["rows"][0]["detector"]}
+
+
 def _measure(evaluation: Callable[[str], Evaluation], tokenizer: str, *arguments, **sampling) -> dict:
     return evaluation(tokenizer).measure(*arguments, **sampling)
 
@@ -197,6 +247,8 @@ def _measure(evaluation: Callable[[str], Evaluation], tokenizer: str, *arguments
 TRAINED_WITH = {"size", "data", "optimizer", "tokenizer", "objective", "seed", "max_flops"}
 MEASURED_WITH = {"convention", "n_real", "n_fake", "folds", "real", "real_root", "real_split", "other_split"}
 MEASURED_WITH |= {"i3d", "recognizer", "settings", "seed"}
+OF_ONE_MACHINE = {"tokenizer", "i3d", "recognizer", "seed"}  # merged results may differ in them: paths, of which hashes
+# are compared, and the seed
 TRAINED = "trained.json"  # file that marks a finished training
 
 

@@ -10,10 +10,10 @@ Comparisons (`vidtok eval compare`): a row per result file with the top-1 of eve
 deviation over seeds (one seed: 95 % interval), the majority class, tokens over pixels with its 95 % interval, and the
 tokenizer's weights. A second result of the same set is named with its number of steps. Probes (`vidtok eval probe`): a
 row per result file and pool with 95 % intervals, and a table of accuracies at every C. Generators (`vidtok eval
-generation-compare`): a row per guidance.
+generation-compare`): a row per guidance; results of equal settings, as of several machines, make one table.
 
 Tables stand between the lines `<!-- NAME -->` and `<!-- end of NAME -->` of a page. --into fills `recognition`,
-`probes` or `guidance` of a page; --update fills every name of `published_tables` that the pages have.
+`probes`, `guidance` or `generation` of a page; --update fills every name of `published_tables` that the pages have.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vidtok.eval.compression import report as compression
-from vidtok.eval.generation.comparison import SCHEMA
+from vidtok.eval.generation.comparison import SCHEMA, merge_results
 from vidtok.eval.generation.report import guidance_table, markdown_table, verdict
 from vidtok.eval.recognition.comparison import TRANSFER
 from vidtok.eval.report import frozen_table, markdown_row, pretraining_table, ratio_cell, share_cell, task_table
@@ -363,6 +363,9 @@ def make_table(results: Sequence[dict]) -> tuple[str, str, dict[str, dict]]:
     """
     generation = [result["schema"] == SCHEMA for result in results]
     if all(generation):
+        settings = [result["config"]["settings"] for result in results]
+        if len(results) > 1 and all(own == settings[0] for own in settings):
+            return markdown_table(merge_results(results)), "generation", {}
         return guidance_table(results), "guidance", {}
     if any(generation):
         raise ValueError("comparisons of recognition and of generators make two tables: give one kind")

@@ -20,7 +20,7 @@ from vidtok.cli.main import main
 from vidtok.configs.compose import compose_config
 from vidtok.datasets import MovingDigits, read_video, write_video
 from vidtok.errors import UserError
-from vidtok.eval.generation import compare
+from vidtok.eval.generation import compare, merge_results
 from vidtok.eval.generation.conventions import (
     CONVENTIONS,
     ClipStatistics,
@@ -38,6 +38,7 @@ from vidtok.eval.generation.extractors import ClassAgreement, FeatureExtractors,
 from vidtok.eval.generation.report import markdown_table, over_seeds, verdict
 from vidtok.eval.generation.run import Evaluation, check_conditions
 from vidtok.eval.metrics.intervals import wilson_interval
+from vidtok.eval.report import markdown
 from vidtok.extraction import read_npz
 from vidtok.generator import Objective, create_generator, from_pretrained
 from vidtok.generator.training import FIRST_SAMPLES, build_generator_training, training_flops
@@ -800,6 +801,37 @@ def from_pretrained_config(settings):
 
 def read_weights(run):
     return load_file(run / "model" / "model.safetensors")
+
+
+def test_comparisons_of_several_machines_are_merged(capsys, monkeypatch, tmp_path):
+    path = tokenizer_folder(tmp_path / "lfq", {"kind": "lfq", "bits": 6})
+    create_head("linear", "pixels", 9, (3, 4, 4)).save_pretrained(tmp_path / "head")
+    settings = {
+        "tokenizer": path, "data": {"source": "digits", "frames": 9, "size": 32, "batch_size": 2},
+        "size": {"width": 32, "depth": 1, "heads": 2}, "trainer": {"workers": 0, "max_steps": 1}, "samples": 0,
+        "recognizer": str(tmp_path / "head"), "n_real": 8, "n_fake": 4, "folds": 1, "kinds": ["masked"],
+        "steps": {"masked": [2]},
+    }  # fmt: skip
+    calls = {"a": {"seeds": [0]}, "b": {"seeds": [1]}, "both": {"seeds": [0, 1]}, "other": {"seeds": [1], "n_fake": 8}}
+    results = {}
+    for name, own in calls.items():
+        results[name] = compare(**settings | own, run=str(tmp_path / name), log=lambda line: None)
+    a, b, both, other = results.values()
+    merged = merge_results([a, b])
+    assert merged["limits"] == a["limits"] == b["limits"] and merged["training"].keys() == both["training"].keys()
+    assert [row["metrics"] for row in merged["rows"]] == [row["metrics"] for row in both["rows"]]
+    assert merged["over_seeds"][0]["metrics"] == both["over_seeds"][0]["metrics"] and "verdict" not in merged
+    monkeypatch.setattr("sys.argv", ["markdown", *(str(tmp_path / name / "result.json") for name in "ab")])
+    markdown.main()
+    assert capsys.readouterr().out.strip() == markdown_table(merged)
+    for wrong, message in (
+        ([a, a], "two of the comparisons have a run masked: train other seeds, such as seeds=[1]"),
+        ([a, other], "the same n_fake, and these have 4 and 8"),
+        ([a, {key: value for key, value in b.items() if key != "tokenizer"}], "of earlier versions"),
+        ([a, {**b, "tokenizer": {"name": "lfq", "weight_hash": "0"}}], "the same tokenizer"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            merge_results(wrong)
 
 
 def test_rows_are_averaged_over_seeds():

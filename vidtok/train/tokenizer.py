@@ -349,4 +349,6 @@ def build_clips(plain: dict, stride: tuple[int, int, int]) -> tuple["ClipFolder 
         batches = DigitClips(seed=plain["seed"], stride=stride, **data)
     else:
         raise ValueError(f"unknown data.kind {kind!r}: {nearest(kind, ['folder', 'digits'])}")
+    if plain["validation"] is None:
+        return batches, []
     return batches, read_fixed_clips(**plain["validation"], stride=stride, training_files=files)
