@@ -25,13 +25,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidtok.datasets import VideoError, read_video
+from vidtok.datasets import MovingDigits, VideoError, read_video
 from vidtok.eval.metrics.frechet import GaussianStatistics, frechet_distance
 from vidtok.eval.metrics.i3d import I3D, I3D_FEATURES
 from vidtok.eval.metrics.reconstruction import CodebookUsage, bits_per_pixel, block_edges, psnr, ssim
@@ -41,6 +41,7 @@ from vidtok.names import escape_name
 from vidtok.provenance import provenance
 from vidtok.train.perceptual import LPIPS
 
+_T = TypeVar("_T")
 Clip = tuple[str, Tensor | Exception]  # name and float [1,3,T,H,W] in [-1,1], or the error of a failed clip
 
 
@@ -66,12 +67,16 @@ def validation_clips(
     Raises:
         ValueError: frames isn't 1 + a multiple of s_t, or size isn't a multiple of s_h and s_w.
     """
+    _check_shape(frames, size, stride)
+    return (_read(Path(path), frames, size, fps) for path in paths)
+
+
+def _check_shape(frames: int, size: int, stride: tuple[int, int, int]) -> None:
     s_t, s_h, s_w = stride
     if frames < 1 or (frames - 1) % s_t:
         raise ValueError(f"clips have 1, {1 + s_t}, {1 + 2 * s_t}, ... frames, got {frames}")
     if size < 1 or size % s_h or size % s_w:
         raise ValueError(f"clips are a multiple of {math.lcm(s_h, s_w)} pixels wide and high, got {size}")
-    return (_read(Path(path), frames, size, fps) for path in paths)
 
 
 def clip_protocol(
@@ -175,12 +180,13 @@ def evaluate(
     """Measure the reconstructions of a tokenizer: PSNR, SSIM, block edges, rate, codebook usage, LPIPS, rFVD.
 
     Args:
-        inputs: one or more videos, folders of videos, or glob patterns. One clip is taken from each file.
+        inputs: one or more videos, folders of videos, or glob patterns, of which one clip is taken from each file; or
+            "digits", the clips of `vidtok.datasets.MovingDigits`.
         model: tokenizer, as for `vidtok.extraction.model.open_tokenizer`.
         device: device of all networks. precision: precision of the tokenizer, "fp32" or "bf16".
         frames, size, fps: shape and frame rate of the clips, see `validation_clips`.
-        clips: number of files, evenly spread over all; None, all files.
-        split: name of the split, for the record.
+        clips: number of files or digits' clips, evenly spread over all; None, all.
+        split: name of the split, for the record; of digits "train", or "val" (default), which is made of other digits.
         lpips, lpips_alex: files of VGG16's and AlexNet's weights; None leaves LPIPS by that network out.
         i3d: file of I3D's weights; None leaves rFVD out.
         batch_size: number of clips per batch. The metrics don't depend on it.
@@ -191,20 +197,33 @@ def evaluate(
 
     Raises:
         UserError: no video in the inputs.
-        ValueError: the clip shape doesn't fit the tokenizer, or no clip could be evaluated.
+        ValueError: the clip shape doesn't fit the tokenizer, no clip could be evaluated, or digits have no such split
+            or frame rate.
     """
     inputs = [inputs] if isinstance(inputs, str) else [str(each) for each in inputs]
-    files = [file for file, _ in find_videos(inputs)]
-    chosen = {} if clips is None else {"clips": f"{clips} of {len(files)} files, evenly spread"}
+    digits = None
+    if inputs == ["digits"]:
+        if fps is not None:
+            raise ValueError(f"digits have {MovingDigits.fps:g} frames/s: leave out fps={fps:g}")
+        digits = MovingDigits(split or "val", frames, size)
+    files = [file for file, _ in find_videos(inputs)] if digits is None else digits.ids
+    what = "files" if digits is None else "clips"
+    chosen = {} if clips is None else {"clips": f"{clips} of {len(files)} {what}, evenly spread"}
     files = spread(files, clips or len(files))
     tokenizer = open_tokenizer(model, device, precision)
     if why := tokenizer.lacks.get("recon"):
         raise ValueError(f"no reconstructions: {why}")
     protocol = clip_protocol(" ".join(inputs), split, frames, size, fps)
+    if digits is None:
+        videos = validation_clips(files, frames, size, fps, tokenizer.stride)
+    else:
+        _check_shape(frames, size, tokenizer.stride)
+        videos = ((name, digits[digits.ids.index(name)].video) for name in files)
+        protocol |= {"split": digits.split, "crop": "rendered", "fps": digits.fps}
     networks = (("lpips", "vgg", lpips), ("lpips_alex", "alex", lpips_alex))
     return evaluate_reconstruction(
         tokenizer,
-        track(validation_clips(files, frames, size, fps, tokenizer.stride), len(files)),
+        track(videos, len(files)),
         name=tokenizer.config.name,
         weight_hash=tokenizer.weight_hash,
         protocol={**protocol, "precision": precision, **chosen},
@@ -215,7 +234,7 @@ def evaluate(
     )
 
 
-def spread(files: Sequence[Path], count: int) -> list[Path]:
+def spread(files: Sequence[_T], count: int) -> list[_T]:
     """Choose `count` evenly spaced files, including the first and the last; all if there are no more than `count`."""
     if count >= len(files):
         return list(files)

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from vidtok.datasets import write_video
+from vidtok.datasets import MovingDigits, write_video
 from vidtok.eval import (
     block_mean_baseline,
     clip_protocol,
@@ -199,3 +199,17 @@ def test_validation_clips_yield_failures_too(tmp_path):
     assert all(isinstance(found[str(tmp_path / name)], Exception) for name in ("text.mp4", "none.mp4"))
     with pytest.raises(ValueError, match="1, 5, 9"):
         validation_clips([], frames=16)
+
+
+def test_digits_are_rendered_and_held_out(tokenizer_path):
+    result = evaluate_files("digits", model=tokenizer_path, frames=9, size=16, clips=3)
+    protocol = result["protocol"]
+    assert (protocol["split"], protocol["crop"], protocol["fps"]) == ("val", "rendered", 25)
+    assert protocol["clips"] == "3 of 3231 clips, evenly spread" and result["n_used"] == 3
+    assert [clip["name"] for clip in result["clips"]] == [MovingDigits("val").ids[i] for i in (0, 1615, 3230)]
+    train = evaluate_files("digits", model=tokenizer_path, frames=9, size=16, clips=1, split="train")
+    assert train["protocol"]["split"] == "train" and train["clips"][0]["name"] == "0000/left"
+    for wrong, message in (({"fps": 30}, "digits have 25 frames/s"), ({"split": "test"}, "split='test'"),
+                           ({"size": 36}, "multiple of 8 pixels")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            evaluate_files("digits", model=tokenizer_path, clips=1, **wrong)

@@ -3,6 +3,7 @@
     vidtok eval reconstruction videos/                                  # first 17 frames, 128x128
     vidtok eval reconstruction videos/ --json result.json --split val
     vidtok eval reconstruction videos/ --lpips vgg16.pth --i3d i3d.safetensors
+    vidtok eval reconstruction digits --size 32 --model runs/digits/model  # MovingDigits that no training sees
 
 The metrics are PSNR (also of the block-mean baseline on the same token grid), SSIM, visibility of block edges, bits per
 pixel and codebook usage, and LPIPS and rFVD if their weights are given. One clip is used per file: the first --frames
@@ -17,7 +18,7 @@ from vidtok.cli.eval import add_result, arguments, write_result
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders of videos, glob patterns")
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders of videos, glob patterns; or digits")
     common.add_model(parser, custom=True)
     common.add_precision(parser)
     positive = common.positive
@@ -29,7 +30,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clips", type=positive(int), metavar="N", help="number of files, evenly spread over all (default: all)"
     )
-    parser.add_argument("--split", metavar="NAME", help="name of the split, recorded in the result")
+    parser.add_argument(
+        "--split", metavar="NAME", help="name of the split, recorded in the result; of digits: train, or val (default)"
+    )
     parser.add_argument("--lpips", metavar="FILE", help="torchvision's VGG16 weights; enables LPIPS by VGG")
     parser.add_argument("--lpips-alex", metavar="FILE", help="torchvision's AlexNet weights; enables LPIPS by AlexNet")
     parser.add_argument("--i3d", metavar="FILE", help="I3D weights (see vidtok.eval.metrics.i3d); enables rFVD")
