@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vidtok.errors import UserError
+from vidtok.errors import UserError, nearest
 from vidtok.inputs import is_virtual, walk_files
 from vidtok.remote import as_address, as_text
 
@@ -22,7 +22,7 @@ def describe(thing: str | Path) -> dict[str, object]:
         Text read from files is not escaped: print it with `vidtok.names.printable`.
 
     Raises:
-        UserError: the file doesn't exist.
+        UserError: the file doesn't exist, or there is no model of that name.
         ValueError: `thing` is none of these.
     """
     from vidtok.extraction.containers import SUFFIXES, is_shard
@@ -47,8 +47,11 @@ def model_info(name: str) -> dict[str, object]:
     from vidtok.generator import list_shipped_generators
     from vidtok.heads import list_shipped_heads
     from vidtok.heads.head import SCHEMA as HEAD
-    from vidtok.hub import CONFIG
+    from vidtok.hub import CONFIG, HUB_ID, list_shipped
 
+    shipped = [*list_shipped(), *list_shipped_heads(), *list_shipped_generators()]
+    if name not in shipped and not Path(name).is_dir() and not HUB_ID.fullmatch(name):
+        raise UserError(f"no shipped model and no file or folder {name!r}: {nearest(name, shipped)}")
     schema = ""
     with suppress(OSError, ValueError, AttributeError):  # the loader reports a missing folder or an invalid config
         schema = str(json.loads((Path(name) / CONFIG).read_text()).get("schema"))
@@ -92,6 +95,7 @@ def generator_info(name: str) -> dict[str, object]:
         "tokenizer": _tokenizer({"name": config.tokenizer, "weight_hash": config.weight_hash}),
         "tokens": f"{' x '.join(map(str, config.grid))} of {config.bits} bits",
         "classes": _classes(config.classes) if config.classes else "none",
+        "trained on": ", ".join(config.tasks).replace("none", "whole clips") or "not recorded",
         "license": config.license,
     }
 

@@ -279,6 +279,9 @@ def test_info(capsys, here, model, videos):
     out, _ = vidtok(capsys, "info", videos / "odd.mp4")
     assert "37 x 51" in out and "24 frames/s" in out
     assert "nope.mp4" in fails(capsys, "info", "nope.mp4")
+    assert "did you mean 'clips-prediction'?" in fails(capsys, "info", "clips-predictoin")
+    out, _ = vidtok(capsys, "info", "clips-prediction")
+    assert "prefix-2" in out
 
 
 def test_eval_reconstruction(capsys, here, model, videos):

@@ -51,6 +51,21 @@ def test_clips_that_go_on_from_a_video(settings, tmp_path):
     tokenizer = vidtok.VideoTokenizer.from_pretrained(settings["tokenizer"])
     given = vidtok.read_video(tmp_path / "a.mp4", size=None)[:, :, :1]
     assert torch.equal(clip.ids[:1], tokenizer.encode(given)[0])
+    vidtok.write_video(tmp_path / "slow.mp4", vidtok.datasets.demo_clip(5, 64)[..., :16, :24], 10)
+    assert generate(prefix=tmp_path / "slow.mp4", prefix_frames=1, **settings).fps == 10
+    assert generate(prefix=tmp_path / "slow.mp4", prefix_frames=1, fps=5, **settings).fps == 5
+
+
+def test_clips_from_nothing_of_a_model_that_was_trained_to_go_on(settings, tmp_path, recwarn):
+    config = vidtok.generator.from_pretrained(settings["model"]).config
+    generator = create_generator(replace(config, tasks=("prefix-1", "inpainting"))).eval()
+    generator.generate(1, prefix=torch.zeros(1, 1, 2, 3, dtype=torch.long), steps=1)
+    create_generator(replace(config, tasks=("none", "prefix"))).eval().generate(1, steps=1)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="tiny was not trained on whole clips, but on prefix-1, inpainting: give it"):
+        generator.generate(1, steps=1)
+    generator.save_pretrained(tmp_path)
+    assert vidtok.generator.from_pretrained(tmp_path).config == generator.config
 
 
 def test_a_wrong_head_fails_before_clips_are_sampled(settings, tmp_path):

@@ -6,6 +6,7 @@ Legend: B batch, N tokens, D width, t h w the token grid, N = t h w in this orde
 import inspect
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,7 @@ class GeneratorConfig:
         stride: pixels per token in (time, height, width); the first frame has tokens of its own.
         fps: frames per second of the training clips; None, various or unknown.
         classes: the name of each class number; empty for an unconditional model.
+        tasks: tasks of the training, see `Objective`; empty, not recorded (earlier versions).
         width, depth, heads, dropout: see `vidtok.generator.transformer.Transformer`.
         arguments: further arguments of the kind's class.
         license: license of the weights.
@@ -59,6 +61,7 @@ class GeneratorConfig:
     stride: tuple[int, int, int] = (4, 8, 8)
     fps: float | None = None
     classes: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
     width: int = 256
     depth: int = 6
     heads: int = 4
@@ -67,7 +70,7 @@ class GeneratorConfig:
     license: str = "apache-2.0"
 
     def __post_init__(self):
-        for name in ("grid", "stride", "classes"):
+        for name in ("grid", "stride", "classes", "tasks"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON and hydra have lists
 
 
@@ -249,6 +252,11 @@ class Generator(PretrainedModel, tags=["video-generation"]):
         self.check_sampling(steps, guidance, **options)
         label_B = self.check_label(label, batch)
         ids_BN, known_N = self.check_known(prefix, known, batch)
+        if self.config.tasks and "none" not in self.config.tasks and not known_N.any():
+            tasks = ", ".join(self.config.tasks)
+            warnings.warn(
+                f"{self.config.name} was not trained on whole clips, but on {tasks}: give it a video", stacklevel=2
+            )
         rng = sample_rngs(seed, first, batch, self.device)
         training = self.training
         self.eval()

@@ -14,7 +14,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from vidtok.checks import pick_device
-from vidtok.datasets import VideoError, read_video, write_video
+from vidtok.datasets import VideoError, probe_video, read_video, write_video
 from vidtok.datasets.frames import frame_rows, tiled
 from vidtok.errors import UserError, nearest
 from vidtok.extraction.npz import write_npz
@@ -113,7 +113,7 @@ class Samples:
             self._known = known_tokens(anew_THW, config.stride)
         conditions = (self._labels, self._given)
         number = number or max(1, *(0 if given is None else len(given) for given in conditions))
-        self.fps = fps or config.fps or 25
+        self.fps = fps or config.fps or (probe_video(files[0]).fps if files else 25)
         self._generator.check_sampling(**sampling)
         self.names = [f"{name_of(self._labels, i)}{i:04d}" for i in range(number)]
         self._batch, self._settings = batch, {"seed": seed, "progress": progress, **sampling}
@@ -192,7 +192,7 @@ def generate(
             its pixels are kept.
         frames: frames per clip, 1 + 4k, for clips longer than those in training, which a sliding window makes; None,
             as in training. With "interpolate", "inpaint" and "outpaint", the number of frames of the video to use.
-        fps: frame rate; None, that of the model, or 25.
+        fps: frame rate; None, that of the model, of the first video, or 25.
         tokenizer: name, folder or hub id of the tokenizer; None, the name that the generator records.
         device: "auto", "cpu", "cuda", ...
         batch: clips per batch, by default 8.

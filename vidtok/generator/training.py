@@ -275,6 +275,7 @@ def build_generator_training(cfg: DictConfig) -> dict:
             stride=tokenizer.stride,
             fps=fps,
             classes=tuple(classes),
+            tasks=tuple(name for name, weight in task.objective.tasks.items() if weight),
             **plain["size"],
             **generator_settings(plain),
         )
