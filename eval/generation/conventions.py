@@ -17,7 +17,8 @@ Result schema "vidtok.eval.generation/1":
                  one), folds [..]}; fvd_precision, frd_recall, ...: the same of `vidtok.eval.metrics.frechet`, with low
                  and high (95 %, Wilson, of all folds together) and n where it is a share. Fold i is compared with the
                  i-th n_fake reference clips, in turn. Folds of fewer than 4 clips have none.
-                 METRIC_floor: {value, n} of other real clips, METRIC_reconstruction: of their reconstructions.
+                 METRIC_floor: {value, n} of other real clips, METRIC_reconstruction: of their reconstructions,
+                 METRIC_repeated: where frames are given, of reconstructions of clips that repeat the last given one.
                  agreement: {value, low, high (Wilson), n, classes {name: share}}, real_agreement: the same for the
                  tokens of the other real clips
     neighbors    if they were drawn: n_real (number of real clips searched), generated: [distance of each generated clip
@@ -25,7 +26,7 @@ Result schema "vidtok.eval.generation/1":
     seconds_per_clip    sampling time
     provenance   git, versions, device, threads, date
 
-Results of earlier versions lack the generator's weight_hash.
+Results of earlier versions lack the generator's weight_hash and METRIC_repeated.
 
 Legend: B batch, T H W video, D features.
 """

@@ -199,9 +199,18 @@ class Evaluation:
         return values
 
     def limits(self) -> dict:
-        """Measure the bounds of the metrics: those of other real clips (the floor) and of their reconstructions, and
-        the head's accuracy on their tokens."""
+        """Measure the bounds of the metrics: those of other real clips (the floor) and of their reconstructions, those
+        of clips that repeat the last given frame, and the head's accuracy on the tokens of the other real clips."""
         found: dict = {}
+        if (given := self.convention.given_frames) and self.measures:
+            frozen = self._statistics()
+            for clips, _ in self._one_fold(lambda: ((video, video) for video in self.real.clips())):
+                video = clips[: self.convention.n_fake - frozen.n]
+                still = video[:, :, given - 1 : given].expand_as(video[:, :, given:])
+                ids = self.tokenizer.encode(torch.cat([video[:, :, :given], still], 2))
+                frozen.update(self.tokenizer.decode(ids) if self.sees_pixels else None, ids)
+            for metric, value in self._compare(frozen).items():
+                found[f"{metric}_repeated"] = {"value": value, "n": frozen.n}
         if self.real.others is None:
             return found
         if self.measures:
@@ -292,12 +301,16 @@ class Evaluation:
         return (list(range(classes)) if classes else None), None
 
     def other_clips(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield as many other real clips as a fold has, with their labels. The first clips of all videos come before
-        their second clips, ..., because clips of one video are similar."""
+        """Yield as many other real clips as a fold has, with their labels."""
         assert self.real.others is not None
+        return self._one_fold(self.real.others)
+
+    def _one_fold(self, batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield as many clips as a fold has. The first clips of all videos come before their second clips, ..., because
+        clips of one video are similar."""
         own, n = self.convention.windows * self.convention.crops, 0
         for clip in range(own):
-            for video, label in self.real.others():
+            for video, label in batches():
                 yield video[clip::own].to(self.device), label[clip::own]
                 n += len(video) // own
                 if n >= self.convention.n_fake:

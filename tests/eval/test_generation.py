@@ -346,6 +346,25 @@ def test_limits_are_of_different_videos_first():
     assert limits["fvd_reconstruction"]["value"] == pytest.approx(there.distance("fvd", passed), abs=1e-6)
 
 
+def test_the_baseline_of_given_frames_repeats_the_last_one():
+    tokenizer = VideoTokenizer.from_pretrained("vidtok-t")
+    level = torch.linspace(-1, 1, 9).view(1, 1, 9, 1, 1).expand(4, 3, 9, 16, 16)  # frames grow brighter
+    videos = level * torch.linspace(0.2, 0.8, 4).view(4, 1, 1, 1, 1)
+    convention = replace(get_convention("plain"), given_frames=5, n_fake=3)
+    real = RealClips(lambda: [videos], None, (), {})
+    networks = FeatureExtractors(fvd=Brightness())
+    limits = Evaluation(real, networks, tokenizer, convention, "plain").limits()
+    still = torch.cat([videos[:3, :, :5], videos[:3, :, 4:5].expand(-1, -1, 4, -1, -1)], 2)
+    frozen = score_clips([tokenizer.decode(tokenizer.encode(still))], {"fvd": Brightness()}, convention)
+    there = score_clips([videos], {"fvd": Brightness()}, convention)
+    assert limits["fvd_repeated"] == {"value": pytest.approx(there.distance("fvd", frozen), abs=1e-6), "n": 3}
+    assert (
+        limits.keys() == {"fvd_repeated", "fvd_to_reconstructions_repeated"} and limits["fvd_repeated"]["value"] > 0.5
+    )
+    plain = replace(convention, given_frames=0)
+    assert not Evaluation(real, networks, tokenizer, plain, "plain").limits()
+
+
 def test_eval_generation_measures_distances_and_draws_neighbors(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("vidtok.eval.generation.extractors.I3D", Brightness)
     png, out = tmp_path / "nearest.png", tmp_path / "result.json"
