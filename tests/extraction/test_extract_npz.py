@@ -179,6 +179,15 @@ def test_another_kind_of_file(tmp_path, content):
         read_npz(path)
 
 
+def test_arrays_of_others_are_told_what_they_lack(tmp_path):
+    np.savez(tmp_path / "clip.npz", ids=np.zeros(3))
+    with pytest.raises(ValueError, match=r"not a file of features that can be read \(meta is not a file in the arch"):
+        read_npz(tmp_path / "clip.npz")
+    np.savez(tmp_path / "clip.npz", meta=np.array("{}"))
+    with pytest.raises(ValueError, match=r"that can be read \(.*\)$"):
+        read_npz(tmp_path / "clip.npz")
+
+
 def test_pickles_are_not_loaded(tmp_path):
     path = tmp_path / "clip.npz"
     np.savez(path, ids=np.array([{}], dtype=object), timestamps=times(), meta=np.array("{}"))

@@ -152,7 +152,10 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if "allow_pickle" in text:  # numpy takes any unknown format for a pickle
         return "no .npz"
-    return f"no {error}" if isinstance(error, KeyError) else text or type(error).__name__
+    if isinstance(error, KeyError):  # numpy and zipfile raise sentences, json's dicts a key alone
+        sentence = str(error.args[0])
+        return sentence if " " in sentence else f"no {error}"
+    return text or type(error).__name__
 
 
 # Errors for a file name that the system refuses, that belongs to a folder, or that lies below a file.
