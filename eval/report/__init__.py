@@ -81,16 +81,17 @@ def task_table(result: Mapping, few: Mapping) -> str:
     return "\n".join(lines)
 
 
-def pretraining_table(scratch: Mapping, pretrained: Mapping) -> str:
+def pretraining_table(scratch: Mapping, masked: Mapping, pretrained: Mapping) -> str:
     """Return top-1 accuracies in percent of heads for several motion tasks with and without pretraining.
 
     Args:
-        scratch: comparison with the arm tokens. pretrained: one of tokens, with heads from a backbone, and of pixels.
+        scratch: comparison with the arm tokens. masked: the same with heads from a backbone that predicted masked ids.
+            pretrained: one of tokens, with heads from a backbone that had teachers, and of pixels.
     """
-    head = ["task", "tokens", "pixels", "tokens, pretrained"]
+    head = ["task", "tokens", "pixels", "tokens, masked ids", "tokens, pretrained"]
     lines = [markdown_row(head), markdown_row(["---"] * len(head))]
-    entries = [{entry["name"]: entry for entry in result["results"]} for result in (scratch, pretrained)]
-    columns = entries[0]["tokens"], entries[1]["pixels"], entries[1]["tokens"]
+    entries = [{entry["name"]: entry for entry in result["results"]} for result in (scratch, masked, pretrained)]
+    columns = entries[0]["tokens"], entries[2]["pixels"], entries[1]["tokens"], entries[2]["tokens"]
     for task in columns[0]["tasks"]:
         lines.append(markdown_row([task, *(share_cell(entry["tasks"][task]) for entry in columns)]))
     return "\n".join([*lines, markdown_row(["all", *(share_cell(entry["top1"]) for entry in columns)])])

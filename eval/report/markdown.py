@@ -260,6 +260,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         return json.loads((Path(folder) / f"{name}.json").read_text())
 
     models = {file.parent.name: json.loads(file.read_text()) for file in sorted(PRETRAINED.glob("*/evaluation.json"))}
+    models = {name: result for name, result in models.items() if result["protocol"]["source"] != "digits"}
     larger = [json.loads(file.read_text()) for file in sorted(PRETRAINED.glob("*/evaluation-256.json"))]
     comparisons = {name: read(file) for file, name in COMPARISONS.items()}
     probes = {name: read(file) for file, name in PROBES.items()}
@@ -273,7 +274,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         "inputs": accuracy_table(read("motion-tasks"), ("tokens", "pixels", TRANSFER)),
         "recognition": f"{comparison_table(comparisons)}\n\n{cost_table(comparisons)}",
         "motion_tasks": task_table(read("motion-tasks"), read("motion-tasks-10")),
-        "pretraining": pretraining_table(read("backbone-scratch"), read("backbone-pretrained")),
+        "pretraining": pretraining_table(*(read(f"backbone-{name}") for name in ("scratch", "masked", "pretrained"))),
         "frozen": frozen_table([read("backbone-references"), read("backbone-cells")]),
         "probes": f"{probe_table(probes)}\n\n{path_table(probes)}".strip(),
         "generation": f"{markdown_table(result)}\n\n{said[0].upper()}{said[1:]}.",
