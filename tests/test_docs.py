@@ -24,7 +24,7 @@ from vidtok.hub import PRETRAINED, hash_file
 ROOT = Path(__file__).parent.parent
 PAGES = {file.name: file.read_text() for file in [ROOT / "README.md", *sorted((ROOT / "docs/pages").glob("*.md"))]}
 README, RESULTS = (" ".join(PAGES[name].split()) for name in ("README.md", "results.md"))
-SHIPPED = sorted(p.parent.name for p in PRETRAINED.glob("*/config.json"))
+SHIPPED = sorted(p.parent.name for p in PRETRAINED.glob("vidtok-*/config.json"))
 
 
 def pages_with(language: str) -> list[str]:
@@ -130,6 +130,18 @@ def test_model_cards_have_the_row_of_the_table(name):
     assert row in (PRETRAINED / name / "README.md").read_text().splitlines()
     metrics = json.loads((PRETRAINED / name / "evaluation.json").read_text())["metrics"]
     assert f"by its mean color ({metrics['block_mean_psnr']['mean']:.2f} dB)" in PAGES["README.md"]
+
+
+def test_the_card_of_digits_is_that_of_its_result_file():
+    result = json.loads((PRETRAINED / "digits" / "evaluation.json").read_text())
+    card = (PRETRAINED / "digits" / "README.md").read_text()
+    metrics = {name: metric["mean"] for name, metric in result["metrics"].items()}
+    psnr, gain = (result["metrics"][name] for name in ("psnr", "psnr_gain"))
+    row = [f"{psnr['mean']:.2f} ± {psnr['stderr']:.2f}", f"+{gain['mean']:.2f} ± {gain['stderr']:.2f}"]
+    row += [f"{metrics[name]:.3f}" for name in ("ssim", "lpips")] + [f"{metrics['rfvd']:.1f}"]
+    row += [f"{metrics['block_ratio']:.3f}", f"{result['codebook']['entropy_bits']:.1f}"]
+    assert markdown.markdown_row([*row, f"{metrics['bits_per_pixel']:.4f}"]) in card.splitlines()
+    assert f"`{result['tokenizer']['weight_hash']}`" in card and f"{result['n_used']} of the 3,231 clips" in card
 
 
 def test_the_shipped_head_is_that_of_its_result_file():
@@ -305,6 +317,9 @@ def test_generators_are_those_of_the_result_files():
     ]
     rows += [f"{metrics[limit]['value']:.0f}" for limit in ("fvd_reconstruction", "fvd_floor")]
     rows.append(f"{metrics['fvd_to_reconstructions_reconstruction']['value']:.0f}")
+    repeated = [metrics[f"{name}_repeated"]["value"] for name in ("fvd", "fvd_to_reconstructions")]
+    rows += [f"{value:.0f}" for value in repeated]
+    assert "has {:.0f} (80 clips), and {:.0f} from reconstructions".format(*repeated) in RESULTS
     assert sorted(re.findall(r"\| ([0-9 ±]+) \|$", card, re.MULTILINE)) == sorted(rows)
     assert all(f"`{hash}`" in card for hash in (generator["weight_hash"], generator["tokenizer"]["weight_hash"]))
     commands = " ".join(card.split("```bash\n")[2].split("```")[0].split())

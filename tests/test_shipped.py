@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vidtok
-from vidtok.datasets import VideoError, demo_clip
+from vidtok.datasets import MovingDigits, VideoError, demo_clip
 from vidtok.demo import continue_clip
 from vidtok.eval import block_mean_baseline, psnr
 from vidtok.generator import from_pretrained, list_shipped_generators, load_tokenizer
@@ -49,6 +49,17 @@ def test_it_loads_and_is_what_was_evaluated(name):
     assert result["metrics"]["psnr_gain"]["mean"] >= 3 and result["codebook"]["entropy_bits"] >= 13
     clip = demo_clip(frames=17)
     assert psnr(tokenizer.decode(tokenizer.encode(clip)), clip).item() > 26
+
+
+def test_the_tokenizer_of_digits_is_what_was_evaluated():
+    tokenizer = vidtok.VideoTokenizer.from_pretrained("digits")
+    result = json.loads((PRETRAINED / "digits" / "evaluation.json").read_text())
+    assert tokenizer.weight_hash == result["tokenizer"]["weight_hash"]
+    assert (PRETRAINED / "digits" / "model.safetensors").stat().st_size < 4e6
+    assert (result["protocol"]["source"], result["protocol"]["split"]) == ("digits", "val")
+    clips = torch.cat([MovingDigits("val", 17, 32)[i].video for i in range(0, 3231, 400)])
+    mean = psnr(tokenizer.decode(tokenizer.encode(clips)), clips).mean().item()
+    assert mean == pytest.approx(result["metrics"]["psnr"]["mean"], abs=1.0)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -202,7 +202,10 @@ def merge_results(results: Sequence[Mapping]) -> dict:
     Raises:
         ValueError: results of other settings, networks or tokenizers, or a training run that two of them have.
     """
-    first, training, rows, other_limits = results[0], {}, [], {}
+    first = results[0]
+    training: dict[str, dict] = {}
+    rows: list[Mapping] = []
+    other_limits: dict[str, dict] = {}
     for result in results:
         facts = _equal_facts(result)
         for name, value in _equal_facts(first).items():

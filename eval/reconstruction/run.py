@@ -206,24 +206,25 @@ def evaluate(
         if fps is not None:
             raise ValueError(f"digits have {MovingDigits.fps:g} frames/s: leave out fps={fps:g}")
         digits = MovingDigits(split or "val", frames, size)
-    files = [file for file, _ in find_videos(inputs)] if digits is None else digits.ids
-    what = "files" if digits is None else "clips"
-    chosen = {} if clips is None else {"clips": f"{clips} of {len(files)} {what}, evenly spread"}
-    files = spread(files, clips or len(files))
+    files = [file for file, _ in find_videos(inputs)] if digits is None else []
+    total, what = (len(files), "files") if digits is None else (len(digits), "clips")
+    chosen = {} if clips is None else {"clips": f"{clips} of {total} {what}, evenly spread"}
+    numbers = spread(range(total), clips or total)
     tokenizer = open_tokenizer(model, device, precision)
     if why := tokenizer.lacks.get("recon"):
         raise ValueError(f"no reconstructions: {why}")
     protocol = clip_protocol(" ".join(inputs), split, frames, size, fps)
+    videos: Iterator[Clip]
     if digits is None:
-        videos = validation_clips(files, frames, size, fps, tokenizer.stride)
+        videos = validation_clips([files[i] for i in numbers], frames, size, fps, tokenizer.stride)
     else:
         _check_shape(frames, size, tokenizer.stride)
-        videos = ((name, digits[digits.ids.index(name)].video) for name in files)
+        videos = ((digits.ids[i], digits[i].video) for i in numbers)
         protocol |= {"split": digits.split, "crop": "rendered", "fps": digits.fps}
     networks = (("lpips", "vgg", lpips), ("lpips_alex", "alex", lpips_alex))
     return evaluate_reconstruction(
         tokenizer,
-        track(videos, len(files)),
+        track(videos, len(numbers)),
         name=tokenizer.config.name,
         weight_hash=tokenizer.weight_hash,
         protocol={**protocol, "precision": precision, **chosen},
