@@ -203,6 +203,7 @@ def merge_results(results: Sequence[Mapping]) -> dict:
         ValueError: results of other settings, networks or tokenizers, or a training run that two of them have.
     """
     first = results[0]
+    variants: dict[str, dict] = {}
     training: dict[str, dict] = {}
     rows: list[Mapping] = []
     other_limits: dict[str, dict] = {}
@@ -211,6 +212,9 @@ def merge_results(results: Sequence[Mapping]) -> dict:
         for name, value in _equal_facts(first).items():
             if (other := facts[name]) != value:
                 raise ValueError(f"merged comparisons have the same {name}, and these have {value} and {other}")
+        for name, variant in (result["config"]["variants"] or {}).items():
+            if (other := variants.setdefault(name, variant)) != variant:
+                raise ValueError(f"two of the comparisons have a variant {name}, and these are {other} and {variant}")
         if both := sorted(training.keys() & result["training"].keys()):
             raise ValueError(f"two of the comparisons have a run {both[0]}: train other seeds, such as seeds=[1]")
         training |= result["training"]
@@ -237,7 +241,8 @@ def _equal_facts(result: Mapping) -> dict:
     if "tokenizer" not in result:
         raise ValueError("comparisons of earlier versions don't hold their tokenizer, and can't be merged")
     config = result["config"]
-    facts = {key: config[key] for key in sorted((TRAINED_WITH | MEASURED_WITH) - OF_ONE_MACHINE)}
+    keys = (TRAINED_WITH | MEASURED_WITH | {"training"}) - OF_ONE_MACHINE
+    facts = {key: config[key] for key in sorted(keys)}
     facts |= {"trainer": lasting(config["trainer"]), "tokenizer": result["tokenizer"]}
     return facts | {"detector": result["rows"][0]["detector"]}
 
@@ -250,8 +255,8 @@ def _measure(evaluation: Callable[[str], Evaluation], tokenizer: str, *arguments
 TRAINED_WITH = {"size", "data", "optimizer", "tokenizer", "objective", "seed", "max_flops"}
 MEASURED_WITH = {"convention", "n_real", "n_fake", "folds", "real", "real_root", "real_split", "other_split"}
 MEASURED_WITH |= {"i3d", "recognizer", "settings", "seed"}
-OF_ONE_MACHINE = {"tokenizer", "i3d", "recognizer", "seed"}  # merged results may differ in them: paths, of which hashes
-# are compared, and the seed
+# Merged results may differ in these: paths of networks, whose hashes are compared, and the seed.
+OF_ONE_MACHINE = {"tokenizer", "i3d", "recognizer", "seed"}
 TRAINED = "trained.json"  # file that marks a finished training
 
 

@@ -822,6 +822,11 @@ def read_weights(run):
     return load_file(run / "model" / "model.safetensors")
 
 
+def with_variant(result, setting):
+    variants = {"whole": {"kind": "masked", "training": [f"generator.arguments.{setting}"]}}
+    return {**result, "config": result["config"] | {"variants": variants}}
+
+
 def test_comparisons_of_several_machines_are_merged(capsys, monkeypatch, tmp_path):
     path = tokenizer_folder(tmp_path / "lfq", {"kind": "lfq", "bits": 6})
     create_head("linear", "pixels", 9, (3, 4, 4)).save_pretrained(tmp_path / "head")
@@ -848,6 +853,7 @@ def test_comparisons_of_several_machines_are_merged(capsys, monkeypatch, tmp_pat
         ([a, other], "the same n_fake, and these have 4 and 8"),
         ([a, {key: value for key, value in b.items() if key != "tokenizer"}], "of earlier versions"),
         ([a, {**b, "tokenizer": {"name": "lfq", "weight_hash": "0"}}], "the same tokenizer"),
+        ([with_variant(a, "factors=1"), with_variant(b, "factors=2")], "have a variant whole, and these are"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             merge_results(wrong)
