@@ -81,5 +81,5 @@ def test_evaluations_and_trainings_are_functions():
 
     packages = vidtok.eval.reconstruction, vidtok.eval.recognition, vidtok.eval.generation
     functions = [getattr(package, name) for package in packages for name in package.__all__]
-    assert len(functions) == 8 and all(map(callable, [*functions, train_tokenizer, train_generator]))
+    assert len(functions) == 9 and all(map(callable, [*functions, train_tokenizer, train_generator]))
     assert not hasattr(vidtok.eval.recognition, "prob")
