@@ -2,7 +2,7 @@
 
 evaluate       FVD, FID and agreement of one generator
 compare        masked, autoregressive and diffusion generators at equal data, parameters and training time
-merge_results  comparisons of several machines in one
+merge_results  one result of comparisons that were run on several machines
 """
 
 from importlib import import_module

@@ -189,9 +189,9 @@ def compare(*overrides: str, log: Callable[[str], None] = print, **settings) -> 
 
 
 def merge_results(results: Sequence[Mapping]) -> dict:
-    """Merge comparisons of the same settings that differ in seeds, kinds or variants, as of several machines.
+    """Merge comparisons that were run on several machines: equal settings, other seeds, kinds or variants.
 
-    Each machine trains other seeds (`seeds=[1]`), so that every training run has another name.
+    Their times are of their machines: equal budgets are those of `max_flops`.
 
     Args:
         results: results of schema "vidtok.eval.generation-compare/1". `limits` and `config` are taken from the first.
@@ -200,27 +200,30 @@ def merge_results(results: Sequence[Mapping]) -> dict:
         A result of that schema.
 
     Raises:
-        ValueError: results of other settings, networks or tokenizers, or a training run that two of them have.
+        ValueError: no results or others than comparisons, other settings, networks or tokenizers, or a training run
+            that two of them have.
     """
-    first = results[0]
+    if not results:
+        raise ValueError("there are no comparisons to merge")
+    first = _equal_facts(results[0])
     variants: dict[str, dict] = {}
     training: dict[str, dict] = {}
     rows: list[Mapping] = []
     other_limits: dict[str, dict] = {}
     for result in results:
-        facts = _equal_facts(result)
-        for name, value in _equal_facts(first).items():
-            if (other := facts[name]) != value:
-                raise ValueError(f"merged comparisons have the same {name}, and these have {value} and {other}")
+        _check_equal("", first, _equal_facts(result))
         for name, variant in (result["config"]["variants"] or {}).items():
-            if (other := variants.setdefault(name, variant)) != variant:
-                raise ValueError(f"two of the comparisons have a variant {name}, and these are {other} and {variant}")
+            _check_equal(f"variants.{name}", variants.setdefault(name, variant), variant)
+        trained = {(row["name"], row["seed"]): row["run"] for row in result["rows"]}
+        if both := sorted({(row["name"], row["seed"]) for row in rows} & trained.keys()):
+            name, seed = both[0]
+            raise ValueError(f"two of the comparisons trained {name} with seed {seed}: train other seeds or kinds")
         if both := sorted(training.keys() & result["training"].keys()):
-            raise ValueError(f"two of the comparisons have a run {both[0]}: train other seeds, such as seeds=[1]")
+            raise ValueError(f"two of the comparisons call a run {both[0]}: give the same seed= and other seeds=")
         training |= result["training"]
         rows += result["rows"]
         other_limits |= result.get("other_limits", {})
-    merged = {**first, "training": training, "rows": rows}
+    merged = {**results[0], "training": training, "rows": rows}
     if other_limits:
         merged["other_limits"] = other_limits
     return merged | _conclusions(rows)
@@ -238,13 +241,25 @@ def _conclusions(rows: Sequence[Mapping]) -> dict:
 
 def _equal_facts(result: Mapping) -> dict:
     """Return what merged results have in common: name -> value."""
+    if result.get("schema") != SCHEMA:
+        raise ValueError(f"results of schema {SCHEMA!r} are merged, not of {result.get('schema')!r}")
     if "tokenizer" not in result:
         raise ValueError("comparisons of earlier versions don't hold their tokenizer, and can't be merged")
     config = result["config"]
     keys = (TRAINED_WITH | MEASURED_WITH | {"training"}) - OF_ONE_MACHINE
     facts = {key: config[key] for key in sorted(keys)}
-    facts |= {"trainer": lasting(config["trainer"]), "tokenizer": result["tokenizer"]}
-    return facts | {"detector": result["rows"][0]["detector"]}
+    facts["data"] = {key: value for key, value in config["data"].items() if key not in ("cache", "root")}
+    facts |= {"generator": generator_settings(config), "trainer": lasting(config["trainer"])}
+    return facts | {"tokenizer": result["tokenizer"], "detector": result["rows"][0]["detector"]}
+
+
+def _check_equal(name: str, ours, theirs) -> None:
+    """Raise ValueError for two different values, with the name of the first key that differs."""
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        for key in sorted(ours.keys() | theirs.keys()):
+            _check_equal(f"{name}.{key}".lstrip("."), ours.get(key), theirs.get(key))
+    elif ours != theirs:
+        raise ValueError(f"merged comparisons have the same {name}, and these have {ours} and {theirs}")
 
 
 def _measure(evaluation: Callable[[str], Evaluation], tokenizer: str, *arguments, **sampling) -> dict:
@@ -255,8 +270,8 @@ def _measure(evaluation: Callable[[str], Evaluation], tokenizer: str, *arguments
 TRAINED_WITH = {"size", "data", "optimizer", "tokenizer", "objective", "seed", "max_flops"}
 MEASURED_WITH = {"convention", "n_real", "n_fake", "folds", "real", "real_root", "real_split", "other_split"}
 MEASURED_WITH |= {"i3d", "recognizer", "settings", "seed"}
-# Merged results may differ in these: paths of networks, whose hashes are compared, and the seed.
-OF_ONE_MACHINE = {"tokenizer", "i3d", "recognizer", "seed"}
+# Merged results may differ in these: paths, and the seed. Hashes of the networks are compared.
+OF_ONE_MACHINE = {"tokenizer", "i3d", "recognizer", "real_root", "seed"}
 TRAINED = "trained.json"  # file that marks a finished training
 
 

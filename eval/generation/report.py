@@ -121,6 +121,14 @@ COLUMNS = {
 }
 
 
+# Rows of the table below the models, those that were measured: limit -> title.
+LIMITS = {
+    "floor": "other real clips",
+    "reconstruction": "reconstructions of those",
+    "repeated": "last given frame repeated",
+}
+
+
 def markdown_table(result: Mapping) -> str:
     """Return the table of `table_rows` in Markdown."""
     head, *rows = table_rows(result)
@@ -152,7 +160,7 @@ def table_rows(result: Mapping) -> list[list[str]]:
         cells += [f"{mean('samples'):,.0f}", f"{row['steps']}", short_seconds(row["seconds_per_clip"])]
         lines.append([*cells, *(_cell(row["metrics"].get(metric), metric) for metric in metrics)])
     for name, limits in {"": result["limits"], **result.get("other_limits", {})}.items():
-        for limit, title in (("floor", "other real clips"), ("reconstruction", "reconstructions of those")):
+        for limit, title in LIMITS.items():
             if name and limit == "floor":
                 continue
             found = {metric: limits.get(f"{metric}_{limit}") for metric in metrics}
@@ -217,7 +225,7 @@ def draw_chart(result: Mapping, path: Path) -> None:
             error = [[a - low for a, (low, _) in zip(y, ends, strict=True)]]
             error.append([high - a for a, (_, high) in zip(y, ends, strict=True)])
             place.errorbar([row[x] for row in rows], y, error, fmt="o-", color=color, label=kind, capsize=3)
-    for name, style in (("fvd_floor", "--"), ("fvd_reconstruction", ":")):
+    for name, style in (("fvd_floor", "--"), ("fvd_reconstruction", ":"), ("fvd_repeated", "-.")):
         if scored and name in result["limits"]:
             for place in axes:
                 label = name.removeprefix("fvd_")

@@ -4,6 +4,7 @@ Legend: B batch, N clips, D features, t h w token grid.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -348,6 +349,12 @@ def check_conditions(
         ValueError: guidance or agreement without classes, classes that the head doesn't know, or a number of given
             frames that isn't a whole number of latent frames.
     """
+    if config.needs_video and not convention.given_frames:
+        tasks = ", ".join(config.tasks)
+        message = (
+            f"{config.name} was trained on {tasks} alone: a convention that gives frames is --convention magvit-k600"
+        )
+        warnings.warn(message, stacklevel=2)
     if convention.given_frames and sampling.get("guidance", 1) != 1:
         raise ValueError("guidance needs classes, and this convention gives frames instead")
     if convention.given_frames and (convention.given_frames - 1) % tokenizer.stride[0]:

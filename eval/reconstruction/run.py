@@ -25,7 +25,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,6 @@ from vidtok.names import escape_name
 from vidtok.provenance import provenance
 from vidtok.train.perceptual import LPIPS
 
-_T = TypeVar("_T")
 Clip = tuple[str, Tensor | Exception]  # name and float [1,3,T,H,W] in [-1,1], or the error of a failed clip
 
 
@@ -206,25 +205,27 @@ def evaluate(
         if fps is not None:
             raise ValueError(f"digits have {MovingDigits.fps:g} frames/s: leave out fps={fps:g}")
         digits = MovingDigits(split or "val", frames, size)
-    files = [file for file, _ in find_videos(inputs)] if digits is None else []
-    total, what = (len(files), "files") if digits is None else (len(digits), "clips")
+    files: Sequence[Path] = [] if digits is not None else [file for file, _ in find_videos(inputs)]
+    total, what = (len(files), "files") if digits is None else (len(digits), "clips of all motions in turn")
     chosen = {} if clips is None else {"clips": f"{clips} of {total} {what}, evenly spread"}
-    numbers = spread(range(total), clips or total)
     tokenizer = open_tokenizer(model, device, precision)
     if why := tokenizer.lacks.get("recon"):
         raise ValueError(f"no reconstructions: {why}")
     protocol = clip_protocol(" ".join(inputs), split, frames, size, fps)
     videos: Iterator[Clip]
     if digits is None:
-        videos = validation_clips([files[i] for i in numbers], frames, size, fps, tokenizer.stride)
+        files = spread(files, clips or total)
+        count = len(files)
+        videos = validation_clips(files, frames, size, fps, tokenizer.stride)
     else:
         _check_shape(frames, size, tokenizer.stride)
-        videos = ((digits.ids[i], digits[i].video) for i in numbers)
+        count = min(clips or total, total)
+        videos = digit_clips(digits, count)
         protocol |= {"split": digits.split, "crop": "rendered", "fps": digits.fps}
     networks = (("lpips", "vgg", lpips), ("lpips_alex", "alex", lpips_alex))
     return evaluate_reconstruction(
         tokenizer,
-        track(videos, len(numbers)),
+        track(videos, count),
         name=tokenizer.config.name,
         weight_hash=tokenizer.weight_hash,
         protocol={**protocol, "precision": precision, **chosen},
@@ -235,7 +236,15 @@ def evaluate(
     )
 
 
-def spread(files: Sequence[_T], count: int) -> list[_T]:
+def digit_clips(digits: MovingDigits, count: int) -> Iterator[Clip]:
+    """Yield `count` clips of evenly spread digits, with each of the motions in turn; none twice."""
+    motions = len(digits.classes)
+    for i in range(count):
+        index = i * (len(digits) // motions) // count * motions + i % motions
+        yield digits.ids[index], digits[index].video
+
+
+def spread(files: Sequence[Path], count: int) -> list[Path]:
     """Choose `count` evenly spaced files, including the first and the last; all if there are no more than `count`."""
     if count >= len(files):
         return list(files)

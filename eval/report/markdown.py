@@ -10,7 +10,7 @@ Comparisons (`vidtok eval compare`): a row per result file with the top-1 of eve
 deviation over seeds (one seed: 95 % interval), the majority class, tokens over pixels with its 95 % interval, and the
 tokenizer's weights. A second result of the same set is named with its number of steps. Probes (`vidtok eval probe`): a
 row per result file and pool with 95 % intervals, and a table of accuracies at every C. Generators (`vidtok eval
-generation-compare`): a row per guidance; results of equal settings, as of several machines, make one table.
+generation-compare`): a row per guidance; results of equal settings, run on several machines, make one table.
 
 Tables stand between the lines `<!-- NAME -->` and `<!-- end of NAME -->` of a page. --into fills `recognition`,
 `probes`, `guidance` or `generation` of a page; --update fills every name of `published_tables` that the pages have.
@@ -264,8 +264,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
     larger = [json.loads(file.read_text()) for file in sorted(PRETRAINED.glob("*/evaluation-256.json"))]
     comparisons = {name: read(file) for file, name in COMPARISONS.items()}
     probes = {name: read(file) for file, name in PROBES.items()}
-    generations, speed, result = [read(name) for name in GUIDANCES], read("speed"), read("generation")
-    said = verdict(result["rows"])
+    generations, speed = [read(name) for name in GUIDANCES], read("speed")
     return {
         "headline": headline_table(models["vidtok-t"], read("motion-tasks"), read("compression")),
         "models": model_table(models),
@@ -277,7 +276,7 @@ def published_tables(folder: str | Path = RESULTS) -> dict[str, str]:
         "pretraining": pretraining_table(*(read(f"backbone-{name}") for name in ("scratch", "masked", "pretrained"))),
         "frozen": frozen_table([read("backbone-references"), read("backbone-cells")]),
         "probes": f"{probe_table(probes)}\n\n{path_table(probes)}".strip(),
-        "generation": f"{markdown_table(result)}\n\n{said[0].upper()}{said[1:]}.",
+        "generation": generation_table(read("generation")),
         "guidance": guidance_table(generations),
         "speed": f"{speed_table(speed)}\n\n{machine_line(speed)}",
         "ratios": speed_ratio_table(speed),
@@ -353,6 +352,12 @@ def main() -> None:
     put(text, args.into, name)
 
 
+def generation_table(result: Mapping) -> str:
+    """Return the table of a comparison of generators, with its verdict below."""
+    said = verdict(result["rows"])
+    return f"{markdown_table(result)}\n\n{said[0].upper()}{said[1:]}."
+
+
 def make_table(results: Sequence[dict]) -> tuple[str, str, dict[str, dict]]:
     """Build the table of some results of one kind.
 
@@ -365,8 +370,9 @@ def make_table(results: Sequence[dict]) -> tuple[str, str, dict[str, dict]]:
     generation = [result["schema"] == SCHEMA for result in results]
     if all(generation):
         settings = [result["config"]["settings"] for result in results]
-        if len(results) > 1 and all(own == settings[0] for own in settings):
-            return markdown_table(merge_results(results)), "generation", {}
+        can_merge = len(results) > 1 and all("tokenizer" in result for result in results)
+        if can_merge and all(own == settings[0] for own in settings):
+            return generation_table(merge_results(results)), "generation", {}
         return guidance_table(results), "guidance", {}
     if any(generation):
         raise ValueError("comparisons of recognition and of generators make two tables: give one kind")

@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from vidtok.eval import (
     validation_clips,
 )
 from vidtok.eval.reconstruction import evaluate as evaluate_files
-from vidtok.eval.reconstruction.run import SCHEMA
+from vidtok.eval.reconstruction.run import SCHEMA, digit_clips
 
 PROTOCOL = clip_protocol("synthetic", split="val", frames=5, size=16)
 
@@ -205,8 +206,13 @@ def test_digits_are_rendered_and_held_out(tokenizer_path):
     result = evaluate_files("digits", model=tokenizer_path, frames=9, size=16, clips=3)
     protocol = result["protocol"]
     assert (protocol["split"], protocol["crop"], protocol["fps"]) == ("val", "rendered", 25)
-    assert protocol["clips"] == "3 of 3231 clips, evenly spread" and result["n_used"] == 3
-    assert [clip["name"] for clip in result["clips"]] == [MovingDigits("val").ids[i] for i in (0, 1615, 3230)]
+    assert protocol["clips"] == "3 of 3231 clips of all motions in turn, evenly spread" and result["n_used"] == 3
+    assert [clip["name"] for clip in result["clips"]] == ["0004/left", "0599/right", "1199/up"]
+    digits = MovingDigits("val", 1, 16)
+    for count in (9, 100, 360, 719, 1078, 3231):
+        names = [name for name, _ in digit_clips(digits, count)]
+        motions = Counter(name.split("/")[1] for name in names)
+        assert len({*names}) == count and max(motions.values()) - min(motions.values()) <= (count % 9 > 0)
     train = evaluate_files("digits", model=tokenizer_path, frames=9, size=16, clips=1, split="train")
     assert train["protocol"]["split"] == "train" and train["clips"][0]["name"] == "0000/left"
     for wrong, message in (({"fps": 30}, "digits have 25 frames/s"), ({"split": "test"}, "split='test'"),

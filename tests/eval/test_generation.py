@@ -544,7 +544,7 @@ def test_a_convention_of_other_sizes_says_so():
 
 
 def test_a_prefix_is_whole_latent_frames_and_agreement_is_of_classes():
-    config = SimpleNamespace(name="some", classes=("a",), tokenizer="tok")
+    config = SimpleNamespace(name="some", classes=("a",), tokenizer="tok", needs_video=False)
     plain, k600 = get_convention("plain"), get_convention("magvit-k600")
     stranger = create_head("linear", "tokens", 1, (3, 4, 4))
     stranger.record(classes=["b"])
@@ -807,6 +807,8 @@ def test_controls_and_seeds_of_a_comparison(tmp_path, capsys):
     assert average["seeds"] == [row["metrics"]["frd"]["mean"] for row in result["rows"][:2]]
     assert average["mean"] == pytest.approx(sum(average["seeds"]) / 2) and len(average["folds"]) == 2
     table = (run / "table.md").read_text()
+    shown = markdown_table(result | {"limits": result["limits"] | {"frd_repeated": {"value": 7.25, "n": 4}}})
+    assert "| last given frame repeated |" in shown and "| 7.25 |" in shown
     assert "| generator | seeds | parameters | trained, s | training FLOPs |" in table and "| masked | 2 |" in table
     assert "reconstructions of those, tokenizer of vq" in table
 
@@ -823,8 +825,17 @@ def read_weights(run):
 
 
 def with_variant(result, setting):
-    variants = {"whole": {"kind": "masked", "training": [f"generator.arguments.{setting}"]}}
-    return {**result, "config": result["config"] | {"variants": variants}}
+    return with_config(result, variants={"whole": {"kind": "masked", "training": [f"generator.arguments.{setting}"]}})
+
+
+def with_config(result, **settings):
+    return {**result, "config": result["config"] | settings}
+
+
+def renamed(result):
+    """The same training under another name, as by seed=1 seeds=[0]."""
+    rows = [{**row, "run": f"{row['run']}-seed0"} for row in result["rows"]]
+    return {**result, "rows": rows, "training": {f"{name}-seed0": facts for name, facts in result["training"].items()}}
 
 
 def test_comparisons_of_several_machines_are_merged(capsys, monkeypatch, tmp_path):
@@ -847,13 +858,21 @@ def test_comparisons_of_several_machines_are_merged(capsys, monkeypatch, tmp_pat
     assert merged["over_seeds"][0]["metrics"] == both["over_seeds"][0]["metrics"] and "verdict" not in merged
     monkeypatch.setattr("sys.argv", ["markdown", *(str(tmp_path / name / "result.json") for name in "ab")])
     markdown.main()
-    assert capsys.readouterr().out.strip() == markdown_table(merged)
+    assert capsys.readouterr().out.strip() == markdown.generation_table(merged)
+    uniform = {"kind": "masked", "arguments": a["config"]["generator"]["arguments"] | {"schedule": "uniform"}}
+    elsewhere = with_config(b, data=b["config"]["data"] | {"cache": "/scratch"}, real_root="/data", i3d="/i3d")
+    assert merge_results([a, elsewhere])["rows"] == merged["rows"]
     for wrong, message in (
-        ([a, a], "two of the comparisons have a run masked: train other seeds, such as seeds=[1]"),
+        ([a, a], "two of the comparisons trained masked with seed 0: train other seeds or kinds"),
+        ([a, renamed(a)], "two of the comparisons trained masked with seed 0"),
+        ([a, with_config(b, generator=uniform)], "the same generator.arguments.schedule, and these have cosine and"),
+        ([a, with_config(b, data=b["config"]["data"] | {"size": 64})], "the same data.size, and these have 32 and 64"),
+        ([], "no comparisons to merge"),
+        ([{"schema": "vidtok.eval.generation/1"}], "results of schema 'vidtok.eval.generation-compare/1' are merged"),
         ([a, other], "the same n_fake, and these have 4 and 8"),
         ([a, {key: value for key, value in b.items() if key != "tokenizer"}], "of earlier versions"),
         ([a, {**b, "tokenizer": {"name": "lfq", "weight_hash": "0"}}], "the same tokenizer"),
-        ([with_variant(a, "factors=1"), with_variant(b, "factors=2")], "have a variant whole, and these are"),
+        ([with_variant(a, "factors=1"), with_variant(b, "factors=2")], "the same variants.whole.training, and these"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             merge_results(wrong)

@@ -181,10 +181,10 @@ def test_another_kind_of_file(tmp_path, content):
 
 def test_arrays_of_others_are_told_what_they_lack(tmp_path):
     np.savez(tmp_path / "clip.npz", ids=np.zeros(3))
-    with pytest.raises(ValueError, match=r"not a file of features that can be read \(meta is not a file in the arch"):
+    with pytest.raises(ValueError, match=r"not a file of features that can be read \(it has no description, as"):
         read_npz(tmp_path / "clip.npz")
     np.savez(tmp_path / "clip.npz", meta=np.array("{}"))
-    with pytest.raises(ValueError, match=r"that can be read \(.*\)$"):
+    with pytest.raises(ValueError, match=r"that can be read \(no 'schema'\)$"):
         read_npz(tmp_path / "clip.npz")
 
 

@@ -58,14 +58,16 @@ def test_clips_that_go_on_from_a_video(settings, tmp_path):
 
 def test_clips_from_nothing_of_a_model_that_was_trained_to_go_on(settings, tmp_path, recwarn):
     config = vidtok.generator.from_pretrained(settings["model"]).config
-    generator = create_generator(replace(config, tasks=("prefix-1", "inpainting"))).eval()
-    generator.generate(1, prefix=torch.zeros(1, 1, 2, 3, dtype=torch.long), steps=1)
-    create_generator(replace(config, tasks=("none", "prefix"))).eval().generate(1, steps=1)
-    assert not recwarn.list
-    with pytest.warns(UserWarning, match="tiny was not trained on whole clips, but on prefix-1, inpainting: give it"):
-        generator.generate(1, steps=1)
-    generator.save_pretrained(tmp_path)
-    assert vidtok.generator.from_pretrained(tmp_path).config == generator.config
+    for name, tasks in (("given", ("prefix-1", "inpainting")), ("any", ("none", "prefix"))):
+        create_generator(replace(config, tasks=tasks)).save_pretrained(tmp_path / name)
+        assert vidtok.generator.from_pretrained(tmp_path / name).config.tasks == tasks
+    vidtok.write_video(tmp_path / "a.mp4", vidtok.datasets.demo_clip(5, 64)[..., :16, :24], 25)
+    generate(**settings | {"model": str(tmp_path / "given")}, prefix=tmp_path / "a.mp4", prefix_frames=1)
+    for model in (settings["model"], tmp_path / "any"):
+        generate(**settings | {"model": str(model)})
+    assert not [each for each in recwarn.list if "trained on" in str(each.message)]
+    with pytest.warns(UserWarning, match="tiny was trained on prefix-1, inpainting alone: give a video"):
+        generate(**settings | {"model": str(tmp_path / "given")})
 
 
 def test_a_wrong_head_fails_before_clips_are_sampled(settings, tmp_path):

@@ -323,6 +323,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(clips, tmp_path, ca
         (["data.root={clips}", "trainer.max_steps=1", "trainer.precision=fp8"], "unknown precision 'fp8'"),
         (["data.root={clips}", "init=vidtok-t", "model.net.width=8"], "init brings its own model"),
         (["data.root={clips}", "trainer.max_steps=1", "trainer.accumulate=0"], "in 1 or more parts"),
+        (["data.root={clips}", "trainer.max_steps=1", "validation=null"], "validation.root=null watches none"),
         (["data.root={clips}", "trainer.max_steps=1", "validation.root={clips}"], "are in training and validation"),
         (
             ["data.root={clips}", "trainer.max_steps=1", "trainer.save_steps=0"],

@@ -51,7 +51,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", action="store_true", help="also write token files")
     parser.add_argument("--head", metavar="NAME", help="recognition head whose verdict a .html page shows")
     parser.add_argument(
-        "--fps", type=positive(float), help="frame rate of the clips (default: the generator's, the video's, or 25)"
+        "--fps",
+        type=positive(float),
+        help="frame rate of the clips (default: the generator's, the first video's, or 25)",
     )
     parser.add_argument("--batch", type=positive(int), default=8, help="clips per batch (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: %(default)s)")

@@ -107,7 +107,7 @@ def read_npz(path: str | os.PathLike) -> list[Record]:
 def parse_npz(file: BinaryIO) -> list[Record]:
     """Read the records of an open npz file. Errors of damaged files are as zipfile and numpy raise them."""
     with np.load(file, allow_pickle=False) as arrays:
-        description = parse_description(str(arrays["meta"]))
+        description = _description_in(arrays)
         features, timestamps, clips = arrays[description["feature"]], arrays["timestamps"], description["clips"]
     if clips is None or description["clip"] is not None:
         return [record_of(description, features, timestamps)]
@@ -119,9 +119,15 @@ def parse_npz(file: BinaryIO) -> list[Record]:
 def read_description(path: str | os.PathLike) -> dict:
     """Read the description of a file's records (see `record.describe`) without the arrays. Raises as `read_npz`."""
     with damage_named(path), _open(path) as file, np.load(file, allow_pickle=False) as arrays:
-        description = parse_description(str(arrays["meta"]))
+        description = _description_in(arrays)
         settings_of(description)
         return description
+
+
+def _description_in(arrays: Mapping) -> dict:
+    if "meta" not in arrays:
+        raise ValueError("it has no description, as files of vidtok extract have")
+    return parse_description(str(arrays["meta"]))
 
 
 def _open(path: str | os.PathLike) -> BinaryIO:

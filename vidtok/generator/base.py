@@ -6,7 +6,6 @@ Legend: B batch, N tokens, D width, t h w the token grid, N = t h w in this orde
 import inspect
 import math
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +71,11 @@ class GeneratorConfig:
     def __post_init__(self):
         for name in ("grid", "stride", "classes", "tasks"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON and hydra have lists
+
+    @property
+    def needs_video(self) -> bool:
+        """Whether every training sample had given tokens; False if the tasks aren't recorded."""
+        return bool(self.tasks) and "none" not in self.tasks
 
 
 def read_config(path: Path) -> GeneratorConfig:
@@ -252,11 +256,6 @@ class Generator(PretrainedModel, tags=["video-generation"]):
         self.check_sampling(steps, guidance, **options)
         label_B = self.check_label(label, batch)
         ids_BN, known_N = self.check_known(prefix, known, batch)
-        if self.config.tasks and "none" not in self.config.tasks and not known_N.any():
-            tasks = ", ".join(self.config.tasks)
-            warnings.warn(
-                f"{self.config.name} was not trained on whole clips, but on {tasks}: give it a video", stacklevel=2
-            )
         rng = sample_rngs(seed, first, batch, self.device)
         training = self.training
         self.eval()

@@ -3,6 +3,7 @@
 Legend: T H W frames, height and width of a clip, t h w its token grid.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,9 @@ class Samples:
             anew_THW = plan_mask(task, mask, config, frames)
             self._given = read_around(files, anew_THW, self._tokenizer, config)
             self._known = known_tokens(anew_THW, config.stride)
+        elif config.needs_video:
+            tasks = ", ".join(config.tasks)
+            warnings.warn(f"{config.name} was trained on {tasks} alone: give a video to go on from", stacklevel=3)
         conditions = (self._labels, self._given)
         number = number or max(1, *(0 if given is None else len(given) for given in conditions))
         self.fps = fps or config.fps or (probe_video(files[0]).fps if files else 25)
@@ -192,7 +196,7 @@ def generate(
             its pixels are kept.
         frames: frames per clip, 1 + 4k, for clips longer than those in training, which a sliding window makes; None,
             as in training. With "interpolate", "inpaint" and "outpaint", the number of frames of the video to use.
-        fps: frame rate; None, that of the model, of the first video, or 25.
+        fps: frame rate; None, that of the model, of the first video, or 25. All clips have it.
         tokenizer: name, folder or hub id of the tokenizer; None, the name that the generator records.
         device: "auto", "cpu", "cuda", ...
         batch: clips per batch, by default 8.

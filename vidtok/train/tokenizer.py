@@ -350,5 +350,5 @@ def build_clips(plain: dict, stride: tuple[int, int, int]) -> tuple["ClipFolder 
     else:
         raise ValueError(f"unknown data.kind {kind!r}: {nearest(kind, ['folder', 'digits'])}")
     if plain["validation"] is None:
-        return batches, []
+        raise ValueError("validation=null leaves out its settings: validation.root=null watches none")
     return batches, read_fixed_clips(**plain["validation"], stride=stride, training_files=files)

@@ -19,7 +19,8 @@ same split; papers use the eval split, generate at 128 pixels and score at 64), 
 plain, which scores clips as they are. --n-real, --n-fake and --folds override the numbers, which the result records.
 
 --others is a split of other real clips. It gives two reference distances: the floor, that of these real clips, which a
-perfect generator reaches; and that of their reconstructions, which no generator on these tokens can beat.
+perfect generator reaches; and that of their reconstructions, which no generator on these tokens can beat. A convention
+that gives frames adds a baseline, *_repeated: reconstructions of clips whose last given frame stands still.
 
 --neighbors draws generated clips beside the real clips of --split with the nearest features, to detect copies of
 training clips. The result has the distances, and with --others also those of other real clips.

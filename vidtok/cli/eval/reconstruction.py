@@ -18,7 +18,9 @@ from vidtok.cli.eval import add_result, arguments, write_result
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="IN", help="videos, folders of videos, glob patterns; or digits")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="IN", help="videos, folders, glob patterns; or digits (./digits: a folder)"
+    )
     common.add_model(parser, custom=True)
     common.add_precision(parser)
     positive = common.positive
@@ -28,7 +30,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fps", type=positive(float), help="frame rate to resample to (default: native)")
     parser.add_argument(
-        "--clips", type=positive(int), metavar="N", help="number of files, evenly spread over all (default: all)"
+        "--clips",
+        type=positive(int),
+        metavar="N",
+        help="number of files or digits' clips, evenly spread over all (default: all)",
     )
     parser.add_argument(
         "--split", metavar="NAME", help="name of the split, recorded in the result; of digits: train, or val (default)"
