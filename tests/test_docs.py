@@ -230,7 +230,8 @@ def test_the_backbone_is_that_of_the_result_files():
     (masked,) = read("backbone-masked")["results"]
     gain = 100 * (masked["tasks"]["object-speed"]["mean"] - from_scratch["tasks"]["object-speed"]["mean"])
     assert f"It gains {gain:.1f} points with the speed of moving objects" in RESULTS
-    assert masked["tasks"]["object-speed"]["low"] > from_scratch["tasks"]["object-speed"]["high"]
+    better = {task for task, top1 in masked["tasks"].items() if top1["low"] > from_scratch["tasks"][task]["high"]}
+    assert better == {"object-speed"}
     gains = {task: 100 * (own["tasks"][task]["mean"] - from_scratch["tasks"][task]["mean"]) for task in own["tasks"]}
     assert "({object-direction:.1f} and {object-speed:.1f} points)".format(**gains) in RESULTS
     above = {task for task in gains if own["tasks"][task]["low"] > from_scratch["tasks"][task]["high"]}

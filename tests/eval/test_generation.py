@@ -550,6 +550,9 @@ def test_a_prefix_is_whole_latent_frames_and_agreement_is_of_classes():
     stranger.record(classes=["b"])
     wide, fine = SimpleNamespace(stride=(8, 8, 8)), SimpleNamespace(stride=(4, 8, 8))
     check_conditions(k600, config, (), None, fine, {})
+    given = SimpleNamespace(**vars(config) | {"needs_video": True}, tasks=("prefix-2",))
+    with pytest.warns(UserWarning, match="some was trained on prefix-2 alone: a convention that gives frames"):
+        check_conditions(plain, given, ("a",), None, fine, {})
     for convention, head, tokenizer, sampling, message in (
         (k600, None, wide, {}, "5 frames, which aren't whole latent frames of tok"),
         (k600, None, fine, {"guidance": 2}, "guidance needs classes"),
@@ -592,6 +595,7 @@ def test_pictures_of_frame_prediction_go_on_from_held_out_clips():
     held = ["data.held_out=val", "data.held_out_samples=2"]
     built = build_generator_training(compose_config("train_generator", [*only, *held]))
     task, model, given = built["task"], built["state"].model, []
+    assert model.config.tasks == ("prefix-2",) and model.config.needs_video
     generate = model.generate
 
     def watched(batch, label, prefix, **options):
